@@ -1,0 +1,138 @@
+/*
+NAME
+  gate.h - the per-domain delivery gate of qmail-rspawn
+
+DESCRIPTION
+  The gate counts the deliveries that one qmail-rspawn has running, per destination domain, smtproutes relay or
+  configured group (together: keys), and says for each new one whether it may start. The limits are in
+  control/concurrencydomains; without that file every answer is GATE_GO.
+
+  A delivery has a slot: the delivery number that qmail-send gave it. To the gate a slot is free, running or held.
+
+    gate_open      once, before the first delivery
+    gate_ask       a command has been read: may it start?
+                     GATE_GO    start it; a place of its key is taken until gate_done
+                     GATE_HOLD  do nothing: the gate keeps a copy and gives it back through gate_next
+                     GATE_BUSY  do not start it: write text as the report of this slot
+    gate_next      called until it says GATE_NONE, whenever no command is half read
+                     GATE_GO    start the held command in out; a place is taken until gate_done
+                     GATE_BUSY  the command in out was held too long: write out->text as the report of out->slot
+    gate_done      the slot's delivery has been reported, or never started: its place is free
+    gate_timeout_ms  how long the caller may sleep
+    gate_drop_held   nobody wants the held commands any more
+
+  A busy text is a whole report without its delivery number and without its zero byte: the letter B, the number of
+  seconds (1..3600) after which the mail should come again, a space, a sentence for the log, a newline:
+
+    B73 gmail.com is at its limit of 20 deliveries; not tried, again in 73 s. (#4.4.5)
+
+  qmail-send hands it to gate_retry.h. B means that the mail was not tried: it must not become a failure however old the
+  mail is. A qmail-send that does not know B logs "report mangled, will defer".
+
+POINTERS
+  What the caller passes stays the caller's: the gate reads it during the call and keeps copies. What the gate returns
+  (text, and everything that struct gate_next points to) is the gate's: it is valid until the next call of any function
+  here, and must not be written to or freed. A returned text ends with a zero byte; a returned part has exactly the bytes
+  that were passed, with no zero byte added.
+
+RANGES
+  slots      1..65535; slot is below slots. A slot out of range: gate_ask says GATE_GO, gate_done does nothing.
+  parts      1..GATE_PARTS; each part up to GATE_PART_MAX bytes. Otherwise gate_ask says GATE_GO. The last part is the
+             recipient, whose domain is what follows its last @; it may end with zero bytes. No @: GATE_GO.
+  NULL       allowed where this header says so. Elsewhere: gate_ask says GATE_GO, gate_next GATE_NONE.
+
+CALLS IN THE WRONG ORDER
+  Before gate_open, or when it failed: always GATE_GO. A second gate_open: refused, the first one stays. gate_ask for a
+  slot that is running: GATE_GO, and no second place is taken (spawn.c then reports "delnum in use"). gate_ask for a slot
+  that is held: GATE_BUSY with a text that starts with Z and says "delnum in use"; the held command stays. gate_done for
+  a free slot: nothing. gate_done for a held slot: its command is dropped.
+
+FAILURES
+  Whatever fails in the gate, mail goes on: gate_ask says GATE_GO. The gate prints nothing, starts no thread, touches no
+  signal, and every descriptor that it opens is closed before the call returns. It never waits for a delivery, a network
+  or a lock. After an internal error (a caught panic) every answer is GATE_GO and every held command is given back to be
+  started; the status file says so.
+
+THREADS
+  One thread. Not from a signal handler, and not between fork or vfork and exec.
+
+FILES
+  control/concurrencydomains, control/smtproutes: looked at once a second at most, during the calls, and read again
+  when they have changed. control/concurrencyremote: read by gate_open only, as qmail-send reads it at its start only.
+  queue/lock/gatestatus: written once a second at most when something changed. It is not created: it must exist and be
+  writable, otherwise there is no status.
+
+SEE ALSO
+  gate_glue.h for the calls from spawn.c, gate_retry.h for qmail-send's half
+*/
+#ifndef GATE_H
+#define GATE_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define GATE_NONE 0
+#define GATE_GO 1
+#define GATE_HOLD 2
+#define GATE_BUSY 3
+
+#define GATE_PARTS 8
+#define GATE_PART_MAX 65536
+
+/* len bytes at s, which may contain zero bytes. s may be NULL when len is 0. */
+struct gate_text {
+  const char *s;
+  unsigned int len;
+};
+
+/* a held command that gate_next gives back: part[0..parts), as they were passed to gate_ask */
+struct gate_next {
+  unsigned int slot;
+  unsigned int parts;
+  struct gate_text part[GATE_PARTS];
+  const char *text; /* the report, when the answer was GATE_BUSY; else NULL */
+};
+
+/*
+slots: conf-spawn. control: the directory of the control files, NULL for "../../control". status: the status file, NULL
+for "../lock/gatestatus". Relative names are relative to the working directory at each call (a spawner's is queue/mess).
+Returns 1, or 0 when there will be no gate (out of memory, slots out of range, already open): every answer is GATE_GO.
+*/
+extern int gate_open(unsigned int slots, const char *control, const char *status);
+
+/*
+part[0..parts): the command as it was read, the recipient last.
+Returns GATE_GO, GATE_HOLD or GATE_BUSY; *text is the report for GATE_BUSY, else NULL.
+*/
+extern int gate_ask(unsigned int slot, const struct gate_text *part, unsigned int parts, const char **text);
+
+/* Returns GATE_NONE, GATE_GO or GATE_BUSY; out is written unless the answer is GATE_NONE. */
+extern int gate_next(struct gate_next *out);
+
+/*
+report[0..len): what the delivery printed, NULL when it never ran. It counts as one of the key's service times when it
+is not NULL.
+*/
+extern void gate_done(unsigned int slot, const char *report, unsigned int len);
+
+/*
+Milliseconds, 0..60000, after which gate_next must be called again (at once, for a held command; for one that has been
+held too long; for a changed control file while something is held; for the status file). -1: no need.
+*/
+extern long gate_timeout_ms(void);
+
+/* How many commands are held: 0..slots. */
+extern unsigned int gate_held(void);
+
+/*
+Forget the held commands: qmail-send is gone and has them in its queue. Running deliveries stay counted. May be called
+again and again; once nothing runs it writes the last status.
+*/
+extern void gate_drop_held(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

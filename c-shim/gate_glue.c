@@ -1,0 +1,94 @@
+#include "gate_glue.h"
+
+#ifndef GATE_CONTROL
+#define GATE_CONTROL "../../control"
+#endif
+#ifndef GATE_STATUS
+#define GATE_STATUS "../lock/gatestatus"
+#endif
+
+/* K&R trees have no prototype for it, others differ in const: the call below is right for all of them */
+#define GATEGLUE_COPY(sa,t) stralloc_copyb(sa,(char *) (t).s,(t).len)
+
+char *gateglue_text = "Zqmail-spawn gate error. (#4.3.5)\n";
+
+void gateglue_open(unsigned int slots)
+{
+  gate_open(slots,GATE_CONTROL,GATE_STATUS);
+}
+
+int gateglue_ask(unsigned int slot, stralloc **cmd)
+{
+  struct gate_text part[GATE_PARTS];
+  const char *text;
+  unsigned int n;
+  int r;
+
+  for (n = 0;cmd[n];++n) {
+    if (n == GATE_PARTS) return GATE_GO;
+    part[n].s = cmd[n]->s;
+    part[n].len = cmd[n]->len;
+  }
+  text = 0;
+  r = gate_ask(slot,part,n,&text);
+  if (r == GATE_HOLD) return r;
+  if (r != GATE_BUSY || !text) return GATE_GO;
+  gateglue_text = (char *) text;
+  return r;
+}
+
+int gateglue_next(unsigned int *slot, stralloc **cmd)
+{
+  struct gate_next next;
+  unsigned int n;
+  int r;
+
+  r = gate_next(&next);
+  if (r != GATE_GO && r != GATE_BUSY) return GATE_NONE;
+  *slot = next.slot;
+  if (r == GATE_BUSY) {
+    gateglue_text = (char *) next.text;
+    return r;
+  }
+  for (n = 0;n < next.parts && cmd[n];++n)
+    if (!GATEGLUE_COPY(cmd[n],next.part[n])) {
+      gate_done(next.slot,(char *) 0,0);
+      gateglue_text = "Zqmail-spawn out of memory. (#4.3.0)\n";
+      return GATE_BUSY;
+    }
+  return r;
+}
+
+void gateglue_done(unsigned int slot, stralloc *output)
+{
+  if (output)
+    gate_done(slot,output->s,output->len);
+  else
+    gate_done(slot,(char *) 0,0);
+}
+
+int gateglue_wait_ms(void)
+{
+  long ms;
+
+  ms = gate_timeout_ms();
+  if (ms < 0) return -1;
+  if (ms > 60000) return 60000;
+  return (int) ms;
+}
+
+struct timeval *gateglue_wait(struct timeval *tv)
+{
+  int ms;
+
+  ms = gateglue_wait_ms();
+  if (ms < 0) return 0;
+  tv->tv_sec = ms / 1000;
+  tv->tv_usec = (ms % 1000) * 1000L;
+  return tv;
+}
+
+void gateglue_drop(void)
+{
+  gate_drop_held();
+}

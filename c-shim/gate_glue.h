@@ -1,0 +1,45 @@
+/*
+NAME
+  gate_glue.h - what spawn.c calls: gate.h in qmail's types
+
+DESCRIPTION
+  qmail-rspawn links gate_glue.o and the gate, qmail-lspawn links gate_stub.o, where every delivery goes.
+  cmd is an array of pointers to spawn.c's own strings of one command (messid, sender, ..., recip), in the order in which
+  they are read, ended by a null pointer. The recipient is the last. HOOKS.md shows the calls in spawn.c.
+*/
+#ifndef GATE_GLUE_H
+#define GATE_GLUE_H
+
+#include <sys/types.h>
+#include <sys/time.h>
+#include "stralloc.h"
+#include "gate.h"
+
+/* the report to write after an answer of GATE_BUSY; valid until the next call here */
+extern char *gateglue_text;
+
+/* slots: auto_spawn. Never fails: without a gate everything goes. */
+extern void gateglue_open(unsigned int slots);
+
+/* GATE_GO: docmd. GATE_HOLD: nothing. GATE_BUSY: err(gateglue_text). */
+extern int gateglue_ask(unsigned int slot, stralloc **cmd);
+
+/*
+GATE_NONE: nothing to do. GATE_GO: *slot and cmd are those of a held command, docmd. GATE_BUSY: *slot, err(gateglue_text).
+Overwrites cmd, so only while no command is half read.
+*/
+extern int gateglue_next(unsigned int *slot, stralloc **cmd);
+
+/* the slot has been reported. output: what the delivery printed; null when none ran */
+extern void gateglue_done(unsigned int slot, stralloc *output);
+
+/* the last argument of select: tv, or null when there is no need to wake up */
+extern struct timeval *gateglue_wait(struct timeval *tv);
+
+/* the last argument of poll: milliseconds, -1 for ever */
+extern int gateglue_wait_ms(void);
+
+/* qmail-send is gone */
+extern void gateglue_drop(void);
+
+#endif

@@ -1,0 +1,59 @@
+/*
+NAME
+  gate_retry.h - qmail-send's half of the gate: mail that comes back soon
+
+DESCRIPTION
+  A report B<S> says that a delivery was not tried because its domain is at its limit, and when to try it. In qmail-send
+  it makes the whole job (one message on one channel) come back S seconds later, sooner than its natural retry time.
+
+  Two things follow. The recipients of that job which their own server deferred must not be tried again that soon: they
+  are remembered, and passed over until the retry time which qmail gave them. And the jobs that are away must not all
+  come back in the first milliseconds of a second, because the gate can hold only so many: they wait here, not in
+  pqchan, each with its own tenth of a second, and go to pqchan when it has come.
+
+  j is an index into jo[], c a channel (0..1), id a message, mpos the position of a recipient in its channel file. Times
+  are in seconds since the epoch, as recent is. HOOKS.md shows the calls in qmail-send.c.
+
+MEMORY
+  Per job that is away about 32 bytes, as in pqchan. Per remembered recipient 40 bytes, at most GATE_RETRY_MAX of them.
+  When memory is short or the table is full, the job is simply deferred: it comes back at its natural retry time.
+
+RESTART
+  At exit the time of a job that is away is stored like that of any other job. What is remembered of its recipients is
+  lost: after a restart they are tried once when their job comes back. So they are after SIGALRM, which means just that.
+*/
+#ifndef GATE_RETRY_H
+#define GATE_RETRY_H
+
+#define GATE_RETRY_CHANNELS 2
+#define GATE_RETRY_MAX 65536
+
+/* a job begins */
+extern void gate_retry_open(int j);
+
+/* 1: do not try this recipient now, it has its own retry time ahead. 0: try it. */
+extern int gate_retry_skip(int j, int c, unsigned long id, unsigned long mpos, long now);
+
+/*
+A delivery of job j was reported. report: letter, text, zero byte. natural: jo[j].retry.
+A B report becomes a Z report: the letter and the number are removed from the text. So this must be called after the
+Z of a dying message has been made a D, and before the letter is looked at.
+*/
+extern void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long natural, char *report);
+
+/*
+The last delivery of job j is done, and the job is not: *dt is when it would come back.
+1: it waits here, gate_retry_due will give it back. 0: to be put into pqchan at *dt, which may have been made sooner.
+*/
+extern int gate_retry_close(int j, int c, unsigned long id, long *dt);
+
+/* 1: message *id of channel c is to go to pqchan now; call again. 0: no more. */
+extern int gate_retry_due(int c, unsigned long *id);
+
+/* when gate_retry_due should be called, or wakeup if that is sooner; later than now unless wakeup is not */
+extern long gate_retry_wakeup(long wakeup);
+
+/* 1: message *id of channel c waits no more, it is to go to pqchan at *dt; call again. 0: no more, all forgotten. */
+extern int gate_retry_flush(int c, unsigned long *id, long *dt);
+
+#endif

@@ -1,0 +1,1014 @@
+//! The gate itself: a state machine with no I/O and no clock of its own. Time comes in as microseconds from any origin;
+//! it may stand still or jump forwards, and is taken as standing still when it goes backwards.
+//!
+//! A slot is a delivery number of qmail-send. A slot in use belongs to the entry of its domain, and that to the key under
+//! which the domain counts: mostly itself, else the entry of a relay or a group. The step between is there for reloads:
+//! when groups or routes change, every domain finds its new key, and no running delivery gets out of the count.
+//!
+//! **How much is held.** A key may hold as much as there are slots still free: the dynamic threshold of shared-buffer
+//! switches with alpha = 1 (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
+//! IEEE/ACM Transactions on Networking 6(2), 1998). One busy key takes half of what is not running, ten share, and there
+//! is always something left for a key that is not busy. A fixed share was the alternative; it starves its own places.
+//! Nothing is held that could not start in time: the hold ends after 60 seconds.
+//!
+//! **How many slots there are.** The spawner knows conf-spawn, qmail-send starts no more than concurrencyremote. The
+//! lower of both counts, until more have been seen in use at once.
+
+#![forbid(unsafe_code)]
+
+use crate::command::{Commands, Parts};
+use crate::index::Index;
+use crate::memory::{self, OutOfMemory};
+use crate::name::{NAME_MAX, domain_of, without_root};
+use crate::pace::{Pace, Rate, Standing};
+use crate::random::Random;
+use crate::route::Routes;
+use crate::rules::{KeyKind, Rules};
+use crate::table::{Limit, Table};
+
+/// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
+pub const HOLD_MAX_US: u64 = 60_000_000;
+
+/// What cannot be started within this time is not held, in seconds. Less than the hold, because the rate may fall.
+const HOLD_REACH_SECS: f64 = 45.0;
+
+/// The highest number of slots.
+pub const SLOTS_MAX: u32 = 65535;
+
+/// qmail-send's default for concurrencyremote.
+pub const CONCURRENCY_REMOTE: u32 = 20;
+
+/// Keys without deliveries that never reached their limit: so many are remembered, for their figures.
+const RECENT_KEYS: usize = 256;
+/// Keys without deliveries that did: so many are remembered, for their pace, and for so long.
+const KNOWN_KEYS: usize = 4096;
+const KNOWN_US: u64 = 3600 * 1_000_000;
+
+/// The last error of a key is cut to so many bytes.
+const ERROR_BYTES: usize = 120;
+
+/// How much one delivery counts in the guess for a new key's service time.
+const TYPICAL_WEIGHT: f64 = 1.0 / 64.0;
+
+const NONE: u32 = u32::MAX;
+
+/// The answer to a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Start it.
+    Go,
+    /// It is kept.
+    Hold,
+    /// Not now.
+    Busy(Busy),
+    /// The slot is held already: the caller is confused.
+    InUse,
+}
+
+/// Not now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Busy {
+    /// The number of the key, for [`Gate::key`]; valid until the next call.
+    pub key: u32,
+    /// Seconds until it should come again, 1..=3600.
+    pub secs: u32,
+}
+
+/// What to do about a held command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    None,
+    /// Start it: a place is taken.
+    Go {
+        /// Its slot.
+        slot: u32,
+        /// Its handle for [`Gate::command`], valid until the next call.
+        command: u32,
+    },
+    /// It was held for too long.
+    Busy {
+        /// Its slot, which is free now.
+        slot: u32,
+        /// Its handle.
+        command: u32,
+        /// When it should come again.
+        busy: Busy,
+    },
+}
+
+/// How a delivery ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran<'a> {
+    /// It ran, and printed this.
+    Yes(&'a [u8]),
+    /// It never started.
+    No,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Running,
+    Held,
+}
+
+/// A link in two lists of held slots: that of its key, and that of all, oldest first.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    state: State,
+    domain: u32,
+    command: u32,
+    since_us: u64,
+    of_key: Link,
+    of_all: Link,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    next: u32,
+    prev: u32,
+}
+
+const UNLINKED: Link = Link { next: NONE, prev: NONE };
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    first: u32,
+    last: u32,
+}
+
+const EMPTY: List = List { first: NONE, last: NONE };
+
+/// Puts `at` at the end of a list.
+fn append<T>(list: &mut List, at: u32, all: &mut [T], link: impl Fn(&mut T) -> &mut Link) {
+    *link(&mut all[at as usize]) = Link { next: NONE, prev: list.last };
+    match list.last {
+        NONE => list.first = at,
+        last => link(&mut all[last as usize]).next = at,
+    }
+    list.last = at;
+}
+
+/// Takes `at` out of the list that it is in.
+fn unlink<T>(list: &mut List, at: u32, all: &mut [T], link: impl Fn(&mut T) -> &mut Link) {
+    let Link { next, prev } = std::mem::replace(link(&mut all[at as usize]), UNLINKED);
+    match prev {
+        NONE => list.first = next,
+        prev => link(&mut all[prev as usize]).next = next,
+    }
+    match next {
+        NONE => list.last = prev,
+        next => link(&mut all[next as usize]).prev = prev,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It has slots, or domains that count under it.
+    Active,
+    /// In [`Keys::recent`].
+    Recent,
+    /// In [`Keys::known`].
+    Known,
+    /// The entry is free.
+    Nowhere,
+}
+
+/// What is counted together. (Or a domain that counts under such a key; those are not shown.)
+#[derive(Debug)]
+pub struct Key {
+    /// What its name is.
+    pub kind: KeyKind,
+    /// Its name in lower case.
+    pub name: Vec<u8>,
+    /// How many may run.
+    pub limit: Limit,
+    /// How many run.
+    pub running: u32,
+    /// How many are held.
+    pub held: u32,
+    /// How many were sent away.
+    pub busy: u64,
+    /// How many ran and ended.
+    pub done: u64,
+    /// How many were held for some time.
+    pub held_ever: u64,
+    /// The most that ran at once.
+    pub peak: u32,
+    /// What its last delivery that failed printed; shortened.
+    pub error: Vec<u8>,
+    /// How fast it is served.
+    pub pace: Pace,
+    hash: u64,
+    /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
+    of: u32,
+    /// Slots in use by deliveries to this very domain.
+    slots: u32,
+    /// Other entries that count under it.
+    members: u32,
+    place: Place,
+    ready: bool,
+    waiting: List,
+    idle_since_us: u64,
+}
+
+impl Key {
+    fn is_startable(&self) -> bool {
+        self.held > 0 && self.limit.admits(self.running)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.slots == 0 && self.members == 0
+    }
+
+    /// Whether it has ever been at its limit.
+    fn is_contended(&self) -> bool {
+        self.held_ever > 0 || self.busy > 0
+    }
+}
+
+#[derive(Debug)]
+struct Keys {
+    all: Vec<Key>,
+    /// Of each entry: among the idle ones of its place, or among the ready ones (which are active). Apart, because a
+    /// change of the list touches the neighbours, too.
+    links: Vec<Link>,
+    free: Vec<u32>,
+    index: Index,
+    recent: List,
+    recent_len: usize,
+    known: List,
+    known_len: usize,
+}
+
+impl Keys {
+    fn new() -> Self {
+        Self {
+            all: Vec::new(),
+            links: Vec::new(),
+            free: Vec::new(),
+            index: Index::default(),
+            recent: EMPTY,
+            recent_len: 0,
+            known: EMPTY,
+            known_len: 0,
+        }
+    }
+
+    fn hash(kind: KeyKind, name_hash: u64) -> u64 {
+        name_hash.wrapping_add((kind as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    /// As in a [`crate::name::NameMap`], two names with the same 64 bits of hash are taken for the same.
+    #[inline]
+    fn find(&self, hash: u64) -> Option<u32> {
+        self.index.find(hash, |at| self.all[at as usize].hash == hash)
+    }
+
+    /// An active entry, new or out of the idle ones. A new one counts under itself.
+    fn activate(
+        &mut self,
+        kind: KeyKind,
+        name_hash: u64,
+        name: &[u8],
+        limit: Limit,
+        now_us: u64,
+        guess_secs: Option<f64>,
+    ) -> Result<u32, OutOfMemory> {
+        let hash = Self::hash(kind, name_hash);
+        if let Some(at) = self.find(hash) {
+            self.wake(at);
+            return Ok(at);
+        }
+        let at = match self.free.last() {
+            Some(&at) => at,
+            None => {
+                self.free.try_reserve(self.all.len() + 1)?;
+                self.links.try_reserve(1)?;
+                memory::push(
+                    &mut self.all,
+                    Key {
+                        kind,
+                        name: Vec::new(),
+                        limit,
+                        running: 0,
+                        held: 0,
+                        busy: 0,
+                        done: 0,
+                        held_ever: 0,
+                        peak: 0,
+                        error: Vec::new(),
+                        pace: Pace::new(now_us, guess_secs),
+                        hash,
+                        of: NONE,
+                        slots: 0,
+                        members: 0,
+                        place: Place::Nowhere,
+                        ready: false,
+                        waiting: EMPTY,
+                        idle_since_us: now_us,
+                    },
+                )?;
+                self.links.push(UNLINKED);
+                let at = self.all.len() as u32 - 1;
+                self.free.push(at);
+                at
+            }
+        };
+        let key = &mut self.all[at as usize];
+        key.name.clear();
+        key.name.try_reserve(name.len())?;
+        self.index.insert(hash, at)?;
+        key.name.extend_from_slice(name);
+        key.name.make_ascii_lowercase();
+        key.kind = kind;
+        key.limit = limit;
+        key.hash = hash;
+        key.of = at;
+        key.place = Place::Active;
+        key.pace.reset(now_us, guess_secs);
+        self.free.pop();
+        Ok(at)
+    }
+
+    fn wake(&mut self, at: u32) {
+        match self.all[at as usize].place {
+            Place::Recent => {
+                unlink(&mut self.recent, at, &mut self.links, |link| link);
+                self.recent_len -= 1;
+            }
+            Place::Known => {
+                unlink(&mut self.known, at, &mut self.links, |link| link);
+                self.known_len -= 1;
+            }
+            Place::Active | Place::Nowhere => {}
+        }
+        self.all[at as usize].place = Place::Active;
+    }
+
+    /// Puts an entry that is idle to the others that are; it may be forgotten any time.
+    fn rest(&mut self, at: u32, now_us: u64) {
+        let key = &mut self.all[at as usize];
+        key.idle_since_us = now_us;
+        if key.is_contended() {
+            key.place = Place::Known;
+            append(&mut self.known, at, &mut self.links, |link| link);
+            self.known_len += 1;
+            if self.known_len > KNOWN_KEYS {
+                self.forget(self.known.first);
+            }
+        } else {
+            key.place = Place::Recent;
+            append(&mut self.recent, at, &mut self.links, |link| link);
+            self.recent_len += 1;
+            if self.recent_len > RECENT_KEYS {
+                self.forget(self.recent.first);
+            }
+        }
+    }
+
+    /// Forgets an idle entry. The key that it counted under may become idle by that.
+    fn forget(&mut self, at: u32) {
+        self.wake(at);
+        let key = &mut self.all[at as usize];
+        key.place = Place::Nowhere;
+        let of = key.of;
+        key.busy = 0;
+        key.done = 0;
+        key.held_ever = 0;
+        key.peak = 0;
+        if key.error.capacity() > 0 {
+            key.error = Vec::new();
+        }
+        let hash = key.hash;
+        self.index.remove(hash, at);
+        self.free.push(at);
+        if of != at {
+            let idle_since_us = self.all[at as usize].idle_since_us;
+            let of_key = &mut self.all[of as usize];
+            of_key.members -= 1;
+            if of_key.is_idle() {
+                self.rest(of, idle_since_us);
+            }
+        }
+    }
+
+    fn forget_old(&mut self, now_us: u64) {
+        let old = |keys: &Self, at: u32| {
+            at != NONE && now_us.saturating_sub(keys.all[at as usize].idle_since_us) > KNOWN_US
+        };
+        while old(self, self.known.first) {
+            self.forget(self.known.first);
+        }
+        while old(self, self.recent.first) {
+            self.forget(self.recent.first);
+        }
+    }
+
+    fn idle(&self, list: List) -> impl Iterator<Item = u32> {
+        let mut at = list.first;
+        std::iter::from_fn(move || {
+            let this = at;
+            if this == NONE {
+                return None;
+            }
+            at = self.links[this as usize].next;
+            Some(this)
+        })
+    }
+}
+
+/// Sums over all keys, those that are forgotten included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Commands that were asked for.
+    pub asked: u64,
+    /// Commands that were sent away.
+    pub busy: u64,
+    /// Commands that were held for some time.
+    pub held: u64,
+    /// Commands whose hold was too long; they are in `busy`, too.
+    pub expired: u64,
+    /// Deliveries that ran and ended.
+    pub done: u64,
+}
+
+/// The gate.
+#[derive(Debug)]
+pub struct Gate {
+    rules: Rules,
+    slots: Vec<Slot>,
+    keys: Keys,
+    commands: Commands,
+    /// Held slots, the one that is held longest first.
+    waiting: List,
+    /// Keys that have a held command and a free place, in the order in which it is their turn.
+    ready: List,
+    in_use: u32,
+    capacity: u32,
+    /// Deliveries done a second.
+    rate: Rate,
+    /// The mean service time of the last deliveries, whatever their key: the guess for a new one. 0 before the first.
+    typical_us: f64,
+    random: Random,
+    now_us: u64,
+    totals: Totals,
+}
+
+impl Gate {
+    /// A gate without rules, where everything goes.
+    ///
+    /// slots: conf-spawn, 1..=[`SLOTS_MAX`]. concurrency_remote: as qmail-send has it.
+    ///
+    /// # Errors
+    /// No memory, or slots out of range.
+    pub fn new(slots: u32, concurrency_remote: u32, seed: u64) -> Result<Self, OutOfMemory> {
+        if slots == 0 || slots > SLOTS_MAX {
+            return Err(OutOfMemory);
+        }
+        let mut random = Random::new(seed);
+        let free = Slot {
+            state: State::Free,
+            domain: NONE,
+            command: NONE,
+            since_us: 0,
+            of_key: UNLINKED,
+            of_all: UNLINKED,
+        };
+        Ok(Self {
+            rules: Rules::stock(crate::name::Hasher::new(random.next())),
+            slots: memory::filled(free, slots as usize)?,
+            keys: Keys::new(),
+            commands: Commands::default(),
+            waiting: EMPTY,
+            ready: EMPTY,
+            in_use: 0,
+            capacity: slots.min(concurrency_remote),
+            rate: Rate::new(0),
+            typical_us: 0.0,
+            random,
+            now_us: 0,
+            totals: Totals::default(),
+        })
+    }
+
+    /// A command has been read.
+    pub fn ask(&mut self, now_us: u64, slot: u32, parts: &Parts<'_>) -> Answer {
+        let now_us = self.clock(now_us);
+        match self.slots.get(slot as usize).map(|slot| slot.state) {
+            None | Some(State::Running) => return Answer::Go,
+            Some(State::Held) => return Answer::InUse,
+            Some(State::Free) => {}
+        }
+        self.totals.asked += 1;
+        let Some(domain) =
+            domain_of(parts.recipient()).and_then(|domain| self.domain(domain, now_us).ok())
+        else {
+            self.occupy(slot, NONE, State::Running, now_us);
+            return Answer::Go;
+        };
+        let at = self.keys.all[domain as usize].of;
+        let key = &self.keys.all[at as usize];
+        let startable = key.limit.admits(key.running);
+        // Behind the held ones, so that they stay in order; but a free place is never left idle for that.
+        if startable && (key.held == 0 || !self.may_hold(at)) {
+            self.start(slot, domain, now_us);
+            return Answer::Go;
+        }
+        if self.may_hold(at) {
+            return match self.hold(slot, domain, parts, now_us) {
+                Ok(()) => Answer::Hold,
+                Err(OutOfMemory) => {
+                    self.start(slot, domain, now_us);
+                    Answer::Go
+                }
+            };
+        }
+        let busy = self.send_away(at, now_us);
+        self.rest_if_idle(domain, now_us);
+        Answer::Busy(busy)
+    }
+
+    /// What to do about the held commands; to be called until it says [`Next::None`].
+    pub fn next(&mut self, now_us: u64) -> Next {
+        let now_us = self.clock(now_us);
+        while self.ready.first != NONE {
+            let at = self.ready.first;
+            unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
+            let key = &mut self.keys.all[at as usize];
+            key.ready = false;
+            if !key.is_startable() {
+                continue;
+            }
+            let slot = key.waiting.first;
+            let domain = self.slots[slot as usize].domain;
+            let command = self.unhold(slot, at);
+            self.start(slot, domain, now_us);
+            // Its turn is over: the others come first.
+            self.make_ready(at);
+            return Next::Go { slot, command };
+        }
+        let slot = self.waiting.first;
+        if slot != NONE && now_us.saturating_sub(self.slots[slot as usize].since_us) >= HOLD_MAX_US
+        {
+            let domain = self.slots[slot as usize].domain;
+            let at = self.keys.all[domain as usize].of;
+            let command = self.unhold(slot, at);
+            let busy = self.send_away(at, now_us);
+            self.totals.expired += 1;
+            self.rest_if_idle(domain, now_us);
+            return Next::Busy { slot, command, busy };
+        }
+        Next::None
+    }
+
+    /// The delivery in this slot has been reported.
+    pub fn done(&mut self, now_us: u64, slot: u32, ran: Ran<'_>) {
+        let now_us = self.clock(now_us);
+        let Some(&Slot { state, domain, since_us, .. }) = self.slots.get(slot as usize) else {
+            return;
+        };
+        match state {
+            State::Free => {}
+            State::Held => {
+                let at = self.keys.all[domain as usize].of;
+                self.unhold(slot, at);
+                self.rest_if_idle(domain, now_us);
+            }
+            State::Running if domain == NONE => self.vacate(slot),
+            State::Running => {
+                let at = self.keys.all[domain as usize].of;
+                let key = &mut self.keys.all[at as usize];
+                key.pace.run(now_us, key.running);
+                key.running -= 1;
+                if let Ran::Yes(report) = ran {
+                    key.done += 1;
+                    key.pace.complete(now_us);
+                    self.rate.count(now_us);
+                    let service_us = now_us.saturating_sub(since_us) as f64;
+                    self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
+                    self.totals.done += 1;
+                    note_error(&mut key.error, report);
+                }
+                self.make_ready(at);
+                self.vacate(slot);
+                self.rest_if_idle(domain, now_us);
+            }
+        }
+    }
+
+    /// Forgets all held commands.
+    pub fn drop_held(&mut self) {
+        while self.waiting.first != NONE {
+            let slot = self.waiting.first;
+            self.done(self.now_us, slot, Ran::No);
+        }
+    }
+
+    /// Microseconds until [`Gate::next`] has something to do; None if nothing is held.
+    #[must_use]
+    pub fn timeout_us(&self, now_us: u64) -> Option<u64> {
+        if self.ready.first != NONE {
+            return Some(0);
+        }
+        let slot = self.slots.get(self.waiting.first as usize)?;
+        let held_us = now_us.max(self.now_us).saturating_sub(slot.since_us);
+        Some(HOLD_MAX_US.saturating_sub(held_us))
+    }
+
+    /// The parts of a command whose handle [`Gate::next`] gave.
+    #[must_use]
+    pub fn command(&self, command: u32) -> Parts<'_> {
+        self.commands.parts(command)
+    }
+
+    /// A key by its number.
+    #[must_use]
+    pub fn key(&self, at: u32) -> &Key {
+        &self.keys.all[at as usize]
+    }
+
+    /// All keys that have deliveries or are remembered.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        (0u32..)
+            .zip(&self.keys.all)
+            .filter(|&(at, key)| key.place != Place::Nowhere && key.of == at)
+            .map(|(_, key)| key)
+    }
+
+    /// How many commands are held.
+    #[must_use]
+    pub fn held(&self) -> u32 {
+        self.commands.used() as u32
+    }
+
+    /// How many slots are running or held.
+    #[must_use]
+    pub fn in_use(&self) -> u32 {
+        self.in_use
+    }
+
+    /// How many slots there are, as far as is known.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Sums over everything.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// The rules that count.
+    #[must_use]
+    pub fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    /// The bytes that its variable parts occupy, without the rules.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let keys: usize = self
+            .keys
+            .all
+            .iter()
+            .map(|key| key.name.capacity() + key.error.capacity() + key.pace.bytes())
+            .sum();
+        keys + self.keys.all.capacity() * (size_of::<Key>() + size_of::<Link>())
+            + self.keys.free.capacity() * 4
+            + self.keys.index.bytes()
+            + self.commands.bytes()
+    }
+
+    /// Gives memory back and forgets old keys. To be called about once a second.
+    ///
+    /// # Errors
+    /// No memory to give memory back; nothing has changed.
+    pub fn tidy(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        self.commands.trim();
+        self.keys.forget_old(now_us);
+        if self.keys.all.len() > 128 && self.keys.index.len() * 4 < self.keys.all.len() {
+            self.rebuild(now_us)?;
+        }
+        Ok(())
+    }
+
+    /// Another table counts from now on, made with [`Gate::hasher`]; None for no limits at all. What runs goes on running
+    /// and is counted under its new keys; what is held stays held, and starts as soon as its new key has a place.
+    ///
+    /// # Errors
+    /// No memory: the old table stays.
+    pub fn set_table(&mut self, table: Option<Table>, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        let old = std::mem::replace(&mut self.rules.table, table);
+        self.rebuild(now_us).inspect_err(|_| self.rules.table = old)
+    }
+
+    /// Other routes count from now on, made with [`Gate::hasher`].
+    ///
+    /// # Errors
+    /// No memory: the old routes stay.
+    pub fn set_routes(&mut self, routes: Routes, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        let old = std::mem::replace(&mut self.rules.routes, routes);
+        self.rebuild(now_us).inspect_err(|_| self.rules.routes = old)
+    }
+
+    /// The hasher that tables and routes must be made with.
+    #[must_use]
+    pub fn hasher(&self) -> crate::name::Hasher {
+        self.rules.hasher
+    }
+
+    /// For when the gate itself may be broken: the next slot from `from` on that is held, which is free then, and the
+    /// handle of its command. Nothing else is touched.
+    pub fn rescue(&mut self, from: u32) -> Option<(u32, u32)> {
+        let slot = (from..self.slots.len() as u32)
+            .find(|&slot| self.slots[slot as usize].state == State::Held)?;
+        let entry = &mut self.slots[slot as usize];
+        entry.state = State::Free;
+        Some((slot, entry.command))
+    }
+
+    /// How many [`Gate::rescue`] would still find.
+    #[must_use]
+    pub fn to_rescue(&self, from: u32) -> u32 {
+        self.slots.iter().skip(from as usize).filter(|slot| slot.state == State::Held).count()
+            as u32
+    }
+
+    /// Makes the keys anew: for other rules, or to give memory back.
+    fn rebuild(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
+        let rules = &self.rules;
+        let mut keys = Keys::new();
+        let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
+        // The idle ones first, the oldest first, so that they come to rest in the same order; then those with slots. Keys
+        // of relays and groups come with the first domain that counts under them.
+        let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.known));
+        let in_use =
+            (0u32..).zip(&self.keys.all).filter(|(_, key)| key.slots > 0).map(|(at, _)| at);
+        for old in idle.chain(in_use) {
+            let key = &self.keys.all[old as usize];
+            let hash = rules.hasher.hash(&key.name);
+            moved[old as usize] = if key.kind == KeyKind::Domain {
+                add_domain(&mut keys, rules, hash, &key.name, now_us, None)?
+            } else if let Some(limit) = rules.limit_of(key.kind, &key.name) {
+                keys.activate(key.kind, hash, &key.name, limit, now_us, None)?
+            } else {
+                NONE
+            };
+        }
+        for (old, key) in (0u32..).zip(&self.keys.all) {
+            if key.place == Place::Active && moved[old as usize] == NONE {
+                let hash = Keys::hash(key.kind, rules.hasher.hash(&key.name));
+                moved[old as usize] = keys.find(hash).unwrap_or(NONE);
+            }
+        }
+
+        // Nothing fails from here on.
+        for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
+            let Some(key) = keys.all.get_mut(at as usize) else { continue };
+            key.idle_since_us = old.idle_since_us;
+            if key.of == at {
+                old.pace.run(now_us, old.running);
+                std::mem::swap(&mut key.pace, &mut old.pace);
+                key.error = std::mem::take(&mut old.error);
+                (key.busy, key.done, key.held_ever, key.peak) =
+                    (old.busy, old.done, old.held_ever, old.peak);
+            }
+        }
+        for slot in &mut self.slots {
+            if slot.state == State::Free || slot.domain == NONE {
+                continue;
+            }
+            slot.domain = moved[slot.domain as usize];
+            let domain = &mut keys.all[slot.domain as usize];
+            domain.slots += 1;
+            let of = domain.of;
+            if slot.state == State::Running {
+                keys.all[of as usize].running += 1;
+            }
+        }
+        let mut at = self.waiting.first;
+        while at != NONE {
+            let Slot { domain, of_all, .. } = self.slots[at as usize];
+            let of = keys.all[domain as usize].of;
+            let key = &mut keys.all[of as usize];
+            key.held += 1;
+            key.held_ever = key.held_ever.max(1);
+            append(&mut key.waiting, at, &mut self.slots, |slot| &mut slot.of_key);
+            at = of_all.next;
+        }
+        self.keys = keys;
+        self.ready = EMPTY;
+        for at in 0..self.keys.all.len() as u32 {
+            let key = &self.keys.all[at as usize];
+            let idle_since_us = key.idle_since_us;
+            if key.place == Place::Active && key.is_idle() {
+                self.keys.rest(at, idle_since_us);
+            } else {
+                self.make_ready(at);
+            }
+        }
+        Ok(())
+    }
+
+    fn clock(&mut self, now_us: u64) -> u64 {
+        self.now_us = self.now_us.max(now_us);
+        self.now_us
+    }
+
+    /// The entry of a domain, which may have no slot yet. A domain that is longer than [`NAME_MAX`] is known by its end: no
+    /// name server has it, so qmail-remote connects to nobody unless a route's suffix matches.
+    fn domain(&mut self, domain: &[u8], now_us: u64) -> Result<u32, OutOfMemory> {
+        let domain = without_root(domain);
+        let domain = &domain[domain.len().saturating_sub(NAME_MAX)..];
+        let hash = self.rules.hasher.hash(domain);
+        if let Some(table) = &self.rules.table {
+            table.prefetch(hash);
+        }
+        if let Some(at) = self.keys.find(Keys::hash(KeyKind::Domain, hash)) {
+            self.keys.wake(at);
+            return Ok(at);
+        }
+        let guess = (self.typical_us > 0.0).then_some(self.typical_us * 1e-6);
+        add_domain(&mut self.keys, &self.rules, hash, domain, now_us, guess)
+    }
+
+    fn rest_if_idle(&mut self, at: u32, now_us: u64) {
+        if self.keys.all[at as usize].is_idle() {
+            self.keys.rest(at, now_us);
+        }
+    }
+
+    fn occupy(&mut self, slot: u32, domain: u32, state: State, now_us: u64) {
+        let entry = &mut self.slots[slot as usize];
+        entry.state = state;
+        entry.domain = domain;
+        entry.since_us = now_us;
+        self.in_use += 1;
+        self.capacity = self.capacity.max(self.in_use);
+        if domain != NONE {
+            self.keys.all[domain as usize].slots += 1;
+        }
+    }
+
+    /// The opposite of [`Gate::occupy`]. The domain may be idle then; it is not put to rest yet.
+    fn vacate(&mut self, slot: u32) {
+        let entry = &mut self.slots[slot as usize];
+        entry.state = State::Free;
+        entry.command = NONE;
+        let domain = std::mem::replace(&mut entry.domain, NONE);
+        self.in_use -= 1;
+        if domain != NONE {
+            self.keys.all[domain as usize].slots -= 1;
+        }
+    }
+
+    /// A place of the domain's key is taken by a free slot.
+    fn start(&mut self, slot: u32, domain: u32, now_us: u64) {
+        self.occupy(slot, domain, State::Running, now_us);
+        let of = self.keys.all[domain as usize].of;
+        let key = &mut self.keys.all[of as usize];
+        key.pace.run(now_us, key.running);
+        key.running += 1;
+        key.peak = key.peak.max(key.running);
+    }
+
+    /// The dynamic threshold: with this one held, no more would be held than slots stay free.
+    fn may_hold(&self, at: u32) -> bool {
+        let key = &self.keys.all[at as usize];
+        let free = self.capacity.saturating_sub(self.in_use + 1);
+        if key.held + 1 > free {
+            return false;
+        }
+        match key.limit {
+            Limit::AtMost(limit) if limit > 0 && key.pace.is_known() => {
+                let reach = key.pace.served_within(HOLD_REACH_SECS, limit);
+                f64::from(key.held + 1) <= reach.max(f64::from(limit))
+            }
+            // Not known yet, or closed for nobody knows how long.
+            _ => true,
+        }
+    }
+
+    fn hold(
+        &mut self,
+        slot: u32,
+        domain: u32,
+        parts: &Parts<'_>,
+        now_us: u64,
+    ) -> Result<(), OutOfMemory> {
+        let command = self.commands.store(parts)?;
+        self.occupy(slot, domain, State::Held, now_us);
+        self.slots[slot as usize].command = command;
+        append(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
+        let at = self.keys.all[domain as usize].of;
+        let key = &mut self.keys.all[at as usize];
+        append(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
+        key.held += 1;
+        key.held_ever += 1;
+        self.totals.held += 1;
+        self.make_ready(at);
+        Ok(())
+    }
+
+    /// Frees a held slot. Its command is released, and can be read until the next `store`.
+    fn unhold(&mut self, slot: u32, at: u32) -> u32 {
+        unlink(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
+        let key = &mut self.keys.all[at as usize];
+        unlink(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
+        key.held -= 1;
+        // A key that is ready has held commands, and is active by that: it is in no other list.
+        if key.held == 0 && std::mem::take(&mut key.ready) {
+            unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
+        }
+        let command = self.slots[slot as usize].command;
+        self.commands.release(command);
+        self.vacate(slot);
+        command
+    }
+
+    fn make_ready(&mut self, at: u32) {
+        let key = &mut self.keys.all[at as usize];
+        if !key.ready && key.is_startable() {
+            key.ready = true;
+            append(&mut self.ready, at, &mut self.keys.links, |link| link);
+        }
+    }
+
+    fn send_away(&mut self, at: u32, now_us: u64) -> Busy {
+        let key = &mut self.keys.all[at as usize];
+        key.pace.run(now_us, key.running);
+        let limit = match key.limit {
+            Limit::AtMost(limit) => limit,
+            Limit::Unlimited => SLOTS_MAX,
+        };
+        let room = (self.capacity.saturating_sub(self.in_use) + key.held) / 2;
+        let standing = Standing { limit, held: key.held, room, overall_rate: self.rate.at(now_us) };
+        let secs = key.pace.send_away(now_us, &standing, &mut self.random);
+        key.busy += 1;
+        self.totals.busy += 1;
+        Busy { key: at, secs }
+    }
+}
+
+/// A new entry for a domain, and one for the key that it counts under, if that is another.
+fn add_domain(
+    keys: &mut Keys,
+    rules: &Rules,
+    hash: u64,
+    domain: &[u8],
+    now_us: u64,
+    guess_secs: Option<f64>,
+) -> Result<u32, OutOfMemory> {
+    let found = rules.resolve_hashed(hash, domain);
+    if found.kind == KeyKind::Domain {
+        return keys.activate(found.kind, hash, domain, found.limit, now_us, guess_secs);
+    }
+    let at = keys.activate(KeyKind::Domain, hash, domain, found.limit, now_us, guess_secs)?;
+    let of = keys.activate(
+        found.kind,
+        rules.hasher.hash(found.name),
+        found.name,
+        found.limit,
+        now_us,
+        guess_secs,
+    );
+    match of {
+        Ok(of) => {
+            keys.all[of as usize].members += 1;
+            keys.all[at as usize].of = of;
+            Ok(at)
+        }
+        Err(OutOfMemory) => {
+            keys.forget(at);
+            Err(OutOfMemory)
+        }
+    }
+}
+
+/// Keeps the text of a failed delivery. qmail-remote prints a line per recipient (r, h, s) and one for the message
+/// (K, Z, D), each ended by a zero byte.
+fn note_error(error: &mut Vec<u8>, report: &[u8]) {
+    if let [b'r', .., 0] = report
+        && report.split(|&byte| byte == 0).any(|line| line.first() == Some(&b'K'))
+    {
+        return;
+    }
+    let lines = || report.split(|&byte| byte == 0);
+    let failed = lines().find(|line| matches!(line.first(), Some(b'Z' | b'D')) && line.len() > 1);
+    let Some(text) =
+        failed.or_else(|| lines().find(|line| matches!(line.first(), Some(b'h' | b's'))))
+    else {
+        return;
+    };
+    let text = &text[1..text.len().min(ERROR_BYTES + 1)];
+    error.clear();
+    if error.try_reserve(text.len()).is_ok() {
+        error.extend_from_slice(text);
+    }
+}

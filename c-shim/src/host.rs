@@ -1,0 +1,621 @@
+//! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
+//!
+//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs two `stat`
+//! calls a second; the status one `write` a second, when something changed. All descriptors are closed again at once.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use crate::command::Parts;
+use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Gate, Next, Ran};
+use crate::memory::{OutOfMemory, Text};
+use crate::problem::{self, Kind, Problem};
+use crate::route::Routes;
+use crate::rules::KeyKind;
+use crate::status::{self, Frame, State};
+use crate::table::{self, Limit, Table};
+
+const LOOK_US: u64 = 1_000_000;
+const WRITE_US: u64 = 1_000_000;
+/// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
+const SLACK_MS: u64 = 2;
+
+/// How much of a key's name a report shows, in bytes.
+const SHOWN_NAME: usize = 100;
+
+/// Which contents of a file have been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    Nothing,
+    Missing,
+    Unusable(Kind),
+    File { device: u64, inode: u64, size: u64, modified: (i64, i64), changed: (i64, i64) },
+}
+
+impl Seen {
+    fn of(metadata: &Metadata) -> Self {
+        Self::File {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+/// A control file, and what has been seen of it.
+#[derive(Debug)]
+struct Watched {
+    path: OsString,
+    seen: Seen,
+    problem: Option<Problem>,
+}
+
+enum Contents {
+    Same,
+    Missing,
+    Unusable(Kind),
+    Read(Vec<u8>),
+}
+
+impl Watched {
+    fn new(directory: &OsStr, name: &str) -> Result<Self, OutOfMemory> {
+        Ok(Self { path: join(directory, name)?, seen: Seen::Nothing, problem: None })
+    }
+
+    /// What is new about it. What is unusable is reported once, until it is something else.
+    fn look(&mut self, max: u64) -> Contents {
+        let (seen, contents) = match read_if(&self.path, max, self.seen) {
+            Ok((seen, None)) if seen == self.seen => (seen, Contents::Same),
+            Ok((seen, None)) => (seen, Contents::Missing),
+            Ok((seen, Some(bytes))) => (seen, Contents::Read(bytes)),
+            Err(kind) if self.seen == Seen::Unusable(kind) => (self.seen, Contents::Same),
+            Err(kind) => (Seen::Unusable(kind), Contents::Unusable(kind)),
+        };
+        self.seen = seen;
+        contents
+    }
+}
+
+/// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
+fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>), Kind> {
+    let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
+    // Looked at before it is opened: opening a FIFO would wait for a writer.
+    let metadata = match std::fs::metadata(Path::new(path)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Seen::Missing, None)),
+        Err(error) => return Err(unreadable(error)),
+        Ok(metadata) => metadata,
+    };
+    if !metadata.is_file() {
+        return Err(Kind::NotRegular);
+    }
+    if Seen::of(&metadata) == known {
+        return Ok((known, None));
+    }
+    let mut file = match File::open(Path::new(path)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Seen::Missing, None)),
+        opened => opened.map_err(unreadable)?,
+    };
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(Kind::NotRegular);
+    }
+    if metadata.len() > max {
+        return Err(Kind::TooBig(metadata.len(), max));
+    }
+    // A file that grows while it is read is another one at the next look.
+    let size = metadata.len() as usize;
+    let mut bytes = crate::memory::filled(0u8, size).map_err(|_| Kind::OutOfMemory)?;
+    let mut filled = 0;
+    while filled < size {
+        match file.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
+        }
+    }
+    bytes.truncate(filled);
+    Ok((Seen::of(&metadata), Some(bytes)))
+}
+
+fn copy(from: &OsStr) -> Result<OsString, OutOfMemory> {
+    let mut to = OsString::new();
+    to.try_reserve(from.len())?;
+    to.push(from);
+    Ok(to)
+}
+
+fn join(directory: &OsStr, name: &str) -> Result<OsString, OutOfMemory> {
+    let mut path = OsString::new();
+    path.try_reserve(directory.len() + 1 + name.len())?;
+    path.push(directory);
+    path.push("/");
+    path.push(name);
+    Ok(path)
+}
+
+/// What there is to do about a held command; `text` is in [`Host::text`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// Start it.
+    Go {
+        /// Its slot.
+        slot: u32,
+        /// For [`Host::command`].
+        command: u32,
+    },
+    /// Report [`Host::text`].
+    Report {
+        /// Its slot.
+        slot: u32,
+        /// For [`Host::command`].
+        command: u32,
+    },
+}
+
+/// What to do about a command that has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Start it.
+    Go,
+    /// It is kept.
+    Hold,
+    /// Report [`Host::text`].
+    Report,
+}
+
+/// The gate, its files and its clock.
+#[derive(Debug)]
+pub struct Host {
+    gate: Gate,
+    slots: u32,
+    concurrency_remote: u32,
+    concurrency_problem: Option<Problem>,
+    domains: Watched,
+    routes: Watched,
+    status_path: OsString,
+    status_problem: Option<Problem>,
+    status_text: Text,
+    generation: u64,
+    loaded_secs: u64,
+    start: Instant,
+    looked_us: u64,
+    written_us: u64,
+    dirty: bool,
+    failed: bool,
+    /// After a failure: where the search for held slots goes on.
+    rescue_from: u32,
+    text: Text,
+}
+
+impl Host {
+    /// Opens the gate: reads the control files, and writes the status if there is anything to say.
+    ///
+    /// # Errors
+    /// No memory, or slots out of range.
+    pub fn open(
+        slots: u32,
+        control: &OsStr,
+        status: &OsStr,
+        seed: u64,
+    ) -> Result<Self, OutOfMemory> {
+        let (concurrency_remote, concurrency_problem) =
+            concurrency_remote(&join(control, "concurrencyremote")?);
+        let mut text = Text::default();
+        text.bytes.try_reserve(512)?;
+        let mut host = Self {
+            gate: Gate::new(slots, concurrency_remote, seed)?,
+            slots,
+            concurrency_remote,
+            concurrency_problem,
+            domains: Watched::new(control, "concurrencydomains")?,
+            routes: Watched::new(control, "smtproutes")?,
+            status_path: copy(status)?,
+            status_problem: None,
+            status_text: Text::default(),
+            generation: 0,
+            loaded_secs: 0,
+            start: Instant::now(),
+            looked_us: 0,
+            written_us: 0,
+            dirty: false,
+            failed: false,
+            rescue_from: 0,
+            text,
+        };
+        host.look(0);
+        if host.dirty {
+            host.write_status(0);
+        }
+        Ok(host)
+    }
+
+    /// A command has been read.
+    pub fn ask(&mut self, slot: u32, parts: &Parts<'_>) -> Ask {
+        if self.failed {
+            return Ask::Go;
+        }
+        let now_us = self.now_us();
+        self.tick(now_us);
+        #[cfg(feature = "panic-injection")]
+        assert!(!parts.recipient().ends_with(b"@panic.invalid\0"), "injected");
+        match self.gate.ask(now_us, slot, parts) {
+            Answer::Go => {
+                self.touch();
+                Ask::Go
+            }
+            Answer::Hold => {
+                self.touch();
+                Ask::Hold
+            }
+            Answer::Busy(busy) => {
+                self.touch();
+                self.busy_text(busy);
+                Ask::Report
+            }
+            Answer::InUse => {
+                self.plain_text("ZInternal error: delnum in use. (#4.3.5)\n");
+                Ask::Report
+            }
+        }
+    }
+
+    /// What there is to do about the held commands; to be called until there is nothing.
+    pub fn due(&mut self) -> Due {
+        if self.failed {
+            return self.rescue();
+        }
+        let now_us = self.now_us();
+        self.tick(now_us);
+        match self.gate.next(now_us) {
+            Next::None => Due::Nothing,
+            Next::Go { slot, command } => {
+                self.touch();
+                Due::Go { slot, command }
+            }
+            Next::Busy { slot, command, busy } => {
+                self.touch();
+                self.busy_text(busy);
+                Due::Report { slot, command }
+            }
+        }
+    }
+
+    /// The delivery in this slot has been reported.
+    pub fn done(&mut self, slot: u32, ran: Ran<'_>) {
+        if !self.failed {
+            let now_us = self.now_us();
+            self.gate.done(now_us, slot, ran);
+            self.touch();
+        }
+    }
+
+    /// Milliseconds until [`Host::due`] has something to do; None if a report or a command comes first.
+    pub fn timeout_ms(&mut self) -> Option<u64> {
+        if self.failed {
+            return (self.rescue_from < self.slots).then_some(0);
+        }
+        let now_us = self.now_us();
+        let mut wait_us = self.wait_us(now_us)?;
+        if wait_us == 0 {
+            // Files and status are due, which is done here; a held command is up to the caller.
+            self.tick(now_us);
+            wait_us = self.wait_us(now_us)?;
+        }
+        Some(if wait_us == 0 { 0 } else { wait_us.div_ceil(1000) + SLACK_MS })
+    }
+
+    fn wait_us(&self, now_us: u64) -> Option<u64> {
+        let held_us = self.gate.timeout_us(now_us);
+        let until =
+            |last_us: u64, every_us: u64| every_us.saturating_sub(now_us.saturating_sub(last_us));
+        let look_us = held_us.map(|_| until(self.looked_us, LOOK_US));
+        let write_us = self.dirty.then(|| until(self.written_us, WRITE_US));
+        [held_us, look_us, write_us].into_iter().flatten().min()
+    }
+
+    /// How many commands are held.
+    #[must_use]
+    pub fn held(&self) -> u32 {
+        if self.failed { self.gate.to_rescue(self.rescue_from) } else { self.gate.held() }
+    }
+
+    /// Forgets the held commands. When nothing runs any more, the status is written for the last time.
+    pub fn drop_held(&mut self) {
+        if self.failed {
+            self.rescue_from = self.slots;
+            return;
+        }
+        if self.gate.held() > 0 {
+            self.gate.drop_held();
+            self.touch();
+        }
+        // The spawner ends with its last delivery, and this is called until then.
+        if self.dirty && self.gate.in_use() == 0 {
+            let now_us = self.now_us();
+            self.write_status(now_us);
+        }
+    }
+
+    /// The parts of a command that [`Host::due`] gave.
+    #[must_use]
+    pub fn command(&self, command: u32) -> Parts<'_> {
+        self.gate.command(command)
+    }
+
+    /// The report of the last answer, ended by a zero byte.
+    #[must_use]
+    pub fn text(&self) -> &[u8] {
+        &self.text.bytes
+    }
+
+    /// Something has failed that must not: from now on everything goes, and what is held is given back.
+    pub fn fail(&mut self) {
+        if !self.failed {
+            self.failed = true;
+            let now_us = self.now_us();
+            self.write_status(now_us);
+        }
+    }
+
+    fn rescue(&mut self) -> Due {
+        let Some((slot, command)) = self.gate.rescue(self.rescue_from) else {
+            self.rescue_from = self.slots;
+            return Due::Nothing;
+        };
+        self.rescue_from = slot + 1;
+        Due::Go { slot, command }
+    }
+
+    fn now_us(&self) -> u64 {
+        self.start.elapsed().as_micros() as u64
+    }
+
+    /// The status has to be written. Not in stock mode, which is to be stock in this, too.
+    fn touch(&mut self) {
+        self.dirty = self.gate.rules().table.is_some() || self.dirty;
+    }
+
+    /// What is to be done once a second.
+    #[inline]
+    fn tick(&mut self, now_us: u64) {
+        if now_us.saturating_sub(self.looked_us) >= LOOK_US {
+            self.look(now_us);
+            // Without memory to give memory back there is nothing to be done.
+            let _ = self.gate.tidy(now_us);
+        }
+        if self.dirty && now_us.saturating_sub(self.written_us) >= WRITE_US {
+            self.write_status(now_us);
+        }
+    }
+
+    fn look(&mut self, now_us: u64) {
+        self.looked_us = now_us;
+        self.look_at_domains(now_us);
+        self.look_at_routes(now_us);
+    }
+
+    fn look_at_domains(&mut self, now_us: u64) {
+        let problem = match self.domains.look(table::FILE_MAX) {
+            Contents::Same => return,
+            Contents::Missing => {
+                let had = self.gate.rules().table.is_some() || self.domains.problem.is_some();
+                let problem = self.gate.set_table(None, now_us).err().map(|_| Kind::OutOfMemory);
+                self.dirty |= had;
+                problem.map(|kind| Problem::of_file(problem::File::Domains, kind))
+            }
+            Contents::Unusable(kind) => Some(Problem::of_file(problem::File::Domains, kind)),
+            Contents::Read(bytes) => self.load_table(&bytes, now_us),
+        };
+        if let Some(Problem { kind: Kind::OutOfMemory, .. }) = problem {
+            self.domains.seen = Seen::Nothing;
+        }
+        self.dirty |= problem.is_some();
+        self.domains.problem = problem;
+        self.touch();
+    }
+
+    /// Loads a table; what is wrong with it.
+    fn load_table(&mut self, bytes: &[u8], now_us: u64) -> Option<Problem> {
+        let out_of_memory = Some(Problem::of_file(problem::File::Domains, Kind::OutOfMemory));
+        let Ok((table, problems)) = Table::parse(bytes, self.gate.hasher()) else {
+            return out_of_memory;
+        };
+        if problems.errors() == 0 {
+            if self.gate.set_table(Some(table), now_us).is_err() {
+                return out_of_memory;
+            }
+            self.loaded_secs = unix_secs();
+        }
+        problems.worst()
+    }
+
+    fn look_at_routes(&mut self, now_us: u64) {
+        let hasher = self.gate.hasher();
+        let loaded = match self.routes.look(table::FILE_MAX) {
+            Contents::Same => return,
+            Contents::Missing => Ok((Routes::new(hasher), None)),
+            Contents::Unusable(kind) => Err(kind),
+            Contents::Read(bytes) => Routes::parse(&bytes, hasher)
+                .map(|(routes, problems)| (routes, problems.worst()))
+                .map_err(|_| Kind::OutOfMemory),
+        };
+        let loaded = loaded.and_then(|(routes, problem)| {
+            self.gate.set_routes(routes, now_us).map(|()| problem).map_err(|_| Kind::OutOfMemory)
+        });
+        if loaded == Err(Kind::OutOfMemory) {
+            self.routes.seen = Seen::Nothing;
+        }
+        self.routes.problem =
+            loaded.unwrap_or_else(|kind| Some(Problem::of_file(problem::File::Routes, kind)));
+        self.touch();
+    }
+
+    fn busy_text(&mut self, busy: Busy) {
+        let key = self.gate.key(busy.key);
+        self.text.bytes.clear();
+        // It fits into what has been reserved; if it did not, the text would end early.
+        let _ = write_busy(&mut self.text, key.kind, &key.name, key.limit, busy.secs);
+        let _ = self.text.push(b"\0");
+    }
+
+    fn plain_text(&mut self, text: &str) {
+        self.text.bytes.clear();
+        let _ = self.text.push(text.as_bytes());
+        let _ = self.text.push(b"\0");
+    }
+
+    fn write_status(&mut self, now_us: u64) {
+        self.written_us = now_us;
+        self.dirty = false;
+        self.generation += 1;
+        let state = match self.gate.rules().table {
+            _ if self.failed => State::Failed,
+            Some(_) => State::Limits,
+            None => State::Stock,
+        };
+        let frame = Frame {
+            generation: self.generation,
+            written_secs: unix_secs(),
+            pid: std::process::id(),
+            state,
+            slots: self.slots,
+            concurrency_remote: self.concurrency_remote,
+            loaded_secs: self.loaded_secs,
+            now_us,
+        };
+        let problems = [
+            self.domains.problem,
+            self.routes.problem,
+            self.concurrency_problem,
+            self.status_problem,
+        ];
+        if status::write(&mut self.status_text, &frame, &self.gate, &problems).is_err() {
+            return;
+        }
+        let written = overwrite(&self.status_path, &self.status_text.bytes);
+        self.status_problem =
+            written.err().map(|kind| Problem::of_file(problem::File::Status, kind));
+        if self.status_text.bytes.capacity() > 64 << 10 {
+            self.status_text = Text::default();
+        }
+    }
+
+    /// The gate, for tests and simulations.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+}
+
+/// Overwrites a file that exists. One write and then the cut, so that a reader sees the end of the old text at most.
+fn overwrite(path: &OsStr, bytes: &[u8]) -> Result<(), Kind> {
+    let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
+    if !std::fs::metadata(Path::new(path)).map_err(unreadable)?.is_file() {
+        return Err(Kind::NotRegular);
+    }
+    let mut file = OpenOptions::new().write(true).open(Path::new(path)).map_err(unreadable)?;
+    file.write_all(bytes).map_err(unreadable)?;
+    file.set_len(bytes.len() as u64).map_err(unreadable)
+}
+
+fn unix_secs() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// control/concurrencyremote as qmail-send reads it: the digits at the beginning of the first line.
+fn concurrency_remote(path: &OsStr) -> (u32, Option<Problem>) {
+    let file = problem::File::ConcurrencyRemote;
+    match read_if(path, 4096, Seen::Nothing) {
+        Ok((_, None)) => (CONCURRENCY_REMOTE, None),
+        Ok((_, Some(bytes))) => {
+            let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit());
+            let value = digits.fold(None, |value: Option<u32>, digit| {
+                Some(value.unwrap_or(0).saturating_mul(10).saturating_add(u32::from(digit - b'0')))
+            });
+            match value {
+                Some(value) => (value, None),
+                None => (
+                    CONCURRENCY_REMOTE,
+                    Some(Problem { line: 1, ..Problem::of_file(file, Kind::NotNumber) }),
+                ),
+            }
+        }
+        Err(kind) => (CONCURRENCY_REMOTE, Some(Problem::of_file(file, kind))),
+    }
+}
+
+/// `B73 gmail.com is at its limit of 20 deliveries; not tried, again in 73 s. (#4.4.5)`
+fn write_busy(
+    out: &mut Text,
+    kind: KeyKind,
+    name: &[u8],
+    limit: Limit,
+    secs: u32,
+) -> std::fmt::Result {
+    write!(out, "B{secs} ")?;
+    match kind {
+        KeyKind::Domain => {}
+        KeyKind::Relay => out.write_str("relay ")?,
+        KeyKind::Group => out.write_str("group ")?,
+    }
+    if name.is_empty() {
+        out.write_str("(no domain)")?;
+    }
+    for &byte in &name[..name.len().min(SHOWN_NAME)] {
+        out.write_char(if byte.is_ascii_graphic() { char::from(byte) } else { '?' })?;
+    }
+    if name.len() > SHOWN_NAME {
+        out.write_str("...")?;
+    }
+    match limit {
+        Limit::AtMost(0) => out.write_str(" is closed (limit 0)")?,
+        Limit::AtMost(1) => out.write_str(" is at its limit of 1 delivery")?,
+        Limit::AtMost(limit) => write!(out, " is at its limit of {limit} deliveries")?,
+        Limit::Unlimited => out.write_str(" was at its limit")?,
+    }
+    writeln!(out, "; not tried, again in {secs} s. (#4.4.5)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
+        let mut out = Text::default();
+        write_busy(&mut out, kind, name, Limit::AtMost(limit), secs).unwrap();
+        String::from_utf8(out.bytes).unwrap()
+    }
+
+    #[test]
+    fn the_text_of_a_busy_report() {
+        assert_eq!(
+            busy(KeyKind::Domain, b"gmail.com", 20, 73),
+            "B73 gmail.com is at its limit of 20 deliveries; not tried, again in 73 s. (#4.4.5)\n"
+        );
+        assert_eq!(
+            busy(KeyKind::Group, b"yahoo", 1, 3600),
+            "B3600 group yahoo is at its limit of 1 delivery; not tried, again in 3600 s. (#4.4.5)\n"
+        );
+        assert_eq!(
+            busy(KeyKind::Relay, b"mx.example", 0, 1),
+            "B1 relay mx.example is closed (limit 0); not tried, again in 1 s. (#4.4.5)\n"
+        );
+        assert_eq!(
+            busy(KeyKind::Domain, b"a\nb\0\xff c", 2, 5),
+            "B5 a?b???c is at its limit of 2 deliveries; not tried, again in 5 s. (#4.4.5)\n"
+        );
+        assert!(busy(KeyKind::Domain, &[b'x'; 255], 2, 5).len() < 200);
+    }
+}

@@ -1,0 +1,25 @@
+//! The per-domain delivery gate.
+//!
+//! qmail-rspawn asks it before each delivery whether the destination's limit allows one more. [`gate`] decides, with no
+//! I/O and no clock; [`host`] reads the control files and writes the status file; [`ffi`] is what C sees, and the only
+//! module with unsafe code. `gate.h` is the contract.
+//!
+//! The same crate is a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no dependencies)
+//! and a library for qpatch, which checks and simulates with the code that will run.
+
+#[allow(missing_docs, non_camel_case_types, unreachable_pub, reason = "written by bindgen")]
+mod bindings;
+pub mod command;
+pub mod ffi;
+pub mod gate;
+pub mod host;
+pub mod index;
+pub mod memory;
+pub mod name;
+pub mod pace;
+pub mod problem;
+pub mod random;
+pub mod route;
+pub mod rules;
+pub mod status;
+pub mod table;

@@ -1,0 +1,426 @@
+//! Domain names as the gate sees them: bytes, ASCII case-insensitive, looked up as qmail looks up smtproutes.
+//!
+//! Two hashes: one of whole names, eight bytes at a time; and one of `.suffixes`, from the end to the beginning, so that one
+//! pass over a name gives the hashes of all of them. Both are seeded: whoever chooses recipients must not be able to choose
+//! collisions.
+
+#![forbid(unsafe_code)]
+
+use crate::memory::{self, OutOfMemory};
+
+/// The longest name that is looked up or counted by itself, in bytes. DNS ends at 253.
+pub const NAME_MAX: usize = 255;
+
+/// A name may have this many suffixes that start with a dot.
+const SUFFIX_MAX: usize = NAME_MAX + 1;
+
+/// The domain of a recipient address: what follows its last `@`, with zero bytes at the end of the address removed.
+/// None without an `@`.
+#[must_use]
+pub fn domain_of(recipient: &[u8]) -> Option<&[u8]> {
+    let mut address = recipient;
+    while let [head @ .., 0] = address {
+        address = head;
+    }
+    let at = address.iter().rposition(|&byte| byte == b'@')?;
+    Some(&address[at + 1..])
+}
+
+/// The name without one dot at its end: `example.com.` is the same place as `example.com`, and must not have limits of
+/// its own.
+#[must_use]
+pub fn without_root(name: &[u8]) -> &[u8] {
+    match name {
+        [head @ .., b'.'] if !head.is_empty() => head,
+        _ => name,
+    }
+}
+
+/// Hashes names; two hashers with the same seed agree.
+#[derive(Clone, Copy, Debug)]
+pub struct Hasher {
+    start: u64,
+    factor: u64,
+}
+
+impl Hasher {
+    /// A hasher for any seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let mut random = crate::random::Random::new(seed);
+        Self { start: random.next(), factor: random.next() | 1 }
+    }
+
+    /// The hash of a name, whatever the case of its ASCII letters. Never 0.
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, name: &[u8]) -> u64 {
+        let mut state = self.start.wrapping_add((name.len() as u64).wrapping_mul(self.factor));
+        let (words, rest) = name.as_chunks::<8>();
+        for word in words {
+            state = self.fold(state, u64::from_le_bytes(*word));
+        }
+        if !rest.is_empty() {
+            let last = match name.last_chunk::<8>() {
+                // Some bytes twice: that is quicker than a copy of a length that is not known.
+                Some(last) => u64::from_le_bytes(*last),
+                None => rest.iter().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+            };
+            state = self.fold(state, last);
+        }
+        mix(state)
+    }
+
+    #[inline]
+    fn fold(&self, state: u64, word: u64) -> u64 {
+        let product = u128::from(state ^ lower(word)) * u128::from(self.factor);
+        (product >> 64) as u64 ^ product as u64
+    }
+
+    /// One more byte in front of a suffix.
+    #[inline]
+    fn step(&self, state: u64, byte: u8) -> u64 {
+        (state ^ u64::from(byte.to_ascii_lowercase())).wrapping_mul(self.factor)
+    }
+
+    /// The hash of a suffix that begins with a dot, as [`NameMap::find`] makes it.
+    fn hash_suffix(&self, suffix: &[u8]) -> u64 {
+        mix(suffix.iter().rev().fold(!self.start, |state, &byte| self.step(state, byte)))
+    }
+}
+
+/// Eight bytes with their ASCII letters in lower case.
+#[inline]
+fn lower(word: u64) -> u64 {
+    const ONES: u64 = u64::MAX / 0xff;
+    let heptets = word & (0x7f * ONES);
+    let above_z = heptets + (0x7f - u64::from(b'Z')) * ONES;
+    let from_a = heptets + (0x80 - u64::from(b'A')) * ONES;
+    let upper = !word & (from_a ^ above_z) & (0x80 * ONES);
+    word | (upper >> 2)
+}
+
+/// The multiplications carry upwards only: bring the high bits down.
+#[inline]
+fn mix(mut state: u64) -> u64 {
+    state ^= state >> 32;
+    state = state.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    // Never 0, which is no name.
+    (state ^ (state >> 29)).max(1)
+}
+
+/// The highest value that a [`NameMap`] stores with a name.
+pub const VALUE_MAX: u32 = (1 << VALUE_BITS) - 1;
+
+const VALUE_BITS: u32 = 20;
+const CHECK_BITS: u32 = 64 - VALUE_BITS;
+
+/// Names with a value and a line number each, built once and then only read.
+///
+/// What matters is that a look-up among a million names finds its place in the cache, or misses it once. So the names are
+/// not kept: a place has 44 bits of the hash besides the value, and its position stands for some 20 more. A million names
+/// need 11 MB, and 5 MB for the line numbers, which are apart because they are rarely asked for. The price is that a name
+/// which is not among them is taken for one of them once in 10^12 look-ups. The hash is seeded, so this cannot be brought
+/// about. Comparing the names would cost another cache miss each time, and three times the memory.
+#[derive(Debug)]
+pub struct NameMap {
+    hasher: Hasher,
+    /// Open addressing, linear probing. 0 is empty.
+    places: Vec<u64>,
+    lines: Vec<u32>,
+    len: usize,
+    default: Option<(u32, u32)>,
+    has_suffixes: bool,
+}
+
+impl NameMap {
+    /// An empty map.
+    #[must_use]
+    pub fn new(hasher: Hasher) -> Self {
+        Self {
+            hasher,
+            places: Vec::new(),
+            lines: Vec::new(),
+            len: 0,
+            default: None,
+            has_suffixes: false,
+        }
+    }
+
+    /// How many names it has; the empty name counts.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len + usize::from(self.default.is_some())
+    }
+
+    /// Whether it has no name at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes that it occupies.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.places.capacity() * 8 + self.lines.capacity() * 4
+    }
+
+    /// An empty map with room for so many names. It does not grow.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn with_room(hasher: Hasher, names: usize) -> Result<Self, OutOfMemory> {
+        // At most three quarters full, and never quite.
+        let size = names + names / 3 + 2;
+        Ok(Self {
+            places: memory::filled(0, size)?,
+            lines: memory::filled(0, size)?,
+            ..Self::new(hasher)
+        })
+    }
+
+    /// Inserts a name. As in qmail's constmap the last insert of a name counts; the line of the one before is returned.
+    ///
+    /// # Errors
+    /// There is no room left: the map is as before.
+    ///
+    /// # Panics
+    /// If the value is above [`VALUE_MAX`].
+    pub fn insert(
+        &mut self,
+        name: &[u8],
+        value: u32,
+        line: u32,
+    ) -> Result<Option<u32>, OutOfMemory> {
+        assert!(value <= VALUE_MAX);
+        if name.is_empty() {
+            return Ok(self.default.replace((value, line)).map(|(_, line)| line));
+        }
+        let is_suffix = name[0] == b'.';
+        let hash = if is_suffix { self.hasher.hash_suffix(name) } else { self.hasher.hash(name) };
+        let (at, old) = match self.probe(hash) {
+            Ok(at) => (at, Some(self.lines[at])),
+            Err(_) if self.len + self.len / 3 + 2 > self.places.len() => return Err(OutOfMemory),
+            Err(free) => (free, None),
+        };
+        self.places[at] = check(hash) << VALUE_BITS | u64::from(value);
+        self.lines[at] = line;
+        self.len += usize::from(old.is_none());
+        self.has_suffixes |= is_suffix;
+        Ok(old)
+    }
+
+    /// Looks a host up as qmail-remote looks it up in smtproutes: the exact name, then each suffix that starts with a
+    /// dot, the longest first, then the empty name. The value, and a handle for [`NameMap::line`].
+    #[must_use]
+    pub fn find(&self, host: &[u8]) -> Option<(u32, Place)> {
+        self.find_hashed(self.hasher.hash(host), host)
+    }
+
+    /// The same for a host whose hash is known.
+    #[inline]
+    #[must_use]
+    pub fn find_hashed(&self, hash: u64, host: &[u8]) -> Option<(u32, Place)> {
+        if self.len > 0 {
+            if let Ok(at) = self.probe(hash) {
+                return Some((self.value(at), Place(at)));
+            }
+            if self.has_suffixes
+                && let Some(at) = self.find_suffix(host)
+            {
+                return Some((self.value(at), Place(at)));
+            }
+        }
+        self.default.map(|(value, _)| (value, Place(usize::MAX)))
+    }
+
+    fn value(&self, at: usize) -> u32 {
+        self.places[at] as u32 & VALUE_MAX
+    }
+
+    /// Brings the place of a hash into the cache, while the caller does something else.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        if let Some(place) = self.places.get(self.home(hash)) {
+            // A load whose result nobody waits for.
+            std::hint::black_box(*place);
+        }
+    }
+
+    fn find_suffix(&self, host: &[u8]) -> Option<usize> {
+        // Names in the map are at most NAME_MAX long, so the rest of a longer host need not be looked at.
+        let tail = &host[host.len().saturating_sub(NAME_MAX)..];
+        let mut suffixes = [0u64; SUFFIX_MAX];
+        let mut count = 0;
+        let mut state = !self.hasher.start;
+        for &byte in tail.iter().rev() {
+            state = self.hasher.step(state, byte);
+            if byte == b'.' {
+                suffixes[count] = state;
+                count += 1;
+            }
+        }
+        suffixes[..count].iter().rev().find_map(|&state| self.probe(mix(state)).ok())
+    }
+
+    /// The line of a name that was found.
+    #[must_use]
+    pub fn line(&self, Place(at): Place) -> u32 {
+        self.lines.get(at).copied().or(self.default.map(|(_, line)| line)).unwrap_or(0)
+    }
+
+    /// Every value with its line, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
+        let named = self.places.iter().zip(&self.lines).filter(|&(&place, _)| place != 0);
+        named.map(|(&place, &line)| (place as u32 & VALUE_MAX, line)).chain(self.default)
+    }
+
+    /// Where a hash belongs: its high bits say so, its low bits are the check.
+    #[inline]
+    fn home(&self, hash: u64) -> usize {
+        ((u128::from(hash) * self.places.len() as u128) >> 64) as usize
+    }
+
+    /// The place of a hash, or the free one where it would be.
+    #[inline]
+    fn probe(&self, hash: u64) -> Result<usize, usize> {
+        let mut at = self.home(hash);
+        let check = check(hash);
+        loop {
+            match self.places.get(at) {
+                None if at == 0 => return Err(0),
+                None => at = 0,
+                Some(0) => return Err(at),
+                Some(place) if place >> VALUE_BITS == check => return Ok(at),
+                Some(_) => at += 1,
+            }
+        }
+    }
+}
+
+/// Never 0, which is an empty place.
+#[inline]
+fn check(hash: u64) -> u64 {
+    (hash & ((1 << CHECK_BITS) - 1)).max(1)
+}
+
+/// Where a [`NameMap`] found a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place(usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(names: &[&str]) -> NameMap {
+        let mut map = NameMap::with_room(Hasher::new(7), names.len()).unwrap();
+        for (i, name) in names.iter().enumerate() {
+            map.insert(name.as_bytes(), i as u32, i as u32 + 1).unwrap();
+        }
+        map
+    }
+
+    fn found(map: &NameMap, host: &str) -> Option<u32> {
+        map.find(host.as_bytes()).map(|(value, _)| value)
+    }
+
+    #[test]
+    fn the_domain_is_what_follows_the_last_at() {
+        assert_eq!(domain_of(b"a@b"), Some(&b"b"[..]));
+        assert_eq!(domain_of(b"a@b@c.example\0"), Some(&b"c.example"[..]));
+        assert_eq!(domain_of(b"a@\0\0"), Some(&b""[..]));
+        assert_eq!(domain_of(b"nobody\0"), None);
+        assert_eq!(domain_of(b""), None);
+        assert_eq!(domain_of(b"\0\0"), None);
+    }
+
+    #[test]
+    fn one_dot_at_the_end_is_the_root() {
+        assert_eq!(without_root(b"example.com."), b"example.com");
+        assert_eq!(without_root(b"example.com"), b"example.com");
+        assert_eq!(without_root(b"."), b".");
+        assert_eq!(without_root(b""), b"");
+    }
+
+    #[test]
+    fn hashes_do_not_see_case_but_everything_else() {
+        let hasher = Hasher::new(3);
+        for byte in 0..=255u8 {
+            let name = [b'a', byte, b'.', b'e', b'x', b'a', b'm', b'p', byte, b'e'];
+            let other = name.map(|byte| byte.to_ascii_uppercase());
+            assert_eq!(hasher.hash(&name), hasher.hash(&other));
+            assert_eq!(hasher.hash_suffix(&name), hasher.hash_suffix(&other));
+            assert_eq!(
+                lower(u64::from_le_bytes([byte; 8])),
+                u64::from_le_bytes([byte.to_ascii_lowercase(); 8])
+            );
+        }
+        let names: Vec<Vec<u8>> = (0..40).map(|len| vec![0; len]).collect();
+        let mut hashes: Vec<u64> = names.iter().map(|name| hasher.hash(name)).collect();
+        hashes.extend(
+            (0..=255u8)
+                .filter(|byte| !byte.is_ascii_uppercase() && *byte != 0)
+                .map(|byte| hasher.hash(&[byte])),
+        );
+        let count = hashes.len();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), count);
+    }
+
+    #[test]
+    fn looks_up_as_smtproutes() {
+        let map = map(&["yahoo.com", ".yahoo.com", "", ".com", ".uk.yahoo.com"]);
+        assert_eq!(found(&map, "YAHOO.com"), Some(0));
+        assert_eq!(found(&map, "mail.Yahoo.COM"), Some(1));
+        assert_eq!(found(&map, "a.b.yahoo.com"), Some(1));
+        assert_eq!(found(&map, "x.uk.yahoo.com"), Some(4));
+        assert_eq!(found(&map, "uk.yahoo.com"), Some(1));
+        assert_eq!(found(&map, "other.com"), Some(3));
+        assert_eq!(found(&map, "com"), Some(2));
+        assert_eq!(found(&map, ""), Some(2));
+        assert_eq!(found(&map, ".yahoo.com"), Some(1));
+        assert_eq!(found(&map, "yahoo.com."), Some(2));
+    }
+
+    #[test]
+    fn the_last_insert_counts() {
+        let mut map = map(&["a.example"]);
+        assert_eq!(map.insert(b"A.EXAMPLE", 9, 7), Ok(Some(1)));
+        let (value, place) = map.find(b"a.example").unwrap();
+        assert_eq!((value, map.line(place)), (9, 7));
+        assert_eq!(map.len(), 1);
+        assert_eq!(map.insert(b"", 1, 3), Ok(None));
+        assert_eq!(map.insert(b"", VALUE_MAX, 4), Ok(Some(3)));
+        let (value, place) = map.find(b"b.example").unwrap();
+        assert_eq!((value, map.line(place)), (VALUE_MAX, 4));
+        assert_eq!(map.len(), 2);
+    }
+
+    #[test]
+    fn is_full_when_it_is() {
+        for room in [0, 1, 2, 10, 10_000u32] {
+            let mut map = NameMap::with_room(Hasher::new(1), room as usize).unwrap();
+            for i in 0..room {
+                assert_eq!(map.insert(format!("d{i}.example").as_bytes(), i, i), Ok(None));
+            }
+            for i in 0..room {
+                assert_eq!(found(&map, &format!("D{i}.EXAMPLE")), Some(i));
+            }
+            assert_eq!(found(&map, "x.example"), None);
+            assert_eq!(map.iter().count(), room as usize);
+            assert!((0..4).any(|i| map.insert(format!("x{i}").as_bytes(), 1, 1).is_err()));
+            assert_eq!(found(&map, "unknown.example"), None);
+        }
+        assert_eq!(found(&NameMap::new(Hasher::new(1)), "a"), None);
+    }
+
+    #[test]
+    fn long_hosts_are_found_by_their_end() {
+        let map = map(&[".a.example"]);
+        let mut host = b"a.".repeat(5_000);
+        host.extend_from_slice(b"a.example");
+        assert_eq!(map.find(&host).unwrap().0, 0);
+        assert_eq!(map.find(&b".".repeat(10_000)), None);
+    }
+}

@@ -1,0 +1,265 @@
+//! What can be wrong with a control file: kind, line and column.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The file is used, but it may not mean what was meant.
+    Warning,
+    /// The file is not used: the last good one stays.
+    Error,
+}
+
+/// Which file it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum File {
+    /// control/concurrencydomains
+    Domains,
+    /// control/smtproutes
+    Routes,
+    /// control/concurrencyremote
+    ConcurrencyRemote,
+    /// queue/lock/gatestatus
+    Status,
+}
+
+impl fmt::Display for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Domains => "control/concurrencydomains",
+            Self::Routes => "control/smtproutes",
+            Self::ConcurrencyRemote => "control/concurrencyremote",
+            Self::Status => "queue/lock/gatestatus",
+        })
+    }
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No colon in the line.
+    NoLimit,
+    /// The limit has something else than digits.
+    LimitNotNumber,
+    /// The limit is above [`crate::table::LIMIT_MAX`].
+    LimitTooLarge,
+    /// A colon behind the limit and nothing behind that.
+    GroupEmpty,
+    /// The group's name has a byte that is not printable ASCII.
+    GroupCharacter(u8),
+    /// The group's name is longer than [`crate::table::GROUP_MAX`].
+    GroupTooLong,
+    /// More than [`crate::table::GROUPS_MAX`] groups.
+    TooManyGroups,
+    /// More than two colons.
+    TooManyFields,
+    /// The domain is longer than [`crate::name::NAME_MAX`].
+    DomainTooLong,
+    /// The domain has white space, a control character or an `@`.
+    DomainCharacter(u8),
+    /// The domain has bytes above 127: DNS and SMTP carry the `xn--` form.
+    DomainNotAscii,
+    /// A `*`: wildcards are written `.example.com`.
+    DomainStar,
+    /// A dot at the end of the domain; it is looked up without.
+    DomainRoot,
+    /// The domain was in an earlier line, whose number is here. This one counts.
+    Duplicate(u32),
+    /// The group has another limit in an earlier line, whose number is here. The lower one counts.
+    GroupDisagrees(u32),
+    /// The limit is above concurrencyremote, which is here: it is never reached.
+    AboveConcurrencyRemote(u32),
+    /// The file is not a regular file.
+    NotRegular,
+    /// The file is larger than the gate reads; its size and the largest in bytes.
+    TooBig(u64, u64),
+    /// The file cannot be opened or read; the system's error number, 0 if there is none.
+    Unreadable(i32),
+    /// A line of smtproutes without a colon: qmail-remote ignores it.
+    RouteNoColon,
+    /// A name in smtproutes that is longer than [`crate::name::NAME_MAX`]: the gate does not follow it.
+    RouteTooLong,
+    /// More than a million relays in smtproutes: the gate does not follow the others.
+    TooManyRoutes,
+    /// concurrencyremote is not a number.
+    NotNumber,
+    /// No memory.
+    OutOfMemory,
+    /// More problems than are listed; how many more.
+    More(u32),
+}
+
+impl Kind {
+    /// Warning or error.
+    #[must_use]
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::DomainNotAscii
+            | Self::DomainStar
+            | Self::DomainRoot
+            | Self::Duplicate(_)
+            | Self::GroupDisagrees(_)
+            | Self::AboveConcurrencyRemote(_)
+            | Self::RouteNoColon
+            | Self::RouteTooLong
+            | Self::TooManyRoutes
+            | Self::NotNumber => Severity::Warning,
+            _ => Severity::Error,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NoLimit => f.write_str("no colon: a line is domain:limit or domain:limit:group"),
+            Self::LimitNotNumber => f.write_str("the limit is not a number (empty means unlimited)"),
+            Self::LimitTooLarge => write!(f, "the limit is above {}", crate::table::LIMIT_MAX),
+            Self::GroupEmpty => f.write_str("the group's name is empty"),
+            Self::GroupCharacter(byte) => write!(f, "the group's name has {}", Byte(byte)),
+            Self::GroupTooLong => write!(f, "the group's name is longer than {} bytes", crate::table::GROUP_MAX),
+            Self::TooManyGroups => write!(f, "this is more than {} groups", crate::table::GROUPS_MAX),
+            Self::TooManyFields => f.write_str("too many colons: a line is domain:limit or domain:limit:group"),
+            Self::DomainTooLong => write!(f, "the domain is longer than {} bytes", crate::name::NAME_MAX),
+            Self::DomainCharacter(byte) => write!(f, "the domain has {}", Byte(byte)),
+            Self::DomainNotAscii => {
+                f.write_str("the domain is not ASCII: recipients have its xn-- form, which must be written here")
+            }
+            Self::DomainStar => f.write_str("a star is no wildcard: .example.com means every host below example.com"),
+            Self::DomainRoot => f.write_str("the dot at the domain's end is ignored"),
+            Self::Duplicate(line) => write!(f, "the domain is in line {line} already; this line counts"),
+            Self::GroupDisagrees(line) => {
+                write!(f, "the group has another limit in line {line}; the lowest counts for all its domains")
+            }
+            Self::AboveConcurrencyRemote(limit) => write!(f, "the limit is never reached: concurrencyremote is {limit}"),
+            Self::NotRegular => f.write_str("not a regular file"),
+            Self::TooBig(size, max) => write!(f, "{size} bytes are too many, {max} is the most"),
+            Self::Unreadable(0) => f.write_str("cannot be read"),
+            Self::Unreadable(error) => write!(f, "cannot be read (error {error})"),
+            Self::RouteNoColon => f.write_str("no colon: qmail-remote ignores this line"),
+            Self::RouteTooLong => f.write_str("the name is too long, the gate does not follow this route"),
+            Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", crate::name::VALUE_MAX),
+            Self::NotNumber => f.write_str("not a number, so the default of 20 counts"),
+            Self::OutOfMemory => f.write_str("out of memory"),
+            Self::More(count) => write!(f, "{count} more problems"),
+        }
+    }
+}
+
+/// A byte as a person can read it.
+struct Byte(u8);
+
+impl fmt::Display for Byte {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            b' ' => f.write_str("a space"),
+            b'\t' => f.write_str("a tab"),
+            byte if byte.is_ascii_graphic() => write!(f, "'{}'", char::from(byte)),
+            byte => write!(f, "a byte {byte:#04x}"),
+        }
+    }
+}
+
+/// One problem, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: File,
+    /// The line, from 1; 0 when it is about the whole file.
+    pub line: u32,
+    /// The byte in the line, from 1; 0 when it is about the whole line or file.
+    pub column: u32,
+    /// What it is.
+    pub kind: Kind,
+}
+
+impl Problem {
+    /// About a whole file.
+    #[must_use]
+    pub fn of_file(file: File, kind: Kind) -> Self {
+        Self { file, line: 0, column: 0, kind }
+    }
+
+    /// Warning or error.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        self.kind.severity()
+    }
+}
+
+/// `control/concurrencydomains:3:11: the limit is not a number (empty means unlimited)`
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file)?;
+        if self.line > 0 {
+            write!(f, "{}:", self.line)?;
+            if self.column > 0 {
+                write!(f, "{}:", self.column)?;
+            }
+        }
+        write!(f, " {}", self.kind)
+    }
+}
+
+/// The problems of one file. The first [`Problems::LISTED`] are kept, the others counted.
+#[derive(Clone, Debug)]
+pub struct Problems {
+    file: File,
+    list: Vec<Problem>,
+    unlisted: u32,
+    errors: u32,
+    first_error: Option<Problem>,
+}
+
+impl Problems {
+    /// So many are kept.
+    pub const LISTED: usize = 1000;
+
+    /// None yet.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self { file, list: Vec::new(), unlisted: 0, errors: 0, first_error: None }
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, line: u32, column: usize, kind: Kind) {
+        let column = u32::try_from(column).unwrap_or(u32::MAX);
+        let problem = Problem { file: self.file, line, column, kind };
+        if kind.severity() == Severity::Error {
+            self.errors = self.errors.saturating_add(1);
+            self.first_error.get_or_insert(problem);
+        }
+        if self.list.len() >= Self::LISTED || crate::memory::push(&mut self.list, problem).is_err()
+        {
+            self.unlisted = self.unlisted.saturating_add(1);
+        }
+    }
+
+    /// The problems in the order of the file; the last one may be a [`Kind::More`].
+    pub fn iter(&self) -> impl Iterator<Item = Problem> {
+        let more =
+            (self.unlisted > 0).then(|| Problem::of_file(self.file, Kind::More(self.unlisted)));
+        self.list.iter().copied().chain(more)
+    }
+
+    /// How many errors there are, listed or not.
+    #[must_use]
+    pub fn errors(&self) -> u32 {
+        self.errors
+    }
+
+    /// The first error; else the first warning.
+    #[must_use]
+    pub fn worst(&self) -> Option<Problem> {
+        self.first_error.or_else(|| self.list.first().copied())
+    }
+
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty() && self.unlisted == 0
+    }
+}

@@ -1,0 +1,95 @@
+//! In the steady state a delivery allocates nothing, whether it goes, is held, or is sent away. What is left is that idle
+//! memory is given back once a second, and taken again.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use qpatch_gate::command::Parts;
+use qpatch_gate::gate::{Answer, Gate, Next, Ran};
+use qpatch_gate::random::Random;
+use qpatch_gate::table::Table;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps the contract of alloc.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer came from the same allocator.
+        unsafe { System.dealloc(pointer, layout) };
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the pointer came from the same allocator.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn none_for_a_delivery() {
+    let mut gate = Gate::new(1000, 1000, 1).unwrap();
+    let table = Table::parse(b":2\nbusy.example:20\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let recipients: Vec<String> =
+        (0..3000).map(|i| format!("user{i}@{}{i}.example\0", "x".repeat(i % 7))).collect();
+    let mut free: Vec<u32> = (0..1000).collect();
+    let mut running: VecDeque<u32> = VecDeque::with_capacity(1000);
+    let mut random = Random::new(5);
+    let mut now_us = 0;
+    let (mut held, mut busy) = (0, 0);
+    let mut deliveries = |count: u32, held: &mut u32, busy: &mut u32| {
+        for _ in 0..count {
+            now_us += 2000;
+            let recipient = match random.next() % 2 {
+                0 => &b"user@busy.example\0"[..],
+                _ => recipients[(random.next() % 3000) as usize].as_bytes(),
+            };
+            let slot = free.pop().unwrap();
+            match gate.ask(
+                now_us,
+                slot,
+                &Parts::new(&[b"12/345\0", b"s@a.example\0", recipient]).unwrap(),
+            ) {
+                Answer::Go => running.push_back(slot),
+                Answer::Hold => *held += 1,
+                _ => {
+                    *busy += 1;
+                    free.push(slot);
+                }
+            }
+            // About 100 deliveries run, each for 0.2 s or more.
+            if running.len() > 100 {
+                let slot = running.pop_front().unwrap();
+                gate.done(now_us, slot, Ran::Yes(b"r10.0.0.1 accepted message.\0Kok\0"));
+                free.push(slot);
+            }
+            while let Next::Go { slot, .. } = gate.next(now_us) {
+                running.push_back(slot);
+            }
+            if now_us % 1_000_000 == 0 {
+                gate.tidy(now_us).unwrap();
+            }
+        }
+    };
+    deliveries(100_000, &mut held, &mut busy);
+    (held, busy) = (0, 0);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    deliveries(100_000, &mut held, &mut busy);
+    let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    println!("100,000 deliveries, {held} held, {busy} sent away: {made} allocations");
+    assert!(held > 1000 && busy > 1000);
+    // In 200 seconds.
+    assert!(made < 200, "{made} allocations");
+}

@@ -1,0 +1,66 @@
+//! bindgen's reading of gate.h is checked in as src/bindings.rs. This makes it anew and compares.
+//!
+//! libclang is loaded when the test runs. Without it the test says that it was skipped; with QPATCH_REQUIRE_LIBCLANG=1
+//! it fails. `QPATCH_WRITE_BINDINGS=1` writes the file instead of comparing.
+
+use std::panic::catch_unwind;
+use std::path::Path;
+
+fn generate() -> String {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("gate.h");
+    let bindings = bindgen::Builder::default()
+        .header(header.to_str().unwrap())
+        .clang_arg("-std=c89")
+        .allowlist_item("gate_.*|GATE_.*")
+        .raw_line("//! Written by bindgen from gate.h; tests/bindings.rs says how, and that it is so still.")
+        .disable_header_comment()
+        .rust_edition(bindgen::RustEdition::Edition2024)
+        .rust_target(bindgen::RustTarget::stable(85, 0).ok().unwrap())
+        .use_core()
+        .layout_tests(false)
+        .formatter(bindgen::Formatter::None)
+        .generate()
+        .unwrap();
+    rustfmt(&bindings.to_string())
+}
+
+/// With the project's own settings, so that the file is what `cargo fmt` makes of it.
+fn rustfmt(text: &str) -> String {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new("rustfmt")
+        .args(["--edition", "2024", "--emit", "stdout"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("rustfmt");
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn bindings_are_what_bindgen_reads() {
+    let loaded = catch_unwind(|| bindgen::clang_version().full);
+    if loaded.is_err() {
+        assert!(
+            std::env::var_os("QPATCH_REQUIRE_LIBCLANG").is_none(),
+            "libclang is required here, and not found"
+        );
+        println!("skipped: no libclang");
+        return;
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bindings.rs");
+    let generated = generate();
+    if std::env::var_os("QPATCH_WRITE_BINDINGS").is_some() {
+        std::fs::write(&path, generated).unwrap();
+        return;
+    }
+    let checked_in = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        checked_in == generated,
+        "src/bindings.rs is not what bindgen reads in gate.h; it reads:\n{generated}"
+    );
+}

@@ -1,0 +1,298 @@
+//! The gate and its C as the mail server gets them: a static library made by rustc alone, the glue made by cc, linked by
+//! cc with the libraries that rustc names. Also with AddressSanitizer, and under Valgrind where there is one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// The most that a stripped program may grow by the gate.
+const GROWTH_MAX: u64 = 512 << 10;
+
+/// The static library and the libraries to link with, made once for all tests.
+struct Gate {
+    archive: PathBuf,
+    libraries: Vec<String>,
+}
+
+fn gate() -> &'static Gate {
+    static GATE: OnceLock<Gate> = OnceLock::new();
+    GATE.get_or_init(|| staticlib("gate.a", &[]))
+}
+
+/// With the domain panic.invalid.
+fn panicking_gate() -> &'static Gate {
+    static GATE: OnceLock<Gate> = OnceLock::new();
+    GATE.get_or_init(|| staticlib("panicking.a", &["--cfg", "feature=\"panic-injection\""]))
+}
+
+/// As qpatch's build script does it.
+fn staticlib(name: &str, more: &[&str]) -> Gate {
+    let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let output = succeed(
+        Command::new(rustc)
+            .args(["--edition", "2024", "--crate-name", "qpatch_gate", "--crate-type", "staticlib"])
+            .args([
+                "-C",
+                "opt-level=s",
+                "-C",
+                "lto=fat",
+                "-C",
+                "codegen-units=1",
+                "-C",
+                "panic=unwind",
+            ])
+            .args(["--print", "native-static-libs"])
+            .args(more)
+            .arg(source("src/lib.rs"))
+            .arg("-o")
+            .arg(&archive),
+    );
+    // As qpatch's build script does it, too; and Valgrind is quicker for it.
+    let _ = Command::new("strip").arg("--strip-debug").arg(&archive).status();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!text.contains("warning"), "{text}");
+    let libraries = text
+        .lines()
+        .find_map(|line| line.split_once("native-static-libs: "))
+        .expect("the libraries")
+        .1;
+    Gate { archive, libraries: libraries.split(' ').map(String::from).collect() }
+}
+
+struct Build {
+    path: PathBuf,
+}
+
+impl Drop for Build {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+fn succeed(command: &mut Command) -> Output {
+    let output = run(command);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+fn compiler() -> String {
+    std::env::var("CC").unwrap_or_else(|_| "cc".into())
+}
+
+impl Build {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("gate-c-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(path.join("queue/mess")).unwrap();
+        fs::create_dir_all(path.join("queue/lock")).unwrap();
+        fs::create_dir_all(path.join("control")).unwrap();
+        fs::write(path.join("queue/lock/gatestatus"), "").unwrap();
+        fs::write(path.join("control/concurrencyremote"), "120\n").unwrap();
+        fs::write(path.join("control/concurrencydomains"), "busy.example:3\n:20\n").unwrap();
+        Self { path }
+    }
+
+    fn object(&self, file: &str, flags: &[&str]) -> PathBuf {
+        let object = self.path.join(file.replace('/', "_")).with_extension("o");
+        let output = succeed(
+            Command::new(compiler())
+                .args(["-std=gnu89", "-Wall", "-Werror", "-g", "-O2", "-c"])
+                .args(flags)
+                .arg("-I")
+                .arg(source("tests/c"))
+                .arg("-I")
+                .arg(source(""))
+                .arg(source(file))
+                .arg("-o")
+                .arg(&object),
+        );
+        assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        object
+    }
+
+    fn link(&self, name: &str, flags: &[&str], files: &[&str], gate: Option<&Gate>) -> PathBuf {
+        let program = self.path.join(name);
+        let mut command = Command::new(compiler());
+        command.args(flags).args(files.iter().map(|file| self.object(file, flags)));
+        if let Some(gate) = gate {
+            command.arg(&gate.archive).args(&gate.libraries);
+        }
+        succeed(command.arg("-o").arg(&program));
+        program
+    }
+
+    fn command(&self, program: &Path, mode: &str) -> Command {
+        let mut command = Command::new(program);
+        command.arg(mode).current_dir(self.path.join("queue/mess"));
+        command
+    }
+
+    /// Runs a program that must succeed and print nothing but one line; the numbers in it.
+    fn numbers(&self, program: &Path, mode: &str) -> Vec<u64> {
+        let output = succeed(&mut self.command(program, mode));
+        assert!(
+            output.stderr.is_empty(),
+            "the gate printed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let text = String::from_utf8(output.stdout).unwrap();
+        print!("{mode}: {text}");
+        text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    }
+}
+
+const GLUE: [&str; 2] = ["tests/c/glue.c", "gate_glue.c"];
+
+#[test]
+fn glue() {
+    let build = Build::new("glue");
+    let program = build.link("glue", &[], &GLUE, Some(gate()));
+    let [commands, ended, held, busy, nomem] = build.numbers(&program, "run")[..] else {
+        panic!("five numbers")
+    };
+    assert_eq!((commands, nomem), (ended, 0));
+    assert!(held > 100 && busy > 100);
+    let [commands, ended, _, _, nomem] = build.numbers(&program, "memory")[..] else {
+        panic!("five numbers")
+    };
+    assert_eq!(commands, ended);
+    assert!(nomem > 10, "{nomem}");
+    let status = fs::read_to_string(build.path.join("queue/lock/gatestatus")).unwrap();
+    assert!(status.contains("key\tdomain\tbusy.example\t3\t0\t0\t"), "{status}");
+
+    // Without the control file it is stock.
+    fs::remove_file(build.path.join("control/concurrencydomains")).unwrap();
+    let output = run(&mut build.command(&program, "run"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "wrong: over the limit\n");
+
+    let stub = build.link("stub", &[], &["tests/c/glue.c", "gate_stub.c"], None);
+    let output = run(&mut build.command(&stub, "run"));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "wrong: over the limit\n",
+        "the stub has no limit"
+    );
+
+    let sizes = [&program, &stub].map(|program| {
+        succeed(Command::new("strip").arg(program));
+        fs::metadata(program).unwrap().len()
+    });
+    let growth = sizes[0] - sizes[1];
+    println!(
+        "the gate adds {growth} bytes ({} KiB) to a stripped program of {}",
+        growth >> 10,
+        sizes[1]
+    );
+    assert!(growth <= GROWTH_MAX);
+}
+
+#[test]
+fn panics_stay_inside() {
+    let build = Build::new("panic");
+    let program = build.link("glue", &[], &GLUE, Some(panicking_gate()));
+    let [commands, _, held, busy, _] = build.numbers(&program, "panic")[..] else {
+        panic!("five numbers")
+    };
+    assert!(commands > 0 && held > 0);
+    assert_eq!(busy, 0, "after a panic everything goes");
+    let status = fs::read_to_string(build.path.join("queue/lock/gatestatus")).unwrap();
+    assert!(status.contains("state\tfailed\n"), "{status}");
+}
+
+#[test]
+fn sanitizer() {
+    let build = Build::new("asan");
+    let flags = ["-fsanitize=address"];
+    let program = build.link("glue", &flags, &GLUE, Some(gate()));
+    let proof = run(&mut build.command(&program, "overflow"));
+    let said = String::from_utf8_lossy(&proof.stderr);
+    assert!(
+        !proof.status.success() && said.contains("AddressSanitizer: heap-buffer-overflow"),
+        "is it on? {said}"
+    );
+    assert_eq!(build.numbers(&program, "run").len(), 5);
+    assert_eq!(build.numbers(&program, "memory").len(), 5);
+    let retry = build.link("retry", &flags, &["tests/c/retry.c", "gate_retry.c"], None);
+    succeed(&mut build.command(&retry, ""));
+}
+
+#[test]
+fn valgrind() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        println!("skipped: no valgrind");
+        return;
+    }
+    let build = Build::new("valgrind");
+    let glue = build.link("glue", &[], &GLUE, Some(panicking_gate()));
+    let retry = build.link("retry", &[], &["tests/c/retry.c", "gate_retry.c"], None);
+    let check = |program: &Path, mode: &str| {
+        run(Command::new("valgrind")
+            .args([
+                "--quiet",
+                "--error-exitcode=99",
+                "--leak-check=full",
+                "--errors-for-leak-kinds=definite",
+            ])
+            .arg(program)
+            .args([mode, "1000"])
+            .current_dir(build.path.join("queue/mess")))
+    };
+    let proof = check(&glue, "overflow");
+    assert_eq!(proof.status.code(), Some(99), "{}", String::from_utf8_lossy(&proof.stderr));
+    for (program, mode) in [(&glue, "run"), (&glue, "memory"), (&glue, "panic"), (&retry, "")] {
+        let output = check(program, mode);
+        assert!(output.status.success(), "{mode}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn retry() {
+    let build = Build::new("retry");
+    let program = build.link("retry", &[], &["tests/c/retry.c", "gate_retry.c"], None);
+    let output = succeed(&mut build.command(&program, ""));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "retry ok\n");
+}
+
+/// Whatever the tree's compiler and dialect is.
+#[test]
+fn compiles_without_warnings() {
+    let build = Build::new("warnings");
+    for compiler in ["gcc", "clang"] {
+        if Command::new(compiler).arg("--version").output().is_err() {
+            println!("skipped: no {compiler}");
+            continue;
+        }
+        for dialect in ["-std=gnu89", "-std=gnu99", "-std=gnu17"] {
+            for file in ["gate_glue.c", "gate_stub.c", "gate_retry.c"] {
+                let output = run(Command::new(compiler)
+                    .args([dialect, "-Wall", "-Wextra", "-Werror", "-O2", "-c"])
+                    .arg("-I")
+                    .arg(source("tests/c"))
+                    .arg(source(file))
+                    .arg("-o")
+                    .arg(build.path.join("x.o")));
+                let said = String::from_utf8_lossy(&output.stderr);
+                assert!(
+                    output.status.success() && said.is_empty(),
+                    "{compiler} {dialect} {file}: {said}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,493 @@
+//! The gate with its files: reload, what is wrong with them, and the status file.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use qpatch_gate::command::Parts;
+use qpatch_gate::gate::Ran;
+use qpatch_gate::host::{Ask, Due, Host};
+use qpatch_gate::rules::KeyKind;
+use qpatch_gate::status::{State, Status, StatusError};
+use qpatch_gate::table::Limit;
+
+/// A qmail home with control and queue/lock, removed in the end.
+struct Home {
+    path: PathBuf,
+}
+
+impl Home {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("gate-host-{}-{number}", std::process::id()));
+        fs::create_dir_all(path.join("control")).unwrap();
+        fs::create_dir_all(path.join("lock")).unwrap();
+        fs::write(path.join("lock/gatestatus"), "").unwrap();
+        Self { path }
+    }
+
+    fn control(&self, name: &str) -> PathBuf {
+        self.path.join("control").join(name)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        // As one should: a reader sees the old file or the new one.
+        let next = self.control("next");
+        fs::write(&next, text).unwrap();
+        fs::rename(next, self.control(name)).unwrap();
+    }
+
+    fn open(&self, slots: u32) -> Host {
+        Host::open(
+            slots,
+            self.path.join("control").as_os_str(),
+            self.path.join("lock/gatestatus").as_os_str(),
+            1,
+        )
+        .unwrap()
+    }
+
+    fn status(&self) -> Result<Status, StatusError> {
+        Status::parse(&fs::read(self.path.join("lock/gatestatus")).unwrap())
+    }
+
+    fn problem(&self) -> String {
+        self.status().unwrap().problems.join("; ")
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn ask(host: &mut Host, slot: u32, domain: &str) -> Ask {
+    let recipient = format!("user@{domain}\0");
+    host.ask(slot, &Parts::new(&[b"1/1\0", b"sender\0", recipient.as_bytes()]).unwrap())
+}
+
+fn text(host: &Host) -> String {
+    let (end, text) = host.text().split_last().unwrap();
+    assert_eq!(*end, 0);
+    String::from_utf8(text.to_vec()).unwrap()
+}
+
+/// As the spawner's loop: sleeps for as long as the gate allows, until something is due. Milliseconds.
+fn wait_for_due(host: &mut Host) -> (Due, u128) {
+    let start = Instant::now();
+    loop {
+        let due = host.due();
+        if due != Due::Nothing {
+            return (due, start.elapsed().as_millis());
+        }
+        let wait_ms = host.timeout_ms().expect("something is held");
+        assert!(start.elapsed() < Duration::from_secs(10), "nothing came");
+        sleep(Duration::from_millis(wait_ms));
+    }
+}
+
+fn next_second() {
+    sleep(Duration::from_millis(1050));
+}
+
+#[test]
+fn without_a_file_it_is_stock() {
+    let home = Home::new();
+    let mut host = home.open(10);
+    for slot in 0..10 {
+        assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
+    }
+    for slot in 0..10 {
+        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+    }
+    assert_eq!(host.timeout_ms(), None);
+    assert_eq!(home.status(), Err(StatusError::Empty), "nothing is written");
+}
+
+#[test]
+fn a_file_that_appears_counts_what_runs_already() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    let mut host = home.open(100);
+    for slot in 0..3 {
+        assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
+    }
+    home.write("concurrencydomains", ":4\n");
+    next_second();
+    assert_eq!(ask(&mut host, 3, "a.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 4, "a.example"), Ask::Hold);
+    fs::remove_file(home.control("concurrencydomains")).unwrap();
+    let (due, ms) = wait_for_due(&mut host);
+    assert!(matches!(due, Due::Go { slot: 4, .. }), "stock again");
+    assert!(ms < 1200, "{ms} ms");
+}
+
+#[test]
+fn limits_change_within_a_second_both_ways() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", ":2\n");
+    let mut host = home.open(100);
+    for slot in 0..2 {
+        assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
+    }
+    for slot in 2..6 {
+        assert_eq!(ask(&mut host, slot, "a.example"), Ask::Hold);
+    }
+    home.write("concurrencydomains", ":5\n");
+    let (due, ms) = wait_for_due(&mut host);
+    assert!(matches!(due, Due::Go { slot: 2, .. }));
+    assert!(ms < 1200, "{ms} ms");
+    assert!(matches!(host.due(), Due::Go { slot: 3, .. }));
+    assert!(matches!(host.due(), Due::Go { slot: 4, .. }));
+    assert_eq!(host.due(), Due::Nothing);
+    home.write("concurrencydomains", ":3\n");
+    next_second();
+    // Five run; nothing is killed, and nothing starts before it is below three.
+    for slot in 0..2 {
+        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+        assert_eq!(host.due(), Due::Nothing);
+    }
+    host.done(2, Ran::Yes(b"r\0Kok\0"));
+    assert!(matches!(host.due(), Due::Go { slot: 5, .. }));
+}
+
+#[test]
+fn busy_reports() {
+    let home = Home::new();
+    home.write("concurrencyremote", "4\n");
+    home.write("concurrencydomains", "a.example:1\nb.example:1:Twins\n");
+    let mut host = home.open(100);
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 1, "a.example"), Ask::Hold);
+    assert_eq!(ask(&mut host, 2, "a.example"), Ask::Report);
+    let report = text(&host);
+    let (secs, rest) = report.strip_prefix('B').unwrap().split_once(' ').unwrap();
+    assert!((1..=3600).contains(&secs.parse::<u32>().unwrap()));
+    assert_eq!(
+        rest,
+        format!(
+            "a.example is at its limit of 1 delivery; not tried, again in {secs} s. (#4.4.5)\n"
+        )
+    );
+    assert_eq!(ask(&mut host, 1, "a.example"), Ask::Report);
+    assert_eq!(text(&host), "ZInternal error: delnum in use. (#4.3.5)\n");
+    assert_eq!(ask(&mut host, 2, "b.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 3, "b.example"), Ask::Report);
+    assert!(text(&host).contains(" group twins is at its limit of 1 delivery;"));
+}
+
+#[test]
+fn bad_files_leave_the_last_good_table() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", "a.example:1\n");
+    let mut host = home.open(100);
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    let domains = home.control("concurrencydomains");
+    let mut slot = 1;
+    let mut limited = |host: &mut Host, expected: &str| {
+        next_second();
+        assert_eq!(ask(host, slot, "a.example"), Ask::Hold, "{expected}");
+        slot += 1;
+        next_second();
+        host.due();
+        assert_eq!(home.problem(), expected);
+    };
+
+    home.write("concurrencydomains", "a.example:1O\n");
+    limited(
+        &mut host,
+        "control/concurrencydomains:1:12: the limit is not a number (empty means unlimited)",
+    );
+
+    home.write(
+        "concurrencydomains",
+        (0..50_000u32).map(|i| ((i * i) >> 3) as u8).collect::<Vec<u8>>(),
+    );
+    next_second();
+    assert_eq!(ask(&mut host, 20, "a.example"), Ask::Hold);
+
+    fs::remove_file(&domains).unwrap();
+    fs::create_dir(&domains).unwrap();
+    limited(&mut host, "control/concurrencydomains: not a regular file");
+
+    fs::remove_dir(&domains).unwrap();
+    assert!(Command::new("mkfifo").arg(&domains).status().unwrap().success());
+    limited(&mut host, "control/concurrencydomains: not a regular file");
+
+    fs::remove_file(&domains).unwrap();
+    // Unreadable for root, too: a link to itself.
+    std::os::unix::fs::symlink("concurrencydomains", &domains).unwrap();
+    let error = fs::metadata(&domains).unwrap_err().raw_os_error().unwrap();
+    limited(&mut host, &format!("control/concurrencydomains: cannot be read (error {error})"));
+
+    fs::remove_file(&domains).unwrap();
+    // Sparse: it is the size that is looked at, not the contents.
+    fs::File::create(&domains).unwrap().set_len(100 << 20).unwrap();
+    limited(
+        &mut host,
+        "control/concurrencydomains: 104857600 bytes are too many, 67108864 is the most",
+    );
+
+    home.write("concurrencydomains", "a.example:1\na.example:1\n");
+    limited(
+        &mut host,
+        "control/concurrencydomains:2:1: the domain is in line 1 already; this line counts",
+    );
+
+    home.write("concurrencydomains", "a.example:1\r\n# no end of line\n:7");
+    limited(&mut host, "");
+}
+
+#[test]
+fn a_bad_file_at_the_start_is_stock_and_seen() {
+    let home = Home::new();
+    home.write("concurrencydomains", "a.example\n");
+    home.write("concurrencyremote", "many\n");
+    home.write("smtproutes", "nonsense\n");
+    let mut host = home.open(100);
+    for slot in 0..5 {
+        assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
+    }
+    let status = home.status().unwrap();
+    assert_eq!(status.state, State::Stock);
+    assert_eq!(
+        status.problems,
+        [
+            "control/concurrencydomains:1:10: no colon: a line is domain:limit or domain:limit:group",
+            "control/smtproutes:1: no colon: qmail-remote ignores this line",
+            "control/concurrencyremote:1: not a number, so the default of 20 counts",
+        ]
+    );
+    assert_eq!(status.concurrency_remote, 20);
+}
+
+#[test]
+fn relays_count_together() {
+    let home = Home::new();
+    home.write("concurrencydomains", "relay.example:2\n");
+    home.write("smtproutes", "a.example:relay.example:26\nb.example:[Relay.Example]\n");
+    let mut host = home.open(100);
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 1, "b.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 2, "A.example."), Ask::Hold);
+    assert_eq!(ask(&mut host, 3, "c.example"), Ask::Go);
+    home.write("smtproutes", "a.example:relay.example:26\n");
+    next_second();
+    assert!(
+        matches!(host.due(), Due::Go { slot: 2, .. }),
+        "b.example does not count there any more"
+    );
+}
+
+#[test]
+fn odd_recipients() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":1\n[10.0.0.1]:2\n.long.example:1:long\n");
+    let mut host = home.open(100);
+    let mut slot = 0;
+    let mut go = |host: &mut Host, recipient: &[u8]| {
+        slot += 1;
+        host.ask(slot, &Parts::new(&[b"1/1\0", b"\0", recipient]).unwrap()) == Ask::Go
+    };
+    for _ in 0..3 {
+        assert!(go(&mut host, b"nobody\0"), "without a domain it is docmd's business");
+        assert!(go(&mut host, b""));
+    }
+    assert!(go(&mut host, b"u@[10.0.0.1]\0"));
+    assert!(go(&mut host, b"u@[10.0.0.1]\0"));
+    assert!(!go(&mut host, b"u@[10.0.0.1]\0"));
+    assert!(go(&mut host, b"u@dot.example\0"));
+    assert!(!go(&mut host, b"u@DOT.example.\0"));
+    assert!(go(&mut host, "u@bücher.example\0".as_bytes()));
+    assert!(!go(&mut host, "u@bücher.example\0".as_bytes()));
+    assert!(go(&mut host, b"u@\0"));
+    assert!(!go(&mut host, b"u@\0"));
+    let long = |end: &str| [b"u@", &b"x".repeat(10_000)[..], end.as_bytes(), b"\0"].concat();
+    assert!(go(&mut host, &long(".long.example")));
+    assert!(!go(&mut host, &long(".other.long.example")), "its suffix has a group");
+    assert!(go(&mut host, &long("")));
+    assert!(!go(&mut host, &long("")));
+    assert!(!go(&mut host, &b"@".repeat(10_000)), "an empty domain again");
+}
+
+#[test]
+fn the_status_file_tells_what_happens() {
+    let home = Home::new();
+    home.write("concurrencyremote", "5\n");
+    home.write("concurrencydomains", ":20\na%b.example:3\nbusy.example:2:Busy\nfree.example:\n");
+    let mut host = home.open(50);
+    for slot in 0..4 {
+        ask(&mut host, slot, "busy.example");
+    }
+    ask(&mut host, 4, "free.example");
+    ask(&mut host, 5, "a%b.example");
+    host.done(4, Ran::Yes(b"r\0Kok\0"));
+    host.done(5, Ran::Yes(b"sbusy\0Z10.0.0.1 does not\tlike you.\nRemote host said: 421\n\0"));
+    next_second();
+    host.due();
+    let status = home.status().unwrap();
+    assert_eq!((status.state, status.slots, status.concurrency_remote), (State::Limits, 50, 5));
+    assert_eq!((status.in_use, status.held), (3, 1));
+    assert_eq!(
+        (status.totals.asked, status.totals.done, status.totals.busy, status.totals.held),
+        (6, 2, 1, 1)
+    );
+    assert_eq!(status.pid, std::process::id());
+    assert!(status.problems.is_empty() && status.unlisted == 0);
+    let key = |name: &str| status.keys.iter().find(|key| key.name == name).unwrap();
+    let busy = key("busy");
+    assert_eq!(
+        (busy.kind, busy.limit, busy.running, busy.held),
+        (KeyKind::Group, Limit::AtMost(2), 2, 1)
+    );
+    assert_eq!((busy.busy, busy.peak), (1, 2));
+    assert!(busy.away <= 1, "it was sent away for a second");
+    assert_eq!(key("free.example").limit, Limit::Unlimited);
+    let failed = key("a%b.example");
+    assert_eq!(failed.done, 1);
+    assert_eq!(failed.error, "10.0.0.1 does not\tlike you.\nRemote host said: 421\n");
+    assert_eq!(status.keys.len(), 3);
+
+    let prometheus = status.prometheus();
+    for line in [
+        "qmail_gate_up 1",
+        "qmail_gate_slots_held 1",
+        "# TYPE qmail_gate_key_busy_total counter",
+        "qmail_gate_key_limit{kind=\"group\",key=\"busy\"} 2",
+        "qmail_gate_key_running{kind=\"group\",key=\"busy\"} 2",
+        "qmail_gate_key_done_total{kind=\"domain\",key=\"a%b.example\"} 1",
+    ] {
+        assert!(prometheus.lines().any(|found| found == line), "{line} is not in\n{prometheus}");
+    }
+    assert!(!prometheus.contains("key_limit{kind=\"domain\",key=\"free.example\"}"));
+}
+
+#[test]
+fn torn_and_foreign_status_files() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":1\n");
+    let _host = home.open(10);
+    let path = home.path.join("lock/gatestatus");
+    let whole = fs::read(&path).unwrap();
+    assert!(Status::parse(&whole).is_ok());
+    for cut in 1..whole.len() - 1 {
+        let error = Status::parse(&whole[..cut]).unwrap_err();
+        assert!(matches!(error, StatusError::Torn | StatusError::Foreign), "{cut}: {error:?}");
+    }
+    let old = String::from_utf8(whole.clone()).unwrap().replace("\t1\t1\n", "\t1\t2\n");
+    assert_eq!(
+        Status::parse(old.as_bytes()),
+        Err(StatusError::Torn),
+        "the beginning of one, the end of another"
+    );
+    let longer = [&whole[..], b"key\tleft over from a longer one"].concat();
+    assert!(Status::parse(&longer).is_ok());
+    assert_eq!(Status::parse(b""), Err(StatusError::Empty));
+    assert_eq!(Status::parse(&[0; 1024]), Err(StatusError::Empty));
+    assert_eq!(Status::parse(b"something else\n"), Err(StatusError::Foreign));
+    assert_eq!(Status::parse(b"qpatch-gate\t2\t1\nend\t1\n"), Err(StatusError::Foreign));
+    assert_eq!(Status::parse(b"qpatch-gate\t1\t1\nslots\tx\nend\t1\n"), Err(StatusError::Line(2)));
+}
+
+#[test]
+fn without_a_status_file_mail_goes_on() {
+    let home = Home::new();
+    let status = home.path.join("lock/gatestatus");
+    home.write("concurrencydomains", ":1\n");
+    fs::remove_file(&status).unwrap();
+    let mut host = home.open(10);
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 1, "a.example"), Ask::Hold);
+    next_second();
+    assert_eq!(host.due(), Due::Nothing);
+    assert!(!status.exists(), "it is not created");
+    assert!(Command::new("mkfifo").arg(&status).status().unwrap().success());
+    host.done(0, Ran::No);
+    next_second();
+    assert!(matches!(host.due(), Due::Go { slot: 1, .. }));
+    fs::remove_file(&status).unwrap();
+    fs::write(&status, "").unwrap();
+    host.done(1, Ran::No);
+    next_second();
+    host.due();
+    assert_eq!(
+        home.problem(),
+        "queue/lock/gatestatus: not a regular file",
+        "the last write failed"
+    );
+}
+
+#[test]
+fn sleeping_is_right() {
+    let home = Home::new();
+    home.write("concurrencyremote", "10\n");
+    home.write("concurrencydomains", ":1\n");
+    let mut host = home.open(10);
+    assert_eq!(host.timeout_ms(), None, "nothing held, nothing to write");
+    ask(&mut host, 0, "a.example");
+    let write_ms = host.timeout_ms().unwrap();
+    assert!((900..=1010).contains(&write_ms), "{write_ms}");
+    ask(&mut host, 1, "a.example");
+    let look_ms = host.timeout_ms().unwrap();
+    assert!((900..=1010).contains(&look_ms), "{look_ms}");
+    next_second();
+    assert_eq!(host.due(), Due::Nothing);
+    host.done(0, Ran::No);
+    assert_eq!(host.timeout_ms(), Some(0), "a held command can start");
+    assert!(matches!(host.due(), Due::Go { slot: 1, .. }));
+    host.done(1, Ran::No);
+    next_second();
+    host.due();
+    assert_eq!(host.timeout_ms(), None);
+}
+
+#[test]
+fn held_commands_are_dropped() {
+    let home = Home::new();
+    home.write("concurrencyremote", "10\n");
+    home.write("concurrencydomains", ":1\n");
+    let mut host = home.open(10);
+    for slot in 0..4 {
+        ask(&mut host, slot, "a.example");
+    }
+    assert_eq!(host.held(), 3);
+    host.drop_held();
+    assert_eq!(host.held(), 0);
+    host.done(0, Ran::No);
+    assert_eq!(host.due(), Due::Nothing);
+    host.drop_held();
+    let status = home.status().unwrap();
+    assert_eq!((status.in_use, status.held, status.totals.held), (0, 0, 3));
+}
+
+#[test]
+fn a_hundred_thousand_lines_load_quickly() {
+    let home = Home::new();
+    let text: String = (0..100_000).map(|i| format!("domain{i}.example:{}\n", i % 50)).collect();
+    home.write("concurrencydomains", text);
+    let start = Instant::now();
+    let mut host = home.open(10);
+    println!("100,000 lines loaded in {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(ask(&mut host, 0, "domain99951.example"), Ask::Go);
+    assert_eq!(home.status().unwrap().domains, 100_000);
+}
+
+#[test]
+fn paths_are_bytes() {
+    let odd = OsStr::from_bytes(b"no/such/\xff/place");
+    let mut host = Host::open(3, odd, odd, 1).unwrap();
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    assert!(Host::open(0, odd, odd, 1).is_err());
+    assert!(Host::open(65536, odd, odd, 1).is_err());
+    assert!(!Path::new(odd).exists());
+}

@@ -1,0 +1,322 @@
+//! A discrete-event model of qmail-send and qmail-rspawn around the real core.
+//!
+//! qmail-send: one pass over a mail takes 1/3000 s; a pass needs a free slot and a mail whose time, in whole seconds, has
+//! come; the mail whose time came first is passed first. A busy answer of S seconds puts the mail back. With
+//! [`Return::Spread`] that is what gate_retry.c does: S seconds and some tenths later. With [`Return::Whole`] it is what
+//! a plain `pe.dt = recent + S` would do.
+//!
+//! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time.
+
+#![allow(dead_code, unreachable_pub, reason = "each test uses its part of the model")]
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use qpatch_gate::command::Parts;
+use qpatch_gate::gate::{Answer, Gate, Next, Ran};
+use qpatch_gate::random::Random;
+use qpatch_gate::table::Table;
+
+pub const SEC: u64 = 1_000_000;
+const PASS_US: u64 = SEC / 3000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Return {
+    Spread,
+    Whole,
+}
+
+/// Service time as a factor of the mean, by the time of the start.
+pub type Speed = fn(u64) -> f64;
+
+pub struct Setup {
+    pub table: &'static str,
+    pub concurrency_remote: u32,
+    pub conf_spawn: u32,
+    pub mean_service_secs: f64,
+    pub speed: Speed,
+    pub back: Return,
+    pub seed: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            table: ":20\n",
+            concurrency_remote: 1000,
+            conf_spawn: 1000,
+            mean_service_secs: 0.2,
+            speed: |_| 1.0,
+            back: Return::Spread,
+            seed: 1,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Mail {
+    pub domain: u32,
+    pub born_us: u64,
+    pub busy: u32,
+    pub started_us: u64,
+    pub ended_us: u64,
+}
+
+/// What a domain saw.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    pub running: u32,
+    pub peak: u32,
+    pub mails: u32,
+    pub busy: u64,
+    pub busy_max: u32,
+    pub first_us: u64,
+    pub last_start_us: u64,
+    pub last_end_us: u64,
+    work_us: u64,
+    pub waited_us: u64,
+    pub waited_max_us: u64,
+}
+
+impl Seen {
+    /// Deliveries that ran at once in the mean, from the beginning to the last start.
+    pub fn mean_running(&self) -> f64 {
+        self.work_us as f64 / (self.last_start_us - self.first_us) as f64
+    }
+
+    pub fn makespan_secs(&self) -> f64 {
+        (self.last_end_us - self.first_us) as f64 / 1e6
+    }
+
+    pub fn busy_per_mail(&self) -> f64 {
+        self.busy as f64 / f64::from(self.mails)
+    }
+
+    pub fn mean_wait_secs(&self) -> f64 {
+        self.waited_us as f64 / 1e6 / f64::from(self.mails)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// A delivery ends: slot, mail.
+    End(u32, u32),
+    /// A mail comes to pqchan.
+    Arrive(u32),
+    Pass,
+    Timer,
+}
+
+pub struct Outcome {
+    pub mails: Vec<Mail>,
+    pub domains: Vec<Seen>,
+    pub passes: u64,
+    pub expired: u64,
+    pub held_peak: u32,
+}
+
+pub struct Model {
+    setup: Setup,
+    gate: Gate,
+    random: Random,
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    sequence: u64,
+    /// Mails by the second in which they may be passed.
+    due: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    mails: Vec<Mail>,
+    names: Vec<String>,
+    seen: Vec<Seen>,
+    slot_mail: Vec<u32>,
+    free: BinaryHeap<Reverse<u32>>,
+    pass_pending: bool,
+    phase: u64,
+    passes: u64,
+    held_peak: u32,
+    limits: Vec<Option<u32>>,
+    left: usize,
+}
+
+impl Model {
+    pub fn new(setup: Setup) -> Self {
+        let mut gate = Gate::new(setup.conf_spawn, setup.concurrency_remote, setup.seed).unwrap();
+        let (table, problems) = Table::parse(setup.table.as_bytes(), gate.hasher()).unwrap();
+        assert!(problems.is_empty());
+        gate.set_table(Some(table), 0).unwrap();
+        let slots = setup.conf_spawn.min(setup.concurrency_remote);
+        Self {
+            random: Random::new(setup.seed ^ 0xabcd),
+            setup,
+            gate,
+            events: BinaryHeap::new(),
+            sequence: 0,
+            due: BinaryHeap::new(),
+            mails: Vec::new(),
+            names: Vec::new(),
+            seen: Vec::new(),
+            slot_mail: vec![u32::MAX; slots as usize],
+            free: (0..slots).map(Reverse).collect(),
+            pass_pending: false,
+            phase: 0,
+            passes: 0,
+            held_peak: 0,
+            limits: Vec::new(),
+            left: 0,
+        }
+    }
+
+    pub fn domain(&mut self, name: &str) -> u32 {
+        self.names.push(format!("user@{name}\0"));
+        self.seen.push(Seen { first_us: u64::MAX, ..Seen::default() });
+        let limit = match self.gate.rules().resolve(name.as_bytes()).limit {
+            qpatch_gate::table::Limit::AtMost(limit) => Some(limit),
+            qpatch_gate::table::Limit::Unlimited => None,
+        };
+        self.limits.push(limit);
+        self.names.len() as u32 - 1
+    }
+
+    pub fn mail(&mut self, domain: u32, born_us: u64) {
+        let at = self.mails.len() as u32;
+        self.mails.push(Mail { domain, born_us, busy: 0, started_us: 0, ended_us: 0 });
+        let seen = &mut self.seen[domain as usize];
+        seen.first_us = seen.first_us.min(born_us);
+        seen.mails += 1;
+        self.left += 1;
+        self.at(born_us, Event::Arrive(at));
+    }
+
+    fn at(&mut self, when_us: u64, event: Event) {
+        self.sequence += 1;
+        self.events.push(Reverse((when_us, self.sequence, event)));
+    }
+
+    pub fn run(mut self) -> Outcome {
+        while let Some(Reverse((now_us, _, event))) = self.events.pop() {
+            match event {
+                Event::Arrive(mail) => {
+                    self.sequence += 1;
+                    self.due.push(Reverse((now_us / SEC, self.sequence, mail)));
+                }
+                Event::End(slot, mail) => self.end(now_us, slot, mail),
+                Event::Pass => {
+                    self.pass_pending = false;
+                    self.pass(now_us);
+                }
+                Event::Timer => {}
+            }
+            self.start_held(now_us);
+            self.plan_pass(now_us);
+            if self.left == 0 {
+                break;
+            }
+        }
+        assert_eq!(self.left, 0, "mail is lost");
+        Outcome {
+            mails: self.mails,
+            domains: self.seen,
+            passes: self.passes,
+            expired: self.gate.totals().expired,
+            held_peak: self.held_peak,
+        }
+    }
+
+    fn plan_pass(&mut self, now_us: u64) {
+        if self.pass_pending || self.free.is_empty() {
+            return;
+        }
+        if let Some(&Reverse((due_secs, ..))) = self.due.peek() {
+            self.pass_pending = true;
+            self.at((now_us + PASS_US).max(due_secs * SEC), Event::Pass);
+        }
+    }
+
+    fn pass(&mut self, now_us: u64) {
+        let Some(&Reverse((due_secs, _, mail))) = self.due.peek() else { return };
+        if due_secs > now_us / SEC {
+            return;
+        }
+        let Some(Reverse(slot)) = self.free.pop() else { return };
+        self.due.pop();
+        self.passes += 1;
+        self.slot_mail[slot as usize] = mail;
+        let recipient = &self.names[self.mails[mail as usize].domain as usize];
+        let parts = Parts::new(&[b"1/1\0", b"sender\0", recipient.as_bytes()]).unwrap();
+        match self.gate.ask(now_us, slot, &parts) {
+            Answer::Go => self.start(now_us, slot, mail),
+            Answer::Hold => {
+                self.held_peak = self.held_peak.max(self.gate.held());
+                self.at(now_us + 60 * SEC, Event::Timer);
+            }
+            Answer::Busy(busy) => self.busy(now_us, slot, mail, busy.secs),
+            Answer::InUse => panic!("slot {slot} is in use"),
+        }
+    }
+
+    fn start_held(&mut self, now_us: u64) {
+        loop {
+            match self.gate.next(now_us) {
+                Next::None => break,
+                Next::Go { slot, .. } => self.start(now_us, slot, self.slot_mail[slot as usize]),
+                Next::Busy { slot, busy, .. } => {
+                    let mail = self.slot_mail[slot as usize];
+                    self.busy(now_us, slot, mail, busy.secs);
+                }
+            }
+        }
+    }
+
+    fn busy(&mut self, now_us: u64, slot: u32, mail: u32, secs: u32) {
+        self.free.push(Reverse(slot));
+        let entry = &mut self.mails[mail as usize];
+        entry.busy += 1;
+        let seen = &mut self.seen[entry.domain as usize];
+        seen.busy += 1;
+        seen.busy_max = seen.busy_max.max(entry.busy);
+        let back_us = match self.setup.back {
+            Return::Whole => (now_us / SEC + u64::from(secs)) * SEC,
+            Return::Spread => {
+                self.phase = (self.phase + 7) % 10;
+                now_us + u64::from(secs) * SEC + self.phase * SEC / 10
+            }
+        };
+        self.at(back_us, Event::Arrive(mail));
+    }
+
+    fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
+        let service_us = self.service_us(now_us);
+        let entry = &mut self.mails[mail as usize];
+        entry.started_us = now_us;
+        let seen = &mut self.seen[entry.domain as usize];
+        seen.running += 1;
+        seen.peak = seen.peak.max(seen.running);
+        if let Some(limit) = self.limits[entry.domain as usize] {
+            assert!(seen.running <= limit, "over the limit");
+        }
+        seen.last_start_us = now_us;
+        let waited_us = now_us - entry.born_us;
+        seen.waited_us += waited_us;
+        seen.waited_max_us = seen.waited_max_us.max(waited_us);
+        self.at(now_us + service_us, Event::End(slot, mail));
+    }
+
+    fn end(&mut self, now_us: u64, slot: u32, mail: u32) {
+        self.gate.done(now_us, slot, Ran::Yes(b"r\0Kaccepted\0"));
+        let entry = &mut self.mails[mail as usize];
+        entry.ended_us = now_us;
+        let seen = &mut self.seen[entry.domain as usize];
+        seen.running -= 1;
+        seen.last_end_us = now_us;
+        seen.work_us += now_us - entry.started_us;
+        self.free.push(Reverse(slot));
+        self.left -= 1;
+    }
+
+    /// Log-normal with sigma 0.5 (Box-Muller).
+    fn service_us(&mut self, now_us: u64) -> u64 {
+        const SIGMA: f64 = 0.5;
+        let radius = (-2.0 * (1.0 - self.random.fraction()).ln()).sqrt();
+        let normal = radius * (std::f64::consts::TAU * self.random.fraction()).cos();
+        let mean = self.setup.mean_service_secs * (self.setup.speed)(now_us);
+        (mean * (SIGMA * normal - SIGMA * SIGMA / 2.0).exp() * 1e6) as u64
+    }
+}

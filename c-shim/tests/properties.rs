@@ -1,0 +1,429 @@
+//! What must hold whatever happens: random schedules against a plain model of the places.
+
+use std::collections::HashMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use qpatch_gate::command::Parts;
+use qpatch_gate::gate::{Answer, Gate, HOLD_MAX_US, Next, Ran};
+use qpatch_gate::route::Routes;
+use qpatch_gate::rules::KeyKind;
+use qpatch_gate::table::{Limit, Table};
+
+const DOMAINS: [&str; 10] = [
+    "one.example",
+    "two.example",
+    "grouped-a.example",
+    "grouped-b.example",
+    "sub.grouped.example",
+    "routed-a.example",
+    "routed-b.example",
+    "closed.example",
+    "free.example",
+    "Two.EXAMPLE",
+];
+
+/// Tables that differ in limits, in groups, and in whether there are any.
+const TABLES: [Option<&str>; 6] = [
+    Some(
+        ":2\none.example:1\ngrouped-a.example:3:g\ngrouped-b.example:3:g\nclosed.example:0\nfree.example:\n",
+    ),
+    Some(
+        ":4\none.example:3\n.grouped.example:2:g\ngrouped-a.example:2:g\nrelay.example:1\nclosed.example:2\n",
+    ),
+    Some(":1\nrelay.example:5:g\ngrouped-b.example:5:g\ntwo.example:0\n"),
+    Some(":0\n"),
+    Some(""),
+    None,
+];
+
+const ROUTES: [&str; 3] = [
+    "routed-a.example:relay.example\nrouted-b.example:[relay.example]:26\n",
+    "",
+    ":relay.example\none.example:\n",
+];
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A command for this domain comes to the lowest free slot, as qmail-send does it.
+    Ask {
+        domain: usize,
+    },
+    /// A command for a slot that qmail-send would not have chosen.
+    AskSlot {
+        slot: u32,
+        domain: usize,
+    },
+    /// One of the running deliveries ends.
+    Done {
+        which: usize,
+        ran: bool,
+    },
+    /// A report for any slot.
+    DoneSlot {
+        slot: u32,
+    },
+    /// Time goes by, or the clock jumps back.
+    Wait {
+        ms: i64,
+    },
+    Table {
+        which: usize,
+    },
+    Routes {
+        which: usize,
+    },
+    Drop,
+    Tidy,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        40 => (0..DOMAINS.len()).prop_map(|domain| Step::Ask { domain }),
+        25 => (any::<usize>(), any::<bool>()).prop_map(|(which, ran)| Step::Done { which, ran }),
+        12 => (0i64..3000).prop_map(|ms| Step::Wait { ms }),
+        2 => (-100_000i64..200_000).prop_map(|ms| Step::Wait { ms }),
+        2 => (0..40u32, 0..DOMAINS.len()).prop_map(|(slot, domain)| Step::AskSlot { slot, domain }),
+        2 => (0..40u32).prop_map(|slot| Step::DoneSlot { slot }),
+        2 => (0..TABLES.len()).prop_map(|which| Step::Table { which }),
+        1 => (0..ROUTES.len()).prop_map(|which| Step::Routes { which }),
+        1 => Just(Step::Drop),
+        2 => Just(Step::Tidy),
+    ]
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Running(usize),
+    Held(usize, u64),
+}
+
+type KeyName = (KeyKind, Vec<u8>);
+
+struct Check {
+    gate: Gate,
+    now_us: u64,
+    slots: Vec<Option<Slot>>,
+    latest_us: u64,
+}
+
+impl Check {
+    fn new(slots: u32, concurrency_remote: u32, seed: u64) -> Self {
+        let gate = Gate::new(slots, concurrency_remote, seed).unwrap();
+        Self { gate, now_us: 1 << 40, slots: vec![None; slots as usize], latest_us: 1 << 40 }
+    }
+
+    fn key_of(&self, domain: usize) -> (KeyName, Limit) {
+        let found = self.gate.rules().resolve(DOMAINS[domain].as_bytes());
+        ((found.kind, found.name.to_ascii_lowercase()), found.limit)
+    }
+
+    fn count(&self, key: &KeyName, of: impl Fn(&Slot) -> Option<usize>) -> u32 {
+        let domains = self.slots.iter().flatten().filter_map(of);
+        domains.filter(|&domain| self.key_of(domain).0 == *key).count() as u32
+    }
+
+    fn running(&self, key: &KeyName) -> u32 {
+        self.count(key, |slot| if let Slot::Running(domain) = slot { Some(*domain) } else { None })
+    }
+
+    fn held(&self, key: &KeyName) -> u32 {
+        self.count(key, |slot| if let Slot::Held(domain, _) = slot { Some(*domain) } else { None })
+    }
+
+    fn in_use(&self) -> u32 {
+        self.slots.iter().flatten().count() as u32
+    }
+
+    fn parts(slot: u32, domain: usize) -> [String; 3] {
+        [
+            format!("{slot}/{domain}\0"),
+            "sender@a.example\0".into(),
+            format!("user{slot}@{}\0", DOMAINS[domain]),
+        ]
+    }
+
+    fn ask(&mut self, slot: u32, domain: usize) {
+        let strings = Self::parts(slot, domain);
+        let bytes: Vec<&[u8]> = strings.iter().map(String::as_bytes).collect();
+        let (key, limit) = self.key_of(domain);
+        let before = self.running(&key);
+        let answer = self.gate.ask(self.now_us, slot, &Parts::new(&bytes).unwrap());
+        let Some(entry) = self.slots.get(slot as usize).copied() else {
+            assert_eq!(answer, Answer::Go, "a slot that does not exist");
+            return;
+        };
+        match (entry, answer) {
+            (Some(Slot::Running(_)), Answer::Go) | (Some(Slot::Held(..)), Answer::InUse) => {}
+            (Some(entry), answer) => panic!("slot {slot} is {entry:?}, the answer was {answer:?}"),
+            (None, Answer::Go) => {
+                assert!(limit.admits(before), "over the limit: {before} of {limit:?}");
+                self.slots[slot as usize] = Some(Slot::Running(domain));
+            }
+            (None, Answer::Hold) => {
+                assert!(
+                    !limit.admits(before) || self.held(&key) > 0,
+                    "held although there was a place"
+                );
+                self.slots[slot as usize] = Some(Slot::Held(domain, self.latest_us));
+                let free = self.gate.capacity() - self.in_use();
+                assert!(self.held(&key) <= free, "{} held, {free} free", self.held(&key));
+            }
+            (None, Answer::Busy(busy)) => {
+                assert!(!limit.admits(before), "sent away although there was a place");
+                assert!((1..=3600).contains(&busy.secs));
+                let shown = self.gate.key(busy.key);
+                assert_eq!((shown.kind, &shown.name), (key.0, &key.1));
+            }
+            (None, Answer::InUse) => panic!("slot {slot} is free"),
+        }
+    }
+
+    /// The gate is called now: it sees this time, if it is later than what it has seen.
+    fn look_at_the_clock(&mut self) {
+        self.latest_us = self.latest_us.max(self.now_us);
+    }
+
+    /// Everything that the gate has to say about held commands.
+    fn settle(&mut self) {
+        self.look_at_the_clock();
+        loop {
+            match self.gate.next(self.now_us) {
+                Next::None => break,
+                Next::Go { slot, command } => {
+                    let Some(Slot::Held(domain, _)) = self.slots[slot as usize] else {
+                        panic!("{slot} is not held")
+                    };
+                    let (key, limit) = self.key_of(domain);
+                    assert!(limit.admits(self.running(&key)), "over the limit");
+                    self.same_command(slot, domain, command);
+                    self.slots[slot as usize] = Some(Slot::Running(domain));
+                }
+                Next::Busy { slot, command, busy } => {
+                    let Some(Slot::Held(domain, since_us)) = self.slots[slot as usize] else {
+                        panic!("{slot} is not held")
+                    };
+                    assert!(self.latest_us - since_us >= HOLD_MAX_US, "sent away too early");
+                    assert!((1..=3600).contains(&busy.secs));
+                    self.same_command(slot, domain, command);
+                    self.slots[slot as usize] = None;
+                }
+            }
+        }
+    }
+
+    fn same_command(&self, slot: u32, domain: usize, command: u32) {
+        let strings = Self::parts(slot, domain);
+        assert_eq!(self.gate.command(command).as_slice(), strings.each_ref().map(String::as_bytes));
+    }
+
+    fn invariants(&self) {
+        assert_eq!(self.gate.in_use(), self.in_use(), "a place is lost or counted twice");
+        let mut keys: HashMap<KeyName, Limit> = HashMap::new();
+        for slot in self.slots.iter().flatten() {
+            let (Slot::Running(domain) | Slot::Held(domain, _)) = slot;
+            let (key, limit) = self.key_of(*domain);
+            keys.insert(key, limit);
+        }
+        let mut held = 0;
+        for (key, limit) in &keys {
+            let shown = self
+                .gate
+                .keys()
+                .find(|shown| shown.kind == key.0 && shown.name == key.1)
+                .expect("the key");
+            assert_eq!(shown.limit, *limit);
+            assert_eq!(shown.running, self.running(key), "{key:?}");
+            assert_eq!(shown.held, self.held(key), "{key:?}");
+            assert!(
+                shown.held == 0 || !limit.admits(shown.running),
+                "a place is idle, and a command is held for it"
+            );
+            held += shown.held;
+        }
+        assert_eq!(self.gate.held(), held);
+        for shown in self.gate.keys().filter(|shown| shown.running + shown.held > 0) {
+            assert!(keys.contains_key(&(shown.kind, shown.name.clone())), "{shown:?}");
+        }
+        for slot in self.slots.iter().flatten() {
+            if let Slot::Held(_, since_us) = slot {
+                assert!(self.latest_us - since_us < HOLD_MAX_US, "held for too long");
+            }
+        }
+        let due = self.gate.timeout_us(self.now_us);
+        assert_eq!(due.is_some(), held > 0);
+        assert_ne!(due, Some(0));
+    }
+
+    fn take(&mut self, step: &Step) {
+        if !matches!(step, Step::Wait { .. }) {
+            self.look_at_the_clock();
+        }
+        match *step {
+            Step::Ask { domain } => {
+                if let Some(slot) = self.slots.iter().position(Option::is_none) {
+                    self.ask(slot as u32, domain);
+                }
+            }
+            Step::AskSlot { slot, domain } => self.ask(slot, domain),
+            Step::Done { which, ran } => {
+                let running: Vec<usize> = (0..self.slots.len())
+                    .filter(|&slot| matches!(self.slots[slot], Some(Slot::Running(_))))
+                    .collect();
+                if !running.is_empty() {
+                    let slot = running[which % running.len()];
+                    let ran = if ran { Ran::Yes(b"r\0Kaccepted\0") } else { Ran::No };
+                    self.gate.done(self.now_us, slot as u32, ran);
+                    self.slots[slot] = None;
+                }
+            }
+            Step::DoneSlot { slot } => {
+                self.gate.done(self.now_us, slot, Ran::Yes(b"hno such user\0Dgone\0"));
+                if let Some(entry) = self.slots.get_mut(slot as usize) {
+                    *entry = None;
+                }
+            }
+            Step::Wait { ms } => {
+                self.now_us = self.now_us.saturating_add_signed(ms * 1000);
+            }
+            Step::Table { which } => {
+                let hasher = self.gate.hasher();
+                let table =
+                    TABLES[which].map(|text| Table::parse(text.as_bytes(), hasher).unwrap().0);
+                self.gate.set_table(table, self.now_us).unwrap();
+            }
+            Step::Routes { which } => {
+                let routes = Routes::parse(ROUTES[which].as_bytes(), self.gate.hasher()).unwrap().0;
+                self.gate.set_routes(routes, self.now_us).unwrap();
+            }
+            Step::Drop => {
+                self.gate.drop_held();
+                for slot in &mut self.slots {
+                    if matches!(slot, Some(Slot::Held(..))) {
+                        *slot = None;
+                    }
+                }
+            }
+            Step::Tidy => self.gate.tidy(self.now_us).unwrap(),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Never over a limit; no place idle while its key has a held command, and no command sent away or held while there is
+    /// a place, whatever others do; no place lost or counted twice, through reloads, too; never more held than slots are
+    /// free; nothing held for more than a minute; what was held comes back as it was.
+    #[test]
+    fn places(
+        slots in 1u32..40,
+        concurrency_remote in 1u32..60,
+        seed in any::<u64>(),
+        table in 0..TABLES.len(),
+        steps in vec((step(), any::<bool>()), 1..400),
+    ) {
+        let mut check = Check::new(slots, concurrency_remote, seed);
+        check.take(&Step::Table { which: table });
+        for (step, settles) in &steps {
+            check.take(step);
+            // As in spawn.c: several commands may be read, and reports written, before the held ones have their turn.
+            if *settles {
+                check.settle();
+                check.invariants();
+            }
+        }
+    }
+
+    /// When all deliveries have ended and their keys are forgotten, the memory is what it was for few.
+    #[test]
+    fn memory_returns(seed in any::<u64>(), domains in 2_000u32..6_000) {
+        let mut gate = Gate::new(6_000, 6_000, seed).unwrap();
+        let table = Table::parse(b":1\n", gate.hasher()).unwrap().0;
+        gate.set_table(Some(table), 0).unwrap();
+        for slot in 0..domains {
+            // Two each, so that half of them are held.
+            let recipient = format!("u@domain{}.example\0", slot / 2);
+            gate.ask(1, slot, &Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap());
+        }
+        let full = gate.bytes();
+        for _ in 0..2 {
+            for slot in 0..domains {
+                gate.done(2, slot, Ran::No);
+            }
+            while gate.next(2) != Next::None {}
+        }
+        prop_assert_eq!(gate.in_use(), 0);
+        for second in 0..4000u64 {
+            gate.tidy(second * 1_000_000).unwrap();
+        }
+        let idle = gate.bytes();
+        prop_assert!(idle < 4096, "{} bytes when full, {} when idle", full, idle);
+    }
+}
+
+/// Domains that never come again do not pile up.
+#[test]
+fn a_million_domains() {
+    let mut gate = Gate::new(1000, 1000, 7).unwrap();
+    let table = Table::parse(b":1\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let mut most = 0;
+    for i in 0..1_000_000u64 {
+        let recipient = format!("u@domain{i}.example\0");
+        let slot = (i % 1000) as u32;
+        let now_us = i * 1000;
+        gate.done(now_us, slot, Ran::Yes(b"r\0Kok\0"));
+        assert_eq!(
+            gate.ask(now_us, slot, &Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap()),
+            Answer::Go
+        );
+        if i % 1000 == 0 {
+            gate.tidy(now_us).unwrap();
+            most = most.max(gate.bytes());
+        }
+    }
+    println!("a million domains, 1000 at once: at most {most} bytes");
+    assert!(most < 1_500_000, "{most} bytes");
+}
+
+/// Several keys that become startable at once take turns.
+#[test]
+fn round_robin() {
+    let mut gate = Gate::new(100, 100, 7).unwrap();
+    let closed = Table::parse(b":0\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(closed), 0).unwrap();
+    let ask = |gate: &mut Gate, slot: u32, domain: &str| {
+        let recipient = format!("u@{domain}\0");
+        gate.ask(0, slot, &Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap())
+    };
+    for slot in 0..30 {
+        let domain = ["a.example", "b.example", "c.example"][slot as usize / 10];
+        assert_eq!(ask(&mut gate, slot, domain), Answer::Hold);
+    }
+    let open = Table::parse(b":10\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(open), 1).unwrap();
+    let mut turns = Vec::new();
+    while let Next::Go { slot, .. } = gate.next(2) {
+        turns.push(slot);
+    }
+    let expected: Vec<u32> = (0..10).flat_map(|i| [i, 10 + i, 20 + i]).collect();
+    assert_eq!(turns, expected, "in turn over the domains, in order within each");
+}
+
+/// A clock that jumps: back is standing still, and an hour forward only ends the hold.
+#[test]
+fn clock_jumps() {
+    let mut check = Check::new(20, 20, 3);
+    check.take(&Step::Table { which: 0 });
+    for _ in 0..8 {
+        check.take(&Step::Ask { domain: 0 });
+    }
+    for ms in [-1_000_000_000, 1, 3_600_000, -3_600_000, 5, 1_000_000_000_000] {
+        check.take(&Step::Wait { ms });
+        check.settle();
+        check.invariants();
+        check.take(&Step::Ask { domain: 0 });
+        check.invariants();
+    }
+}
