@@ -1,0 +1,555 @@
+//! Arguments, printing and exit codes; nothing else.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::doctor;
+use crate::error::Error;
+use crate::fixture::Dialect;
+use crate::patches::{self, Shipped};
+use crate::rule::{Parameters, Patch};
+use crate::tree::journal::{LaterChanges, Recovered, Session};
+use crate::tree::plan::{Halves, Outcome, Plan, Report, Standing};
+use crate::tree::{self, Tree};
+use crate::verify::scratch::Keep;
+use crate::verify::{self, Silent, Transient, Written};
+
+/// Make a qmail source tree run thousands of simultaneous deliveries.
+///
+/// Unpack any qmail (qmail-1.03, netqmail, notqmail, a fork), run `qpatch apply TREE --spawn 1000`,
+/// then `make setup check` as always.
+#[derive(Debug, Parser)]
+#[command(name = "qpatch", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Apply what is missing, repair what is known to be wrong, leave the rest alone
+    ///
+    /// All of it or nothing: if a rule does not fit, nothing is changed. A second apply changes
+    /// nothing. What was changed is kept in TREE/.qpatch, for `qpatch revert`.
+    Apply(Apply),
+    /// Print what apply would change, as a unified diff for patch -p1, git apply and quilt
+    Diff(Choice),
+    /// Put every file back as it was before the first apply
+    Revert(Revert),
+    /// Tell for each patch whether it is in the tree
+    Status(Status),
+    /// Prove a tree: build it in a copy and run it with as many deliveries as it shall have
+    ///
+    /// Works on any qmail tree, unprivileged, without qmail's users. Exits with 0 only if every
+    /// step holds.
+    Verify(Verify),
+    /// Check, write, watch and try out the limits per destination domain
+    Gate(crate::gate::Gate),
+    /// Tell what of this machine is in the way of so many deliveries
+    Doctor(Doctor),
+    /// Apply and verify on a built-in tree: see what qpatch does, without a tree of your own
+    Demo {
+        /// How many deliveries at once
+        #[arg(long, value_name = "N", default_value_t = 1000,
+            value_parser = clap::value_parser!(u32).range(1..=65000))]
+        spawn: u32,
+    },
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+}
+
+/// Which patches, for which tree.
+#[derive(Debug, Args)]
+struct Choice {
+    /// The folder with qmail's Makefile and spawn.c
+    tree: PathBuf,
+    /// Set conf-spawn: how many deliveries qmail-lspawn and qmail-rspawn may each run at once,
+    /// 1 to 65000. Without it, conf-spawn stays as it is
+    #[arg(long, value_name = "N", allow_hyphen_values = true,
+        value_parser = clap::value_parser!(u32).range(1..=65000))]
+    spawn: Option<u32>,
+    /// Only these patches
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_id)]
+    only: Vec<String>,
+    /// Not these patches
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_id)]
+    skip: Vec<String>,
+    /// Leave out the gate, the limit of deliveries per domain (the same as --skip domain-gate)
+    #[arg(long)]
+    no_gate: bool,
+    /// Fail where the gate does not fit the tree, instead of leaving it out with a warning
+    #[arg(long, conflicts_with = "no_gate")]
+    gate: bool,
+    /// Where half of the two-byte protocol is in the tree already, make the other half
+    #[arg(long)]
+    complete: bool,
+}
+
+#[derive(Debug, Args)]
+struct Apply {
+    #[command(flatten)]
+    choice: Choice,
+    /// Tell what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Then verify the tree, and revert it if a step fails
+    #[arg(long, conflicts_with = "dry_run")]
+    verify: bool,
+}
+
+#[derive(Debug, Args)]
+struct Revert {
+    /// The folder with qmail's Makefile and spawn.c
+    tree: PathBuf,
+    /// Throw away what was changed after the apply
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+struct Status {
+    /// The folder with qmail's Makefile and spawn.c
+    tree: PathBuf,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// The folder with qmail's Makefile and spawn.c
+    tree: PathBuf,
+    /// Try this conf-spawn instead of the tree's own, 1 to 65000
+    #[arg(long, value_name = "N", allow_hyphen_values = true,
+        value_parser = clap::value_parser!(u32).range(1..=65000))]
+    spawn: Option<u32>,
+    /// Try this compiler instead of the one in conf-cc
+    #[arg(long, value_name = "CC")]
+    cc: Option<String>,
+    /// Keep the copy, to look inside
+    #[arg(long)]
+    keep: bool,
+    /// Repeat the random choices of an earlier run, which told its seed
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Debug, Args)]
+struct Doctor {
+    /// qmail's home
+    #[arg(default_value = "/var/qmail")]
+    home: PathBuf,
+    /// So many remote deliveries at once, instead of what control/concurrencyremote says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
+    concurrency: Option<u32>,
+    /// The compiler that builds the tree
+    #[arg(long, value_name = "CC", default_value = "cc")]
+    cc: String,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// A patch's id, or an error that names them all.
+fn patch_id(value: &str) -> Result<String, String> {
+    if patches::ALL.iter().any(|p| p.id == value) {
+        return Ok(value.to_string());
+    }
+    Err(format!("no such patch; there are {}", patches::ALL.map(|p| p.id).join(", ")))
+}
+
+/// Run the command line `args`.
+pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let done = match cli.command {
+        Command::Apply(args) => apply(&args).and_then(|()| verify_applied(&args)),
+        Command::Diff(choice) => diff(&choice),
+        Command::Revert(args) => revert(&args),
+        Command::Status(args) => status(&args),
+        Command::Verify(args) => verify_tree(&args),
+        Command::Gate(args) => crate::gate::run(&args),
+        Command::Doctor(args) => doctor(&args),
+        Command::Demo { spawn } => demo(spawn),
+        Command::Completions { shell } => completions(shell),
+        Command::Man => man(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(errors) => {
+            for error in errors {
+                eprintln!("qpatch: {error}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Done = Result<(), Vec<Error>>;
+
+fn one(error: Error) -> Vec<Error> {
+    vec![error]
+}
+
+impl Choice {
+    fn halves(&self) -> Halves {
+        if self.complete { Halves::Complete } else { Halves::Refuse }
+    }
+
+    fn patches(&self, tree: &Tree, gate: bool) -> Result<Vec<Patch>, Error> {
+        let chosen = |p: &Shipped| {
+            (self.only.is_empty() || self.only.iter().any(|id| id == p.id))
+                && !self.skip.iter().any(|id| id == p.id)
+                && (gate || p.id != patches::GATE)
+        };
+        read_patches(tree, self.spawn, chosen)
+    }
+
+    fn plan(&self, tree: &Tree) -> Result<Plan, Vec<Error>> {
+        let patches = self.patches(tree, !self.no_gate).map_err(one)?;
+        if patches.is_empty() {
+            return Err(one(Error::new("", "no patch is left after --only and --skip", "")));
+        }
+        let plan = Plan::new(tree, &patches).map_err(one)?;
+        let gate_asked_for = self.gate || self.only.iter().any(|id| id == patches::GATE);
+        let misfit = plan.misfits(patches::GATE).next();
+        if let (Some(misfit), false) = (misfit, gate_asked_for) {
+            // Big concurrency is worth having on a fork that the gate does not know.
+            let patches = self.patches(tree, false).map_err(one)?;
+            let without = Plan::new(tree, &patches).map_err(one)?;
+            without.check(&patches, self.halves())?;
+            eprintln!(
+                "qpatch: warning: no limits per domain: the gate does not fit this tree and is \
+                 left out\n  {misfit}\n  --gate makes this an error, --no-gate leaves it out \
+                 without this warning"
+            );
+            return Ok(without);
+        }
+        plan.check(&patches, self.halves())?;
+        Ok(plan)
+    }
+}
+
+fn read_patches(
+    tree: &Tree,
+    spawn: Option<u32>,
+    chosen: impl Fn(&Shipped) -> bool,
+) -> Result<Vec<Patch>, Error> {
+    let mut parameters = Parameters::new();
+    if let Some(spawn) = spawn {
+        parameters.insert("spawn".to_string(), spawn.to_string());
+    }
+    if tree::is_old_style(tree)? {
+        parameters.insert("old-style".to_string(), String::new());
+    }
+    if tree::has_definitions_in_headers(tree)? {
+        parameters.insert("definitions-in-headers".to_string(), String::new());
+    }
+    patches::ALL
+        .iter()
+        .filter(|p| chosen(p))
+        .map(|p| p.patch(&parameters).map_err(|e| Error::new("", e.to_string(), "")))
+        .collect()
+}
+
+fn apply(args: &Apply) -> Done {
+    let tree = Tree::open(&args.choice.tree).map_err(one)?;
+    if args.dry_run {
+        let plan = args.choice.plan(&tree)?;
+        return print(|out| {
+            report(out, &plan.reports, Tense::Present)?;
+            for change in &plan.changes {
+                let verb = if change.old.is_some() { "would change" } else { "would make" };
+                writeln!(out, "{verb} {}", change.name)?;
+            }
+            Ok(())
+        });
+    }
+    let recovered = Session::begin(&tree).and_then(|s| s.recover()).map_err(one)?;
+    // What an interrupted process left may have been new files.
+    let tree = Tree::open(&args.choice.tree).map_err(one)?;
+    let session = Session::begin(&tree).map_err(one)?;
+    let plan = args.choice.plan(&tree).inspect_err(|_| {
+        let _ = session.end();
+    })?;
+    if plan.changes.is_empty() {
+        session.end().map_err(one)?;
+    } else {
+        session.apply(&plan.changes).map_err(one)?;
+    }
+    print(|out| {
+        match recovered {
+            Recovered::Nothing => {}
+            Recovered::Applied => writeln!(out, "finished an interrupted apply first")?,
+            Recovered::Reverted => writeln!(out, "finished an interrupted revert first")?,
+        }
+        report(out, &plan.reports, Tense::Past)?;
+        match plan.changes.len() {
+            0 => writeln!(out, "nothing to change"),
+            n => writeln!(
+                out,
+                "{}; `qpatch revert` puts all back. Next: make setup check",
+                files(n, "changed")
+            ),
+        }
+    })
+}
+
+/// What `apply --verify` does after the apply.
+fn verify_applied(args: &Apply) -> Done {
+    if !args.verify {
+        return Ok(());
+    }
+    let tree = &args.choice.tree;
+    prove(tree, &verify::Options::default(), Format::Table).inspect_err(|_| {
+        let args = Revert { tree: tree.clone(), force: false };
+        if let Err(errors) = revert(&args) {
+            for error in errors {
+                eprintln!("qpatch: {error}");
+            }
+        }
+    })
+}
+
+fn diff(choice: &Choice) -> Done {
+    let tree = Tree::open(&choice.tree).map_err(one)?;
+    let plan = choice.plan(&tree)?;
+    let (binary, text): (Vec<_>, Vec<_>) = plan.changes.iter().partition(|c| c.new.contains(&0));
+    print(|out| {
+        for change in &text {
+            out.write_all(&crate::diff::unified(change))?;
+        }
+        Ok(())
+    })?;
+    for change in binary {
+        eprintln!(
+            "qpatch: warning: {} is no text and not in the diff; `qpatch gate library > TREE/{}` \
+             makes it",
+            change.name, change.name
+        );
+    }
+    Ok(())
+}
+
+fn revert(args: &Revert) -> Done {
+    let tree = Tree::open(&args.tree).map_err(one)?;
+    let session = Session::begin(&tree).map_err(one)?;
+    let later = if args.force { LaterChanges::Discard } else { LaterChanges::Keep };
+    let files = session.revert(later).map_err(one)?;
+    print(|out| writeln!(out, "{}", self::files(files, "put back")))
+}
+
+/// `1 file changed`, `2 files changed`.
+fn files(count: usize, what: &str) -> String {
+    format!("{count} {} {what}", if count == 1 { "file" } else { "files" })
+}
+
+/// What `status` prints as JSON.
+#[derive(Serialize)]
+struct StatusReport<'a> {
+    tree: String,
+    patches: &'a [Report],
+}
+
+fn status(args: &Status) -> Done {
+    let tree = Tree::open(&args.tree).map_err(one)?;
+    let patches = read_patches(&tree, None, |_| true).map_err(one)?;
+    let plan = Plan::new(&tree, &patches).map_err(one)?;
+    print(|out| match args.format {
+        Format::Table => {
+            report(out, &plan.reports, Tense::Present)?;
+            for report in &plan.reports {
+                for rule in &report.rules {
+                    let why = match &rule.outcome {
+                        Outcome::Misfit(why) => why.as_str(),
+                        Outcome::Make if report.standing == Standing::Partial => "missing",
+                        Outcome::Repair => "there, but wrong",
+                        _ => continue,
+                    };
+                    writeln!(out, "{}: {}: {}: {why}", report.patch, rule.file, rule.title)?;
+                }
+            }
+            Ok(())
+        }
+        Format::Json => {
+            let tree = tree.root().display().to_string();
+            serde_json::to_writer_pretty(
+                &mut *out,
+                &StatusReport { tree, patches: &plan.reports },
+            )?;
+            writeln!(out)
+        }
+    })
+}
+
+fn verify_tree(args: &Verify) -> Done {
+    let options = verify::Options {
+        spawn: args.spawn,
+        cc: args.cc.clone(),
+        keep: if args.keep { Keep::Yes } else { Keep::No },
+        seed: args.seed,
+        ..verify::Options::default()
+    };
+    prove(&args.tree, &options, args.format)
+}
+
+/// Verify and print; an error if a step fails.
+fn prove(tree: &Path, options: &verify::Options, format: Format) -> Done {
+    let outcome = match format {
+        Format::Table => {
+            let transient = match io::stdout().is_terminal() {
+                true => Transient::Shown,
+                false => Transient::Hidden,
+            };
+            verify::run(tree, options, &mut Written::new(io::stdout(), transient))
+        }
+        Format::Json => verify::run(tree, options, &mut Silent),
+    };
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        Err(verify::Error::Interrupted(signal)) => {
+            verify::die_of(signal);
+            return Err(Vec::new());
+        }
+        Err(error) => return Err(one(Error::new("", error.to_string(), ""))),
+    };
+    print(|out| match format {
+        Format::Table => {
+            writeln!(out, "{}", outcome.summary())?;
+            match &outcome.kept {
+                Some(kept) => writeln!(out, "kept: {}", kept.display()),
+                None => Ok(()),
+            }
+        }
+        Format::Json => writeln!(out, "{}", outcome.to_json()),
+    })?;
+    // What failed has been printed.
+    if outcome.ok() { Ok(()) } else { Err(Vec::new()) }
+}
+
+/// Exits with 1 if something is to change.
+fn doctor(args: &Doctor) -> Done {
+    let options = doctor::Options {
+        home: args.home.clone(),
+        concurrency: args.concurrency,
+        cc: args.cc.clone(),
+    };
+    let report = doctor::examine(&options);
+    print(|out| match args.format {
+        Format::Table => {
+            for finding in &report.findings {
+                writeln!(out, "{finding}")?;
+            }
+            writeln!(out, "{}", report.summary())
+        }
+        Format::Json => writeln!(out, "{}", report.to_json()),
+    })?;
+    if report.ok() { Ok(()) } else { Err(Vec::new()) }
+}
+
+fn demo(spawn: u32) -> Done {
+    let temp = tempfile::tempdir()
+        .map_err(|e| one(Error::io(&std::env::temp_dir(), "make a folder in", &e)))?;
+    let tree = temp.path().join("qmail");
+    Dialect::StockKr.write(&tree).map_err(one)?;
+    let choice = Choice {
+        tree: tree.clone(),
+        spawn: Some(spawn),
+        only: Vec::new(),
+        skip: Vec::new(),
+        no_gate: false,
+        gate: true,
+        complete: false,
+    };
+    print(|out| {
+        writeln!(out, "apply --spawn {spawn} to a built-in tree (as qmail-1.03: K&R, one byte)")
+    })?;
+    apply(&Apply { choice, dry_run: false, verify: false })?;
+    print(|out| writeln!(out, "\nverify"))?;
+    prove(&tree, &verify::Options::default(), Format::Table)
+}
+
+fn completions(shell: clap_complete::Shell) -> Done {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "qpatch", &mut script);
+    print(|out| out.write_all(&script))
+}
+
+fn man() -> Done {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(Cli::command())
+        .render(&mut page)
+        .map_err(|e| one(Error::new("", e.to_string(), "")))?;
+    print(|out| out.write_all(&page))
+}
+
+/// Whether a table tells what is, or what has been done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tense {
+    Present,
+    Past,
+}
+
+/// The table of patches.
+fn report(out: &mut dyn Write, reports: &[Report], tense: Tense) -> io::Result<()> {
+    let (on, off) = if io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    for report in reports {
+        let count = |wanted: fn(&Outcome) -> bool| {
+            report.rules.iter().filter(|r| wanted(&r.outcome)).count()
+        };
+        let past = tense == Tense::Past;
+        let parts: Vec<_> = [
+            (count(|o| *o == Outcome::Done), "there"),
+            (count(|o| *o == Outcome::Make), if past { "made" } else { "to make" }),
+            (count(|o| *o == Outcome::Repair), if past { "repaired" } else { "to repair" }),
+            (count(|o| matches!(o, Outcome::Misfit(_))), "not understood"),
+        ]
+        .into_iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, word)| format!("{n} {word}"))
+        .collect();
+        let standing = if past { Standing::Applied } else { report.standing };
+        let name = standing.name();
+        writeln!(out, "{on}{:<16}{name:<8}{off} {}", report.patch, parts.join(", "))?;
+    }
+    Ok(())
+}
+
+/// Write to standard output. A reader that went away is no error.
+fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Done {
+    let mut out = io::stdout().lock();
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(one(Error::new("standard output", e.to_string(), "")))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,760 @@
+//! `qpatch gate check`: what is wrong with the control files, and what is legal but surely not meant.
+//!
+//! The gate's own parser says what is an error; here are added the warnings that need more than one line or one file.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use qpatch_gate::gate::CONCURRENCY_REMOTE;
+use qpatch_gate::name::{Hasher, domain_of, without_root};
+use qpatch_gate::problem::{File, Kind, Problem, Problems, Severity};
+use qpatch_gate::route::Routes;
+use qpatch_gate::rules::{KeyKind, Rules};
+use qpatch_gate::status::{State, Status, StatusError};
+use qpatch_gate::table::{self, Limit, Table};
+use serde::Serialize;
+
+use super::show::{self, Unread};
+use super::text::{Side, count, key_name, limit_text, limit_value, plain, table};
+use super::{
+    Done, Format, Home, content_lines, leading_number, meaning, print, read_file, unusable,
+};
+use crate::error::Error;
+
+/// Arguments of `qpatch gate check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The folder where qmail is installed, or one file with lines domain:limit[:group]
+    #[arg(value_name = "QMAILHOME|FILE", default_value = super::QMAIL_HOME)]
+    path: PathBuf,
+    /// Also tell under which key these domains count, and their limits
+    #[arg(long = "domain", value_name = "D", num_args = 1.., value_parser = domain_argument)]
+    domains: Vec<String>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+/// A domain, or an address of which only the domain matters.
+fn domain_argument(value: &str) -> Result<String, String> {
+    if value.contains('/') {
+        return Err("this is no domain; write QMAILHOME or FILE before --domain".to_string());
+    }
+    let domain = domain_of(value.as_bytes()).unwrap_or(value.as_bytes());
+    Ok(String::from_utf8_lossy(without_root(domain)).into_owned())
+}
+
+/// So many warnings of one sort are listed.
+const LISTED: usize = 1000;
+
+/// One thing that is wrong, and what to do about it.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Finding {
+    file: String,
+    /// From 1; 0 when it is about the whole file.
+    line: u32,
+    /// In bytes, from 1; 0 when it is about the whole file.
+    column: u32,
+    #[serde(serialize_with = "severity_name")]
+    severity: Severity,
+    message: String,
+    help: String,
+}
+
+fn severity_name<S: serde::Serializer>(severity: &Severity, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(match severity {
+        Severity::Warning => "warning",
+        Severity::Error => "error",
+    })
+}
+
+impl Finding {
+    fn new(
+        severity: Severity,
+        place: (&Path, u32, u32),
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        let (path, line, column) = place;
+        let (file, message, help) = (path.display().to_string(), message.into(), help.into());
+        Self { file, line, column, severity, message, help }
+    }
+
+    fn warning(
+        place: (&Path, u32, u32),
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        Self::new(Severity::Warning, place, message, help)
+    }
+
+    fn of_problem(problem: &Problem, path: &Path, text: &[u8]) -> Self {
+        let column = match problem.column {
+            0 if problem.line > 0 => column_of(problem, text),
+            column => column,
+        };
+        let place = (path, problem.line, column);
+        Self::new(problem.severity(), place, meaning(problem.kind), advice(problem.kind))
+    }
+
+    fn place(&self) -> String {
+        match self.line {
+            0 => self.file.clone(),
+            line => format!("{}:{line}:{}", self.file, self.column),
+        }
+    }
+
+    fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+/// Where in its line a problem is that the gate knows by its line only: at the limit, for problems of limits.
+fn column_of(problem: &Problem, text: &[u8]) -> u32 {
+    match problem.kind {
+        Kind::AboveConcurrencyRemote(_) | Kind::GroupDisagrees(_) => {
+            let line = text.split(|&byte| byte == b'\n').nth(problem.line as usize - 1);
+            let colon = line.and_then(|line| line.iter().position(|&byte| byte == b':'));
+            colon.map_or(1, |at| at as u32 + 2)
+        }
+        _ => 1,
+    }
+}
+
+/// What can be done about a problem.
+pub(super) fn advice(kind: Kind) -> String {
+    let text = match kind {
+        Kind::NoLimit => "write domain:limit; a comment begins with # in a line of its own",
+        Kind::LimitNotNumber => {
+            "write digits only, without spaces; a comment needs a line of its own"
+        }
+        Kind::LimitTooLarge => {
+            return format!(
+                "write nothing behind the colon for no limit, or a number up to {}",
+                table::LIMIT_MAX
+            );
+        }
+        Kind::GroupEmpty => "write the group's name, or leave out the second colon",
+        Kind::GroupCharacter(_) => "a group's name has letters, digits and punctuation",
+        Kind::GroupTooLong => "give the group a shorter name",
+        Kind::TooManyGroups => "let more domains share a group",
+        Kind::TooManyFields => {
+            "a limit counts for one domain; address literals with colons cannot be written"
+        }
+        Kind::DomainTooLong => "no name server has such a name: remove the line",
+        Kind::DomainCharacter(b'@') => "write the domain only, without a user and an @",
+        Kind::DomainCharacter(_) => "write the domain only, from the first column on",
+        Kind::DomainNotAscii => "write the domain's xn-- form, which mail carries",
+        Kind::DomainStar => "write a dot instead of the star and its dot",
+        Kind::DomainRoot => "leave out the dot",
+        Kind::Duplicate(_) => "remove one of the two lines",
+        Kind::GroupDisagrees(_) => "write the same limit in all lines of the group",
+        Kind::AboveConcurrencyRemote(_) => {
+            "raise control/concurrencyremote and restart qmail-send, or lower the limit"
+        }
+        Kind::NotRegular => "put a regular file there",
+        Kind::TooBig(..) => "is it the right file? A million domains need about 25 MB",
+        Kind::Unreadable(libc::EACCES | libc::EPERM) => "run qpatch as root, or let it be read",
+        Kind::RouteNoColon => "write host:relay, host:relay:port or host:",
+        Kind::RouteTooLong => "no name server has such a name: remove the line",
+        Kind::TooManyRoutes => "the domains of these routes count by themselves",
+        Kind::NotNumber => "write a number into control/concurrencyremote",
+        Kind::OutOfMemory => "make room, then run it again",
+        Kind::More(_) => "correct the others first",
+        Kind::Unreadable(_) => "",
+    };
+    text.to_string()
+}
+
+/// Where the rules come from.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    home: Option<Home>,
+    pub(super) domains: PathBuf,
+    pub(super) routes: Option<PathBuf>,
+}
+
+impl Source {
+    /// The control files of a qmail home, or one file.
+    pub(super) fn of(path: &Path) -> Result<Self, Error> {
+        if !path.is_dir() {
+            return Ok(Self { home: None, domains: path.to_path_buf(), routes: None });
+        }
+        let home = Home::with_control(path)?;
+        Ok(Self {
+            domains: home.control("concurrencydomains"),
+            routes: Some(home.control("smtproutes")),
+            home: Some(home),
+        })
+    }
+}
+
+/// What has been read.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) findings: Vec<Finding>,
+    /// None when there is an error: the gate does not use such a file.
+    pub(super) rules: Option<Rules>,
+    /// The file of domains, with what the system knows of it. None if there is none.
+    domains: Option<(Metadata, Vec<u8>)>,
+    routes: Vec<u8>,
+    /// What the gate itself said, as it would write it into its status.
+    said: HashSet<String>,
+}
+
+impl Loaded {
+    /// The rules, or its errors as one.
+    pub(super) fn into_rules(self, path: &Path) -> Result<Rules, Error> {
+        self.rules.ok_or_else(|| {
+            let mut errors = self.findings.iter().filter(|finding| finding.is_error());
+            let first = errors.next();
+            let place = first.map_or_else(String::new, Finding::place);
+            let mut what = first.map_or_else(String::new, |error| error.message.clone());
+            if let more @ 1.. = errors.count() as u64 {
+                what.push_str(&format!(" (and {})", count(more, "more error")));
+            }
+            Error::new(place, what, format!("qpatch gate check {} tells it all", path.display()))
+        })
+    }
+}
+
+/// Reads the rules as the gate does. Without the file of domains there is a rule book that limits nothing.
+pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
+    let mut loaded = Loaded {
+        findings: Vec::new(),
+        rules: None,
+        domains: None,
+        routes: Vec::new(),
+        said: HashSet::new(),
+    };
+    let no_memory = |_| unusable(&source.domains, Kind::OutOfMemory);
+    let mut rules = Rules::stock(hasher);
+    match read_file(&source.domains, table::FILE_MAX) {
+        Ok(None) if source.home.is_none() => {
+            let help = "name a file, or the folder that has qmail's control";
+            return Err(Error::new(source.domains.display(), "no such file", help));
+        }
+        Ok(None) => {}
+        Ok(Some((metadata, text))) => {
+            let (table, problems) = Table::parse(&text, hasher).map_err(no_memory)?;
+            loaded.add(&problems, &source.domains, &text);
+            loaded.domains = Some((metadata, text));
+            rules.table = Some(table);
+        }
+        Err(kind) => loaded.add_file(File::Domains, kind, &source.domains),
+    }
+    if let Some(path) = &source.routes {
+        match read_file(path, table::FILE_MAX) {
+            Ok(None) => {}
+            Ok(Some((_, text))) => {
+                let (routes, problems) = Routes::parse(&text, hasher).map_err(no_memory)?;
+                loaded.add(&problems, path, &text);
+                loaded.routes = text;
+                rules.routes = routes;
+            }
+            Err(kind) => loaded.add_file(File::Routes, kind, path),
+        }
+    }
+    if !loaded.findings.iter().any(Finding::is_error) {
+        loaded.rules = Some(rules);
+    }
+    Ok(loaded)
+}
+
+impl Loaded {
+    fn add(&mut self, problems: &Problems, path: &Path, text: &[u8]) {
+        self.said.extend(problems.iter().map(|problem| problem.to_string()));
+        let found = problems.iter().map(|problem| Finding::of_problem(&problem, path, text));
+        self.findings.extend(found);
+    }
+
+    fn add_file(&mut self, file: File, kind: Kind, path: &Path) {
+        let problem = Problem::of_file(file, kind);
+        self.said.insert(problem.to_string());
+        self.findings.push(Finding::of_problem(&problem, path, &[]));
+    }
+
+    /// Adds warnings of one sort.
+    fn warn(&mut self, mut warnings: Vec<Finding>) {
+        let more = warnings.len().saturating_sub(LISTED);
+        warnings.truncate(LISTED);
+        if let (1.., Some(last)) = (more, warnings.last_mut()) {
+            last.message.push_str(&format!(" (and {} like this)", count(more as u64, "more line")));
+        }
+        self.findings.append(&mut warnings);
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// The files cannot be read, or have errors, which have been printed.
+pub fn run(args: &Check) -> Done {
+    let source = Source::of(&args.path).map_err(|error| vec![error])?;
+    let mut loaded = load(&source, Hasher::new(1)).map_err(|error| vec![error])?;
+    let remote = concurrency_remote(&source, &mut loaded);
+    for warnings in not_meant(&source, &loaded, remote) {
+        loaded.warn(warnings);
+    }
+    if let Some(home) = &source.home {
+        look_at_permissions(home, &source, &mut loaded);
+        look_at_status(home, &mut loaded);
+    }
+    let of_file = |finding: &Finding| {
+        [Some(&source.domains), source.routes.as_ref()]
+            .iter()
+            .position(|path| path.is_some_and(|path| *path.display().to_string() == finding.file))
+            .unwrap_or(2)
+    };
+    loaded.findings.sort_by_key(|finding| (of_file(finding), finding.line, finding.column));
+    let answers = answers(&loaded, &args.domains);
+    match args.format {
+        Format::Table => print_table(&source, &loaded, remote, &answers, args)?,
+        Format::Json => print_json(&loaded, remote, &answers)?,
+    }
+    let failed = loaded.rules.is_none();
+    if failed { Err(Vec::new()) } else { Ok(()) }
+}
+
+/// What qmail-send has read at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Remote {
+    limit: u32,
+    /// Whether control/concurrencyremote says so.
+    from: Whence,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whence {
+    File,
+    Default,
+}
+
+fn concurrency_remote(source: &Source, loaded: &mut Loaded) -> Option<Remote> {
+    let path = source.home.as_ref()?.control("concurrencyremote");
+    let default = Remote { limit: CONCURRENCY_REMOTE, from: Whence::Default };
+    let kind = match read_file(&path, 4096) {
+        Ok(None) => return Some(default),
+        Ok(Some((_, text))) => match leading_number(&text) {
+            Some(limit) => return Some(Remote { limit, from: Whence::File }),
+            None => Kind::NotNumber,
+        },
+        Err(kind) => kind,
+    };
+    let line = u32::from(kind == Kind::NotNumber);
+    let problem = Problem { line, ..Problem::of_file(File::ConcurrencyRemote, kind) };
+    loaded.said.insert(problem.to_string());
+    // To the limits a wrong concurrencyremote is no error: they count as they stand.
+    let finding = Finding::of_problem(&problem, &path, &[]);
+    loaded.findings.push(Finding { severity: Severity::Warning, ..finding });
+    Some(default)
+}
+
+/// What is legal, but surely not meant: one list for each sort.
+fn not_meant(source: &Source, loaded: &Loaded, remote: Option<Remote>) -> Vec<Vec<Finding>> {
+    let path = &source.domains;
+    let (Some(rules), Some((_, text))) = (&loaded.rules, &loaded.domains) else {
+        return match (&source.home, &loaded.rules) {
+            (Some(home), Some(_)) => vec![vec![Finding::warning(
+                (path, 0, 0),
+                "no such file: no domain has a limit, as in stock qmail",
+                format!("qpatch gate init {} writes one to start from", home.0.display()),
+            )]],
+            _ => Vec::new(),
+        };
+    };
+    let Some(table) = &rules.table else { return Vec::new() };
+    let mut sorts = vec![no_default(path, table), zeros(path, text)];
+    if let Some(remote) = remote {
+        sorts.push(never_reached(path, text, table, remote));
+    }
+    if let Some(routes) = &source.routes {
+        sorts.push(overruled(path, text, rules));
+        sorts.push(repeated_routes(routes, &loaded.routes, rules));
+        sorts.push(crowded_relays(routes, &loaded.routes, rules));
+    }
+    sorts
+}
+
+/// The line of the empty name.
+fn default_line(table: &Table) -> Option<u32> {
+    table.find(b"").map(|line| table.number(&line))
+}
+
+fn no_default(path: &Path, table: &Table) -> Vec<Finding> {
+    if default_line(table).is_some() {
+        return Vec::new();
+    }
+    let message = match table.is_empty() {
+        true => "no line with a limit: no domain has one",
+        false => "no default: a domain that matches no line has no limit",
+    };
+    let help = "add a line :20 for all other domains, or : if they are to have none";
+    vec![Finding::warning((path, 0, 0), message, help)]
+}
+
+/// The domain of a line, and where its limit is.
+fn split(line: &[u8]) -> Option<(&[u8], &[u8], u32)> {
+    let colon = line.iter().position(|&byte| byte == b':')?;
+    let rest = &line[colon + 1..];
+    let end = rest.iter().position(|&byte| byte == b':').unwrap_or(rest.len());
+    Some((without_root(&line[..colon]), &rest[..end], colon as u32 + 2))
+}
+
+/// In other mail servers 0 is no limit.
+fn zeros(path: &Path, text: &[u8]) -> Vec<Finding> {
+    let zeros = content_lines(text).filter_map(|(number, line)| {
+        let (domain, limit, column) = split(line)?;
+        let is_zero = !limit.is_empty() && limit.iter().all(|&digit| digit == b'0');
+        let mail = match domain {
+            b"" => "all mail".to_string(),
+            name => format!("all mail for {}", plain(&String::from_utf8_lossy(name))),
+        };
+        is_zero.then(|| {
+            let message = format!("0 keeps {mail} in the queue");
+            let help = "leave the limit empty if there is to be none";
+            Finding::warning((path, number, column), message, help)
+        })
+    });
+    zeros.collect()
+}
+
+fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec<Finding> {
+    let mut above: Vec<Problem> = table.above(remote.limit).collect();
+    above.sort_by_key(|problem| problem.line);
+    let mut columns = HashMap::new();
+    for (number, line) in content_lines(text) {
+        if let Some((_, _, column)) = split(line) {
+            columns.insert(number, column);
+        }
+    }
+    let finding = |problem: &Problem| {
+        let column = columns.get(&problem.line).copied().unwrap_or(1);
+        let problem = Problem { column, ..*problem };
+        let mut finding = Finding::of_problem(&problem, path, text);
+        if remote.from == Whence::Default {
+            finding.message.push_str(", qmail's default");
+        }
+        finding
+    };
+    above.iter().map(finding).collect()
+}
+
+/// Lines whose domain a route takes away from them.
+fn overruled(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
+    let lines = content_lines(text).filter_map(|(number, line)| {
+        let (domain, limit, _) = split(line)?;
+        let has_group = line.len() > domain.len() + 1 + limit.len() + 1;
+        if domain.is_empty() || domain[0] == b'.' || has_group {
+            return None;
+        }
+        let found = rules.resolve(domain);
+        let (of_domains, of_routes) = rules.lines(&found);
+        if found.route.is_none() || of_domains == number {
+            return None;
+        }
+        let relay = plain(&String::from_utf8_lossy(found.name));
+        let (line, key) = (line_text(of_domains), key_name(found.kind, &relay));
+        let limit = limit_words(found.limit);
+        let message = format!(
+            "the limit does not count: smtproutes:{of_routes} sends the domain to a relay, and \
+             {key} has {limit} ({line})"
+        );
+        let help = "give the relay a line, or the domain a group";
+        Some(Finding::warning((path, number, 1), message, help))
+    });
+    lines.collect()
+}
+
+fn limit_words(limit: Limit) -> String {
+    match limit {
+        Limit::AtMost(limit) => format!("a limit of {limit}"),
+        Limit::Unlimited => "no limit".to_string(),
+    }
+}
+
+fn host_of(line: &[u8]) -> Option<&[u8]> {
+    let colon = line.iter().position(|&byte| byte == b':')?;
+    Some(&line[..colon])
+}
+
+fn repeated_routes(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
+    let lines = content_lines(text).filter_map(|(number, line)| {
+        let (_, place) = rules.routes.find(host_of(line)?)?;
+        let counts = rules.routes.number(place);
+        // A name that is too long is not among them, and then what is found is a suffix of it.
+        (counts > number).then(|| {
+            let message = format!("the host is in line {counts} again; that line counts");
+            Finding::warning((path, number, 1), message, "remove one of the two lines")
+        })
+    });
+    lines.collect()
+}
+
+/// Relays that take mail of many domains, and have only the default's limit for all of them together.
+fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
+    #[derive(Clone, Copy)]
+    struct Use {
+        first: u32,
+        lines: u32,
+        wide: u32,
+    }
+    let mut relays: Vec<(&[u8], Use)> = Vec::new();
+    let mut index: HashMap<&[u8], usize> = HashMap::new();
+    for (number, line) in content_lines(text) {
+        let Some(host) = host_of(line) else { continue };
+        let Some((relay, place)) = rules.routes.find(host) else { continue };
+        if rules.routes.number(place) != number {
+            continue;
+        }
+        let at = *index.entry(relay).or_insert_with(|| {
+            relays.push((relay, Use { first: number, lines: 0, wide: 0 }));
+            relays.len() - 1
+        });
+        let seen = &mut relays[at].1;
+        seen.lines += 1;
+        seen.wide += u32::from(host.first().is_none_or(|&byte| byte == b'.'));
+    }
+    let Some(table) = &rules.table else { return Vec::new() };
+    let default = default_line(table);
+    let crowded = relays.iter().filter_map(|(relay, seen)| {
+        let line = table.find(relay)?;
+        let Limit::AtMost(limit) = line.limit else { return None };
+        let by_default = Some(table.number(&line)) == default && line.group.is_none();
+        if !by_default || (seen.lines < 2 && seen.wide == 0) {
+            return None;
+        }
+        let relay = plain(&String::from_utf8_lossy(relay));
+        let message = format!(
+            "everything that goes to the relay {relay} counts together, and has only the \
+             default's limit of {limit} ({})",
+            line_text(table.number(&line))
+        );
+        let help = format!(
+            "give the relay a line of its own: {relay}:LIMIT, or {relay}: if it is to have none"
+        );
+        Some(Finding::warning((path, seen.first, 1), message, help))
+    });
+    crowded.collect()
+}
+
+/// `concurrencydomains:3`; 0 is no line.
+fn line_text(number: u32) -> String {
+    match number {
+        0 => "no line".to_string(),
+        number => format!("concurrencydomains:{number}"),
+    }
+}
+
+/// qmail-rspawn runs as qmailr, to whom queue/lock/tcpto belongs.
+fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
+    let tcpto = std::fs::metadata(home.lock("tcpto")).ok();
+    if let Some((metadata, _)) = &loaded.domains {
+        let mode = metadata.mode();
+        let readable = mode & 0o004 != 0
+            || tcpto.as_ref().is_some_and(|tcpto| {
+                (metadata.uid() == tcpto.uid() && mode & 0o400 != 0)
+                    || (metadata.gid() == tcpto.gid() && mode & 0o040 != 0)
+            });
+        if !readable {
+            let path = &source.domains;
+            let message = format!(
+                "the gate cannot read it: its mode is {:04o}, and qmail-rspawn runs as qmailr",
+                mode & 0o7777
+            );
+            let help = format!("chmod 644 {}", path.display());
+            loaded.findings.push(Finding::warning((path, 0, 0), message, help));
+        }
+    }
+    let path = home.lock("gatestatus");
+    let (Ok(status), Some(tcpto)) = (std::fs::metadata(&path), tcpto) else { return };
+    if status.is_file() && status.uid() != tcpto.uid() {
+        let message = format!(
+            "the gate cannot write it: it belongs to user {}, and qmail-rspawn runs as user {}",
+            status.uid(),
+            tcpto.uid()
+        );
+        let help = format!("chown {} {}", tcpto.uid(), path.display());
+        loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+    }
+}
+
+/// What the running gate says.
+fn look_at_status(home: &Home, loaded: &mut Loaded) {
+    let path = home.lock("gatestatus");
+    let mut warn = |message: String, help: &str| {
+        loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+    };
+    match show::read(&path) {
+        Ok(Status { state: State::Failed, .. }) => warn(
+            "the gate had an internal error: since then there are no limits".to_string(),
+            "restart qmail, and report it",
+        ),
+        Ok(status) => {
+            for problem in &status.problems {
+                if !loaded.said.contains(problem) {
+                    let message = format!("the gate says: {}", plain(problem));
+                    let help = "if it has been corrected, the gate sees it with its next delivery";
+                    loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+                }
+            }
+        }
+        // Without a queue there is no gate that could be asked, and a gate without limits is silent.
+        Err(Unread::Missing) if home.lock("").is_dir() => warn(
+            "no such file: this qmail has no gate".to_string(),
+            "qpatch apply TREE, make setup check, restart qmail",
+        ),
+        Err(Unread::Missing | Unread::Denied | Unread::Status(StatusError::Empty)) => {}
+        Err(unread) => {
+            let error = show::explain(home, &unread);
+            warn(error.what, &error.help);
+        }
+    }
+}
+
+/// What becomes of a domain.
+#[derive(Debug, Serialize)]
+struct Answer {
+    domain: String,
+    kind: &'static str,
+    key: String,
+    /// null is unlimited.
+    limit: Option<u32>,
+    /// The line of concurrencydomains; 0 for none.
+    line: u32,
+    /// The line of smtproutes; 0 for none.
+    route: u32,
+    #[serde(skip)]
+    row: [String; 4],
+}
+
+fn answers(loaded: &Loaded, domains: &[String]) -> Vec<Answer> {
+    let Some(rules) = &loaded.rules else { return Vec::new() };
+    let answer = |domain: &String| {
+        let found = rules.resolve(domain.as_bytes());
+        let (line, route) = rules.lines(&found);
+        let key = String::from_utf8_lossy(found.name).to_ascii_lowercase();
+        let of_table = rules.table.as_ref().and_then(default_line);
+        let mut from = line_text(line);
+        if Some(line) == of_table {
+            from.push_str(" (the default)");
+        }
+        if route > 0 {
+            from.push_str(&format!(", by smtproutes:{route}"));
+        }
+        let row = [
+            key_name(KeyKind::Domain, domain),
+            key_name(found.kind, &key),
+            limit_text(found.limit),
+            from,
+        ];
+        let limit = limit_value(found.limit);
+        Answer { domain: domain.clone(), kind: found.kind.name(), key, limit, line, route, row }
+    };
+    domains.iter().map(answer).collect()
+}
+
+fn numbers(loaded: &Loaded) -> (u64, u64) {
+    let errors = loaded.findings.iter().filter(|finding| finding.is_error()).count() as u64;
+    (errors, loaded.findings.len() as u64 - errors)
+}
+
+fn print_table(
+    source: &Source,
+    loaded: &Loaded,
+    remote: Option<Remote>,
+    answers: &[Answer],
+    args: &Check,
+) -> Done {
+    print(|out| {
+        let mut helped = HashSet::new();
+        for finding in &loaded.findings {
+            let severity = if finding.is_error() { "error" } else { "warning" };
+            writeln!(out, "{}: {severity}: {}", finding.place(), finding.message)?;
+            // What to do is told once.
+            if !finding.help.is_empty() && helped.insert(&finding.help) {
+                writeln!(out, "  {}", finding.help)?;
+            }
+        }
+        let mut sums = match numbers(loaded) {
+            (0, 0) => "no problems".to_string(),
+            (0, warnings) => count(warnings, "warning"),
+            (errors, 0) => count(errors, "error"),
+            (errors, warnings) => {
+                format!("{}, {}", count(errors, "error"), count(warnings, "warning"))
+            }
+        };
+        let Some(rules) = &loaded.rules else {
+            writeln!(
+                out,
+                "{}: {sums}; the gate goes on with the last file that had no errors",
+                source.domains.display()
+            )?;
+            if !args.domains.is_empty() {
+                writeln!(out, "no limits of domains are told while there are errors")?;
+            }
+            return Ok(());
+        };
+        let mut facts = Vec::new();
+        if let Some(table) = &rules.table {
+            facts.push(count(table.len() as u64, "line"));
+            if !table.groups().is_empty() {
+                facts.push(count(table.groups().len() as u64, "group"));
+            }
+            let default = table.find(b"").map_or(Limit::Unlimited, |line| line.limit);
+            facts.push(format!("default {}", limit_text(default)));
+        }
+        if !rules.routes.is_empty() {
+            facts.push(count(rules.routes.len() as u64, "route"));
+        }
+        if let Some(Remote { limit, from }) = remote {
+            let default = if from == Whence::Default { " (qmail's default)" } else { "" };
+            facts.push(format!("concurrencyremote {limit}{default}"));
+        }
+        if !facts.is_empty() {
+            sums.push_str("; ");
+        }
+        writeln!(out, "{}: {sums}{}", source.domains.display(), facts.join(", "))?;
+        if answers.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        let columns = [
+            ("DOMAIN", Side::Left),
+            ("KEY", Side::Left),
+            ("LIMIT", Side::Right),
+            ("FROM", Side::Left),
+        ];
+        let rows: Vec<_> = answers.iter().map(|answer| answer.row.clone()).collect();
+        table(out, columns, &rows)
+    })
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Report<'a> {
+    errors: u64,
+    warnings: u64,
+    problems: &'a [Finding],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrencyremote: Option<u32>,
+    domains: &'a [Answer],
+}
+
+fn print_json(loaded: &Loaded, remote: Option<Remote>, answers: &[Answer]) -> Done {
+    let (errors, warnings) = numbers(loaded);
+    let report = Report {
+        errors,
+        warnings,
+        problems: &loaded.findings,
+        concurrencyremote: remote.map(|remote| remote.limit),
+        domains: answers,
+    };
+    print(|out| {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)
+    })
+}

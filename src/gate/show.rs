@@ -1,0 +1,565 @@
+//! `qpatch gate show`: the status file of the running gate.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, ValueEnum};
+use qpatch_gate::problem::Kind;
+use qpatch_gate::rules::KeyKind;
+use qpatch_gate::status::{FILE_MAX, KeyStatus, State, Status, StatusError};
+use serde::Serialize;
+
+use super::text::{Side, count, key_name, limit_text, limit_value, plain, table};
+use super::{Done, Home, Reader, check, meaning, print, printed, read_file};
+use crate::error::Error;
+
+/// Arguments of `qpatch gate show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The folder where qmail is installed
+    #[arg(value_name = "QMAILHOME", default_value = super::QMAIL_HOME)]
+    home: PathBuf,
+    /// Look again and again, every 2 seconds or as said
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = interval)]
+    watch: Option<u32>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs; with --watch, one line each time
+    Json,
+    /// Prometheus' text format
+    Prometheus,
+}
+
+fn interval(value: &str) -> Result<u32, String> {
+    match value.parse() {
+        Ok(seconds @ 1..=3600) => Ok(seconds),
+        Ok(_) => Err("1 to 3600 seconds; the gate writes once a second at most".to_string()),
+        Err(_) => Err("no number of seconds; write QMAILHOME before --watch".to_string()),
+    }
+}
+
+/// Why there is no status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// No such file.
+    Missing,
+    /// The system does not let us.
+    Denied,
+    /// It cannot be read, or is no regular file.
+    File(Kind),
+    /// It has been read, but is no status.
+    Status(StatusError),
+}
+
+/// A gate writes its file in far less than this, so whoever finds it half written looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 50;
+
+/// Reads a status file; again while it is being written.
+pub(super) fn read(path: &Path) -> Result<Status, Unread> {
+    let mut looks = 1;
+    loop {
+        let bytes = match read_file(path, FILE_MAX as u64) {
+            Ok(Some((_, bytes))) => bytes,
+            Ok(None) => return Err(Unread::Missing),
+            Err(Kind::Unreadable(libc::EACCES | libc::EPERM)) => return Err(Unread::Denied),
+            Err(kind) => return Err(Unread::File(kind)),
+        };
+        match Status::parse(&bytes) {
+            Err(StatusError::Torn) if looks < LOOKS => {
+                looks += 1;
+                sleep(LOOK_AGAIN);
+            }
+            parsed => return parsed.map_err(Unread::Status),
+        }
+    }
+}
+
+/// Why there is no status, and what to do about it.
+pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
+    let path = home.lock("gatestatus");
+    let at = |what: &str, help: String| Error::new(path.display(), what, help);
+    let lock = home.lock("");
+    match unread {
+        Unread::Missing if matches!(lock.try_exists(), Ok(false)) => Error::new(
+            home.0.display(),
+            "no qmail is installed here: it has no queue/lock",
+            "name the folder that has qmail's control and queue",
+        ),
+        Unread::Missing => at(
+            "no such file: this qmail has no gate",
+            "build one: qpatch apply TREE, then make setup check in TREE (which makes the file), \
+             then restart qmail"
+                .to_string(),
+        ),
+        Unread::Denied => at(
+            "permission denied",
+            "run qpatch as root, or as a user of the group that queue/lock belongs to".to_string(),
+        ),
+        Unread::File(kind) => at(&meaning(*kind), check::advice(*kind)),
+        Unread::Status(StatusError::Empty) => at(
+            "empty: no gate has written it yet",
+            why_empty(home, &path).unwrap_or_else(|| {
+                "it is written with the first delivery after qmail has been restarted; if it stays \
+                 empty, the qmail-rspawn that runs has no gate"
+                    .to_string()
+            }),
+        ),
+        Unread::Status(StatusError::Torn) => at(
+            "the end is missing, and stays missing",
+            "a gate that runs writes it anew with the next delivery; is the disk full?".to_string(),
+        ),
+        Unread::Status(error @ (StatusError::Foreign | StatusError::Line(_))) => at(
+            &error.to_string(),
+            "the gate and qpatch are of different versions: use the qpatch that patched the tree, \
+             or apply, build and install again"
+                .to_string(),
+        ),
+    }
+}
+
+/// A reason for an empty file that can be seen from here.
+fn why_empty(home: &Home, path: &Path) -> Option<String> {
+    let domains = home.control("concurrencydomains");
+    if matches!(domains.try_exists(), Ok(false)) {
+        return Some(format!(
+            "there are no limits: qpatch gate init {} writes {} to start from",
+            home.0.display(),
+            domains.display()
+        ));
+    }
+    let status = std::fs::metadata(path).ok()?;
+    let tcpto = std::fs::metadata(home.lock("tcpto")).ok()?;
+    (status.uid() != tcpto.uid()).then(|| {
+        format!(
+            "it belongs to user {}, and qmail-rspawn runs as user {}: chown {} {}",
+            status.uid(),
+            tcpto.uid(),
+            tcpto.uid(),
+            path.display()
+        )
+    })
+}
+
+/// Runs it.
+///
+/// # Errors
+/// There is no status.
+pub fn run(args: &Show) -> Done {
+    let home = Home::new(&args.home).map_err(|error| vec![error])?;
+    let path = home.lock("gatestatus");
+    let explained = |unread: Unread| vec![explain(&home, &unread)];
+    let mut readings = Readings::default();
+    let first = View::new(read(&path).map_err(explained)?, &mut readings);
+    let Some(seconds) = args.watch else {
+        return print(|out| match args.format {
+            Format::Table => first.table(out),
+            Format::Json => {
+                serde_json::to_writer_pretty(&mut *out, &first.report())?;
+                writeln!(out)
+            }
+            Format::Prometheus => out.write_all(first.status.prometheus().as_bytes()),
+        });
+    };
+    let screen = args.format == Format::Table && io::stdout().is_terminal();
+    let mut view = Ok(first);
+    for frame in 0u64.. {
+        let mut text = Vec::new();
+        let wrote = match (&view, args.format) {
+            (Ok(view), Format::Table) => view.table(&mut text),
+            (Ok(view), Format::Json) => serde_json::to_writer(&mut text, &view.report())
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(text)),
+            (Ok(view), Format::Prometheus) => text.write_all(view.status.prometheus().as_bytes()),
+            // qmail is being restarted, or the file was replaced: it may come back.
+            (Err(error), Format::Table) if screen => writeln!(text, "{error}"),
+            (Err(error), _) => {
+                eprintln!("qpatch: {error}");
+                Ok(())
+            }
+        };
+        wrote.expect("memory can be written");
+        let reader = printed(|out| {
+            if screen {
+                return out.write_all(&on_screen(&text, size_of_screen()));
+            }
+            if frame > 0 && args.format != Format::Json && !text.is_empty() {
+                writeln!(out)?;
+            }
+            out.write_all(&text)
+        });
+        if reader.map_err(|error| vec![error])? == Reader::Gone {
+            return Ok(());
+        }
+        sleep(Duration::from_secs(seconds.into()));
+        view = match read(&path) {
+            Ok(status) => Ok(View::new(status, &mut readings)),
+            Err(unread) => Err(explain(&home, &unread)),
+        };
+    }
+    Ok(())
+}
+
+/// Rows and columns of the terminal that we read from.
+fn size_of_screen() -> Option<(usize, usize)> {
+    let mut stty = Command::new("stty");
+    let said = stty.arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output().ok()?;
+    let said = String::from_utf8(said.stdout).ok()?;
+    let (rows, columns) = said.trim().split_once(' ')?;
+    Some((rows.parse().ok().filter(|&rows| rows > 1)?, columns.parse().ok().filter(|&c| c > 1)?))
+}
+
+/// The text over what is on the screen, and what is too much for it left out.
+fn on_screen(text: &[u8], size: Option<(usize, usize)>) -> Vec<u8> {
+    let (rows, columns) = size.unwrap_or((24, 80));
+    let mut frame = b"\x1b[H".to_vec();
+    for line in text.split(|&byte| byte == b'\n').take(rows - 1) {
+        frame.extend_from_slice(&line[..line.len().min(columns)]);
+        frame.extend_from_slice(b"\x1b[K\n");
+    }
+    frame.extend_from_slice(b"\x1b[J");
+    frame
+}
+
+/// Deliveries that were done, by their keys, as of a time in seconds since 1970.
+#[derive(Debug)]
+struct Reading {
+    written_secs: u64,
+    pid: u32,
+    done: HashMap<(KeyKind, String), u64>,
+}
+
+/// The readings of the last seconds.
+#[derive(Debug, Default)]
+struct Readings(VecDeque<Reading>);
+
+/// The rate is that of so many seconds.
+const RATE_SECS: u64 = 10;
+
+impl Readings {
+    fn add(&mut self, status: &Status) {
+        if self.0.back().is_some_and(|last| last.pid != status.pid) {
+            self.0.clear();
+        }
+        if self.0.back().is_some_and(|last| last.written_secs == status.written_secs) {
+            return;
+        }
+        let done = status.keys.iter().map(|key| ((key.kind, key.name.clone()), key.done)).collect();
+        let Status { written_secs, pid, .. } = *status;
+        self.0.push_back(Reading { written_secs, pid, done });
+    }
+
+    /// Deliveries of a key a second: between two readings, or by the gate's own word if there is only one.
+    fn rate(&self, status: &Status, key: &KeyStatus, now_secs: u64) -> f64 {
+        // What was written a second ago or two is as good as now; since an older time nothing has happened.
+        let idle_secs = now_secs.saturating_sub(status.written_secs + 2);
+        let end_secs = status.written_secs + idle_secs;
+        let name = (key.kind, key.name.clone());
+        let old = self.0.iter().find_map(|reading| {
+            let old_secs = end_secs.saturating_sub(reading.written_secs);
+            let done = *reading.done.get(&name)?;
+            ((1..=RATE_SECS).contains(&old_secs)).then_some((old_secs, done))
+        });
+        match old {
+            Some((secs, done)) if self.0.len() > 1 => {
+                // A key that was forgotten begins at 0 again.
+                key.done.checked_sub(done).unwrap_or(key.done) as f64 / secs as f64
+            }
+            _ => {
+                let keep = 1.0 - 1.0 / RATE_SECS as f64;
+                key.rate * keep.powi(i32::try_from(idle_secs).unwrap_or(i32::MAX))
+            }
+        }
+    }
+
+    fn forget(&mut self, now_secs: u64) {
+        while self.0.len() > 1 && self.0[0].written_secs + 2 * RATE_SECS < now_secs {
+            self.0.pop_front();
+        }
+    }
+}
+
+/// A status, and what a reader adds to it.
+#[derive(Debug)]
+struct View {
+    status: Status,
+    now_secs: u64,
+    rates: Vec<f64>,
+    process: Process,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Process {
+    Running,
+    Gone,
+    Unknown,
+}
+
+impl View {
+    fn new(mut status: Status, readings: &mut Readings) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_secs = now.map_or(0, |since| since.as_secs());
+        status.keys.sort_by(|a, b| {
+            let activity = |key: &KeyStatus| (key.running + key.held, key.busy, key.done);
+            activity(b)
+                .cmp(&activity(a))
+                .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
+        });
+        readings.add(&status);
+        readings.forget(now_secs);
+        let rates = status.keys.iter().map(|key| readings.rate(&status, key, now_secs)).collect();
+        let process = match Path::new("/proc/self").exists() {
+            false => Process::Unknown,
+            true if Path::new("/proc").join(status.pid.to_string()).exists() => Process::Running,
+            true => Process::Gone,
+        };
+        Self { status, now_secs, rates, process }
+    }
+
+    fn age_secs(&self) -> u64 {
+        self.now_secs.saturating_sub(self.status.written_secs)
+    }
+
+    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+        let status = &self.status;
+        let state = match status.state {
+            State::Limits => "limits count",
+            State::Stock => "no limits: it has found no control/concurrencydomains that it can use",
+            State::Failed => "an internal error, so there are no limits until qmail is restarted",
+        };
+        writeln!(out, "qmail-rspawn {}: {state}", status.pid)?;
+        if self.process == Process::Gone {
+            writeln!(out, "this process is gone; these are its last figures")?;
+        }
+        let slots = status.slots.min(status.concurrency_remote);
+        let running = status.in_use.saturating_sub(status.held);
+        writeln!(
+            out,
+            "now:   {running} running and {} held, of {slots} (conf-spawn {}, concurrencyremote {}); \
+             written {} s ago",
+            status.held,
+            status.slots,
+            status.concurrency_remote,
+            self.age_secs()
+        )?;
+        let totals = &status.totals;
+        writeln!(
+            out,
+            "ever:  {} asked for, {} done, {} held, {} (for {} the hold was too long)",
+            totals.asked,
+            totals.done,
+            totals.held,
+            count(totals.busy, "busy answer"),
+            totals.expired
+        )?;
+        let loaded = match status.loaded_secs {
+            0 => "never read".to_string(),
+            secs => format!("read {} s ago", self.now_secs.saturating_sub(secs)),
+        };
+        let (lines, routes) = (count(status.domains, "line"), count(status.routes, "route"));
+        writeln!(out, "rules: {lines}, {routes}; {loaded}")?;
+        for problem in &status.problems {
+            writeln!(out, "problem: {}", plain(problem))?;
+        }
+        if status.keys.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        let columns = [
+            ("KEY", Side::Left),
+            ("LIMIT", Side::Right),
+            ("RUNNING", Side::Right),
+            ("HELD", Side::Right),
+            ("AWAY", Side::Right),
+            ("BUSY", Side::Right),
+            ("DONE", Side::Right),
+            ("PEAK", Side::Right),
+            ("PER SEC", Side::Right),
+            ("MEAN", Side::Right),
+            ("LAST ERROR", Side::Left),
+        ];
+        let row = |(key, rate): (&KeyStatus, &f64)| {
+            let mean = match key.mean_ms {
+                0 => "-".to_string(),
+                ms => format!("{:.2} s", ms as f64 / 1000.0),
+            };
+            [
+                key_name(key.kind, &key.name),
+                limit_text(key.limit),
+                key.running.to_string(),
+                key.held.to_string(),
+                key.away.to_string(),
+                key.busy.to_string(),
+                key.done.to_string(),
+                key.peak.to_string(),
+                format!("{rate:.1}"),
+                mean,
+                plain(&key.error),
+            ]
+        };
+        let rows: Vec<_> = status.keys.iter().zip(&self.rates).map(row).collect();
+        table(out, columns, &rows)?;
+        if status.unlisted > 0 {
+            writeln!(out, "and {} that did less", count(status.unlisted, "key"))?;
+        }
+        Ok(())
+    }
+
+    fn report(&self) -> Report<'_> {
+        let status = &self.status;
+        let keys = status.keys.iter().zip(&self.rates).map(|(key, &rate)| KeyReport {
+            kind: key.kind.name(),
+            key: &key.name,
+            limit: limit_value(key.limit),
+            running: key.running,
+            held: key.held,
+            away: key.away,
+            busy: key.busy,
+            done: key.done,
+            peak: key.peak,
+            per_second: (rate * 1000.0).round() / 1000.0,
+            mean_ms: (key.mean_ms > 0).then_some(key.mean_ms),
+            last_error: &key.error,
+        });
+        Report {
+            state: status.state.name(),
+            pid: status.pid,
+            alive: match self.process {
+                Process::Unknown => None,
+                known => Some(known == Process::Running),
+            },
+            written: status.written_secs,
+            conf_spawn: status.slots,
+            concurrencyremote: status.concurrency_remote,
+            running: status.in_use.saturating_sub(status.held),
+            held: status.held,
+            asked_total: status.totals.asked,
+            done_total: status.totals.done,
+            held_total: status.totals.held,
+            busy_total: status.totals.busy,
+            expired_total: status.totals.expired,
+            lines: status.domains,
+            routes: status.routes,
+            loaded: (status.loaded_secs > 0).then_some(status.loaded_secs),
+            problems: &status.problems,
+            keys: keys.collect(),
+            unlisted: status.unlisted,
+        }
+    }
+}
+
+/// What is printed as JSON. Times are in seconds since 1970.
+#[derive(Serialize)]
+struct Report<'a> {
+    state: &'static str,
+    pid: u32,
+    alive: Option<bool>,
+    written: u64,
+    conf_spawn: u32,
+    concurrencyremote: u32,
+    running: u32,
+    held: u32,
+    asked_total: u64,
+    done_total: u64,
+    held_total: u64,
+    busy_total: u64,
+    expired_total: u64,
+    lines: u64,
+    routes: u64,
+    loaded: Option<u64>,
+    problems: &'a [String],
+    keys: Vec<KeyReport<'a>>,
+    unlisted: u64,
+}
+
+#[derive(Serialize)]
+struct KeyReport<'a> {
+    kind: &'static str,
+    key: &'a str,
+    /// null is unlimited.
+    limit: Option<u32>,
+    running: u32,
+    held: u32,
+    away: u32,
+    busy: u64,
+    done: u64,
+    peak: u32,
+    per_second: f64,
+    mean_ms: Option<u64>,
+    last_error: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qpatch_gate::gate::Totals;
+    use qpatch_gate::table::Limit;
+
+    fn status(written_secs: u64, done: u64, rate: f64) -> Status {
+        Status {
+            generation: 1,
+            written_secs,
+            pid: 7,
+            state: State::Limits,
+            slots: 10,
+            concurrency_remote: 10,
+            in_use: 0,
+            held: 0,
+            totals: Totals::default(),
+            domains: 1,
+            routes: 0,
+            loaded_secs: 0,
+            problems: Vec::new(),
+            keys: vec![KeyStatus {
+                kind: KeyKind::Domain,
+                name: "a.example".to_string(),
+                limit: Limit::AtMost(1),
+                running: 0,
+                held: 0,
+                busy: 0,
+                done,
+                peak: 1,
+                away: 0,
+                rate,
+                mean_ms: 0,
+                error: String::new(),
+            }],
+            unlisted: 0,
+        }
+    }
+
+    #[test]
+    fn the_rate_is_that_between_two_readings() {
+        let mut readings = Readings::default();
+        let mut rate = |status: &Status, now_secs: u64| {
+            readings.add(status);
+            readings.forget(now_secs);
+            readings.rate(status, &status.keys[0], now_secs)
+        };
+        assert_eq!(rate(&status(1000, 100, 7.5), 1001), 7.5, "one reading: the gate's word");
+        assert_eq!(rate(&status(1004, 140, 9.9), 1004), 10.0);
+        assert_eq!(rate(&status(1004, 140, 9.9), 1008), 40.0 / 6.0, "nothing since");
+        assert_eq!(rate(&status(1020, 200, 9.9), 1020), 9.9, "the others are too old");
+        assert_eq!(rate(&status(1022, 4, 9.9), 1022), 2.0, "the key was forgotten in between");
+        assert!(rate(&status(1022, 4, 9.9), 2000) < 0.001);
+    }
+
+    #[test]
+    fn what_is_too_much_for_the_screen_is_left_out() {
+        let frame = on_screen(b"abcdef\nb\nc\n", Some((3, 4)));
+        assert_eq!(frame, b"\x1b[Habcd\x1b[K\nb\x1b[K\n\x1b[J");
+    }
+}

@@ -1,0 +1,7 @@
+//! The command `qpatch`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qpatch::cli::run(std::env::args_os())
+}

@@ -1,0 +1,87 @@
+//! The patches that qpatch brings along.
+
+#![forbid(unsafe_code)]
+
+use crate::rule::{self, Parameters, Patch, RuleError};
+
+/// A patch as it stands under `patches/`.
+#[derive(Clone, Copy, Debug)]
+pub struct Shipped {
+    /// The name of its folder.
+    pub id: &'static str,
+    /// What it makes true, in one line.
+    pub summary: &'static str,
+    text: &'static str,
+}
+
+macro_rules! shipped {
+    ($id:literal, $summary:literal) => {
+        Shipped {
+            id: $id,
+            summary: $summary,
+            text: include_str!(concat!("../patches/", $id, "/rule")),
+        }
+    };
+}
+
+/// All of them, in the order in which they are applied.
+pub const ALL: [Shipped; 4] = [
+    shipped!("toolchain", "builds with today's compilers and C libraries"),
+    shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
+    shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
+    shipped!("domain-gate", "a limit of simultaneous deliveries per destination domain"),
+];
+
+/// The id of the patch with the gate, the only one that brings files along.
+pub const GATE: &str = "domain-gate";
+
+/// The gate: its C files as they stand in its source, its library as the build made it.
+const ATTACHMENTS: [(&str, &[u8]); 8] = [
+    ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
+    ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),
+    ("gate.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate.h"))),
+    ("gate_glue.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate_glue.h"))),
+    ("gate_glue.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_glue.c"))),
+    ("gate_stub.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_stub.c"))),
+    ("gate_retry.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.h"))),
+    ("gate_retry.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.c"))),
+];
+
+/// The gate's static library, gate.a.
+#[must_use]
+pub fn gate_library() -> &'static [u8] {
+    ATTACHMENTS[0].1
+}
+
+impl Shipped {
+    /// Its rules.
+    ///
+    /// # Errors
+    /// Never for a shipped patch: a test reads them all.
+    pub fn patch(&self, parameters: &Parameters) -> Result<Patch, RuleError> {
+        rule::parse(
+            self.id,
+            &format!("patches/{}/rule", self.id),
+            self.text,
+            parameters,
+            &ATTACHMENTS,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_shipped_rules_can_be_read() {
+        let parameters = Parameters::from([
+            ("spawn".to_string(), "1000".to_string()),
+            ("old-style".to_string(), String::new()),
+        ]);
+        for shipped in ALL {
+            let patch = shipped.patch(&parameters).unwrap_or_else(|e| panic!("{e}"));
+            assert!(!patch.sections.is_empty());
+        }
+    }
+}

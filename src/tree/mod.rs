@@ -1,0 +1,281 @@
+//! The only code that reads or writes a qmail tree.
+//!
+//! [`Tree`] recognises a tree and reads it; [`plan`] works out in memory what the patches change;
+//! [`journal`] writes that to disk, or takes it back, such that a process killed at any moment
+//! leaves a tree that the next `apply` or `revert` completes.
+
+#![forbid(unsafe_code)]
+
+pub mod journal;
+pub mod plan;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::lex::{Kind, Lang, Source};
+use crate::matcher::functions;
+
+/// The largest file that is read, in bytes. The largest source of any known qmail is 120 KiB.
+pub const MAX_FILE: u64 = 8 << 20;
+
+/// The folder in a tree that holds all of qpatch's state.
+pub const STATE_DIR: &str = ".qpatch";
+
+/// Files without which a folder is not a qmail source tree.
+const MARKS: [&str; 4] = ["Makefile", "spawn.c", "qmail-send.c", "qmail-rspawn.c"];
+
+/// A folder with the sources of a qmail.
+#[derive(Debug)]
+pub struct Tree {
+    root: PathBuf,
+    /// Names of the regular files directly in it, and of links to such files inside the tree.
+    names: BTreeSet<String>,
+}
+
+impl Tree {
+    /// Recognise the qmail source tree in the folder `root`.
+    ///
+    /// # Errors
+    /// If it is no folder, or has not the files that make a qmail; if a folder below it has them,
+    /// the error names that one.
+    pub fn open(root: &Path) -> Result<Tree> {
+        let root = root.canonicalize().map_err(|e| Error::io(root, "open the tree", &e))?;
+        if !root.is_dir() {
+            return Err(Error::new(
+                root.display(),
+                "not a folder",
+                "name the folder that holds qmail's Makefile and spawn.c",
+            ));
+        }
+        let names = file_names(&root)?;
+        let missing: Vec<_> = MARKS.iter().filter(|m| !names.contains(**m)).copied().collect();
+        if !missing.is_empty() {
+            let help = match below(&root) {
+                Some(inner) => format!("did you mean {}?", inner.display()),
+                None => "name the folder that holds qmail's Makefile and spawn.c".to_string(),
+            };
+            return Err(Error::new(
+                root.display(),
+                format!("not a qmail source tree: it has no {}", missing.join(", no ")),
+                help,
+            ));
+        }
+        Ok(Tree { root, names })
+    }
+
+    /// The tree's folder, absolute and without links.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Names of the files that a patch may speak of.
+    #[must_use]
+    pub fn names(&self) -> &BTreeSet<String> {
+        &self.names
+    }
+
+    /// The bytes of the file `name`.
+    ///
+    /// # Errors
+    /// If it cannot be read, is larger than [`MAX_FILE`], or leads out of the tree.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.resolve(name)?;
+        let size = fs::metadata(&path).map_err(|e| Error::io(&path, "read", &e))?.len();
+        if size > MAX_FILE {
+            return Err(Error::new(
+                path.display(),
+                format!("{size} bytes; a file of a qmail tree has at most {MAX_FILE}"),
+                "this is not the source file that its name says; unpack the tree again",
+            ));
+        }
+        fs::read(&path).map_err(|e| Error::io(&path, "read", &e))
+    }
+
+    /// The file that `name` stands for, links followed.
+    ///
+    /// # Errors
+    /// If a link leads out of the tree, or to nothing.
+    pub fn resolve(&self, name: &str) -> Result<PathBuf> {
+        let path = self.root.join(name);
+        let real = path.canonicalize().map_err(|e| Error::io(&path, "read", &e))?;
+        if !real.starts_with(&self.root) {
+            return Err(Error::new(
+                path.display(),
+                format!("a symbolic link that leads out of the tree, to {}", real.display()),
+                "replace the link by a copy of the file; qpatch changes only files in the tree",
+            ));
+        }
+        Ok(real)
+    }
+
+    /// Check that `name` may be replaced: its own permissions say so, also to root.
+    ///
+    /// # Errors
+    /// If the file or its folder is read-only, or the file leads out of the tree.
+    pub fn check_writable(&self, name: &str) -> Result<()> {
+        let path = self.resolve(name)?;
+        for (path, help) in [
+            (path.as_path(), "make the file writable"),
+            (path.parent().unwrap_or(&self.root), "make the folder writable"),
+        ] {
+            let mode =
+                fs::metadata(path).map_err(|e| Error::io(path, "read", &e))?.permissions().mode();
+            if mode & 0o200 == 0 {
+                return Err(Error::new(
+                    path.display(),
+                    format!("read-only (mode {:04o})", mode & 0o7777),
+                    format!("{help} (chmod u+w), then run qpatch again"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names of the regular files in `root`, and of links that may lead to one.
+fn file_names(root: &Path) -> Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(root).map_err(|e| Error::io(root, "list the folder", &e))? {
+        let entry = entry.map_err(|e| Error::io(root, "list the folder", &e))?;
+        let kind = entry.file_type().map_err(|e| Error::io(&entry.path(), "read", &e))?;
+        let file = kind.is_file() || (kind.is_symlink() && !entry.path().is_dir());
+        if let (true, Ok(name)) = (file, entry.file_name().into_string()) {
+            names.insert(name);
+        }
+    }
+    Ok(names)
+}
+
+/// A folder one or two levels below `root` that is a qmail source tree.
+fn below(root: &Path) -> Option<PathBuf> {
+    let folders = |path: &Path| -> Vec<PathBuf> {
+        let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
+        let mut found: Vec<_> = entries
+            .flatten()
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .map(|e| e.path())
+            .take(200)
+            .collect();
+        found.sort();
+        found
+    };
+    let is_tree = |path: &PathBuf| MARKS.iter().all(|m| path.join(m).is_file());
+    let first = folders(root);
+    first
+        .iter()
+        .find(|p| is_tree(p))
+        .cloned()
+        .or_else(|| first.iter().flat_map(|p| folders(p)).find(is_tree))
+}
+
+/// An `#include` line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Include {
+    /// The header's name.
+    pub header: String,
+    /// Whether it stands in quotes, as headers of the tree do.
+    pub quoted: bool,
+}
+
+/// The headers that a source includes itself.
+#[must_use]
+pub fn own_includes(bytes: &[u8]) -> Vec<Include> {
+    let mut found = Vec::new();
+    for line in bytes.split(|&b| b == b'\n') {
+        let Some(line) = line.trim_ascii().strip_prefix(b"#") else { continue };
+        let Some(line) = line.trim_ascii_start().strip_prefix(b"include") else { continue };
+        let (line, close) = match line.trim_ascii_start() {
+            [b'"', line @ ..] => (line, b'"'),
+            [b'<', line @ ..] => (line, b'>'),
+            _ => continue,
+        };
+        if let Some(end) = line.iter().position(|&b| b == close) {
+            let header = String::from_utf8_lossy(&line[..end]).into_owned();
+            found.push(Include { header, quoted: close == b'"' });
+        }
+    }
+    found
+}
+
+/// Whether a header defines an object (`int sig_alarm;` without `extern`). Every file that includes
+/// it then has one, and since gcc 10 and clang 11 they no longer link into one.
+///
+/// # Errors
+/// If a header cannot be read.
+pub fn has_definitions_in_headers(tree: &Tree) -> Result<bool> {
+    for name in tree.names().iter().filter(|n| n.ends_with(".h")) {
+        if defines_objects(&tree.read(name)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn defines_objects(header: &[u8]) -> bool {
+    const TYPES: [&[u8]; 6] = [b"int", b"unsigned", b"long", b"short", b"char", b"stralloc"];
+    let source = Source::new(Lang::C, header);
+    let mut depth = 0usize;
+    let mut in_directive = false;
+    let mut statement: Vec<usize> = Vec::new();
+    for (i, token) in source.tokens.iter().enumerate() {
+        match token.kind {
+            Kind::Directive => in_directive = true,
+            Kind::LineEnd => in_directive = false,
+            _ if in_directive => {}
+            _ => match &*source.text(i) {
+                b"{" => depth += 1,
+                b"}" => depth = depth.saturating_sub(1),
+                b";" if depth == 0 => {
+                    let starts =
+                        statement.first().is_some_and(|&t| TYPES.contains(&&*source.text(t)));
+                    let calls = statement.iter().any(|&t| &*source.text(t) == b"(");
+                    if starts && statement.len() > 1 && !calls {
+                        return true;
+                    }
+                    statement.clear();
+                }
+                _ => statement.push(i),
+            },
+        }
+    }
+    false
+}
+
+/// Whether the sources are written in the C before 1999: K&R definitions, implicit `int`.
+///
+/// # Errors
+/// If a source cannot be read.
+pub fn is_old_style(tree: &Tree) -> Result<bool> {
+    for name in tree.names().iter().filter(|n| n.ends_with(".c")) {
+        let bytes = tree.read(name)?;
+        if functions(&Source::new(Lang::C, &bytes)).iter().any(|f| f.old_style) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_defines_an_object() {
+        for header in ["int sig_alarm;\n", "#ifndef X\n#define X\nunsigned long a;\n#endif\n"] {
+            assert!(defines_objects(header.as_bytes()), "{header}");
+        }
+        for header in [
+            "extern int a;\n",
+            "int f();\nextern int g(int);\n",
+            "typedef unsigned int u;\nstruct s { int a; };\nint (*h)();\n",
+            "#define X int a;\n",
+            "",
+        ] {
+            assert!(!defines_objects(header.as_bytes()), "{header}");
+        }
+    }
+}

@@ -1,0 +1,540 @@
+//! What a set of patches changes in a tree, worked out in memory.
+
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::{Include, Tree, own_includes};
+use crate::edit::{self, Edit, Misfit, State};
+use crate::error::{Error, Result};
+use crate::lex::{Kind, Lang, Source};
+use crate::matcher;
+use crate::rule::{Absent, Condition, Need, Patch, Purpose, Scope, Section, Select};
+
+const MAKEFILE: &str = "Makefile";
+
+/// What the patches change, and how each of them stands.
+#[derive(Debug)]
+pub struct Plan {
+    /// Files that change, by name.
+    pub changes: Vec<Change>,
+    /// One per patch, in order.
+    pub reports: Vec<Report>,
+}
+
+/// A file that changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Its name in the tree.
+    pub name: String,
+    /// Its bytes now; `None` where the patch creates it.
+    pub old: Option<Vec<u8>>,
+    /// Its bytes then.
+    pub new: Vec<u8>,
+}
+
+/// How one patch stands to the tree.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Its id.
+    pub patch: String,
+    /// In one word.
+    pub standing: Standing,
+    /// Rule by rule and file by file.
+    pub rules: Vec<RuleReport>,
+}
+
+/// How a patch stands to a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// All that it makes true is true.
+    Applied,
+    /// None of it is; it fits.
+    Missing,
+    /// Some of it is, or is there but wrong; the rest fits.
+    Partial,
+    /// Something is written in a way that the rules do not know.
+    Foreign,
+}
+
+impl Standing {
+    /// The word for people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Standing::Applied => "applied",
+            Standing::Missing => "missing",
+            Standing::Partial => "partial",
+            Standing::Foreign => "foreign",
+        }
+    }
+}
+
+/// How one rule stands to one file.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuleReport {
+    /// The file.
+    pub file: String,
+    /// What the rule makes true.
+    pub title: String,
+    /// Its line in the patch's rule file.
+    pub line: usize,
+    /// How it stands.
+    pub outcome: Outcome,
+}
+
+/// How a rule stands to a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", content = "why", rename_all = "lowercase")]
+pub enum Outcome {
+    /// There already.
+    Done,
+    /// There is nothing for it to do in this file.
+    Nothing,
+    /// Is made.
+    Make,
+    /// Is there, known to be wrong, and repaired.
+    Repair,
+    /// Does not fit.
+    Misfit(String),
+}
+
+/// What to do with a tree in which one half of the protocol speaks two bytes and the other one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halves {
+    /// Refuse: someone's hand is in the middle of something.
+    Refuse,
+    /// Make the missing half.
+    Complete,
+}
+
+impl Plan {
+    /// Work out what `patches` change in `tree`.
+    ///
+    /// # Errors
+    /// If a file cannot be read. That a rule does not fit is no error here: see [`Plan::check`].
+    pub fn new(tree: &Tree, patches: &[Patch]) -> Result<Plan> {
+        let mut work = Work::read(tree)?;
+        let mut reports = Vec::new();
+        for patch in patches {
+            let mut rules = Vec::new();
+            let mut evidence = Evidence::default();
+            for section in &patch.sections {
+                work.section(tree, section, &mut rules, &mut evidence)?;
+            }
+            reports.push(Report { patch: patch.id.clone(), standing: evidence.standing(), rules });
+        }
+        work.dependencies();
+        Ok(Plan { changes: work.changes(), reports })
+    }
+
+    /// Refuse what must not be applied: a rule that does not fit, or half of the protocol.
+    ///
+    /// # Errors
+    /// One for each misfit, with the place, the nearest match and what to do.
+    pub fn check(&self, patches: &[Patch], halves: Halves) -> std::result::Result<(), Vec<Error>> {
+        let mut errors: Vec<_> =
+            self.reports.iter().flat_map(|report| self.misfits(&report.patch)).collect();
+        if errors.is_empty() && halves == Halves::Refuse {
+            errors.extend(self.half_made(patches));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    /// What does not fit of one patch: each with the place, the nearest match and what to do.
+    pub fn misfits<'a>(&'a self, patch: &str) -> impl Iterator<Item = Error> + 'a {
+        let reports = self.reports.iter().filter(move |r| r.patch == patch).collect::<Vec<_>>();
+        reports.into_iter().flat_map(|report| {
+            report.rules.iter().filter_map(|rule| {
+                let Outcome::Misfit(why) = &rule.outcome else { return None };
+                Some(Error::new(
+                    &rule.file,
+                    format!("{}: {}: {why}", report.patch, rule.title),
+                    format!(
+                        "the rule is patches/{}/rule:{}; if this tree writes it another way, \
+                         change the file by hand\nor add a variant to the rule; --skip {} leaves \
+                         this patch out",
+                        report.patch, rule.line, report.patch
+                    ),
+                ))
+            })
+        })
+    }
+
+    /// The rules that belong together and of which some are made and some are not.
+    fn half_made(&self, patches: &[Patch]) -> Option<Error> {
+        for (report, patch) in self.reports.iter().zip(patches) {
+            let together: BTreeSet<usize> = patch
+                .sections
+                .iter()
+                .flat_map(|s| &s.rules)
+                .filter(|r| r.together)
+                .map(|r| r.line)
+                .collect();
+            let of = |outcome: Outcome| {
+                let rules = report.rules.iter();
+                rules
+                    .filter(|r| together.contains(&r.line) && r.outcome == outcome)
+                    .map(|r| format!("{} ({})", r.file, r.title))
+                    .collect::<Vec<_>>()
+            };
+            let (done, missing) = (of(Outcome::Done), of(Outcome::Make));
+            if !done.is_empty() && !missing.is_empty() {
+                return Some(Error::new(
+                    "",
+                    format!(
+                        "{}: half of this change is in the tree already\nthere: {}\nnot there: {}",
+                        report.patch,
+                        done.join(", "),
+                        missing.join(", ")
+                    ),
+                    "take the half out (or unpack the tree again), or have qpatch make the rest \
+                     with --complete",
+                ));
+            }
+        }
+        None
+    }
+}
+
+/// What the rules of one patch found.
+#[derive(Default)]
+struct Evidence {
+    done: bool,
+    made: bool,
+    repaired: bool,
+    misfit: bool,
+}
+
+impl Evidence {
+    fn standing(&self) -> Standing {
+        if self.misfit {
+            Standing::Foreign
+        } else if !self.made && !self.repaired {
+            Standing::Applied
+        } else if self.done || self.repaired {
+            Standing::Partial
+        } else {
+            Standing::Missing
+        }
+    }
+}
+
+/// The files of a tree as they are and as they become.
+struct Work {
+    old: BTreeMap<String, Vec<u8>>,
+    new: BTreeMap<String, Vec<u8>>,
+    /// Of each file in `new`.
+    includes: BTreeMap<String, Vec<Include>>,
+}
+
+impl Work {
+    /// Read the C sources and the makefile of `tree`. Others are read when a rule asks for them.
+    fn read(tree: &Tree) -> Result<Work> {
+        let mut old = BTreeMap::new();
+        for name in tree.names().iter().filter(|n| Lang::of(n) == Lang::C) {
+            // A dangling link or an unreadable file matters only to a rule that needs it.
+            if let Ok(bytes) = tree.read(name) {
+                old.insert(name.clone(), bytes);
+            }
+        }
+        old.insert(MAKEFILE.to_string(), tree.read(MAKEFILE)?);
+        let mut work = Work { old, new: BTreeMap::new(), includes: BTreeMap::new() };
+        for (name, bytes) in work.old.clone() {
+            work.put(name, bytes);
+        }
+        Ok(work)
+    }
+
+    /// Let the file `name` become `bytes`.
+    fn put(&mut self, name: String, bytes: Vec<u8>) {
+        self.includes.insert(name.clone(), own_includes(&bytes));
+        self.new.insert(name, bytes);
+    }
+
+    /// The headers that `name` includes, itself or through others.
+    fn all_includes(&self, name: &str) -> BTreeSet<&str> {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![name];
+        while let Some(file) = open.pop() {
+            for include in self.includes.get(file).into_iter().flatten() {
+                if seen.insert(include.header.as_str()) {
+                    open.push(&include.header);
+                }
+            }
+        }
+        seen
+    }
+
+    fn load(&mut self, tree: &Tree, name: &str) -> Result<()> {
+        if !self.new.contains_key(name) {
+            let bytes = tree.read(name)?;
+            self.old.insert(name.to_string(), bytes.clone());
+            self.put(name.to_string(), bytes);
+        }
+        Ok(())
+    }
+
+    fn has(&self, tree: &Tree, name: &str) -> bool {
+        self.new.contains_key(name) || tree.names().contains(name)
+    }
+
+    /// The files that a section is about; `Err` has the words for a misfit.
+    fn selected(&self, tree: &Tree, select: &Select) -> std::result::Result<Vec<String>, String> {
+        match select {
+            Select::Create { name, .. } => Ok(vec![name.clone()]),
+            Select::Name { names, absent } => match names.iter().find(|n| self.has(tree, n)) {
+                Some(name) => Ok(vec![name.clone()]),
+                None if *absent == Absent::Skip => Ok(Vec::new()),
+                None => Err("the tree has no such file".to_string()),
+            },
+            Select::Glob { globs, with, except, absent } => {
+                let mut found = Vec::new();
+                for name in self.new.keys() {
+                    let taken = globs.iter().any(|g| glob_takes(g, name))
+                        && !except.contains(name)
+                        && with.iter().all(|any| any.iter().any(|c| self.condition(name, c)));
+                    if taken {
+                        found.push(name.clone());
+                    }
+                }
+                if found.is_empty() && *absent == Absent::Error {
+                    return Err(format!("the tree has no such file {with:?}"));
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    fn condition(&self, name: &str, condition: &Condition) -> bool {
+        let bytes = &self.new[name];
+        match condition {
+            Condition::Function(function) => {
+                contains(bytes, function.as_bytes())
+                    && matcher::functions(&Source::new(Lang::C, bytes))
+                        .iter()
+                        .any(|f| f.name == *function)
+            }
+            Condition::Include(header) => self.all_includes(name).contains(header.as_str()),
+            Condition::NoInclude(header) => !self.all_includes(name).contains(header.as_str()),
+            Condition::Identifier(word) => self.mentions(name, word),
+            Condition::Calls(function) => {
+                contains(bytes, function.as_bytes()) && {
+                    let source = Source::new(Lang::C, bytes);
+                    (0..source.tokens.len()).any(|i| {
+                        source.is(i, Kind::Ident, function) && source.is(i + 1, Kind::Punct, "(")
+                    })
+                }
+            }
+        }
+    }
+
+    /// Whether `name`, or a header of the tree that it includes, has the identifier `word`.
+    fn mentions(&self, name: &str, word: &str) -> bool {
+        let has = |bytes: &[u8]| {
+            contains(bytes, word.as_bytes()) && {
+                let source = Source::new(Lang::C, bytes);
+                (0..source.tokens.len()).any(|i| source.is(i, Kind::Ident, word))
+            }
+        };
+        has(&self.new[name])
+            || self
+                .all_includes(name)
+                .into_iter()
+                .filter_map(|header| self.new.get(header))
+                .any(|bytes| has(bytes))
+    }
+
+    fn section(
+        &mut self,
+        tree: &Tree,
+        section: &Section,
+        reports: &mut Vec<RuleReport>,
+        evidence: &mut Evidence,
+    ) -> Result<()> {
+        if section.unless.iter().any(|n| self.has(tree, n)) {
+            return Ok(());
+        }
+        if let Select::Create { name, content } = &section.select {
+            let outcome = self.create(tree, name, content)?;
+            match &outcome {
+                Outcome::Done => evidence.done = true,
+                Outcome::Misfit(_) => evidence.misfit = true,
+                _ => evidence.made = true,
+            }
+            let title = "a file of the patch".to_string();
+            reports.push(RuleReport { file: name.clone(), title, line: section.line, outcome });
+            return Ok(());
+        }
+        let names = match self.selected(tree, &section.select) {
+            Ok(names) => names,
+            Err(why) => {
+                evidence.misfit = true;
+                reports.push(RuleReport {
+                    file: select_name(&section.select),
+                    title: section.rules[0].title.clone(),
+                    line: section.line,
+                    outcome: Outcome::Misfit(why),
+                });
+                return Ok(());
+            }
+        };
+        for name in names {
+            self.load(tree, &name)?;
+            for rule in &section.rules {
+                let lang = section.lang.unwrap_or_else(|| Lang::of(&name));
+                let bytes = &self.new[&name];
+                let source = Source::new(lang, bytes);
+                let outcome = match edit::examine(rule, lang, &source) {
+                    State::Done if rule.done.is_empty() || rule.purpose == Purpose::Repair => {
+                        Outcome::Nothing
+                    }
+                    State::Done => {
+                        // A header may be the first one by chance.
+                        evidence.done |= rule.parts[0].scope != Scope::BeforeIncludes;
+                        Outcome::Done
+                    }
+                    State::Fits { edits } => {
+                        let bytes = edit::apply(bytes, &edits);
+                        self.put(name.clone(), bytes);
+                        match rule.purpose {
+                            Purpose::Make => {
+                                evidence.made = true;
+                                Outcome::Make
+                            }
+                            Purpose::Repair => {
+                                evidence.repaired = true;
+                                Outcome::Repair
+                            }
+                        }
+                    }
+                    State::Misfit(_) if rule.need == Need::Optional => Outcome::Nothing,
+                    State::Misfit(misfit) => {
+                        evidence.misfit = true;
+                        Outcome::Misfit(place(&name, &misfit))
+                    }
+                };
+                reports.push(RuleReport {
+                    file: name.clone(),
+                    title: rule.title.clone(),
+                    line: rule.line,
+                    outcome,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, tree: &Tree, name: &str, content: &[u8]) -> Result<Outcome> {
+        if !self.has(tree, name) {
+            self.put(name.to_string(), content.to_vec());
+            return Ok(Outcome::Make);
+        }
+        self.load(tree, name)?;
+        if self.new[name] == content {
+            return Ok(Outcome::Done);
+        }
+        Ok(Outcome::Misfit("the tree has another file of this name".to_string()))
+    }
+
+    /// Where a patch made a source include a header of the tree, let its object depend on it.
+    fn dependencies(&mut self) {
+        let mut makefile = self.new[MAKEFILE].clone();
+        for (name, bytes) in &self.new {
+            let Some(stem) = name.strip_suffix(".c") else { continue };
+            let before = self.old.get(name).map_or(&[][..], Vec::as_slice);
+            if before == bytes.as_slice() {
+                continue;
+            }
+            let had = own_includes(before);
+            let added = own_includes(bytes).into_iter().filter(|i| i.quoted && !had.contains(i));
+            for include in added {
+                makefile = with_prerequisite(&makefile, &format!("{stem}.o"), &include.header);
+            }
+        }
+        self.put(MAKEFILE.to_string(), makefile);
+    }
+
+    fn changes(self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for (name, new) in self.new {
+            let old = self.old.get(&name).cloned();
+            if old.as_ref() != Some(&new) {
+                changes.push(Change { name, old, new });
+            }
+        }
+        changes
+    }
+}
+
+/// `makefile` with `header` among the prerequisites of `target`; unchanged where there is no such
+/// target.
+fn with_prerequisite(makefile: &[u8], target: &str, header: &str) -> Vec<u8> {
+    let source = Source::new(Lang::Text, makefile);
+    let Ok(regions) = matcher::regions(&source, Lang::Text, &Scope::Target(target.to_string()))
+    else {
+        return makefile.to_vec();
+    };
+    let line = |r: &std::ops::Range<usize>| {
+        let end = r.clone().find(|&i| source.tokens[i].kind == Kind::LineEnd).unwrap_or(r.end);
+        r.start..end
+    };
+    if regions.iter().any(|r| line(r).any(|i| source.is(i, Kind::Word, header))) {
+        return makefile.to_vec();
+    }
+    let end = source.tokens[line(&regions[0]).end - 1].span.end;
+    edit::apply(makefile, &[Edit { range: end..end, text: format!(" {header}").into_bytes() }])
+}
+
+fn place(name: &str, misfit: &Misfit) -> String {
+    match misfit.line() {
+        Some(line) => format!("{name}:{line}: {misfit}"),
+        None => misfit.to_string(),
+    }
+}
+
+fn select_name(select: &Select) -> String {
+    match select {
+        Select::Name { names, .. } => names.join(" or "),
+        Select::Glob { globs, .. } => globs.join(" "),
+        Select::Create { name, .. } => name.clone(),
+    }
+}
+
+fn glob_takes(glob: &str, name: &str) -> bool {
+    match glob.split_once('*') {
+        None => glob == name,
+        Some((before, after)) => {
+            name.len() >= before.len() + after.len()
+                && name.starts_with(before)
+                && name.ends_with(after)
+        }
+    }
+}
+
+fn contains(bytes: &[u8], word: &[u8]) -> bool {
+    memchr::memmem::find(bytes, word).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prerequisite_is_added_once_and_where_it_belongs() {
+        let makefile = b"a.o: \\\ncompile a.c x.h\n\t./compile a.c\n\nb.o: compile\n";
+        let once = with_prerequisite(makefile, "a.o", "select.h");
+        assert_eq!(once, b"a.o: \\\ncompile a.c x.h select.h\n\t./compile a.c\n\nb.o: compile\n");
+        assert_eq!(with_prerequisite(&once, "a.o", "select.h"), once);
+        assert_eq!(with_prerequisite(makefile, "c.o", "select.h"), makefile);
+    }
+
+    #[test]
+    fn globs() {
+        assert!(glob_takes("*.c", "a.c") && glob_takes("a.c", "a.c") && glob_takes("q*.c", "q.c"));
+        assert!(!glob_takes("*.c", "a.h") && !glob_takes("ab*bc", "abc"));
+    }
+}

@@ -1,0 +1,132 @@
+//! What the gate of a patched tree has to do: keep a domain at its limit, without holding up the others, and take a
+//! place back from a delivery that could not be started.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use super::error::Error;
+use super::mail::{self, Capped};
+use super::numbers::Random;
+use super::protocol::Command;
+use super::scratch::{MessageId, Site};
+use super::spawner::{Channel, Spawner};
+use super::stub::{self, EventKind, Mode, Stubs};
+use super::sys::Resource;
+use super::trials::Told;
+
+/// The limit that the trials set.
+const LIMIT: u32 = 5;
+const DOMAIN: &str = "capped.example";
+
+/// Whether a tree has the gate.
+pub fn is_in(tree: &Path) -> bool {
+    tree.join("gate.h").is_file() && tree.join("gate_glue.h").is_file()
+}
+
+/// What the gate has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gated {
+    /// The limit of the capped domain.
+    pub limit: u32,
+    /// The most deliveries to it at the same time.
+    pub peak: usize,
+    /// Deliveries to it, all done.
+    pub capped: usize,
+    /// Deliveries to other domains, done while the capped one was full.
+    pub others: usize,
+    /// Starts that were made to fail before the limit was tried again; 0 where the machine does not allow it.
+    pub failed_starts: usize,
+    /// What is worth knowing besides.
+    pub notes: Vec<String>,
+}
+
+/// Sends 100 mails to a domain with a limit of 5 among mails to others, through the tree's own qmail-send, and makes
+/// starts fail at qmail-rspawn.
+pub fn holds(
+    site: &Site,
+    stubs: &mut Stubs,
+    random: &mut Random,
+    told: Told<'_>,
+) -> Result<Gated, Error> {
+    site.set_control("concurrencydomains", &format!("{DOMAIN}:{LIMIT}\n"))?;
+    let shown = tried(site, stubs, random, told);
+    let path = site.home().join("control/concurrencydomains");
+    std::fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+    shown
+}
+
+fn tried(
+    site: &Site,
+    stubs: &mut Stubs,
+    random: &mut Random,
+    told: Told<'_>,
+) -> Result<Gated, Error> {
+    let Capped { capped, others, peak, notes } =
+        mail::capped(site, stubs, DOMAIN, LIMIT, random, told)?;
+    // qmail-send has run on this queue: what it did not know is gone.
+    let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
+    let failed_starts = places_come_back(site, stubs, message)?;
+    Ok(Gated { limit: LIMIT, peak, capped, others, failed_starts, notes })
+}
+
+/// Makes more starts fail than the domain has places, and then fills its places.
+fn places_come_back(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<usize, Error> {
+    let failures = (4 * LIMIT).min(site.spawn());
+    let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
+    let command = |number: u32, hold: Option<&str>| Command {
+        number,
+        message: message.relative(),
+        sender: "sender@sender.example".to_owned(),
+        recipient: stub::recipient(Mode::Accept, hold, number, DOMAIN),
+    };
+    stubs.forget();
+    let pid = spawner.process().id();
+    let Some(before) = stubs.set_soft_limit(site, pid, Resource::Processes, 0)? else {
+        return Ok(0);
+    };
+    let mut failed = 0;
+    for number in 0..failures {
+        spawner.send(&command(number, None));
+        match spawner.wait(stubs, "a refusal while fork fails", |seen| seen.reports >= 1) {
+            // It is held, as if the domain were full, though nothing runs.
+            Err(Error::Timeout { .. }) => return Err(not_given_back(failed, "a refusal", "none")),
+            other => other?,
+        }
+        failed += spawner.take_reports().iter().filter(|report| report.letter == b'Z').count();
+    }
+    stubs.set_soft_limit(site, pid, Resource::Processes, before)?;
+    if failed == 0 {
+        return Ok(0);
+    }
+    stubs.forget();
+    stubs.hold("gate")?;
+    let wanted = LIMIT.min(site.spawn());
+    for number in 0..wanted {
+        spawner.send(&command(number, Some("gate")));
+    }
+    let filled = spawner.wait(stubs, &format!("{wanted} deliveries to {DOMAIN}"), |seen| {
+        seen.started + seen.reports >= wanted as usize
+    });
+    stubs.release("gate")?;
+    let started = stubs.events().iter().filter(|event| event.kind == EventKind::Start).count();
+    match filled {
+        Ok(()) if started >= wanted as usize => {}
+        Ok(()) | Err(Error::Timeout { .. }) => {
+            let at_once = |count: usize| format!("{count} deliveries at the same time");
+            return Err(not_given_back(failed, &at_once(wanted as usize), &at_once(started)));
+        }
+        Err(error) => return Err(error),
+    }
+    spawner.wait(stubs, &format!("{wanted} reports"), |seen| seen.reports >= wanted as usize)?;
+    Ok(failed)
+}
+
+fn not_given_back(failed: usize, expected: &str, found: &str) -> Error {
+    Error::disproved(
+        format!("qmail-rspawn, mail to {DOMAIN} (limit {LIMIT}) after {failed} starts had failed"),
+        expected,
+        found,
+        "the gate's place of a delivery that could not be started is not given back: the domain gets fewer and fewer, \
+         and in the end none",
+    )
+}

@@ -1,0 +1,121 @@
+//! `qpatch verify`: proof that a tree does what was promised, on the operator's machine and with the operator's
+//! compiler.
+//!
+//! A proof works on a copy of the tree in a temporary directory, as an unprivileged user, without qmail's users, and
+//! leaves nothing behind. It builds the tree's own programs with the tree's own Makefile and runs them over their own
+//! pipes; only what is at the far end of a delivery is a stub.
+//!
+//! [`run`] is the whole proof. Its parts can be used alone: a [`scratch::Scratch`] holds [`scratch::Site`]s; [`build`]
+//! compiles in one; [`stub::Stubs`] are the far end; [`spawner::Spawner`] and [`sendrig::SendRig`] are the running
+//! programs; [`trials`], [`mail`] and [`gate`] are what they are put through.
+#![deny(unsafe_code)]
+
+pub mod build;
+pub mod error;
+pub mod fdset;
+pub mod gate;
+pub mod identity;
+pub mod limits;
+pub mod log;
+pub mod mail;
+pub mod numbers;
+mod pipes;
+pub mod process;
+pub mod protocol;
+pub mod report;
+pub mod scratch;
+pub mod sendrig;
+mod session;
+pub mod spawner;
+pub mod stub;
+#[allow(unsafe_code)]
+pub(crate) mod sys;
+pub mod trials;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+pub use error::{Disproof, Error};
+pub use report::{Outcome, Progress, Silent, Step, Transient, Verdict, Written};
+
+/// The largest conf-spawn: delivery numbers take two bytes, and qpatch leaves the last few alone.
+pub const MAX_SPAWN: u32 = 65000;
+
+/// What a proof is to try, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The conf-spawn to try (1..65000); `None`: what the tree has.
+    pub spawn: Option<u32>,
+    /// The compiler, in place of the first word of conf-cc and conf-ld.
+    pub cc: Option<String>,
+    /// Further words for conf-cc.
+    pub cflags: Vec<String>,
+    /// Whether the scratch directory is kept, to look inside.
+    pub keep: scratch::Keep,
+    /// The seed of everything random; `None`: a new one, which the outcome tells.
+    pub seed: Option<u64>,
+    /// Only these parts; empty: all.
+    pub only: Vec<Part>,
+    /// Where the scratch directory is made; `None`: `$TMPDIR`, /tmp or /var/tmp.
+    pub scratch_parent: Option<PathBuf>,
+}
+
+/// A part of a proof that can be asked for alone. Building, chkspawn and the size of fd_set are always tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The two spawners alone.
+    Spawners,
+    /// qmail-send with every delivery number, the spawners played by the rig.
+    Numbers,
+    /// Mail through qmail-send and both spawners.
+    Mail,
+    /// qmail-send stopped and killed with deliveries under way.
+    Restart,
+    /// The gate's limits.
+    Gate,
+    /// Spawners and mail again, built with `_FORTIFY_SOURCE=3`.
+    Fortify,
+}
+
+/// Proves `tree`. A step that fails is part of the outcome; an error means that the proof could not be carried out
+/// (not a tree, no place for a copy) or that a signal stopped it, which [`Error::Interrupted`] tells.
+///
+/// While it runs, SIGINT, SIGTERM and SIGHUP make it clean up and return; see [`die_of`].
+pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Outcome, Error> {
+    let started = Instant::now();
+    scratch::check_tree(tree)?;
+    if let Some(spawn) = options.spawn
+        && !(1..=MAX_SPAWN).contains(&spawn)
+    {
+        return Err(Error::disproved(
+            "the conf-spawn to try",
+            format!("1 to {MAX_SPAWN}"),
+            spawn.to_string(),
+            "",
+        ));
+    }
+    let _signals = sys::SignalGuard::install().map_err(Error::system("catch signals"))?;
+    let _limits = limits::Raised::raise();
+    let scratch = scratch::Scratch::new(tree, options.scratch_parent.as_deref(), options.keep)?;
+    let seed =
+        options.seed.unwrap_or_else(|| sys::monotonic_ns() ^ u64::from(std::process::id()) << 32);
+    let mut session = session::Session::new(&scratch, tree, options, seed, progress);
+    let proved = session.run();
+    let outcome = Outcome {
+        tree: tree.to_path_buf(),
+        spawn: session.spawn(),
+        cc: session.cc(),
+        seed,
+        steps: session.into_steps(),
+        kept: (options.keep == scratch::Keep::Yes).then(|| scratch.root().to_path_buf()),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    scratch.close()?;
+    proved.map(|()| outcome)
+}
+
+/// Ends this process as `signal` would have, had [`run`] not caught it: a shell or a supervisor then sees what it
+/// expects.
+pub fn die_of(signal: i32) {
+    sys::die_of(signal);
+}

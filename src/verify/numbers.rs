@@ -1,0 +1,112 @@
+//! Which delivery numbers to try, and the seeded randomness behind that.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+
+/// Up to this conf-spawn every delivery number is tried.
+pub const ALL_UP_TO: u32 = 4096;
+
+/// Delivery numbers at which an implementation is likely to change its behaviour: the ends of one byte, of the classic
+/// limit of 509, of a 1024-bit fd_set (a delivery takes two descriptors), of a signed 16-bit number, and the top.
+const BOUNDARIES: [u32; 27] = [
+    0, 1, 2, 127, 128, 129, 254, 255, 256, 257, 508, 509, 510, 511, 512, 1022, 1023, 1024, 1025,
+    32766, 32767, 32768, 32769, 33023, 33024, 64998, 64999,
+];
+
+/// A small, fast, seedable generator (splitmix64, by Sebastiano Vigna): a proof must be repeatable from its seed.
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// The generator for `seed`.
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    /// Draws a number.
+    pub fn draw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`; 0 if that is 0. (The bias is below one in 2^32 for the bounds used here.)
+    pub fn below(&mut self, bound: u32) -> u32 {
+        if bound == 0 { 0 } else { (self.draw() % u64::from(bound)) as u32 }
+    }
+
+    /// Puts `items` into a random order.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = self.below(u32::try_from(last + 1).unwrap_or(u32::MAX)) as usize;
+            items.swap(last, other);
+        }
+    }
+}
+
+/// The boundaries that exist with `spawn` delivery numbers, the top included, in order.
+pub fn boundaries(spawn: u32) -> Vec<u32> {
+    let mut numbers: BTreeSet<u32> =
+        BOUNDARIES.into_iter().filter(|number| *number < spawn).collect();
+    numbers.extend(spawn.checked_sub(1));
+    numbers.into_iter().collect()
+}
+
+/// `count` of the `spawn` delivery numbers in a random order: the boundaries first, then random others. All of them
+/// if `count` is large enough.
+pub fn choose(spawn: u32, count: u32, random: &mut Random) -> Vec<u32> {
+    let count = count.min(spawn) as usize;
+    let mut chosen: BTreeSet<u32> = boundaries(spawn).into_iter().take(count).collect();
+    if count * 2 >= spawn as usize {
+        let mut others: Vec<u32> = (0..spawn).filter(|number| !chosen.contains(number)).collect();
+        random.shuffle(&mut others);
+        chosen.extend(others.into_iter().take(count - chosen.len()));
+    } else {
+        while chosen.len() < count {
+            chosen.insert(random.below(spawn));
+        }
+    }
+    let mut chosen: Vec<u32> = chosen.into_iter().collect();
+    random.shuffle(&mut chosen);
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn boundaries_end_at_the_top() {
+        assert!(boundaries(0).is_empty());
+        assert_eq!(boundaries(1), [0]);
+        assert_eq!(boundaries(200), [0, 1, 2, 127, 128, 129, 199]);
+        assert!(boundaries(65000).ends_with(&[64998, 64999]));
+        assert!(boundaries(40000).ends_with(&[33024, 39999]));
+    }
+
+    #[test]
+    fn a_choice_is_complete_or_has_all_boundaries_and_no_number_twice() {
+        for (spawn, count) in [(1, 5), (1000, 1000), (1000, 999), (65000, 500), (65000, 40000)] {
+            let chosen = choose(spawn, count, &mut Random::new(7));
+            let distinct: BTreeSet<u32> = chosen.iter().copied().collect();
+            assert_eq!(distinct.len(), chosen.len());
+            assert_eq!(chosen.len(), count.min(spawn) as usize);
+            assert!(distinct.iter().all(|number| *number < spawn));
+            assert!(boundaries(spawn).iter().all(|number| distinct.contains(number)));
+        }
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_numbers() {
+        assert_eq!(
+            choose(65000, 300, &mut Random::new(1)),
+            choose(65000, 300, &mut Random::new(1))
+        );
+        assert_ne!(
+            choose(65000, 300, &mut Random::new(1)),
+            choose(65000, 300, &mut Random::new(2))
+        );
+    }
+}

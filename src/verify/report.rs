@@ -1,0 +1,280 @@
+//! What a proof has shown: one [`Step`] after the other, for people and for programs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It holds.
+    Pass,
+    /// It does not hold.
+    Fail,
+    /// Not tried; the step's detail says why.
+    Skipped,
+}
+
+/// One step of a proof.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Step {
+    /// A short name that stays the same from version to version, as in `qmail-rspawn`.
+    pub name: String,
+    /// How it ended.
+    #[serde(rename = "result")]
+    pub verdict: Verdict,
+    /// What was shown, with figures; or what was expected, what was found, and what to do. May have several lines.
+    pub detail: String,
+    /// Figures by name, for programs.
+    pub figures: BTreeMap<&'static str, u64>,
+    /// What is not wrong but worth knowing.
+    pub notes: Vec<String>,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self.verdict {
+            Verdict::Pass => "ok",
+            Verdict::Fail => "FAIL",
+            Verdict::Skipped => "skip",
+        };
+        let mut lines = self.detail.lines();
+        write!(f, "{word:<4}  {:<22}  {}", self.name, lines.next().unwrap_or_default())?;
+        if self.verdict != Verdict::Skipped {
+            write!(f, " ({:.1} s)", self.seconds)?;
+        }
+        for line in lines {
+            write!(f, "\n      {line}")?;
+        }
+        for note in &self.notes {
+            write!(f, "\n      note: {note}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The result of a whole proof.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The tree, as it was given.
+    pub tree: PathBuf,
+    /// The conf-spawn that was tried.
+    pub spawn: u32,
+    /// The first line of conf-cc that was used.
+    pub cc: String,
+    /// The seed of everything random: the same seed repeats the proof.
+    pub seed: u64,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// The scratch directory, if it was kept.
+    pub kept: Option<PathBuf>,
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+impl Outcome {
+    /// Whether everything that was to be shown was shown: no step has failed, and none that was asked for was left out
+    /// because an earlier one failed.
+    pub fn ok(&self) -> bool {
+        self.steps.iter().all(|step| step.verdict != Verdict::Fail)
+    }
+
+    /// The last line for a person: what it all comes to.
+    pub fn summary(&self) -> String {
+        let failed = self.steps.iter().filter(|step| step.verdict == Verdict::Fail).count();
+        let passed = self.steps.iter().filter(|step| step.verdict == Verdict::Pass).count();
+        let skipped = self.steps.len() - failed - passed;
+        let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} not tried") };
+        let seconds = self.seconds;
+        if failed == 0 {
+            format!(
+                "{passed} steps hold at conf-spawn {}{skipped}; {seconds:.0} s, seed {}",
+                self.spawn, self.seed
+            )
+        } else {
+            format!(
+                "{failed} of {} steps failed at conf-spawn {}{skipped}; {seconds:.0} s, seed {}",
+                failed + passed,
+                self.spawn,
+                self.seed
+            )
+        }
+    }
+
+    /// The outcome as one JSON object, with `ok` in it.
+    pub fn to_json(&self) -> String {
+        #[derive(Serialize)]
+        struct WithVerdict<'o> {
+            ok: bool,
+            #[serde(flatten)]
+            outcome: &'o Outcome,
+        }
+        let whole = WithVerdict { ok: self.ok(), outcome: self };
+        // Strings, numbers and lists of them: there is nothing in it that cannot be written as JSON.
+        serde_json::to_string_pretty(&whole)
+            .unwrap_or_else(|error| format!("{{\"ok\":false,\"error\":\"{error}\"}}"))
+    }
+}
+
+/// Who is told how a proof gets on.
+pub trait Progress {
+    /// A step begins.
+    fn begin(&mut self, name: &str);
+    /// The step that runs is `done` parts of `total` on its way. Called often.
+    fn advance(&mut self, done: u64, total: u64);
+    /// The step has ended.
+    fn end(&mut self, step: &Step);
+}
+
+/// Tells nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn begin(&mut self, _name: &str) {}
+    fn advance(&mut self, _done: u64, _total: u64) {}
+    fn end(&mut self, _step: &Step) {}
+}
+
+/// Whether a [`Written`] progress may show a line that it overwrites.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transient {
+    /// The output is a terminal.
+    Shown,
+    /// The output is a file or a pipe: only finished lines.
+    Hidden,
+}
+
+/// Writes a line for each step, and while one runs, on a terminal, how far it has got.
+#[derive(Debug)]
+pub struct Written<W> {
+    out: W,
+    transient: Transient,
+    name: String,
+    shown: bool,
+    last: Option<std::time::Instant>,
+}
+
+impl<W: std::io::Write> Written<W> {
+    /// Writes to `out`.
+    pub fn new(out: W, transient: Transient) -> Written<W> {
+        Written { out, transient, name: String::new(), shown: false, last: None }
+    }
+
+    fn transient(&mut self, text: &str) {
+        if self.transient == Transient::Shown {
+            // Back to the start of the line and erase it.
+            let _ = write!(self.out, "\r\x1b[K{text}");
+            let _ = self.out.flush();
+            self.shown = !text.is_empty();
+        }
+    }
+}
+
+impl<W: std::io::Write> Progress for Written<W> {
+    fn begin(&mut self, name: &str) {
+        name.clone_into(&mut self.name);
+        self.last = None;
+        self.transient(&format!("...   {name}"));
+    }
+
+    fn advance(&mut self, done: u64, total: u64) {
+        let due = self.last.is_none_or(|last| last.elapsed().as_millis() >= 100);
+        if due && total > 0 {
+            self.last = Some(std::time::Instant::now());
+            let text = format!("...   {:<22}  {done} of {total}", self.name);
+            self.transient(&text);
+        }
+    }
+
+    fn end(&mut self, step: &Step) {
+        if self.shown {
+            self.transient("");
+        }
+        let _ = writeln!(self.out, "{step}");
+        let _ = self.out.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(verdict: Verdict) -> Step {
+        Step {
+            name: "qmail-rspawn".to_owned(),
+            verdict,
+            detail: "1000 \"at once\"\nline".to_owned(),
+            figures: BTreeMap::from([("at_once", 1000)]),
+            notes: vec!["a\tb".to_owned()],
+            seconds: 1.25,
+        }
+    }
+
+    fn outcome(steps: Vec<Step>) -> Outcome {
+        Outcome {
+            tree: PathBuf::from("t"),
+            spawn: 1000,
+            cc: "cc -O2".to_owned(),
+            seed: 7,
+            steps,
+            kept: None,
+            seconds: 2.0,
+        }
+    }
+
+    #[test]
+    fn json_has_names_that_programs_can_rely_on() {
+        let json = outcome(vec![step(Verdict::Pass)]).to_json();
+        let value: serde_json::Value = serde_json::from_str(&json).expect("valid JSON");
+        assert_eq!(
+            value,
+            serde_json::json!({
+                "ok": true, "tree": "t", "spawn": 1000, "cc": "cc -O2", "seed": 7, "seconds": 2.0, "kept": null,
+                "steps": [{
+                    "name": "qmail-rspawn", "result": "pass", "detail": "1000 \"at once\"\nline",
+                    "figures": {"at_once": 1000}, "notes": ["a\tb"], "seconds": 1.25
+                }]
+            })
+        );
+    }
+
+    #[test]
+    fn a_failure_or_nothing_decides() {
+        assert!(outcome(vec![step(Verdict::Pass), step(Verdict::Skipped)]).ok());
+        assert!(!outcome(vec![step(Verdict::Pass), step(Verdict::Fail)]).ok());
+        let failed =
+            outcome(vec![step(Verdict::Pass), step(Verdict::Fail), step(Verdict::Skipped)]);
+        assert_eq!(
+            failed.summary(),
+            "1 of 2 steps failed at conf-spawn 1000, 1 not tried; 2 s, seed 7"
+        );
+    }
+
+    #[test]
+    fn a_step_is_a_line_with_what_follows_indented() {
+        assert_eq!(
+            step(Verdict::Fail).to_string(),
+            "FAIL  qmail-rspawn            1000 \"at once\" (1.2 s)\n      line\n      note: a\tb"
+        );
+    }
+
+    #[test]
+    fn a_pipe_gets_no_transient_line() {
+        let mut bytes = Vec::new();
+        {
+            let mut progress = Written::new(&mut bytes, Transient::Hidden);
+            progress.begin("build");
+            progress.advance(1, 2);
+            progress.end(&step(Verdict::Pass));
+        }
+        let text = String::from_utf8(bytes).expect("text");
+        assert!(text.starts_with("ok    qmail-rspawn"), "{text:?}");
+        assert!(!text.contains('\r'));
+    }
+}

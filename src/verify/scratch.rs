@@ -1,0 +1,608 @@
+//! A private copy of a tree, with a qmail home of its own, in a temporary directory that goes away with its owner.
+//!
+//! A [`Scratch`] is the directory; a [`Site`] in it is one copy of the tree, configured for one compiler and one
+//! conf-spawn, beside the home (control/, bin/, queue/) that the copy is compiled for.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::error::Error;
+use super::identity::Identity;
+use super::sys;
+
+/// Larger than any qmail tree (with its objects a few tens of megabytes): a wrong directory is noticed before it is
+/// copied.
+const MAX_BYTES: u64 = 1 << 30;
+const MAX_FILES: u64 = 100_000;
+
+/// The files without which verify does not take a directory for a qmail source tree.
+const MARKS: [&str; 5] = ["Makefile", "conf-spawn", "conf-qmail", "spawn.c", "qmail-send.c"];
+
+/// Whether the scratch directory outlives its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// Removed when the [`Scratch`] is dropped.
+    #[default]
+    No,
+    /// Left where it is, to look inside.
+    Yes,
+}
+
+/// A temporary directory for proofs.
+#[derive(Debug)]
+pub struct Scratch {
+    root: PathBuf,
+    identity: Identity,
+    keep: Keep,
+}
+
+/// How a [`Site`]'s copy of the tree is configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SiteConfig {
+    /// What to write into conf-spawn; `None` leaves what the tree has.
+    pub spawn: Option<u32>,
+    /// The compiler, in place of the first word of conf-cc and conf-ld; their flags stay.
+    pub cc: Option<String>,
+    /// Further words for the end of conf-cc's first line.
+    pub cflags: Vec<String>,
+}
+
+impl Scratch {
+    /// Makes the directory: below `parent` if given, else below the first of `$TMPDIR`, /tmp and /var/tmp that can be
+    /// written and run programs from. `tree` only decides whom programs run as ([`Identity::for_tree`]).
+    pub fn new(tree: &Path, parent: Option<&Path>, keep: Keep) -> Result<Scratch, Error> {
+        let identity = Identity::for_tree(tree)?;
+        let candidates: Vec<PathBuf> = match parent {
+            Some(parent) => vec![parent.to_path_buf()],
+            None => std::env::var_os("TMPDIR")
+                .filter(|dir| !dir.is_empty())
+                .map(PathBuf::from)
+                .into_iter()
+                .chain([PathBuf::from("/tmp"), PathBuf::from("/var/tmp")])
+                .collect(),
+        };
+        let mut tried = Vec::new();
+        for candidate in candidates {
+            match Self::make_root(&candidate, identity) {
+                Ok(root) => {
+                    let scratch = Scratch { root, identity, keep };
+                    identity.give(&scratch.root)?;
+                    return Ok(scratch);
+                }
+                Err(reason) => tried.push((candidate, reason)),
+            }
+        }
+        Err(Error::NoPlace { tried })
+    }
+
+    fn make_root(parent: &Path, identity: Identity) -> Result<PathBuf, String> {
+        let parent = fs::canonicalize(parent).map_err(|error| error.to_string())?;
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+,@:=".contains(&byte);
+        if !parent.as_os_str().as_encoded_bytes().iter().all(|byte| plain(*byte)) {
+            return Err("qmail's Makefile cannot have this name in conf-qmail".to_owned());
+        }
+        if identity.changes() {
+            for dir in parent.ancestors() {
+                let mode = fs::metadata(dir).map_err(|error| error.to_string())?.mode();
+                if mode & 0o001 == 0 {
+                    return Err(format!("user {} cannot enter {}", identity.uid(), dir.display()));
+                }
+            }
+        }
+        if !sys::can_execute_from(&parent).map_err(|error| error.to_string())? {
+            return Err("mounted noexec".to_owned());
+        }
+        sys::mkdtemp(&parent.join("qpatch-verify.XXXXXX")).map_err(|error| error.to_string())
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whom programs run as.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Copies `tree` into a new site called `name` and configures the copy. Nothing is compiled yet.
+    pub fn site(&self, tree: &Path, name: &str, config: &SiteConfig) -> Result<Site, Error> {
+        check_tree(tree)?;
+        let base = self.root.join(name);
+        let site = Site {
+            tree: base.join("tree"),
+            home: base.join("home"),
+            rig: base.join("rig"),
+            identity: self.identity,
+            cc: Vec::new(),
+            spawn: 0,
+            split: 23,
+            todo: TodoLayout::Flat,
+        };
+        make_dir(&base, self.identity)?;
+        copy_tree(tree, &site.tree, self.identity)?;
+        site.configure(config)
+    }
+
+    /// Removes the directory (unless it is kept) and says so if that failed.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.remove()
+    }
+
+    fn remove(&mut self) -> Result<(), Error> {
+        if self.keep == Keep::Yes {
+            return Ok(());
+        }
+        // Only once, whatever happens: the name could be somebody else's afterwards.
+        self.keep = Keep::Yes;
+        fs::remove_dir_all(&self.root).map_err(Error::file("remove", &self.root))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = self.remove();
+    }
+}
+
+/// Where the tree's qmail-queue puts a new message's envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TodoLayout {
+    /// queue/todo/N, as in stock qmail.
+    Flat,
+    /// queue/todo/S/N, as trees with the big-todo patch.
+    Split,
+}
+
+/// One configured copy of a tree, with its home.
+#[derive(Debug)]
+pub struct Site {
+    tree: PathBuf,
+    home: PathBuf,
+    rig: PathBuf,
+    identity: Identity,
+    cc: Vec<String>,
+    spawn: u32,
+    split: u32,
+    todo: TodoLayout,
+}
+
+impl Site {
+    /// The copy of the tree.
+    pub fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    /// The qmail home that the copy is compiled for (its conf-qmail).
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// Where stubs find what they need: the events pipe and the holds.
+    pub fn rig(&self) -> &Path {
+        &self.rig
+    }
+
+    /// Whom programs run as.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// conf-spawn of the copy.
+    pub fn spawn(&self) -> u32 {
+        self.spawn
+    }
+
+    /// The compiler and its flags, word by word, as `./compile` uses them.
+    pub fn cc(&self) -> &[String] {
+        &self.cc
+    }
+
+    /// How the tree lays out queue/todo.
+    pub fn todo_layout(&self) -> TodoLayout {
+        self.todo
+    }
+
+    fn configure(mut self, config: &SiteConfig) -> Result<Site, Error> {
+        let mut cc = self.conf_words("conf-cc")?;
+        let mut ld = self.conf_words("conf-ld")?;
+        if let Some(wanted) = &config.cc {
+            let wanted: Vec<String> = wanted.split_whitespace().map(str::to_owned).collect();
+            cc.splice(..cc.len().min(1), wanted.iter().cloned());
+            ld.splice(..ld.len().min(1), wanted);
+        }
+        cc.extend(config.cflags.iter().cloned());
+        ld.push(self.rig.join("link.o").display().to_string());
+        self.set_conf("conf-cc", &cc.join(" "))?;
+        self.set_conf("conf-ld", &ld.join(" "))?;
+        self.set_conf("conf-qmail", &self.home.display().to_string())?;
+        if let Some(spawn) = config.spawn {
+            self.set_conf("conf-spawn", &spawn.to_string())?;
+        }
+        self.cc = cc;
+        self.spawn = self.conf_number("conf-spawn")?;
+        if self.spawn == 0 {
+            let found = "0: nothing would ever be delivered";
+            return Err(Error::disproved(
+                "conf-spawn",
+                "1 or more",
+                found,
+                "qpatch apply --spawn N",
+            ));
+        }
+        if self.tree.join("conf-split").exists() {
+            self.split = self.conf_number("conf-split")?.max(1);
+        }
+        self.make_home()?;
+        Ok(self)
+    }
+
+    fn conf_words(&self, name: &str) -> Result<Vec<String>, Error> {
+        let line = self.conf_line(name)?;
+        Ok(line.split_whitespace().map(str::to_owned).collect())
+    }
+
+    fn conf_line(&self, name: &str) -> Result<String, Error> {
+        let path = self.tree.join(name);
+        let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
+        let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(line).trim().to_owned())
+    }
+
+    fn conf_number(&self, name: &str) -> Result<u32, Error> {
+        let line = self.conf_line(name)?;
+        line.parse().map_err(|_| {
+            Error::disproved(
+                name,
+                "a number in the first line",
+                format!("{line:?}"),
+                "correct the file",
+            )
+        })
+    }
+
+    /// Replaces the first line of a conf-* file, which is what the Makefile reads; the rest explains it and stays.
+    pub fn set_conf(&self, name: &str, value: &str) -> Result<(), Error> {
+        let path = self.tree.join(name);
+        let old = match fs::read(&path) {
+            Ok(old) => old,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::file("read", &path)(error)),
+        };
+        let rest = old.iter().position(|byte| *byte == b'\n').map_or(&b"\n"[..], |at| &old[at..]);
+        let mut new = value.as_bytes().to_vec();
+        new.extend_from_slice(rest);
+        // A new file, not the old one overwritten: the copy may be read-only.
+        let _ = fs::remove_file(&path);
+        self.write(&path, &new)
+    }
+
+    /// Writes a file of the site and gives it to the user that runs it.
+    pub(crate) fn write(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
+        let mut file = fs::File::create(path).map_err(Error::file("write", path))?;
+        file.write_all(contents).map_err(Error::file("write", path))?;
+        self.identity.give(path)
+    }
+
+    /// Writes `control/NAME` of the home.
+    pub fn set_control(&self, name: &str, contents: &str) -> Result<(), Error> {
+        self.write(&self.home.join("control").join(name), contents.as_bytes())
+    }
+
+    fn make_home(&mut self) -> Result<(), Error> {
+        for dir in ["", "bin", "control", "users", "alias", "boot", "queue"] {
+            make_dir(&self.home.join(dir), self.identity)?;
+        }
+        for dir in ["", "hold", "tmp"] {
+            make_dir(&self.rig.join(dir), self.identity)?;
+        }
+        let layout = QueueLayout::of_tree(&self.tree)?;
+        if layout.split.contains("todo") {
+            self.todo = TodoLayout::Split;
+        }
+        let queue = self.home.join("queue");
+        for name in &layout.flat {
+            make_dir(&queue.join(name), self.identity)?;
+        }
+        for name in &layout.split {
+            make_dir(&queue.join(name), self.identity)?;
+            for part in 0..self.split {
+                make_dir(&queue.join(name).join(part.to_string()), self.identity)?;
+            }
+        }
+        make_dir(&queue.join("lock"), self.identity)?;
+        self.write(&queue.join("lock/tcpto"), &[0; 1024])?;
+        self.write(&queue.join("lock/sendmutex"), &[])?;
+        let trigger = queue.join("lock/trigger");
+        sys::mkfifo(&trigger, 0o622).map_err(Error::file("make the pipe", &trigger))?;
+        self.identity.give(&trigger)?;
+        self.set_control("me", "verify.example\n")?;
+        self.set_control("locals", "local.example\n")
+    }
+
+    /// A command that runs as the site's user, with an environment that belongs to the site: temporary files stay in
+    /// the scratch directory, an outer make's flags do not reach the tree's, and messages are in English.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.identity.command(program);
+        for name in
+            ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEFILES", "GNUMAKEFLAGS", "CFLAGS", "LDFLAGS"]
+        {
+            command.env_remove(name);
+        }
+        command
+            .env("LC_ALL", "C")
+            .env("TMPDIR", self.rig.join("tmp"))
+            .env("HOME", self.rig.join("tmp"))
+            .current_dir(&self.tree);
+        command
+    }
+
+    /// Puts a message of `body` into queue/mess, owned as qmail expects, and returns its number.
+    pub fn add_message(&self, body: &[u8]) -> Result<MessageId, Error> {
+        let queue = self.home.join("queue");
+        let fresh = queue.join("pid").join(format!("rig.{}", std::process::id()));
+        self.write(&fresh, body)?;
+        let number = fs::metadata(&fresh).map_err(Error::file("look at", &fresh))?.ino();
+        let id =
+            MessageId { number, part: u32::try_from(number % u64::from(self.split)).unwrap_or(0) };
+        let path = queue.join(id.path("mess"));
+        fs::rename(&fresh, &path).map_err(Error::file("make", &path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
+            .map_err(Error::file("set the mode of", &path))?;
+        Ok(id)
+    }
+
+    /// Puts a whole message into the queue as qmail-queue does, without the cost of running it: queue/mess and the
+    /// envelope in queue/todo, for qmail-send's next look there.
+    pub fn queue_message(
+        &self,
+        body: &[u8],
+        sender: &str,
+        recipients: &[String],
+    ) -> Result<MessageId, Error> {
+        let id = self.add_message(body)?;
+        let mut envelope =
+            format!("u{}\0p{}\0F{sender}\0", self.identity.uid(), std::process::id()).into_bytes();
+        for recipient in recipients {
+            envelope.push(b'T');
+            envelope.extend_from_slice(recipient.as_bytes());
+            envelope.push(0);
+        }
+        let queue = self.home.join("queue");
+        let name = |dir: &str| match self.todo {
+            TodoLayout::Flat => format!("{dir}/{}", id.number),
+            TodoLayout::Split => id.path(dir),
+        };
+        let (intd, todo) = (queue.join(name("intd")), queue.join(name("todo")));
+        self.write(&intd, &envelope)?;
+        fs::hard_link(&intd, &todo).map_err(Error::file("make", &todo))?;
+        Ok(id)
+    }
+}
+
+/// The number of a message in the queue, and the part (conf-split) it lies in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId {
+    /// Its number: that of its inode.
+    pub number: u64,
+    part: u32,
+}
+
+impl MessageId {
+    /// Its path below queue/, as in `mess/7/12345`.
+    pub fn path(&self, dir: &str) -> String {
+        format!("{dir}/{}/{}", self.part, self.number)
+    }
+
+    /// What a spawner is told, relative to queue/mess: `7/12345`.
+    pub fn relative(&self) -> String {
+        format!("{}/{}", self.part, self.number)
+    }
+}
+
+/// Checks that `tree` is a qmail source tree.
+pub fn check_tree(tree: &Path) -> Result<(), Error> {
+    let metadata = fs::metadata(tree).map_err(Error::file("look at", tree))?;
+    if !metadata.is_dir() {
+        return Err(Error::NotATree {
+            tree: tree.to_path_buf(),
+            missing: "it is not a directory".to_owned(),
+        });
+    }
+    for name in MARKS {
+        if !tree.join(name).exists() {
+            let hint = if tree.join("configure").exists() {
+                "; if the tree makes it with its own configure, run that first"
+            } else {
+                "; name the directory in which the tree's Makefile and spawn.c lie"
+            };
+            return Err(Error::NotATree {
+                tree: tree.to_path_buf(),
+                missing: format!("it has no {name}{hint}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path, identity: Identity) -> Result<(), Error> {
+    fs::create_dir_all(path).map_err(Error::file("make", path))?;
+    identity.give(path)
+}
+
+/// Which directories the tree's own installer makes below queue/, read from hier.c; stock qmail's where it has none.
+#[derive(Debug, PartialEq, Eq)]
+struct QueueLayout {
+    flat: BTreeSet<String>,
+    split: BTreeSet<String>,
+}
+
+impl QueueLayout {
+    fn of_tree(tree: &Path) -> Result<QueueLayout, Error> {
+        let path = tree.join("hier.c");
+        match fs::read(&path) {
+            Ok(source) => Ok(Self::of_hier(&String::from_utf8_lossy(&source))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::of_hier("")),
+            Err(error) => Err(Error::file("read", &path)(error)),
+        }
+    }
+
+    fn of_hier(source: &str) -> QueueLayout {
+        let set =
+            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let mut layout = QueueLayout {
+            flat: set(&["pid", "intd", "todo", "bounce"]),
+            split: set(&["mess", "info", "local", "remote"]),
+        };
+        let squeezed: String = source.chars().filter(|c| !c.is_whitespace()).collect();
+        for (call, names) in
+            [("dsplit(\"queue/", &mut layout.split), ("d(auto_qmail,\"queue/", &mut layout.flat)]
+        {
+            for found in squeezed.split(call).skip(1) {
+                let name = found.split('"').next().unwrap_or_default();
+                let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+                if !name.is_empty() && plain {
+                    names.insert(name.to_owned());
+                }
+            }
+        }
+        layout
+    }
+}
+
+/// Copies a tree's sources: with modes and times, without what make has built and without version control.
+fn copy_tree(from: &Path, to: &Path, identity: Identity) -> Result<(), Error> {
+    let built: BTreeSet<String> = match fs::read(from.join("TARGETS")) {
+        Ok(list) => String::from_utf8_lossy(&list).split_whitespace().map(str::to_owned).collect(),
+        Err(_) => BTreeSet::new(),
+    };
+    let from = fs::canonicalize(from).map_err(Error::file("look at", from))?;
+    let rules = super::build::targets(&from)?;
+    let mut copier = Copier { root: from.clone(), built, rules, identity, bytes: 0, files: 0 };
+    copier.directory(&from, to)
+}
+
+struct Copier {
+    root: PathBuf,
+    built: BTreeSet<String>,
+    rules: BTreeSet<String>,
+    identity: Identity,
+    bytes: u64,
+    files: u64,
+}
+
+impl Copier {
+    fn directory(&mut self, from: &Path, to: &Path) -> Result<(), Error> {
+        fs::create_dir(to).map_err(Error::file("make", to))?;
+        for entry in fs::read_dir(from).map_err(Error::file("read", from))? {
+            let entry = entry.map_err(Error::file("read", from))?;
+            if sys::stop_signal().is_some() {
+                return Err(super::process::interrupted());
+            }
+            self.entry(from, &entry.file_name(), to)?;
+        }
+        self.identity.give(to)
+    }
+
+    fn entry(
+        &mut self,
+        from_dir: &Path,
+        name: &std::ffi::OsStr,
+        to_dir: &Path,
+    ) -> Result<(), Error> {
+        let (from, to) = (from_dir.join(name), to_dir.join(name));
+        let text = name.to_string_lossy();
+        if [".git", ".hg", ".svn", ".qpatch", "CVS"].contains(&text.as_ref()) {
+            return Ok(());
+        }
+        // Followed: the target of a link may lie outside the tree, and then its contents are what make sees.
+        let metadata = match fs::metadata(&from) {
+            Ok(metadata) => metadata,
+            // A link to nothing is as good as no file; so is one that went away meanwhile.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::file("look at", &from)(error)),
+        };
+        if metadata.is_dir() {
+            let real = fs::canonicalize(&from).map_err(Error::file("look at", &from))?;
+            // A link to a directory above itself would be copied for ever.
+            if from.starts_with(&real) && from != real {
+                return Ok(());
+            }
+            return self.directory(&from, &to);
+        }
+        if !metadata.is_file() || self.is_built(from_dir, &text) {
+            return Ok(());
+        }
+        self.files += 1;
+        self.bytes += metadata.len();
+        if self.files > MAX_FILES || self.bytes > MAX_BYTES {
+            return Err(Error::NotATree {
+                tree: self.root.clone(),
+                missing: "it is too large to be one; name the directory in which spawn.c lies"
+                    .to_owned(),
+            });
+        }
+        fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
+        let mode = metadata.permissions().mode() | 0o600;
+        fs::set_permissions(&to, fs::Permissions::from_mode(mode & 0o777))
+            .map_err(Error::file("set the mode of", &to))?;
+        let file = fs::File::options().write(true).open(&to).map_err(Error::file("open", &to))?;
+        let modified = metadata.modified().map_err(Error::file("look at", &from))?;
+        file.set_modified(modified).map_err(Error::file("set the time of", &to))?;
+        self.identity.give(&to)
+    }
+
+    /// What `make clean` would remove (qmail trees list it in TARGETS), and objects and archives that the Makefile
+    /// makes: built for other settings, they would only be in the way. (An archive that it does not make came with the
+    /// tree, as the gate does.)
+    fn is_built(&self, dir: &Path, name: &str) -> bool {
+        if dir != self.root {
+            return name.ends_with(".o");
+        }
+        let object = name.ends_with(".o") || name.ends_with(".a");
+        self.built.contains(name) || (object && self.rules.contains(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_layout_is_stocks_where_hier_says_nothing() {
+        let layout = QueueLayout::of_hier("");
+        assert!(layout.flat.contains("todo"));
+        assert!(layout.split.contains("remote"));
+    }
+
+    #[test]
+    fn queue_layout_follows_hier() {
+        let layout = QueueLayout::of_hier(
+            "dsplit( \"queue/todo\" ,u,0750);\n d (auto_qmail,\n\"queue/extra\",1);",
+        );
+        assert!(layout.split.contains("todo"));
+        assert!(layout.flat.contains("extra"));
+    }
+
+    #[test]
+    fn a_directory_that_is_no_tree_is_named_with_what_it_lacks() {
+        let scratch = Scratch::new(Path::new("/"), None, Keep::No).expect("scratch");
+        let error = check_tree(scratch.root()).expect_err("empty directory");
+        assert!(error.to_string().contains("it has no Makefile"), "{error}");
+    }
+
+    #[test]
+    fn a_scratch_leaves_nothing_behind() {
+        let scratch = Scratch::new(Path::new("/"), None, Keep::No).expect("scratch");
+        let root = scratch.root().to_path_buf();
+        fs::write(root.join("file"), "x").expect("write");
+        assert!(root.exists());
+        drop(scratch);
+        assert!(!root.exists());
+    }
+}

@@ -1,0 +1,583 @@
+//! The steps of one proof, in order, and what each says about itself.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::build;
+use super::error::Error;
+use super::fdset;
+use super::gate;
+use super::limits::{Bound, Machine};
+use super::mail::{self, Crowd, Sent, Stop};
+use super::numbers::{self, Random};
+use super::protocol::Width;
+use super::report::{Progress, Step, Verdict};
+use super::scratch::{MessageId, Scratch, Site, SiteConfig};
+use super::sendrig;
+use super::spawner::{Channel, Spawner};
+use super::stub::Stubs;
+use super::trials::{self, Places};
+use super::{Options, Part};
+
+/// At most this many deliveries of each channel go through qmail-send and real spawners at the same time.
+const MAX_CROWD: u32 = 4096;
+
+/// The C library's own FD_SETSIZE: the descriptor from which on a raised one, and fortify's check, begin to matter.
+const STOCK_FD_SETSIZE: u64 = 1024;
+
+/// How many deliveries are under way when qmail-send is stopped.
+const UNDER_WAY: u32 = 100;
+
+pub(super) struct Session<'s> {
+    scratch: &'s Scratch,
+    tree: &'s Path,
+    options: &'s Options,
+    random: Random,
+    progress: &'s mut dyn Progress,
+    steps: Vec<Step>,
+    spawn: u32,
+    cc: String,
+    fd_set_holds: bool,
+}
+
+/// What a step that holds has to say.
+#[derive(Debug, Default)]
+struct Shown {
+    detail: String,
+    figures: BTreeMap<&'static str, u64>,
+    notes: Vec<String>,
+}
+
+impl Shown {
+    fn new(detail: impl Into<String>) -> Shown {
+        Shown { detail: detail.into(), ..Shown::default() }
+    }
+
+    fn figure(mut self, name: &'static str, value: usize) -> Shown {
+        self.figures.insert(name, value as u64);
+        self
+    }
+}
+
+/// A site whose programs are built and installed, with its stubs.
+struct Ready {
+    site: Site,
+    stubs: Stubs,
+    message: MessageId,
+    machine: Machine,
+    width: Option<Width>,
+}
+
+impl<'s> Session<'s> {
+    pub(super) fn new(
+        scratch: &'s Scratch,
+        tree: &'s Path,
+        options: &'s Options,
+        seed: u64,
+        progress: &'s mut dyn Progress,
+    ) -> Session<'s> {
+        let spawn = options.spawn.unwrap_or(0);
+        Session {
+            scratch,
+            tree,
+            options,
+            random: Random::new(seed),
+            progress,
+            steps: Vec::new(),
+            spawn,
+            cc: String::new(),
+            fd_set_holds: true,
+        }
+    }
+
+    pub(super) fn spawn(&self) -> u32 {
+        self.spawn
+    }
+
+    pub(super) fn cc(&self) -> String {
+        self.cc.clone()
+    }
+
+    pub(super) fn into_steps(self) -> Vec<Step> {
+        self.steps
+    }
+
+    /// Whether `part` was asked for.
+    fn wants(&self, part: Part) -> bool {
+        self.options.only.is_empty() || self.options.only.contains(&part)
+    }
+
+    /// Runs one step and writes down how it ended. `Ok(None)`: it failed. Only a stop signal is passed on as an error.
+    fn step<T>(
+        &mut self,
+        name: &str,
+        body: impl FnOnce(&mut Self) -> Result<(T, Shown), Error>,
+    ) -> Result<Option<T>, Error> {
+        self.progress.begin(name);
+        let started = Instant::now();
+        let (value, verdict, shown) = match body(self) {
+            Ok((value, shown)) => (Some(value), Verdict::Pass, shown),
+            Err(error @ Error::Interrupted(_)) => return Err(error),
+            Err(error) => (None, Verdict::Fail, Shown::new(error.to_string())),
+        };
+        self.end(name, verdict, shown, started.elapsed().as_secs_f64());
+        Ok(value)
+    }
+
+    fn skip(&mut self, name: &str, why: &str) {
+        self.end(name, Verdict::Skipped, Shown::new(why), 0.0);
+    }
+
+    fn end(&mut self, name: &str, verdict: Verdict, shown: Shown, seconds: f64) {
+        let Shown { detail, figures, notes } = shown;
+        let step = Step { name: name.to_owned(), verdict, detail, figures, notes, seconds };
+        self.progress.end(&step);
+        self.steps.push(step);
+    }
+
+    pub(super) fn run(&mut self) -> Result<(), Error> {
+        let Some(mut plain) = self.build_plain()? else { return Ok(()) };
+        let spawners = self.spawners("", &mut plain)?;
+        let numbers =
+            self.part(Part::Numbers, "qmail-send numbers", spawners, |session, name| {
+                session.step(name, |session| session.every_number(&mut plain))
+            })?;
+        let mail = self.part(Part::Mail, "mail", spawners && numbers, |session, name| {
+            session.step(name, |session| session.mail(&mut plain))
+        })?;
+        self.part(Part::Restart, "restart", spawners && mail, |session, name| {
+            session.step(name, |session| session.restart(&mut plain))
+        })?;
+        if gate::is_in(self.tree) {
+            self.part(Part::Gate, "gate", spawners && mail, |session, name| {
+                session.step(name, |session| session.gate(&mut plain))
+            })?;
+        } else if self.wants(Part::Gate) {
+            self.skip("gate", "the tree has no gate (domain-gate is not applied)");
+        }
+        drop(plain);
+        if self.wants(Part::Fortify) {
+            if spawners && mail {
+                self.fortified()?;
+            } else {
+                self.skip("fortify build", "not tried, because an earlier step failed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `body` if the part was asked for and what it needs has held. Returns whether nothing is known against it.
+    fn part(
+        &mut self,
+        part: Part,
+        name: &str,
+        possible: bool,
+        body: impl FnOnce(&mut Self, &str) -> Result<Option<()>, Error>,
+    ) -> Result<bool, Error> {
+        if !self.wants(part) {
+            return Ok(true);
+        }
+        if !possible {
+            self.skip(name, "not tried, because an earlier step failed");
+            return Ok(false);
+        }
+        Ok(body(self, name)?.is_some())
+    }
+
+    /// Copies, builds and checks what can be checked without running anything but chkspawn.
+    fn build_plain(&mut self) -> Result<Option<Ready>, Error> {
+        let built = self.step("build", |session| {
+            session.compile("plain", &[]).map_err(|error| match error {
+                Error::Build(mut failure) => {
+                    let tree = session.tree.display();
+                    failure
+                        .lines
+                        .push(format!("(qpatch status {tree} lists everything that is missing)"));
+                    Error::Build(failure)
+                }
+                other => other,
+            })
+        })?;
+        let Some(site) = built else { return Ok(None) };
+        self.spawn = site.spawn();
+        self.cc = site.cc().join(" ");
+        if build::targets(site.tree())?.contains("chkspawn") {
+            self.step("chkspawn", |_| chkspawn(&site))?;
+        } else {
+            self.skip("chkspawn", "the tree has none");
+        }
+        self.fd_set_holds = self.step("fd_set", |_| fd_sets(&site))?.is_some();
+        self.step("machine", |session| session.install(site))
+    }
+
+    /// Builds everything; where chkspawn stands in the way, it is silenced (its own step tells what it says), so that
+    /// what it warns of can be shown.
+    fn compile(&mut self, name: &str, cflags: &[&str]) -> Result<(Site, Shown), Error> {
+        let mut config = SiteConfig {
+            spawn: self.options.spawn,
+            cc: self.options.cc.clone(),
+            cflags: self.options.cflags.clone(),
+        };
+        config.cflags.extend(cflags.iter().map(|flag| (*flag).to_owned()));
+        let site = self.scratch.site(self.tree, name, &config)?;
+        self.spawn = site.spawn();
+        self.cc = site.cc().join(" ");
+        build::prepare(&site)?;
+        let rules = build::targets(site.tree())?;
+        let mut wanted: Vec<&str> = sendrig::PROGRAMS.to_vec();
+        for program in wanted.iter() {
+            if !rules.contains(*program) {
+                return Err(Error::disproved(
+                    "the Makefile",
+                    format!("a rule for {program}"),
+                    "none",
+                    "verify has to run this program of the tree",
+                ));
+            }
+        }
+        wanted
+            .extend(sendrig::OPTIONAL_PROGRAMS.iter().filter(|program| rules.contains(**program)));
+        let started = Instant::now();
+        if rules.contains("chkspawn") {
+            build::make(&site, &["chkspawn"])?;
+            if build::chkspawn(&site)?.is_some() {
+                build::set_chkspawn_aside(&site)?;
+            }
+        }
+        build::make(&site, &wanted)?;
+        let programs = wanted.len();
+        let detail = format!(
+            "{programs} programs in {:.1} s with \"{}\"",
+            started.elapsed().as_secs_f64(),
+            site.cc().join(" ")
+        );
+        Ok((site, Shown::new(detail).figure("programs", programs)))
+    }
+
+    fn install(&mut self, site: Site) -> Result<(Ready, Shown), Error> {
+        let rules = build::targets(site.tree())?;
+        let optional =
+            sendrig::OPTIONAL_PROGRAMS.iter().filter(|program| rules.contains(**program));
+        for program in sendrig::PROGRAMS.iter().chain(optional) {
+            build::install(&site, program)?;
+        }
+        let stubs = Stubs::install(&site)?;
+        let message = site.add_message(b"Subject: a message of the rig\n\nhello\n")?;
+        let machine = Machine::look(site.identity());
+        let shown = room(&machine, site.spawn(), site.identity().changes());
+        Ok((Ready { site, stubs, message, machine, width: None }, shown))
+    }
+
+    fn spawners(&mut self, prefix: &str, ready: &mut Ready) -> Result<bool, Error> {
+        if !self.wants(Part::Spawners) && prefix.is_empty() {
+            // Later parts need to know the protocol.
+            let spawner = Spawner::start(&ready.site, &mut ready.stubs, Channel::Remote)?;
+            ready.width = Some(spawner.width());
+            return Ok(true);
+        }
+        let mut all = true;
+        for channel in [Channel::Remote, Channel::Local] {
+            let name = format!("{prefix}{channel}");
+            let fd_set_holds = self.fd_set_holds;
+            let held = self.step(&name, |session| {
+                session.spawner(ready, channel).map_err(|error| match error {
+                    Error::Timeout { waited_for, seconds, seen } if !fd_set_holds => {
+                        Error::Timeout {
+                            waited_for,
+                            seconds,
+                            seen: format!("{seen}; step fd_set tells why"),
+                        }
+                    }
+                    other => other,
+                })
+            })?;
+            all &= held.is_some();
+        }
+        Ok(all)
+    }
+
+    fn spawner(&mut self, ready: &mut Ready, channel: Channel) -> Result<((), Shown), Error> {
+        let Ready { site, stubs, message, machine, width } = ready;
+        let spawn = site.spawn();
+        let mut spawner = Spawner::start(site, stubs, channel)?;
+        if !self.fd_set_holds {
+            // It will probably hang, and that the proof has failed is known already.
+            spawner.set_idle(Duration::from_secs(5));
+        }
+        *width = Some(spawner.width());
+        check_greeting(&spawner, spawn)?;
+        let bound = machine.bound().filter(|bound| bound.deliveries < spawn);
+        let at_once = bound.as_ref().map_or(spawn, |bound| bound.deliveries).max(1);
+
+        let first = numbers::choose(spawn, at_once, &mut self.random);
+        let progress = &mut *self.progress;
+        let running = trials::at_once(
+            &mut spawner,
+            stubs,
+            *message,
+            &first,
+            &mut self.random,
+            &mut |done, total| {
+                progress.advance(done, total);
+            },
+        )?;
+        let mut tried = running;
+        if spawn <= numbers::ALL_UP_TO && tried < spawn as usize {
+            let done: std::collections::HashSet<u32> = first.into_iter().collect();
+            let rest: Vec<u32> = (0..spawn).filter(|number| !done.contains(number)).collect();
+            for some in rest.chunks(at_once as usize) {
+                tried += trials::at_once(
+                    &mut spawner,
+                    stubs,
+                    *message,
+                    some,
+                    &mut self.random,
+                    &mut |_, _| {},
+                )?;
+            }
+        }
+        let edges = numbers::boundaries(spawn);
+        // In parts that fit into the machine, however small it is.
+        let mut refused = trials::Refusals::default();
+        let mut given_back = 0;
+        let mut not_tried = None;
+        for some in edges.chunks(at_once as usize) {
+            trials::each_letter(&mut spawner, stubs, *message, some)?;
+            let more = trials::refusals(&mut spawner, stubs, site, *message, some)?;
+            refused.answered += more.answered;
+            for note in more.notes {
+                if !refused.notes.contains(&note) {
+                    refused.notes.push(note);
+                }
+            }
+            match trials::failures(&mut spawner, stubs, site, *message, some)? {
+                Places::GivenBack(count) => given_back += count,
+                Places::NotTried(why) => not_tried = Some(why),
+            }
+        }
+        trials::end_of_input(spawner, stubs, *message, at_once.min(5))?;
+
+        let numbers = if tried == spawn as usize {
+            "every delivery number".to_owned()
+        } else {
+            format!("{tried} of {spawn} delivery numbers, all boundaries among them")
+        };
+        let mut detail = format!(
+            "{running} deliveries at once; {numbers}; K, Z and D each to its own; {} refusals and {given_back} failed \
+             starts answered, places given back",
+            refused.answered
+        );
+        if let Some(Bound { limit, .. }) = bound {
+            detail.push_str(&format!(
+                "; not {spawn} at once, because this machine allows no more ({limit})"
+            ));
+        }
+        let mut shown = Shown::new(detail)
+            .figure("at_once", running)
+            .figure("numbers", tried)
+            .figure("refusals", refused.answered)
+            .figure("failed_starts", given_back);
+        shown.notes = refused.notes;
+        let descriptors = |deliveries: u32| 2 * u64::from(deliveries) + 5;
+        if descriptors(spawn) > STOCK_FD_SETSIZE && descriptors(at_once) <= STOCK_FD_SETSIZE {
+            shown.notes.push(format!(
+                "no descriptor of {STOCK_FD_SETSIZE} or more was reached, so what happens there was not tried (qpatch doctor \
+                 tells how to raise the limit)"
+            ));
+        }
+        shown.notes.extend(not_tried.map(|why| format!("failed starts were not tried: {why}")));
+        Ok(((), shown))
+    }
+
+    fn every_number(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+        let width = ready.width.unwrap_or(Width::Two);
+        let progress = &mut *self.progress;
+        let sent = mail::every_number(
+            &ready.site,
+            &mut ready.stubs,
+            width,
+            &mut self.random,
+            &mut |done, total| {
+                progress.advance(done, total);
+            },
+        )?;
+        let detail = format!(
+            "{} remote and {} local deliveries at once against spawners played by the rig, every delivery number in \
+             both directions; {} reports in random order, each taken for its own",
+            sent.peak_remote, sent.peak_local, sent.recipients
+        );
+        Ok(((), with_figures(detail, sent)))
+    }
+
+    fn crowd(ready: &Ready) -> Crowd {
+        let spawn = ready.site.spawn();
+        let one = ready.machine.bound().map_or(spawn, |bound| bound.deliveries.min(spawn));
+        let both = ready.machine.processes_left().map_or(u64::MAX, |left| left / 2);
+        let remote = u64::from(one.min(MAX_CROWD)).min(both).max(1);
+        let remote = u32::try_from(remote).unwrap_or(MAX_CROWD);
+        Crowd { remote, local: remote.min(1000) }
+    }
+
+    fn mail(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+        let crowd = Self::crowd(ready);
+        let progress = &mut *self.progress;
+        let told = &mut |done, total| progress.advance(done, total);
+        let sent = mail::through(
+            &ready.site,
+            &mut ready.stubs,
+            mail::MESSAGES,
+            crowd,
+            &mut self.random,
+            told,
+        )?;
+        let detail = format!(
+            "{} messages through qmail-send, qmail-rspawn and qmail-lspawn: {} remote and {} local deliveries at once, {} \
+             recipients delivered, deferred or bounced as they should, {} bounces, none lost, none twice",
+            sent.messages, sent.peak_remote, sent.peak_local, sent.recipients, sent.bounces
+        );
+        Ok(((), with_figures(detail, sent)))
+    }
+
+    fn restart(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+        let running = UNDER_WAY.min(Self::crowd(ready).remote);
+        let mut notes = Vec::new();
+        for stop in [Stop::Terminate, Stop::Kill] {
+            notes.extend(
+                mail::restart(&ready.site, &mut ready.stubs, stop, running, &mut self.random)?
+                    .notes,
+            );
+        }
+        let detail = format!(
+            "qmail-send stopped by SIGTERM and by SIGKILL with {running} deliveries under way and as many waiting: after \
+             the restart none lost, and twice only what was under way when it was killed"
+        );
+        let mut shown = Shown::new(detail).figure("under_way", running as usize);
+        shown.notes = notes;
+        Ok(((), shown))
+    }
+
+    fn gate(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+        let progress = &mut *self.progress;
+        let told = &mut |done, total| progress.advance(done, total);
+        let gated = gate::holds(&ready.site, &mut ready.stubs, &mut self.random, told)?;
+        let detail = format!(
+            "{} deliveries to a domain with a limit of {}: never more than {} at once, while {} to other domains went \
+             through; its places are whole after {} failed starts",
+            gated.capped, gated.limit, gated.peak, gated.others, gated.failed_starts
+        );
+        let mut shown =
+            Shown::new(detail).figure("limit", gated.limit as usize).figure("peak", gated.peak);
+        shown.notes = gated.notes;
+        Ok(((), shown))
+    }
+
+    /// The same again, as hardened builds compile it.
+    fn fortified(&mut self) -> Result<(), Error> {
+        // Ubuntu's and others' compilers define it already; to define it twice is a warning.
+        let flags = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
+        let cc = self.cc.clone();
+        let site = self.step("fortify build", |session| session.compile("fortify", &flags))?;
+        self.cc = cc;
+        let Some(site) = site else { return Ok(()) };
+        let (mut ready, _) = self.install(site)?;
+        let spawners = self.spawners("fortify ", &mut ready)?;
+        self.part(Part::Fortify, "fortify mail", spawners, |session, name| {
+            session.step(name, |session| session.mail(&mut ready))
+        })?;
+        Ok(())
+    }
+}
+
+fn with_figures(detail: String, sent: Sent) -> Shown {
+    let mut shown = Shown::new(detail)
+        .figure("messages", sent.messages)
+        .figure("recipients", sent.recipients)
+        .figure("bounces", sent.bounces)
+        .figure("peak_remote", sent.peak_remote)
+        .figure("peak_local", sent.peak_local);
+    shown.notes = sent.notes;
+    shown
+}
+
+fn chkspawn(site: &Site) -> Result<((), Shown), Error> {
+    let spawn = site.spawn();
+    // The tree's own, also where the build had to go on without it.
+    match build::chkspawn(site)? {
+        None => Ok(((), Shown::new(format!("accepts conf-spawn {spawn}")))),
+        Some(said) => Err(Error::disproved(
+            "chkspawn",
+            format!("conf-spawn {spawn} accepted"),
+            format!("{said:?}"),
+            format!("make would stop here; qpatch apply --spawn {spawn} raises what it checks"),
+        )),
+    }
+}
+
+fn fd_sets(site: &Site) -> Result<((), Shown), Error> {
+    let sets = fdset::ask(site)?;
+    let room = sets.check(site.spawn())?;
+    let files: Vec<&str> = sets.seen.iter().map(|seen| seen.file.as_str()).collect();
+    let detail = match room {
+        Some(room) if files.contains(&"spawn.c") => {
+            format!("room for {room} descriptors in each of {}", files.join(", "))
+        }
+        Some(room) => format!(
+            "spawn.c does not use fd_set (poll); room for {room} descriptors in {}",
+            files.join(", ")
+        ),
+        None => "no source file uses fd_set (poll)".to_owned(),
+    };
+    let mut shown = Shown::new(detail)
+        .figure("descriptors", usize::try_from(room.unwrap_or(0)).unwrap_or(usize::MAX))
+        .figure("files", files.len());
+    if !sets.left_out.is_empty() {
+        shown
+            .notes
+            .push(format!("not compiled here, so not checked: {}", sets.left_out.join(", ")));
+    }
+    Ok(((), shown))
+}
+
+/// What the machine has room for, said before it is used.
+fn room(machine: &Machine, spawn: u32, unprivileged: bool) -> Shown {
+    let whom = if unprivileged { "as an unprivileged user" } else { "as the present user" };
+    match machine.bound() {
+        Some(Bound { deliveries, limit }) if deliveries < spawn => Shown::new(format!(
+            "run {whom}; this machine allows {deliveries} deliveries at once, not {spawn} ({limit})"
+        ))
+        .figure("allowed", deliveries as usize),
+        Some(Bound { deliveries, limit }) => Shown::new(format!(
+            "run {whom}; this machine allows up to {deliveries} deliveries at once ({limit})"
+        ))
+        .figure("allowed", deliveries as usize),
+        None => Shown::new(format!("run {whom}; the limits of this machine are not known")),
+    }
+}
+
+/// Checks the protocol before any number is sent in it.
+fn check_greeting(spawner: &Spawner, spawn: u32) -> Result<(), Error> {
+    let channel = spawner.channel();
+    let announced = spawner.announced();
+    match spawner.width() {
+        Width::One if spawn > 255 => Err(Error::disproved(
+            format!("{channel}, the width of its delivery numbers"),
+            format!("two bytes, as conf-spawn {spawn} needs"),
+            format!(
+                "one byte: it announces {announced} instead of {spawn}, and delivery number 256 would be taken for 0"
+            ),
+            format!(
+                "qmail-send would never run more than {announced} deliveries at the same time; the tree lacks the \
+                 big-concurrency patch: qpatch apply --spawn {spawn}"
+            ),
+        )),
+        _ if announced != spawn => Err(Error::disproved(
+            format!("{channel}, the conf-spawn that it announces"),
+            spawn.to_string(),
+            announced.to_string(),
+            "",
+        )),
+        _ => Ok(()),
+    }
+}

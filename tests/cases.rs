@@ -1,0 +1,81 @@
+//! Byte-exact goldens for the engine: `cases/NAME/{rule,in.EXT}` with `out.EXT` or `error`.
+//!
+//! `QPATCH_BLESS=1 cargo test --test cases` writes what is missing; look at it before committing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qpatch::edit::{self, State};
+use qpatch::lex::{Lang, Source};
+use qpatch::rule::{self, Parameters};
+
+enum Result {
+    Changed(Vec<u8>),
+    Error(String),
+}
+
+fn run(rule_text: &str, lang: Lang, input: &[u8]) -> Result {
+    let patch = match rule::parse("case", "rule", rule_text, &Parameters::new(), &[]) {
+        Ok(patch) => patch,
+        Err(error) => return Result::Error(format!("{error}\n")),
+    };
+    let mut bytes = input.to_vec();
+    for rule in patch.sections.iter().flat_map(|s| &s.rules) {
+        match edit::examine(rule, lang, &Source::new(lang, &bytes)) {
+            State::Done => {}
+            State::Fits { edits } => bytes = edit::apply(&bytes, &edits),
+            State::Misfit(misfit) => return Result::Error(format!("{misfit}\n")),
+        }
+    }
+    Result::Changed(bytes)
+}
+
+fn check(dir: &Path) -> std::result::Result<(), String> {
+    let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+    let input = fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.file_stem().is_some_and(|s| s == "in"))
+        .ok_or(format!("{name}: no in.*"))?;
+    let rule_text =
+        fs::read_to_string(dir.join("rule")).map_err(|e| format!("{name}: rule: {e}"))?;
+    let lang = Lang::of(&input.to_string_lossy());
+    let result = run(&rule_text, lang, &fs::read(&input).unwrap());
+    let (want, got) = match result {
+        Result::Changed(bytes) => {
+            // What has been applied once is there already.
+            match run(&rule_text, lang, &bytes) {
+                Result::Changed(again) if again == bytes => {}
+                Result::Changed(_) => return Err(format!("{name}: a second run changes it")),
+                Result::Error(e) => return Err(format!("{name}: a second run: {e}")),
+            }
+            (input.with_file_name("out").with_extension(input.extension().unwrap()), bytes)
+        }
+        Result::Error(text) => (dir.join("error"), text.into_bytes()),
+    };
+    if std::env::var_os("QPATCH_BLESS").is_some() && !want.exists() {
+        fs::write(&want, &got).unwrap();
+    }
+    let expected = fs::read(&want).map_err(|_| {
+        format!("{name}: no {}, got:\n{}", want.display(), String::from_utf8_lossy(&got))
+    })?;
+    if expected == got {
+        return Ok(());
+    }
+    Err(format!(
+        "{name}: expected\n{}\ngot\n{}",
+        String::from_utf8_lossy(&expected),
+        String::from_utf8_lossy(&got)
+    ))
+}
+
+#[test]
+fn every_case() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+    let mut dirs: Vec<_> =
+        fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()).collect();
+    dirs.sort();
+    assert!(dirs.len() >= 25, "the cases are gone: {}", dirs.len());
+    let failures: Vec<_> = dirs.iter().filter_map(|dir| check(dir).err()).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

@@ -1,0 +1,6 @@
+void f()
+{
+  a(x);
+  c();
+    switch (x) { }
+}

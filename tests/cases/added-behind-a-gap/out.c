@@ -1,0 +1,7 @@
+void f()
+{
+  a(x);
+  c();
+    b(x);
+    switch (x) { }
+}

@@ -1,0 +1,1 @@
+void f() { unsigned char ch; n += ch << 8; }

@@ -1,0 +1,7 @@
+/* a file */
+int early;
+#include "select.h"
+#ifdef TLS
+#include <ssl.h>
+#endif
+int x;

@@ -1,0 +1,10 @@
+void f()
+{
+#ifdef A
+  if (a) {
+#else
+  if (b) {
+#endif
+  a(); }
+}
+void g() { a(); }

@@ -1,0 +1,15 @@
+void f()
+{
+	switch (stage)
+	{
+	case 0:
+		n = ch;
+		stage = -1;
+		break;
+	case -1:
+		n += ch << 8;
+		stage = 1; break;
+	case 1:
+		break;
+	}
+}

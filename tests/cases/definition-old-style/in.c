@@ -1,0 +1,3 @@
+int f(a) int a; { x=1;
+  y( x ) ; }
+int g() { x = 1; y(x); }

@@ -1,0 +1,4 @@
+#include <errno.h>
+  /* old */
+int a;
+int b; int c;

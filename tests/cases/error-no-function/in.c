@@ -1,0 +1,3 @@
+int first() { x(); }
+int other(a) char *a; { x(); }
+extern int main();

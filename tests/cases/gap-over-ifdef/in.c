@@ -1,0 +1,8 @@
+void f()
+{
+	fd = open(name);
+#ifdef DEBUG
+	log("it's open");
+#endif
+	return;
+}

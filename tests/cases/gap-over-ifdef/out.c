@@ -1,0 +1,9 @@
+void f()
+{
+	fd = open(name);
+#ifdef DEBUG
+	log("it's open");
+#endif
+	close(fd);
+	return;
+}

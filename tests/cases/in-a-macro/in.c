@@ -1,0 +1,4 @@
+#define ERR(s) \
+  put(ch); \
+  puts(s)
+int x;

@@ -1,0 +1,4 @@
+#define ERR(s) \
+  put(ch); put(ch >> 8); \
+  puts(s)
+int x;

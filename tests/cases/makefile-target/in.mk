@@ -1,0 +1,9 @@
+other: spawn.o
+	./load other spawn.o
+
+prog: \
+load prog.o spawn.o
+	./load prog spawn.o \
+	a.a b.a
+
+last:

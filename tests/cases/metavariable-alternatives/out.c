@@ -1,0 +1,1 @@
+int f() { if (limit > top) g(); if (limit > 65000 /* 255 */) h(); }

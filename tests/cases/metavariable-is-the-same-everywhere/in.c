@@ -1,0 +1,1 @@
+void f() { a = 1; use(b); c = 1; use(c); }

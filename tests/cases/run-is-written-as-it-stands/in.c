@@ -1,0 +1,7 @@
+void f()
+{
+   if (r < 1)
+    { log("no (fire");  /* sic */
+      die(1); }
+   u = ch;
+}

@@ -1,0 +1,4 @@
+void f()
+{
+  char ch; ch = n; flush(ch); done();
+}

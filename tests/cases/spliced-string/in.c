@@ -1,0 +1,2 @@
+char *s = "one\n\
+two"; /* "one\ntwo" */

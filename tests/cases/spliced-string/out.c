@@ -1,0 +1,1 @@
+char *s = "three"; /* "one\ntwo" */

@@ -1,0 +1,6 @@
+void f()
+{
+  if(!ch
+     &&   (line.len>1/* letter */))
+    g();
+}

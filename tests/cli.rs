@@ -1,0 +1,321 @@
+//! Bad input and what is said about it: exit code, exact text, and not one byte changed.
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use common::{Fixture, Run, qpatch, run};
+use qpatch::fixture::Dialect;
+
+/// The command fails with `code`, says `text` (with TREE for the folder), and changes nothing.
+fn refused(fixture: &Fixture, args: &[&str], code: i32, text: &str) {
+    let before = fixture.snapshot();
+    let run = fixture.qpatch(args);
+    let real = fixture.path().canonicalize().unwrap();
+    let err = run.err.replace(real.to_str().unwrap(), "TREE");
+    assert_eq!((run.code, err.as_str()), (code, text), "{args:?}");
+    assert_eq!(fixture.snapshot(), before, "{args:?}: the tree was changed");
+}
+
+#[test]
+fn a_folder_that_is_not_qmail() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fs::remove_file(fixture.path().join("qmail-send.c")).unwrap();
+    for command in ["apply", "diff", "revert", "status"] {
+        refused(
+            &fixture,
+            &[command],
+            1,
+            "qpatch: TREE: not a qmail source tree: it has no qmail-send.c\n  \
+             name the folder that holds qmail's Makefile and spawn.c\n",
+        );
+    }
+}
+
+#[test]
+fn a_tree_one_level_further_down_is_named() {
+    let outer = tempfile::tempdir().unwrap();
+    Dialect::StockKr.write(&outer.path().join("src")).unwrap();
+    let run = qpatch(&["apply", outer.path().to_str().unwrap()]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains("did you mean") && run.err.contains("/src?"), "{}", run.err);
+}
+
+#[test]
+fn a_tree_that_is_not_there_or_no_folder() {
+    let run = qpatch(&["apply", "/nonexistent/tree"]);
+    assert_eq!(run.code, 1);
+    assert_eq!(
+        run.err,
+        "qpatch: /nonexistent/tree: cannot open the tree: No such file or directory (os error 2)\n"
+    );
+    let run = qpatch(&["apply", "/dev/null"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.starts_with("qpatch: /dev/null: not a folder\n"), "{}", run.err);
+}
+
+#[test]
+fn a_spawn_out_of_range_is_wrong_usage() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let before = fixture.snapshot();
+    for value in ["0", "65001", "-1", "abc", "", "1e3", "99999999999999999999"] {
+        let run: Run = fixture.qpatch(&["apply", "--spawn", value]);
+        assert_eq!(run.code, 2, "{value}: {}", run.err);
+        assert!(run.err.contains("--spawn"), "{value}: {}", run.err);
+        assert_eq!(fixture.snapshot(), before);
+    }
+    for value in ["1", "65000"] {
+        fixture.qpatch(&["apply", "--dry-run", "--spawn", value]).ok();
+    }
+    assert_eq!(fixture.snapshot(), before);
+}
+
+#[test]
+fn wrong_usage() {
+    for args in [&["apply"][..], &["frobnicate"], &[], &["apply", "--only", "nothing", "/"]] {
+        assert_eq!(qpatch(args).code, 2, "{args:?}");
+    }
+    for args in [&["--help"][..], &["--version"], &["apply", "--help"], &["completions", "bash"]] {
+        let run = qpatch(args).ok();
+        assert!(!run.out.is_empty() && run.err.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_missing_file() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fs::remove_file(fixture.path().join("conf-spawn")).unwrap();
+    fixture.qpatch(&["diff"]).ok();
+    refused(
+        &fixture,
+        &["apply", "--spawn", "1000"],
+        1,
+        "qpatch: conf-spawn: big-concurrency: there is a conf-spawn to set (apply without --spawn, \
+         and set it by hand): the tree has no such file\n  \
+         the rule is patches/big-concurrency/rule:192; if this tree writes it another way, change \
+         the file by hand\n  or add a variant to the rule; --skip big-concurrency leaves this \
+         patch out\n",
+    );
+}
+
+#[test]
+fn a_rule_that_does_not_fit() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.replace("spawn.c", "if (!stralloc_append(&messid,&ch)) flagabort = 1;", "");
+    fixture.qpatch(&["diff"]).ok();
+    fixture.replace("spawn.c", "delnum = (unsigned int) (unsigned char) ch;", "delnum = (int) ch;");
+    let run = fixture.qpatch(&["apply"]);
+    assert_eq!(run.code, 1);
+    assert!(
+        run.err.contains(
+            "spawn.c: big-concurrency: a command starts with both bytes of its delivery number: \
+             spawn.c:1"
+        ) && run.err.contains("tokens, line ")
+            && run.err.contains("wanted `unsigned`, found `int`"),
+        "{}",
+        run.err
+    );
+    assert!(!fixture.path().join(".qpatch").exists());
+}
+
+#[test]
+fn half_of_the_classic_patch_by_hand() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let two_byte = Fixture::new(Dialect::TwoByte);
+    fixture.write("spawn.c", &two_byte.read("spawn.c"));
+    let before = fixture.snapshot();
+    let run = fixture.qpatch(&["apply", "--spawn", "1000"]);
+    assert_eq!(run.code, 1);
+    assert!(
+        run.err.starts_with("qpatch: big-concurrency: half of this change is in the tree already")
+            && run.err.contains("\n  there: spawn.c (")
+            && run.err.contains("\n  not there: qmail-send.c (")
+            && run.err.contains("--complete"),
+        "{}",
+        run.err
+    );
+    assert_eq!(fixture.snapshot(), before);
+    fixture.qpatch(&["apply", "--spawn", "1000", "--complete"]).ok();
+    let whole = Fixture::new(Dialect::StockKr);
+    whole.qpatch(&["apply", "--spawn", "1000"]).ok();
+    assert_eq!(fixture.read("qmail-send.c"), whole.read("qmail-send.c"));
+}
+
+#[test]
+fn a_read_only_file_or_folder() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let path = fixture.path().join("spawn.c");
+    fs::set_permissions(&path, Permissions::from_mode(0o444)).unwrap();
+    refused(
+        &fixture,
+        &["apply"],
+        1,
+        "qpatch: TREE/spawn.c: read-only (mode 0444)\n  \
+         make the file writable (chmod u+w), then run qpatch again\n",
+    );
+    fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(fixture.path(), Permissions::from_mode(0o555)).unwrap();
+    refused(
+        &fixture,
+        &["apply"],
+        1,
+        "qpatch: TREE: read-only (mode 0555)\n  \
+         make the folder writable (chmod u+w), then run qpatch again\n",
+    );
+    fixture.qpatch(&["diff"]).ok();
+    fs::set_permissions(fixture.path(), Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_link_that_leads_out_of_the_tree() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().join("conf-spawn");
+    fs::write(&target, "120\n").unwrap();
+    let path = fixture.path().join("conf-spawn");
+    fs::remove_file(&path).unwrap();
+    symlink(&target, &path).unwrap();
+    refused(
+        &fixture,
+        &["apply", "--spawn", "1000"],
+        1,
+        &format!(
+            "qpatch: TREE/conf-spawn: a symbolic link that leads out of the tree, to {}\n  \
+             replace the link by a copy of the file; qpatch changes only files in the tree\n",
+            target.canonicalize().unwrap().display()
+        ),
+    );
+    assert_eq!(fs::read_to_string(target).unwrap(), "120\n");
+}
+
+#[test]
+fn a_link_inside_the_tree_is_followed_and_stays_a_link() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let path = fixture.path().join("spawn.c");
+    fs::rename(&path, fixture.path().join("real-spawn.c.in")).unwrap();
+    symlink("real-spawn.c.in", &path).unwrap();
+    let before = fixture.snapshot();
+    fixture.qpatch(&["apply"]).ok();
+    assert!(fs::symlink_metadata(&path).unwrap().is_symlink());
+    assert!(fixture.read("real-spawn.c.in").contains("delnum >> 8"));
+    fixture.qpatch(&["revert"]).ok();
+    assert_eq!(common::bytes(&fixture.snapshot()), common::bytes(&before));
+}
+
+#[test]
+fn an_enormous_file() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let file = fs::OpenOptions::new().write(true).open(fixture.path().join("conf-spawn")).unwrap();
+    file.set_len(qpatch::tree::MAX_FILE + 1).unwrap();
+    let run = fixture.qpatch(&["apply", "--spawn", "1000"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains("conf-spawn: 8388609 bytes; a file of a qmail tree has at most"));
+}
+
+#[test]
+fn a_full_disk() {
+    let mount = tempfile::tempdir().unwrap();
+    let path = mount.path().to_str().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=900k", "tmpfs", path])
+        .output()
+        .is_ok_and(|o| o.status.success());
+    if !mounted {
+        eprintln!("skipped: a small file system cannot be mounted here");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| {
+        let tree = mount.path().join("tree");
+        // As much of the tree as fits, then the rest of the room.
+        Dialect::StockKr.write(&tree).expect("the fixture fits into 900 KiB");
+        let filler = mount.path().join("filler");
+        let mut size = 1 << 20;
+        while size >= 512 {
+            let old = fs::read(&filler).unwrap_or_default();
+            if fs::write(&filler, vec![0; old.len() + size]).is_err() {
+                fs::write(&filler, old).unwrap();
+                size /= 2;
+            }
+        }
+        let before = common::snapshot(&tree);
+        let run = qpatch(&["apply", tree.to_str().unwrap()]);
+        assert_eq!(run.code, 1, "{}{}", run.out, run.err);
+        assert!(run.err.contains("No space left on device"), "{}", run.err);
+        assert_eq!(common::snapshot(&tree), before);
+    });
+    run(Command::new("umount").arg(path)).ok();
+    result.unwrap();
+}
+
+/// A real kill -9, at points spread over the whole run. What happens at each step is tested in
+/// `tree::journal`; this is the program itself.
+#[test]
+fn killed_at_any_time() {
+    let mut killed = 0;
+    for round in 0..40u64 {
+        let fixture = Fixture::new(Dialect::StockAnsi);
+        let before = fixture.snapshot();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_qpatch"))
+            .args(["apply", "--spawn", "1000"])
+            .arg(fixture.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // No event to wait for: the point is to strike blindly.
+        std::thread::sleep(std::time::Duration::from_micros(round * 2500));
+        let _ = child.kill();
+        killed += i32::from(child.wait().unwrap().signal() == Some(9));
+        if round % 2 == 0 {
+            fixture.qpatch(&["apply", "--spawn", "1000"]).ok();
+            let whole = Fixture::new(Dialect::StockAnsi);
+            whole.qpatch(&["apply", "--spawn", "1000"]).ok();
+            assert_eq!(common::bytes(&fixture.snapshot()), common::bytes(&whole.snapshot()));
+        } else {
+            // 1 where the kill came before anything was done.
+            let _ = fixture.qpatch(&["revert"]);
+            assert_eq!(fixture.snapshot(), before);
+        }
+    }
+    assert!(killed > 0, "no run was killed in time");
+}
+
+/// Written anew by `SNAPSHOTS=overwrite`.
+#[test]
+fn the_manual_page_is_that_of_the_program() {
+    let page = qpatch(&["man"]).ok().out;
+    let kept = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("man/qpatch.1");
+    snapbox::assert_data_eq!(page, snapbox::Data::read_from(&kept, None).raw());
+}
+
+#[test]
+fn a_half_read_output_is_no_error() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let script = format!(
+        "{} diff --no-gate {} | head -n 1; echo ${{PIPESTATUS[0]}}",
+        env!("CARGO_BIN_EXE_qpatch"),
+        fixture.path().display()
+    );
+    let run = run(Command::new("bash").args(["-c", &script])).ok();
+    assert_eq!(run.out, "--- a/cdb_seek.c\n0\n");
+    assert_eq!(run.err, "");
+}
+
+#[test]
+fn status_as_json() {
+    let fixture = Fixture::new(Dialect::TwoByte);
+    let run = fixture.qpatch(&["status", "--format", "json"]).ok();
+    let value: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    let patches = value["patches"].as_array().unwrap();
+    let standing: Vec<_> = patches.iter().map(|p| p["standing"].as_str().unwrap()).collect();
+    assert_eq!(standing, ["missing", "partial", "missing", "missing"]);
+    let repairs = patches[1]["rules"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|r| r["outcome"]["state"] == "repair")
+        .count();
+    assert_eq!(repairs, 2);
+}

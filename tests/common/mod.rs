@@ -1,0 +1,122 @@
+//! What several test files need.
+#![allow(dead_code, unreachable_pub)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use qpatch::fixture::Dialect;
+use tempfile::TempDir;
+
+/// A fixture tree in a folder of its own.
+pub struct Fixture {
+    pub dir: TempDir,
+}
+
+impl Fixture {
+    pub fn new(dialect: Dialect) -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        dialect.write(dir.path()).unwrap();
+        Fixture { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join(name)).unwrap()
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
+        fs::write(self.path().join(name), text).unwrap();
+    }
+
+    /// Replace `from`, which must be there, by `to`.
+    pub fn replace(&self, name: &str, from: &str, to: &str) {
+        let text = self.read(name);
+        assert!(text.contains(from), "{name} has no {from:?}");
+        self.write(name, &text.replace(from, to));
+    }
+
+    pub fn qpatch(&self, args: &[&str]) -> Run {
+        let mut all = args.to_vec();
+        let path = self.path().to_str().unwrap();
+        all.push(path);
+        qpatch(&all)
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        snapshot(self.path())
+    }
+}
+
+/// Name to bytes, mode and modification time (seconds, nanoseconds), also of what `.qpatch` holds.
+pub type Snapshot = BTreeMap<PathBuf, (Vec<u8>, u32, i64, i64)>;
+
+pub fn snapshot(root: &Path) -> Snapshot {
+    let mut found = Snapshot::new();
+    let mut open = vec![root.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::symlink_metadata(&path).unwrap();
+            if meta.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let bytes = if meta.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
+            let name = path.strip_prefix(root).unwrap().to_path_buf();
+            found.insert(name, (bytes, meta.permissions().mode(), meta.mtime(), meta.mtime_nsec()));
+        }
+    }
+    found
+}
+
+/// The bytes of a snapshot alone.
+pub fn bytes(snapshot: &Snapshot) -> BTreeMap<&Path, &[u8]> {
+    snapshot
+        .iter()
+        .filter(|(name, _)| !name.starts_with(".qpatch"))
+        .map(|(name, (bytes, ..))| (name.as_path(), bytes.as_slice()))
+        .collect()
+}
+
+/// What a run of qpatch gave.
+pub struct Run {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Run {
+    pub fn ok(self) -> Run {
+        assert_eq!(self.code, 0, "{}{}", self.out, self.err);
+        self
+    }
+}
+
+pub fn qpatch(args: &[&str]) -> Run {
+    run(Command::new(env!("CARGO_BIN_EXE_qpatch")).args(args))
+}
+
+pub fn run(command: &mut Command) -> Run {
+    let Output { status, stdout, stderr } =
+        command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    Run {
+        code: status.code().unwrap_or(-1),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+/// Whether a tool can be run here. If not, the test says that it leaves this out.
+pub fn has(tool: &str) -> bool {
+    let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
+    if !found {
+        eprintln!("skipped: no {tool} on this machine");
+    }
+    found
+}

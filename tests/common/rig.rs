@@ -1,0 +1,116 @@
+//! Trees that are built and run through the parts of `qpatch verify`.
+//!
+//! A whole proof asks everything of a tree. A rig builds one and asks one question of it.
+#![allow(dead_code, unreachable_pub)]
+
+use std::io::Write as _;
+use std::path::Path;
+
+use qpatch::verify::build;
+use qpatch::verify::error::Error;
+use qpatch::verify::limits::{Bound, Machine, Raised};
+use qpatch::verify::mail::{self, Sent};
+use qpatch::verify::numbers::{self, Random};
+use qpatch::verify::protocol::Width;
+use qpatch::verify::scratch::{Keep, MessageId, Scratch, Site, SiteConfig};
+use qpatch::verify::sendrig;
+use qpatch::verify::spawner::{Channel, Spawner};
+use qpatch::verify::stub::Stubs;
+use qpatch::verify::trials;
+
+/// A tree's programs, built by its own Makefile and installed in a home of their own.
+pub(crate) struct Rig {
+    pub(crate) stubs: Stubs,
+    pub(crate) message: MessageId,
+    pub(crate) site: Site,
+    pub(crate) random: Random,
+    _limits: Raised,
+    _scratch: Scratch,
+}
+
+/// A conf-spawn and further words for conf-cc.
+pub(crate) fn config(spawn: u32, cflags: &[&str]) -> SiteConfig {
+    SiteConfig {
+        spawn: Some(spawn),
+        cc: None,
+        cflags: cflags.iter().map(|flag| (*flag).to_owned()).collect(),
+    }
+}
+
+/// A configured copy of a tree, ready for make.
+pub(crate) fn site(tree: &Path, config: &SiteConfig) -> Result<(Scratch, Site), Error> {
+    let scratch = Scratch::new(tree, None, Keep::No)?;
+    let site = scratch.site(tree, "site", config)?;
+    build::prepare(&site)?;
+    Ok((scratch, site))
+}
+
+impl Rig {
+    /// Builds all that a qmail-send needs; the tree's chkspawn has to accept conf-spawn.
+    pub(crate) fn build(tree: &Path, config: &SiteConfig) -> Result<Rig, Error> {
+        Rig::of(tree, config, &sendrig::PROGRAMS)
+    }
+
+    /// Builds `programs` of the tree.
+    pub(crate) fn of(tree: &Path, config: &SiteConfig, programs: &[&str]) -> Result<Rig, Error> {
+        let limits = Raised::raise();
+        let (scratch, site) = site(tree, config)?;
+        build::make(&site, &[programs, &["chkspawn"]].concat())?;
+        assert_eq!(build::chkspawn(&site)?, None, "chkspawn");
+        for program in programs {
+            build::install(&site, program)?;
+        }
+        let stubs = Stubs::install(&site)?;
+        let message = site.add_message(b"Subject: a message of the rig\n\nhello\n")?;
+        // Fixed, so that a failure repeats.
+        let random = Random::new(1);
+        Ok(Rig { stubs, message, site, random, _limits: limits, _scratch: scratch })
+    }
+
+    /// `count` deliveries at the same time, or what this machine allows, all boundaries among their numbers; then K, Z
+    /// and D at each boundary, and what has to be refused.
+    pub(crate) fn crowd(&mut self, channel: Channel, count: u32) -> Result<usize, Error> {
+        let spawn = self.site.spawn();
+        let room = Machine::look(self.site.identity()).bound();
+        let count = match room {
+            Some(Bound { deliveries, limit }) if deliveries < count => {
+                tell(format_args!("skipped: {count} at once: {deliveries}, because of {limit}"));
+                deliveries
+            }
+            _ => count,
+        };
+        let mut spawner = Spawner::start(&self.site, &mut self.stubs, channel)?;
+        assert_eq!((spawner.width(), spawner.announced()), (Width::Two, spawn));
+        let numbers = numbers::choose(spawn, count, &mut self.random);
+        let running = trials::at_once(
+            &mut spawner,
+            &mut self.stubs,
+            self.message,
+            &numbers,
+            &mut self.random,
+            &mut |_, _| {},
+        )?;
+        let edges = numbers::boundaries(spawn);
+        trials::each_letter(&mut spawner, &mut self.stubs, self.message, &edges)?;
+        trials::refusals(&mut spawner, &mut self.stubs, &self.site, self.message, &edges)?;
+        trials::end_of_input(spawner, &mut self.stubs, self.message, 2)?;
+        Ok(running)
+    }
+
+    /// qmail-send with every delivery number at once, the spawners played by the rig.
+    pub(crate) fn every_number(&mut self) -> Result<Sent, Error> {
+        mail::every_number(
+            &self.site,
+            &mut self.stubs,
+            Width::Two,
+            &mut self.random,
+            &mut |_, _| {},
+        )
+    }
+}
+
+/// Tells something about a test that passes. Standard error itself: what `eprintln!` prints is shown only for a test
+/// that fails.
+pub(crate) fn tell(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}

@@ -1,0 +1,176 @@
+//! The patches on each fixture dialect: byte-exact goldens (`dialects/NAME.diff`; written anew by
+//! `SNAPSHOTS=overwrite`), second apply, revert, and the diff under other tools.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Fixture, bytes, has, run, snapshot};
+use qpatch::fixture::Dialect;
+use snapbox::{Data, assert_data_eq};
+
+#[test]
+fn each_dialect_is_patched_as_recorded() {
+    for dialect in Dialect::ALL {
+        let fixture = Fixture::new(dialect);
+        let diff = fixture.qpatch(&["diff", "--spawn", "1000", "--no-gate"]).ok().out;
+        assert_data_eq!(diff, golden(&format!("{}.diff", dialect.name())));
+        fixture.qpatch(&["apply", "--spawn", "1000", "--no-gate"]).ok();
+        let gate = fixture.qpatch(&["diff", "--only", "domain-gate"]).ok();
+        assert!(gate.err.contains("gate.a is no text and not in the diff"), "{}", gate.err);
+        assert_data_eq!(hooks(&gate.out), golden(&format!("{}.gate.diff", dialect.name())));
+    }
+}
+
+fn golden(name: &str) -> Data {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialects").join(name);
+    Data::read_from(&path, None).raw()
+}
+
+/// A diff without the files that it makes: those stand under c-shim/.
+fn hooks(diff: &str) -> String {
+    let mut keep = true;
+    let mut out = String::new();
+    for line in diff.lines() {
+        if line.starts_with("--- ") {
+            keep = line != "--- /dev/null";
+        }
+        if keep {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+#[test]
+fn a_second_apply_changes_nothing_and_a_revert_gives_all_back() {
+    for dialect in Dialect::ALL {
+        let fixture = Fixture::new(dialect);
+        let before = fixture.snapshot();
+        fixture.qpatch(&["apply", "--spawn", "1000"]).ok();
+        assert_eq!(fixture.read("conf-spawn").lines().next(), Some("1000"));
+        let once = fixture.snapshot();
+        let second = fixture.qpatch(&["apply", "--spawn", "1000"]).ok();
+        assert!(second.out.contains("nothing to change"), "{}", second.out);
+        assert_eq!(fixture.snapshot(), once);
+        let status = fixture.qpatch(&["status"]).ok().out;
+        assert_eq!(status.matches(" applied ").count(), status.lines().count(), "{status}");
+        fixture.qpatch(&["revert"]).ok();
+        assert_eq!(fixture.snapshot(), before);
+    }
+}
+
+#[test]
+fn another_size_later_is_one_more_change_and_revert_still_goes_back_to_the_start() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let before = fixture.snapshot();
+    fixture.qpatch(&["apply"]).ok();
+    assert_eq!(fixture.read("conf-spawn").lines().next(), Some("120"));
+    let out = fixture.qpatch(&["apply", "--spawn", "65000"]).ok().out;
+    assert!(out.contains("1 file changed"), "{out}");
+    assert_eq!(fixture.read("conf-spawn").lines().next(), Some("65000"));
+    fixture.qpatch(&["revert"]).ok();
+    assert_eq!(fixture.snapshot(), before);
+}
+
+#[test]
+fn the_diff_gives_what_apply_gives_under_patch_git_and_quilt() {
+    for dialect in Dialect::ALL {
+        let applied = Fixture::new(dialect);
+        let diff = applied.qpatch(&["diff", "--spawn", "1000"]).ok().out;
+        applied.qpatch(&["apply", "--spawn", "1000"]).ok();
+        let mut want = applied.snapshot();
+        // Not text, so not in the diff, which says so.
+        want.remove(Path::new("gate.a")).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("qpatch.diff");
+        fs::write(&file, &diff).unwrap();
+        let file = file.to_str().unwrap();
+        let tools: [(&str, &[&[&str]]); 3] = [
+            ("patch", &[&["patch", "-p1", "-F0", "-s", "-i", file]]),
+            ("git", &[&["git", "apply", "--whitespace=nowarn", file]]),
+            ("quilt", &[&["quilt", "import", file], &["quilt", "push", "-a", "--fuzz=0"]]),
+        ];
+        for (tool, commands) in tools {
+            if !has(tool) {
+                continue;
+            }
+            let other = Fixture::new(dialect);
+            for command in commands {
+                run(Command::new(command[0]).args(&command[1..]).current_dir(other.path())).ok();
+            }
+            for extra in ["patches", ".pc"] {
+                let _ = fs::remove_dir_all(other.path().join(extra));
+            }
+            assert_eq!(bytes(&snapshot(other.path())), bytes(&want), "{tool}");
+        }
+    }
+}
+
+#[test]
+fn the_sign_bug_is_repaired_and_nothing_else_of_the_protocol_is_touched() {
+    let fixture = Fixture::new(Dialect::TwoByte);
+    let status = fixture.qpatch(&["status"]).ok().out;
+    assert!(status.contains("big-concurrency partial"), "{status}");
+    assert_eq!(status.matches("there, but wrong").count(), 2, "{status}");
+    let diff = fixture.qpatch(&["diff", "--only", "big-concurrency"]).ok().out;
+    let changed: Vec<_> = diff
+        .lines()
+        .filter(|l| l.starts_with('+') && !l.starts_with("+++") && l.contains("delnum"))
+        .map(|l| l[1..].trim())
+        .collect();
+    assert_eq!(
+        changed,
+        [
+            "delnum += (unsigned int) ((unsigned char) dline[c].s[1]) << 8;",
+            "delnum += (unsigned int) ((unsigned char) ch) << 8;"
+        ]
+    );
+}
+
+#[test]
+fn only_and_skip() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    fixture.qpatch(&["apply", "--only", "fd-setsize"]).ok();
+    let status = fixture.qpatch(&["status"]).ok().out;
+    assert!(status.contains("fd-setsize      applied"), "{status}");
+    assert!(status.contains("big-concurrency missing"), "{status}");
+    let out = fixture
+        .qpatch(&["apply", "--skip", "fd-setsize,toolchain,domain-gate", "--dry-run"])
+        .ok()
+        .out;
+    assert!(!out.contains("fd-setsize") && out.contains("would change spawn.c"), "{out}");
+}
+
+#[test]
+fn a_fork_that_the_gate_does_not_know_gets_the_rest_with_a_warning() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.replace("spawn.c", "sig_childunblock();", "sig_unblock(sig_child);");
+    let refused = fixture.qpatch(&["apply", "--gate"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("domain-gate: held commands start: spawn.c:"), "{}", refused.err);
+    let applied = fixture.qpatch(&["apply"]).ok();
+    assert!(
+        applied.err.starts_with("qpatch: warning: no limits per domain: the gate does not fit"),
+        "{}",
+        applied.err
+    );
+    assert!(fixture.read("spawn.c").contains("delnum >> 8"));
+    assert!(!fixture.path().join("gate.a").exists());
+    assert_eq!(fixture.qpatch(&["apply", "--no-gate"]).ok().err, "");
+}
+
+#[test]
+fn without_the_gate_nothing_of_it_is_in_the_tree() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    let out = fixture.qpatch(&["apply", "--no-gate"]).ok().out;
+    assert!(!out.contains("domain-gate"), "{out}");
+    for (name, (bytes, ..)) in fixture.snapshot() {
+        if !name.starts_with(".qpatch") {
+            assert!(!String::from_utf8_lossy(&bytes).contains("gateglue"), "{}", name.display());
+        }
+    }
+}

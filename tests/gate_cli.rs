@@ -1,0 +1,721 @@
+//! `qpatch gate`: byte-exact goldens, and what goldens cannot have (FIFOs, huge files, a gate that runs, a terminal).
+//!
+//! `gate_cases/NAME/args` is `EXIT-CODE: ARGUMENTS`; the command runs in a copy of the folder, and has to say what is in
+//! `out` and `err` (no file: nothing). `QPATCH_BLESS=1 cargo test --test gate_cli` writes what is missing; look at it
+//! before committing.
+
+mod common;
+
+use std::fs::{self, File, Permissions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Run, has, run};
+use qpatch_gate::command::Parts;
+use qpatch_gate::gate::Ran;
+use qpatch_gate::host::{Ask, Host};
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn gate(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_qpatch"));
+    command.current_dir(dir).arg("gate").args(args);
+    command
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::write(&to, fs::read(&path).unwrap()).unwrap();
+            // Whatever the umask was when the repository was cloned.
+            fs::set_permissions(&to, Permissions::from_mode(0o644)).unwrap();
+        }
+    }
+}
+
+fn check(case: &Path) -> Result<(), String> {
+    let name = case.file_name().unwrap().to_string_lossy();
+    let args = fs::read_to_string(case.join("args")).map_err(|e| format!("{name}: args: {e}"))?;
+    let (code, args) = args.trim_end().split_once(": ").ok_or(format!("{name}: args: no colon"))?;
+    let args: Vec<&str> = args.split(' ').collect();
+    let dir = tempfile::tempdir().unwrap();
+    copy(case, dir.path());
+    for golden in ["args", "out", "err"] {
+        let _ = fs::remove_file(dir.path().join(golden));
+    }
+    let Run { code: got, out, err } = run(&mut gate(dir.path(), &args));
+    let mut wrong = String::new();
+    if code.parse() != Ok(got) {
+        wrong.push_str(&format!("{name}: exit code {got}, not {code}\n"));
+    }
+    for (golden, got) in [("out", out), ("err", err)] {
+        let path = case.join(golden);
+        if std::env::var_os("QPATCH_BLESS").is_some() && !path.exists() && !got.is_empty() {
+            fs::write(&path, &got).unwrap();
+        }
+        let want = fs::read_to_string(&path).unwrap_or_default();
+        if want != got {
+            wrong.push_str(&format!("{name}: {golden}: expected\n{want}\ngot\n{got}\n"));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+}
+
+#[test]
+fn every_case() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/gate_cases");
+    let mut cases: Vec<_> = fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 58, "the cases are gone: {}", cases.len());
+    let failures: Vec<_> = cases.iter().filter_map(|case| check(case).err()).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// A qmail home with control and queue/lock.
+struct Home(TempDir);
+
+impl Home {
+    fn new() -> Self {
+        let home = Self(tempfile::tempdir().unwrap());
+        fs::create_dir_all(home.path("control")).unwrap();
+        fs::create_dir_all(home.path("queue/lock")).unwrap();
+        fs::write(home.path("queue/lock/gatestatus"), "").unwrap();
+        home
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn control(&self, name: &str, text: &str) {
+        fs::write(self.path("control").join(name), text).unwrap();
+    }
+
+    /// The gate as it is in qmail-rspawn.
+    fn host(&self, slots: u32) -> Host {
+        let (control, status) = (self.path("control"), self.path("queue/lock/gatestatus"));
+        Host::open(slots, control.as_os_str(), status.as_os_str(), 1).unwrap()
+    }
+
+    fn gate(&self, args: &[&str]) -> Run {
+        run(&mut gate(self.0.path(), args))
+    }
+}
+
+fn ask(host: &mut Host, slot: u32, domain: &str) -> Ask {
+    let recipient = format!("user@{domain}\0");
+    host.ask(slot, &Parts::new(&[b"1/1\0", b"sender\0", recipient.as_bytes()]).unwrap())
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
+}
+
+// check
+
+#[test]
+fn files_that_are_no_files() {
+    let home = Home::new();
+    let file = home.path("control/concurrencydomains");
+    let refused = |what: &str, help: &str| {
+        let start = Instant::now();
+        let run = home.gate(&["check", "."]);
+        assert!(start.elapsed() < Duration::from_secs(5), "it waited");
+        let expected = format!(
+            "./control/concurrencydomains: error: {what}\n  {help}\n\
+             ./control/concurrencydomains: 1 error; the gate goes on with the last file that had no errors\n"
+        );
+        assert_eq!((run.code, run.out, run.err), (1, expected, String::new()));
+        assert_eq!(home.gate(&["check", "control/concurrencydomains"]).code, 1);
+    };
+    fs::create_dir(&file).unwrap();
+    let run = home.gate(&["check", "."]);
+    assert_eq!(run.code, 1);
+    assert!(run.out.contains("concurrencydomains: error: not a regular file\n"), "{}", run.out);
+    fs::remove_dir(&file).unwrap();
+
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    refused("not a regular file", "put a regular file there");
+    fs::remove_file(&file).unwrap();
+
+    symlink("/dev/zero", &file).unwrap();
+    refused("not a regular file", "put a regular file there");
+    fs::remove_file(&file).unwrap();
+
+    File::create(&file).unwrap().set_len(100 << 20).unwrap();
+    refused(
+        "104857600 bytes are too many, 67108864 is the most",
+        "is it the right file? A million domains need about 25 MB",
+    );
+    fs::remove_file(&file).unwrap();
+
+    if is_root() {
+        eprintln!("skipped: root may read every file");
+        return;
+    }
+    fs::write(&file, ":20\n").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o0)).unwrap();
+    refused(
+        "cannot be read: Permission denied (os error 13)",
+        "run qpatch as root, or let it be read",
+    );
+}
+
+#[test]
+fn binary_files_are_told_without_end() {
+    let home = Home::new();
+    let noise: Vec<u8> =
+        (0..2_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    fs::write(home.path("noise"), noise).unwrap();
+    let run = home.gate(&["check", "noise"]);
+    assert_eq!(run.code, 1);
+    let lines: Vec<&str> = run.out.lines().collect();
+    assert!((1000..1100).contains(&lines.len()), "{}", lines.len());
+    assert!(lines.iter().any(|line| line.ends_with("more problems")), "{}", lines[0]);
+    let printable = |char: char| char == '\n' || (' '..='~').contains(&char);
+    assert!(run.out.chars().all(printable), "nothing talks to the terminal");
+}
+
+#[test]
+fn a_hundred_thousand_lines_are_checked_quickly() {
+    let home = Home::new();
+    let lines = (0..100_000).map(|i| format!("d{i}.example:{}\n", i % 50 + 1)).collect::<String>();
+    home.control("concurrencydomains", &lines);
+    home.control("smtproutes", ":smart.example\n");
+    let start = Instant::now();
+    let run = home.gate(&["check", "."]).ok();
+    assert!(start.elapsed() < Duration::from_secs(20));
+    // Two sorts of warnings for most lines; a thousand of each are listed.
+    assert!(
+        run.out.contains(" (and 59000 more lines like this)\n"),
+        "{}",
+        run.out.lines().last().unwrap()
+    );
+    assert!(run.out.contains(" (and 99000 more lines like this)\n"));
+}
+
+#[test]
+fn what_the_gate_may_not_read_or_write_is_seen() {
+    let home = Home::new();
+    home.control("concurrencydomains", ":20\n");
+    home.control("concurrencyremote", "100\n");
+    fs::write(home.path("queue/lock/tcpto"), "").unwrap();
+    assert!(home.gate(&["check", "."]).ok().out.contains(": no problems; 1 line, default 20, "));
+    if !is_root() {
+        eprintln!("skipped: only root gives files away");
+        return;
+    }
+    let chown = |owner: &str, name: &str| {
+        let status = Command::new("chown").arg(owner).arg(home.path(name)).status().unwrap();
+        assert!(status.success());
+    };
+    chown("12345:12345", "queue/lock/tcpto");
+    fs::set_permissions(home.path("control/concurrencydomains"), Permissions::from_mode(0o600))
+        .unwrap();
+    let run = home.gate(&["check", "."]).ok();
+    assert_eq!(
+        run.out,
+        "./control/concurrencydomains: warning: the gate cannot read it: its mode is 0600, and qmail-rspawn runs as \
+         qmailr\n  chmod 644 ./control/concurrencydomains\n\
+         ./queue/lock/gatestatus: warning: the gate cannot write it: it belongs to user 0, and qmail-rspawn runs as \
+         user 12345\n  chown 12345 ./queue/lock/gatestatus\n\
+         ./control/concurrencydomains: 2 warnings; 1 line, default 20, concurrencyremote 100\n"
+    );
+    let run = home.gate(&["show", "."]);
+    assert_eq!(
+        (run.code, run.err.as_str()),
+        (
+            1,
+            "qpatch: ./queue/lock/gatestatus: empty: no gate has written it yet\n  \
+             it belongs to user 0, and qmail-rspawn runs as user 12345: chown 12345 ./queue/lock/gatestatus\n"
+        )
+    );
+    chown("0:12345", "control/concurrencydomains");
+    chown("12345", "queue/lock/gatestatus");
+    fs::set_permissions(home.path("control/concurrencydomains"), Permissions::from_mode(0o640))
+        .unwrap();
+    assert!(home.gate(&["check", "."]).ok().out.contains(": no problems; "), "the group can");
+}
+
+#[test]
+fn what_the_running_gate_says_is_told_once() {
+    let home = Home::new();
+    home.control("concurrencyremote", "100\n");
+    home.control("concurrencydomains", ":2O\n");
+    let _host = home.host(10);
+    let run = home.gate(&["check", "."]);
+    assert_eq!(run.code, 1);
+    assert_eq!(run.out.matches("the limit is not a number").count(), 1, "{}", run.out);
+    home.control("concurrencydomains", ":20\n");
+    let run = home.gate(&["check", "."]).ok();
+    assert!(
+        run.out.starts_with(
+            "./queue/lock/gatestatus: warning: the gate says: control/concurrencydomains:1:3: the limit is not a \
+             number (empty means unlimited)\n  if it has been corrected, the gate sees it with its next delivery\n"
+        ),
+        "{}",
+        run.out
+    );
+}
+
+// init
+
+#[test]
+fn init_writes_a_file_without_problems_and_only_once() {
+    for remote in [None, Some("20\n"), Some("100\n"), Some("1000\n")] {
+        let home = Home::new();
+        if let Some(remote) = remote {
+            home.control("concurrencyremote", remote);
+        }
+        let run = home.gate(&["init", "."]).ok();
+        assert_eq!(
+            run.out,
+            "./control/concurrencydomains written: at most 20 deliveries at once to a domain, less to some big \
+             providers\na gate that runs counts by it within a second; next: qpatch gate check .\n"
+        );
+        let run = home.gate(&["check", "."]).ok();
+        let comcast = if remote.is_some_and(|text| text.len() > 3) { 28 } else { 27 };
+        let expected = format!(
+            "./control/concurrencydomains: no problems; {comcast} lines, 8 groups, default 20, "
+        );
+        assert!(run.out.starts_with(&expected), "{}", run.out);
+
+        let file = home.path("control/concurrencydomains");
+        let before = fs::read(&file).unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o644);
+        let run = home.gate(&["init", "."]);
+        assert_eq!(
+            (run.code, run.out.as_str(), run.err.as_str()),
+            (
+                1,
+                "",
+                "qpatch: ./control/concurrencydomains: exists already, and was not touched\n  \
+                 edit it and run qpatch gate check ., or move it away first\n"
+            )
+        );
+        assert_eq!(fs::read(&file).unwrap(), before);
+        let names: Vec<_> = fs::read_dir(home.path("control")).unwrap().collect();
+        assert_eq!(names.len(), 1 + usize::from(remote.is_some()), "nothing is left over");
+    }
+}
+
+#[test]
+fn init_is_readable_whatever_the_umask() {
+    let home = Home::new();
+    let script = format!("umask 077; exec {} gate init .", env!("CARGO_BIN_EXE_qpatch"));
+    run(Command::new("sh").args(["-c", &script]).current_dir(home.0.path())).ok();
+    let mode = fs::metadata(home.path("control/concurrencydomains")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+}
+
+#[test]
+fn init_follows_no_link_and_overwrites_nothing() {
+    let home = Home::new();
+    let file = home.path("control/concurrencydomains");
+    symlink("../elsewhere", &file).unwrap();
+    assert_eq!(home.gate(&["init", "."]).code, 1);
+    assert!(!home.path("elsewhere").exists());
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    assert_eq!(home.gate(&["init", "."]).code, 1);
+    fs::remove_dir(&file).unwrap();
+
+    // Of many at once, one.
+    let children: Vec<_> = (0..8)
+        .map(|_| {
+            gate(home.0.path(), &["init", "."])
+                .stderr(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let codes: Vec<_> =
+        children.into_iter().map(|mut child| child.wait().unwrap().code()).collect();
+    assert_eq!(codes.iter().filter(|&&code| code == Some(0)).count(), 1, "{codes:?}");
+    home.gate(&["check", "."]).ok();
+
+    if is_root() {
+        eprintln!("skipped: root may write everywhere");
+        return;
+    }
+    fs::remove_file(&file).unwrap();
+    fs::set_permissions(home.path("control"), Permissions::from_mode(0o555)).unwrap();
+    let run = home.gate(&["init", "."]);
+    fs::set_permissions(home.path("control"), Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(run.code, 1);
+    assert!(run.err.starts_with("qpatch: ./control: cannot write into it: "), "{}", run.err);
+}
+
+// show
+
+/// A gate with a busy group, an unlimited domain, and one that failed.
+fn busy_gate(home: &Home) -> Host {
+    home.control("concurrencyremote", "5\n");
+    home.control("concurrencydomains", ":20\nbusy.example:2:Busy\nfree.example:\n");
+    let mut host = home.host(50);
+    for slot in 0..4 {
+        ask(&mut host, slot, "busy.example");
+    }
+    assert_eq!(ask(&mut host, 4, "free.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 5, "down.example"), Ask::Go);
+    host.done(4, Ran::Yes(b"r\0Kok\0"));
+    host.done(
+        5,
+        Ran::Yes(b"sno\0Z192.0.2.1 does not like you.\nRemote host said: 421 \x1b[2J\n\0"),
+    );
+    thread::sleep(Duration::from_millis(1050));
+    host.due();
+    host
+}
+
+#[test]
+fn show_tells_what_the_gate_wrote() {
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    let run = home.gate(&["show", "."]).ok();
+    let mut lines = run.out.lines();
+    let mut next = || lines.next().unwrap_or_default();
+    assert_eq!(next(), format!("qmail-rspawn {}: limits count", std::process::id()));
+    let now = next();
+    assert!(
+        now.starts_with(
+            "now:   2 running and 1 held, of 5 (conf-spawn 50, concurrencyremote 5); written "
+        ),
+        "{now}"
+    );
+    assert_eq!(
+        next(),
+        "ever:  6 asked for, 2 done, 1 held, 1 busy answer (for 0 the hold was too long)"
+    );
+    assert!(next().starts_with("rules: 3 lines, 0 routes; read "));
+    assert_eq!(next(), "");
+    let words = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+    assert_eq!(
+        next(),
+        "KEY           LIMIT  RUNNING  HELD  AWAY  BUSY  DONE  PEAK  PER SEC  MEAN  LAST ERROR"
+    );
+    let busy = words(next());
+    assert_eq!(busy[..5], ["group", "busy", "2", "2", "1"], "{busy:?}");
+    assert_eq!(busy[6..9], ["1", "0", "2"], "busy, done, peak: {busy:?}");
+    let down = next();
+    assert!(
+        down.starts_with("down.example     20        0     0     0     0     1     1  "),
+        "{down}"
+    );
+    assert!(down.ends_with("  192.0.2.1 does not like you. Remote host said: 421 ?[2J"), "{down}");
+    assert!(next().starts_with("free.example   none        0     0     0     0     1     1  "));
+    assert_eq!(next(), "");
+
+    let report = json(&home.gate(&["show", ".", "--format", "json"]).ok().out);
+    assert_eq!(report["state"], "limits");
+    assert_eq!(report["alive"], true);
+    assert_eq!(report["held"], 1);
+    assert_eq!(report["busy_total"], 1);
+    assert_eq!(report["keys"][0]["kind"], "group");
+    assert_eq!(report["keys"][0]["running"], 2);
+    assert_eq!(
+        report["keys"][1]["last_error"],
+        "192.0.2.1 does not like you.\nRemote host said: 421 \x1b[2J\n"
+    );
+    assert_eq!(report["keys"][2]["limit"], Value::Null);
+
+    let metrics = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    assert!(
+        metrics.contains("\nqmail_gate_key_running{kind=\"group\",key=\"busy\"} 2\n"),
+        "{metrics}"
+    );
+}
+
+#[test]
+fn show_looks_again_while_the_file_is_being_written() {
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    let file = home.path("queue/lock/gatestatus");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let late = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        fs::write(file, whole).unwrap();
+    });
+    home.gate(&["show", "."]).ok();
+    late.join().unwrap();
+}
+
+#[test]
+fn show_on_what_is_no_file() {
+    let home = Home::new();
+    let file = home.path("queue/lock/gatestatus");
+    let said = "qpatch: ./queue/lock/gatestatus: not a regular file\n  put a regular file there\n";
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let run = home.gate(&["show", "."]);
+    assert_eq!((run.code, run.err.as_str()), (1, said));
+    fs::remove_dir(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let run = home.gate(&["show", "."]);
+    assert_eq!((run.code, run.err.as_str()), (1, said));
+
+    if is_root() {
+        eprintln!("skipped: root may read every file");
+        return;
+    }
+    let lock = home.path("queue/lock");
+    fs::set_permissions(&lock, Permissions::from_mode(0o0)).unwrap();
+    let run = home.gate(&["show", "."]);
+    fs::set_permissions(&lock, Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(
+        (run.code, run.err.as_str()),
+        (
+            1,
+            "qpatch: ./queue/lock/gatestatus: permission denied\n  run qpatch as root, or as a user of the group that \
+             queue/lock belongs to\n"
+        )
+    );
+}
+
+#[test]
+fn watch_tells_the_rate_between_two_readings_and_ends_with_its_reader() {
+    let home = Home::new();
+    home.control("concurrencydomains", ":20\n");
+    let mut host = home.host(50);
+    let mut deliver = |count: u32| {
+        for _ in 0..count {
+            assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+            host.done(0, Ran::Yes(b"r\0Kok\0"));
+        }
+        thread::sleep(Duration::from_millis(1100));
+        host.due();
+    };
+    deliver(10);
+    let mut child = gate(home.0.path(), &["show", ".", "--watch", "1", "--format", "json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        json(&line)
+    };
+    let first = next();
+    assert_eq!(first["keys"][0]["done"], 10);
+    deliver(40);
+    deliver(0);
+    let last = (0..10).map(|_| next()).find(|report| report["keys"][0]["done"] == 50).unwrap();
+    let seconds = last["written"].as_u64().unwrap() - first["written"].as_u64().unwrap();
+    let rate = last["keys"][0]["per_second"].as_f64().unwrap();
+    // Two readings at most ten seconds apart; on a machine that is busy elsewhere it is the gate's own word.
+    let least = if seconds <= 4 { 40.0 / (seconds + 4) as f64 } else { 0.1 };
+    assert!((least..=40.0).contains(&rate), "{rate} in {seconds} s");
+    drop(out);
+    assert_eq!(child.wait().unwrap().code(), Some(0), "a reader that goes is no error");
+}
+
+#[test]
+fn watch_goes_on_when_the_file_goes_and_comes() {
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    let file = home.path("queue/lock/gatestatus");
+    let whole = fs::read(&file).unwrap();
+    let mut child = gate(home.0.path(), &["show", ".", "--watch", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut heads = 0;
+    let mut line = String::new();
+    while heads < 3 {
+        line.clear();
+        assert!(out.read_line(&mut line).unwrap() > 0);
+        assert!(!line.contains('\x1b'), "no redrawing without a terminal");
+        heads += usize::from(line.starts_with("qmail-rspawn "));
+        if line.starts_with("KEY ") && heads == 1 {
+            fs::remove_file(&file).unwrap();
+            thread::sleep(Duration::from_millis(1500));
+            fs::write(&file, &whole).unwrap();
+        }
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(!child.wait().unwrap().success(), "ended by the signal");
+    let err = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert!(
+        err.starts_with("qpatch: ./queue/lock/gatestatus: no such file: this qmail has no gate\n"),
+        "{err}"
+    );
+}
+
+/// Runs in a terminal of its own; what it showed.
+fn on_a_terminal(dir: &Path, args: &str, seconds: &str) -> String {
+    let command = format!("timeout -s TERM {seconds} {} gate {args}", env!("CARGO_BIN_EXE_qpatch"));
+    let mut script = Command::new("script");
+    let output =
+        script.args(["-qec", &command, "/dev/null"]).current_dir(dir).stdin(Stdio::null()).output();
+    String::from_utf8_lossy(&output.unwrap().stdout).into_owned()
+}
+
+#[test]
+fn on_a_terminal_it_redraws() {
+    if !has("script") || !has("timeout") {
+        return;
+    }
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    let shown = on_a_terminal(home.0.path(), "show . --watch 1", "2.5");
+    assert!(shown.matches("\x1b[H").count() >= 2, "{shown:?}");
+    assert!(!shown.contains("\x1b[2J"), "what a server said stays text: {shown:?}");
+    let shown = on_a_terminal(home.0.path(), "show .", "5");
+    assert!(!shown.contains('\x1b') && shown.contains("group busy"), "{shown:?}");
+}
+
+// simulate
+
+fn simulate(dir: &Path, log: &[u8]) -> Value {
+    let mut child = gate(dir, &["simulate", "limits", "--log", "-", "--format", "json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let log = log.to_vec();
+    let writer = thread::spawn(move || stdin.write_all(&log));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(output.status.success());
+    json(&String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn simulate_keeps_every_limit_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("limits"), ":3\na.example:5\n").unwrap();
+    // Ten at once for a.example, for 100 s; each takes a second.
+    let mut log = String::from("1000.0 status: local 0/10 remote 0/40\n");
+    let mut number = 0;
+    for second in 0..100 {
+        if second > 0 {
+            for done in number - 11..number {
+                log.push_str(&format!("{}.0 delivery {}: success: ok/\n", 1000 + second, done + 1));
+            }
+        }
+        for at in 0..11 {
+            number += 1;
+            let domain = if at == 10 { "b.example" } else { "a.example" };
+            let start = format!(
+                "{}.0 starting delivery {number}: msg 1 to remote u@{domain}\n",
+                1000 + second
+            );
+            log.push_str(&start);
+        }
+    }
+    let report = simulate(dir.path(), log.as_bytes());
+    let key = |name: &str| {
+        let keys = report["keys"].as_array().unwrap();
+        keys.iter().find(|key| key["key"] == name).unwrap().clone()
+    };
+    let (a, b) = (key("a.example"), key("b.example"));
+    assert_eq!((&a["deliveries"], &a["peak_before"]), (&1000.into(), &10.into()));
+    assert_eq!(a["peak_with_limits"], 5);
+    // Twice as much as goes through, for 99 s: another 99 s, and what the gate needs to get it back.
+    let later = report["last_end_later"].as_f64().unwrap();
+    assert!((99.0..110.0).contains(&later), "{later}");
+    assert!(a["waited"].as_u64().unwrap() >= 990);
+    assert!(a["busy_answers"].as_u64().unwrap() > 0, "40 slots do not hold it all");
+    assert_eq!(
+        (&b["waited"], &b["peak_with_limits"]),
+        (&0.into(), &1.into()),
+        "the others go on as before"
+    );
+}
+
+#[test]
+fn simulate_takes_everything_that_can_be_in_a_log() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("limits"), ":1\n").unwrap();
+    let mut log = b"1.0 starting delivery 1: msg 1 to remote u@a.example\r\n".to_vec();
+    for recipient in
+        [&b""[..], b"@", b"nobody", b"u@", b"u@[192.0.2.1]", b"u@A.example.", b"\xff@\xff\x00"]
+    {
+        let number = log.iter().filter(|&&byte| byte == b'\n').count() + 1;
+        log.extend_from_slice(
+            format!("2.0 starting delivery {number}: msg 1 to remote ").as_bytes(),
+        );
+        log.extend_from_slice(recipient);
+        log.push(b'\n');
+    }
+    log.extend_from_slice(b"3.0 starting delivery 9: msg 1 to remote u@");
+    log.extend_from_slice(&b"x".repeat(10_000));
+    log.extend_from_slice(b".example\n4.0 starting delivery 10: msg 1 to remote u@");
+    log.extend_from_slice(&b"y".repeat(1_000_000));
+    log.extend_from_slice(b"\n5.0 starting delivery 99999999999999999999: msg 1 to remote u@b\n");
+    log.extend_from_slice(b"18446744073709551615.0 delivery 1: success: ok/\n");
+    log.extend_from_slice(b"9223372036854.0 delivery 2: success: ok/\n6.0 no end of line");
+    let report = simulate(dir.path(), &log);
+    assert_eq!(report["deliveries"], 10);
+    assert_eq!(report["lines"]["starts_only"], 9);
+    assert_eq!(report["lines"]["foreign"], 2);
+    assert_eq!(report["lines"]["no_stamp"], 1);
+    let never_over =
+        |key: &Value| key["peak_with_limits"].as_u64().unwrap() <= 1 || key["key"] == "(no @)";
+    assert!(report["keys"].as_array().unwrap().iter().all(never_over), "{report}");
+}
+
+// library
+
+#[test]
+fn the_library_is_what_apply_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = gate(dir.path(), &["library"]).output().unwrap();
+    assert!(output.status.success());
+    assert!(output.stdout.starts_with(b"!<arch>\n"), "it is an archive");
+    assert!(output.stdout.len() > 100_000);
+    assert_eq!(output.stdout, qpatch::patches::gate_library());
+    if has("script") && has("timeout") {
+        let shown = on_a_terminal(dir.path(), "library", "5");
+        assert_eq!(
+            shown.replace('\r', ""),
+            "qpatch: standard output: a static library is nothing for a terminal\n  \
+             write it into a file: qpatch gate library > TREE/gate.a\n"
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let Ok(full) = File::options().write(true).open("/dev/full") else {
+        eprintln!("skipped: no /dev/full on this machine");
+        return;
+    };
+    let mut command = gate(Path::new("/"), &["library"]);
+    let output =
+        command.stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(err.starts_with("qpatch: standard output: No space left on device"), "{err}");
+}
+
+#[test]
+fn names_of_files_are_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = std::ffi::OsStr::from_bytes(b"\xff\xfe");
+    fs::write(dir.path().join(odd), ":20\na.example:1:\n").unwrap();
+    let run = run(gate(dir.path(), &["check"]).arg(odd));
+    assert_eq!(run.code, 1);
+    assert!(run.out.contains(":2:13: error: the group's name is empty\n"), "{}", run.out);
+}

@@ -1,0 +1,923 @@
+//! The limits per domain in the patched fixture's own qmail-rspawn and qmail-send. What runs at the far end of a
+//! delivery writes down when it starts and ends; limits are checked by that account.
+
+mod common;
+#[path = "common/rig.rs"]
+mod rig;
+#[path = "common/trees.rs"]
+mod trees;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use common::run;
+use qpatch::fixture::Dialect;
+use qpatch::verify::gate;
+use qpatch::verify::log::{Log, logged};
+use qpatch::verify::numbers::{self, Random};
+use qpatch::verify::protocol::{Command, Report, Width};
+use qpatch::verify::scratch::Site;
+use qpatch::verify::sendrig::{self, SendRig, Spawners, pull_trigger};
+use qpatch::verify::spawner::{Channel, Spawner};
+use qpatch::verify::stub::{self, Event, EventKind, Mode, Stubs, peak};
+use qpatch_gate::status::{State, Status};
+use qpatch_gate::table::Limit;
+use rig::{Rig, config, tell};
+use trees::{Gate, patched};
+
+const BUSY: &str = "busy.example";
+const SENDER: &str = "sender@sender.example";
+const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
+
+/// How soon a changed control file has to count. The gate looks once a second.
+const RELOAD: Duration = Duration::from_secs(3);
+
+/// A rig with the gate, `limits` in control/concurrencydomains and a qmail-remote that takes its time.
+fn gated(programs: &[&str], limits: &str, concurrency_remote: u32) -> Rig {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    let rig = Rig::of(fixture.path(), &config(1000, &[]), programs).unwrap();
+    furnish(&rig.site, limits, concurrency_remote);
+    rig
+}
+
+fn furnish(site: &Site, limits: &str, concurrency_remote: u32) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/remote.c");
+    let program = site.rig().join("remote");
+    run(process::Command::new(&site.cc()[0])
+        .args(["-O2", "-o"])
+        .arg(&program)
+        .arg(format!("-DRIG=\"{}\"", site.rig().display()))
+        .arg(source))
+    .ok();
+    let remote = site.home().join("bin/qmail-remote");
+    fs::remove_file(&remote).unwrap();
+    symlink(program, remote).unwrap();
+    // As the tree's hier.c makes it.
+    own(site, &site.home().join("queue/lock/gatestatus"), b"");
+    site.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
+    site.set_control("concurrencydomains", limits).unwrap();
+}
+
+/// Writes a file and gives it to whoever the programs run as.
+fn own(site: &Site, path: &Path, contents: &[u8]) {
+    fs::write(path, contents).unwrap();
+    give(site, path);
+}
+
+fn give(site: &Site, path: &Path) {
+    let identity = site.identity();
+    if identity.changes() {
+        std::os::unix::fs::lchown(path, Some(identity.uid()), Some(identity.gid())).unwrap();
+    }
+}
+
+fn domains(site: &Site) -> PathBuf {
+    site.home().join("control/concurrencydomains")
+}
+
+/// Puts new limits in place at once: a file that is written bit by bit could be read half written.
+fn set_limits(site: &Site, limits: &str) {
+    let new = site.home().join("control/new");
+    own(site, &new, limits.as_bytes());
+    fs::rename(new, domains(site)).unwrap();
+}
+
+/// The status file, once `wanted` is true of it. There is no event for a file that changes.
+fn status(site: &Site, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    let path = site.home().join("queue/lock/gatestatus");
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = Status::parse(&fs::read(&path).unwrap());
+        match status {
+            Ok(status) if wanted(&status) => return status,
+            other if Instant::now() > until => panic!("waited for {what}: {other:?}"),
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+fn limit_of(status: &Status, domain: &str) -> Option<Limit> {
+    status.keys.iter().find(|key| key.name == domain).map(|key| key.limit)
+}
+
+/// qmail-rspawn with deliveries by number.
+struct Spawning<'r> {
+    rig: &'r mut Rig,
+    spawner: Spawner,
+}
+
+impl<'r> Spawning<'r> {
+    fn start(rig: &'r mut Rig) -> Spawning<'r> {
+        rig.stubs.forget();
+        let spawner = Spawner::start(&rig.site, &mut rig.stubs, Channel::Remote).unwrap();
+        Spawning { rig, spawner }
+    }
+
+    fn send(&mut self, number: u32, recipient: String) {
+        let message = self.rig.message.relative();
+        self.spawner.send(&Command { number, message, sender: SENDER.to_owned(), recipient });
+    }
+
+    /// Waits until so many have started, since the rig's account began.
+    fn started(&mut self, count: usize) {
+        let what = format!("{count} deliveries to start");
+        self.spawner.wait(&mut self.rig.stubs, &what, |seen| seen.started >= count).unwrap();
+    }
+
+    /// The next `count` reports.
+    fn reports(&mut self, count: usize) -> Vec<Report> {
+        let what = format!("{count} reports");
+        self.spawner.wait(&mut self.rig.stubs, &what, |seen| seen.reports >= count).unwrap();
+        let reports = self.spawner.take_reports();
+        assert_eq!(reports.len(), count, "{reports:?}");
+        reports
+    }
+
+    /// A delivery to a domain without a limit, there and back: all that was sent before has been looked at.
+    fn round_trip(&mut self) {
+        self.send(999, stub::recipient(Mode::Accept, None, "trip", "elsewhere.example"));
+        let report = self.reports(1).remove(0);
+        assert_eq!((report.number, report.letter), (999, b'K'), "{report:?}");
+    }
+
+    /// The status, once `wanted` is true of it. The gate looks at its files when it is called.
+    fn status(&mut self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            self.round_trip();
+            let status = status(&self.rig.site, what, |_| true);
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < until, "{what}: {status:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// How many deliveries to `domain` have started.
+    fn count(&self, domain: &str) -> usize {
+        let events = self.rig.stubs.events().iter();
+        events.filter(|event| event.kind == EventKind::Start && event.domain() == domain).count()
+    }
+
+    fn peak(&self, domain: &str) -> usize {
+        peak(self.rig.stubs.events(), |event| event.domain() == domain)
+    }
+
+    /// Fills the places of `domain`, which are all free, with `limit` deliveries, and empties them.
+    fn fill(&mut self, domain: &str, limit: u32) {
+        self.rig.stubs.forget();
+        self.rig.stubs.hold("fill").unwrap();
+        for number in 0..=limit {
+            self.send(number, stub::recipient(Mode::Accept, Some("fill"), number, domain));
+        }
+        self.started(limit as usize);
+        self.round_trip();
+        assert_eq!(self.count(domain), limit as usize);
+        self.rig.stubs.release("fill").unwrap();
+        let letters: Vec<u8> =
+            self.reports(limit as usize + 1).iter().map(|report| report.letter).collect();
+        assert_eq!(letters, vec![b'K'; limit as usize + 1]);
+        assert_eq!(self.peak(domain), limit as usize);
+    }
+
+    /// Ends the input; qmail-rspawn has to exit with 0.
+    fn end(mut self) -> Vec<Report> {
+        self.spawner.close_input();
+        let status = self.spawner.wait_exit(&mut self.rig.stubs).unwrap();
+        assert_eq!(status.code(), Some(0));
+        self.spawner.take_reports()
+    }
+}
+
+/// 600 run and 900 wait, all over the range of delivery numbers; each is answered as itself.
+#[test]
+fn held_deliveries_keep_their_numbers() {
+    let fixture = patched(Dialect::TwoByte, Gate::In);
+    let config = config(65000, &["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]);
+    let mut rig = Rig::of(fixture.path(), &config, &["qmail-rspawn"]).unwrap();
+    furnish(&rig.site, &format!("{BUSY}:600\n"), 65000);
+    let numbers = numbers::choose(65000, 1500, &mut rig.random);
+    rig.stubs.hold("all").unwrap();
+    let mut rspawn = Spawning::start(&mut rig);
+    for number in &numbers {
+        rspawn.send(*number, stub::recipient(Mode::Accept, Some("all"), number, BUSY));
+    }
+    rspawn.started(600);
+    rspawn.rig.stubs.release("all").unwrap();
+    let reports = rspawn.reports(1500);
+    for Report { number, letter, text } in &reports {
+        assert!(*letter == b'K' && text.contains(&format!("-{number}@")), "{number}: {text:?}");
+    }
+    let reported: BTreeSet<u32> = reports.iter().map(|report| report.number).collect();
+    assert_eq!(reported, numbers.into_iter().collect());
+    assert_eq!(rspawn.peak(BUSY), 600);
+    assert_eq!(rspawn.end(), []);
+}
+
+#[test]
+fn a_limit_is_changed_while_deliveries_run() {
+    let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:20\n"), 200);
+    for hold in ["a", "b", "c"] {
+        rig.stubs.hold(hold).unwrap();
+    }
+    let mut rspawn = Spawning::start(&mut rig);
+    let to_busy = |number: u32, hold| stub::recipient(Mode::Accept, Some(hold), number, BUSY);
+    for number in 0..45 {
+        rspawn.send(number, to_busy(number, ["a", "b", "c"][number as usize / 15]));
+    }
+    rspawn.started(20);
+    rspawn.round_trip();
+    assert_eq!(rspawn.count(BUSY), 20);
+
+    let changed = Instant::now();
+    set_limits(&rspawn.rig.site, &format!("{BUSY}:30\n"));
+    // With the one that went elsewhere.
+    rspawn.started(31);
+    let raised = changed.elapsed();
+    assert!(raised < RELOAD, "{raised:?}");
+    rspawn.round_trip();
+    assert_eq!(rspawn.count(BUSY), 30);
+
+    let changed = Instant::now();
+    set_limits(&rspawn.rig.site, &format!("{BUSY}:10\n"));
+    status(&rspawn.rig.site, "a limit of 10", |status| {
+        limit_of(status, BUSY) == Some(Limit::AtMost(10))
+    });
+    let lowered = changed.elapsed();
+    assert!(lowered < RELOAD, "{lowered:?}");
+    // Nothing that runs is stopped, and nothing starts before fewer than 10 run.
+    rspawn.round_trip();
+    rspawn.rig.stubs.release("a").unwrap();
+    let ended: BTreeSet<u32> = rspawn.reports(15).iter().map(|report| report.number).collect();
+    assert_eq!(ended, (0..15).collect());
+    rspawn.round_trip();
+    assert_eq!(rspawn.count(BUSY), 30);
+    rspawn.rig.stubs.release("b").unwrap();
+    let ended: BTreeSet<u32> = rspawn.reports(15).iter().map(|report| report.number).collect();
+    assert_eq!(ended, (15..30).collect());
+    rspawn.started(40 + 4);
+    rspawn.round_trip();
+    assert_eq!(rspawn.count(BUSY), 40);
+
+    // 0 holds all, as concurrencyremote 0 does.
+    set_limits(&rspawn.rig.site, &format!("{BUSY}:0\n"));
+    status(&rspawn.rig.site, "a limit of 0", |status| {
+        limit_of(status, BUSY) == Some(Limit::AtMost(0))
+    });
+    rspawn.rig.stubs.release("c").unwrap();
+    rspawn.reports(10);
+    rspawn.round_trip();
+    assert_eq!(rspawn.count(BUSY), 40);
+    assert_eq!(rspawn.peak(BUSY), 30);
+
+    rspawn.rig.stubs.forget();
+    set_limits(&rspawn.rig.site, &format!("{BUSY}:1\n"));
+    rspawn.reports(5);
+    assert_eq!((rspawn.count(BUSY), rspawn.peak(BUSY)), (5, 1));
+
+    tell(format_args!(
+        "a limit of 20 was raised within {} ms and lowered within {} ms",
+        raised.as_millis(),
+        lowered.as_millis()
+    ));
+    assert_eq!(rspawn.end(), []);
+}
+
+#[test]
+fn without_its_file_there_is_no_limit_any_more() {
+    let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:5\n"), 200);
+    rig.stubs.hold("all").unwrap();
+    let mut rspawn = Spawning::start(&mut rig);
+    for number in 0..40 {
+        rspawn.send(number, stub::recipient(Mode::Accept, Some("all"), number, BUSY));
+    }
+    rspawn.started(5);
+    rspawn.round_trip();
+    assert_eq!(rspawn.count(BUSY), 5);
+    fs::remove_file(domains(&rspawn.rig.site)).unwrap();
+    rspawn.started(1 + 40);
+    rspawn.rig.stubs.release("all").unwrap();
+    assert!(rspawn.reports(40).iter().all(|report| report.letter == b'K'));
+    assert_eq!(rspawn.peak(BUSY), 40);
+    assert_eq!(rspawn.end(), []);
+}
+
+#[test]
+fn a_place_comes_back_however_a_delivery_ends() {
+    const LIMIT: u32 = 5;
+    // Also for what is not listed.
+    let mut rig = gated(&sendrig::PROGRAMS, &format!(":{LIMIT}\n"), 200);
+    let mut rspawn = Spawning::start(&mut rig);
+    // A crash, an exit code, silence, garbage: three times as many as there are places.
+    for (mode, letter) in [('c', b'Z'), ('x', b'Z'), ('n', b'Z'), ('g', b'D')] {
+        for number in 0..3 * LIMIT {
+            rspawn.send(number, format!("{mode}-none-{number}@bad.example"));
+        }
+        let reports = rspawn.reports(3 * LIMIT as usize);
+        let numbers: BTreeSet<u32> = reports.iter().map(|report| report.number).collect();
+        assert_eq!(numbers, (0..3 * LIMIT).collect(), "{mode}: {reports:?}");
+        // Garbage may say anything but that the mail was delivered.
+        assert!(
+            reports
+                .iter()
+                .all(|report| report.letter == letter || mode == 'g' && report.letter != b'K'),
+            "{mode}: {reports:?}"
+        );
+        rspawn.fill("bad.example", LIMIT);
+    }
+    // Deliveries that never start: no message, no host, not even a number.
+    for (message, recipient) in
+        [("0/999999999999", "k-none-1@bad.example"), ("x/1", "k-none-1@bad.example")]
+    {
+        for number in 0..3 * LIMIT {
+            rspawn.spawner.send(&Command {
+                number,
+                message: message.to_owned(),
+                sender: SENDER.to_owned(),
+                recipient: recipient.to_owned(),
+            });
+        }
+        let reports = rspawn.reports(3 * LIMIT as usize);
+        assert!(reports.iter().all(|report| matches!(report.letter, b'Z' | b'D')), "{reports:?}");
+        rspawn.fill("bad.example", LIMIT);
+    }
+    // Recipients of every kind; none of them crashes it.
+    let long = "x".repeat(70_000);
+    for domain in [
+        "",
+        ".",
+        "..",
+        "bad.example.",
+        "BAD.example",
+        "[127.0.0.1]",
+        "xn--bcher-kva.example",
+        &long,
+    ] {
+        for number in 0..3 * LIMIT {
+            rspawn.send(number, format!("k-none-{number}@{domain}"));
+            rspawn.send(3 * LIMIT + number, format!("k-none-{number}{domain}"));
+        }
+        let reports = rspawn.reports(6 * LIMIT as usize);
+        let numbers: BTreeSet<u32> = reports.iter().map(|report| report.number).collect();
+        assert_eq!(numbers, (0..6 * LIMIT).collect());
+    }
+    rspawn.fill("bad.example", LIMIT);
+    assert_eq!(rspawn.end(), []);
+
+    // The same through qmail-send; and fork fails.
+    let Rig { site, stubs, .. } = &mut rig;
+    let gated = gate::holds(site, stubs, &mut Random::new(1), &mut |_, _| {}).unwrap();
+    if gated.failed_starts == 0 {
+        tell("skipped: failures of fork: this system cannot make a running process see them");
+    }
+}
+
+#[test]
+fn what_is_held_when_qmail_send_is_gone_is_not_delivered() {
+    let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:2\n"), 200);
+    rig.stubs.hold("all").unwrap();
+    let mut rspawn = Spawning::start(&mut rig);
+    for number in 0..30 {
+        rspawn.send(number, stub::recipient(Mode::Accept, Some("all"), number, BUSY));
+    }
+    rspawn.started(2);
+    rspawn.round_trip();
+    rspawn.spawner.close_input();
+    rspawn.rig.stubs.release("all").unwrap();
+    let reports = rspawn.end();
+    let numbers: BTreeSet<u32> = reports.iter().map(|report| report.number).collect();
+    assert_eq!(numbers, BTreeSet::from([0, 1]), "{reports:?}");
+    let events = rig.stubs.events();
+    assert_eq!(events.iter().filter(|event| event.domain() == BUSY).count(), 4);
+}
+
+#[test]
+fn a_hold_ends_after_a_minute() {
+    let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:1\n"), 200);
+    rig.stubs.hold("all").unwrap();
+    let mut rspawn = Spawning::start(&mut rig);
+    rspawn.spawner.set_idle(Duration::from_secs(90));
+    for number in 0..2 {
+        rspawn.send(number, stub::recipient(Mode::Accept, Some("all"), number, BUSY));
+    }
+    rspawn.started(1);
+    let held = Instant::now();
+    let report = rspawn.reports(1).remove(0);
+    let seconds = held.elapsed().as_secs_f64();
+    assert_eq!((report.number, report.letter), (1, b'B'), "{report:?}");
+    assert!(
+        report.text.contains(" busy.example is at its limit of 1 delivery; not tried, again in ")
+    );
+    assert!((58.0..70.0).contains(&seconds), "{seconds}");
+    rspawn.rig.stubs.release("all").unwrap();
+    assert_eq!(rspawn.reports(1)[0].letter, b'K');
+    assert_eq!(rspawn.count(BUSY), 1);
+}
+
+/// What is put in the place of control/concurrencydomains: its name, and how to make it.
+type Broken = (&'static str, fn(&Path));
+
+const BROKEN: [Broken; 7] = [
+    ("a folder", |path| fs::create_dir(path).unwrap()),
+    ("a FIFO", |path| {
+        run(process::Command::new("mkfifo").arg(path)).ok();
+    }),
+    ("binary", |path| {
+        let mut random = Random::new(1);
+        let bytes: Vec<u8> = (0..100_000).map(|_| random.draw() as u8).collect();
+        fs::write(path, bytes).unwrap();
+    }),
+    ("100 MB", |path| fs::File::create(path).unwrap().set_len(100 << 20).unwrap()),
+    ("unreadable", |path| {
+        fs::write(path, ":1\n").unwrap();
+        fs::set_permissions(path, Permissions::from_mode(0o000)).unwrap();
+    }),
+    ("a link to itself", |path| symlink("concurrencydomains", path).unwrap()),
+    ("a line that is wrong", |path| fs::write(path, ":1\nbusy.example:many\n").unwrap()),
+];
+
+fn remove(path: &Path) {
+    if fs::remove_file(path).is_err() {
+        fs::remove_dir(path).unwrap();
+    }
+}
+
+#[test]
+fn a_broken_control_file_stops_no_mail() {
+    let mut rig = gated(&["qmail-rspawn"], "", 200);
+    // From the start: no limit, and the status file says why.
+    for (what, make) in BROKEN {
+        let path = domains(&rig.site);
+        remove(&path);
+        make(&path);
+        let mut rspawn = Spawning::start(&mut rig);
+        let pid = rspawn.spawner.process().id();
+        for number in 0..30 {
+            rspawn.send(number, stub::recipient(Mode::Accept, None, number, BUSY));
+        }
+        let reports = rspawn.reports(30);
+        assert!(reports.iter().all(|report| report.letter == b'K'), "{what}: {reports:?}");
+        let status = status(&rspawn.rig.site, what, |status| status.pid == pid);
+        assert_eq!(status.state, State::Stock, "{what}");
+        assert_eq!(status.problems.len(), 1, "{what}: {:?}", status.problems);
+        assert!(
+            status.problems[0].starts_with("control/concurrencydomains"),
+            "{what}: {:?}",
+            status.problems
+        );
+        assert_eq!(rspawn.end(), []);
+    }
+    // In the middle: the last good table stays.
+    let good = format!("{BUSY}:2\n");
+    remove(&domains(&rig.site));
+    set_limits(&rig.site, &good);
+    let mut rspawn = Spawning::start(&mut rig);
+    for (what, make) in BROKEN {
+        rspawn.fill(BUSY, 2);
+        let path = domains(&rspawn.rig.site);
+        let aside = path.with_extension("new");
+        make(&aside);
+        // A folder cannot take the place of a file.
+        if aside.is_dir() {
+            remove(&path);
+        }
+        fs::rename(aside, path).unwrap();
+        let seen = rspawn.status(what, |status| !status.problems.is_empty());
+        assert_eq!(seen.state, State::Limits, "{what}");
+        rspawn.fill(BUSY, 2);
+        let path = domains(&rspawn.rig.site);
+        if path.is_dir() {
+            remove(&path);
+        }
+        set_limits(&rspawn.rig.site, &good);
+        rspawn.status(what, |status| status.problems.is_empty());
+    }
+    assert_eq!(rspawn.end(), []);
+}
+
+/// qmail-rspawn with nothing of the rig between: bytes in, bytes out.
+struct Raw {
+    child: process::Child,
+    input: Option<process::ChildStdin>,
+    output: process::ChildStdout,
+    bytes: Vec<u8>,
+    read: usize,
+    /// Dropped, it calls off what kills a qmail-rspawn that does not answer.
+    _alive: mpsc::Sender<()>,
+}
+
+impl Raw {
+    /// Starts it, and reads the two bytes that it says first.
+    fn start(site: &Site) -> Raw {
+        let mut command = process::Command::new(site.home().join("bin/qmail-rspawn"));
+        if site.identity().changes() {
+            command.uid(site.identity().uid()).gid(site.identity().gid());
+        }
+        let mut child = command
+            .env("PATH", site.home().join("bin"))
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take();
+        let output = child.stdout.take().unwrap();
+        let pid = child.id().to_string();
+        let (alive, watched) = mpsc::channel();
+        std::thread::spawn(move || {
+            if watched.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+                run(process::Command::new("sh").args(["-c", "kill -KILL $0", &pid]));
+            }
+        });
+        let mut raw = Raw { child, input, output, bytes: vec![0; 2], read: 2, _alive: alive };
+        raw.output.read_exact(&mut raw.bytes).unwrap();
+        raw
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.input.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    /// The next report.
+    fn report(&mut self) -> Report {
+        loop {
+            if let Some((report, len)) = Report::decode(&self.bytes[self.read..], Width::Two) {
+                self.read += len;
+                return report;
+            }
+            let mut byte = [0];
+            self.output.read_exact(&mut byte).unwrap_or_else(|e| panic!("no report: {e}"));
+            self.bytes.push(byte[0]);
+        }
+    }
+
+    /// Ends its input; all that it has written.
+    fn end(mut self) -> Vec<u8> {
+        self.input = None;
+        self.output.read_to_end(&mut self.bytes).unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        self.bytes
+    }
+}
+
+#[test]
+fn a_held_delivery_does_not_start_in_the_middle_of_a_command() {
+    let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:1\n"), 200);
+    rig.stubs.forget();
+    rig.stubs.hold("first").unwrap();
+    let message = rig.message.relative();
+    let command = |number, recipient: String| {
+        let sender = SENDER.to_owned();
+        Command { number, message: message.clone(), sender, recipient }.encode(Width::Two)
+    };
+    let mut raw = Raw::start(&rig.site);
+    raw.write(&command(1, stub::recipient(Mode::Accept, Some("first"), "first", BUSY)));
+    raw.write(&command(2, stub::recipient(Mode::Defer, None, "second", BUSY)));
+    let third = command(3, stub::recipient(Mode::Bounce, None, "third", "elsewhere.example"));
+    // Cut in its number, in its message, in its sender and in its recipient.
+    for cut in [1, 4, third.len() / 2, third.len() - 5] {
+        raw.write(&third[..cut]);
+        rig.stubs.release("first").unwrap();
+        let report = raw.report();
+        assert_eq!((report.number, report.letter), (1, b'K'), "{report:?}");
+        raw.write(&third[cut..]);
+        // In either order: the third is started before the second, but they run at the same time.
+        let mut reports = [raw.report(), raw.report()];
+        reports.sort_by_key(|report| report.number);
+        let [second, third_report] = &reports;
+        assert_eq!((second.number, second.letter), (2, b'Z'), "{reports:?}");
+        assert!(second.text.contains("z-none-second@busy.example"), "{reports:?}");
+        assert_eq!((third_report.number, third_report.letter), (3, b'D'), "{reports:?}");
+        assert!(third_report.text.contains("d-none-third@elsewhere.example"), "{reports:?}");
+        // Once more.
+        rig.stubs.hold("first").unwrap();
+        raw.write(&command(1, stub::recipient(Mode::Accept, Some("first"), "first", BUSY)));
+        raw.write(&command(2, stub::recipient(Mode::Defer, None, "second", BUSY)));
+    }
+    rig.stubs.release("first").unwrap();
+    raw.report();
+    raw.report();
+    raw.end();
+}
+
+#[test]
+fn without_limits_the_pipes_carry_the_same_bytes_as_without_the_gate() {
+    for dialect in Dialect::ALL {
+        let mut seen = Vec::new();
+        for gate in [Gate::Out, Gate::In] {
+            let fixture = patched(dialect, gate);
+            let rig = Rig::of(fixture.path(), &config(1000, &[]), &["qmail-rspawn"]).unwrap();
+            own(&rig.site, &rig.site.home().join("queue/lock/gatestatus"), b"");
+            rig.site
+                .set_control("smtproutes", "busy.example:relay.example\n:other.example\n")
+                .unwrap();
+            let message = rig.message.relative();
+            let mut commands = Vec::new();
+            let mut push = |number, message: &str, recipient: String| {
+                commands.push(Command {
+                    number,
+                    message: message.to_owned(),
+                    sender: SENDER.to_owned(),
+                    recipient,
+                });
+            };
+            for (at, mode) in Mode::ALL.into_iter().enumerate() {
+                for number in [at as u32, 255, 256, 999] {
+                    push(number, &message, stub::recipient(mode, None, number, BUSY));
+                }
+            }
+            let good = || stub::recipient(Mode::Accept, None, 1, BUSY);
+            for number in [0, 999, 1000, 32768, 65535] {
+                push(number, &message, good());
+                push(number, "x/1", good());
+                push(number, "", good());
+                push(number, &"1".repeat(120), good());
+                push(number, "0/999999999999", good());
+                push(number, &message, "nobody".to_owned());
+                push(number, &message, String::new());
+                push(number, &message, "k-none-1@[127.0.0.1]".to_owned());
+                push(number, &message, format!("k-none-1@{}.example.", "x".repeat(1000)));
+                push(number, &message, "k-none-1@".to_owned());
+            }
+            // One at a time: the order of what runs at the same time is not given.
+            let mut raw = Raw::start(&rig.site);
+            for command in &commands {
+                raw.write(&command.encode(Width::Two));
+                let report = raw.report();
+                assert_eq!(report.number, command.number, "{command:?}: {report:?}");
+            }
+            seen.push(raw.end());
+        }
+        assert!(seen[0] == seen[1], "{}", dialect.name());
+    }
+}
+
+/// A mail in the queue.
+fn queue(site: &Site, recipient: &str) {
+    site.queue_message(BODY, SENDER, &[recipient.to_owned()]).unwrap();
+}
+
+/// The names of files below some folders of the queue.
+fn left_in(site: &Site, folders: &[&str]) -> Vec<PathBuf> {
+    let mut open: Vec<PathBuf> =
+        folders.iter().map(|folder| site.home().join("queue").join(folder)).collect();
+    let mut files = Vec::new();
+    while let Some(path) = open.pop() {
+        if path.is_dir() {
+            open.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// The recipients that are still to be tried, by queue/remote.
+fn waiting(site: &Site) -> BTreeSet<String> {
+    let mut waiting = BTreeSet::new();
+    for file in left_in(site, &["remote"]) {
+        for record in fs::read(file).unwrap().split(|byte| *byte == 0) {
+            if let Some((b'T', address)) = record.split_first() {
+                waiting.insert(String::from_utf8(address.to_vec()).unwrap());
+            }
+        }
+    }
+    waiting
+}
+
+fn ended(stubs: &Stubs, wanted: impl Fn(&Event) -> bool) -> usize {
+    stubs.events().iter().filter(|event| event.kind == EventKind::End && wanted(event)).count()
+}
+
+#[test]
+fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
+    const LIMIT: usize = 5;
+    let mut rig = gated(&sendrig::PROGRAMS, &format!("{BUSY}:{LIMIT}\n"), 60);
+    let Rig { site, stubs, .. } = &mut rig;
+    stubs.forget();
+    stubs.hold("stop").unwrap();
+    let mut all = BTreeSet::new();
+    for number in 0..100 {
+        let recipient = stub::recipient(Mode::Accept, Some("stop"), number, BUSY);
+        queue(site, &recipient);
+        all.insert(recipient);
+    }
+    for number in 0..20 {
+        let domain = format!("other{number}.example");
+        let recipient = stub::recipient(Mode::Accept, None, number, &domain);
+        queue(site, &recipient);
+        all.insert(recipient);
+    }
+    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    send.wait(stubs, "all mail to be tried", |send, stubs| {
+        Ok(ended(stubs, |event| event.domain() != BUSY) == 20 && send.log().deliveries.len() >= 120)
+    })
+    .unwrap();
+    // Each of the 100 is running, held, or has been sent away.
+    let status = status(site, "all 100 to be accounted for", |status| {
+        let key = status.keys.iter().find(|key| key.name == BUSY);
+        key.is_some_and(|key| key.running == 5 && key.held + key.away == 95 && key.held > 5)
+    });
+    let held = status.held as usize;
+    send.terminate().unwrap();
+    stubs.release("stop").unwrap();
+    let stopped = Instant::now();
+    let log = send.wait_exit(stubs).unwrap();
+    let seconds = stopped.elapsed().as_secs_f64();
+    // What was held has run when the places became free; nothing has waited for its time.
+    assert!(seconds < 15.0, "{seconds}");
+    let delivered: BTreeSet<String> = stubs
+        .events()
+        .iter()
+        .filter(|event| event.kind == EventKind::End)
+        .map(|event| event.recipient.clone())
+        .collect();
+    assert!(delivered.len() >= 20 + LIMIT + held, "{} delivered, {held} held", delivered.len());
+    let left = waiting(site);
+    assert!(left.is_disjoint(&delivered));
+    assert_eq!(&left | &delivered, all);
+    assert_eq!(log.ended, log.deliveries.len());
+    assert!(left.len() >= LIMIT, "{} left", left.len());
+
+    // What was sent away comes back after the restart; at once, if it is told to. (Messages that are done with may still
+    // be in the queue: qmail-send has stopped before it has removed them.)
+    let messages = left_in(site, &["info"]).len();
+    assert!(messages >= left.len());
+    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    send.set_idle(Duration::from_secs(150));
+    send.wait(stubs, "the rest of the mail", |send, _| {
+        // Its first status line comes when it has set up its signals; and one at a time is enough.
+        let log = send.log();
+        if log.limit("remote") > 0 && log.deliveries.len() == log.ended {
+            send.process().signal(libc::SIGALRM)?;
+        }
+        Ok(send.log().ended_messages >= messages)
+    })
+    .unwrap();
+    send.terminate().unwrap();
+    send.wait_exit(stubs).unwrap();
+    assert_eq!(ended(stubs, |_| true), all.len());
+    assert_eq!(peak(stubs.events(), |event| event.domain() == BUSY), LIMIT);
+    assert_eq!(left_in(site, &["info", "remote", "local", "bounce", "todo"]), [] as [PathBuf; 0]);
+    tell(format_args!(
+        "SIGTERM with {LIMIT} running, {held} held and {} away: exit after {seconds:.2} s",
+        left.len()
+    ));
+}
+
+/// What the heavy test has measured of the mail to other domains.
+struct Others {
+    /// From qmail-send's start to the end of the last one that was in the queue with the busy domain's, in seconds.
+    batch: f64,
+    /// From being queued to the end of the delivery, of those that came later, one by one; the median, in seconds.
+    single: f64,
+}
+
+/// With 50 ms for each and 20 at a time it takes 13 s, or what two processors need to start so many: 25 s.
+const TO_BUSY: usize = 5000;
+const TO_OTHERS: usize = 500;
+const LIMIT: usize = 20;
+
+/// So many of the mails to other domains come one by one while the busy domain's are delivered.
+const SINGLES: usize = 100;
+
+/// What a delivery takes, in milliseconds.
+const SERVICE_MS: u32 = 50;
+
+fn to_busy(number: usize) -> String {
+    format!("k-{SERVICE_MS}-{number}@{BUSY}")
+}
+
+fn to_other(number: usize) -> String {
+    format!("k-{SERVICE_MS}-{number}@other{}.example", number % 50)
+}
+
+/// Delivers `busy` mails to the busy domain, and all those to others.
+fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Others, Log) {
+    stubs.forget();
+    let mut recipients: Vec<String> = (0..busy).map(to_busy).collect();
+    recipients.extend((0..others - SINGLES).map(to_other));
+    Random::new(7).shuffle(&mut recipients);
+    for recipient in &recipients {
+        queue(site, recipient);
+    }
+    // What qmail-send does with a new message is not what is measured: it does that first.
+    site.set_control("concurrencyremote", "0\n").unwrap();
+    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    send.wait(stubs, "the queue to be read", |send, _| {
+        Ok(send.log().new_messages >= recipients.len())
+    })
+    .unwrap();
+    send.terminate().unwrap();
+    send.wait_exit(stubs).unwrap();
+
+    site.set_control("concurrencyremote", "500\n").unwrap();
+    let total = busy + others;
+    let until = Instant::now() + Duration::from_secs(240);
+    let mut seen = 0;
+    let mut ends: HashMap<String, u64> = HashMap::new();
+    let mut queued: HashMap<String, Instant> = HashMap::new();
+    let mut times: Vec<f64> = Vec::new();
+    let mut next = others - SINGLES;
+    let mut others_done = 0;
+    let mut busy_at_last = 0;
+    let started = Instant::now();
+    let mut batch = 0.0;
+    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    send.set_idle(Duration::from_secs(150));
+    send.wait(stubs, "all mail", |send, stubs| {
+        assert!(Instant::now() < until, "{} of {total} after 240 s", send.log().ended_messages);
+        for event in &stubs.events()[seen..] {
+            if event.kind == EventKind::Start {
+                continue;
+            }
+            assert!(
+                ends.insert(event.recipient.clone(), event.at_ns).is_none(),
+                "{event:?}: twice"
+            );
+            if event.domain() == BUSY {
+                continue;
+            }
+            others_done += 1;
+            busy_at_last = ends.len() - others_done;
+            match queued.remove(&event.recipient) {
+                Some(queued) => times.push(queued.elapsed().as_secs_f64()),
+                None => batch = started.elapsed().as_secs_f64(),
+            }
+        }
+        seen = stubs.events().len();
+        // The next one by itself, when all before it are done.
+        if next < others && others_done == next {
+            let recipient = to_other(next);
+            next += 1;
+            queued.insert(recipient.clone(), Instant::now());
+            queue(site, &recipient);
+            pull_trigger(site)?;
+        }
+        Ok(send.log().ended_messages >= total)
+    })
+    .unwrap();
+    send.terminate().unwrap();
+    let log = send.wait_exit(stubs).unwrap();
+    assert_eq!(ends.len(), total);
+    assert!(busy == 0 || busy_at_last < busy, "the others were not done before the busy domain's");
+    times.sort_by(f64::total_cmp);
+    (Others { batch, single: times[times.len() / 2] }, log)
+}
+
+#[test]
+fn a_busy_domain_stays_below_its_limit_and_holds_up_no_other() {
+    let mut rig = gated(&sendrig::PROGRAMS, &format!(":{LIMIT}\n"), 500);
+    let Rig { site, stubs, .. } = &mut rig;
+    let (alone, _) = deliver(site, stubs, 0, TO_OTHERS);
+    assert_eq!(left_in(site, &["info", "remote", "local", "bounce", "todo"]), [] as [PathBuf; 0]);
+
+    let started = Instant::now();
+    let (mixed, log) = deliver(site, stubs, TO_BUSY, TO_OTHERS);
+    let seconds = started.elapsed().as_secs_f64();
+    assert_eq!(left_in(site, &["info", "remote", "local", "bounce", "todo"]), [] as [PathBuf; 0]);
+    let most = peak(stubs.events(), |event| event.domain() == BUSY);
+    assert_eq!(most, LIMIT);
+
+    // By qmail-send's account, too: one success each, and nothing else but that the domain was busy.
+    let mut successes: HashMap<&str, usize> = HashMap::new();
+    let mut busy_answers = 0;
+    for delivery in log.deliveries.values() {
+        let outcome = delivery.outcome.as_ref().unwrap();
+        match outcome.letter {
+            b'K' => *successes.entry(delivery.recipient.as_str()).or_default() += 1,
+            b'Z' if outcome.text.starts_with("busy.example_is_at_its_limit_of_20_deliveries;") => {
+                busy_answers += 1;
+            }
+            _ => panic!("{delivery:?}"),
+        }
+    }
+    for recipient in (0..TO_BUSY).map(to_busy).chain((0..TO_OTHERS).map(to_other)) {
+        assert_eq!(successes.get(logged(&recipient).as_str()), Some(&1), "{recipient}");
+    }
+    assert_eq!(successes.len(), TO_BUSY + TO_OTHERS);
+
+    let (batch, single) = (mixed.batch / alone.batch, mixed.single / alone.single);
+    tell(format_args!(
+        "{TO_BUSY} deliveries to one domain with a limit of {LIMIT}, {TO_OTHERS} to fifty others: {seconds:.0} s, peak \
+         {most}, {:.2} busy answers a mail; others: in the same queue {:.2} s instead of {:.2} s (times {batch:.2}), one \
+         by one {:.0} ms instead of {:.0} ms (times {single:.2})",
+        busy_answers as f64 / TO_BUSY as f64,
+        mixed.batch,
+        alone.batch,
+        mixed.single * 1000.0,
+        alone.single * 1000.0,
+    ));
+    // Two processors are shared with the busy domain's deliveries, so this is about the order of magnitude: without the
+    // gate's care for others they would wait for all of the busy domain's.
+    assert!(batch < 10.0 && single < 10.0, "times {batch:.2}, times {single:.2}");
+}

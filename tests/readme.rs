@@ -1,0 +1,55 @@
+//! The README's picture of `qpatch demo` is what the program prints.
+
+mod common;
+
+use common::qpatch;
+
+/// `text` with every number as `#`: times and seeds differ from run to run.
+fn without_numbers(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if !c.is_ascii_digit() {
+            out.push(c);
+        } else if !out.ends_with('#') {
+            out.push('#');
+        }
+    }
+    out.replace("#.#", "#")
+}
+
+/// Whether `line` is `pattern`, in which `...` stands for anything.
+fn is_like(line: &str, pattern: &str) -> bool {
+    let mut rest = line;
+    for (i, piece) in pattern.split("...").map(str::trim).enumerate() {
+        match rest.find(piece) {
+            Some(0) => rest = &rest[piece.len()..],
+            Some(at) if i > 0 => rest = &rest[at + piece.len()..],
+            _ => return false,
+        }
+    }
+    true
+}
+
+#[test]
+fn the_demo_is_as_pictured() {
+    let readme = include_str!("../README.md");
+    let start = readme.find("apply --spawn 1000 to a built-in tree").expect("the picture");
+    let picture = &readme[start..start + readme[start..].find("```").expect("its end")];
+    let done = qpatch(&["demo"]).ok();
+    let printed: Vec<String> = done.out.lines().map(without_numbers).collect();
+    for pictured in picture.lines().filter(|l| !l.trim().is_empty()) {
+        let pictured = without_numbers(pictured);
+        assert!(
+            printed.iter().any(|line| is_like(line, &pictured)),
+            "the demo does not print {pictured:?}:\n{}",
+            done.out
+        );
+    }
+}
+
+#[test]
+fn a_picture_that_is_not_true_is_seen() {
+    assert!(is_like("ok mail # messages, none lost (# s)", "ok mail ... none lost"));
+    assert!(!is_like("FAIL mail # messages", "ok mail ..."));
+    assert_eq!(without_numbers("12.5 s, 1000 at"), "# s, # at");
+}

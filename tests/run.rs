@@ -1,0 +1,273 @@
+//! The patched fixtures built by their own Makefiles and run over their own pipes, at 1000, 20000 and 65000; and
+//! today's failures without qpatch.
+
+mod common;
+#[path = "common/rig.rs"]
+mod rig;
+#[path = "common/trees.rs"]
+mod trees;
+
+use common::{Fixture, has};
+use qpatch::fixture::Dialect;
+use qpatch::verify::error::{Disproof, Error};
+use qpatch::verify::numbers::Random;
+use qpatch::verify::protocol::{Command, Width};
+use qpatch::verify::scratch::SiteConfig;
+use qpatch::verify::spawner::{Channel, Spawner};
+use qpatch::verify::stub::{self, Mode};
+use qpatch::verify::{self, Options, Silent, Verdict, build, trials};
+use rig::{Rig, config, site, tell};
+use trees::{Gate, classic, patched};
+
+/// As distributions with hardened builds compile (Ubuntu's gcc does so by default).
+const FORTIFY: [&str; 2] = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
+
+/// So many deliveries at the same time: more than the 509 that FD_SETSIZE 1024 has room for, and twice that.
+const CROWD: u32 = 1200;
+
+/// The whole proof.
+fn proved(dialect: Dialect) {
+    let fixture = patched(dialect, Gate::In);
+    let options = Options { seed: Some(1), ..Options::default() };
+    let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
+    let lines: Vec<String> = outcome.steps.iter().map(ToString::to_string).collect();
+    assert!(outcome.ok(), "{}", lines.join("\n"));
+    assert_eq!(outcome.spawn, 1000);
+    // Nothing is left out.
+    assert!(outcome.steps.iter().all(|step| step.verdict == Verdict::Pass), "{}", lines.join("\n"));
+    for note in outcome.steps.iter().flat_map(|step| &step.notes) {
+        tell(format_args!("{}: {note}", dialect.name()));
+    }
+    tell(format_args!("{}: {}", dialect.name(), outcome.summary()));
+}
+
+#[test]
+fn stock_kr_is_proved_at_1000() {
+    proved(Dialect::StockKr);
+}
+
+#[test]
+fn stock_ansi_is_proved_at_1000() {
+    proved(Dialect::StockAnsi);
+}
+
+#[test]
+fn two_byte_is_proved_at_1000() {
+    proved(Dialect::TwoByte);
+}
+
+/// With which compiler a tree is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compiler {
+    Own,
+    Fortifying,
+    Clang,
+}
+
+/// What is asked of qmail-send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Send {
+    Nothing,
+    EveryNumber,
+}
+
+/// Every dialect at every size, with the gate and without, and with every compiler; not all of them combined. What
+/// differs between two sizes is one number in one object, what differs with the gate is not in qmail-send's numbers.
+const RUNS: [(u32, Gate, Compiler, Send); 5] = [
+    (1000, Gate::Out, Compiler::Clang, Send::Nothing),
+    (20000, Gate::Out, Compiler::Own, Send::Nothing),
+    (20000, Gate::In, Compiler::Clang, Send::Nothing),
+    (65000, Gate::Out, Compiler::Fortifying, Send::EveryNumber),
+    (65000, Gate::In, Compiler::Own, Send::EveryNumber),
+];
+
+fn runs(dialect: Dialect) {
+    for (spawn, gate, compiler, send) in RUNS {
+        let what = format!("{} at {spawn}, gate {gate:?}, compiler {compiler:?}", dialect.name());
+        if compiler == Compiler::Clang && !has("clang") {
+            tell(format_args!("skipped: {what}: clang is not installed"));
+            continue;
+        }
+        let fixture = patched(dialect, gate);
+        let config = match compiler {
+            Compiler::Own => config(spawn, &[]),
+            Compiler::Fortifying => config(spawn, &FORTIFY),
+            Compiler::Clang => SiteConfig { cc: Some("clang".to_owned()), ..config(spawn, &[]) },
+        };
+        let mut rig = Rig::build(fixture.path(), &config).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let remote = rig.crowd(Channel::Remote, CROWD).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let local = rig.crowd(Channel::Local, 600).unwrap_or_else(|e| panic!("{what}: {e}"));
+        let mut told = format!("{what}: {remote} remote and {local} local deliveries at once");
+        if send == Send::EveryNumber {
+            let sent = rig.every_number().unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert_eq!(sent.peak_remote, spawn as usize, "{what}");
+            told.push_str(&format!(", {} numbers of qmail-send", sent.peak_remote));
+        }
+        tell(told);
+    }
+}
+
+#[test]
+fn stock_kr_runs_at_every_size() {
+    runs(Dialect::StockKr);
+}
+
+#[test]
+fn stock_ansi_runs_at_every_size() {
+    runs(Dialect::StockAnsi);
+}
+
+#[test]
+fn two_byte_runs_at_every_size() {
+    runs(Dialect::TwoByte);
+}
+
+/// What the tree's own chkspawn says; it is built, but nothing that it would stop.
+fn chkspawn_says(fixture: &Fixture, spawn: u32) -> Option<String> {
+    let (_scratch, site) = site(fixture.path(), &config(spawn, &[])).unwrap();
+    build::make(&site, &["chkspawn"]).unwrap();
+    let said = build::chkspawn(&site).unwrap();
+    // The build stops where chkspawn does.
+    if said.is_some() {
+        let stopped = build::make(&site, &["spawn.o"]).unwrap_err().to_string();
+        assert!(stopped.contains("Oops."), "{stopped}");
+    }
+    said
+}
+
+#[test]
+fn chkspawn_still_refuses_what_does_not_fit() {
+    for dialect in Dialect::ALL {
+        let fixture = patched(dialect, Gate::Out);
+        let said = chkspawn_says(&fixture, 65001).unwrap();
+        assert!(said.starts_with("Oops. You have set conf-spawn higher than 65000."), "{said}");
+        for header in ["select.h1", "select.h2"] {
+            fixture.replace(header, "#define SELECT_FDS 131072\n", "#define SELECT_FDS 65536\n");
+        }
+        let said = chkspawn_says(&fixture, 65000).unwrap();
+        assert!(said.contains("hidden limit of 65536"), "{said}");
+        assert!(said.contains("32765"), "{said}");
+        assert!(chkspawn_says(&fixture, 32766).is_some());
+        assert_eq!(chkspawn_says(&fixture, 32765), None);
+    }
+}
+
+#[test]
+fn a_c_library_whose_fd_setsize_is_fixed_stops_the_build() {
+    if !has("musl-gcc") {
+        tell("skipped: a build with musl: musl-gcc is not installed");
+        return;
+    }
+    for dialect in Dialect::ALL {
+        let fixture = patched(dialect, Gate::Out);
+        let config = SiteConfig { cc: Some("musl-gcc".to_owned()), ..config(1000, &[]) };
+        let (_scratch, site) = site(fixture.path(), &config).unwrap();
+        let stopped = build::make(&site, &["chkspawn"]).unwrap_err().to_string();
+        assert!(
+            stopped.contains(
+                "#error \"FD_SETSIZE cannot be raised with this C library (musl has 1024, always): \
+                 build with glibc\""
+            ),
+            "{stopped}"
+        );
+    }
+}
+
+/// gcc 14 makes errors of these by default. In gnu89 mode, where `-fpermissive` is the default, it makes errors of none
+/// (its own test gcc.dg/permerror-gnu89.c says so), and clang 16 only of the last two.
+const ERRORS_OF_GCC_14: [&str; 4] = [
+    "-Werror=implicit-function-declaration",
+    "-Werror=implicit-int",
+    "-Werror=incompatible-pointer-types",
+    "-Werror=int-conversion",
+];
+
+#[test]
+fn the_errors_of_new_compilers_do_not_stop_the_build() {
+    // A compiler's own default comes first, what the tree says about the standard behind it.
+    let modern = |spawn: u32, std: &str| SiteConfig {
+        spawn: Some(spawn),
+        cc: Some(format!("gcc -std={std} {}", ERRORS_OF_GCC_14.join(" "))),
+        cflags: Vec::new(),
+    };
+    // Not stock-kr, which has other reasons not to build.
+    let old = Fixture::new(Dialect::TwoByte);
+    let (_scratch, unpatched) = site(old.path(), &modern(500, "gnu17")).unwrap();
+    let stopped = build::make(&unpatched, &["spawn.o"]).unwrap_err().to_string();
+    assert!(stopped.contains("[-Werror=implicit-"), "{stopped}");
+
+    for dialect in Dialect::ALL {
+        let fixture = patched(dialect, Gate::In);
+        let config = match dialect {
+            // No standard is named in conf-cc: all of gcc 14's errors count.
+            Dialect::StockAnsi => modern(1000, "gnu17"),
+            Dialect::StockKr | Dialect::TwoByte => config(1000, &ERRORS_OF_GCC_14[2..]),
+        };
+        let (_scratch, site) = site(fixture.path(), &config).unwrap();
+        build::make(&site, &["qmail-rspawn", "qmail-lspawn", "qmail-send", "chkspawn"])
+            .unwrap_or_else(|e| panic!("{}: {e}", dialect.name()));
+    }
+}
+
+fn disproof(error: Error) -> Disproof {
+    match error {
+        Error::Disproved(disproof) => *disproof,
+        other => panic!("{other}"),
+    }
+}
+
+/// Today's failure: the classic patch with its recipe builds at 40000, chkspawn is content, and then every delivery
+/// number from 32768 on is lost.
+#[test]
+fn without_qpatch_delivery_number_32768_is_negative() {
+    let fixture = classic();
+    let mut rig = Rig::build(fixture.path(), &config(40000, &[])).unwrap();
+    let Rig { site, stubs, message, .. } = &mut rig;
+    let mut spawner = Spawner::start(site, stubs, Channel::Remote).unwrap();
+    assert_eq!((spawner.width(), spawner.announced()), (Width::Two, 40000));
+    let mut at_once = |numbers: &[u32]| {
+        let random = &mut Random::new(1);
+        trials::at_once(&mut spawner, stubs, *message, numbers, random, &mut |_, _| {})
+    };
+    assert_eq!(at_once(&[0, 255, 256, 509, 1023, 1024, 32767]).unwrap(), 7);
+    let wrong = disproof(at_once(&[32767, 32768]).unwrap_err());
+    assert_eq!(wrong.what, "qmail-rspawn, delivery number 32768");
+    assert!(wrong.found.contains("delivery number negative"), "{wrong}");
+
+    let wrong = disproof(rig.every_number().unwrap_err());
+    assert_eq!(wrong.what, "qmail-send, the reports of delivery numbers 32768 to 39999");
+    assert!(wrong.found.contains("report out of range"), "{wrong}");
+}
+
+/// Today's other failure: under `_FORTIFY_SOURCE` the C library counts to its own 1024, whatever select.h says.
+#[test]
+fn without_qpatch_a_fortified_spawner_aborts_at_descriptor_1024() {
+    let fixture = classic();
+    let mut rig = Rig::build(fixture.path(), &config(1000, &FORTIFY)).unwrap();
+    let Rig { site, stubs, message, .. } = &mut rig;
+    let mut spawner = Spawner::start(site, stubs, Channel::Remote).unwrap();
+    stubs.forget();
+    stubs.hold("all").unwrap();
+    for number in 0..1000 {
+        spawner.send(&Command {
+            number,
+            message: message.relative(),
+            sender: "sender@sender.example".to_owned(),
+            recipient: stub::recipient(Mode::Accept, Some("all"), number, "remote.example"),
+        });
+        let waited = spawner.wait(stubs, "one more delivery", |seen| {
+            seen.started > number as usize || seen.reports > 0
+        });
+        match waited {
+            Ok(()) => assert!(spawner.take_reports().is_empty(), "a delivery was refused"),
+            Err(Error::Died { how, .. }) => {
+                assert_eq!(how, "signal 6 (abort)");
+                // Delivery n reads from descriptor 2n + 2, or a little above it.
+                assert!((508..=511).contains(&number), "it aborted at delivery {number}");
+                return;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("it did not abort");
+}

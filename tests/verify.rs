@@ -1,0 +1,275 @@
+//! `qpatch verify` on trees that are wrong: each has to fail, in the step that shows it and with the reason; and nothing
+//! is left behind, whatever happens.
+
+mod common;
+#[path = "common/rig.rs"]
+mod rig;
+#[path = "common/trees.rs"]
+mod trees;
+
+use std::fs::{self, Permissions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use common::{Fixture, Run, run};
+use qpatch::fixture::Dialect;
+use qpatch::verify::{self, Options, Part, Silent};
+use serde_json::Value;
+use tempfile::TempDir;
+use trees::{Gate, classic, patched};
+
+/// A folder for $TMPDIR. Programs of a proof that runs as root run as somebody else, who has to get into it.
+fn tmpdir() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    dir
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// `qpatch verify ARGS` on the fixture, with at most `files` descriptors. Leaves nothing in $TMPDIR.
+fn proof(fixture: &Fixture, args: &[&str], files: u32) -> Run {
+    let tmp = tmpdir();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("ulimit -n {files}; exec timeout 300 \"$@\""), "sh"])
+        .args([env!("CARGO_BIN_EXE_qpatch"), "verify"])
+        .args(args)
+        .arg(fixture.path())
+        .env("TMPDIR", tmp.path());
+    let run = run(&mut command);
+    assert_eq!(entries(tmp.path()), Vec::<String>::new());
+    run
+}
+
+/// More than a proof at conf-spawn 1000 needs, and not so many that one at 40000 starts a crowd.
+const FILES: u32 = 2600;
+
+/// The proof fails: in the step `step`, saying all of `reasons`. Returns all that it said.
+fn disproved(fixture: &Fixture, args: &[&str], step: &str, reasons: &[&str]) -> Value {
+    let run = proof(fixture, &[args, &["--format", "json"]].concat(), FILES);
+    let outcome: Value =
+        serde_json::from_str(&run.out).unwrap_or_else(|e| panic!("{e}: {}", run.out));
+    assert_eq!((run.code, &outcome["ok"]), (1, &Value::Bool(false)), "{outcome:#}");
+    let failed = steps(&outcome).find(|s| s["name"] == step && s["result"] == "fail");
+    let detail =
+        failed.unwrap_or_else(|| panic!("{step}: {outcome:#}"))["detail"].as_str().unwrap();
+    for reason in reasons {
+        assert!(detail.contains(reason), "{step}: wanted {reason:?}, found {detail:?}");
+    }
+    outcome
+}
+
+fn steps(outcome: &Value) -> impl Iterator<Item = &Value> {
+    outcome["steps"].as_array().unwrap().iter()
+}
+
+#[test]
+fn a_stock_tree_that_no_longer_links() {
+    let outcome = disproved(
+        &Fixture::new(Dialect::StockKr),
+        &["--spawn", "1000"],
+        "build",
+        &[
+            "the tree declares \"extern int errno\", which has not linked since glibc 2.3; qpatch apply (toolchain) \
+             includes <errno.h> instead",
+            "lists everything that is missing)",
+        ],
+    );
+    assert_eq!(steps(&outcome).count(), 1);
+}
+
+#[test]
+fn a_stock_tree_at_1000() {
+    let run = proof(&Fixture::new(Dialect::StockAnsi), &["--spawn", "1000"], FILES);
+    assert_eq!(run.code, 1, "{}{}", run.out, run.err);
+    assert_eq!(run.err, "");
+    for line in [
+        "FAIL  chkspawn                chkspawn: expected conf-spawn 1000 accepted, found \"Oops. You have set conf-spawn \
+         higher than 255.",
+        "make would stop here; qpatch apply --spawn 1000 raises what it checks",
+        "FAIL  fd_set                  the size of fd_set in spawn.c: expected at least 2005 descriptors for conf-spawn \
+         1000 (two for each delivery, and five), found 1024; from descriptor 1024 on, FD_SET overwrites memory; qpatch \
+         apply --spawn 1000 (fd-setsize) raises it",
+        "FAIL  qmail-rspawn            qmail-rspawn, the width of its delivery numbers: expected two bytes, as conf-spawn \
+         1000 needs, found one byte: it announces 232 instead of 1000, and delivery number 256 would be taken for 0",
+        "the tree lacks the big-concurrency patch: qpatch apply --spawn 1000",
+        "skip  mail                    not tried, because an earlier step failed\n",
+        "skip  gate                    the tree has no gate (domain-gate is not applied)\n",
+        "\n4 of 6 steps failed at conf-spawn 1000, 5 not tried; ",
+    ] {
+        assert!(run.out.contains(line), "wanted {line:?}, found\n{}", run.out);
+    }
+}
+
+#[test]
+fn the_classic_patch_and_recipe_at_40000() {
+    let outcome = disproved(
+        &classic(),
+        &["--spawn", "40000"],
+        "qmail-rspawn",
+        &[
+            "qmail-rspawn, delivery number 32768: expected ",
+            "delivery number negative",
+            "the high byte of a delivery number is read as a signed char, as in the classic patch: every number from 32768 \
+             on is lost; qpatch apply (big-concurrency) repairs it",
+        ],
+    );
+    // All that can be seen without running anything is as it should be.
+    for name in ["build", "chkspawn", "fd_set"] {
+        assert!(steps(&outcome).any(|s| s["name"] == name && s["result"] == "pass"), "{outcome:#}");
+    }
+}
+
+#[test]
+fn the_classic_patch_and_recipe_under_fortify() {
+    let options = Options { spawn: Some(1000), only: vec![Part::Fortify], ..Options::default() };
+    let outcome = verify::run(classic().path(), &options, &mut Silent).unwrap();
+    assert!(!outcome.ok());
+    let step = |name: &str| outcome.steps.iter().find(|step| step.name == name).unwrap();
+    for name in ["build", "chkspawn", "fd_set", "fortify build"] {
+        assert_eq!(step(name).verdict, verify::Verdict::Pass, "{}", step(name));
+    }
+    for name in ["fortify qmail-rspawn", "fortify qmail-lspawn"] {
+        assert_eq!(step(name).verdict, verify::Verdict::Fail);
+        let detail = &step(name).detail;
+        assert!(detail.contains("ended by signal 6 (abort)"), "{detail}");
+        assert!(
+            detail.contains(
+                "under _FORTIFY_SOURCE the C library aborts on a descriptor of 1024 or more"
+            ),
+            "{detail}"
+        );
+    }
+}
+
+#[test]
+fn an_include_that_was_moved_back() {
+    // In stock-ansi, unlike in stock-kr, a header of the tree is what includes sys/types.h.
+    for (dialect, source, before) in [
+        (Dialect::StockKr, "spawn.c", "#include <sys/stat.h>\n"),
+        (Dialect::StockAnsi, "chkspawn.c", "#include \"substdio.h\"\n"),
+    ] {
+        let fixture = patched(dialect, Gate::In);
+        let select = "#include \"select.h\"\n";
+        fixture.replace(source, select, "");
+        fixture.replace(source, before, &format!("{before}{select}"));
+        disproved(
+            &fixture,
+            &[],
+            "build",
+            &[
+                "error: #error \"sys/select.h was included before select.h, which must be the first header of a file\"",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_place_that_is_not_given_back_after_a_failed_fork() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    // The slot keeps its pipe, and stays in use for ever.
+    fixture.replace(
+        "spawn.c",
+        "{ close(pi[0]); close(pi[1]); err(\"Zspawner unable to fork. (#4.3.0)\\n\");",
+        "{ d[delnum].fdin = pi[0]; d[delnum].fdout = pi[1]; d[delnum].pid = f; d[delnum].used = 1; \
+         err(\"Zspawner unable to fork. (#4.3.0)\\n\");",
+    );
+    let outcome = disproved(
+        &fixture,
+        &[],
+        "qmail-rspawn",
+        &[
+            "again after fork fails: expected K, found Z ",
+            "in use",
+            "the place of a delivery that could not be started is not given back",
+        ],
+    );
+    let lspawn = steps(&outcome).find(|step| step["name"] == "qmail-lspawn").unwrap();
+    assert_eq!(lspawn["result"], "fail");
+}
+
+#[test]
+fn a_gate_that_does_not_learn_of_the_end_of_a_delivery() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    fixture.replace("spawn.c", "gateglue_done((unsigned int) i,&d[i].output);", "");
+    // A gate that sends mail away for ever shows signs of life for ever.
+    let (told, outcome) = mpsc::channel();
+    std::thread::spawn(move || {
+        let options = Options { only: vec![Part::Gate], ..Options::default() };
+        told.send(verify::run(fixture.path(), &options, &mut Silent).unwrap())
+    });
+    let outcome = outcome.recv_timeout(Duration::from_secs(200)).unwrap();
+    let gate = outcome.steps.iter().find(|step| step.name == "gate").unwrap();
+    assert_eq!(gate.verdict, verify::Verdict::Fail, "{gate}");
+    assert!(gate.detail.contains("deliveries to capped.example at the same time"), "{gate}");
+    let wrong = outcome.steps.iter().filter(|step| step.verdict == verify::Verdict::Fail);
+    assert_eq!(wrong.count(), 1);
+}
+
+/// Waits for the end of a child, but not for ever.
+fn end(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
+    let until = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() > until {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Processes whose program lies below `dir`.
+fn running_below(dir: &Path) -> Vec<String> {
+    let dir = dir.canonicalize().unwrap();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| fs::read_link(process.path().join("exe")).ok())
+        .filter(|program| program.starts_with(&dir))
+        .map(|program| program.display().to_string())
+        .collect()
+}
+
+#[test]
+fn an_interrupted_proof_leaves_nothing_behind() {
+    let fixture = patched(Dialect::StockAnsi, Gate::Out);
+    for last_step in ["build", "qmail-send numbers"] {
+        let tmp = tmpdir();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_qpatch"))
+            .arg("verify")
+            .arg(fixture.path())
+            .env("TMPDIR", tmp.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        loop {
+            let line =
+                lines.next().unwrap_or_else(|| panic!("it ended before {last_step}")).unwrap();
+            assert!(line.starts_with("ok "), "{line}");
+            if line[6..].starts_with(last_step) {
+                break;
+            }
+        }
+        assert_eq!(entries(tmp.path()).len(), 1, "what it left would be elsewhere");
+        run(Command::new("sh").args(["-c", "kill -INT $0", &child.id().to_string()])).ok();
+        let status = end(&mut child, Duration::from_secs(30)).expect("it goes on after SIGINT");
+        assert_eq!(status.signal(), Some(2), "{status}");
+        assert_eq!(entries(tmp.path()), Vec::<String>::new());
+        assert_eq!(running_below(tmp.path()), Vec::<String>::new());
+        // Steps that had ended before the signal came are told, a result is not.
+        assert!(lines.all(|line| line.unwrap().starts_with("ok ")));
+    }
+}
