@@ -148,6 +148,7 @@ impl Check {
         let bytes: Vec<&[u8]> = strings.iter().map(String::as_bytes).collect();
         let (key, limit) = self.key_of(domain);
         let before = self.running(&key);
+        self.look_at_the_clock();
         let answer = self.gate.ask(self.now_us, slot, &Parts::new(&bytes).unwrap());
         let Some(entry) = self.slots.get(slot as usize).copied() else {
             assert_eq!(answer, Answer::Go, "a slot that does not exist");
@@ -256,9 +257,6 @@ impl Check {
     }
 
     fn take(&mut self, step: &Step) {
-        if !matches!(step, Step::Wait { .. }) {
-            self.look_at_the_clock();
-        }
         match *step {
             Step::Ask { domain } => {
                 if let Some(slot) = self.slots.iter().position(Option::is_none) {
@@ -273,11 +271,13 @@ impl Check {
                 if !running.is_empty() {
                     let slot = running[which % running.len()];
                     let ran = if ran { Ran::Yes(b"r\0Kaccepted\0") } else { Ran::No };
+                    self.look_at_the_clock();
                     self.gate.done(self.now_us, slot as u32, ran);
                     self.slots[slot] = None;
                 }
             }
             Step::DoneSlot { slot } => {
+                self.look_at_the_clock();
                 self.gate.done(self.now_us, slot, Ran::Yes(b"hno such user\0Dgone\0"));
                 if let Some(entry) = self.slots.get_mut(slot as usize) {
                     *entry = None;
@@ -290,10 +290,12 @@ impl Check {
                 let hasher = self.gate.hasher();
                 let table =
                     TABLES[which].map(|text| Table::parse(text.as_bytes(), hasher).unwrap().0);
+                self.look_at_the_clock();
                 self.gate.set_table(table, self.now_us).unwrap();
             }
             Step::Routes { which } => {
                 let routes = Routes::parse(ROUTES[which].as_bytes(), self.gate.hasher()).unwrap().0;
+                self.look_at_the_clock();
                 self.gate.set_routes(routes, self.now_us).unwrap();
             }
             Step::Drop => {
@@ -304,7 +306,10 @@ impl Check {
                     }
                 }
             }
-            Step::Tidy => self.gate.tidy(self.now_us).unwrap(),
+            Step::Tidy => {
+                self.look_at_the_clock();
+                self.gate.tidy(self.now_us).unwrap();
+            }
         }
     }
 }
