@@ -17,17 +17,24 @@ DESCRIPTION
     gate_next      called until it says GATE_NONE, whenever no command is half read
                      GATE_GO    start the held command in out; a place is taken until gate_done
                      GATE_BUSY  the command in out was held too long: write out->text as the report of out->slot
+                     GATE_CALL  write out->text as a report of GATE_CALL_SLOT, a number that no delivery has
     gate_done      the slot's delivery has been reported, or never started: its place is free
     gate_timeout_ms  how long the caller may sleep
     gate_drop_held   nobody wants the held commands any more
 
   A busy text is a whole report without its delivery number and without its zero byte: the letter B, the number of
-  seconds (1..3600) after which the mail should come again, a space, a sentence for the log, a newline:
+  seconds (1..3600) after which the mail should come again at the latest, a space, the number (1..4294967295) of the queue
+  in which it should wait to be called, a space, a sentence for the log, a newline:
 
-    B73 gmail.com is at its limit of 20 deliveries; not tried, again in 73 s. (#4.4.5)
+    B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)
 
-  qmail-send hands it to gate_retry.h. B means that the mail was not tried: it must not become a failure however old the
-  mail is. A qmail-send that does not know B logs "report mangled, will defer".
+  A call is the letter R, the number of a queue, a space, how much mail of that queue has room now (1..4294967295, the
+  last being all of it), a newline:
+
+    R5 20
+
+  qmail-send hands both to gate_retry.h. B means that the mail was not tried: it must not become a failure however old the
+  mail is. A qmail-send that does not know B logs "report mangled, will defer", and of R "delivery report out of range".
 
 POINTERS
   What the caller passes stays the caller's: the gate reads it during the call and keeps copies. What the gate returns
@@ -36,7 +43,7 @@ POINTERS
   that were passed, with no zero byte added.
 
 RANGES
-  slots      1..65535; slot is below slots. A slot out of range: gate_ask says GATE_GO, gate_done does nothing.
+  slots      1..65534; slot is below slots. A slot out of range: gate_ask says GATE_GO, gate_done does nothing.
   parts      1..GATE_PARTS; each part up to GATE_PART_MAX bytes. Otherwise gate_ask says GATE_GO. The last part is the
              recipient, whose domain is what follows its last @; it may end with zero bytes. No @: GATE_GO.
   NULL       allowed where this header says so. Elsewhere: gate_ask says GATE_GO, gate_next GATE_NONE.
@@ -76,7 +83,9 @@ extern "C" {
 #define GATE_GO 1
 #define GATE_HOLD 2
 #define GATE_BUSY 3
+#define GATE_CALL 4
 
+#define GATE_CALL_SLOT 65535
 #define GATE_PARTS 8
 #define GATE_PART_MAX 65536
 
@@ -86,12 +95,12 @@ struct gate_text {
   unsigned int len;
 };
 
-/* a held command that gate_next gives back: part[0..parts), as they were passed to gate_ask */
+/* a held command that gate_next gives back: part[0..parts), as they were passed to gate_ask; a call has no parts */
 struct gate_next {
   unsigned int slot;
   unsigned int parts;
   struct gate_text part[GATE_PARTS];
-  const char *text; /* the report, when the answer was GATE_BUSY; else NULL */
+  const char *text; /* the report, when the answer was GATE_BUSY or GATE_CALL; else NULL */
 };
 
 /*
@@ -107,7 +116,7 @@ Returns GATE_GO, GATE_HOLD or GATE_BUSY; *text is the report for GATE_BUSY, else
 */
 extern int gate_ask(unsigned int slot, const struct gate_text *part, unsigned int parts, const char **text);
 
-/* Returns GATE_NONE, GATE_GO or GATE_BUSY; out is written unless the answer is GATE_NONE. */
+/* Returns GATE_NONE, GATE_GO, GATE_BUSY or GATE_CALL; out is written unless the answer is GATE_NONE. */
 extern int gate_next(struct gate_next *out);
 
 /*
@@ -118,7 +127,7 @@ extern void gate_done(unsigned int slot, const char *report, unsigned int len);
 
 /*
 Milliseconds, 0..60000, after which gate_next must be called again (at once, for a held command; for one that has been
-held too long; for a changed control file while something is held; for the status file). -1: no need.
+held too long; for a changed control file while something is held or away; for a call; for the status file). -1: no need.
 */
 extern long gate_timeout_ms(void);
 
@@ -126,7 +135,7 @@ extern long gate_timeout_ms(void);
 extern unsigned int gate_held(void);
 
 /*
-Forget the held commands: qmail-send is gone and has them in its queue. Running deliveries stay counted. May be called
+Forget the held commands and what is away: qmail-send is gone and has them in its queue. Running deliveries stay counted. May be called
 again and again; once nothing runs it writes the last status.
 */
 extern void gate_drop_held(void);

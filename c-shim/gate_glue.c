@@ -44,11 +44,11 @@ int gateglue_next(unsigned int *slot, stralloc **cmd)
   int r;
 
   r = gate_next(&next);
-  if (r != GATE_GO && r != GATE_BUSY) return GATE_NONE;
+  if (r != GATE_GO && r != GATE_BUSY && r != GATE_CALL) return GATE_NONE;
   *slot = next.slot;
-  if (r == GATE_BUSY) {
+  if (r != GATE_GO) {
     gateglue_text = (char *) next.text;
-    return r;
+    return GATE_BUSY;
   }
   for (n = 0;n < next.parts && cmd[n];++n)
     if (!GATEGLUE_COPY(cmd[n],next.part[n])) {

@@ -25,7 +25,8 @@ extern void gateglue_open(unsigned int slots);
 extern int gateglue_ask(unsigned int slot, stralloc **cmd);
 
 /*
-GATE_NONE: nothing to do. GATE_GO: *slot and cmd are those of a held command, docmd. GATE_BUSY: *slot, err(gateglue_text).
+GATE_NONE: nothing to do. GATE_GO: *slot and cmd are those of a held command, docmd. GATE_BUSY: *slot, err(gateglue_text);
+a call is one, too, with a slot that no delivery has.
 Overwrites cmd, so only while no command is half read.
 */
 extern int gateglue_next(unsigned int *slot, stralloc **cmd);

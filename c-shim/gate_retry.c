@@ -1,34 +1,27 @@
 #include <sys/types.h>
-#include <sys/time.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include "gate_retry.h"
 
 #define SECONDS_MAX 3600
+#define CALL_DELNUM 65535UL
+#define ALL ((unsigned int) -1)
 
-/* ---- time: tenths of a second since the first look at the clock, so that 32 bits last for 6 years */
-
-static long clock_base = 0;
-
-static long tenths(void)
+static long seconds(void)
 {
-  struct timeval tv;
-
-  gettimeofday(&tv,(void *) 0);
-  if (!clock_base) clock_base = (long) tv.tv_sec - 1;
-  return ((long) tv.tv_sec - clock_base) * 10 + tv.tv_usec / 100000;
-}
-
-static long seconds(long tenth)
-{
-  return clock_base + tenth / 10;
+  return (long) time((time_t *) 0);
 }
 
 /* ---- the jobs that run */
 
 struct running {
-  long back; /* tenths: when a busy recipient wants it back; 0 if none does */
-  long skipped; /* seconds: the first retry time of the recipients passed over; 0 if none was */
+  long due; /* since when */
+  long back; /* when a busy recipient wants it back at the latest; 0 if none does */
+  long deferred; /* the first retry time of the recipients that their own server deferred; 0 if there are none */
+  unsigned int queue; /* the one in which a busy recipient waits */
+  unsigned int busy; /* how many of its recipients do */
+  unsigned int allowed; /* how many of those that are remembered as busy may be tried */
   int flagfull; /* 1: a deferred recipient could not be remembered */
 };
 
@@ -52,15 +45,21 @@ static struct running *running_get(int j)
   return running + j;
 }
 
-/* ---- the recipients that their own server deferred, by message */
+/*
+---- the recipients that are not to be tried yet, by message: those that their own server deferred, and of those that are
+busy all but the first of each job
+*/
 
 struct deferred {
   unsigned long id;
-  unsigned long mpos;
-  long retry; /* seconds */
+  unsigned long mpos; /* ALLOWANCE: queue is how many busy recipients of the job were called */
+  long retry; /* when to try it all the same */
+  unsigned int queue; /* where a busy one waits; 0: its own server deferred it */
   unsigned int next; /* of its chain, or of the free ones; + 1 */
   int c;
 };
+
+#define ALLOWANCE ((unsigned long) -1)
 
 #define CHAINS 4096
 
@@ -120,7 +119,7 @@ static void deferred_dropjob(int c, unsigned long id)
   }
 }
 
-static int deferred_add(int c, unsigned long id, unsigned long mpos, long retry)
+static int deferred_add(int c, unsigned long id, unsigned long mpos, long retry, unsigned int queue)
 {
   struct deferred *d;
   unsigned int *link;
@@ -153,217 +152,439 @@ static int deferred_add(int c, unsigned long id, unsigned long mpos, long retry)
     ++usedeferred;
   }
   deferred[*link - 1].retry = retry;
+  deferred[*link - 1].queue = queue;
   return 1;
 }
 
-/* ---- the jobs that are away: a heap per channel, the first to come back on top */
+/*
+---- the jobs that wait, each in two orders: that of the clock, and in its queue that of when it was due. Pairing heaps
+(Fredman, Sedgewick, Sleator, Tarjan, Algorithmica 1, 1986), because a job leaves both when it is at the top of one.
+Indices are + 1, and 0 is none.
+*/
 
-struct away {
-  long when; /* tenths */
+#define CLOCK 0
+#define QUEUE 1
+
+struct waiting {
+  long when; /* it comes back at the latest */
+  long due; /* it was first due */
   unsigned long id;
+  unsigned long serial; /* those that were due in the same second stay in order */
+  unsigned int queue; /* the number of its queue */
+  unsigned int busy; /* how many of its recipients wait */
+  struct {
+    unsigned int child;
+    unsigned int next;
+    unsigned int prev; /* the sibling before it, or for the first its parent */
+  } link[2];
 };
 
-struct heap {
-  struct away *p;
-  unsigned int len;
-  unsigned int a;
+static struct waiting *waiting = 0;
+static unsigned int numwaiting = 0; /* as allocated */
+static unsigned int freewaiting = 0; /* chained by link[CLOCK].next */
+static unsigned int usewaiting = 0;
+
+struct queue {
+  unsigned int number;
+  unsigned int top;
+  struct queue *next;
 };
 
-static struct heap heap[GATE_RETRY_CHANNELS];
+#define QUEUES 1024
 
-static int heap_insert(struct heap *h, long when, unsigned long id)
+static struct {
+  unsigned int top; /* of CLOCK */
+  unsigned int called; /* chained by link[CLOCK].next */
+  unsigned int lastcalled;
+  struct queue *queue[QUEUES];
+} channel[GATE_RETRY_CHANNELS];
+
+#define W(i) (waiting[(i) - 1])
+
+static int before(int order, unsigned int a, unsigned int b)
 {
-  struct away *p;
-  unsigned int n;
-  unsigned int i;
-  unsigned int j;
-
-  if (h->len == h->a) {
-    n = h->a + h->a / 2 + 64;
-    if (n < h->a || n > ((unsigned int) -1) / sizeof(struct away)) return 0;
-    p = (struct away *) realloc(h->p,n * sizeof(struct away));
-    if (!p) return 0;
-    h->p = p;
-    h->a = n;
-  }
-  for (j = h->len++;j;j = i) {
-    i = (j - 1) / 2;
-    if (h->p[i].when <= when) break;
-    h->p[j] = h->p[i];
-  }
-  h->p[j].when = when;
-  h->p[j].id = id;
-  return 1;
+  if (order == CLOCK) return W(a).when < W(b).when;
+  if (W(a).due != W(b).due) return W(a).due < W(b).due;
+  return W(a).serial < W(b).serial;
 }
 
-static void heap_delmin(struct heap *h)
+/* neither has siblings */
+static unsigned int meld(int order, unsigned int a, unsigned int b)
 {
-  struct away last;
-  unsigned int i;
-  unsigned int j;
+  unsigned int t;
 
-  last = h->p[--h->len];
-  if (!h->len) {
-    free(h->p);
-    h->p = 0;
-    h->a = 0;
+  if (!a) return b;
+  if (!b) return a;
+  if (before(order,b,a)) { t = a; a = b; b = t; }
+  t = W(a).link[order].child;
+  W(b).link[order].next = t;
+  if (t) W(t).link[order].prev = b;
+  W(b).link[order].prev = a;
+  W(a).link[order].child = b;
+  return a;
+}
+
+/* the siblings from first on, in pairs and then all of them */
+static unsigned int meldall(int order, unsigned int first)
+{
+  unsigned int pairs;
+  unsigned int top;
+  unsigned int a;
+  unsigned int b;
+
+  pairs = 0;
+  while (first) {
+    a = first;
+    b = W(a).link[order].next;
+    first = b ? W(b).link[order].next : 0;
+    W(a).link[order].next = W(a).link[order].prev = 0;
+    if (b) W(b).link[order].next = W(b).link[order].prev = 0;
+    a = meld(order,a,b);
+    W(a).link[order].next = pairs;
+    pairs = a;
+  }
+  top = 0;
+  while (pairs) {
+    a = pairs;
+    pairs = W(a).link[order].next;
+    W(a).link[order].next = 0;
+    top = meld(order,top,a);
+  }
+  return top;
+}
+
+static void detach(int order, unsigned int *top, unsigned int i)
+{
+  unsigned int below;
+  unsigned int prev;
+  unsigned int next;
+
+  below = meldall(order,W(i).link[order].child);
+  W(i).link[order].child = 0;
+  if (*top == i) {
+    *top = below;
     return;
   }
-  for (i = 0;(j = 2 * i + 1) < h->len;i = j) {
-    if (j + 1 < h->len && h->p[j + 1].when < h->p[j].when) ++j;
-    if (last.when <= h->p[j].when) break;
-    h->p[i] = h->p[j];
+  prev = W(i).link[order].prev;
+  next = W(i).link[order].next;
+  if (W(prev).link[order].child == i)
+    W(prev).link[order].child = next;
+  else
+    W(prev).link[order].next = next;
+  if (next) W(next).link[order].prev = prev;
+  W(i).link[order].next = W(i).link[order].prev = 0;
+  *top = meld(order,*top,below);
+}
+
+/* the link to the queue of this number, or to the end of its chain */
+static struct queue **queue_find(int c, unsigned int number)
+{
+  struct queue **q;
+
+  for (q = channel[c].queue + number % QUEUES;*q;q = &(*q)->next)
+    if ((*q)->number == number) break;
+  return q;
+}
+
+static void queue_drop(struct queue **q)
+{
+  struct queue *old;
+
+  old = *q;
+  *q = old->next;
+  free(old);
+}
+
+static int enqueue(int c, long when, long due, unsigned long id, unsigned int number, unsigned int busy)
+{
+  static unsigned long serial = 0;
+  struct waiting *w;
+  struct queue **q;
+  unsigned int n;
+  unsigned int i;
+
+  if (!freewaiting) {
+    n = numwaiting + numwaiting / 2 + 64;
+    if (n < numwaiting || n > ((unsigned int) -1) / sizeof(struct waiting)) return 0;
+    w = (struct waiting *) realloc(waiting,n * sizeof(struct waiting));
+    if (!w) return 0;
+    waiting = w;
+    for (i = numwaiting + 1;i <= n;++i) {
+      W(i).link[CLOCK].next = freewaiting;
+      freewaiting = i;
+    }
+    numwaiting = n;
   }
-  h->p[i] = last;
+  q = queue_find(c,number);
+  if (!*q) {
+    *q = (struct queue *) malloc(sizeof(struct queue));
+    if (!*q) return 0;
+    (*q)->number = number;
+    (*q)->top = 0;
+    (*q)->next = 0;
+  }
+  i = freewaiting;
+  freewaiting = W(i).link[CLOCK].next;
+  ++usewaiting;
+  memset(&W(i),0,sizeof(struct waiting));
+  W(i).when = when;
+  W(i).due = due;
+  W(i).id = id;
+  W(i).serial = ++serial;
+  W(i).queue = number;
+  W(i).busy = busy;
+  channel[c].top = meld(CLOCK,channel[c].top,i);
+  (*q)->top = meld(QUEUE,(*q)->top,i);
+  return 1;
+}
+
+/* takes a job out of both orders */
+static void unwait(int c, unsigned int i)
+{
+  struct queue **q;
+
+  detach(CLOCK,&channel[c].top,i);
+  q = queue_find(c,W(i).queue);
+  detach(QUEUE,&(*q)->top,i);
+  if (!(*q)->top) queue_drop(q);
+}
+
+static void forget(unsigned int i)
+{
+  W(i).link[CLOCK].next = freewaiting;
+  freewaiting = i;
+  if (!--usewaiting) {
+    free(waiting);
+    waiting = 0;
+    numwaiting = freewaiting = 0;
+  }
+}
+
+/* the first of those that were called; 0: none */
+static unsigned int uncall(int c)
+{
+  unsigned int i;
+
+  i = channel[c].called;
+  if (i) channel[c].called = W(i).link[CLOCK].next;
+  return i;
 }
 
 /* ---- the calls */
 
-void gate_retry_open(int j)
+void gate_retry_open(int j, int c, unsigned long id, long dt)
 {
   struct running *r;
+  unsigned int *link;
 
   r = running_get(j);
   if (!r) return;
-  r->back = 0;
-  r->skipped = 0;
-  r->flagfull = 0;
+  memset(r,0,sizeof(*r));
+  r->due = dt;
+  r->allowed = ALL;
+  if (usedeferred) {
+    link = deferred_find(c,id,ALLOWANCE);
+    if (*link) {
+      r->allowed = deferred[*link - 1].queue;
+      deferred_drop(link);
+    }
+  }
+}
+
+static void sooner(long *when, long other)
+{
+  if (!*when || other < *when) *when = other;
 }
 
 int gate_retry_skip(int j, int c, unsigned long id, unsigned long mpos, long now)
 {
   struct running *r;
+  struct deferred *d;
   unsigned int *link;
-  long retry;
 
   if (!usedeferred) return 0;
   link = deferred_find(c,id,mpos);
   if (!*link) return 0;
-  retry = deferred[*link - 1].retry;
+  d = deferred + (*link - 1);
   r = running_get(j);
-  if (retry <= now || !r) {
+  if (d->retry <= now || !r) {
     deferred_drop(link);
     return 0;
   }
-  if (!r->skipped || retry < r->skipped) r->skipped = retry;
+  if (!d->queue) {
+    sooner(&r->deferred,d->retry);
+    return 1;
+  }
+  if (r->allowed) {
+    if (r->allowed != ALL) --r->allowed;
+    deferred_drop(link);
+    return 0;
+  }
+  sooner(&r->back,d->retry);
+  r->queue = d->queue;
+  ++r->busy;
   return 1;
 }
 
-/* 1..SECONDS_MAX, and *text what follows it and a space; 0: garbage */
-static long busy_seconds(char *s, char **text)
+/* the number at *s, which ends with the byte end, and *s behind that; 0: garbage */
+static unsigned long number(char **s, char end, unsigned long most)
 {
-  long n;
-  unsigned int i;
+  unsigned long n;
+  unsigned long digit;
+  char *t;
 
   n = 0;
-  for (i = 0;s[i] >= '0' && s[i] <= '9';++i) {
-    n = n * 10 + (s[i] - '0');
-    if (n > SECONDS_MAX) return 0;
+  for (t = *s;*t >= '0' && *t <= '9';++t) {
+    digit = *t - '0';
+    if (n > (most - digit) / 10) return 0;
+    n = n * 10 + digit;
   }
-  if (!i || s[i] != ' ') return 0;
-  *text = s + i + 1;
+  if (t == *s || *t != end) return 0;
+  *s = t + 1;
   return n;
 }
 
 void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long natural, char *report)
 {
-  /* steps of 7 go through all ten tenths of a second before they repeat one, and neighbours end up far apart */
-  static unsigned int phase = 0;
   struct running *r;
   char *text;
-  long n;
-  long when;
+  unsigned long secs;
+  unsigned long queue;
+  long back;
 
   if (*report == 'K' || *report == 'D') return;
   r = running_get(j);
   if (*report == 'B') {
     *report = 'Z';
-    n = busy_seconds(report + 1,&text);
-    if (n) {
+    text = report + 1;
+    secs = number(&text,' ',SECONDS_MAX);
+    queue = secs ? number(&text,' ',0xffffffffUL) : 0;
+    if (queue) {
       memmove(report + 1,text,strlen(text) + 1);
       if (!r) return;
-      phase = (phase + 7) % 10;
-      when = tenths() + n * 10 + phase;
-      if (!r->back || when < r->back) r->back = when;
+      back = seconds() + (long) secs;
+      /* the first one is tried whenever the job is; without memory so are the others, and may be busy again */
+      if (r->busy) deferred_add(c,id,mpos,back,(unsigned int) queue);
+      /* in the queue that promises the least */
+      if (!r->back || back <= r->back) r->queue = (unsigned int) queue;
+      sooner(&r->back,back);
+      ++r->busy;
       return;
     }
   }
-  if (r)
-    if (!deferred_add(c,id,mpos,natural))
-      r->flagfull = 1;
+  if (r) {
+    sooner(&r->deferred,natural);
+    if (!deferred_add(c,id,mpos,natural,0)) r->flagfull = 1;
+  }
 }
 
 int gate_retry_close(int j, int c, unsigned long id, long *dt)
 {
   struct running *r;
-  long back;
-  long skipped;
-  int flagfull;
+  long when;
 
   r = running_get(j);
-  back = r ? r->back : 0;
-  skipped = r ? r->skipped : 0;
-  flagfull = r ? r->flagfull : 1;
-
-  if (back && seconds(back) >= *dt) back = 0;
-  if (skipped && skipped >= *dt) skipped = 0;
-
   /* nobody wants it sooner, or somebody who was deferred would be tried too soon */
-  if (flagfull || (!back && !skipped)) {
+  if (!r || r->flagfull || (!r->back && (!r->deferred || r->deferred >= *dt))) {
     if (usedeferred) deferred_dropjob(c,id);
     return 0;
   }
-  if (back && (!skipped || seconds(back) < skipped)) {
-    if (c >= 0 && c < GATE_RETRY_CHANNELS)
-      if (heap_insert(&heap[c],back,id))
-        return 1;
-    *dt = seconds(back) + 1;
+  if (!r->back) {
+    *dt = r->deferred;
     return 0;
   }
-  *dt = skipped;
+  /* a job that was only busy has not been tried: its natural retry time means nothing */
+  when = r->back;
+  if (r->deferred && r->deferred < when) when = r->deferred;
+  if (c >= 0 && c < GATE_RETRY_CHANNELS)
+    if (enqueue(c,when,r->due,id,r->queue,r->busy))
+      return 1;
+  *dt = when;
   return 0;
 }
 
-int gate_retry_due(int c, unsigned long *id)
+int gate_retry_call(int c, unsigned long delnum, char *report)
 {
-  struct heap *h;
+  struct queue **q;
+  unsigned long queue;
+  unsigned long most;
+  unsigned int i;
+
+  if (c < 0 || c >= GATE_RETRY_CHANNELS) return 0;
+  if (delnum != CALL_DELNUM || *report++ != 'R') return 0;
+  queue = number(&report,' ',0xffffffffUL);
+  most = queue ? number(&report,'\n',0xffffffffUL) : 0;
+  if (!most) return 0;
+  while (most) {
+    q = queue_find(c,(unsigned int) queue);
+    if (!*q) break;
+    i = (*q)->top;
+    unwait(c,i);
+    if (W(i).busy > most) {
+      /* without memory all of them come */
+      deferred_add(c,W(i).id,ALLOWANCE,0,(unsigned int) most);
+      most = 0;
+    }
+    else
+      most -= W(i).busy;
+    if (channel[c].called)
+      W(channel[c].lastcalled).link[CLOCK].next = i;
+    else
+      channel[c].called = i;
+    channel[c].lastcalled = i;
+    W(i).link[CLOCK].next = 0;
+  }
+  return 1;
+}
+
+int gate_retry_due(int c, unsigned long *id, long *dt)
+{
+  unsigned int i;
   long now;
 
   if (c < 0 || c >= GATE_RETRY_CHANNELS) return 0;
-  h = &heap[c];
-  if (!h->len) return 0;
-  now = tenths();
-  /* further ahead than anything can be: the clock was set back */
-  if (h->p[0].when > now && h->p[0].when <= now + (SECONDS_MAX + 2) * 10L) return 0;
-  *id = h->p[0].id;
-  heap_delmin(h);
+  if (!usewaiting) return 0;
+  now = seconds();
+  i = uncall(c);
+  if (!i) {
+    i = channel[c].top;
+    if (!i) return 0;
+    /* further ahead than anything can be: the clock was set back */
+    if (W(i).when > now && W(i).when <= now + SECONDS_MAX) return 0;
+    unwait(c,i);
+  }
+  *id = W(i).id;
+  *dt = W(i).due < now ? W(i).due : now;
+  forget(i);
   return 1;
 }
 
 long gate_retry_wakeup(long wakeup)
 {
   int c;
-  long when;
 
   for (c = 0;c < GATE_RETRY_CHANNELS;++c)
-    if (heap[c].len) {
-      /* qmail-send sleeps for whole seconds: one tenth too early would be a busy loop */
-      when = seconds(heap[c].p[0].when) + 1;
-      if (when < wakeup) wakeup = when;
-    }
+    if (channel[c].top)
+      if (W(channel[c].top).when < wakeup) wakeup = W(channel[c].top).when;
   return wakeup;
 }
 
 int gate_retry_flush(int c, unsigned long *id, long *dt)
 {
-  struct heap *h;
+  unsigned int i;
+  long now;
 
   if (c < 0 || c >= GATE_RETRY_CHANNELS) return 0;
-  h = &heap[c];
-  if (h->len) {
-    *id = h->p[0].id;
-    *dt = seconds(h->p[0].when);
-    heap_delmin(h);
+  i = uncall(c);
+  if (!i) {
+    i = channel[c].top;
+    if (i) unwait(c,i);
+  }
+  if (i) {
+    now = seconds();
+    *id = W(i).id;
+    *dt = W(i).due < now ? W(i).due : now;
+    forget(i);
     return 1;
   }
   if (usedeferred) {

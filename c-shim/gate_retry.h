@@ -1,26 +1,27 @@
 /*
 NAME
-  gate_retry.h - qmail-send's half of the gate: mail that comes back soon
+  gate_retry.h - qmail-send's half of the gate: mail that waits to be called
 
 DESCRIPTION
-  A report B<S> says that a delivery was not tried because its domain is at its limit, and when to try it. In qmail-send
-  it makes the whole job (one message on one channel) come back S seconds later, sooner than its natural retry time.
+  A report B<S> <Q> says that a delivery was not tried because its domain is at its limit. The whole job (one message on
+  one channel) then waits in queue Q until the gate calls it, or for S seconds at the longest. A report R<Q> <N>, whose
+  delivery number is one that no delivery has, calls N recipients of queue Q: of the jobs that were due first, first.
 
-  Two things follow. The recipients of that job which their own server deferred must not be tried again that soon: they
-  are remembered, and passed over until the retry time which qmail gave them. And the jobs that are away must not all
-  come back in the first milliseconds of a second, because the gate can hold only so many: they wait here, not in
-  pqchan, each with its own tenth of a second, and go to pqchan when it has come.
+  Three things follow. The recipients of that job which their own server deferred must not be tried again that soon: they
+  are remembered, and passed over until the retry time which qmail gave them. When fewer recipients were called than a job
+  has, the others of that queue are passed over, too. And a job that was called is due since it was first due: it goes
+  before what has come later.
 
   j is an index into jo[], c a channel (0..1), id a message, mpos the position of a recipient in its channel file. Times
   are in seconds since the epoch, as recent is. HOOKS.md shows the calls in qmail-send.c.
 
 MEMORY
-  Per job that is away about 32 bytes, as in pqchan. Per remembered recipient 40 bytes, at most GATE_RETRY_MAX of them.
-  When memory is short or the table is full, the job is simply deferred: it comes back at its natural retry time.
+  Per job that waits 72 bytes. Per remembered recipient 48 bytes, at most GATE_RETRY_MAX of them. When memory is short or
+  the table is full, the job is simply deferred: it comes back at its natural retry time.
 
 RESTART
-  At exit the time of a job that is away is stored like that of any other job. What is remembered of its recipients is
-  lost: after a restart they are tried once when their job comes back. So they are after SIGALRM, which means just that.
+  At exit a job that waits is stored as due since it was due. What is remembered of its recipients is lost: after a
+  restart they are tried once when their job comes back. So they are after SIGALRM, which means just that.
 */
 #ifndef GATE_RETRY_H
 #define GATE_RETRY_H
@@ -28,15 +29,15 @@ RESTART
 #define GATE_RETRY_CHANNELS 2
 #define GATE_RETRY_MAX 65536
 
-/* a job begins */
-extern void gate_retry_open(int j);
+/* a job begins, which was due at dt */
+extern void gate_retry_open(int j, int c, unsigned long id, long dt);
 
-/* 1: do not try this recipient now, it has its own retry time ahead. 0: try it. */
+/* 1: do not try this recipient now, it has its own retry time ahead, or was not called. 0: try it. */
 extern int gate_retry_skip(int j, int c, unsigned long id, unsigned long mpos, long now);
 
 /*
 A delivery of job j was reported. report: letter, text, zero byte. natural: jo[j].retry.
-A B report becomes a Z report: the letter and the number are removed from the text. So this must be called after the
+A B report becomes a Z report: the letter and the numbers are removed from the text. So this must be called after the
 Z of a dying message has been made a D, and before the letter is looked at.
 */
 extern void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long natural, char *report);
@@ -47,8 +48,11 @@ The last delivery of job j is done, and the job is not: *dt is when it would com
 */
 extern int gate_retry_close(int j, int c, unsigned long id, long *dt);
 
-/* 1: message *id of channel c is to go to pqchan now; call again. 0: no more. */
-extern int gate_retry_due(int c, unsigned long *id);
+/* a report of a delivery that there is not. 1: it was a call, and done. 0: it was none. */
+extern int gate_retry_call(int c, unsigned long delnum, char *report);
+
+/* 1: message *id of channel c is to go to pqchan now, at *dt, which is not later; call again. 0: no more. */
+extern int gate_retry_due(int c, unsigned long *id, long *dt);
 
 /* when gate_retry_due should be called, or wakeup if that is sooner; later than now unless wakeup is not */
 extern long gate_retry_wakeup(long wakeup);

@@ -4,6 +4,8 @@ pub const GATE_NONE: u32 = 0;
 pub const GATE_GO: u32 = 1;
 pub const GATE_HOLD: u32 = 2;
 pub const GATE_BUSY: u32 = 3;
+pub const GATE_CALL: u32 = 4;
+pub const GATE_CALL_SLOT: u32 = 65535;
 pub const GATE_PARTS: u32 = 8;
 pub const GATE_PART_MAX: u32 = 65536;
 #[repr(C)]

@@ -32,6 +32,7 @@ const NONE: c_int = bindings::GATE_NONE as c_int;
 const GO: c_int = bindings::GATE_GO as c_int;
 const HOLD: c_int = bindings::GATE_HOLD as c_int;
 const BUSY: c_int = bindings::GATE_BUSY as c_int;
+const CALL: c_int = bindings::GATE_CALL as c_int;
 const _: () = assert!(PARTS == bindings::GATE_PARTS as usize);
 const _: () = assert!(crate::command::PART_MAX == bindings::GATE_PART_MAX as usize);
 
@@ -195,21 +196,23 @@ export! {
         }
         let (answer, slot, command) = match host.due() {
             Due::Nothing => return Some(NONE),
-            Due::Go { slot, command } => (GO, slot, command),
-            Due::Report { slot, command } => (BUSY, slot, command),
+            Due::Go { slot, command } => (GO, slot, Some(command)),
+            Due::Report { slot, command } => (BUSY, slot, Some(command)),
+            Due::Call => (CALL, bindings::GATE_CALL_SLOT, None),
         };
-        let command = host.command(command);
+        let command = command.map(|command| host.command(command));
+        let parts = command.as_ref().map_or(&[][..], Parts::as_slice);
         let empty = PartIn { s: std::ptr::null(), len: 0 };
         let mut next = NextOut {
             slot,
-            parts: command.as_slice().len() as c_uint,
+            parts: parts.len() as c_uint,
             part: [empty; PARTS],
             text: std::ptr::null(),
         };
-        for (to, from) in next.part.iter_mut().zip(command.as_slice()) {
+        for (to, from) in next.part.iter_mut().zip(parts) {
             *to = PartIn { s: from.as_ptr().cast(), len: from.len() as c_uint };
         }
-        if answer == BUSY {
+        if answer != GO {
             next.text = host.text().as_ptr().cast();
         }
         // SAFETY: not NULL, so it may be written.

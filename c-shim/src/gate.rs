@@ -11,6 +11,9 @@
 //! is always something left for a key that is not busy. A fixed share was the alternative; it starves its own places.
 //! Nothing is held that could not start in time: the hold ends after 60 seconds.
 //!
+//! **What is not held** goes back to qmail-send, which keeps it until the gate calls it: see [`crate::recall`]. While mail
+//! of a key is away, no more of it is held than is needed to keep its places busy, and what comes later goes behind it.
+//!
 //! **How many slots there are.** The spawner knows conf-spawn, qmail-send starts no more than concurrencyremote. The
 //! lower of both counts, until more have been seen in use at once.
 
@@ -20,8 +23,9 @@ use crate::command::{Commands, Parts};
 use crate::index::Index;
 use crate::memory::{self, OutOfMemory};
 use crate::name::{NAME_MAX, domain_of, without_root};
-use crate::pace::{Pace, Rate, Standing};
+use crate::pace::{Pace, Rate};
 use crate::random::Random;
+use crate::recall::Recall;
 use crate::route::Routes;
 use crate::rules::{KeyKind, Rules};
 use crate::table::{Limit, Table};
@@ -29,11 +33,11 @@ use crate::table::{Limit, Table};
 /// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
 pub const HOLD_MAX_US: u64 = 60_000_000;
 
-/// What cannot be started within this time is not held, in seconds. Less than the hold, because the rate may fall.
-const HOLD_REACH_SECS: f64 = 45.0;
+/// Keys with mail that is away are looked at so often, in microseconds, whatever else happens.
+const LOOK_US: u64 = 500_000;
 
-/// The highest number of slots.
-pub const SLOTS_MAX: u32 = 65535;
+/// The highest number of slots. Slot 65535 is that of calls.
+pub const SLOTS_MAX: u32 = 65534;
 
 /// qmail-send's default for concurrencyremote.
 pub const CONCURRENCY_REMOTE: u32 = 20;
@@ -68,9 +72,9 @@ pub enum Answer {
 /// Not now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy {
-    /// The number of the key, for [`Gate::key`]; valid until the next call.
+    /// The index of the key, for [`Gate::key`]; valid until the next call. What qmail-send is told is [`Key::number`].
     pub key: u32,
-    /// Seconds until it should come again, 1..=3600.
+    /// Seconds until it should come again, if it is not called before: 1..=3600.
     pub secs: u32,
 }
 
@@ -95,6 +99,17 @@ pub enum Next {
         /// When it should come again.
         busy: Busy,
     },
+    /// qmail-send should give mail that was sent away.
+    Call(Call),
+}
+
+/// How much mail qmail-send should give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// [`Key::number`] of the key under which it was sent away.
+    pub number: u32,
+    /// So many, 1 or more.
+    pub most: u32,
 }
 
 /// How a delivery ended.
@@ -200,6 +215,14 @@ pub struct Key {
     pub error: Vec<u8>,
     /// How fast it is served.
     pub pace: Pace,
+    /// What is away.
+    pub recall: Recall,
+    /// The key's number for qmail-send, from 1 on. No key has had it before, for as long as there are fewer than 2^32.
+    pub number: u32,
+    /// It is in [`Gate::lacking`].
+    lacks: bool,
+    /// It is in [`Gate::absent`].
+    listed: bool,
     hash: u64,
     /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
     of: u32,
@@ -219,7 +242,7 @@ impl Key {
     }
 
     fn is_idle(&self) -> bool {
-        self.slots == 0 && self.members == 0
+        self.slots == 0 && self.members == 0 && !self.listed
     }
 
     /// Whether it has ever been at its limit.
@@ -240,11 +263,13 @@ struct Keys {
     recent_len: usize,
     known: List,
     known_len: usize,
+    last_number: u32,
 }
 
 impl Keys {
-    fn new() -> Self {
+    fn new(last_number: u32) -> Self {
         Self {
+            last_number,
             all: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
@@ -300,6 +325,10 @@ impl Keys {
                         peak: 0,
                         error: Vec::new(),
                         pace: Pace::new(now_us, guess_secs),
+                        recall: Recall::default(),
+                        number: 0,
+                        lacks: false,
+                        listed: false,
                         hash,
                         of: NONE,
                         slots: 0,
@@ -327,7 +356,10 @@ impl Keys {
         key.hash = hash;
         key.of = at;
         key.place = Place::Active;
-        key.pace.reset(now_us, guess_secs);
+        key.pace = Pace::new(now_us, guess_secs);
+        key.recall = Recall::default();
+        self.last_number = self.last_number.checked_add(1).unwrap_or(1);
+        key.number = self.last_number;
         self.free.pop();
         Ok(at)
     }
@@ -378,6 +410,7 @@ impl Keys {
         key.done = 0;
         key.held_ever = 0;
         key.peak = 0;
+        key.recall = Recall::default();
         if key.error.capacity() > 0 {
             key.error = Vec::new();
         }
@@ -454,6 +487,15 @@ pub struct Gate {
     random: Random,
     now_us: u64,
     totals: Totals,
+    /// Keys that may have room for mail that is away.
+    lacking: Vec<u32>,
+    /// Keys with mail that is away, but for those that are closed.
+    absent: Vec<u32>,
+    looked_us: u64,
+    /// How much has been called and has not come yet, of all keys.
+    called: u32,
+    /// Numbers of keys that are no more, whose mail is to be called.
+    gone: Vec<u32>,
 }
 
 impl Gate {
@@ -479,7 +521,7 @@ impl Gate {
         Ok(Self {
             rules: Rules::stock(crate::name::Hasher::new(random.next())),
             slots: memory::filled(free, slots as usize)?,
-            keys: Keys::new(),
+            keys: Keys::new(0),
             commands: Commands::default(),
             waiting: EMPTY,
             ready: EMPTY,
@@ -490,6 +532,11 @@ impl Gate {
             random,
             now_us: 0,
             totals: Totals::default(),
+            lacking: Vec::new(),
+            absent: Vec::new(),
+            looked_us: 0,
+            called: 0,
+            gone: Vec::new(),
         })
     }
 
@@ -509,14 +556,18 @@ impl Gate {
             return Answer::Go;
         };
         let at = self.keys.all[domain as usize].of;
-        let key = &self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize];
+        let was_called = key.recall.arrived(now_us);
+        self.called -= u32::from(was_called);
         let startable = key.limit.admits(key.running);
+        let may_hold = self.may_hold(at, was_called, now_us);
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that.
-        if startable && (key.held == 0 || !self.may_hold(at)) {
+        if startable && (self.keys.all[at as usize].held == 0 || !may_hold) {
             self.start(slot, domain, now_us);
+            self.look_for_room(at);
             return Answer::Go;
         }
-        if self.may_hold(at) {
+        if may_hold {
             return match self.hold(slot, domain, parts, now_us) {
                 Ok(()) => Answer::Hold,
                 Err(OutOfMemory) => {
@@ -560,7 +611,79 @@ impl Gate {
             self.rest_if_idle(domain, now_us);
             return Next::Busy { slot, command, busy };
         }
-        Next::None
+        self.next_call(now_us).map_or(Next::None, Next::Call)
+    }
+
+    fn next_call(&mut self, now_us: u64) -> Option<Call> {
+        if let Some(number) = self.gone.pop() {
+            return Some(Call { number, most: u32::MAX });
+        }
+        if now_us.saturating_sub(self.looked_us) >= LOOK_US {
+            self.look_at_absent(now_us);
+        }
+        while let Some(at) = self.lacking.pop() {
+            self.keys.all[at as usize].lacks = false;
+            let most = self.room(at, now_us);
+            let key = &mut self.keys.all[at as usize];
+            // In portions, unless a place is idle: each is a report to qmail-send.
+            let is_little = most < (key.held + key.recall.called()) / 8;
+            if is_little && !key.limit.admits(key.running) {
+                continue;
+            }
+            let number = key.number;
+            let most = key.recall.call(most, now_us);
+            if most > 0 {
+                self.called += most;
+                return Some(Call { number, most });
+            }
+        }
+        None
+    }
+
+    /// Calls that are in vain come to their end, and keys that lacked mail when there were no slots have another look.
+    fn look_at_absent(&mut self, now_us: u64) {
+        self.looked_us = now_us;
+        let mut index = 0;
+        while let Some(&at) = self.absent.get(index) {
+            let key = &mut self.keys.all[at as usize];
+            let called = key.recall.called();
+            if key.recall.expire(now_us) {
+                self.called -= called;
+            }
+            if key.recall.away() == 0 {
+                key.listed = false;
+                self.absent.swap_remove(index);
+                self.rest_if_idle(at, now_us);
+            } else {
+                index += 1;
+                self.look_for_room(at);
+            }
+        }
+    }
+
+    /// To be called when there may be room for mail of this key that is away.
+    fn look_for_room(&mut self, at: u32) {
+        let key = &mut self.keys.all[at as usize];
+        if key.listed && !key.lacks && memory::push(&mut self.lacking, at).is_ok() {
+            key.lacks = true;
+        }
+    }
+
+    /// How much mail of this key that is away has room here: for its idle places, and to be held. No more than leaves as many
+    /// slots free, as in [`Gate::may_hold`].
+    fn room(&mut self, at: u32, now_us: u64) -> u32 {
+        let key = &mut self.keys.all[at as usize];
+        let free = self.capacity.saturating_sub(self.in_use + self.called);
+        let here = key.held + key.recall.called();
+        let wanted = match key.limit {
+            Limit::AtMost(0) => 0,
+            Limit::AtMost(limit) => {
+                key.pace.run(now_us, key.running);
+                limit.saturating_sub(key.running) + key.pace.spare(limit)
+            }
+            Limit::Unlimited => SLOTS_MAX,
+        };
+        wanted.min((free + here).div_ceil(2)).saturating_sub(here)
     }
 
     /// The delivery in this slot has been reported.
@@ -593,28 +716,39 @@ impl Gate {
                 }
                 self.make_ready(at);
                 self.vacate(slot);
+                self.look_for_room(at);
                 self.rest_if_idle(domain, now_us);
             }
         }
     }
 
-    /// Forgets all held commands.
+    /// Forgets all held commands, and what is away.
     pub fn drop_held(&mut self) {
         while self.waiting.first != NONE {
             let slot = self.waiting.first;
             self.done(self.now_us, slot, Ran::No);
         }
+        self.gone.clear();
+        self.called = 0;
+        for key in &mut self.keys.all {
+            key.recall = Recall::default();
+        }
+        self.look_at_absent(self.now_us);
     }
 
-    /// Microseconds until [`Gate::next`] has something to do; None if nothing is held.
+    /// Microseconds until [`Gate::next`] has something to do; None if nothing is held or away.
     #[must_use]
     pub fn timeout_us(&self, now_us: u64) -> Option<u64> {
-        if self.ready.first != NONE {
+        if self.ready.first != NONE || !self.lacking.is_empty() || !self.gone.is_empty() {
             return Some(0);
         }
-        let slot = self.slots.get(self.waiting.first as usize)?;
-        let held_us = now_us.max(self.now_us).saturating_sub(slot.since_us);
-        Some(HOLD_MAX_US.saturating_sub(held_us))
+        let until = |since_us: u64, us: u64| {
+            us.saturating_sub(now_us.max(self.now_us).saturating_sub(since_us))
+        };
+        let held = self.slots.get(self.waiting.first as usize);
+        let held_us = held.map(|slot| until(slot.since_us, HOLD_MAX_US));
+        let look_us = (!self.absent.is_empty()).then(|| until(self.looked_us, LOOK_US));
+        held_us.into_iter().chain(look_us).min()
     }
 
     /// The parts of a command whose handle [`Gate::next`] gave.
@@ -641,6 +775,12 @@ impl Gate {
     #[must_use]
     pub fn held(&self) -> u32 {
         self.commands.used() as u32
+    }
+
+    /// How much mail that is away has been called and has not come yet.
+    #[must_use]
+    pub fn called(&self) -> u32 {
+        self.called
     }
 
     /// How many slots are running or held.
@@ -670,14 +810,10 @@ impl Gate {
     /// The bytes that its variable parts occupy, without the rules.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let keys: usize = self
-            .keys
-            .all
-            .iter()
-            .map(|key| key.name.capacity() + key.error.capacity() + key.pace.bytes())
-            .sum();
+        let keys: usize =
+            self.keys.all.iter().map(|key| key.name.capacity() + key.error.capacity()).sum();
         keys + self.keys.all.capacity() * (size_of::<Key>() + size_of::<Link>())
-            + self.keys.free.capacity() * 4
+            + (self.keys.free.capacity() + self.lacking.capacity() + self.absent.capacity()) * 4
             + self.keys.index.bytes()
             + self.commands.bytes()
     }
@@ -733,6 +869,11 @@ impl Gate {
         Some((slot, entry.command))
     }
 
+    /// And a key whose mail is away: its number.
+    pub fn rescue_call(&mut self) -> Option<u32> {
+        self.absent.pop().map(|at| self.keys.all[at as usize].number)
+    }
+
     /// How many [`Gate::rescue`] would still find.
     #[must_use]
     pub fn to_rescue(&self, from: u32) -> u32 {
@@ -743,13 +884,15 @@ impl Gate {
     /// Makes the keys anew: for other rules, or to give memory back.
     fn rebuild(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
         let rules = &self.rules;
-        let mut keys = Keys::new();
+        let mut keys = Keys::new(self.keys.last_number);
         let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
         // The idle ones first, the oldest first, so that they come to rest in the same order; then those with slots. Keys
         // of relays and groups come with the first domain that counts under them.
         let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.known));
-        let in_use =
-            (0u32..).zip(&self.keys.all).filter(|(_, key)| key.slots > 0).map(|(at, _)| at);
+        let in_use = (0u32..)
+            .zip(&self.keys.all)
+            .filter(|(_, key)| key.slots > 0 || key.listed)
+            .map(|(at, _)| at);
         for old in idle.chain(in_use) {
             let key = &self.keys.all[old as usize];
             let hash = rules.hasher.hash(&key.name);
@@ -768,7 +911,22 @@ impl Gate {
             }
         }
 
+        let is_gone = |old: &Key, at: u32, keys: &Keys| {
+            old.recall.away() > 0 && keys.all.get(at as usize).is_none_or(|key| key.of != at)
+        };
+        let away = self.keys.all.iter().filter(|key| key.recall.away() > 0).count();
+        self.gone.try_reserve(away)?;
+        self.absent.try_reserve(away)?;
+
         // Nothing fails from here on.
+        for (old, &at) in self.keys.all.iter().zip(&moved) {
+            if is_gone(old, at, &keys) {
+                self.gone.push(old.number);
+            }
+        }
+        self.absent.clear();
+        self.lacking.clear();
+        self.called = 0;
         for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
             let Some(key) = keys.all.get_mut(at as usize) else { continue };
             key.idle_since_us = old.idle_since_us;
@@ -778,6 +936,14 @@ impl Gate {
                 key.error = std::mem::take(&mut old.error);
                 (key.busy, key.done, key.held_ever, key.peak) =
                     (old.busy, old.done, old.held_ever, old.peak);
+                (key.recall, key.number) = (old.recall, old.number);
+                if key.limit == Limit::AtMost(0) {
+                    key.recall.cancel();
+                } else if key.recall.away() > 0 {
+                    key.listed = true;
+                    self.absent.push(at);
+                }
+                self.called += key.recall.called();
             }
         }
         for slot in &mut self.slots {
@@ -811,6 +977,7 @@ impl Gate {
                 self.keys.rest(at, idle_since_us);
             } else {
                 self.make_ready(at);
+                self.look_for_room(at);
             }
         }
         Ok(())
@@ -878,19 +1045,21 @@ impl Gate {
         key.peak = key.peak.max(key.running);
     }
 
-    /// The dynamic threshold: with this one held, no more would be held than slots stay free.
-    fn may_hold(&self, at: u32) -> bool {
+    /// The dynamic threshold: with this one held, no more would be held than slots stay free. What was not called may only
+    /// be held if there is room for all that is away, too: else it would overtake it.
+    fn may_hold(&mut self, at: u32, was_called: bool, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize];
         let free = self.capacity.saturating_sub(self.in_use + 1);
         if key.held + 1 > free {
             return false;
         }
+        if key.recall.away() > 0 && !was_called {
+            let uncalled = key.recall.away() - key.recall.called();
+            return self.room(at, now_us) > uncalled;
+        }
         match key.limit {
-            Limit::AtMost(limit) if limit > 0 && key.pace.is_known() => {
-                let reach = key.pace.served_within(HOLD_REACH_SECS, limit);
-                f64::from(key.held + 1) <= reach.max(f64::from(limit))
-            }
-            // Not known yet, or closed for nobody knows how long.
+            Limit::AtMost(limit) if limit > 0 => key.held < key.pace.reach(limit).max(limit),
+            // Closed for nobody knows how long.
             _ => true,
         }
     }
@@ -913,6 +1082,7 @@ impl Gate {
         key.held_ever += 1;
         self.totals.held += 1;
         self.make_ready(at);
+        self.look_for_room(at);
         Ok(())
     }
 
@@ -947,11 +1117,18 @@ impl Gate {
             Limit::AtMost(limit) => limit,
             Limit::Unlimited => SLOTS_MAX,
         };
-        let room = (self.capacity.saturating_sub(self.in_use) + key.held) / 2;
-        let standing = Standing { limit, held: key.held, room, overall_rate: self.rate.at(now_us) };
-        let secs = key.pace.send_away(now_us, &standing, &mut self.random);
+        let before = key.held + key.recall.away();
+        let secs = key.pace.latest_secs(limit, before, &mut self.random);
+        let called = key.recall.called();
+        key.recall.sent_away();
+        self.called -= called - key.recall.called();
+        // While it is closed there is nothing to look for. Without memory to list it, it comes back by the clock.
+        if limit > 0 && !key.listed && memory::push(&mut self.absent, at).is_ok() {
+            key.listed = true;
+        }
         key.busy += 1;
         self.totals.busy += 1;
+        self.look_for_room(at);
         Busy { key: at, secs }
     }
 }

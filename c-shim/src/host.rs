@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::command::Parts;
-use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Gate, Next, Ran};
+use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Gate, Next, Ran};
 use crate::memory::{OutOfMemory, Text};
 use crate::problem::{self, Kind, Problem};
 use crate::route::Routes;
@@ -162,6 +162,8 @@ pub enum Due {
         /// For [`Host::command`].
         command: u32,
     },
+    /// Report [`Host::text`], for no slot: qmail-send should give mail that was sent away.
+    Call,
 }
 
 /// What to do about a command that has been read.
@@ -289,6 +291,10 @@ impl Host {
                 self.busy_text(busy);
                 Due::Report { slot, command }
             }
+            Next::Call(call) => {
+                self.call_text(call);
+                Due::Call
+            }
         }
     }
 
@@ -338,9 +344,9 @@ impl Host {
             return;
         }
         if self.gate.held() > 0 {
-            self.gate.drop_held();
             self.touch();
         }
+        self.gate.drop_held();
         // The spawner ends with its last delivery, and this is called until then.
         if self.dirty && self.gate.in_use() == 0 {
             let now_us = self.now_us();
@@ -372,7 +378,13 @@ impl Host {
     fn rescue(&mut self) -> Due {
         let Some((slot, command)) = self.gate.rescue(self.rescue_from) else {
             self.rescue_from = self.slots;
-            return Due::Nothing;
+            return match self.gate.rescue_call() {
+                Some(number) => {
+                    self.call_text(Call { number, most: u32::MAX });
+                    Due::Call
+                }
+                None => Due::Nothing,
+            };
         };
         self.rescue_from = slot + 1;
         Due::Go { slot, command }
@@ -466,8 +478,14 @@ impl Host {
         let key = self.gate.key(busy.key);
         self.text.bytes.clear();
         // It fits into what has been reserved; if it did not, the text would end early.
-        let _ = write_busy(&mut self.text, key.kind, &key.name, key.limit, busy.secs);
+        let _ = write_busy(&mut self.text, key.number, key.kind, &key.name, key.limit, busy.secs);
         let _ = self.text.push(b"\0");
+    }
+
+    fn call_text(&mut self, Call { number, most }: Call) {
+        self.text.bytes.clear();
+        // As in busy_text.
+        let _ = write!(self.text, "R{number} {most}\n\0");
     }
 
     fn plain_text(&mut self, text: &str) {
@@ -556,15 +574,16 @@ fn concurrency_remote(path: &OsStr) -> (u32, Option<Problem>) {
     }
 }
 
-/// `B73 gmail.com is at its limit of 20 deliveries; not tried, again in 73 s. (#4.4.5)`
+/// `B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)`
 fn write_busy(
     out: &mut Text,
+    number: u32,
     kind: KeyKind,
     name: &[u8],
     limit: Limit,
     secs: u32,
 ) -> std::fmt::Result {
-    write!(out, "B{secs} ")?;
+    write!(out, "B{secs} {number} ")?;
     match kind {
         KeyKind::Domain => {}
         KeyKind::Relay => out.write_str("relay ")?,
@@ -585,7 +604,7 @@ fn write_busy(
         Limit::AtMost(limit) => write!(out, " is at its limit of {limit} deliveries")?,
         Limit::Unlimited => out.write_str(" was at its limit")?,
     }
-    writeln!(out, "; not tried, again in {secs} s. (#4.4.5)")
+    out.write_str("; not tried. (#4.4.5)\n")
 }
 
 #[cfg(test)]
@@ -594,7 +613,7 @@ mod tests {
 
     fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
         let mut out = Text::default();
-        write_busy(&mut out, kind, name, Limit::AtMost(limit), secs).unwrap();
+        write_busy(&mut out, 7, kind, name, Limit::AtMost(limit), secs).unwrap();
         String::from_utf8(out.bytes).unwrap()
     }
 
@@ -602,19 +621,19 @@ mod tests {
     fn the_text_of_a_busy_report() {
         assert_eq!(
             busy(KeyKind::Domain, b"gmail.com", 20, 73),
-            "B73 gmail.com is at its limit of 20 deliveries; not tried, again in 73 s. (#4.4.5)\n"
+            "B73 7 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)\n"
         );
         assert_eq!(
             busy(KeyKind::Group, b"yahoo", 1, 3600),
-            "B3600 group yahoo is at its limit of 1 delivery; not tried, again in 3600 s. (#4.4.5)\n"
+            "B3600 7 group yahoo is at its limit of 1 delivery; not tried. (#4.4.5)\n"
         );
         assert_eq!(
             busy(KeyKind::Relay, b"mx.example", 0, 1),
-            "B1 relay mx.example is closed (limit 0); not tried, again in 1 s. (#4.4.5)\n"
+            "B1 7 relay mx.example is closed (limit 0); not tried. (#4.4.5)\n"
         );
         assert_eq!(
             busy(KeyKind::Domain, b"a\nb\0\xff c", 2, 5),
-            "B5 a?b???c is at its limit of 2 deliveries; not tried, again in 5 s. (#4.4.5)\n"
+            "B5 7 a?b???c is at its limit of 2 deliveries; not tried. (#4.4.5)\n"
         );
         assert!(busy(KeyKind::Domain, &[b'x'; 255], 2, 5).len() < 200);
     }

@@ -19,6 +19,8 @@ pub mod name;
 pub mod pace;
 pub mod problem;
 pub mod random;
+pub mod recall;
+pub mod retry;
 pub mod route;
 pub mod rules;
 pub mod status;

@@ -153,7 +153,7 @@ fn write_key(out: &mut Text, key: &Key, now_us: u64) -> fmt::Result {
         key.busy,
         key.done,
         key.peak,
-        key.pace.away_at(now_us),
+        key.recall.away(),
         tenths / 10,
         tenths % 10,
         Escaped(&key.error)

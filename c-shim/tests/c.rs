@@ -163,13 +163,13 @@ const GLUE: [&str; 2] = ["tests/c/glue.c", "gate_glue.c"];
 fn glue() {
     let build = Build::new("glue");
     let program = build.link("glue", &[], &GLUE, Some(gate()));
-    let [commands, ended, held, busy, nomem] = build.numbers(&program, "run")[..] else {
-        panic!("five numbers")
+    let [commands, ended, held, busy, nomem, calls] = build.numbers(&program, "run")[..] else {
+        panic!("six numbers")
     };
     assert_eq!((commands, nomem), (ended, 0));
-    assert!(held > 100 && busy > 100);
-    let [commands, ended, _, _, nomem] = build.numbers(&program, "memory")[..] else {
-        panic!("five numbers")
+    assert!(held > 100 && busy > 100 && calls > 10);
+    let [commands, ended, _, _, nomem, _] = build.numbers(&program, "memory")[..] else {
+        panic!("six numbers")
     };
     assert_eq!(commands, ended);
     assert!(nomem > 10, "{nomem}");
@@ -206,8 +206,8 @@ fn glue() {
 fn panics_stay_inside() {
     let build = Build::new("panic");
     let program = build.link("glue", &[], &GLUE, Some(panicking_gate()));
-    let [commands, _, held, busy, _] = build.numbers(&program, "panic")[..] else {
-        panic!("five numbers")
+    let [commands, _, held, busy, ..] = build.numbers(&program, "panic")[..] else {
+        panic!("six numbers")
     };
     assert!(commands > 0 && held > 0);
     assert_eq!(busy, 0, "after a panic everything goes");
@@ -226,8 +226,8 @@ fn sanitizer() {
         !proof.status.success() && said.contains("AddressSanitizer: heap-buffer-overflow"),
         "is it on? {said}"
     );
-    assert_eq!(build.numbers(&program, "run").len(), 5);
-    assert_eq!(build.numbers(&program, "memory").len(), 5);
+    assert_eq!(build.numbers(&program, "run").len(), 6);
+    assert_eq!(build.numbers(&program, "memory").len(), 6);
     let retry = build.link("retry", &flags, &["tests/c/retry.c", "gate_retry.c"], None);
     succeed(&mut build.command(&retry, ""));
 }

@@ -209,6 +209,7 @@ impl Check {
                     self.same_command(slot, domain, command);
                     self.slots[slot as usize] = None;
                 }
+                Next::Call(call) => assert!(call.most > 0),
             }
         }
     }
@@ -252,8 +253,12 @@ impl Check {
             }
         }
         let due = self.gate.timeout_us(self.now_us);
-        assert_eq!(due.is_some(), held > 0);
+        let is_away =
+            self.gate.keys().any(|key| key.recall.away() > 0 && key.limit != Limit::AtMost(0));
+        assert!(due.is_some() || held == 0 && !is_away);
         assert_ne!(due, Some(0));
+        let called = self.gate.keys().map(|key| key.recall.called()).sum::<u32>();
+        assert_eq!(self.gate.called(), called);
     }
 
     fn take(&mut self, step: &Step) {
@@ -429,6 +434,7 @@ fn clock_jumps() {
         check.settle();
         check.invariants();
         check.take(&Step::Ask { domain: 0 });
+        check.settle();
         check.invariants();
     }
 }

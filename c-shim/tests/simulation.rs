@@ -1,27 +1,12 @@
 //! The scenarios of the design as seeded simulations of the real core, with their figures printed and bounds asserted:
 //! `cargo test --release --test simulation -- --nocapture --test-threads 1`.
 //!
-//! The bounds: the places of a busy key are in use for 98.5 % of what they could be, from the first to the last start; at
-//! most 3 busy answers a mail for a backlog of 500 s, 10 for one of an hour; a server that is five times as slow for 100 s
-//! costs 80 s (580 in all), one that becomes five times as fast early is used (140 s).
-//!
-//! What else was tried, on 50,000 mails. Busy answers a mail; then, in seconds, the steady server (500 at best), five times
-//! as slow from 50 s to 150 s (580), five times as fast from 50 s (140), from 150 s (220) and from 250 s (300) on:
-//!
-//! | wait | answers | steady | slow | fast | fast | fast |
-//! | --- | --- | --- | --- | --- | --- | --- |
-//! | its position, up to 120 s or a fifth of the backlog; else at random in the upper half of that | 2.7 | 534 | 613 | 174 | 270 | 371 |
-//! | the first second with less than the rate times 5 | 4.6 | 500 | 581 | 140 | 222 | 302 |
-//! | the same, times B / (B / 5 + 60 s) when the rate is older than 60..120 s | 3.0 | 500 | 581 | 140 | 267 | 355 |
-//! | the same, + 100 s, 80..160 s: this is in use | 2.8 | 500 | 581 | 140 | 267 | 390 |
-//!
-//! The first one loses in the end: what was sent away at random leaves holes in the last two minutes, and the mail whose
-//! position is behind all of it does not fill them. The second one costs a pass and its log lines for every mail 1.8 times
-//! more. The third is above 3 answers with concurrencyremote 100.
+//! The bounds: the places of a busy key are in use for 98.5 % of what they could be, from the first to the last start,
+//! whatever happens; no mail is sent away more than three times; and none waits longer than the backlog lasts.
 
 mod model;
 
-use model::{Mail, Model, Outcome, Return, SEC, Setup, Speed};
+use model::{Mail, Model, Outcome, SEC, Setup, Speed};
 
 const FULL: f64 = 0.985;
 
@@ -39,23 +24,32 @@ fn shown(name: &str, limit: f64, outcome: &Outcome) -> f64 {
     let seen = outcome.domains[0];
     let part = seen.mean_running() / limit;
     println!(
-        "{name:<36} {:5.1} % of {limit:2}  {:7.1} s  {:5.2} busy answers a mail (at most {:2})  {:5.0} passes/s  {:4} held",
+        "{name:<36} {:5.1} % of {limit:2}  {:7.1} s  {:5.2} busy answers a mail (at most {:2})  {:5.0} passes/s  {:4.1} calls/s  {:4} held  longest wait {:6.1} s",
         part * 100.0,
         seen.makespan_secs(),
         seen.busy_per_mail(),
         seen.busy_max,
         outcome.passes as f64 / seen.makespan_secs(),
+        outcome.calls as f64 / seen.makespan_secs(),
         outcome.held_peak,
+        seen.waited_max_us as f64 / 1e6,
     );
     part
 }
 
+/// Busy answers are few, for each mail.
+fn patient(outcome: &Outcome) {
+    for seen in &outcome.domains {
+        assert!(seen.busy_per_mail() <= 1.1 && seen.busy_max <= 3, "{seen:?}");
+    }
+}
+
 #[test]
 fn one_busy_domain() {
-    for (mails, answers) in [(1000, 1.0), (10_000, 4.0), (50_000, 3.0)] {
+    for mails in [1000, 10_000, 50_000] {
         let outcome = backlog(Setup::default(), mails);
         assert!(shown(&format!("{mails} mails"), 20.0, &outcome) > FULL);
-        assert!(outcome.domains[0].busy_per_mail() <= answers);
+        patient(&outcome);
     }
 }
 
@@ -64,7 +58,7 @@ fn other_seeds() {
     for seed in 2..6 {
         let outcome = backlog(Setup { seed, ..Setup::default() }, 50_000);
         assert!(shown(&format!("seed {seed}"), 20.0, &outcome) > FULL);
-        assert!(outcome.domains[0].busy_per_mail() <= 3.0);
+        patient(&outcome);
     }
 }
 
@@ -74,7 +68,7 @@ fn concurrencyremote() {
         let setup = Setup { concurrency_remote, conf_spawn: 5000, ..Setup::default() };
         let outcome = backlog(setup, 50_000);
         assert!(shown(&format!("concurrencyremote {concurrency_remote}"), 20.0, &outcome) > FULL);
-        assert!(outcome.domains[0].busy_per_mail() <= 3.0);
+        patient(&outcome);
         assert!(outcome.held_peak <= (concurrency_remote - 20) / 2);
     }
 }
@@ -83,24 +77,24 @@ fn concurrencyremote() {
 fn limit_one() {
     let outcome = backlog(Setup { table: ":1\n", ..Setup::default() }, 2500);
     assert!(shown("limit 1, 0.2 s", 1.0, &outcome) > FULL);
-    assert!(outcome.domains[0].busy_per_mail() <= 3.0);
+    patient(&outcome);
     let outcome = backlog(Setup { table: ":1\n", mean_service_secs: 2.0, ..Setup::default() }, 250);
     assert!(shown("limit 1, 2 s", 1.0, &outcome) > FULL);
-    assert!(outcome.domains[0].busy_per_mail() <= 3.0);
+    patient(&outcome);
 }
 
 #[test]
 fn an_hour() {
     let outcome = backlog(Setup { mean_service_secs: 2.0, ..Setup::default() }, 36_000);
     assert!(shown("an hour, 2 s", 20.0, &outcome) > FULL);
-    assert!(outcome.domains[0].busy_per_mail() <= 10.0);
+    patient(&outcome);
     if cfg!(debug_assertions) {
         println!("skipped: an hour of 0.2 s, without optimisation");
         return;
     }
     let outcome = backlog(Setup::default(), 360_000);
     assert!(shown("an hour, 0.2 s", 20.0, &outcome) > FULL);
-    assert!(outcome.domains[0].busy_per_mail() <= 10.0);
+    patient(&outcome);
 }
 
 #[test]
@@ -114,25 +108,57 @@ fn slow_for_a_while() {
     for (when, speed) in slow {
         let outcome = backlog(Setup { speed, ..Setup::default() }, 50_000);
         assert!(shown(&format!("five times as slow {when} (580 s)"), 20.0, &outcome) > FULL);
-        assert!(outcome.domains[0].makespan_secs() < 580.0 * 1.02);
-        assert!(outcome.domains[0].busy_per_mail() <= 4.0);
+        assert!(outcome.domains[0].makespan_secs() < 580.0 * 1.01);
+        patient(&outcome);
     }
 }
 
 #[test]
 fn fast_from_some_time_on() {
-    // The later, the more of what is away has been sent away by the old rate: DELAY_SECS at most.
-    let fast: [(&str, Speed, f64, f64); 3] = [
-        ("50 s (140 s)", |us| if us < 50 * SEC { 1.0 } else { 0.2 }, 140.0, 140.0 * 1.02),
-        ("150 s (220 s)", |us| if us < 150 * SEC { 1.0 } else { 0.2 }, 220.0, 320.0),
-        ("250 s (300 s)", |us| if us < 250 * SEC { 1.0 } else { 0.2 }, 300.0, 400.0),
+    let fast: [(&str, Speed, f64); 3] = [
+        ("50 s (140 s)", |us| if us < 50 * SEC { 1.0 } else { 0.2 }, 140.0),
+        ("150 s (220 s)", |us| if us < 150 * SEC { 1.0 } else { 0.2 }, 220.0),
+        ("250 s (300 s)", |us| if us < 250 * SEC { 1.0 } else { 0.2 }, 300.0),
     ];
-    for (when, speed, ideal, at_most) in fast {
+    for (when, speed, ideal) in fast {
         let outcome = backlog(Setup { speed, ..Setup::default() }, 50_000);
-        shown(&format!("five times as fast from {when}"), 20.0, &outcome);
-        assert!((ideal - 1.0..at_most).contains(&outcome.domains[0].makespan_secs()));
-        assert!(outcome.domains[0].busy_per_mail() <= 3.0);
+        let name = format!("five times as fast from {when}");
+        assert!(shown(&name, 20.0, &outcome) > FULL);
+        assert!((ideal - 1.0..ideal * 1.01).contains(&outcome.domains[0].makespan_secs()));
+        patient(&outcome);
     }
+}
+
+/// qmail-send does nothing for two seconds of every ten: it waits for its disk.
+#[test]
+fn a_qmail_send_that_stalls() {
+    let stall = |us: u64| us % (10 * SEC) < 2 * SEC;
+    let outcome = backlog(Setup { stall, ..Setup::default() }, 50_000);
+    assert!(shown("2 of 10 s stalled", 20.0, &outcome) > FULL);
+    patient(&outcome);
+    // Longer than what is held lasts, and than the gate waits for an answer: places must be idle for the 4 s beyond what
+    // is held, and all goes on at once afterwards.
+    let stall = |us: u64| us % (30 * SEC) > 24 * SEC;
+    let outcome = backlog(Setup { stall, ..Setup::default() }, 50_000);
+    assert!(shown("6 of 30 s stalled", 20.0, &outcome) > 26.0 / 30.0 * FULL);
+    // What comes after the gate has given it up is new to the gate, and may be sent away again.
+    assert!(outcome.domains[0].busy_per_mail() <= 1.1 && outcome.domains[0].busy_max <= 4);
+}
+
+/// For 500 s there is 1.4 times as much mail as can be delivered. Nobody overtakes: the wait of the last ones is that of the
+/// backlog then, 200 s, and no mail waits longer.
+#[test]
+fn more_than_can_be_delivered() {
+    let mut model = Model::new(Setup::default());
+    let busy = model.domain("busy.example");
+    for i in 0..70_000u64 {
+        model.mail(busy, i * SEC / 140);
+    }
+    let outcome = model.run();
+    assert!(shown("1.4 times too much for 500 s", 20.0, &outcome) > FULL);
+    patient(&outcome);
+    let longest_secs = outcome.domains[0].waited_max_us as f64 / 1e6;
+    assert!((195.0..215.0).contains(&longest_secs), "{longest_secs}");
 }
 
 #[test]
@@ -150,8 +176,8 @@ fn ten_busy_domains() {
         shown(&format!("ten domains, {mails} mails each"), 20.0, &outcome);
         for seen in &outcome.domains {
             assert!(seen.mean_running() / 20.0 > FULL);
-            assert!(seen.busy_per_mail() <= 3.0);
         }
+        patient(&outcome);
     }
 }
 
@@ -187,16 +213,4 @@ fn others_do_not_wait() {
     let first_ms = others(50_000, 5);
     println!("and {first_ms:.0} ms if it arrives during qmail-send's first pass over the queue");
     assert!(first_ms < 17_000.0);
-}
-
-/// Why gate_retry.c spreads what comes back over the tenths of a second.
-#[test]
-fn whole_seconds_are_not_enough() {
-    let whole =
-        |concurrency_remote| Setup { concurrency_remote, back: Return::Whole, ..Setup::default() };
-    let little = shown("whole seconds, concurrencyremote 100", 20.0, &backlog(whole(100), 20_000));
-    assert!(little < 0.8, "then gate_retry.c need not do it");
-    assert!(
-        shown("whole seconds, concurrencyremote 1000", 20.0, &backlog(whole(1000), 20_000)) > FULL
-    );
 }

@@ -5,11 +5,11 @@
 //! a delivery starts no sooner than without, so it ends no sooner. So one pass over the log is enough, and what is kept is
 //! what runs or waits.
 //!
-//! What is not in the log is modelled as in the gate's own tests: mail that was sent away comes back after the seconds
-//! that the answer says and some tenths, and qmail-send makes at most 3000 passes a second over mail that waits for it.
+//! What is not in the log is modelled as in the gate's own tests: mail that was sent away waits until the gate calls it, and
+//! qmail-send makes at most 3000 passes a second over mail that waits for it.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use clap::Args;
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Gate, Next, Ran, SLOTS_MAX};
 use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
+use qpatch_gate::retry::Retry;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Limit, Table};
 use serde::Serialize;
@@ -161,8 +162,6 @@ struct Delivery {
 enum Due {
     /// A delivery ends.
     End(u32),
-    /// Mail comes back.
-    Back(u32),
     /// qmail-send turns to mail that is due.
     Pass,
 }
@@ -185,11 +184,12 @@ struct Machine {
     /// The deliveries in the slots.
     slots: Vec<u32>,
     free_slots: Vec<u32>,
-    /// Mail that is due, and waits for a pass or a slot.
-    queue: VecDeque<u32>,
+    /// Mail that was sent away.
+    retry: Retry,
+    /// Mail that is due, and waits for a pass or a slot: that which was due first, in seconds, in front.
+    queue: BinaryHeap<Reverse<(u64, u64, u32)>>,
     pass_at_us: u64,
     pass_is_due: bool,
-    phase: u64,
     now_us: u64,
     tidied_us: u64,
     last_end_us: u64,
@@ -213,10 +213,10 @@ impl Machine {
             sequence: 0,
             slots: Vec::new(),
             free_slots: Vec::new(),
-            queue: VecDeque::new(),
+            retry: Retry::default(),
+            queue: BinaryHeap::new(),
             pass_at_us: 0,
             pass_is_due: false,
-            phase: 0,
             now_us: 0,
             tidied_us: 0,
             last_end_us: 0,
@@ -238,7 +238,10 @@ impl Machine {
         loop {
             let event_us = self.events.peek().map(|&Reverse((at_us, ..))| at_us);
             let hold_us = self.gate.timeout_us(self.now_us).map(|us| self.now_us + us);
-            let Some(at_us) = event_us.into_iter().chain(hold_us).min() else { break };
+            let called_us = self.retry.next_us();
+            let Some(at_us) = event_us.into_iter().chain(hold_us).chain(called_us).min() else {
+                break;
+            };
             if at_us > to_us {
                 break;
             }
@@ -248,13 +251,12 @@ impl Machine {
             {
                 match due {
                     Due::End(delivery) => self.end(delivery),
-                    Due::Back(delivery) => self.queue.push_back(delivery),
                     Due::Pass => {
                         self.pass_is_due = false;
-                        if let (Some(delivery), Some(slot)) =
-                            (self.queue.front().copied(), self.free_slots.pop())
+                        if !self.queue.is_empty()
+                            && let Some(slot) = self.free_slots.pop()
+                            && let Some(Reverse((_, _, delivery))) = self.queue.pop()
                         {
-                            self.queue.pop_front();
                             self.ask(delivery, slot);
                         }
                     }
@@ -272,7 +274,11 @@ impl Machine {
                 Next::None => break,
                 Next::Go { slot, .. } => self.start(self.slots[slot as usize]),
                 Next::Busy { slot, busy, .. } => self.send_away(self.slots[slot as usize], busy),
+                Next::Call(call) => self.retry.call(call),
             }
+        }
+        while let Some(delivery) = self.retry.due(self.now_us) {
+            self.queue(delivery);
         }
         if !self.pass_is_due && !self.queue.is_empty() && !self.free_slots.is_empty() {
             self.pass_is_due = true;
@@ -283,6 +289,12 @@ impl Machine {
             // Without memory to give memory back there is nothing to be done.
             let _ = self.gate.tidy(self.now_us);
         }
+    }
+
+    fn queue(&mut self, at: u32) {
+        self.sequence += 1;
+        let due_secs = self.deliveries[at as usize].asked_us / 1_000_000;
+        self.queue.push(Reverse((due_secs, self.sequence, at)));
     }
 
     fn at(&mut self, at_us: u64, due: Due) {
@@ -394,7 +406,7 @@ impl Machine {
         match self.free_slots.pop() {
             // It does not queue up behind mail that is due: the log says that this was its pass.
             Some(slot) => self.ask(at, slot),
-            None => self.queue.push_back(at),
+            None => self.queue(at),
         }
         self.settle();
         Some(at)
@@ -464,7 +476,7 @@ impl Machine {
     }
 
     fn send_away(&mut self, at: u32, busy: Busy) {
-        let Delivery { key, slot, service_us, .. } = self.deliveries[at as usize];
+        let Delivery { key, slot, asked_us, service_us, .. } = self.deliveries[at as usize];
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
         key.busy += 1;
@@ -478,9 +490,9 @@ impl Machine {
             }
             return;
         }
-        self.phase = (self.phase + 7) % 10;
-        let back_us = self.now_us + u64::from(busy.secs) * 1_000_000 + self.phase * 100_000;
-        self.at(back_us, Due::Back(at));
+        let number = self.gate.key(busy.key).number;
+        let latest_us = self.now_us + u64::from(busy.secs) * 1_000_000;
+        self.retry.wait(at, number, asked_us, latest_us);
     }
 }
 

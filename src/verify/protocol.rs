@@ -104,6 +104,11 @@ impl Report {
         Some((Report { number, letter, text }, bytes.len() - rest.len() + end + 1))
     }
 
+    /// Whether this is no report but the gate, which calls mail back (gate.h): 65535 is the number of no delivery.
+    pub fn is_call(&self) -> bool {
+        self.letter == b'R' && self.number == 65535
+    }
+
     /// The report's bytes.
     pub fn encode(&self, width: Width) -> Vec<u8> {
         let mut bytes = Vec::new();

@@ -275,7 +275,9 @@ impl Spawner {
         if self.announced > 0 || self.width == Width::One {
             while let Some((report, len)) = Report::decode(self.output.pending(), self.width) {
                 self.output.take(len);
-                self.reports.push(report);
+                if !report.is_call() {
+                    self.reports.push(report);
+                }
             }
         }
         Ok(true)

@@ -46,6 +46,7 @@ static unsigned int running = 0;
 static unsigned int busyrunning = 0;
 static unsigned int ended = 0;
 static unsigned int busy = 0;
+static unsigned int calls = 0;
 static unsigned int held = 0;
 static unsigned int nomem = 0;
 static int flagpanic = 0;
@@ -115,10 +116,12 @@ static void start(unsigned int slot, unsigned int command)
 static void report(void)
 {
   unsigned int n;
+  unsigned int queue;
 
   if (*gateglue_text == 'Z') { ++nomem; return; }
-  if (sscanf(gateglue_text,"B%u busy.example is at its limit of 3 deliveries; not tried, again in",&n) != 1) die(gateglue_text);
+  if (sscanf(gateglue_text,"B%u %u busy.example is at its limit of 3 deliveries; not tried.",&n,&queue) != 2) die(gateglue_text);
   if (n < 1 || n > 3600) die("seconds");
+  if (!queue) die("queue");
   if (gateglue_text[strlen(gateglue_text) - 1] != '\n') die("newline");
   ++busy;
 }
@@ -130,6 +133,15 @@ static void next(void)
   int r;
 
   while ((r = gateglue_next(&slot,cmd)) != GATE_NONE) {
+    if (slot == GATE_CALL_SLOT) {
+      unsigned int queue;
+      unsigned int most;
+      char end;
+      if (r != GATE_BUSY || sscanf(gateglue_text,"R%u %u%c",&queue,&most,&end) != 3) die(gateglue_text);
+      if (!queue || !most || end != '\n') die("call");
+      ++calls;
+      continue;
+    }
     if (slot >= SLOTS || !waiting[slot]) die("not held");
     command = waiting[slot] - 1;
     waiting[slot] = 0;
@@ -226,7 +238,7 @@ int main(int argc, char **argv)
   if (busyrunning) die("busyrunning");
   for (slot = 0;slot < SLOTS;++slot) if (d[slot].used || waiting[slot]) die("left over");
   gateglue_drop();
-  printf("commands %u ended %u held %u busy %u nomem %u\n",commands,ended,held,busy,nomem);
+  printf("commands %u ended %u held %u busy %u nomem %u calls %u\n",commands,ended,held,busy,nomem,calls);
   free(messid.s);
   free(sender.s);
   free(recip.s);

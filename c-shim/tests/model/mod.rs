@@ -1,9 +1,8 @@
 //! A discrete-event model of qmail-send and qmail-rspawn around the real core.
 //!
 //! qmail-send: one pass over a mail takes 1/3000 s; a pass needs a free slot and a mail whose time, in whole seconds, has
-//! come; the mail whose time came first is passed first. A busy answer of S seconds puts the mail back. With
-//! [`Return::Spread`] that is what gate_retry.c does: S seconds and some tenths later. With [`Return::Whole`] it is what
-//! a plain `pe.dt = recent + S` would do.
+//! come; the mail whose time came first is passed first. Mail that is sent away waits in [`Retry`]. A call takes
+//! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`].
 //!
 //! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time.
 
@@ -13,18 +12,14 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Gate, Next, Ran};
+use qpatch_gate::gate::{Answer, Busy, Call, Gate, Next, Ran};
 use qpatch_gate::random::Random;
+use qpatch_gate::retry::Retry;
 use qpatch_gate::table::Table;
 
 pub const SEC: u64 = 1_000_000;
 const PASS_US: u64 = SEC / 3000;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Return {
-    Spread,
-    Whole,
-}
+const CALL_US: u64 = 1000;
 
 /// Service time as a factor of the mean, by the time of the start.
 pub type Speed = fn(u64) -> f64;
@@ -35,7 +30,8 @@ pub struct Setup {
     pub conf_spawn: u32,
     pub mean_service_secs: f64,
     pub speed: Speed,
-    pub back: Return,
+    /// qmail-send does nothing at these times.
+    pub stall: fn(u64) -> bool,
     pub seed: u64,
 }
 
@@ -47,7 +43,7 @@ impl Default for Setup {
             conf_spawn: 1000,
             mean_service_secs: 0.2,
             speed: |_| 1.0,
-            back: Return::Spread,
+            stall: |_| false,
             seed: 1,
         }
     }
@@ -104,6 +100,8 @@ enum Event {
     /// A mail comes to pqchan.
     Arrive(u32),
     Pass,
+    /// qmail-send reads a call.
+    Call(u32, u32),
     Timer,
 }
 
@@ -111,6 +109,7 @@ pub struct Outcome {
     pub mails: Vec<Mail>,
     pub domains: Vec<Seen>,
     pub passes: u64,
+    pub calls: u64,
     pub expired: u64,
     pub held_peak: u32,
 }
@@ -123,17 +122,19 @@ pub struct Model {
     sequence: u64,
     /// Mails by the second in which they may be passed.
     due: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    retry: Retry,
     mails: Vec<Mail>,
     names: Vec<String>,
     seen: Vec<Seen>,
     slot_mail: Vec<u32>,
     free: BinaryHeap<Reverse<u32>>,
     pass_pending: bool,
-    phase: u64,
     passes: u64,
+    pub calls: u64,
     held_peak: u32,
     limits: Vec<Option<u32>>,
     left: usize,
+    timer_us: Option<u64>,
 }
 
 impl Model {
@@ -150,17 +151,19 @@ impl Model {
             events: BinaryHeap::new(),
             sequence: 0,
             due: BinaryHeap::new(),
+            retry: Retry::default(),
             mails: Vec::new(),
             names: Vec::new(),
             seen: Vec::new(),
             slot_mail: vec![u32::MAX; slots as usize],
             free: (0..slots).map(Reverse).collect(),
             pass_pending: false,
-            phase: 0,
             passes: 0,
+            calls: 0,
             held_peak: 0,
             limits: Vec::new(),
             left: 0,
+            timer_us: None,
         }
     }
 
@@ -193,19 +196,24 @@ impl Model {
     pub fn run(mut self) -> Outcome {
         while let Some(Reverse((now_us, _, event))) = self.events.pop() {
             match event {
-                Event::Arrive(mail) => {
-                    self.sequence += 1;
-                    self.due.push(Reverse((now_us / SEC, self.sequence, mail)));
-                }
+                Event::Arrive(mail) => self.queue(mail),
                 Event::End(slot, mail) => self.end(now_us, slot, mail),
                 Event::Pass => {
                     self.pass_pending = false;
                     self.pass(now_us);
                 }
+                Event::Call(..) if (self.setup.stall)(now_us) => {
+                    self.at(now_us + CALL_US, event);
+                }
+                Event::Call(number, most) => self.retry.call(Call { number, most }),
                 Event::Timer => {}
+            }
+            while let Some(mail) = self.retry.due(now_us) {
+                self.queue(mail);
             }
             self.start_held(now_us);
             self.plan_pass(now_us);
+            self.plan_timer(now_us);
             if self.left == 0 {
                 break;
             }
@@ -215,8 +223,27 @@ impl Model {
             mails: self.mails,
             domains: self.seen,
             passes: self.passes,
+            calls: self.calls,
             expired: self.gate.totals().expired,
             held_peak: self.held_peak,
+        }
+    }
+
+    /// To pqchan, due since it was born.
+    fn queue(&mut self, mail: u32) {
+        self.sequence += 1;
+        let due_secs = self.mails[mail as usize].born_us / SEC;
+        self.due.push(Reverse((due_secs, self.sequence, mail)));
+    }
+
+    /// The next time at which something happens of itself.
+    fn plan_timer(&mut self, now_us: u64) {
+        let gate_us = self.gate.timeout_us(now_us).map(|us| now_us + us);
+        if let Some(at_us) = gate_us.into_iter().chain(self.retry.next_us()).min()
+            && self.timer_us.is_none_or(|timer_us| timer_us <= now_us || at_us < timer_us)
+        {
+            self.timer_us = Some(at_us);
+            self.at(at_us, Event::Timer);
         }
     }
 
@@ -235,6 +262,9 @@ impl Model {
         if due_secs > now_us / SEC {
             return;
         }
+        if (self.setup.stall)(now_us) {
+            return;
+        }
         let Some(Reverse(slot)) = self.free.pop() else { return };
         self.due.pop();
         self.passes += 1;
@@ -245,9 +275,8 @@ impl Model {
             Answer::Go => self.start(now_us, slot, mail),
             Answer::Hold => {
                 self.held_peak = self.held_peak.max(self.gate.held());
-                self.at(now_us + 60 * SEC, Event::Timer);
             }
-            Answer::Busy(busy) => self.busy(now_us, slot, mail, busy.secs),
+            Answer::Busy(busy) => self.busy(now_us, slot, mail, busy),
             Answer::InUse => panic!("slot {slot} is in use"),
         }
     }
@@ -259,27 +288,25 @@ impl Model {
                 Next::Go { slot, .. } => self.start(now_us, slot, self.slot_mail[slot as usize]),
                 Next::Busy { slot, busy, .. } => {
                     let mail = self.slot_mail[slot as usize];
-                    self.busy(now_us, slot, mail, busy.secs);
+                    self.busy(now_us, slot, mail, busy);
+                }
+                Next::Call(call) => {
+                    self.calls += 1;
+                    self.at(now_us + CALL_US, Event::Call(call.number, call.most));
                 }
             }
         }
     }
 
-    fn busy(&mut self, now_us: u64, slot: u32, mail: u32, secs: u32) {
+    fn busy(&mut self, now_us: u64, slot: u32, mail: u32, busy: Busy) {
         self.free.push(Reverse(slot));
         let entry = &mut self.mails[mail as usize];
         entry.busy += 1;
         let seen = &mut self.seen[entry.domain as usize];
         seen.busy += 1;
         seen.busy_max = seen.busy_max.max(entry.busy);
-        let back_us = match self.setup.back {
-            Return::Whole => (now_us / SEC + u64::from(secs)) * SEC,
-            Return::Spread => {
-                self.phase = (self.phase + 7) % 10;
-                now_us + u64::from(secs) * SEC + self.phase * SEC / 10
-            }
-        };
-        self.at(back_us, Event::Arrive(mail));
+        let number = self.gate.key(busy.key).number;
+        self.retry.wait(mail, number, entry.born_us, now_us + u64::from(busy.secs) * SEC);
     }
 
     fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
