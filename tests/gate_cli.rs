@@ -450,7 +450,9 @@ fn show_looks_again_while_the_file_is_being_written() {
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     let late = thread::spawn(move || {
         thread::sleep(Duration::from_millis(200));
-        fs::write(file, whole).unwrap();
+        // As the gate does it: the file is never empty in between.
+        let mut file = fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.write_all(&whole).unwrap();
     });
     home.gate(&["show", "."]).ok();
     late.join().unwrap();
