@@ -215,6 +215,21 @@ fn a_gate_that_does_not_learn_of_the_end_of_a_delivery() {
     assert_eq!(wrong.count(), 1);
 }
 
+#[test]
+fn a_qmail_send_that_does_not_hear_the_gate_s_calls() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    fixture.replace(
+        "qmail-send.c",
+        "if (!gate_retry_call(c,(unsigned long) delnum,&dline[c].s[2]))",
+        "",
+    );
+    let options = Options { only: vec![Part::Gate], ..Options::default() };
+    let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
+    let gate = outcome.steps.iter().find(|step| step.name == "gate").unwrap();
+    assert_eq!(gate.verdict, verify::Verdict::Fail, "{gate}");
+    assert!(gate.detail.contains("all mail to capped.example"), "{gate}");
+}
+
 /// Waits for the end of a child, but not for ever.
 fn end(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
     let until = Instant::now() + patience;

@@ -672,14 +672,13 @@ pub fn capped(
     }
     random.shuffle(&mut plan.mails);
     empty_queue(site)?;
-    set_concurrency(site, 1, site.spawn().min(300))?;
+    // So few that not all can be held: the rest is sent away, and has to be called back.
+    set_concurrency(site, 1, site.spawn().min(60))?;
     stubs.forget();
     stubs.hold("capped")?;
     let total = plan.mails.len();
     plan.queue(site, 0..total)?;
     let mut rig = SendRig::start(site, Spawners::Own)?;
-    // A busy answer sends a mail away for two minutes at most.
-    rig.set_idle(std::time::Duration::from_secs(150));
     let is_capped = |event: &stub::Event| event.domain() == domain;
     let places = (limit as usize).min(site.spawn() as usize);
     rig.wait(stubs, &format!("all mail to other domains while {domain} is full"), |rig, stubs| {
