@@ -70,7 +70,7 @@ pub(crate) fn search_path(site: &Site) -> std::ffi::OsString {
 
 /// How long nothing at all may happen before a wait is given up. Not a limit on the whole: a slow machine may take
 /// long as long as it gets on.
-pub const IDLE: Duration = Duration::from_secs(20);
+pub const IDLE: Duration = Duration::from_secs(60);
 
 /// A running spawner.
 #[derive(Debug)]
