@@ -20,6 +20,7 @@ pub mod pace;
 pub mod problem;
 pub mod random;
 pub mod recall;
+pub mod report;
 pub mod retry;
 pub mod route;
 pub mod rules;
