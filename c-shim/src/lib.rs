@@ -14,6 +14,7 @@ pub mod ffi;
 pub mod gate;
 pub mod host;
 pub mod index;
+pub mod learn;
 pub mod memory;
 pub mod name;
 pub mod pace;

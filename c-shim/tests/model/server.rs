@@ -1,0 +1,263 @@
+//! One key, its backlog, and a server that objects: a discrete-event model of what learns.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use qpatch_gate::learn::{Ended, Learned, Learning, May, Returns, Try};
+use qpatch_gate::random::Random;
+use qpatch_gate::report::{Seen, Sent};
+
+pub(crate) const SEC: u64 = 1_000_000;
+
+/// What decides how many may run.
+pub(crate) trait Control {
+    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> May;
+    fn end(&mut self, ended: &Ended, random: &mut Random) -> Try;
+    fn level(&self, limit: u32) -> u32;
+}
+
+impl Control for Learned {
+    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> May {
+        Learned::may_start(self, now_us, running, limit, Learning::On)
+    }
+
+    fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
+        Learned::end(self, ended, random)
+    }
+
+    fn level(&self, limit: u32) -> u32 {
+        self.effective(limit, Learning::On)
+    }
+}
+
+/// How a server answers a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Does {
+    Accept,
+    /// After [`Setup::round_trip_secs`].
+    Refuse(Seen),
+    /// Nothing, until the time-out.
+    Hang,
+}
+
+/// `(now_us, sessions before this one, its number, random) -> answer`
+pub(crate) type Server = Box<dyn FnMut(u64, u32, u64, &mut Random) -> Does>;
+
+pub(crate) fn cap(most: u32) -> Server {
+    Box::new(
+        move |_, sessions, _, _| {
+            if sessions < most { Does::Accept } else { Does::Refuse(Seen::TooMany(Sent::No)) }
+        },
+    )
+}
+
+pub(crate) struct Setup {
+    pub(crate) limit: u32,
+    pub(crate) mails: u32,
+    pub(crate) service_secs: f64,
+    /// Of the log-normal service time; 0: constant.
+    pub(crate) sigma: f64,
+    pub(crate) round_trip_secs: f64,
+    /// The server sees a session for so long after its delivery has ended.
+    pub(crate) linger_secs: f64,
+    pub(crate) timeout_secs: f64,
+    /// A mail that was really tried comes back after so long, as often as needed.
+    pub(crate) retry_secs: f64,
+    /// One that was not comes back after so long; 0: its place in the queue is the first.
+    pub(crate) return_secs: f64,
+    pub(crate) seed: u64,
+    pub(crate) until_secs: f64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            limit: 20,
+            mails: 500,
+            service_secs: 0.2,
+            sigma: 0.0,
+            round_trip_secs: 0.002,
+            linger_secs: 0.0,
+            timeout_secs: 60.0,
+            retry_secs: 400.0,
+            return_secs: 0.0,
+            seed: 1,
+            until_secs: 1e6,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) started: u64,
+    pub(crate) accepted: u32,
+    pub(crate) refused: u32,
+    /// Of those: how many went back as busy.
+    pub(crate) returned: u32,
+    pub(crate) returned_most: u32,
+    pub(crate) suspensions: u32,
+    pub(crate) last_accepted_us: u64,
+    pub(crate) sessions_most: u32,
+    /// (time, level), whenever it changed.
+    pub(crate) levels: Vec<(u64, u32)>,
+    pub(crate) pauses_us: Vec<u64>,
+}
+
+impl Outcome {
+    pub(crate) fn makespan_secs(&self) -> f64 {
+        self.last_accepted_us as f64 / SEC as f64
+    }
+
+    /// Lowest and highest level from some time on.
+    pub(crate) fn range(&self, from_us: u64) -> (u32, u32) {
+        let mut range = (u32::MAX, 0);
+        for (at, &(_, level)) in self.levels.iter().enumerate() {
+            let ends_us = self.levels.get(at + 1).map_or(u64::MAX, |next| next.0);
+            if ends_us > from_us {
+                range = (range.0.min(level), range.1.max(level));
+            }
+        }
+        range
+    }
+
+    /// When the level was this for the first time from `from_us` on.
+    pub(crate) fn reached(&self, level: u32, from_us: u64) -> Option<u64> {
+        let mut now = None;
+        for &(us, at) in &self.levels {
+            if us <= from_us {
+                now = (at >= level).then_some(from_us);
+            } else if now.is_none() && at >= level {
+                now = Some(us);
+            }
+        }
+        now
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    End { mail: u32, started_us: u64, how: u8 },
+    Back(u32),
+    Gone,
+    Wake,
+}
+
+pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server) -> Outcome {
+    let mut random = Random::new(setup.seed);
+    let mut returns = Returns::default();
+    let mut queue: VecDeque<u32> = (0..setup.mails).collect();
+    let mut back = vec![0u32; setup.mails as usize];
+    let mut events: BinaryHeap<Reverse<(u64, u64, Event)>> = BinaryHeap::new();
+    let mut sequence = 0u64;
+    let (mut now_us, mut running, mut sessions) = (0u64, 0u32, 0u32);
+    let mut kinds: Vec<Seen> = Vec::new();
+    let mut out = Outcome { levels: vec![(0, control.level(setup.limit))], ..Outcome::default() };
+    let mut suspended = 0;
+    loop {
+        while !queue.is_empty() {
+            match control.may_start(now_us, running, setup.limit) {
+                May::Start => {}
+                May::Wait => break,
+                May::Suspended(until_us) => {
+                    if suspended != until_us {
+                        suspended = until_us;
+                        out.suspensions += 1;
+                        out.pauses_us.push(until_us - now_us);
+                        sequence += 1;
+                        events.push(Reverse((until_us, sequence, Event::Wake)));
+                    }
+                    break;
+                }
+            }
+            let Some(mail) = queue.pop_front() else { break };
+            out.started += 1;
+            let does = server(now_us, sessions, out.started, &mut random);
+            let (secs, seen) = match does {
+                Does::Accept => {
+                    sessions += 1;
+                    out.sessions_most = out.sessions_most.max(sessions);
+                    let radius = (-2.0 * (1.0 - random.fraction()).ln()).sqrt();
+                    let normal = radius * (std::f64::consts::TAU * random.fraction()).cos();
+                    let spread = (setup.sigma * normal - setup.sigma * setup.sigma / 2.0).exp();
+                    (setup.service_secs * spread, Seen::Accepted)
+                }
+                Does::Refuse(seen) => (setup.round_trip_secs * (0.5 + random.fraction()), seen),
+                Does::Hang => (setup.timeout_secs, Seen::Died),
+            };
+            let how = kinds.iter().position(|&kind| kind == seen).unwrap_or_else(|| {
+                kinds.push(seen);
+                kinds.len() - 1
+            }) as u8;
+            running += 1;
+            sequence += 1;
+            let ends_us = now_us + (secs * SEC as f64) as u64;
+            events.push(Reverse((ends_us, sequence, Event::End { mail, started_us: now_us, how })));
+        }
+        let Some(Reverse((at_us, _, event))) = events.pop() else { break };
+        now_us = at_us;
+        if now_us as f64 > setup.until_secs * SEC as f64 {
+            break;
+        }
+        let Event::End { mail, started_us, how } = event else {
+            match event {
+                Event::Back(mail) => queue.push_back(mail),
+                Event::Gone => sessions -= 1,
+                Event::End { .. } | Event::Wake => {}
+            }
+            continue;
+        };
+        let seen = kinds[how as usize];
+        running -= 1;
+        let tried = control.end(
+            &Ended {
+                now_us,
+                started_us,
+                running,
+                limit: setup.limit,
+                learning: Learning::On,
+                seen,
+            },
+            &mut random,
+        );
+        let level = control.level(setup.limit);
+        assert!((1..=setup.limit).contains(&level), "level {level} of {}", setup.limit);
+        if out.levels.last().is_some_and(|last| last.1 != level) {
+            out.levels.push((now_us, level));
+        }
+        if seen == Seen::Accepted {
+            if setup.linger_secs > 0.0 {
+                sequence += 1;
+                let gone_us = now_us + (setup.linger_secs * SEC as f64) as u64;
+                events.push(Reverse((gone_us, sequence, Event::Gone)));
+            } else {
+                sessions -= 1;
+            }
+            out.accepted += 1;
+            out.last_accepted_us = now_us;
+            if out.accepted == setup.mails {
+                break;
+            }
+            continue;
+        }
+        out.refused += 1;
+        let hash = (u64::from(mail) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        if tried == Try::NotReally && returns.may_return(hash) {
+            out.returned += 1;
+            back[mail as usize] += 1;
+            out.returned_most = out.returned_most.max(back[mail as usize]);
+            if setup.return_secs > 0.0 {
+                sequence += 1;
+                let back_us = now_us + (setup.return_secs * SEC as f64) as u64;
+                events.push(Reverse((back_us, sequence, Event::Back(mail))));
+            } else {
+                queue.push_front(mail);
+            }
+        } else {
+            back[mail as usize] = 0;
+            sequence += 1;
+            let back_us = now_us + (setup.retry_secs * SEC as f64) as u64;
+            events.push(Reverse((back_us, sequence, Event::Back(mail))));
+        }
+    }
+    out
+}
