@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::error::Error;
 use super::log::{Log, logged};
@@ -22,6 +23,10 @@ pub const MESSAGES: u32 = 2000;
 
 /// qmail-send tries a deferred recipient again after 100 s (local) at the earliest.
 const EARLIEST_RETRY_NS: u64 = 90_000_000_000;
+
+/// What [`capped`] waits for takes seconds, and has to be done after this time: a gate that sends mail away for ever shows
+/// signs of life for ever.
+const CAPPED: Duration = Duration::from_secs(150);
 
 /// One message of a [`Plan`].
 #[derive(Debug, Clone)]
@@ -269,12 +274,7 @@ fn set_concurrency(site: &Site, local: u32, remote: u32) -> Result<(), Error> {
 
 /// Complaints of qmail-send that mean that a delivery or a report went wrong; others are only told.
 fn check_complaints(log: &Log) -> Result<Vec<String>, Error> {
-    let grave = |line: &&String| {
-        ["alert:", "unexpected:", "mangled", "report out of range", "delivered twice"]
-            .iter()
-            .any(|word| line.contains(word))
-    };
-    match log.complaints.iter().find(grave) {
+    match log.complaints.iter().find(|line| is_grave(line)) {
         Some(line) => {
             Err(Error::disproved("qmail-send's log", "no complaint", format!("{line:?}"), ""))
         }
@@ -681,8 +681,11 @@ pub fn capped(
     let mut rig = SendRig::start(site, Spawners::Own)?;
     let is_capped = |event: &stub::Event| event.domain() == domain;
     let places = (limit as usize).min(site.spawn() as usize);
-    rig.wait(stubs, &format!("all mail to other domains while {domain} is full"), |rig, stubs| {
+    let others = format!("all mail to other domains while {domain} is full");
+    let until = Instant::now() + CAPPED;
+    rig.wait(stubs, &others, |rig, stubs| {
         told(stubs.counts().1 as u64, total as u64);
+        check_progress(rig.log(), &others, until)?;
         let started = stubs
             .events()
             .iter()
@@ -697,8 +700,11 @@ pub fn capped(
         Ok(started == places && delivered.count() >= to_others)
     })?;
     stubs.release("capped")?;
-    rig.wait(stubs, &format!("all mail to {domain}"), |rig, stubs| {
+    let all = format!("all mail to {domain}");
+    let until = Instant::now() + CAPPED;
+    rig.wait(stubs, &all, |rig, stubs| {
         told(stubs.counts().1 as u64, total as u64);
+        check_progress(rig.log(), &all, until)?;
         Ok(rig.log().ended_messages >= total)
     })?;
     rig.terminate()?;
@@ -713,12 +719,31 @@ pub fn capped(
     Ok(Capped { capped: to_capped, others: to_others, peak, notes })
 }
 
+/// Fails at once when qmail-send has complained, for a broken gate goes on complaining, and when it has taken too long.
+fn check_progress(log: &Log, waiting_for: &str, until: Instant) -> Result<(), Error> {
+    check_complaints(log)?;
+    if Instant::now() < until {
+        return Ok(());
+    }
+    let sent_away = log.deliveries.values().filter_map(|delivery| delivery.outcome.as_ref());
+    let sent_away = sent_away.filter(|outcome| outcome.letter == b'Z').count();
+    Err(Error::disproved(
+        format!("qmail-send, {waiting_for}"),
+        format!("done within {} s", CAPPED.as_secs()),
+        format!(
+            "{} messages done, {sent_away} deliveries deferred or sent away as busy",
+            log.ended_messages
+        ),
+        "",
+    ))
+}
+
 fn over_limit(domain: &str, limit: usize, found: usize) -> Error {
     Error::disproved(
         format!("deliveries to {domain} at the same time"),
         limit.to_string(),
         found.to_string(),
-        "control/concurrencydomains is not applied",
+        "the gate is not asked before each delivery, or its account of what runs is wrong",
     )
 }
 

@@ -346,6 +346,8 @@ impl SendRig {
                 });
             }
         }
+        // What a stub told before qmail-send logged it may have come after the last look.
+        stubs.read()?;
         let status = self.process.wait(self.idle)?;
         if status.code() == Some(0) && self.log.exiting {
             return Ok(std::mem::take(&mut self.log));
