@@ -18,7 +18,9 @@ DESCRIPTION
                      GATE_GO    start the held command in out; a place is taken until gate_done
                      GATE_BUSY  the command in out was held too long: write out->text as the report of out->slot
                      GATE_CALL  write out->text as a report of GATE_CALL_SLOT, a number that no delivery has
-    gate_done      the slot's delivery has been reported, or never started: its place is free
+    gate_done      the slot's delivery has ended, or never started: its place is free
+                     GATE_GO    its report goes to qmail-send as it is
+                     GATE_BUSY  it was not really tried: write text as its report instead
     gate_timeout_ms  how long the caller may sleep
     gate_drop_held   nobody wants the held commands any more
 
@@ -27,6 +29,8 @@ DESCRIPTION
   in which it should wait to be called, a space, a sentence for the log, a newline:
 
     B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)
+
+  While nothing at a server's address answers, the text is an ordinary deferral, whose first letter is Z.
 
   A call is the letter R, the number of a queue, a space, how much mail of that queue has room now (1..4294967295, the
   last being all of it), a newline:
@@ -46,7 +50,7 @@ RANGES
   slots      1..65534; slot is below slots. A slot out of range: gate_ask says GATE_GO, gate_done does nothing.
   parts      1..GATE_PARTS; each part up to GATE_PART_MAX bytes. Otherwise gate_ask says GATE_GO. The last part is the
              recipient, whose domain is what follows its last @; it may end with zero bytes. No @: GATE_GO.
-  NULL       allowed where this header says so. Elsewhere: gate_ask says GATE_GO, gate_next GATE_NONE.
+  NULL       allowed where this header says so. Elsewhere: gate_ask and gate_done say GATE_GO, gate_next GATE_NONE.
 
 CALLS IN THE WRONG ORDER
   Before gate_open, or when it failed: always GATE_GO. A second gate_open: refused, the first one stays. gate_ask for a
@@ -120,10 +124,11 @@ extern int gate_ask(unsigned int slot, const struct gate_text *part, unsigned in
 extern int gate_next(struct gate_next *out);
 
 /*
-report[0..len): what the delivery printed, NULL when it never ran. It counts as one of the key's service times when it
-is not NULL.
+report[0..len): what the delivery printed, before qmail-rspawn makes a report of it; NULL when it never ran. text: NULL when
+report is.
+Returns GATE_GO, or GATE_BUSY: then *text is the report; else it is NULL.
 */
-extern void gate_done(unsigned int slot, const char *report, unsigned int len);
+extern int gate_done(unsigned int slot, const char *report, unsigned int len, const char **text);
 
 /*
 Milliseconds, 0..60000, after which gate_next must be called again (at once, for a held command; for one that has been

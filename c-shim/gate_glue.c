@@ -52,19 +52,25 @@ int gateglue_next(unsigned int *slot, stralloc **cmd)
   }
   for (n = 0;n < next.parts && cmd[n];++n)
     if (!GATEGLUE_COPY(cmd[n],next.part[n])) {
-      gate_done(next.slot,(char *) 0,0);
+      gate_done(next.slot,(char *) 0,0,(const char **) 0);
       gateglue_text = "Zqmail-spawn out of memory. (#4.3.0)\n";
       return GATE_BUSY;
     }
   return r;
 }
 
-void gateglue_done(unsigned int slot, stralloc *output)
+int gateglue_done(unsigned int slot, stralloc *output)
 {
-  if (output)
-    gate_done(slot,output->s,output->len);
-  else
-    gate_done(slot,(char *) 0,0);
+  const char *text;
+
+  text = 0;
+  if (!output)
+    gate_done(slot,(char *) 0,0,(const char **) 0);
+  else if (gate_done(slot,output->len ? output->s : "",output->len,&text) == GATE_BUSY && text) {
+    gateglue_text = (char *) text;
+    return 1;
+  }
+  return 0;
 }
 
 int gateglue_wait_ms(void)

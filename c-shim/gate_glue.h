@@ -15,7 +15,7 @@ DESCRIPTION
 #include "stralloc.h"
 #include "gate.h"
 
-/* the report to write after an answer of GATE_BUSY; valid until the next call here */
+/* the report to write after an answer of GATE_BUSY, or in place of another one; valid until the next call here */
 extern char *gateglue_text;
 
 /* slots: auto_spawn. Never fails: without a gate everything goes. */
@@ -31,8 +31,11 @@ Overwrites cmd, so only while no command is half read.
 */
 extern int gateglue_next(unsigned int *slot, stralloc **cmd);
 
-/* the slot has been reported. output: what the delivery printed; null when none ran */
-extern void gateglue_done(unsigned int slot, stralloc *output);
+/*
+The delivery has ended. output: what it printed; null when none ran.
+1: it was not really tried; write gateglue_text in place of its report. 0: write the report.
+*/
+extern int gateglue_done(unsigned int slot, stralloc *output);
 
 /* the last argument of select: tv, or null when there is no need to wake up */
 extern struct timeval *gateglue_wait(struct timeval *tv);

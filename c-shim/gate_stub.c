@@ -23,10 +23,11 @@ int gateglue_next(unsigned int *slot, stralloc **cmd)
   return GATE_NONE;
 }
 
-void gateglue_done(unsigned int slot, stralloc *output)
+int gateglue_done(unsigned int slot, stralloc *output)
 {
   (void) slot;
   (void) output;
+  return 0;
 }
 
 struct timeval *gateglue_wait(struct timeval *tv)

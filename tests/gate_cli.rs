@@ -407,18 +407,20 @@ fn show_tells_what_the_gate_wrote() {
     let words = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
     assert_eq!(
         next(),
-        "KEY           LIMIT  RUNNING  HELD  AWAY  BUSY  DONE  PEAK  PER SEC  MEAN  LAST ERROR"
+        "KEY           LIMIT  NOW  RUNNING  HELD  AWAY  BUSY  DONE  PEAK  PER SEC  MEAN  LAST ERROR"
     );
     let busy = words(next());
-    assert_eq!(busy[..5], ["group", "busy", "2", "2", "1"], "{busy:?}");
-    assert_eq!(busy[6..9], ["1", "0", "2"], "busy, done, peak: {busy:?}");
+    assert_eq!(busy[..6], ["group", "busy", "2", "-", "2", "1"], "{busy:?}");
+    assert_eq!(busy[7..10], ["1", "0", "2"], "busy, done, peak: {busy:?}");
     let down = next();
     assert!(
-        down.starts_with("down.example     20        0     0     0     0     1     1  "),
+        down.starts_with("down.example     20    -        0     0     0     0     1     1  "),
         "{down}"
     );
     assert!(down.ends_with("  192.0.2.1 does not like you. Remote host said: 421 ?[2J"), "{down}");
-    assert!(next().starts_with("free.example   none        0     0     0     0     1     1  "));
+    assert!(
+        next().starts_with("free.example   none    -        0     0     0     0     1     1  ")
+    );
     assert_eq!(next(), "");
 
     let report = json(&home.gate(&["show", ".", "--format", "json"]).ok().out);

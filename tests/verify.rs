@@ -200,7 +200,7 @@ fn a_place_that_is_not_given_back_after_a_failed_fork() {
 #[test]
 fn a_gate_that_does_not_learn_of_the_end_of_a_delivery() {
     let fixture = patched(Dialect::StockKr, Gate::In);
-    fixture.replace("spawn.c", "gateglue_done((unsigned int) i,&d[i].output);", "");
+    fixture.replace("spawn.c", "gateglue_done((unsigned int) i,&d[i].output)", "0");
     // A gate that sends mail away for ever shows signs of life for ever.
     let (told, outcome) = mpsc::channel();
     std::thread::spawn(move || {

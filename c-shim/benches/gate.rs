@@ -144,7 +144,7 @@ fn through_c() {
         // SAFETY: the parts have their bytes, and text may be written; so has the report its bytes.
         unsafe {
             black_box(ffi::gate_ask(slot, parts.as_ptr().cast(), 3, &mut text));
-            ffi::gate_done(slot, REPORT.as_ptr().cast(), REPORT.len() as u32);
+            ffi::gate_done(slot, REPORT.as_ptr().cast(), REPORT.len() as u32, &mut text);
         }
     }
     println!(

@@ -45,7 +45,8 @@ unsafe extern "C" {
         slot: ::core::ffi::c_uint,
         report: *const ::core::ffi::c_char,
         len: ::core::ffi::c_uint,
-    );
+        text: *mut *const ::core::ffi::c_char,
+    ) -> ::core::ffi::c_int;
 }
 unsafe extern "C" {
     pub fn gate_timeout_ms() -> ::core::ffi::c_long;

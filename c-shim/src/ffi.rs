@@ -9,7 +9,8 @@
 //! | gate_open | 0: no gate |
 //! | gate_ask | GATE_GO |
 //! | gate_next | GATE_NONE |
-//! | gate_done, gate_drop_held | - |
+//! | gate_done | GATE_GO |
+//! | gate_drop_held | - |
 //! | gate_timeout_ms | -1 |
 //! | gate_held | 0 |
 //!
@@ -26,7 +27,7 @@ use std::sync::{Mutex, TryLockError};
 use crate::bindings::{self, gate_next as NextOut, gate_text as PartIn};
 use crate::command::{PARTS, Parts};
 use crate::gate::Ran;
-use crate::host::{Ask, Due, Host};
+use crate::host::{Ask, Done, Due, Host};
 
 const NONE: c_int = bindings::GATE_NONE as c_int;
 const GO: c_int = bindings::GATE_GO as c_int;
@@ -225,18 +226,32 @@ export! {
     /// See gate.h.
     ///
     /// # Safety
-    /// `report` is NULL or points to `len` bytes.
-    fn gate_done(host, slot: c_uint, report: *const c_char, len: c_uint) = ();
-    [c_uint, *const c_char, c_uint] {
+    /// `report` is NULL or points to `len` bytes. `text` is NULL or may be written.
+    fn gate_done(host, slot: c_uint, report: *const c_char, len: c_uint, text: *mut *const c_char) -> c_int = GO;
+    [c_uint, *const c_char, c_uint, *mut *const c_char]
+    first {
+        if !text.is_null() {
+            // SAFETY: not NULL, so it may be written.
+            unsafe { *text = std::ptr::null() };
+        }
+    }
+    {
         let host = host.as_mut()?;
-        let ran = if report.is_null() {
+        let ran = if report.is_null() || text.is_null() {
             Ran::No
         } else {
             // SAFETY: not NULL, and the caller vouches for the length.
             Ran::Yes(unsafe { bytes(report, len) }?)
         };
-        host.done(slot, ran);
-        Some(())
+        match host.done(slot, ran) {
+            Done::AsItIs => Some(GO),
+            Done::Instead => {
+                // SAFETY: a delivery that has not run is never reported instead, so text is not NULL. The text stays until the
+                // next call changes it.
+                unsafe { *text = host.text().as_ptr().cast() };
+                Some(BUSY)
+            }
+        }
     }
 }
 

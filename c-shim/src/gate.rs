@@ -14,20 +14,29 @@
 //! **What is not held** goes back to qmail-send, which keeps it until the gate calls it: see [`crate::recall`]. While mail
 //! of a key is away, no more of it is held than is needed to keep its places busy, and what comes later goes behind it.
 //!
+//! **What the server says** lowers a key's limit if the table lets it: see [`crate::learn`]. A delivery that was refused only
+//! because too many were running goes back to qmail-send as busy in place of its report, and is away like the others. While a
+//! key is suspended, what the gate cannot hold is deferred, as by qmail-remote's own table of time-outs, so that it ages.
+//!
 //! **How many slots there are.** The spawner knows conf-spawn, qmail-send starts no more than concurrencyremote. The
 //! lower of both counts, until more have been seen in use at once.
 
 #![forbid(unsafe_code)]
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use crate::command::{Commands, Parts};
 use crate::index::Index;
+use crate::learn::{Ended, Learned, Learning, May, Returns, Try};
 use crate::memory::{self, OutOfMemory};
 use crate::name::{NAME_MAX, domain_of, without_root};
 use crate::pace::{Pace, Rate};
 use crate::random::Random;
 use crate::recall::Recall;
+use crate::report;
 use crate::route::Routes;
-use crate::rules::{KeyKind, Rules};
+use crate::rules::{Cap, KeyKind, Rules};
 use crate::table::{Limit, Table};
 
 /// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
@@ -74,8 +83,21 @@ pub enum Answer {
 pub struct Busy {
     /// The index of the key, for [`Gate::key`]; valid until the next call. What qmail-send is told is [`Key::number`].
     pub key: u32,
-    /// Seconds until it should come again, if it is not called before: 1..=3600.
+    /// Seconds, 1..=3600: until it should come again, if it is not called before; of a key that is suspended, until that ends.
     pub secs: u32,
+    /// Why.
+    pub why: Why,
+}
+
+/// Why a delivery is not made now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The key is at its limit. It is away until it is called.
+    AtLimit,
+    /// The server has refused it, beside others. It is away until it is called.
+    Refused,
+    /// Nothing at the server's address answers: a deferral like any other, which ages.
+    Suspended,
 }
 
 /// What to do about a held command.
@@ -135,6 +157,8 @@ struct Slot {
     domain: u32,
     command: u32,
     since_us: u64,
+    /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
+    mail: u64,
     of_key: Link,
     of_all: Link,
 }
@@ -197,8 +221,10 @@ pub struct Key {
     pub kind: KeyKind,
     /// Its name in lower case.
     pub name: Vec<u8>,
-    /// How many may run.
-    pub limit: Limit,
+    /// How many may run, by the table.
+    pub cap: Cap,
+    /// What is known of its server.
+    pub learned: Learned,
     /// How many run.
     pub running: u32,
     /// How many are held.
@@ -223,6 +249,8 @@ pub struct Key {
     lacks: bool,
     /// It is in [`Gate::absent`].
     listed: bool,
+    /// It is in [`Gate::paused`].
+    paused: bool,
     hash: u64,
     /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
     of: u32,
@@ -237,17 +265,98 @@ pub struct Key {
 }
 
 impl Key {
-    fn is_startable(&self) -> bool {
-        self.held > 0 && self.limit.admits(self.running)
+    /// A key that is not yet among the others.
+    pub(crate) fn new(kind: KeyKind, name: Vec<u8>, cap: Cap) -> Self {
+        Self {
+            kind,
+            name,
+            cap,
+            learned: Learned::NEW,
+            running: 0,
+            held: 0,
+            busy: 0,
+            done: 0,
+            held_ever: 0,
+            peak: 0,
+            error: Vec::new(),
+            pace: Pace::new(0, None),
+            recall: Recall::default(),
+            number: 0,
+            lacks: false,
+            listed: false,
+            paused: false,
+            hash: 0,
+            of: NONE,
+            slots: 0,
+            members: 0,
+            place: Place::Nowhere,
+            ready: false,
+            waiting: EMPTY,
+            idle_since_us: 0,
+        }
+    }
+
+    /// How many may run now.
+    #[must_use]
+    pub fn limit(&self) -> Limit {
+        match self.cap.limit {
+            limit @ Limit::AtMost(0) => limit,
+            Limit::AtMost(limit) => Limit::AtMost(self.learned.effective(limit, self.cap.learning)),
+            Limit::Unlimited => match self.learned.effective(SLOTS_MAX, self.cap.learning) {
+                SLOTS_MAX => Limit::Unlimited,
+                limit => Limit::AtMost(limit),
+            },
+        }
+    }
+
+    /// Until when nothing starts, in microseconds, if that is so.
+    #[must_use]
+    pub fn suspended_until(&self, now_us: u64) -> Option<u64> {
+        match self.cap.learning {
+            Learning::On => self.learned.suspended_until(now_us),
+            Learning::Fixed => None,
+        }
+    }
+
+    /// When its server objected the last time; None: never, or it does not matter any more.
+    #[must_use]
+    pub fn objected_us(&self) -> Option<u64> {
+        match self.cap.learning {
+            Learning::On => self.learned.objected_us(),
+            Learning::Fixed => None,
+        }
+    }
+
+    fn admits(&self, now_us: u64) -> bool {
+        match self.cap.limit {
+            Limit::AtMost(0) => false,
+            limit => {
+                let may =
+                    self.learned.may_start(now_us, self.running, most(limit), self.cap.learning);
+                may == May::Start
+            }
+        }
+    }
+
+    fn is_startable(&self, now_us: u64) -> bool {
+        self.held > 0 && self.admits(now_us)
     }
 
     fn is_idle(&self) -> bool {
         self.slots == 0 && self.members == 0 && !self.listed
     }
 
-    /// Whether it has ever been at its limit.
+    /// Whether it has ever been at its limit, or its server has objected.
     fn is_contended(&self) -> bool {
-        self.held_ever > 0 || self.busy > 0
+        self.held_ever > 0 || self.busy > 0 || self.learned.objected_us().is_some()
+    }
+}
+
+/// A limit as a number.
+fn most(limit: Limit) -> u32 {
+    match limit {
+        Limit::AtMost(limit) => limit,
+        Limit::Unlimited => SLOTS_MAX,
     }
 }
 
@@ -297,7 +406,7 @@ impl Keys {
         kind: KeyKind,
         name_hash: u64,
         name: &[u8],
-        limit: Limit,
+        cap: Cap,
         now_us: u64,
         guess_secs: Option<f64>,
     ) -> Result<u32, OutOfMemory> {
@@ -311,34 +420,7 @@ impl Keys {
             None => {
                 self.free.try_reserve(self.all.len() + 1)?;
                 self.links.try_reserve(1)?;
-                memory::push(
-                    &mut self.all,
-                    Key {
-                        kind,
-                        name: Vec::new(),
-                        limit,
-                        running: 0,
-                        held: 0,
-                        busy: 0,
-                        done: 0,
-                        held_ever: 0,
-                        peak: 0,
-                        error: Vec::new(),
-                        pace: Pace::new(now_us, guess_secs),
-                        recall: Recall::default(),
-                        number: 0,
-                        lacks: false,
-                        listed: false,
-                        hash,
-                        of: NONE,
-                        slots: 0,
-                        members: 0,
-                        place: Place::Nowhere,
-                        ready: false,
-                        waiting: EMPTY,
-                        idle_since_us: now_us,
-                    },
-                )?;
+                memory::push(&mut self.all, Key::new(kind, Vec::new(), cap))?;
                 self.links.push(UNLINKED);
                 let at = self.all.len() as u32 - 1;
                 self.free.push(at);
@@ -352,7 +434,8 @@ impl Keys {
         key.name.extend_from_slice(name);
         key.name.make_ascii_lowercase();
         key.kind = kind;
-        key.limit = limit;
+        key.cap = cap;
+        key.learned = Learned::NEW;
         key.hash = hash;
         key.of = at;
         key.place = Place::Active;
@@ -465,6 +548,10 @@ pub struct Totals {
     pub expired: u64,
     /// Deliveries that ran and ended.
     pub done: u64,
+    /// Deliveries that were refused beside others, and sent away; they are in `busy`, too.
+    pub refused: u64,
+    /// Commands that were deferred because their key is suspended.
+    pub suspended: u64,
 }
 
 /// The gate.
@@ -496,6 +583,10 @@ pub struct Gate {
     called: u32,
     /// Numbers of keys that are no more, whose mail is to be called.
     gone: Vec<u32>,
+    /// Keys that are suspended and have held commands: until when, and their index, which may be another key's by then.
+    paused: BinaryHeap<Reverse<(u64, u32)>>,
+    /// What went back as busy after it was refused.
+    returns: Returns,
 }
 
 impl Gate {
@@ -515,6 +606,7 @@ impl Gate {
             domain: NONE,
             command: NONE,
             since_us: 0,
+            mail: 0,
             of_key: UNLINKED,
             of_all: UNLINKED,
         };
@@ -537,6 +629,8 @@ impl Gate {
             looked_us: 0,
             called: 0,
             gone: Vec::new(),
+            paused: BinaryHeap::new(),
+            returns: Returns::default(),
         })
     }
 
@@ -559,8 +653,15 @@ impl Gate {
         let key = &mut self.keys.all[at as usize];
         let was_called = key.recall.arrived(now_us);
         self.called -= u32::from(was_called);
-        let startable = key.limit.admits(key.running);
-        let may_hold = self.may_hold(at, was_called, now_us);
+        let startable = key.admits(now_us);
+        let suspended_until = key.suspended_until(now_us);
+        if key.cap.learning == Learning::On {
+            let hasher = self.rules.hasher;
+            let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
+            self.slots[slot as usize].mail = message ^ hasher.hash(parts.recipient());
+        }
+        let may_hold = suspended_until.is_none_or(|until_us| until_us - now_us < HOLD_MAX_US)
+            && self.may_hold(at, was_called, now_us);
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that.
         if startable && (self.keys.all[at as usize].held == 0 || !may_hold) {
             self.start(slot, domain, now_us);
@@ -576,7 +677,7 @@ impl Gate {
                 }
             };
         }
-        let busy = self.send_away(at, now_us);
+        let busy = self.not_now(at, now_us);
         self.rest_if_idle(domain, now_us);
         Answer::Busy(busy)
     }
@@ -584,12 +685,19 @@ impl Gate {
     /// What to do about the held commands; to be called until it says [`Next::None`].
     pub fn next(&mut self, now_us: u64) -> Next {
         let now_us = self.clock(now_us);
+        while let Some(&Reverse((until_us, at))) = self.paused.peek()
+            && until_us <= now_us
+        {
+            self.paused.pop();
+            self.keys.all[at as usize].paused = false;
+            self.make_ready(at);
+        }
         while self.ready.first != NONE {
             let at = self.ready.first;
             unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
             let key = &mut self.keys.all[at as usize];
             key.ready = false;
-            if !key.is_startable() {
+            if !key.is_startable(now_us) {
                 continue;
             }
             let slot = key.waiting.first;
@@ -606,7 +714,7 @@ impl Gate {
             let domain = self.slots[slot as usize].domain;
             let at = self.keys.all[domain as usize].of;
             let command = self.unhold(slot, at);
-            let busy = self.send_away(at, now_us);
+            let busy = self.not_now(at, now_us);
             self.totals.expired += 1;
             self.rest_if_idle(domain, now_us);
             return Next::Busy { slot, command, busy };
@@ -627,7 +735,7 @@ impl Gate {
             let key = &mut self.keys.all[at as usize];
             // In portions, unless a place is idle: each is a report to qmail-send.
             let is_little = most < (key.held + key.recall.called()) / 8;
-            if is_little && !key.limit.admits(key.running) {
+            if is_little && !key.admits(now_us) {
                 continue;
             }
             let number = key.number;
@@ -675,7 +783,8 @@ impl Gate {
         let key = &mut self.keys.all[at as usize];
         let free = self.capacity.saturating_sub(self.in_use + self.called);
         let here = key.held + key.recall.called();
-        let wanted = match key.limit {
+        let wanted = match key.limit() {
+            _ if key.suspended_until(now_us).is_some() => 0,
             Limit::AtMost(0) => 0,
             Limit::AtMost(limit) => {
                 key.pace.run(now_us, key.running);
@@ -686,12 +795,10 @@ impl Gate {
         wanted.min((free + here).div_ceil(2)).saturating_sub(here)
     }
 
-    /// The delivery in this slot has been reported.
-    pub fn done(&mut self, now_us: u64, slot: u32, ran: Ran<'_>) {
+    /// The delivery in this slot has ended. If it was not really tried: what qmail-send is told in place of its report.
+    pub fn done(&mut self, now_us: u64, slot: u32, ran: Ran<'_>) -> Option<Busy> {
         let now_us = self.clock(now_us);
-        let Some(&Slot { state, domain, since_us, .. }) = self.slots.get(slot as usize) else {
-            return;
-        };
+        let &Slot { state, domain, .. } = self.slots.get(slot as usize)?;
         match state {
             State::Free => {}
             State::Held => {
@@ -705,21 +812,51 @@ impl Gate {
                 let key = &mut self.keys.all[at as usize];
                 key.pace.run(now_us, key.running);
                 key.running -= 1;
-                if let Ran::Yes(report) = ran {
-                    key.done += 1;
-                    key.pace.complete(now_us);
-                    self.rate.count(now_us);
-                    let service_us = now_us.saturating_sub(since_us) as f64;
-                    self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
-                    self.totals.done += 1;
-                    note_error(&mut key.error, report);
-                }
+                let tried = match ran {
+                    Ran::Yes(report) => self.ended(at, slot, report, now_us),
+                    Ran::No => Try::Real,
+                };
                 self.make_ready(at);
                 self.vacate(slot);
+                let busy = (tried == Try::NotReally).then(|| {
+                    self.totals.refused += 1;
+                    self.send_away(at, now_us, Why::Refused)
+                });
                 self.look_for_room(at);
                 self.rest_if_idle(domain, now_us);
+                return busy;
             }
         }
+        None
+    }
+
+    /// What a report says of the key, whose delivery does not run any more.
+    fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
+        let Slot { since_us, mail, .. } = self.slots[slot as usize];
+        let key = &mut self.keys.all[at as usize];
+        note_error(&mut key.error, report);
+        if key.cap.learning == Learning::On {
+            let ended = Ended {
+                now_us,
+                started_us: since_us,
+                running: key.running,
+                limit: most(key.cap.limit),
+                learning: Learning::On,
+                seen: report::classify(report).seen,
+            };
+            if key.learned.end(&ended, &mut self.random) == Try::NotReally
+                && self.returns.may_return(mail)
+            {
+                return Try::NotReally;
+            }
+        }
+        key.done += 1;
+        key.pace.complete(now_us);
+        self.rate.count(now_us);
+        let service_us = now_us.saturating_sub(since_us) as f64;
+        self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
+        self.totals.done += 1;
+        Try::Real
     }
 
     /// Forgets all held commands, and what is away.
@@ -748,7 +885,9 @@ impl Gate {
         let held = self.slots.get(self.waiting.first as usize);
         let held_us = held.map(|slot| until(slot.since_us, HOLD_MAX_US));
         let look_us = (!self.absent.is_empty()).then(|| until(self.looked_us, LOOK_US));
-        held_us.into_iter().chain(look_us).min()
+        let paused = self.paused.peek();
+        let paused_us = paused.map(|&Reverse((until_us, _))| until(until_us, 0));
+        [held_us, look_us, paused_us].into_iter().flatten().min()
     }
 
     /// The parts of a command whose handle [`Gate::next`] gave.
@@ -898,8 +1037,8 @@ impl Gate {
             let hash = rules.hasher.hash(&key.name);
             moved[old as usize] = if key.kind == KeyKind::Domain {
                 add_domain(&mut keys, rules, hash, &key.name, now_us, None)?
-            } else if let Some(limit) = rules.limit_of(key.kind, &key.name) {
-                keys.activate(key.kind, hash, &key.name, limit, now_us, None)?
+            } else if let Some(cap) = rules.cap_of(key.kind, &key.name) {
+                keys.activate(key.kind, hash, &key.name, cap, now_us, None)?
             } else {
                 NONE
             };
@@ -937,7 +1076,10 @@ impl Gate {
                 (key.busy, key.done, key.held_ever, key.peak) =
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
-                if key.limit == Limit::AtMost(0) {
+                if key.cap.learning == Learning::On {
+                    key.learned = old.learned;
+                }
+                if key.cap.limit == Limit::AtMost(0) {
                     key.recall.cancel();
                 } else if key.recall.away() > 0 {
                     key.listed = true;
@@ -970,6 +1112,7 @@ impl Gate {
         }
         self.keys = keys;
         self.ready = EMPTY;
+        self.paused.clear();
         for at in 0..self.keys.all.len() as u32 {
             let key = &self.keys.all[at as usize];
             let idle_since_us = key.idle_since_us;
@@ -1057,7 +1200,7 @@ impl Gate {
             let uncalled = key.recall.away() - key.recall.called();
             return self.room(at, now_us) > uncalled;
         }
-        match key.limit {
+        match key.limit() {
             Limit::AtMost(limit) if limit > 0 => key.held < key.pace.reach(limit).max(limit),
             // Closed for nobody knows how long.
             _ => true,
@@ -1104,19 +1247,38 @@ impl Gate {
 
     fn make_ready(&mut self, at: u32) {
         let key = &mut self.keys.all[at as usize];
-        if !key.ready && key.is_startable() {
+        if key.ready || key.held == 0 {
+            return;
+        }
+        if key.is_startable(self.now_us) {
             key.ready = true;
             append(&mut self.ready, at, &mut self.keys.links, |link| link);
+        } else if let Some(until_us) = key.suspended_until(self.now_us)
+            && !key.paused
+            && self.paused.try_reserve(1).is_ok()
+        {
+            // Without memory they wait until their hold ends.
+            key.paused = true;
+            self.paused.push(Reverse((until_us, at)));
         }
     }
 
-    fn send_away(&mut self, at: u32, now_us: u64) -> Busy {
+    /// What is neither started nor held.
+    fn not_now(&mut self, at: u32, now_us: u64) -> Busy {
+        match self.keys.all[at as usize].suspended_until(now_us) {
+            None => self.send_away(at, now_us, Why::AtLimit),
+            Some(until_us) => {
+                self.totals.suspended += 1;
+                let secs = until_us.saturating_sub(now_us).div_ceil(1_000_000);
+                Busy { key: at, secs: secs.clamp(1, 3600) as u32, why: Why::Suspended }
+            }
+        }
+    }
+
+    fn send_away(&mut self, at: u32, now_us: u64, why: Why) -> Busy {
         let key = &mut self.keys.all[at as usize];
         key.pace.run(now_us, key.running);
-        let limit = match key.limit {
-            Limit::AtMost(limit) => limit,
-            Limit::Unlimited => SLOTS_MAX,
-        };
+        let limit = most(key.limit());
         let before = key.held + key.recall.away();
         let secs = key.pace.latest_secs(limit, before, &mut self.random);
         let called = key.recall.called();
@@ -1129,7 +1291,7 @@ impl Gate {
         key.busy += 1;
         self.totals.busy += 1;
         self.look_for_room(at);
-        Busy { key: at, secs }
+        Busy { key: at, secs, why }
     }
 }
 
@@ -1144,14 +1306,14 @@ fn add_domain(
 ) -> Result<u32, OutOfMemory> {
     let found = rules.resolve_hashed(hash, domain);
     if found.kind == KeyKind::Domain {
-        return keys.activate(found.kind, hash, domain, found.limit, now_us, guess_secs);
+        return keys.activate(found.kind, hash, domain, found.cap, now_us, guess_secs);
     }
-    let at = keys.activate(KeyKind::Domain, hash, domain, found.limit, now_us, guess_secs)?;
+    let at = keys.activate(KeyKind::Domain, hash, domain, found.cap, now_us, guess_secs)?;
     let of = keys.activate(
         found.kind,
         rules.hasher.hash(found.name),
         found.name,
-        found.limit,
+        found.cap,
         now_us,
         guess_secs,
     );

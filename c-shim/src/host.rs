@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::command::Parts;
-use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Gate, Next, Ran};
+use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Gate, Key, Next, Ran, Why};
 use crate::memory::{OutOfMemory, Text};
 use crate::problem::{self, Kind, Problem};
 use crate::route::Routes;
@@ -177,6 +177,15 @@ pub enum Ask {
     Report,
 }
 
+/// What becomes of the report of a delivery that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It goes to qmail-send.
+    AsItIs,
+    /// [`Host::text`] goes there instead: it was not really tried.
+    Instead,
+}
+
 /// The gate, its files and its clock.
 #[derive(Debug)]
 pub struct Host {
@@ -298,12 +307,20 @@ impl Host {
         }
     }
 
-    /// The delivery in this slot has been reported.
-    pub fn done(&mut self, slot: u32, ran: Ran<'_>) {
-        if !self.failed {
-            let now_us = self.now_us();
-            self.gate.done(now_us, slot, ran);
-            self.touch();
+    /// The delivery in this slot has ended: whether its report goes to qmail-send as it is, or [`Host::text`] instead.
+    pub fn done(&mut self, slot: u32, ran: Ran<'_>) -> Done {
+        if self.failed {
+            return Done::AsItIs;
+        }
+        let now_us = self.now_us();
+        let busy = self.gate.done(now_us, slot, ran);
+        self.touch();
+        match busy {
+            None => Done::AsItIs,
+            Some(busy) => {
+                self.busy_text(busy);
+                Done::Instead
+            }
         }
     }
 
@@ -478,7 +495,7 @@ impl Host {
         let key = self.gate.key(busy.key);
         self.text.bytes.clear();
         // It fits into what has been reserved; if it did not, the text would end early.
-        let _ = write_busy(&mut self.text, key.number, key.kind, &key.name, key.limit, busy.secs);
+        let _ = write_busy(&mut self.text, key, busy);
         let _ = self.text.push(b"\0");
     }
 
@@ -574,47 +591,124 @@ fn concurrency_remote(path: &OsStr) -> (u32, Option<Problem>) {
     }
 }
 
-/// `B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)`
-fn write_busy(
-    out: &mut Text,
-    number: u32,
-    kind: KeyKind,
-    name: &[u8],
-    limit: Limit,
-    secs: u32,
-) -> std::fmt::Result {
-    write!(out, "B{secs} {number} ")?;
-    match kind {
+/// What qmail-send is told of a delivery that is not made now:
+///
+/// ```text
+/// B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)
+/// B73 5 gmail.com is at 12 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)
+/// B73 5 gmail.com refused this one beside 11 (limit 20); to be tried again: REPORT (#4.4.5)
+/// Zgmail.com: no connection to its server succeeds, none is tried for 73 s; not tried. (#4.4.1)
+/// ```
+fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
+    match busy.why {
+        Why::AtLimit | Why::Refused => write!(out, "B{} {} ", busy.secs, key.number)?,
+        Why::Suspended => out.write_str("Z")?,
+    }
+    match key.kind {
         KeyKind::Domain => {}
         KeyKind::Relay => out.write_str("relay ")?,
         KeyKind::Group => out.write_str("group ")?,
     }
-    if name.is_empty() {
+    if key.name.is_empty() {
         out.write_str("(no domain)")?;
     }
-    for &byte in &name[..name.len().min(SHOWN_NAME)] {
+    for &byte in &key.name[..key.name.len().min(SHOWN_NAME)] {
         out.write_char(if byte.is_ascii_graphic() { char::from(byte) } else { '?' })?;
     }
-    if name.len() > SHOWN_NAME {
+    if key.name.len() > SHOWN_NAME {
         out.write_str("...")?;
     }
-    match limit {
-        Limit::AtMost(0) => out.write_str(" is closed (limit 0)")?,
-        Limit::AtMost(1) => out.write_str(" is at its limit of 1 delivery")?,
-        Limit::AtMost(limit) => write!(out, " is at its limit of {limit} deliveries")?,
-        Limit::Unlimited => out.write_str(" was at its limit")?,
+    let of_table = |out: &mut Text| match key.cap.limit {
+        Limit::AtMost(limit) => write!(out, " (limit {limit})"),
+        Limit::Unlimited => Ok(()),
+    };
+    match (busy.why, key.limit()) {
+        (Why::Suspended, _) => {
+            return writeln!(
+                out,
+                ": no connection to its server succeeds, none is tried for {} s; not tried. (#4.4.1)",
+                busy.secs
+            );
+        }
+        (Why::Refused, _) => {
+            write!(out, " refused this one beside {}", key.running)?;
+            of_table(out)?;
+            out.write_str("; to be tried again: ")?;
+            for &byte in &key.error {
+                out.write_char(match byte {
+                    b'\n' => '/',
+                    b' '..=b'~' => char::from(byte),
+                    _ => '?',
+                })?;
+            }
+            return out.write_str(" (#4.4.5)\n");
+        }
+        (Why::AtLimit, Limit::AtMost(0)) => out.write_str(" is closed (limit 0)")?,
+        (Why::AtLimit, Limit::AtMost(limit)) if key.cap.limit != Limit::AtMost(limit) => {
+            write!(out, " is at {limit} deliver{}, its server takes no more", ending(limit))?;
+            of_table(out)?;
+        }
+        (Why::AtLimit, Limit::AtMost(limit)) => {
+            write!(out, " is at its limit of {limit} deliver{}", ending(limit))?;
+        }
+        (Why::AtLimit, Limit::Unlimited) => out.write_str(" was at its limit")?,
     }
     out.write_str("; not tried. (#4.4.5)\n")
+}
+
+fn ending(deliveries: u32) -> &'static str {
+    if deliveries == 1 { "y" } else { "ies" }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::learn::{Ended, Learning};
+    use crate::random::Random;
+    use crate::rules::Cap;
 
     fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
+        let cap = Cap { limit: Limit::AtMost(limit), learning: Learning::On };
+        let mut key = Key::new(kind, name.to_vec(), cap);
+        key.number = 7;
+        told(&key, Why::AtLimit, secs)
+    }
+
+    fn told(key: &Key, why: Why, secs: u32) -> String {
         let mut out = Text::default();
-        write_busy(&mut out, 7, kind, name, Limit::AtMost(limit), secs).unwrap();
+        write_busy(&mut out, key, Busy { key: 0, secs, why }).unwrap();
         String::from_utf8(out.bytes).unwrap()
+    }
+
+    #[test]
+    fn the_texts_of_what_the_server_does_not_take() {
+        let cap = Cap { limit: Limit::AtMost(20), learning: Learning::On };
+        let mut key = Key::new(KeyKind::Domain, b"gmail.com".to_vec(), cap);
+        (key.number, key.running) = (7, 11);
+        key.error =
+            b"Connected to 10.0.0.1 but greeting failed.\nRemote host said: 421 \x1b[2J\n".to_vec();
+        assert_eq!(
+            told(&key, Why::Refused, 61),
+            "B61 7 gmail.com refused this one beside 11 (limit 20); to be tried again: Connected to 10.0.0.1 but \
+             greeting failed./Remote host said: 421 ?[2J/ (#4.4.5)\n"
+        );
+        assert_eq!(
+            told(&key, Why::Suspended, 61),
+            "Zgmail.com: no connection to its server succeeds, none is tried for 61 s; not tried. (#4.4.1)\n"
+        );
+        let refused = Ended {
+            now_us: 2,
+            started_us: 1,
+            running: 11,
+            limit: 20,
+            learning: Learning::On,
+            seen: crate::report::Seen::TooMany(crate::report::Sent::No),
+        };
+        key.learned.end(&refused, &mut Random::new(1));
+        assert_eq!(
+            told(&key, Why::AtLimit, 61),
+            "B61 7 gmail.com is at 11 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)\n"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::learn::Learning;
 use crate::name::{Hasher, Place};
 use crate::route::Routes;
 use crate::table::{Limit, Line, Table};
@@ -37,6 +38,23 @@ impl KeyKind {
     }
 }
 
+/// Whether a line that does not say so learns.
+pub const LEARNING: Learning = Learning::Fixed;
+
+/// What the table says of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cap {
+    /// How many deliveries of the key run at once.
+    pub limit: Limit,
+    /// Whether fewer do when its server objects.
+    pub learning: Learning,
+}
+
+impl Cap {
+    /// What no line speaks of: stock behaviour.
+    pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed };
+}
+
 /// The key and the limit of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolution<'a> {
@@ -45,7 +63,7 @@ pub struct Resolution<'a> {
     /// The name of the key. For a domain it is as it was asked for, otherwise in lower case.
     pub name: &'a [u8],
     /// How many deliveries of the key run at once.
-    pub limit: Limit,
+    pub cap: Cap,
     /// The line of concurrencydomains that says so.
     pub line: Option<Line>,
     /// The line of smtproutes that was followed.
@@ -91,7 +109,7 @@ impl Rules {
         let unlimited = Resolution {
             kind: KeyKind::Domain,
             name: domain,
-            limit: Limit::Unlimited,
+            cap: Cap::NONE,
             line: None,
             route: None,
         };
@@ -101,7 +119,7 @@ impl Rules {
             let group = line.group.map(|index| &table.groups()[index as usize]);
             let (kind, name) =
                 group.map_or((kind, name), |group| (KeyKind::Group, &group.name[..]));
-            Resolution { kind, name, limit: line.limit, line: Some(line), route }
+            Resolution { kind, name, cap: cap_of_line(line), line: Some(line), route }
         };
         if let Some(line) = own
             && line.group.is_some()
@@ -122,24 +140,30 @@ impl Rules {
         own.map_or(unlimited, |line| of_line(line, KeyKind::Domain, domain, None))
     }
 
-    /// The limit of a key that exists, or None if no domain can have this key any more. A domain's key ends when a group
+    /// The cap of a key that exists, or None if no domain can have this key any more. A domain's key ends when a group
     /// or a route takes the domain over.
     #[must_use]
-    pub fn limit_of(&self, kind: KeyKind, name: &[u8]) -> Option<Limit> {
+    pub fn cap_of(&self, kind: KeyKind, name: &[u8]) -> Option<Cap> {
         let table = self.table.as_ref();
         match kind {
-            KeyKind::Group => table.and_then(|table| table.group(name)).map(|group| group.limit),
+            KeyKind::Group => table
+                .and_then(|table| table.group(name))
+                .map(|group| Cap { limit: group.limit, learning: LEARNING }),
             KeyKind::Domain => {
                 let now = self.resolve(name);
-                (now.kind == kind && now.name.eq_ignore_ascii_case(name)).then_some(now.limit)
+                (now.kind == kind && now.name.eq_ignore_ascii_case(name)).then_some(now.cap)
             }
             KeyKind::Relay => match table.and_then(|table| table.find(name)) {
                 Some(line) if line.group.is_some() => None,
-                Some(line) => Some(line.limit),
-                None => Some(Limit::Unlimited),
+                Some(line) => Some(cap_of_line(line)),
+                None => Some(Cap::NONE),
             },
         }
     }
+}
+
+fn cap_of_line(line: Line) -> Cap {
+    Cap { limit: line.limit, learning: LEARNING }
 }
 
 #[cfg(test)]
@@ -157,7 +181,7 @@ mod tests {
 
     fn resolved(rules: &Rules, domain: &str) -> (KeyKind, String, Limit) {
         let found = rules.resolve(domain.as_bytes());
-        (found.kind, String::from_utf8(found.name.to_vec()).unwrap(), found.limit)
+        (found.kind, String::from_utf8(found.name.to_vec()).unwrap(), found.cap.limit)
     }
 
     #[test]
@@ -204,12 +228,13 @@ mod tests {
     #[test]
     fn keys_end_when_others_take_over() {
         let rules = rules(":20\na.example:1:g\nr.example:2:g\n", "b.example:r2.example\n");
-        assert_eq!(rules.limit_of(KeyKind::Domain, b"x.example"), Some(Limit::AtMost(20)));
-        assert_eq!(rules.limit_of(KeyKind::Domain, b"a.example"), None);
-        assert_eq!(rules.limit_of(KeyKind::Domain, b"b.example"), None);
-        assert_eq!(rules.limit_of(KeyKind::Group, b"g"), Some(Limit::AtMost(1)));
-        assert_eq!(rules.limit_of(KeyKind::Group, b"h"), None);
-        assert_eq!(rules.limit_of(KeyKind::Relay, b"r.example"), None);
-        assert_eq!(rules.limit_of(KeyKind::Relay, b"r2.example"), Some(Limit::AtMost(20)));
+        let limit_of = |kind, name: &[u8]| rules.cap_of(kind, name).map(|cap| cap.limit);
+        assert_eq!(limit_of(KeyKind::Domain, b"x.example"), Some(Limit::AtMost(20)));
+        assert_eq!(limit_of(KeyKind::Domain, b"a.example"), None);
+        assert_eq!(limit_of(KeyKind::Domain, b"b.example"), None);
+        assert_eq!(limit_of(KeyKind::Group, b"g"), Some(Limit::AtMost(1)));
+        assert_eq!(limit_of(KeyKind::Group, b"h"), None);
+        assert_eq!(limit_of(KeyKind::Relay, b"r.example"), None);
+        assert_eq!(limit_of(KeyKind::Relay, b"r2.example"), Some(Limit::AtMost(20)));
     }
 }

@@ -11,15 +11,17 @@
 //! pid  PID
 //! state  limits | stock | failed
 //! slots  CONF-SPAWN  CONCURRENCYREMOTE  IN-USE  HELD
-//! total  ASKED  BUSY  HELD  EXPIRED  DONE
+//! total  ASKED  BUSY  HELD  EXPIRED  DONE  REFUSED  SUSPENDED
 //! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970
 //! problem  TEXT
-//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  ERROR
+//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR
 //! unlisted  KEYS
 //! end  GENERATION
 //! ```
 //!
-//! A limit is a number or `-` for unlimited. RATE is deliveries a second over about ten seconds. Bytes of names and texts
+//! A limit is a number or `-` for unlimited; the effective one is lower while the server takes no more. OBJECTED is when it
+//! said so the last time, SUSPENDED until when nothing starts, both in seconds since 1970, or 0. RATE is deliveries a second
+//! over about ten seconds. Bytes of names and texts
 //! that are not printable ASCII are written as `%` and two hexadecimal digits, and so is `%`.
 
 #![forbid(unsafe_code)]
@@ -102,17 +104,16 @@ fn render(
     gate: &Gate,
     problems: &[Option<crate::problem::Problem>],
 ) -> fmt::Result {
-    let Frame {
-        generation, written_secs, pid, slots, concurrency_remote, loaded_secs, now_us, ..
-    } = *frame;
+    let Frame { generation, written_secs, pid, slots, concurrency_remote, loaded_secs, .. } =
+        *frame;
     writeln!(
         out,
         "qpatch-gate\t1\t{generation}\nwritten\t{written_secs}\npid\t{pid}\nstate\t{}",
         frame.state.name()
     )?;
     writeln!(out, "slots\t{slots}\t{concurrency_remote}\t{}\t{}", gate.in_use(), gate.held())?;
-    let Totals { asked, busy, held, expired, done } = gate.totals();
-    writeln!(out, "total\t{asked}\t{busy}\t{held}\t{expired}\t{done}")?;
+    let Totals { asked, busy, held, expired, done, refused, suspended } = gate.totals();
+    writeln!(out, "total\t{asked}\t{busy}\t{held}\t{expired}\t{done}\t{refused}\t{suspended}")?;
     let rules = gate.rules();
     let domains = rules.table.as_ref().map_or(0, crate::table::Table::len);
     writeln!(out, "table\t{domains}\t{}\t{loaded_secs}", rules.routes.len())?;
@@ -130,24 +131,36 @@ fn render(
         listed.truncate(KEYS_MAX);
     }
     for key in listed {
-        write_key(out, key, now_us)?;
+        write_key(out, key, frame)?;
     }
     writeln!(out, "unlisted\t{unlisted}\nend\t{generation}")
 }
 
-fn write_key(out: &mut Text, key: &Key, now_us: u64) -> fmt::Result {
-    write!(out, "key\t{}\t{}\t", key.kind.name(), Escaped(&key.name))?;
-    match key.limit {
-        Limit::AtMost(limit) => write!(out, "{limit}")?,
-        Limit::Unlimited => out.write_char('-')?,
+fn write_limit(out: &mut Text, limit: Limit) -> fmt::Result {
+    match limit {
+        Limit::AtMost(limit) => write!(out, "{limit}"),
+        Limit::Unlimited => out.write_char('-'),
     }
+}
+
+fn write_key(out: &mut Text, key: &Key, frame: &Frame) -> fmt::Result {
+    let now_us = frame.now_us;
+    // Both may be on either side of now.
+    let secs = |at_us: Option<u64>| {
+        at_us.map_or(0, |at_us| {
+            let written_secs = frame.written_secs.saturating_sub(now_us / 1_000_000);
+            written_secs.saturating_add(at_us.div_ceil(1_000_000))
+        })
+    };
+    write!(out, "key\t{}\t{}\t", key.kind.name(), Escaped(&key.name))?;
+    write_limit(out, key.cap.limit)?;
     let mean_ms =
         if key.pace.is_known() { (key.pace.mean_secs() * 1000.0).round() as u64 } else { 0 };
     // Not as a float: formatting those is 20 KB of code in qmail-rspawn.
     let tenths = (key.pace.recent_rate(now_us) * 10.0).round() as u64;
-    writeln!(
+    write!(
         out,
-        "\t{}\t{}\t{}\t{}\t{}\t{}\t{}.{}\t{mean_ms}\t{}",
+        "\t{}\t{}\t{}\t{}\t{}\t{}\t{}.{}\t{mean_ms}\t",
         key.running,
         key.held,
         key.busy,
@@ -156,6 +169,13 @@ fn write_key(out: &mut Text, key: &Key, now_us: u64) -> fmt::Result {
         key.recall.away(),
         tenths / 10,
         tenths % 10,
+    )?;
+    write_limit(out, key.limit())?;
+    writeln!(
+        out,
+        "\t{}\t{}\t{}",
+        secs(key.objected_us()),
+        secs(key.suspended_until(now_us)),
         Escaped(&key.error)
     )
 }
@@ -176,6 +196,13 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
+fn limit_value(limit: Limit) -> Option<f64> {
+    match limit {
+        Limit::AtMost(limit) => Some(f64::from(limit)),
+        Limit::Unlimited => None,
+    }
+}
+
 fn unescaped(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -185,6 +212,13 @@ fn unescaped(text: &str) -> String {
         rest = if code.is_some() { &tail[2..] } else { tail };
     }
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn parse_limit(text: &str) -> Option<Limit> {
+    match text {
+        "-" => Some(Limit::Unlimited),
+        number => number.parse().ok().map(Limit::AtMost),
+    }
 }
 
 fn text_byte(digits: &[u8]) -> Option<u8> {
@@ -216,6 +250,12 @@ pub struct KeyStatus {
     pub rate: f64,
     /// The mean service time in milliseconds; 0 when it is not known.
     pub mean_ms: u64,
+    /// How many may run now; lower than the limit while its server takes no more.
+    pub effective: Limit,
+    /// When its server objected the last time, in seconds since 1970; 0: never, or it does not matter any more.
+    pub objected_secs: u64,
+    /// Until when nothing starts, in seconds since 1970; 0: it is not suspended.
+    pub suspended_secs: u64,
     /// What the last failed delivery printed.
     pub error: String,
 }
@@ -345,13 +385,15 @@ impl Status {
                 self.in_use = in_use.parse().ok()?;
                 self.held = held.parse().ok()?;
             }
-            ["total", asked, busy, held, expired, done] => {
+            ["total", asked, busy, held, expired, done, refused, suspended] => {
                 self.totals = Totals {
                     asked: asked.parse().ok()?,
                     busy: busy.parse().ok()?,
                     held: held.parse().ok()?,
                     expired: expired.parse().ok()?,
                     done: done.parse().ok()?,
+                    refused: refused.parse().ok()?,
+                    suspended: suspended.parse().ok()?,
                 };
             }
             ["table", domains, routes, loaded] => {
@@ -373,16 +415,15 @@ impl Status {
                 away,
                 rate,
                 mean_ms,
+                effective,
+                objected,
+                suspended,
                 error,
             ] => {
                 self.keys.push(KeyStatus {
                     kind: KeyKind::parse(kind)?,
                     name: unescaped(name),
-                    limit: if limit == "-" {
-                        Limit::Unlimited
-                    } else {
-                        Limit::AtMost(limit.parse().ok()?)
-                    },
+                    limit: parse_limit(limit)?,
                     running: running.parse().ok()?,
                     held: held.parse().ok()?,
                     busy: busy.parse().ok()?,
@@ -391,6 +432,9 @@ impl Status {
                     away: away.parse().ok()?,
                     rate: rate.parse().ok()?,
                     mean_ms: mean_ms.parse().ok()?,
+                    effective: parse_limit(effective)?,
+                    objected_secs: objected.parse().ok()?,
+                    suspended_secs: suspended.parse().ok()?,
                     error: unescaped(error),
                 });
             }
@@ -412,7 +456,7 @@ impl Status {
         let up = u8::from(self.state != State::Failed);
         metric(&mut out, "up", "gauge", "0 after an internal error: everything goes.");
         out.push_str(&format!("qmail_gate_up {up}\n"));
-        let single: [(&str, &str, &str, u64); 10] = [
+        let single: [(&str, &str, &str, u64); 12] = [
             (
                 "written_timestamp_seconds",
                 "gauge",
@@ -442,6 +486,18 @@ impl Status {
                 self.totals.expired,
             ),
             ("done_total", "counter", "Deliveries that ran and ended.", self.totals.done),
+            (
+                "refused_total",
+                "counter",
+                "Deliveries that the server refused beside others, sent away, too.",
+                self.totals.refused,
+            ),
+            (
+                "suspended_total",
+                "counter",
+                "Deliveries that were deferred because no connection succeeds.",
+                self.totals.suspended,
+            ),
             ("problems", "gauge", "Problems with the control files.", self.problems.len() as u64),
         ];
         for (name, kind, help, value) in single {
@@ -449,15 +505,30 @@ impl Status {
             out.push_str(&format!("qmail_gate_{name} {value}\n"));
         }
         type Get = fn(&KeyStatus) -> Option<f64>;
-        let per_key: [(&str, &str, &str, Get); 8] = [
+        let per_key: [(&str, &str, &str, Get); 11] = [
             (
                 "key_limit",
                 "gauge",
                 "Deliveries that may run at once; absent when unlimited.",
-                |key| match key.limit {
-                    Limit::AtMost(limit) => Some(f64::from(limit)),
-                    Limit::Unlimited => None,
-                },
+                |key| limit_value(key.limit),
+            ),
+            (
+                "key_effective_limit",
+                "gauge",
+                "The same, lower while the server takes no more.",
+                |key| limit_value(key.effective),
+            ),
+            (
+                "key_objected_timestamp_seconds",
+                "gauge",
+                "When the server objected the last time; absent when it does not matter any more.",
+                |key| (key.objected_secs > 0).then_some(key.objected_secs as f64),
+            ),
+            (
+                "key_suspended_until_timestamp_seconds",
+                "gauge",
+                "Until when nothing starts; absent when it is not suspended.",
+                |key| (key.suspended_secs > 0).then_some(key.suspended_secs as f64),
             ),
             ("key_running", "gauge", "Deliveries that run.", |key| Some(f64::from(key.running))),
             ("key_held", "gauge", "Deliveries that are held.", |key| Some(f64::from(key.held))),

@@ -119,9 +119,18 @@ fn next() -> Option<(c_int, c_uint, Vec<Vec<u8>>)> {
 }
 
 fn done(slot: c_uint) {
-    let report = b"r\0Kaccepted\0";
-    // SAFETY: report has as many bytes.
-    unsafe { gate_done(slot, report.as_ptr().cast(), report.len() as c_uint) };
+    assert_eq!(done_with(slot, b"r\0Kaccepted\0"), (GO, None));
+}
+
+/// What gate_done says, and its text.
+fn done_with(slot: c_uint, report: &[u8]) -> (c_int, Option<String>) {
+    let mut text = null();
+    // SAFETY: report has as many bytes, and text may be written.
+    let answer =
+        unsafe { gate_done(slot, report.as_ptr().cast(), report.len() as c_uint, &mut text) };
+    // SAFETY: a text ends with a zero byte and stays until the next call.
+    let text = (!text.is_null()).then(|| unsafe { std::ffi::CStr::from_ptr(text) });
+    (answer, text.map(|text| text.to_str().unwrap().to_owned()))
 }
 
 fn held() -> c_uint {
@@ -190,7 +199,9 @@ fn wrong_arguments_go() {
         assert_eq!(gate_ask(1, null(), 3, &mut report), GO);
         assert_eq!(gate_ask(1, (&raw const recipient).cast(), 1, std::ptr::null_mut()), GO);
         assert_eq!(gate_next(std::ptr::null_mut()), NONE);
-        gate_done(1, null(), 5);
+        assert_eq!(gate_done(1, null(), 5, &mut report), GO);
+        assert!(report.is_null());
+        assert_eq!(gate_done(1, null(), 0, std::ptr::null_mut()), GO);
     }
     assert_eq!(ask_parts(1, &[]), (GO, None));
     assert_eq!(ask_parts(1, &[recipient; 9]), (GO, None));

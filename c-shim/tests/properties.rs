@@ -115,7 +115,7 @@ impl Check {
 
     fn key_of(&self, domain: usize) -> (KeyName, Limit) {
         let found = self.gate.rules().resolve(DOMAINS[domain].as_bytes());
-        ((found.kind, found.name.to_ascii_lowercase()), found.limit)
+        ((found.kind, found.name.to_ascii_lowercase()), found.cap.limit)
     }
 
     fn count(&self, key: &KeyName, of: impl Fn(&Slot) -> Option<usize>) -> u32 {
@@ -234,7 +234,7 @@ impl Check {
                 .keys()
                 .find(|shown| shown.kind == key.0 && shown.name == key.1)
                 .expect("the key");
-            assert_eq!(shown.limit, *limit);
+            assert_eq!(shown.cap.limit, *limit);
             assert_eq!(shown.running, self.running(key), "{key:?}");
             assert_eq!(shown.held, self.held(key), "{key:?}");
             assert!(
@@ -254,7 +254,7 @@ impl Check {
         }
         let due = self.gate.timeout_us(self.now_us);
         let is_away =
-            self.gate.keys().any(|key| key.recall.away() > 0 && key.limit != Limit::AtMost(0));
+            self.gate.keys().any(|key| key.recall.away() > 0 && key.cap.limit != Limit::AtMost(0));
         assert!(due.is_some() || held == 0 && !is_away);
         assert_ne!(due, Some(0));
         let called = self.gate.keys().map(|key| key.recall.called()).sum::<u32>();

@@ -458,7 +458,7 @@ fn overruled(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
         }
         let relay = plain(&String::from_utf8_lossy(found.name));
         let (line, key) = (line_text(of_domains), key_name(found.kind, &relay));
-        let limit = limit_words(found.limit);
+        let limit = limit_words(found.cap.limit);
         let message = format!(
             "the limit does not count: smtproutes:{of_routes} sends the domain to a relay, and \
              {key} has {limit} ({line})"
@@ -648,10 +648,10 @@ fn answers(loaded: &Loaded, domains: &[String]) -> Vec<Answer> {
         let row = [
             key_name(KeyKind::Domain, domain),
             key_name(found.kind, &key),
-            limit_text(found.limit),
+            limit_text(found.cap.limit),
             from,
         ];
-        let limit = limit_value(found.limit);
+        let limit = limit_value(found.cap.limit);
         Answer { domain: domain.clone(), kind: found.kind.name(), key, limit, line, route, row }
     };
     domains.iter().map(answer).collect()

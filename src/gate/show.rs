@@ -365,6 +365,13 @@ impl View {
             count(totals.busy, "busy answer"),
             totals.expired
         )?;
+        if totals.refused + totals.suspended > 0 {
+            writeln!(
+                out,
+                "       {} refused because there were too many, {} deferred because no connection succeeds",
+                totals.refused, totals.suspended
+            )?;
+        }
         let loaded = match status.loaded_secs {
             0 => "never read".to_string(),
             secs => format!("read {} s ago", self.now_secs.saturating_sub(secs)),
@@ -381,6 +388,7 @@ impl View {
         let columns = [
             ("KEY", Side::Left),
             ("LIMIT", Side::Right),
+            ("NOW", Side::Right),
             ("RUNNING", Side::Right),
             ("HELD", Side::Right),
             ("AWAY", Side::Right),
@@ -399,6 +407,7 @@ impl View {
             [
                 key_name(key.kind, &key.name),
                 limit_text(key.limit),
+                self.limit_now(key),
                 key.running.to_string(),
                 key.held.to_string(),
                 key.away.to_string(),
@@ -418,12 +427,24 @@ impl View {
         Ok(())
     }
 
+    /// What the server makes of the limit: `-` nothing, a lower number, or for how long nothing starts.
+    fn limit_now(&self, key: &KeyStatus) -> String {
+        match key.suspended_secs.checked_sub(self.now_secs) {
+            Some(secs @ 1..) => format!("0 for {secs} s"),
+            _ if key.effective == key.limit => "-".to_string(),
+            _ => limit_text(key.effective),
+        }
+    }
+
     fn report(&self) -> Report<'_> {
         let status = &self.status;
         let keys = status.keys.iter().zip(&self.rates).map(|(key, &rate)| KeyReport {
             kind: key.kind.name(),
             key: &key.name,
             limit: limit_value(key.limit),
+            effective_limit: limit_value(key.effective),
+            objected: (key.objected_secs > 0).then_some(key.objected_secs),
+            suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
             running: key.running,
             held: key.held,
             away: key.away,
@@ -451,6 +472,8 @@ impl View {
             held_total: status.totals.held,
             busy_total: status.totals.busy,
             expired_total: status.totals.expired,
+            refused_total: status.totals.refused,
+            suspended_total: status.totals.suspended,
             lines: status.domains,
             routes: status.routes,
             loaded: (status.loaded_secs > 0).then_some(status.loaded_secs),
@@ -477,6 +500,8 @@ struct Report<'a> {
     held_total: u64,
     busy_total: u64,
     expired_total: u64,
+    refused_total: u64,
+    suspended_total: u64,
     lines: u64,
     routes: u64,
     loaded: Option<u64>,
@@ -491,6 +516,9 @@ struct KeyReport<'a> {
     key: &'a str,
     /// null is unlimited.
     limit: Option<u32>,
+    effective_limit: Option<u32>,
+    objected: Option<u64>,
+    suspended_until: Option<u64>,
     running: u32,
     held: u32,
     away: u32,
@@ -535,6 +563,9 @@ mod tests {
                 away: 0,
                 rate,
                 mean_ms: 0,
+                effective: Limit::AtMost(1),
+                objected_secs: 0,
+                suspended_secs: 0,
                 error: String::new(),
             }],
             unlisted: 0,

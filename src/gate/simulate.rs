@@ -319,7 +319,7 @@ impl Machine {
                 self.name.clear();
                 self.name.extend_from_slice(found.name);
                 self.name.make_ascii_lowercase();
-                (found.kind, found.limit)
+                (found.kind, found.cap.limit)
             }
         };
         self.name.push(kind as u8);

@@ -170,7 +170,7 @@ impl Model {
     pub fn domain(&mut self, name: &str) -> u32 {
         self.names.push(format!("user@{name}\0"));
         self.seen.push(Seen { first_us: u64::MAX, ..Seen::default() });
-        let limit = match self.gate.rules().resolve(name.as_bytes()).limit {
+        let limit = match self.gate.rules().resolve(name.as_bytes()).cap.limit {
             qpatch_gate::table::Limit::AtMost(limit) => Some(limit),
             qpatch_gate::table::Limit::Unlimited => None,
         };
