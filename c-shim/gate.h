@@ -68,10 +68,12 @@ THREADS
   One thread. Not from a signal handler, and not between fork or vfork and exec.
 
 FILES
-  control/concurrencydomains, control/smtproutes: looked at once a second at most, during the calls, and read again
-  when they have changed. control/concurrencyremote: read by gate_open only, as qmail-send reads it at its start only.
+  control/concurrencydomains, control/smtproutes, control/concurrencysites: looked at once a second at most, during the
+  calls, and read again when they have changed. control/concurrencyremote: read by gate_open only, as qmail-send reads it at its start only.
   queue/lock/gatestatus: written once a second at most when something changed. It is not created: it must exist and be
   writable, otherwise there is no status.
+  gatesites, in the same directory: where mail of each domain was seen to go. Read by gate_open, written once in ten seconds
+  at most when something changed, and at the end. It must exist, too.
 
 SEE ALSO
   gate_glue.h for the calls from spawn.c, gate_retry.h for qmail-send's half

@@ -29,14 +29,16 @@ use std::collections::BinaryHeap;
 use crate::command::{Commands, Parts};
 use crate::index::Index;
 use crate::learn::{Ended, Learned, Learning, May, Returns, Try};
+use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::memory::{self, OutOfMemory};
 use crate::name::{NAME_MAX, domain_of, without_root};
 use crate::pace::{Pace, Rate};
 use crate::random::Random;
 use crate::recall::Recall;
-use crate::report;
+use crate::report::{self, Report};
 use crate::route::Routes;
 use crate::rules::{Cap, KeyKind, Rules};
+use crate::site::{Evidence, Map, Seen};
 use crate::table::{Limit, Table};
 
 /// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
@@ -44,6 +46,10 @@ pub const HOLD_MAX_US: u64 = 60_000_000;
 
 /// Keys with mail that is away are looked at so often, in microseconds, whatever else happens.
 const LOOK_US: u64 = 500_000;
+
+/// Domains that have been seen at another site come under its key so soon, in microseconds. Not at once: all keys are made anew
+/// for that.
+const RESITE_US: u64 = 100_000;
 
 /// The highest number of slots. Slot 65535 is that of calls.
 pub const SLOTS_MAX: u32 = 65534;
@@ -62,8 +68,6 @@ const ERROR_BYTES: usize = 120;
 
 /// How much one delivery counts in the guess for a new key's service time.
 const TYPICAL_WEIGHT: f64 = 1.0 / 64.0;
-
-const NONE: u32 = u32::MAX;
 
 /// The answer to a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,45 +165,6 @@ struct Slot {
     mail: u64,
     of_key: Link,
     of_all: Link,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    next: u32,
-    prev: u32,
-}
-
-const UNLINKED: Link = Link { next: NONE, prev: NONE };
-
-#[derive(Clone, Copy, Debug)]
-struct List {
-    first: u32,
-    last: u32,
-}
-
-const EMPTY: List = List { first: NONE, last: NONE };
-
-/// Puts `at` at the end of a list.
-fn append<T>(list: &mut List, at: u32, all: &mut [T], link: impl Fn(&mut T) -> &mut Link) {
-    *link(&mut all[at as usize]) = Link { next: NONE, prev: list.last };
-    match list.last {
-        NONE => list.first = at,
-        last => link(&mut all[last as usize]).next = at,
-    }
-    list.last = at;
-}
-
-/// Takes `at` out of the list that it is in.
-fn unlink<T>(list: &mut List, at: u32, all: &mut [T], link: impl Fn(&mut T) -> &mut Link) {
-    let Link { next, prev } = std::mem::replace(link(&mut all[at as usize]), UNLINKED);
-    match prev {
-        NONE => list.first = next,
-        prev => link(&mut all[prev as usize]).next = next,
-    }
-    match next {
-        NONE => list.last = prev,
-        next => link(&mut all[next as usize]).prev = prev,
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -587,6 +552,16 @@ pub struct Gate {
     paused: BinaryHeap<Reverse<(u64, u32)>>,
     /// What went back as busy after it was refused.
     returns: Returns,
+    /// Whether a domain belongs to another site than its key says.
+    sites: Order,
+    resited_us: u64,
+}
+
+/// Whether the keys are as the rules say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Kept,
+    Changed,
 }
 
 impl Gate {
@@ -631,6 +606,8 @@ impl Gate {
             gone: Vec::new(),
             paused: BinaryHeap::new(),
             returns: Returns::default(),
+            sites: Order::Kept,
+            resited_us: 0,
         })
     }
 
@@ -685,6 +662,11 @@ impl Gate {
     /// What to do about the held commands; to be called until it says [`Next::None`].
     pub fn next(&mut self, now_us: u64) -> Next {
         let now_us = self.clock(now_us);
+        if self.sites == Order::Changed && now_us.saturating_sub(self.resited_us) >= RESITE_US {
+            self.resited_us = now_us;
+            // Without memory they stay where they are until the next time.
+            let _ = self.rebuild(now_us);
+        }
         while let Some(&Reverse((until_us, at))) = self.paused.peek()
             && until_us <= now_us
         {
@@ -832,17 +814,23 @@ impl Gate {
 
     /// What a report says of the key, whose delivery does not run any more.
     fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
-        let Slot { since_us, mail, .. } = self.slots[slot as usize];
+        let Slot { since_us, mail, domain, .. } = self.slots[slot as usize];
+        let has_ranges = self.rules.table.as_ref().is_some_and(Table::has_ranges);
         let key = &mut self.keys.all[at as usize];
         note_error(&mut key.error, report);
-        if key.cap.learning == Learning::On {
+        if key.cap.learning == Learning::On || has_ranges {
+            let said = report::classify(report);
+            if has_ranges {
+                self.note_site(domain, &said);
+            }
+            let key = &mut self.keys.all[at as usize];
             let ended = Ended {
                 now_us,
                 started_us: since_us,
                 running: key.running,
                 limit: most(key.cap.limit),
-                learning: Learning::On,
-                seen: report::classify(report).seen,
+                learning: key.cap.learning,
+                seen: said.seen,
             };
             if key.learned.end(&ended, &mut self.random) == Try::NotReally
                 && self.returns.may_return(mail)
@@ -850,6 +838,7 @@ impl Gate {
                 return Try::NotReally;
             }
         }
+        let key = &mut self.keys.all[at as usize];
         key.done += 1;
         key.pace.complete(now_us);
         self.rate.count(now_us);
@@ -857,6 +846,26 @@ impl Gate {
         self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
         self.totals.done += 1;
         Try::Real
+    }
+
+    /// The address that a delivery was connected to may say to which site its next hop belongs.
+    fn note_site(&mut self, domain: u32, said: &Report) {
+        let (Some(peer), Some(table)) = (said.peer, &self.rules.table) else { return };
+        let evidence = match said.seen {
+            report::Seen::Accepted => Evidence::Took,
+            _ => Evidence::Answered,
+        };
+        let name = &self.keys.all[domain as usize].name;
+        let next_hop = match self.rules.routes.find(name) {
+            Some((relay, _)) => relay,
+            None => name,
+        };
+        let hash = self.rules.hasher.hash(next_hop);
+        let seen = &mut self.rules.sites.seen;
+        // Without memory it is not known.
+        if seen.note(hash, next_hop, peer, evidence, table) == Ok(true) {
+            self.sites = Order::Changed;
+        }
     }
 
     /// Forgets all held commands, and what is away.
@@ -887,7 +896,11 @@ impl Gate {
         let look_us = (!self.absent.is_empty()).then(|| until(self.looked_us, LOOK_US));
         let paused = self.paused.peek();
         let paused_us = paused.map(|&Reverse((until_us, _))| until(until_us, 0));
-        [held_us, look_us, paused_us].into_iter().flatten().min()
+        // Where nothing is held or away, the next call is soon enough.
+        let is_waiting = held_us.is_some() || look_us.is_some();
+        let resite_us =
+            (self.sites == Order::Changed && is_waiting).then(|| until(self.resited_us, RESITE_US));
+        [held_us, look_us, paused_us, resite_us].into_iter().flatten().min()
     }
 
     /// The parts of a command whose handle [`Gate::next`] gave.
@@ -990,6 +1003,21 @@ impl Gate {
         let now_us = self.clock(now_us);
         let old = std::mem::replace(&mut self.rules.routes, routes);
         self.rebuild(now_us).inspect_err(|_| self.rules.routes = old)
+    }
+
+    /// Another map of sites counts from now on, made with [`Gate::hasher`].
+    ///
+    /// # Errors
+    /// No memory: the old map stays.
+    pub fn set_map(&mut self, map: Map, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        let old = std::mem::replace(&mut self.rules.sites.map, map);
+        self.rebuild(now_us).inspect_err(|_| self.rules.sites.map = old)
+    }
+
+    /// What was seen before a restart, to be put back before the first delivery.
+    pub fn seen_mut(&mut self) -> &mut Seen {
+        &mut self.rules.sites.seen
     }
 
     /// The hasher that tables and routes must be made with.
@@ -1111,6 +1139,7 @@ impl Gate {
             at = of_all.next;
         }
         self.keys = keys;
+        self.sites = Order::Kept;
         self.ready = EMPTY;
         self.paused.clear();
         for at in 0..self.keys.all.len() as u32 {

@@ -1,7 +1,8 @@
 //! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
 //!
-//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs two `stat`
-//! calls a second; the status one `write` a second, when something changed. All descriptors are closed again at once.
+//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs three `stat`
+//! calls a second; the status one `write` a second, when something changed, and what was seen of sites one in ten. All
+//! descriptors are closed again at once.
 
 #![forbid(unsafe_code)]
 
@@ -19,11 +20,14 @@ use crate::memory::{OutOfMemory, Text};
 use crate::problem::{self, Kind, Problem};
 use crate::route::Routes;
 use crate::rules::KeyKind;
+use crate::site::{self, Map};
 use crate::status::{self, Frame, State};
 use crate::table::{self, Limit, Table};
 
 const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
+/// What was seen of sites changes with nearly every new domain, and matters only at the next start.
+const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
 const SLACK_MS: u64 = 2;
 
@@ -83,6 +87,28 @@ impl Watched {
         self.seen = seen;
         contents
     }
+
+    /// What became of what was read. Without memory it is read again at the next look.
+    fn settle(&mut self, file: problem::File, set: Result<Option<Problem>, Kind>) {
+        if set == Err(Kind::OutOfMemory) {
+            self.seen = Seen::Nothing;
+        }
+        self.problem = set.unwrap_or_else(|kind| Some(Problem::of_file(file, kind)));
+    }
+}
+
+/// What a control file that has no errors holds, and its worst warning; what stands for a missing one; None if nothing is new.
+fn loaded<T>(
+    file: &mut Watched,
+    missing: impl FnOnce() -> T,
+    parse: impl FnOnce(&[u8]) -> Result<(T, Option<Problem>), OutOfMemory>,
+) -> Option<Result<(T, Option<Problem>), Kind>> {
+    match file.look(table::FILE_MAX) {
+        Contents::Same => None,
+        Contents::Missing => Some(Ok((missing(), None))),
+        Contents::Unusable(kind) => Some(Err(kind)),
+        Contents::Read(bytes) => Some(parse(&bytes).map_err(|_| Kind::OutOfMemory)),
+    }
 }
 
 /// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
@@ -132,6 +158,14 @@ fn copy(from: &OsStr) -> Result<OsString, OutOfMemory> {
     to.try_reserve(from.len())?;
     to.push(from);
     Ok(to)
+}
+
+/// What is before the last slash.
+fn directory_of(path: &OsStr) -> &OsStr {
+    match Path::new(path).parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.as_os_str(),
+        _ => OsStr::new("."),
+    }
 }
 
 fn join(directory: &OsStr, name: &str) -> Result<OsString, OutOfMemory> {
@@ -195,8 +229,14 @@ pub struct Host {
     concurrency_problem: Option<Problem>,
     domains: Watched,
     routes: Watched,
+    sites: Watched,
     status_path: OsString,
     status_problem: Option<Problem>,
+    seen_path: OsString,
+    seen_problem: Option<Problem>,
+    /// How much of what was seen has been written, and when.
+    seen_written: u64,
+    seen_written_us: u64,
     status_text: Text,
     generation: u64,
     loaded_secs: u64,
@@ -232,8 +272,13 @@ impl Host {
             concurrency_problem,
             domains: Watched::new(control, "concurrencydomains")?,
             routes: Watched::new(control, "smtproutes")?,
+            sites: Watched::new(control, "concurrencysites")?,
             status_path: copy(status)?,
             status_problem: None,
+            seen_path: join(directory_of(status), "gatesites")?,
+            seen_problem: None,
+            seen_written: 0,
+            seen_written_us: 0,
             status_text: Text::default(),
             generation: 0,
             loaded_secs: 0,
@@ -245,6 +290,7 @@ impl Host {
             rescue_from: 0,
             text,
         };
+        host.restore_seen()?;
         host.look(0);
         if host.dirty {
             host.write_status(0);
@@ -365,9 +411,12 @@ impl Host {
         }
         self.gate.drop_held();
         // The spawner ends with its last delivery, and this is called until then.
-        if self.dirty && self.gate.in_use() == 0 {
+        if self.gate.in_use() == 0 {
             let now_us = self.now_us();
-            self.write_status(now_us);
+            if self.dirty {
+                self.write_status(now_us);
+            }
+            self.write_seen(now_us);
         }
     }
 
@@ -427,12 +476,16 @@ impl Host {
         if self.dirty && now_us.saturating_sub(self.written_us) >= WRITE_US {
             self.write_status(now_us);
         }
+        if now_us.saturating_sub(self.seen_written_us) >= WRITE_SITES_US {
+            self.write_seen(now_us);
+        }
     }
 
     fn look(&mut self, now_us: u64) {
         self.looked_us = now_us;
         self.look_at_domains(now_us);
         self.look_at_routes(now_us);
+        self.look_at_sites(now_us);
     }
 
     fn look_at_domains(&mut self, now_us: u64) {
@@ -471,24 +524,80 @@ impl Host {
     }
 
     fn look_at_routes(&mut self, now_us: u64) {
-        let hasher = self.gate.hasher();
-        let loaded = match self.routes.look(table::FILE_MAX) {
-            Contents::Same => return,
-            Contents::Missing => Ok((Routes::new(hasher), None)),
-            Contents::Unusable(kind) => Err(kind),
-            Contents::Read(bytes) => Routes::parse(&bytes, hasher)
-                .map(|(routes, problems)| (routes, problems.worst()))
-                .map_err(|_| Kind::OutOfMemory),
+        let loaded = match loaded(
+            &mut self.routes,
+            || Routes::new(self.gate.hasher()),
+            |bytes| {
+                let (routes, problems) = Routes::parse(bytes, self.gate.hasher())?;
+                Ok((routes, problems.worst()))
+            },
+        ) {
+            Some(loaded) => loaded,
+            None => return,
         };
-        let loaded = loaded.and_then(|(routes, problem)| {
+        let set = loaded.and_then(|(routes, problem)| {
             self.gate.set_routes(routes, now_us).map(|()| problem).map_err(|_| Kind::OutOfMemory)
         });
-        if loaded == Err(Kind::OutOfMemory) {
-            self.routes.seen = Seen::Nothing;
-        }
-        self.routes.problem =
-            loaded.unwrap_or_else(|kind| Some(Problem::of_file(problem::File::Routes, kind)));
+        self.routes.settle(problem::File::Routes, set);
         self.touch();
+    }
+
+    fn look_at_sites(&mut self, now_us: u64) {
+        let loaded = match loaded(
+            &mut self.sites,
+            || Map::new(self.gate.hasher()),
+            |bytes| {
+                let (map, problems) = Map::parse(bytes, self.gate.hasher())?;
+                Ok((map, problems.worst()))
+            },
+        ) {
+            Some(loaded) => loaded,
+            None => return,
+        };
+        let set = loaded.and_then(|(map, problem)| {
+            self.gate.set_map(map, now_us).map(|()| problem).map_err(|_| Kind::OutOfMemory)
+        });
+        self.sites.settle(problem::File::Sites, set);
+        self.touch();
+    }
+
+    /// What was seen of sites before the spawner was started. Whatever is wrong with that file, it is only not known then.
+    fn restore_seen(&mut self) -> Result<(), OutOfMemory> {
+        let hasher = self.gate.hasher();
+        match read_if(&self.seen_path, site::FILE_MAX, Seen::Nothing) {
+            Ok((_, Some(bytes))) => {
+                site::read(&bytes, hasher, self.gate.seen_mut())?;
+                self.seen_written = self.gate.rules().sites.seen.changes();
+            }
+            Ok((_, None)) => {}
+            Err(kind) => {
+                self.seen_problem = Some(Problem::of_file(problem::File::Seen, kind));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was seen of sites, if something changed. Like the status file it must exist.
+    fn write_seen(&mut self, now_us: u64) {
+        self.seen_written_us = now_us;
+        let seen = &self.gate.rules().sites.seen;
+        let changes = seen.changes();
+        if changes == self.seen_written {
+            return;
+        }
+        let mut text = Text::default();
+        if site::write(&mut text, seen).is_err() {
+            return;
+        }
+        let written = overwrite(&self.seen_path, &text.bytes);
+        if written.is_ok() {
+            self.seen_written = changes;
+        }
+        let problem = written.err().map(|kind| Problem::of_file(problem::File::Seen, kind));
+        if problem != self.seen_problem {
+            self.seen_problem = problem;
+            self.touch();
+        }
     }
 
     fn busy_text(&mut self, busy: Busy) {
@@ -533,8 +642,10 @@ impl Host {
         let problems = [
             self.domains.problem,
             self.routes.problem,
+            self.sites.problem,
             self.concurrency_problem,
             self.status_problem,
+            self.seen_problem,
         ];
         if status::write(&mut self.status_text, &frame, &self.gate, &problems).is_err() {
             return;

@@ -112,13 +112,13 @@ fn mix(mut state: u64) -> u64 {
 /// The highest value that a [`NameMap`] stores with a name.
 pub const VALUE_MAX: u32 = (1 << VALUE_BITS) - 1;
 
-const VALUE_BITS: u32 = 20;
+const VALUE_BITS: u32 = 21;
 const CHECK_BITS: u32 = 64 - VALUE_BITS;
 
 /// Names with a value and a line number each, built once and then only read.
 ///
 /// What matters is that a look-up among a million names finds its place in the cache, or misses it once. So the names are
-/// not kept: a place has 44 bits of the hash besides the value, and its position stands for some 20 more. A million names
+/// not kept: a place has 43 bits of the hash besides the value, and its position stands for some 20 more. A million names
 /// need 11 MB, and 5 MB for the line numbers, which are apart because they are rarely asked for. The price is that a name
 /// which is not among them is taken for one of them once in 10^12 look-ups. The hash is seeded, so this cannot be brought
 /// about. Comparing the names would cost another cache miss each time, and three times the memory.
@@ -231,7 +231,7 @@ impl NameMap {
                 return Some((self.value(at), Place(at)));
             }
         }
-        self.default.map(|(value, _)| (value, Place(usize::MAX)))
+        self.default.map(|(value, _)| (value, Place::DEFAULT))
     }
 
     fn value(&self, at: usize) -> u32 {
@@ -307,6 +307,16 @@ fn check(hash: u64) -> u64 {
 /// Where a [`NameMap`] found a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(usize);
+
+impl Place {
+    const DEFAULT: Self = Self(usize::MAX);
+
+    /// Whether it is that of the empty name, which matches whatever nothing else matches.
+    #[must_use]
+    pub fn is_default(self) -> bool {
+        self == Self::DEFAULT
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -22,8 +22,12 @@ pub enum File {
     Routes,
     /// control/concurrencyremote
     ConcurrencyRemote,
+    /// control/concurrencysites
+    Sites,
     /// queue/lock/gatestatus
     Status,
+    /// queue/lock/gatesites
+    Seen,
 }
 
 impl fmt::Display for File {
@@ -32,7 +36,9 @@ impl fmt::Display for File {
             Self::Domains => "control/concurrencydomains",
             Self::Routes => "control/smtproutes",
             Self::ConcurrencyRemote => "control/concurrencyremote",
+            Self::Sites => "control/concurrencysites",
             Self::Status => "queue/lock/gatestatus",
+            Self::Seen => "queue/lock/gatesites",
         })
     }
 }
@@ -54,8 +60,16 @@ pub enum Kind {
     GroupTooLong,
     /// More than [`crate::table::GROUPS_MAX`] groups.
     TooManyGroups,
-    /// More than two colons.
+    /// More than three colons.
     TooManyFields,
+    /// The fourth field is neither `learn` nor `fixed`.
+    LearningWord,
+    /// What is before the slash is no address.
+    RangeAddress,
+    /// What is behind the slash is not a number of bits, at most the one that is here.
+    RangeLength(u8),
+    /// The address has bits behind those that the range has in common; they are ignored.
+    RangeHostBits,
     /// The domain is longer than [`crate::name::NAME_MAX`].
     DomainTooLong,
     /// The domain has white space, a control character or an `@`.
@@ -70,6 +84,8 @@ pub enum Kind {
     Duplicate(u32),
     /// The group has another limit in an earlier line, whose number is here. The lower one counts.
     GroupDisagrees(u32),
+    /// The group has another fourth field in an earlier line; its first line is here. It is fixed.
+    LearningDisagrees(u32),
     /// The limit is above concurrencyremote, which is here: it is never reached.
     AboveConcurrencyRemote(u32),
     /// The file is not a regular file.
@@ -82,8 +98,12 @@ pub enum Kind {
     RouteNoColon,
     /// A name in smtproutes that is longer than [`crate::name::NAME_MAX`]: the gate does not follow it.
     RouteTooLong,
-    /// More than a million relays in smtproutes: the gate does not follow the others.
+    /// More than [`crate::name::VALUE_MAX`] relays in smtproutes: the gate does not follow the others.
     TooManyRoutes,
+    /// A line of concurrencysites without a colon, without a domain, or with a domain or a group that cannot be.
+    SiteLine,
+    /// Too many lines in concurrencysites, or groups in them.
+    TooManySites,
     /// concurrencyremote is not a number.
     NotNumber,
     /// No memory.
@@ -102,6 +122,10 @@ impl Kind {
             | Self::DomainRoot
             | Self::Duplicate(_)
             | Self::GroupDisagrees(_)
+            | Self::LearningDisagrees(_)
+            | Self::RangeHostBits
+            | Self::SiteLine
+            | Self::TooManySites
             | Self::AboveConcurrencyRemote(_)
             | Self::RouteNoColon
             | Self::RouteTooLong
@@ -115,14 +139,20 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NoLimit => f.write_str("no colon: a line is domain:limit or domain:limit:group"),
+            Self::NoLimit => f.write_str("no colon: a line is domain:limit, domain:limit:group or domain:limit:group:fixed"),
             Self::LimitNotNumber => f.write_str("the limit is not a number (empty means unlimited)"),
             Self::LimitTooLarge => write!(f, "the limit is above {}", crate::table::LIMIT_MAX),
             Self::GroupEmpty => f.write_str("the group's name is empty"),
             Self::GroupCharacter(byte) => write!(f, "the group's name has {}", Byte(byte)),
             Self::GroupTooLong => write!(f, "the group's name is longer than {} bytes", crate::table::GROUP_MAX),
             Self::TooManyGroups => write!(f, "this is more than {} groups", crate::table::GROUPS_MAX),
-            Self::TooManyFields => f.write_str("too many colons: a line is domain:limit or domain:limit:group"),
+            Self::TooManyFields => {
+                f.write_str("too many colons: a line is domain:limit, domain:limit:group or domain:limit:group:fixed")
+            }
+            Self::LearningWord => f.write_str("the fourth field is neither learn nor fixed"),
+            Self::RangeAddress => f.write_str("not a range of addresses: 192.0.2.0/24 and [2001:db8::]/32 are"),
+            Self::RangeLength(most) => write!(f, "the length of the range is not a number from 0 to {most}"),
+            Self::RangeHostBits => f.write_str("the address has more bits than the range; they are ignored"),
             Self::DomainTooLong => write!(f, "the domain is longer than {} bytes", crate::name::NAME_MAX),
             Self::DomainCharacter(byte) => write!(f, "the domain has {}", Byte(byte)),
             Self::DomainNotAscii => {
@@ -134,6 +164,9 @@ impl fmt::Display for Kind {
             Self::GroupDisagrees(line) => {
                 write!(f, "the group has another limit in line {line}; the lowest counts for all its domains")
             }
+            Self::LearningDisagrees(line) => {
+                write!(f, "the group, which begins in line {line}, both learns and is fixed; it is fixed")
+            }
             Self::AboveConcurrencyRemote(limit) => write!(f, "the limit is never reached: concurrencyremote is {limit}"),
             Self::NotRegular => f.write_str("not a regular file"),
             Self::TooBig(size, max) => write!(f, "{size} bytes are too many, {max} is the most"),
@@ -142,6 +175,8 @@ impl fmt::Display for Kind {
             Self::RouteNoColon => f.write_str("no colon: qmail-remote ignores this line"),
             Self::RouteTooLong => f.write_str("the name is too long, the gate does not follow this route"),
             Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", crate::name::VALUE_MAX),
+            Self::SiteLine => f.write_str("not domain:group, so this line is ignored"),
+            Self::TooManySites => f.write_str("too many lines or groups, the gate does not follow it"),
             Self::NotNumber => f.write_str("not a number, so the default of 20 counts"),
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::More(count) => write!(f, "{count} more problems"),

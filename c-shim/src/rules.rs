@@ -1,13 +1,19 @@
-//! Which key a domain counts under, and the limit of that key: the group of the line of concurrencydomains that matches
-//! the domain; else the relay that smtproutes sends the domain to, with the limit of the relay's own name; else the
-//! domain itself.
+//! Which key a domain counts under, and the limit of that key. In this order:
+//!
+//! 1. The group of the line of concurrencydomains that matches the domain, unless that is the default line.
+//! 2. The site of its next hop ([`crate::site`]), unless a line other than the default one matches the next hop. The next hop
+//!    is the relay that smtproutes sends the domain to, else the domain itself.
+//! 3. The group of the default line.
+//! 4. The relay, with the limit of the relay's own name.
+//! 5. The domain itself.
 
 #![forbid(unsafe_code)]
 
-use crate::learn::Learning;
 use crate::name::{Hasher, Place};
 use crate::route::Routes;
-use crate::table::{Limit, Line, Table};
+use crate::site::{Because, Sites};
+pub use crate::table::Cap;
+use crate::table::{Line, Table};
 
 /// What is counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +22,7 @@ pub enum KeyKind {
     Domain,
     /// All domains that smtproutes sends to one relay.
     Relay,
-    /// The lines of concurrencydomains with one group.
+    /// The lines of concurrencydomains with one group, and the domains of its sites.
     Group,
 }
 
@@ -38,23 +44,6 @@ impl KeyKind {
     }
 }
 
-/// Whether a line that does not say so learns.
-pub const LEARNING: Learning = Learning::Fixed;
-
-/// What the table says of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cap {
-    /// How many deliveries of the key run at once.
-    pub limit: Limit,
-    /// Whether fewer do when its server objects.
-    pub learning: Learning,
-}
-
-impl Cap {
-    /// What no line speaks of: stock behaviour.
-    pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed };
-}
-
 /// The key and the limit of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolution<'a> {
@@ -68,9 +57,11 @@ pub struct Resolution<'a> {
     pub line: Option<Line>,
     /// The line of smtproutes that was followed.
     pub route: Option<Place>,
+    /// Why it counts for a site, if it does. There is no line then.
+    pub site: Option<Because>,
 }
 
-/// Both files, parsed. Without concurrencydomains everything is unlimited, and smtproutes does not matter.
+/// All files, parsed. Without concurrencydomains everything is unlimited, and smtproutes does not matter.
 #[derive(Debug)]
 pub struct Rules {
     /// Hashes the names in both.
@@ -79,13 +70,15 @@ pub struct Rules {
     pub table: Option<Table>,
     /// control/smtproutes.
     pub routes: Routes,
+    /// control/concurrencysites, and the addresses that were seen.
+    pub sites: Sites,
 }
 
 impl Rules {
     /// No files: stock behaviour.
     #[must_use]
     pub fn stock(hasher: Hasher) -> Self {
-        Self { hasher, table: None, routes: Routes::new(hasher) }
+        Self { hasher, table: None, routes: Routes::new(hasher), sites: Sites::new(hasher) }
     }
 
     /// The line of concurrencydomains that a resolution comes from, and the line of smtproutes that it went through; from
@@ -112,6 +105,7 @@ impl Rules {
             cap: Cap::NONE,
             line: None,
             route: None,
+            site: None,
         };
         let Some(table) = &self.table else { return unlimited };
         let own = table.find_hashed(hash, domain);
@@ -119,25 +113,66 @@ impl Rules {
             let group = line.group.map(|index| &table.groups()[index as usize]);
             let (kind, name) =
                 group.map_or((kind, name), |group| (KeyKind::Group, &group.name[..]));
-            Resolution { kind, name, cap: cap_of_line(line), line: Some(line), route }
+            Resolution { kind, name, cap: line.cap, line: Some(line), route, site: None }
         };
+        if let Some(line) = own
+            && line.group.is_some()
+            && !line.is_default()
+        {
+            return of_line(line, KeyKind::Domain, domain, None);
+        }
+        let next_hop = self.next_hop(hash, domain);
+        let line = match next_hop.route {
+            Some(_) => table.find(next_hop.name),
+            None => own,
+        };
+        if let Some((group, because)) = self.site(&next_hop, line, table) {
+            let group = &table.groups()[group as usize];
+            return Resolution {
+                kind: KeyKind::Group,
+                name: &group.name,
+                cap: group.cap(),
+                route: next_hop.route,
+                site: Some(because),
+                ..unlimited
+            };
+        }
         if let Some(line) = own
             && line.group.is_some()
         {
             return of_line(line, KeyKind::Domain, domain, None);
         }
-        if let Some((relay, route)) = self.routes.find_hashed(hash, domain) {
-            return match table.find(relay) {
-                Some(line) => of_line(line, KeyKind::Relay, relay, Some(route)),
-                None => Resolution {
-                    kind: KeyKind::Relay,
-                    name: relay,
-                    route: Some(route),
-                    ..unlimited
-                },
-            };
+        let NextHop { name, route, .. } = next_hop;
+        let kind = if route.is_some() { KeyKind::Relay } else { KeyKind::Domain };
+        match line {
+            Some(line) => of_line(line, kind, name, route),
+            None => Resolution { kind, name, route, ..unlimited },
         }
-        own.map_or(unlimited, |line| of_line(line, KeyKind::Domain, domain, None))
+    }
+
+    /// Where the mail of a domain, whose hash is known, goes.
+    #[inline]
+    #[must_use]
+    pub fn next_hop<'a>(&'a self, hash: u64, domain: &'a [u8]) -> NextHop<'a> {
+        match self.routes.find_hashed(hash, domain) {
+            Some((name, route)) => {
+                NextHop { name, hash: self.hasher.hash(name), route: Some(route) }
+            }
+            None => NextHop { name: domain, hash, route: None },
+        }
+    }
+
+    /// The group of a next hop's site, where `line`, which matches its name, does not say otherwise.
+    fn site(
+        &self,
+        next_hop: &NextHop<'_>,
+        line: Option<Line>,
+        table: &Table,
+    ) -> Option<(u32, Because)> {
+        if line.is_some_and(|line| !line.is_default()) {
+            return None;
+        }
+        self.sites.group(next_hop.hash, next_hop.name, table)
     }
 
     /// The cap of a key that exists, or None if no domain can have this key any more. A domain's key ends when a group
@@ -146,29 +181,44 @@ impl Rules {
     pub fn cap_of(&self, kind: KeyKind, name: &[u8]) -> Option<Cap> {
         let table = self.table.as_ref();
         match kind {
-            KeyKind::Group => table
-                .and_then(|table| table.group(name))
-                .map(|group| Cap { limit: group.limit, learning: LEARNING }),
+            KeyKind::Group => table.and_then(|table| {
+                table.group(name).map(|index| table.groups()[index as usize].cap())
+            }),
             KeyKind::Domain => {
                 let now = self.resolve(name);
                 (now.kind == kind && now.name.eq_ignore_ascii_case(name)).then_some(now.cap)
             }
-            KeyKind::Relay => match table.and_then(|table| table.find(name)) {
-                Some(line) if line.group.is_some() => None,
-                Some(line) => Some(cap_of_line(line)),
-                None => Some(Cap::NONE),
-            },
+            KeyKind::Relay => {
+                let Some(table) = table else { return Some(Cap::NONE) };
+                let line = table.find(name);
+                let next_hop = NextHop { name, hash: self.hasher.hash(name), route: None };
+                match line {
+                    _ if self.site(&next_hop, line, table).is_some() => None,
+                    Some(line) if line.group.is_some() => None,
+                    Some(line) => Some(line.cap),
+                    None => Some(Cap::NONE),
+                }
+            }
         }
     }
 }
 
-fn cap_of_line(line: Line) -> Cap {
-    Cap { limit: line.limit, learning: LEARNING }
+/// Where mail goes.
+#[derive(Clone, Copy, Debug)]
+pub struct NextHop<'a> {
+    /// A relay of smtproutes, or the domain itself.
+    pub name: &'a [u8],
+    /// The hash of the name.
+    pub hash: u64,
+    /// The line of smtproutes that says so.
+    pub route: Option<Place>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::site::{Evidence, Map};
+    use crate::table::Limit;
 
     fn rules(table: &str, routes: &str) -> Rules {
         let hasher = Hasher::new(5);
@@ -176,6 +226,7 @@ mod tests {
             hasher,
             table: Some(Table::parse(table.as_bytes(), hasher).unwrap().0),
             routes: Routes::parse(routes.as_bytes(), hasher).unwrap().0,
+            ..Rules::stock(hasher)
         }
     }
 
@@ -236,5 +287,55 @@ mod tests {
         assert_eq!(limit_of(KeyKind::Group, b"h"), None);
         assert_eq!(limit_of(KeyKind::Relay, b"r.example"), None);
         assert_eq!(limit_of(KeyKind::Relay, b"r2.example"), Some(Limit::AtMost(20)));
+    }
+
+    #[test]
+    fn sites_come_before_what_counts_for_all() {
+        let mut rules = rules(
+            "192.0.2.0/24:10:outlook\n:20:rest\nown.example:3\n.suffix.example:4\ngrouped.example:5:g\n\
+             mx:.outlook.com:9:outlook\nrelay2.example:6\n",
+            "routed.example:relay.example\nrouted2.example:relay2.example\n",
+        );
+        let hasher = rules.hasher;
+        let names = [
+            "seen.example",
+            "own.example",
+            "a.suffix.example",
+            "grouped.example",
+            "relay.example",
+            "relay2.example",
+        ];
+        for name in names {
+            let (table, seen) = (rules.table.as_ref().unwrap(), &mut rules.sites.seen);
+            let address = "192.0.2.9".parse().unwrap();
+            seen.note(
+                hasher.hash(name.as_bytes()),
+                name.as_bytes(),
+                address,
+                Evidence::Took,
+                table,
+            )
+            .unwrap();
+        }
+        rules.sites.map = Map::parse(
+            b"mapped.example:outlook\nown.example:outlook\nlost.example:nowhere\nseen.example:g\n",
+            hasher,
+        )
+        .unwrap()
+        .0;
+        let outlook = (KeyKind::Group, "outlook".to_string(), Limit::AtMost(9));
+        assert_eq!(resolved(&rules, "mapped.example"), outlook);
+        assert_eq!(resolved(&rules, "routed.example"), outlook);
+        let group = |name: &str, limit| (KeyKind::Group, name.to_string(), Limit::AtMost(limit));
+        assert_eq!(resolved(&rules, "seen.example"), group("g", 5), "the map comes first");
+        assert_eq!(resolved(&rules, "lost.example"), group("rest", 20));
+        assert_eq!(resolved(&rules, "grouped.example"), group("g", 5));
+        let domain = |name: &str, limit| (KeyKind::Domain, name.to_string(), Limit::AtMost(limit));
+        assert_eq!(resolved(&rules, "own.example"), domain("own.example", 3));
+        assert_eq!(resolved(&rules, "a.suffix.example"), domain("a.suffix.example", 4));
+        // A relay with a line of its own counts by that, were it not for the default line's group, which comes first.
+        assert_eq!(resolved(&rules, "routed2.example"), group("rest", 20));
+        assert_eq!(rules.cap_of(KeyKind::Relay, b"relay.example"), None);
+        assert!(rules.cap_of(KeyKind::Relay, b"relay2.example").is_some());
     }
 }

@@ -13,6 +13,7 @@
 //! slots  CONF-SPAWN  CONCURRENCYREMOTE  IN-USE  HELD
 //! total  ASKED  BUSY  HELD  EXPIRED  DONE  REFUSED  SUSPENDED
 //! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970
+//! sites  MAPPED  SEEN
 //! problem  TEXT
 //! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR
 //! unlisted  KEYS
@@ -117,6 +118,7 @@ fn render(
     let rules = gate.rules();
     let domains = rules.table.as_ref().map_or(0, crate::table::Table::len);
     writeln!(out, "table\t{domains}\t{}\t{loaded_secs}", rules.routes.len())?;
+    writeln!(out, "sites\t{}\t{}", rules.sites.map.len(), rules.sites.seen.len())?;
     for problem in problems.iter().flatten() {
         writeln!(out, "problem\t{problem}")?;
     }
@@ -181,7 +183,7 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame) -> fmt::Result {
 }
 
 /// Bytes as printable ASCII without tabs.
-struct Escaped<'a>(&'a [u8]);
+pub(crate) struct Escaped<'a>(pub(crate) &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -204,14 +206,19 @@ fn limit_value(limit: Limit) -> Option<f64> {
 }
 
 fn unescaped(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    String::from_utf8_lossy(&unescaped_bytes(text.as_bytes()).unwrap_or_default()).into_owned()
+}
+
+/// The bytes that [`Escaped`] wrote; a `%` without two digits stands for itself. None: no memory.
+pub(crate) fn unescaped_bytes(mut rest: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(rest.len()).ok()?;
     while let [first, tail @ ..] = rest {
         let code = (*first == b'%').then(|| text_byte(tail)).flatten();
         bytes.push(code.unwrap_or(*first));
         rest = if code.is_some() { &tail[2..] } else { tail };
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    Some(bytes)
 }
 
 fn parse_limit(text: &str) -> Option<Limit> {
@@ -285,6 +292,10 @@ pub struct Status {
     pub domains: u64,
     /// Routes in smtproutes.
     pub routes: u64,
+    /// Domains in concurrencysites.
+    pub mapped: u64,
+    /// Next hops that were seen at an address of a site.
+    pub seen: u64,
     /// When the table was loaded, in seconds since 1970; 0 if never.
     pub loaded_secs: u64,
     /// What is wrong with the files.
@@ -347,6 +358,8 @@ impl Status {
             totals: Totals::default(),
             domains: 0,
             routes: 0,
+            mapped: 0,
+            seen: 0,
             loaded_secs: 0,
             problems: Vec::new(),
             keys: Vec::new(),
@@ -400,6 +413,10 @@ impl Status {
                 self.domains = domains.parse().ok()?;
                 self.routes = routes.parse().ok()?;
                 self.loaded_secs = loaded.parse().ok()?;
+            }
+            ["sites", mapped, seen] => {
+                self.mapped = mapped.parse().ok()?;
+                self.seen = seen.parse().ok()?;
             }
             ["problem", text] => self.problems.push(text.to_string()),
             [
@@ -456,7 +473,7 @@ impl Status {
         let up = u8::from(self.state != State::Failed);
         metric(&mut out, "up", "gauge", "0 after an internal error: everything goes.");
         out.push_str(&format!("qmail_gate_up {up}\n"));
-        let single: [(&str, &str, &str, u64); 12] = [
+        let single: [(&str, &str, &str, u64); 14] = [
             (
                 "written_timestamp_seconds",
                 "gauge",
@@ -497,6 +514,13 @@ impl Status {
                 "counter",
                 "Deliveries that were deferred because no connection succeeds.",
                 self.totals.suspended,
+            ),
+            ("mapped_domains", "gauge", "Domains in concurrencysites.", self.mapped),
+            (
+                "seen_next_hops",
+                "gauge",
+                "Next hops that were seen at an address of a site.",
+                self.seen,
             ),
             ("problems", "gauge", "Problems with the control files.", self.problems.len() as u64),
         ];

@@ -1,13 +1,25 @@
-//! control/concurrencydomains: `domain:limit[:group]`.
+//! control/concurrencydomains: `domain:limit[:group[:learning]]`.
 //!
 //! One line each, ended by LF or CRLF; spaces and tabs at the end of a line are ignored, as in all of qmail's control
 //! files. Empty lines and lines that begin with `#` are comments. A domain is looked up as in smtproutes: the exact
 //! name, then each `.suffix`, then the empty name. Of two lines for the same domain the later one counts, as in every
 //! file that qmail reads into a constmap. An empty limit means unlimited; 0 holds everything. The lines of a group count
 //! together, under the lowest of their limits.
+//!
+//! In place of a domain a line may have a range of addresses, `192.0.2.0/24` or `[2001:db8::]/32`, or a name of mail
+//! exchangers, `mx:mail.example` or `mx:.example`. Such a line is about all domains whose mail goes there (see
+//! [`crate::site`]); they count together, under the group's name or, without one, under what the line begins with. The
+//! longest range that an address is in counts.
+//!
+//! The fourth field says whether the limit follows the server: `learn` or `fixed`. For a group, what one of its lines says
+//! counts for all; where they disagree, it is fixed.
 
 #![forbid(unsafe_code)]
 
+use std::cmp::Reverse;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::learn::Learning;
 use crate::memory::{self, OutOfMemory};
 use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX};
 use crate::problem::{File, Kind, Problem, Problems};
@@ -23,6 +35,9 @@ pub const GROUP_MAX: usize = 64;
 
 /// The largest file, in bytes. A million domains are about 25 MB.
 pub const FILE_MAX: u64 = 64 << 20;
+
+/// Whether a line without a fourth field learns.
+pub const LEARNING: Learning = Learning::Fixed;
 
 /// How many deliveries at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +59,20 @@ impl Limit {
     }
 }
 
+/// What the table says of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cap {
+    /// How many deliveries of the key run at once.
+    pub limit: Limit,
+    /// Whether fewer do when its server objects.
+    pub learning: Learning,
+}
+
+impl Cap {
+    /// What no line speaks of: stock behaviour.
+    pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed };
+}
+
 /// A group of lines that count together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -51,29 +80,82 @@ pub struct Group {
     pub name: Vec<u8>,
     /// The lowest limit of its lines.
     pub limit: Limit,
+    /// What its lines say of learning; None: nothing.
+    pub learning: Option<Learning>,
     /// Its first line, from 1.
     pub line: u32,
+}
+
+impl Group {
+    /// What the table says of it.
+    #[must_use]
+    pub fn cap(&self) -> Cap {
+        Cap { limit: self.limit, learning: self.learning.unwrap_or(LEARNING) }
+    }
 }
 
 /// The line that a name matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Its limit; for a line with a group, the group's.
-    pub limit: Limit,
+    /// What it says; for a line with a group, what the group's lines say together.
+    pub cap: Cap,
     /// The index of its group.
     pub group: Option<u32>,
     place: Place,
 }
 
-/// A line as a value of a [`NameMap`]: a limit, unlimited, or (the upper half of the values) a group's index.
+impl Line {
+    /// Whether it is the line of the empty name.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.place.is_default()
+    }
+}
+
+/// A range of addresses that count together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Its lowest address. IPv4 is in `::ffff:0:0/96`, as everywhere here.
+    first: u128,
+    /// How many bits all of its addresses have in common, 0..=128.
+    length: u8,
+    /// The index of its group.
+    pub group: u32,
+    /// Its line, from 1.
+    pub line: u32,
+}
+
+/// An address as a number.
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// The bits that an address has in common with all others of a range of this length.
+fn network(address: u128, length: u8) -> u128 {
+    match length {
+        0 => 0,
+        length => address & (u128::MAX << (128 - u32::from(length))),
+    }
+}
+
+/// A line as a value of a [`NameMap`]: a limit, unlimited, or (the upper half of the values) a group's index; and above
+/// that, for a line without a group, whether it learns.
 const UNLIMITED: u32 = GROUP - 1;
 const GROUP: u32 = 1 << 19;
-const _: () = assert!(LIMIT_MAX < UNLIMITED && GROUP as usize + GROUPS_MAX <= VALUE_MAX as usize);
+const LEARNS: u32 = 1 << 20;
+const _: () = assert!(LIMIT_MAX < UNLIMITED && GROUP as usize + GROUPS_MAX < LEARNS as usize);
+const _: () = assert!(LEARNS <= VALUE_MAX / 2 + 1);
 
 /// The parsed file.
 #[derive(Debug)]
 pub struct Table {
     lines: NameMap,
+    /// The longest first, those of one length by their first address.
+    ranges: Vec<Range>,
+    exchangers: NameMap,
     groups: Vec<Group>,
     group_index: NameMap,
 }
@@ -82,7 +164,13 @@ impl Table {
     /// A table with no lines: everything is unlimited.
     #[must_use]
     pub fn new(hasher: Hasher) -> Self {
-        Self { lines: NameMap::new(hasher), groups: Vec::new(), group_index: NameMap::new(hasher) }
+        Self {
+            lines: NameMap::new(hasher),
+            ranges: Vec::new(),
+            exchangers: NameMap::new(hasher),
+            groups: Vec::new(),
+            group_index: NameMap::new(hasher),
+        }
     }
 
     /// Parses a file. All problems are collected; when one of them is an error the table is not to be used.
@@ -92,66 +180,105 @@ impl Table {
     pub fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
         let mut problems = Problems::new(File::Domains);
         let mut table = Self::new(hasher);
-        table.lines = NameMap::with_room(
-            hasher,
-            lines_of(text).filter(|(_, line)| is_content(line)).count(),
-        )?;
-        table.group_index =
-            NameMap::with_room(hasher, lines_of(text).filter(|(_, line)| has_group(line)).count())?;
+        let room = |counts: fn(&[u8]) -> bool| {
+            let lines = lines_of(text).filter(|&(_, line)| is_content(line) && counts(line));
+            NameMap::with_room(hasher, lines.count())
+        };
+        table.lines = room(|_| true)?;
+        table.group_index = room(may_have_group)?;
+        table.exchangers = room(begins_with_mx)?;
         for (number, line) in lines_of(text) {
             if !is_content(line) {
                 continue;
             }
-            if let Some((domain, limit, group)) = fields(trimmed(line), number, &mut problems) {
-                table.add(domain, limit, group, number, &mut problems)?;
+            if let Some(fields) = fields(trimmed(line), number, &mut problems) {
+                table.add(&fields, number, &mut problems)?;
             }
         }
+        table.sort_ranges(&mut problems);
         Ok((table, problems))
     }
 
     fn add(
         &mut self,
-        domain: &[u8],
-        limit: Limit,
-        group: Option<&[u8]>,
+        fields: &Fields<'_>,
         line: u32,
         problems: &mut Problems,
     ) -> Result<(), OutOfMemory> {
-        let value = match (group, limit) {
-            (Some(_), _) if self.groups.len() >= GROUPS_MAX => {
+        let value = match fields.group {
+            Some(_) if self.groups.len() >= GROUPS_MAX => {
                 problems.add(line, 0, Kind::TooManyGroups);
                 return Ok(());
             }
-            (Some(name), _) => GROUP + self.add_group(name, limit, line, problems)?,
-            (None, Limit::AtMost(limit)) => limit,
-            (None, Limit::Unlimited) => UNLIMITED,
+            Some(name) => GROUP + self.add_group(name, fields, line, problems)?,
+            None => {
+                let learns = match fields.learning.unwrap_or(LEARNING) {
+                    Learning::On => LEARNS,
+                    Learning::Fixed => 0,
+                };
+                learns
+                    | match fields.limit {
+                        Limit::AtMost(limit) => limit,
+                        Limit::Unlimited => UNLIMITED,
+                    }
+            }
         };
-        if let Some(earlier) = self.lines.insert(domain, value, line)? {
+        let earlier = match fields.of {
+            Of::Domain(name) => self.lines.insert(name, value, line)?,
+            Of::Exchanger(name) => self.exchangers.insert(name, value, line)?,
+            Of::Range { first, length } => {
+                let range = Range { first, length, group: value - GROUP, line };
+                memory::push(&mut self.ranges, range)?;
+                None
+            }
+        };
+        if let Some(earlier) = earlier {
             problems.add(line, 1, Kind::Duplicate(earlier));
         }
         Ok(())
     }
 
+    /// Of two lines for the same range the later one counts.
+    fn sort_ranges(&mut self, problems: &mut Problems) {
+        let same = |range: &Range| (Reverse(range.length), range.first);
+        self.ranges.sort_unstable_by_key(|range| (same(range), Reverse(range.line)));
+        self.ranges.dedup_by(|earlier, later| {
+            let is_same = same(earlier) == same(later);
+            if is_same {
+                problems.add(later.line, 1, Kind::Duplicate(earlier.line));
+            }
+            is_same
+        });
+    }
+
     fn add_group(
         &mut self,
         name: &[u8],
-        limit: Limit,
+        fields: &Fields<'_>,
         line: u32,
         problems: &mut Problems,
     ) -> Result<u32, OutOfMemory> {
+        let &Fields { limit, learning, .. } = fields;
         if let Some((index, _)) = self.group_index.find(name) {
             let group = &mut self.groups[index as usize];
             if group.limit != limit {
                 problems.add(line, 0, Kind::GroupDisagrees(group.line));
                 group.limit = group.limit.min(limit);
             }
+            group.learning = match (group.learning, learning) {
+                (Some(earlier), Some(now)) if earlier != now => {
+                    problems.add(line, 0, Kind::LearningDisagrees(group.line));
+                    Some(Learning::Fixed)
+                }
+                (earlier, now) => earlier.or(now),
+            };
             return Ok(index);
         }
         let index = self.groups.len() as u32;
         let mut lower = Vec::new();
         lower.try_reserve_exact(name.len())?;
         lower.extend(name.iter().map(u8::to_ascii_lowercase));
-        memory::push(&mut self.groups, Group { name: lower, limit, line })?;
+        memory::push(&mut self.groups, Group { name: lower, limit, learning, line })?;
         self.group_index.insert(name, index, line)?;
         Ok(index)
     }
@@ -169,6 +296,42 @@ impl Table {
         self.lines.find_hashed(hash, name).map(|found| self.line(found))
     }
 
+    /// The longest range that an address is in.
+    #[must_use]
+    pub fn find_address(&self, address: IpAddr) -> Option<&Range> {
+        let address = bits(address);
+        let mut ranges = &self.ranges[..];
+        while let Some(&Range { length, .. }) = ranges.first() {
+            let (same, shorter) =
+                ranges.split_at(ranges.partition_point(|range| range.length == length));
+            let first = network(address, length);
+            if let Ok(at) = same.binary_search_by_key(&first, |range| range.first) {
+                return Some(&same[at]);
+            }
+            ranges = shorter;
+        }
+        None
+    }
+
+    /// Whether there are ranges of addresses.
+    #[must_use]
+    pub fn has_ranges(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
+    /// The line with `mx:` that the name of a mail exchanger matches: the index of its group, and its number.
+    #[must_use]
+    pub fn find_exchanger(&self, name: &[u8]) -> Option<(u32, u32)> {
+        let (value, place) = self.exchangers.find(name)?;
+        Some((value - GROUP, self.exchangers.line(place)))
+    }
+
+    /// Whether there are lines with `mx:`.
+    #[must_use]
+    pub fn has_exchangers(&self) -> bool {
+        !self.exchangers.is_empty()
+    }
+
     /// Brings what [`Table::find_hashed`] needs into the cache, while the caller does something else.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
@@ -177,16 +340,20 @@ impl Table {
 
     #[inline]
     fn line(&self, (value, place): (u32, Place)) -> Line {
-        Line { limit: self.limit(value), group: value.checked_sub(GROUP), place }
+        Line { cap: self.cap(value), group: group_of(value), place }
     }
 
     #[inline]
-    fn limit(&self, value: u32) -> Limit {
-        match value {
-            UNLIMITED => Limit::Unlimited,
-            limit if limit < GROUP => Limit::AtMost(limit),
-            group => self.groups[(group - GROUP) as usize].limit,
+    fn cap(&self, value: u32) -> Cap {
+        if let Some(group) = group_of(value) {
+            return self.groups[group as usize].cap();
         }
+        let limit = match value & !LEARNS {
+            UNLIMITED => Limit::Unlimited,
+            limit => Limit::AtMost(limit),
+        };
+        let learning = if value & LEARNS != 0 { Learning::On } else { Learning::Fixed };
+        Cap { limit, learning }
     }
 
     /// The number of a line that was found, from 1.
@@ -201,10 +368,10 @@ impl Table {
         &self.groups
     }
 
-    /// The group of this name.
+    /// The index of the group of this name.
     #[must_use]
-    pub fn group(&self, name: &[u8]) -> Option<&Group> {
-        self.group_index.find(name).map(|(index, _)| &self.groups[index as usize])
+    pub fn group(&self, name: &[u8]) -> Option<u32> {
+        self.group_index.find(name).map(|(index, _)| index)
     }
 
     /// How many domains it has.
@@ -216,18 +383,21 @@ impl Table {
     /// Whether it has no line.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lines.is_empty()
+        self.lines.is_empty() && self.ranges.is_empty() && self.exchangers.is_empty()
     }
 
     /// The bytes that it occupies.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.lines.bytes() + self.group_index.bytes() + self.groups.len() * size_of::<Group>()
+        let maps = self.lines.bytes() + self.group_index.bytes() + self.exchangers.bytes();
+        maps + self.groups.len() * size_of::<Group>() + self.ranges.len() * size_of::<Range>()
     }
 
     /// Warnings about limits that cannot be reached because qmail-send starts no more than this; in no order.
     pub fn above(&self, concurrency_remote: u32) -> impl Iterator<Item = Problem> {
-        self.lines.iter().filter_map(move |(value, line)| match self.limit(value) {
+        let ranges = self.ranges.iter().map(|range| (GROUP + range.group, range.line));
+        let lines = self.lines.iter().chain(self.exchangers.iter()).chain(ranges);
+        lines.filter_map(move |(value, line)| match self.cap(value).limit {
             Limit::AtMost(limit) if limit > concurrency_remote => Some(Problem {
                 file: File::Domains,
                 line,
@@ -237,6 +407,12 @@ impl Table {
             _ => None,
         })
     }
+}
+
+/// The index of a value's group.
+#[inline]
+fn group_of(value: u32) -> Option<u32> {
+    (value & !LEARNS).checked_sub(GROUP)
 }
 
 /// The lines of a text with their numbers from 1; an end of line at the end of the text begins no further one.
@@ -260,16 +436,57 @@ pub(crate) fn is_content(line: &[u8]) -> bool {
     !content.is_empty() && content[0] != b'#'
 }
 
-/// Whether a line may have a group.
-fn has_group(line: &[u8]) -> bool {
-    is_content(line) && line.iter().filter(|&&byte| byte == b':').count() > 1
+/// Whether a line may have a group, its own or one named after itself.
+fn may_have_group(line: &[u8]) -> bool {
+    line.contains(&b'/') || line.iter().filter(|&&byte| byte == b':').count() > 1
 }
 
-type Fields<'a> = (&'a [u8], Limit, Option<&'a [u8]>);
+fn begins_with_mx(line: &[u8]) -> bool {
+    line.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"mx:"))
+}
 
-/// Domain, limit and group of a line; None when it has an error.
+/// What a line is about.
+#[derive(Clone, Copy)]
+enum Of<'a> {
+    Domain(&'a [u8]),
+    Range { first: u128, length: u8 },
+    Exchanger(&'a [u8]),
+}
+
+/// The fields of a line.
+struct Fields<'a> {
+    of: Of<'a>,
+    limit: Limit,
+    group: Option<&'a [u8]>,
+    learning: Option<Learning>,
+}
+
+/// The length of what a line begins with, up to the colon of the limit. In `[2001:db8::]/32` and behind `mx:` colons are no
+/// end; but `mx:10` is about a domain.
+#[must_use]
+pub fn subject_len(content: &[u8]) -> Option<usize> {
+    let colon =
+        |from: usize| content[from..].iter().position(|&byte| byte == b':').map(|at| from + at);
+    if content.first() == Some(&b'[')
+        && let Some(close) = content.iter().position(|&byte| byte == b']')
+        && content.get(close + 1) == Some(&b'/')
+    {
+        return colon(close);
+    }
+    let first = colon(0)?;
+    if begins_with_mx(content) {
+        let rest = &content[first + 1..];
+        let field = rest.split(|&byte| byte == b':').next().unwrap_or(rest);
+        if !field.iter().all(u8::is_ascii_digit) {
+            return colon(first + 1);
+        }
+    }
+    Some(first)
+}
+
+/// The fields of a line; None when it has an error.
 fn fields<'a>(content: &'a [u8], line: u32, problems: &mut Problems) -> Option<Fields<'a>> {
-    let Some(first) = content.iter().position(|&byte| byte == b':') else {
+    let Some(first) = subject_len(content) else {
         let column = content
             .iter()
             .position(|byte| !byte.is_ascii_graphic())
@@ -278,34 +495,87 @@ fn fields<'a>(content: &'a [u8], line: u32, problems: &mut Problems) -> Option<F
         return None;
     };
     let errors = problems.errors();
-    let domain = domain(&content[..first], line, problems);
-    let rest = &content[first + 1..];
-    let second = rest.iter().position(|&byte| byte == b':');
-    let limit = limit(&rest[..second.unwrap_or(rest.len())], line, first + 2, problems);
-    let group = second.map(|at| {
-        let start = first + 1 + at + 1;
-        group(&content[start..], line, start + 1, problems);
-        &content[start..]
-    });
-    (problems.errors() == errors).then_some((domain, limit, group))
+    let subject = &content[..first];
+    let of = if subject.contains(&b'/') {
+        range(subject, line, problems)
+    } else if begins_with_mx(subject) {
+        Of::Exchanger(domain(&subject[3..], 4, line, problems))
+    } else {
+        Of::Domain(domain(subject, 1, line, problems))
+    };
+    let mut fields = Fields { of, limit: Limit::Unlimited, group: None, learning: None };
+    if !matches!(of, Of::Domain(_)) {
+        fields.group = Some(subject);
+    }
+    let mut column = first + 2;
+    let count = content[first + 1..].split(|&byte| byte == b':').count();
+    for (number, field) in (2..).zip(content[first + 1..].split(|&byte| byte == b':')) {
+        match number {
+            2 => fields.limit = limit(field, line, column, problems),
+            3 if field.is_empty() && count > 2 => {}
+            3 => {
+                group(field, line, column, problems);
+                fields.group = Some(field);
+            }
+            4 if count > 3 => {}
+            4 => fields.learning = learning(field, line, column, problems),
+            _ => {
+                problems.add(line, column - 1, Kind::TooManyFields);
+                break;
+            }
+        }
+        column += field.len() + 1;
+    }
+    (problems.errors() == errors).then_some(fields)
 }
 
-fn domain<'a>(name: &'a [u8], line: u32, problems: &mut Problems) -> &'a [u8] {
+/// `192.0.2.0/24` or `[2001:db8::]/32`.
+fn range<'a>(subject: &[u8], line: u32, problems: &mut Problems) -> Of<'a> {
+    let slash = subject.iter().position(|&byte| byte == b'/').unwrap_or(subject.len());
+    let (address, length) = (&subject[..slash], &subject[(slash + 1).min(subject.len())..]);
+    let address = match address {
+        [b'[', inner @ .., b']'] => inner,
+        address => address,
+    };
+    let address = std::str::from_utf8(address).unwrap_or_default();
+    let (address, most) = if let Ok(address) = address.parse::<Ipv4Addr>() {
+        (bits(IpAddr::V4(address)), 32)
+    } else if let Ok(address) = address.parse::<Ipv6Addr>() {
+        (bits(IpAddr::V6(address)), 128)
+    } else {
+        problems.add(line, 1, Kind::RangeAddress);
+        return Of::Range { first: 0, length: 0 };
+    };
+    let length = match limit(length, line, slash + 2, &mut Problems::new(File::Domains)) {
+        Limit::AtMost(length) if length <= most => 128 - most + length,
+        _ => {
+            problems.add(line, slash + 2, Kind::RangeLength(most as u8));
+            return Of::Range { first: 0, length: 0 };
+        }
+    };
+    let first = network(address, length as u8);
+    if first != address {
+        problems.add(line, 1, Kind::RangeHostBits);
+    }
+    Of::Range { first, length: length as u8 }
+}
+
+fn domain<'a>(name: &'a [u8], column: usize, line: u32, problems: &mut Problems) -> &'a [u8] {
     let bare = crate::name::without_root(name);
     if bare.len() < name.len() {
-        problems.add(line, name.len(), Kind::DomainRoot);
+        problems.add(line, column + name.len() - 1, Kind::DomainRoot);
     }
     if bare.len() > NAME_MAX {
-        problems.add(line, NAME_MAX + 1, Kind::DomainTooLong);
+        problems.add(line, column + NAME_MAX, Kind::DomainTooLong);
     }
     let bad = |byte: &u8| byte.is_ascii() && (!byte.is_ascii_graphic() || *byte == b'@');
     if let Some(at) = bare.iter().position(bad) {
-        problems.add(line, at + 1, Kind::DomainCharacter(bare[at]));
+        problems.add(line, column + at, Kind::DomainCharacter(bare[at]));
     } else if let Some(at) = bare.iter().position(|byte| !byte.is_ascii()) {
-        problems.add(line, at + 1, Kind::DomainNotAscii);
+        problems.add(line, column + at, Kind::DomainNotAscii);
     }
     if let Some(at) = bare.iter().position(|&byte| byte == b'*') {
-        problems.add(line, at + 1, Kind::DomainStar);
+        problems.add(line, column + at, Kind::DomainStar);
     }
     bare
 }
@@ -336,13 +606,21 @@ fn limit(digits: &[u8], line: u32, column: usize, problems: &mut Problems) -> Li
 fn group(name: &[u8], line: u32, column: usize, problems: &mut Problems) {
     if name.is_empty() {
         problems.add(line, column, Kind::GroupEmpty);
-    } else if let Some(at) = name.iter().position(|&byte| byte == b':') {
-        problems.add(line, column + at, Kind::TooManyFields);
     } else if let Some(at) = name.iter().position(|byte| !byte.is_ascii_graphic()) {
         problems.add(line, column + at, Kind::GroupCharacter(name[at]));
     } else if name.len() > GROUP_MAX {
         problems.add(line, column + GROUP_MAX, Kind::GroupTooLong);
     }
+}
+
+fn learning(word: &[u8], line: u32, column: usize, problems: &mut Problems) -> Option<Learning> {
+    if word.eq_ignore_ascii_case(b"learn") {
+        return Some(Learning::On);
+    }
+    if !word.eq_ignore_ascii_case(b"fixed") {
+        problems.add(line, column, Kind::LearningWord);
+    }
+    Some(Learning::Fixed)
 }
 
 #[cfg(test)]
@@ -358,7 +636,7 @@ mod tests {
     }
 
     fn limit_of(table: &Table, name: &str) -> Option<Limit> {
-        table.find(name.as_bytes()).map(|line| line.limit)
+        table.find(name.as_bytes()).map(|line| line.cap.limit)
     }
 
     #[test]
@@ -377,7 +655,7 @@ mod tests {
         assert_eq!(table.number(&table.find(b"ymail.com").unwrap()), 6);
         assert_eq!(
             table.groups()[0],
-            Group { name: b"yahoo".to_vec(), limit: Limit::AtMost(10), line: 4 }
+            Group { name: b"yahoo".to_vec(), limit: Limit::AtMost(10), learning: None, line: 4 }
         );
     }
 
@@ -406,7 +684,9 @@ mod tests {
             (b"gmail.com:500001", 11, Kind::LimitTooLarge),
             (b"gmail.com:99999999999999999999999999", 11, Kind::LimitTooLarge),
             (b"gmail.com:20:", 14, Kind::GroupEmpty),
-            (b"gmail.com:20:a:b", 15, Kind::TooManyFields),
+            (b"gmail.com:20:a:b", 16, Kind::LearningWord),
+            (b"gmail.com:20:a:", 16, Kind::LearningWord),
+            (b"gmail.com:20::fixed:b", 20, Kind::TooManyFields),
             (b"gmail.com:20:a b", 15, Kind::GroupCharacter(b' ')),
             (b" gmail.com:20", 1, Kind::DomainCharacter(b' ')),
             (b"u@gmail.com:20", 2, Kind::DomainCharacter(b'@')),
@@ -473,5 +753,90 @@ mod tests {
         let (table, _) = parse(b":20\na.example:21\nb.example:\n");
         let above: Vec<_> = table.above(20).map(|problem| problem.line).collect();
         assert_eq!(above, [2]);
+    }
+
+    fn group_at(table: &Table, address: &str) -> Option<String> {
+        let range = table.find_address(address.parse().unwrap())?;
+        Some(String::from_utf8(table.groups()[range.group as usize].name.clone()).unwrap())
+    }
+
+    #[test]
+    fn ranges_of_addresses() {
+        let (table, problems) = parse(
+            b"192.0.2.0/24:10:outlook\n[2001:db8::]/32:10:Outlook\n192.0.2.64/26:3\n0.0.0.0/0:7:four\n\
+              [2001:db8:1::]/48::six\n198.51.100.7/32:1:one:learn\n",
+        );
+        assert_eq!(problems, []);
+        for (address, group) in [
+            ("192.0.2.1", Some("outlook")),
+            ("192.0.2.65", Some("192.0.2.64/26")),
+            ("192.0.2.128", Some("outlook")),
+            ("192.0.3.0", Some("four")),
+            ("::ffff:192.0.2.65", Some("192.0.2.64/26")),
+            ("2001:db8::1", Some("outlook")),
+            ("2001:db8:1::1", Some("six")),
+            ("2001:db9::1", None),
+            ("198.51.100.7", Some("one")),
+        ] {
+            assert_eq!(group_at(&table, address).as_deref(), group, "{address}");
+        }
+        assert!(table.has_ranges() && !table.has_exchangers() && !table.is_empty());
+        assert_eq!((table.len(), table.groups().len()), (0, 5));
+    }
+
+    #[test]
+    fn ranges_have_problems_too() {
+        for (text, line, column, kind) in [
+            (&b"192.0.2.0/33:1"[..], 1, 11, Kind::RangeLength(32)),
+            (b"192.0.2.0/:1", 1, 11, Kind::RangeLength(32)),
+            (b"192.0.2.0/x:1", 1, 11, Kind::RangeLength(32)),
+            (b"[2001:db8::]/129:1", 1, 14, Kind::RangeLength(128)),
+            (b"192.0.2/24:1", 1, 1, Kind::RangeAddress),
+            (b"outlook.com/24:1", 1, 1, Kind::RangeAddress),
+            (b"[2001:db8::]/32", 1, 16, Kind::NoLimit),
+            (b"192.0.2.1/24:1", 1, 1, Kind::RangeHostBits),
+            (b"192.0.2.0/24:1:a\n192.0.2.0/24:1:b", 2, 1, Kind::Duplicate(1)),
+        ] {
+            let (table, problems) = parse(text);
+            assert_eq!(problems, [(line, column, kind)], "{}", String::from_utf8_lossy(text));
+            if matches!(kind, Kind::Duplicate(_)) {
+                assert_eq!(group_at(&table, "192.0.2.9").as_deref(), Some("b"));
+            }
+        }
+    }
+
+    #[test]
+    fn mail_exchangers() {
+        let (table, problems) =
+            parse(b"mx:.outlook.com:10:outlook\nMX:mx.example:3\nmx:7\nmx::all\n");
+        assert_eq!(problems, [(4, 1, Kind::Duplicate(3))]);
+        let group = |name: &str| {
+            let (index, line) = table.find_exchanger(name.as_bytes())?;
+            let name = table.groups()[index as usize].name.clone();
+            Some((String::from_utf8(name).unwrap(), line))
+        };
+        assert_eq!(group("a.mail.OUTLOOK.com"), Some(("outlook".to_string(), 1)));
+        assert_eq!(group("mx.example"), Some(("mx:mx.example".to_string(), 2)));
+        assert_eq!(group("outlook.com"), None);
+        assert_eq!(limit_of(&table, "mx"), Some(Limit::Unlimited));
+        assert_eq!(table.len(), 1);
+        assert_eq!(parse(b"mx:.outlook.com").1, [(1, 16, Kind::NoLimit)]);
+        assert_eq!(parse(b"mx:a b:1").1, [(1, 5, Kind::DomainCharacter(b' '))]);
+    }
+
+    #[test]
+    fn the_fourth_field() {
+        let (table, problems) = parse(
+            b"a.example:5::learn\nb.example:5::FIXED\nc.example:5\nd.example:6:g:learn\ne.example:6:g\n\
+              f.example:7:h:learn\ng.example:7:h:fixed\n",
+        );
+        assert_eq!(problems, [(7, 0, Kind::LearningDisagrees(6))]);
+        let learning = |name: &str| table.find(name.as_bytes()).unwrap().cap.learning;
+        assert_eq!(learning("a.example"), Learning::On);
+        assert_eq!(learning("b.example"), Learning::Fixed);
+        assert_eq!(learning("c.example"), LEARNING);
+        assert_eq!(["d.example", "e.example"].map(learning), [Learning::On; 2]);
+        assert_eq!(["f.example", "g.example"].map(learning), [Learning::Fixed; 2]);
+        assert_eq!(limit_of(&table, "a.example"), Some(Limit::AtMost(5)));
     }
 }

@@ -257,7 +257,7 @@ fn a_bad_file_at_the_start_is_stock_and_seen() {
     assert_eq!(
         status.problems,
         [
-            "control/concurrencydomains:1:10: no colon: a line is domain:limit or domain:limit:group",
+            "control/concurrencydomains:1:10: no colon: a line is domain:limit, domain:limit:group or domain:limit:group:fixed",
             "control/smtproutes:1: no colon: qmail-remote ignores this line",
             "control/concurrencyremote:1: not a number, so the default of 20 counts",
         ]
@@ -485,4 +485,85 @@ fn paths_are_bytes() {
     assert!(Host::open(0, odd, odd, 1).is_err());
     assert!(Host::open(65536, odd, odd, 1).is_err());
     assert!(!Path::new(odd).exists());
+}
+
+/// The keys that deliveries to these domains count under.
+fn keys(host: &Host, domains: [&str; 2]) -> [String; 2] {
+    domains.map(|domain| {
+        let name = host.gate().rules().resolve(domain.as_bytes()).name;
+        String::from_utf8(name.to_vec()).unwrap()
+    })
+}
+
+#[test]
+fn the_map_of_sites_is_reloaded_and_the_last_good_one_kept() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":20\nmx:.outlook.com:2:outlook\n");
+    let mut host = home.open(50);
+    let domains = ["a.example", "b.example"];
+    assert_eq!(keys(&host, domains), domains);
+    home.write("concurrencysites", "a.example:outlook\nnonsense\n");
+    next_second();
+    for slot in 0..3 {
+        ask(&mut host, slot, "a.example");
+    }
+    assert_eq!(keys(&host, domains), ["outlook", "b.example"]);
+    assert_eq!((host.gate().in_use(), host.held()), (3, 1));
+    next_second();
+    host.due();
+    assert_eq!(
+        home.problem(),
+        "control/concurrencysites:2: not domain:group, so this line is ignored"
+    );
+    assert_eq!((home.status().unwrap().mapped, home.status().unwrap().seen), (1, 0));
+    fs::remove_file(home.control("concurrencysites")).unwrap();
+    fs::create_dir(home.control("concurrencysites")).unwrap();
+    next_second();
+    host.due();
+    assert_eq!(keys(&host, domains), ["outlook", "b.example"], "the last good one");
+    fs::remove_dir(home.control("concurrencysites")).unwrap();
+    next_second();
+    host.due();
+    assert_eq!(keys(&host, domains), domains);
+}
+
+#[test]
+fn where_mail_was_seen_to_go_is_known_after_a_restart() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":20\n192.0.2.0/24:2:site\n");
+    let domains = ["a.example", "b.example"];
+    let deliver = |host: &mut Host| {
+        for (slot, domain) in domains.iter().enumerate() {
+            ask(host, slot as u32, domain);
+            let report = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+            host.done(slot as u32, Ran::Yes(report));
+        }
+    };
+    let seen = home.path.join("lock/gatesites");
+    {
+        let mut host = home.open(50);
+        deliver(&mut host);
+        host.drop_held();
+        assert!(!seen.exists(), "the spawner may create no files there");
+        next_second();
+        host.due();
+        assert_eq!(home.problem(), "queue/lock/gatesites: cannot be read (error 2)");
+    }
+    fs::write(&seen, "").unwrap();
+    {
+        let mut host = home.open(50);
+        assert_eq!(keys(&host, domains), domains);
+        deliver(&mut host);
+        host.drop_held();
+    }
+    assert_eq!(
+        fs::read_to_string(&seen).unwrap(),
+        "qpatch-sites\t1\na.example\t192.0.2.7\nb.example\t192.0.2.7\nend\n"
+    );
+    let mut host = home.open(50);
+    assert_eq!(keys(&host, domains), ["site", "site"]);
+    ask(&mut host, 0, "a.example");
+    next_second();
+    host.due();
+    assert_eq!(home.status().unwrap().seen, 2);
 }

@@ -8,6 +8,7 @@ use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Gate, HOLD_MAX_US, Next, Ran};
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::KeyKind;
+use qpatch_gate::site::Map;
 use qpatch_gate::table::{Limit, Table};
 
 const DOMAINS: [&str; 10] = [
@@ -24,7 +25,7 @@ const DOMAINS: [&str; 10] = [
 ];
 
 /// Tables that differ in limits, in groups, and in whether there are any.
-const TABLES: [Option<&str>; 6] = [
+const TABLES: [Option<&str>; 8] = [
     Some(
         ":2\none.example:1\ngrouped-a.example:3:g\ngrouped-b.example:3:g\nclosed.example:0\nfree.example:\n",
     ),
@@ -32,6 +33,10 @@ const TABLES: [Option<&str>; 6] = [
         ":4\none.example:3\n.grouped.example:2:g\ngrouped-a.example:2:g\nrelay.example:1\nclosed.example:2\n",
     ),
     Some(":1\nrelay.example:5:g\ngrouped-b.example:5:g\ntwo.example:0\n"),
+    Some(
+        ":2\n192.0.2.0/24:3:site\n198.51.100.0/24:1\nmx:.example:2:mapped\nclosed.example:0\nrelay.example:4\n",
+    ),
+    Some(":4:rest\n192.0.2.0/24:1:site\n192.0.2.64/26:2:mapped\n198.51.100.0/24:0:site\n"),
     Some(":0\n"),
     Some(""),
     None,
@@ -42,6 +47,14 @@ const ROUTES: [&str; 3] = [
     "",
     ":relay.example\none.example:\n",
 ];
+
+const MAPS: [&str; 3] = [
+    "one.example:mapped\ntwo.example:mapped\nfree.example:site\nclosed.example:mapped\n",
+    "",
+    "relay.example:site\nfree.example:nowhere\ngrouped-a.example:mapped\n",
+];
+
+const ADDRESSES: [&str; 4] = ["192.0.2.1", "192.0.2.65", "198.51.100.1", "203.0.113.1"];
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -58,6 +71,15 @@ enum Step {
     Done {
         which: usize,
         ran: bool,
+    },
+    /// One of the running deliveries ends, and says where it was; until its domain's site counts.
+    Seen {
+        which: usize,
+        at: usize,
+        took: bool,
+    },
+    Map {
+        which: usize,
     },
     /// A report for any slot.
     DoneSlot {
@@ -84,6 +106,9 @@ fn step() -> impl Strategy<Value = Step> {
         12 => (0i64..3000).prop_map(|ms| Step::Wait { ms }),
         2 => (-100_000i64..200_000).prop_map(|ms| Step::Wait { ms }),
         2 => (0..40u32, 0..DOMAINS.len()).prop_map(|(slot, domain)| Step::AskSlot { slot, domain }),
+        4 => (any::<usize>(), 0..ADDRESSES.len(), any::<bool>())
+            .prop_map(|(which, at, took)| Step::Seen { which, at, took }),
+        1 => (0..MAPS.len()).prop_map(|which| Step::Map { which }),
         2 => (0..40u32).prop_map(|slot| Step::DoneSlot { slot }),
         2 => (0..TABLES.len()).prop_map(|which| Step::Table { which }),
         1 => (0..ROUTES.len()).prop_map(|which| Step::Routes { which }),
@@ -261,6 +286,18 @@ impl Check {
         assert_eq!(self.gate.called(), called);
     }
 
+    fn done(&mut self, which: usize, ran: Ran<'_>) {
+        let running: Vec<usize> = (0..self.slots.len())
+            .filter(|&slot| matches!(self.slots[slot], Some(Slot::Running(_))))
+            .collect();
+        if !running.is_empty() {
+            let slot = running[which % running.len()];
+            self.look_at_the_clock();
+            self.gate.done(self.now_us, slot as u32, ran);
+            self.slots[slot] = None;
+        }
+    }
+
     fn take(&mut self, step: &Step) {
         match *step {
             Step::Ask { domain } => {
@@ -270,16 +307,23 @@ impl Check {
             }
             Step::AskSlot { slot, domain } => self.ask(slot, domain),
             Step::Done { which, ran } => {
-                let running: Vec<usize> = (0..self.slots.len())
-                    .filter(|&slot| matches!(self.slots[slot], Some(Slot::Running(_))))
-                    .collect();
-                if !running.is_empty() {
-                    let slot = running[which % running.len()];
-                    let ran = if ran { Ran::Yes(b"r\0Kaccepted\0") } else { Ran::No };
-                    self.look_at_the_clock();
-                    self.gate.done(self.now_us, slot as u32, ran);
-                    self.slots[slot] = None;
-                }
+                self.done(which, if ran { Ran::Yes(b"r\0Kaccepted\0") } else { Ran::No });
+            }
+            Step::Seen { which, at, took } => {
+                let at = ADDRESSES[at];
+                let report = if took {
+                    format!("r\0K{at} accepted message.\nRemote host said: 250 ok\n\0")
+                } else {
+                    format!("ZConnected to {at} but greeting failed.\nRemote host said: 451 no\n\0")
+                };
+                self.done(which, Ran::Yes(report.as_bytes()));
+                self.now_us = self.latest_us + 200_000;
+                self.settle();
+            }
+            Step::Map { which } => {
+                let map = Map::parse(MAPS[which].as_bytes(), self.gate.hasher()).unwrap().0;
+                self.look_at_the_clock();
+                self.gate.set_map(map, self.now_us).unwrap();
             }
             Step::DoneSlot { slot } => {
                 self.look_at_the_clock();
@@ -395,6 +439,32 @@ fn a_million_domains() {
     }
     println!("a million domains, 1000 at once: at most {most} bytes");
     assert!(most < 1_500_000, "{most} bytes");
+}
+
+/// A hundred domains behind one address, which has room for three: each is tried once, then all of them count together.
+#[test]
+fn domains_of_a_site_come_together() {
+    let mut gate = Gate::new(400, 400, 7).unwrap();
+    let table = Table::parse(b":20\n192.0.2.0/24:3:site\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let ask = |gate: &mut Gate, now_us: u64, slot: u32, domain: u32| {
+        let recipient = format!("u@d{domain}.example\0");
+        gate.ask(now_us, slot, &Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap())
+    };
+    for domain in 0..100 {
+        assert_eq!(ask(&mut gate, 0, domain, domain), Answer::Go);
+    }
+    for slot in 0..100 {
+        let report = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+        gate.done(1000, slot, Ran::Yes(report));
+    }
+    assert_eq!(gate.next(1_000_000), Next::None);
+    let answers: Vec<_> = (0..100).map(|i| ask(&mut gate, 1_000_001, i, i)).collect();
+    assert_eq!(answers.iter().filter(|&&answer| answer == Answer::Go).count(), 3);
+    assert_eq!(answers.iter().filter(|&&answer| answer == Answer::Hold).count(), 97);
+    let keys: Vec<_> = gate.keys().filter(|key| key.running > 0).collect();
+    assert_eq!((keys.len(), &keys[0].name[..], keys[0].running), (1, &b"site"[..], 3));
+    assert_eq!(gate.rules().sites.seen.len(), 100);
 }
 
 /// Several keys that become startable at once take turns.

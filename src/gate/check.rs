@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qpatch_gate::gate::CONCURRENCY_REMOTE;
+use qpatch_gate::learn::Learning;
 use qpatch_gate::name::{Hasher, domain_of, without_root};
 use qpatch_gate::problem::{File, Kind, Problem, Problems, Severity};
 use qpatch_gate::route::Routes;
-use qpatch_gate::rules::{KeyKind, Rules};
+use qpatch_gate::rules::{KeyKind, Resolution, Rules};
+use qpatch_gate::site::{self, Because, Map};
 use qpatch_gate::status::{State, Status, StatusError};
 use qpatch_gate::table::{self, Limit, Table};
 use serde::Serialize;
@@ -27,7 +29,7 @@ use crate::error::Error;
 /// Arguments of `qpatch gate check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// The folder where qmail is installed, or one file with lines domain:limit[:group]
+    /// The folder where qmail is installed, or one file with lines domain:limit[:group[:learn|fixed]]
     #[arg(value_name = "QMAILHOME|FILE", default_value = super::QMAIL_HOME)]
     path: PathBuf,
     /// Also tell under which key these domains count, and their limits
@@ -115,9 +117,9 @@ impl Finding {
 /// Where in its line a problem is that the gate knows by its line only: at the limit, for problems of limits.
 fn column_of(problem: &Problem, text: &[u8]) -> u32 {
     match problem.kind {
-        Kind::AboveConcurrencyRemote(_) | Kind::GroupDisagrees(_) => {
+        Kind::AboveConcurrencyRemote(_) | Kind::GroupDisagrees(_) | Kind::LearningDisagrees(_) => {
             let line = text.split(|&byte| byte == b'\n').nth(problem.line as usize - 1);
-            let colon = line.and_then(|line| line.iter().position(|&byte| byte == b':'));
+            let colon = line.and_then(table::subject_len);
             colon.map_or(1, |at| at as u32 + 2)
         }
         _ => 1,
@@ -144,6 +146,12 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::TooManyFields => {
             "a limit counts for one domain; address literals with colons cannot be written"
         }
+        Kind::LearningWord => "write fixed or learn, or leave out the third colon",
+        Kind::RangeAddress => "write an address, a slash and the number of bits; IPv6 in brackets",
+        Kind::RangeLength(_) => "write how many bits all addresses of the range have in common",
+        Kind::RangeHostBits => "write the lowest address of the range",
+        Kind::SiteLine => "qpatch gate sites writes this file: run it again",
+        Kind::TooManySites => "let fewer domains match lines with mx:",
         Kind::DomainTooLong => "no name server has such a name: remove the line",
         Kind::DomainCharacter(b'@') => "write the domain only, without a user and an @",
         Kind::DomainCharacter(_) => "write the domain only, from the first column on",
@@ -152,6 +160,7 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::DomainRoot => "leave out the dot",
         Kind::Duplicate(_) => "remove one of the two lines",
         Kind::GroupDisagrees(_) => "write the same limit in all lines of the group",
+        Kind::LearningDisagrees(_) => "write the same fourth field in all lines of the group",
         Kind::AboveConcurrencyRemote(_) => {
             "raise control/concurrencyremote and restart qmail-send, or lower the limit"
         }
@@ -175,18 +184,28 @@ pub(super) struct Source {
     home: Option<Home>,
     pub(super) domains: PathBuf,
     pub(super) routes: Option<PathBuf>,
+    sites: Option<PathBuf>,
+    seen: Option<PathBuf>,
 }
 
 impl Source {
     /// The control files of a qmail home, or one file.
     pub(super) fn of(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
-            return Ok(Self { home: None, domains: path.to_path_buf(), routes: None });
+            return Ok(Self {
+                home: None,
+                domains: path.to_path_buf(),
+                routes: None,
+                sites: None,
+                seen: None,
+            });
         }
         let home = Home::with_control(path)?;
         Ok(Self {
             domains: home.control("concurrencydomains"),
             routes: Some(home.control("smtproutes")),
+            sites: Some(home.control("concurrencysites")),
+            seen: Some(home.lock("gatesites")),
             home: Some(home),
         })
     }
@@ -257,6 +276,23 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
             }
             Err(kind) => loaded.add_file(File::Routes, kind, path),
         }
+    }
+    if let Some(path) = &source.sites {
+        match read_file(path, table::FILE_MAX) {
+            Ok(None) => {}
+            Ok(Some((_, text))) => {
+                let (map, problems) = Map::parse(&text, hasher).map_err(no_memory)?;
+                loaded.add(&problems, path, &text);
+                rules.sites.map = map;
+            }
+            Err(kind) => loaded.add_file(File::Sites, kind, path),
+        }
+    }
+    // Nobody but the gate writes it; where it cannot be read, what the gate has seen is not known here.
+    if let Some(path) = &source.seen
+        && let Ok(Some((_, bytes))) = read_file(path, site::FILE_MAX)
+    {
+        site::read(&bytes, hasher, &mut rules.sites.seen).map_err(no_memory)?;
     }
     if !loaded.findings.iter().any(Finding::is_error) {
         loaded.rules = Some(rules);
@@ -376,6 +412,10 @@ fn not_meant(source: &Source, loaded: &Loaded, remote: Option<Remote>) -> Vec<Ve
         sorts.push(repeated_routes(routes, &loaded.routes, rules));
         sorts.push(crowded_relays(routes, &loaded.routes, rules));
     }
+    if let Some(sites) = &source.sites {
+        sorts.push(sites_of_nobody(sites, rules, table));
+        sorts.push(exchangers_without_map(path, text, rules, table));
+    }
     sorts
 }
 
@@ -396,9 +436,33 @@ fn no_default(path: &Path, table: &Table) -> Vec<Finding> {
     vec![Finding::warning((path, 0, 0), message, help)]
 }
 
+/// Groups of concurrencysites that concurrencydomains does not have.
+fn sites_of_nobody(path: &Path, rules: &Rules, table: &Table) -> Vec<Finding> {
+    let lost = rules.sites.map.groups().filter(|name| table.group(name).is_none());
+    let lost = lost.map(|name| {
+        let name = plain(&String::from_utf8_lossy(name));
+        let message =
+            format!("the group {name} is not in concurrencydomains: its lines do nothing");
+        Finding::warning((path, 0, 0), message, "qpatch gate sites writes the file anew")
+    });
+    lost.collect()
+}
+
+/// Lines with `mx:`, and nobody has asked DNS.
+fn exchangers_without_map(path: &Path, text: &[u8], rules: &Rules, table: &Table) -> Vec<Finding> {
+    if !table.has_exchangers() || !rules.sites.map.is_empty() {
+        return Vec::new();
+    }
+    let is_mx = |line: &[u8]| line.get(..3).is_some_and(|mx| mx.eq_ignore_ascii_case(b"mx:"));
+    let first = content_lines(text).find(|(_, line)| is_mx(line));
+    let message = "lines with mx: do nothing: there is no control/concurrencysites, or it is empty";
+    let help = "let cron run qpatch gate sites, which looks mail exchangers up and writes it";
+    vec![Finding::warning((path, first.map_or(0, |(number, _)| number), 1), message, help)]
+}
+
 /// The domain of a line, and where its limit is.
 fn split(line: &[u8]) -> Option<(&[u8], &[u8], u32)> {
-    let colon = line.iter().position(|&byte| byte == b':')?;
+    let colon = table::subject_len(line)?;
     let rest = &line[colon + 1..];
     let end = rest.iter().position(|&byte| byte == b':').unwrap_or(rest.len());
     Some((without_root(&line[..colon]), &rest[..end], colon as u32 + 2))
@@ -447,13 +511,15 @@ fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec
 fn overruled(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
     let lines = content_lines(text).filter_map(|(number, line)| {
         let (domain, limit, _) = split(line)?;
-        let has_group = line.len() > domain.len() + 1 + limit.len() + 1;
-        if domain.is_empty() || domain[0] == b'.' || has_group {
+        let rest = &line[domain.len() + 1 + limit.len()..];
+        let has_group = rest.len() > 1 && !rest.starts_with(b"::");
+        let is_no_domain = domain.iter().any(|byte| matches!(byte, b'/' | b':'));
+        if domain.is_empty() || domain[0] == b'.' || is_no_domain || has_group {
             return None;
         }
         let found = rules.resolve(domain);
         let (of_domains, of_routes) = rules.lines(&found);
-        if found.route.is_none() || of_domains == number {
+        if found.route.is_none() || of_domains == number || found.site.is_some() {
             return None;
         }
         let relay = plain(&String::from_utf8_lossy(found.name));
@@ -522,7 +588,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
     let default = default_line(table);
     let crowded = relays.iter().filter_map(|(relay, seen)| {
         let line = table.find(relay)?;
-        let Limit::AtMost(limit) = line.limit else { return None };
+        let Limit::AtMost(limit) = line.cap.limit else { return None };
         let by_default = Some(table.number(&line)) == default && line.group.is_none();
         if !by_default || (seen.lines < 2 && seen.wide == 0) {
             return None;
@@ -627,6 +693,11 @@ struct Answer {
     line: u32,
     /// The line of smtproutes; 0 for none.
     route: u32,
+    /// Whether the limit follows the server.
+    learns: bool,
+    /// Why it counts for a site, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    site: Option<String>,
     #[serde(skip)]
     row: [String; 4],
 }
@@ -637,24 +708,48 @@ fn answers(loaded: &Loaded, domains: &[String]) -> Vec<Answer> {
         let found = rules.resolve(domain.as_bytes());
         let (line, route) = rules.lines(&found);
         let key = String::from_utf8_lossy(found.name).to_ascii_lowercase();
-        let of_table = rules.table.as_ref().and_then(default_line);
-        let mut from = line_text(line);
-        if Some(line) == of_table {
-            from.push_str(" (the default)");
-        }
-        if route > 0 {
-            from.push_str(&format!(", by smtproutes:{route}"));
-        }
         let row = [
             key_name(KeyKind::Domain, domain),
             key_name(found.kind, &key),
             limit_text(found.cap.limit),
-            from,
+            from(rules, &found),
         ];
         let limit = limit_value(found.cap.limit);
-        Answer { domain: domain.clone(), kind: found.kind.name(), key, limit, line, route, row }
+        Answer {
+            domain: domain.clone(),
+            kind: found.kind.name(),
+            key,
+            limit,
+            line,
+            route,
+            learns: found.cap.learning == Learning::On,
+            site: found.site.map(site_text),
+            row,
+        }
     };
     domains.iter().map(answer).collect()
+}
+
+/// Where a key and its limit come from.
+pub(super) fn from(rules: &Rules, found: &Resolution<'_>) -> String {
+    let (line, route) = rules.lines(found);
+    let mut from = found.site.map_or_else(|| line_text(line), site_text);
+    if found.line.is_some_and(|line| line.is_default()) {
+        from.push_str(" (the default)");
+    }
+    if route > 0 {
+        from.push_str(&format!(", by smtproutes:{route}"));
+    }
+    from
+}
+
+fn site_text(because: Because) -> String {
+    match because {
+        Because::Map(line) => format!("concurrencysites:{line}"),
+        Because::Address(address, line) => {
+            format!("concurrencydomains:{line}, its mail goes to {address}")
+        }
+    }
 }
 
 fn numbers(loaded: &Loaded) -> (u64, u64) {
@@ -704,7 +799,7 @@ fn print_table(
             if !table.groups().is_empty() {
                 facts.push(count(table.groups().len() as u64, "group"));
             }
-            let default = table.find(b"").map_or(Limit::Unlimited, |line| line.limit);
+            let default = table.find(b"").map_or(Limit::Unlimited, |line| line.cap.limit);
             facts.push(format!("default {}", limit_text(default)));
         }
         if !rules.routes.is_empty() {

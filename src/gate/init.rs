@@ -116,8 +116,8 @@ mod tests {
             let (table, problems) = Table::parse(text.as_bytes(), Hasher::new(1)).unwrap();
             assert!(problems.is_empty());
             assert_eq!(table.above(remote).count(), 0, "{remote}");
-            assert_eq!(table.find(b"comcast.net").unwrap().limit, Limit::AtMost(comcast));
-            assert_eq!(table.find(b"any.example").unwrap().limit, Limit::AtMost(20));
+            assert_eq!(table.find(b"comcast.net").unwrap().cap.limit, Limit::AtMost(comcast));
+            assert_eq!(table.find(b"any.example").unwrap().cap.limit, Limit::AtMost(20));
         }
         assert_eq!(starter(25), STARTER);
     }

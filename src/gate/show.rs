@@ -549,6 +549,8 @@ mod tests {
             totals: Totals::default(),
             domains: 1,
             routes: 0,
+            mapped: 0,
+            seen: 0,
             loaded_secs: 0,
             problems: Vec::new(),
             keys: vec![KeyStatus {

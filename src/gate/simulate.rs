@@ -774,7 +774,7 @@ impl Read for WholeLines {
 }
 
 fn default_of(table: &Table) -> Limit {
-    table.find(b"").map_or(Limit::Unlimited, |line| line.limit)
+    table.find(b"").map_or(Limit::Unlimited, |line| line.cap.limit)
 }
 
 /// What came out. Times are in seconds.

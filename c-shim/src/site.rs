@@ -1,0 +1,529 @@
+//! Sites: which domains' mail goes to the same servers, so that they count together though their names say nothing of it.
+//!
+//! Two things tell it. **The map**, control/concurrencysites, has a line `domain:group` for each domain whose mail exchangers
+//! match a line with `mx:` of concurrencydomains; `qpatch gate sites` looks them up in DNS and writes it, so that nobody asks
+//! DNS in the spawner. **What was seen**: qmail-remote prints the address that it was connected to, and an address in a range of
+//! concurrencydomains puts the next hop, a domain or a relay of smtproutes, into that range's group.
+//!
+//! An address counts where qmail-remote itself prints it (see [`crate::report`]), so no server can claim that of another. A domain
+//! whose mail exchanger is somebody else's does count with somebody else: there its mail goes. What took mail says more than what
+//! refused it: only where nothing is known yet a refusal counts.
+//!
+//! What was seen is bounded: next hops with an address in a range, the last [`SEEN_MAX`] that had a delivery.
+
+#![forbid(unsafe_code)]
+
+use std::net::IpAddr;
+
+use crate::index::Index;
+use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
+use crate::memory::{self, OutOfMemory};
+use crate::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, without_root};
+use crate::problem::{File, Kind, Problems};
+use crate::table::{Table, is_content, lines_of, trimmed};
+
+/// So many next hops are known by the address that they were seen at; about 6 MB.
+pub const SEEN_MAX: usize = 50_000;
+
+/// control/concurrencysites.
+#[derive(Debug)]
+pub struct Map {
+    domains: NameMap,
+    groups: Vec<Vec<u8>>,
+}
+
+impl Map {
+    /// No line.
+    #[must_use]
+    pub fn new(hasher: Hasher) -> Self {
+        Self { domains: NameMap::new(hasher), groups: Vec::new() }
+    }
+
+    /// Parses a file. It has no errors, only warnings about lines that do nothing.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
+        let mut problems = Problems::new(File::Sites);
+        let room = lines_of(text).filter(|(_, line)| is_content(line)).count();
+        let mut map = Self { domains: NameMap::with_room(hasher, room)?, groups: Vec::new() };
+        // Of each group's name: its index.
+        let mut known = NameMap::with_room(hasher, room)?;
+        for (number, line) in lines_of(text) {
+            if !is_content(line) {
+                continue;
+            }
+            let content = trimmed(line);
+            let colon = content.iter().position(|&byte| byte == b':').unwrap_or(0);
+            let (domain, group) = (&content[..colon], content.get(colon + 1..).unwrap_or_default());
+            // A group may be named after its line, which may be longer than a name that is written.
+            let fits = |name: &[u8]| {
+                !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(u8::is_ascii_graphic)
+            };
+            if !fits(domain) || domain[0] == b'.' || !fits(group) {
+                problems.add(number, 0, Kind::SiteLine);
+                continue;
+            }
+            let index = match known.find(group) {
+                Some((index, _)) => index,
+                None if map.groups.len() >= VALUE_MAX as usize => {
+                    problems.add(number, 0, Kind::TooManySites);
+                    continue;
+                }
+                None => {
+                    let index = map.groups.len() as u32;
+                    let mut name = Vec::new();
+                    name.try_reserve_exact(group.len())?;
+                    name.extend_from_slice(group);
+                    memory::push(&mut map.groups, name)?;
+                    known.insert(group, index, number)?;
+                    index
+                }
+            };
+            map.domains.insert(without_root(domain), index, number)?;
+        }
+        Ok((map, problems))
+    }
+
+    /// The group of a domain whose hash is known, and the line that says so, from 1.
+    #[inline]
+    #[must_use]
+    pub fn find_hashed(&self, hash: u64, domain: &[u8]) -> Option<(&[u8], u32)> {
+        let (index, place) = self.domains.find_hashed(hash, domain)?;
+        Some((&self.groups[index as usize], self.domains.line(place)))
+    }
+
+    /// How many domains it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.domains.len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty()
+    }
+
+    /// The names of its groups.
+    pub fn groups(&self) -> impl Iterator<Item = &[u8]> {
+        self.groups.iter().map(Vec::as_slice)
+    }
+}
+
+/// What a delivery says of an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The mail was taken there.
+    Took,
+    /// It was connected to.
+    Answered,
+}
+
+#[derive(Debug)]
+struct Hop {
+    hash: u64,
+    name: Vec<u8>,
+    address: IpAddr,
+    link: Link,
+}
+
+/// The addresses at which next hops were seen.
+#[derive(Debug)]
+pub struct Seen {
+    hops: Vec<Hop>,
+    index: Index,
+    /// The one whose last delivery is the longest ago is first.
+    order: List,
+    most: usize,
+    changes: u64,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self::with_most(SEEN_MAX)
+    }
+}
+
+impl Seen {
+    /// Of so many next hops at most.
+    #[must_use]
+    pub fn with_most(most: usize) -> Self {
+        Self {
+            hops: Vec::new(),
+            index: Index::default(),
+            order: EMPTY,
+            most: most.max(1),
+            changes: 0,
+        }
+    }
+
+    /// The address at which a next hop was seen whose hash is known.
+    #[inline]
+    #[must_use]
+    pub fn address(&self, hash: u64) -> Option<IpAddr> {
+        self.at(hash).map(|at| self.hops[at as usize].address)
+    }
+
+    #[inline]
+    fn at(&self, hash: u64) -> Option<u32> {
+        self.index.find(hash, |at| self.hops[at as usize].hash == hash)
+    }
+
+    /// A delivery to a next hop, whose name has this hash, was connected to this address. Whether it belongs to another group
+    /// now. An address that is in no range is not remembered.
+    ///
+    /// # Errors
+    /// No memory: nothing has changed.
+    pub fn note(
+        &mut self,
+        hash: u64,
+        name: &[u8],
+        address: IpAddr,
+        evidence: Evidence,
+        table: &Table,
+    ) -> Result<bool, OutOfMemory> {
+        let group = |address| table.find_address(address).map(|range| range.group);
+        let Some(at) = self.at(hash) else {
+            if group(address).is_none() {
+                return Ok(false);
+            }
+            self.insert(hash, name, address)?;
+            return Ok(true);
+        };
+        self.touch(at);
+        let known = self.hops[at as usize].address;
+        if known == address || evidence == Evidence::Answered {
+            return Ok(false);
+        }
+        let (before, now) = (group(known), group(address));
+        match now {
+            Some(_) => {
+                self.hops[at as usize].address = address;
+                self.changes += 1;
+            }
+            None => self.remove(at),
+        }
+        Ok(before != now)
+    }
+
+    fn touch(&mut self, at: u32) {
+        if self.order.last != at {
+            unlink(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
+            append(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
+        }
+    }
+
+    fn insert(&mut self, hash: u64, name: &[u8], address: IpAddr) -> Result<(), OutOfMemory> {
+        if self.hops.len() >= self.most {
+            self.remove(self.order.first);
+        }
+        let mut lower = Vec::new();
+        lower.try_reserve_exact(name.len())?;
+        lower.extend(name.iter().map(u8::to_ascii_lowercase));
+        self.hops.try_reserve(1)?;
+        let at = self.hops.len() as u32;
+        self.index.insert(hash, at)?;
+        self.hops.push(Hop { hash, name: lower, address, link: UNLINKED });
+        append(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
+        self.changes += 1;
+        Ok(())
+    }
+
+    /// The last one takes its place, so that there are no gaps.
+    fn remove(&mut self, at: u32) {
+        self.changes += 1;
+        unlink(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
+        self.index.remove(self.hops[at as usize].hash, at);
+        let last = self.hops.len() as u32 - 1;
+        self.hops.swap_remove(at as usize);
+        if at != last {
+            let Hop { hash, link, .. } = self.hops[at as usize];
+            self.index.remove(hash, last);
+            // There is room: one was removed.
+            let _ = self.index.insert(hash, at);
+            match link.prev {
+                NONE => self.order.first = at,
+                prev => self.hops[prev as usize].link.next = at,
+            }
+            match link.next {
+                NONE => self.order.last = at,
+                next => self.hops[next as usize].link.prev = at,
+            }
+        }
+    }
+
+    /// Puts back what was remembered before a restart; see [`Seen::iter`] for the order.
+    ///
+    /// # Errors
+    /// No memory: nothing has changed.
+    pub fn restore(
+        &mut self,
+        hasher: Hasher,
+        name: &[u8],
+        address: IpAddr,
+    ) -> Result<(), OutOfMemory> {
+        let hash = hasher.hash(name);
+        match self.at(hash) {
+            Some(at) => self.hops[at as usize].address = address,
+            None => self.insert(hash, name, address)?,
+        }
+        Ok(())
+    }
+
+    /// All next hops with their addresses, the one whose last delivery is the longest ago first.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], IpAddr)> {
+        let mut at = self.order.first;
+        std::iter::from_fn(move || {
+            let hop = self.hops.get(at as usize)?;
+            at = hop.link.next;
+            Some((&hop.name[..], hop.address))
+        })
+    }
+
+    /// Counts the changes, but for the order.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.hops.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.hops.is_empty()
+    }
+}
+
+/// Why a next hop counts for a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// A line of control/concurrencysites, from 1.
+    Map(u32),
+    /// It was seen at an address, which is in the range of a line of control/concurrencydomains, from 1.
+    Address(IpAddr, u32),
+}
+
+/// Both sources.
+#[derive(Debug)]
+pub struct Sites {
+    /// control/concurrencysites.
+    pub map: Map,
+    /// What was seen.
+    pub seen: Seen,
+}
+
+impl Sites {
+    /// Nothing is known.
+    #[must_use]
+    pub fn new(hasher: Hasher) -> Self {
+        Self { map: Map::new(hasher), seen: Seen::default() }
+    }
+
+    /// The index of the group that a next hop belongs to by its site. The map, which somebody asked for, comes before what was
+    /// seen; of the map, lines whose group is not in the table count for nothing.
+    #[inline]
+    #[must_use]
+    pub fn group(&self, hash: u64, next_hop: &[u8], table: &Table) -> Option<(u32, Because)> {
+        if !self.map.is_empty()
+            && let Some((name, line)) = self.map.find_hashed(hash, next_hop)
+            && let Some(group) = table.group(name)
+        {
+            return Some((group, Because::Map(line)));
+        }
+        if self.seen.is_empty() || !table.has_ranges() {
+            return None;
+        }
+        let address = self.seen.address(hash)?;
+        let range = table.find_address(address)?;
+        Some((range.group, Because::Address(address, range.line)))
+    }
+}
+
+/// queue/lock/gatesites, which has what was seen beyond a restart: a line for each next hop, its name and its address with a
+/// tab between, then `end`. Names as in the status file.
+pub const HEAD: &[u8] = b"qpatch-sites\t1\n";
+
+/// The largest such file, in bytes.
+pub const FILE_MAX: u64 = 64 << 20;
+
+/// Writes the file into `out`, which is emptied first.
+///
+/// # Errors
+/// No memory.
+pub fn write(out: &mut memory::Text, seen: &Seen) -> Result<(), OutOfMemory> {
+    use std::fmt::Write as _;
+    out.bytes.clear();
+    out.push(HEAD)?;
+    for (name, address) in seen.iter() {
+        writeln!(out, "{}\t{address}", crate::status::Escaped(name)).map_err(|_| OutOfMemory)?;
+    }
+    out.push(b"end\n")
+}
+
+/// Reads the file. It is overwritten in place: after a crash it may be torn, and each line that can be read counts.
+///
+/// # Errors
+/// No memory; what was read so far counts.
+pub fn read(bytes: &[u8], hasher: Hasher, seen: &mut Seen) -> Result<(), OutOfMemory> {
+    let Some(lines) = bytes.strip_prefix(HEAD) else { return Ok(()) };
+    for line in lines.split_inclusive(|&byte| byte == b'\n') {
+        let Some(line) = line.strip_suffix(b"\n") else { break };
+        if line == b"end" {
+            break;
+        }
+        let mut fields = line.split(|&byte| byte == b'\t');
+        let (Some(name), Some(address), None) = (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        let Some(address) = std::str::from_utf8(address).ok().and_then(|text| text.parse().ok())
+        else {
+            continue;
+        };
+        let Some(name) = crate::status::unescaped_bytes(name) else { continue };
+        if !name.is_empty() && name.len() <= NAME_MAX {
+            seen.restore(hasher, &name, address)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+    use std::collections::HashMap;
+
+    fn table(text: &str) -> Table {
+        Table::parse(text.as_bytes(), Hasher::new(1)).unwrap().0
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn note(seen: &mut Seen, name: &str, at: &str, evidence: Evidence, table: &Table) -> bool {
+        seen.note(Hasher::new(1).hash(name.as_bytes()), name.as_bytes(), ip(at), evidence, table)
+            .unwrap()
+    }
+
+    #[test]
+    fn the_map() {
+        let (map, problems) = Map::parse(
+            b"# by qpatch gate sites\nA.example:outlook\nb.example.:Outlook\n.c.example:x\n:x\nnothing\nd.example:\n\
+              e.example:mx:.outlook.com\nf g:x\n",
+            Hasher::new(1),
+        )
+        .unwrap();
+        let lines: Vec<_> = problems.iter().map(|problem| (problem.line, problem.kind)).collect();
+        assert_eq!(lines, [4, 5, 6, 7, 9].map(|line| (line, Kind::SiteLine)));
+        let find = |name: &str| {
+            map.find_hashed(Hasher::new(1).hash(name.as_bytes()), name.as_bytes())
+                .map(|(group, line)| (std::str::from_utf8(group).unwrap(), line))
+        };
+        assert_eq!(find("a.EXAMPLE"), Some(("outlook", 2)));
+        assert_eq!(find("b.example"), Some(("outlook", 3)));
+        assert_eq!(find("e.example"), Some(("mx:.outlook.com", 8)));
+        assert_eq!(find("x.c.example"), None);
+        assert_eq!((map.len(), map.groups().count()), (3, 2));
+    }
+
+    #[test]
+    fn what_took_mail_says_more_than_what_refused_it() {
+        use Evidence::{Answered, Took};
+        let table = table("192.0.2.0/24:10:a\n198.51.100.0/24:10:b\n192.0.2.9/32:10:a\n");
+        let mut seen = Seen::default();
+        let note =
+            |seen: &mut Seen, at: &str, evidence| note(seen, "x.example", at, evidence, &table);
+        assert!(!note(&mut seen, "203.0.113.1", Took), "in no range");
+        assert!(seen.is_empty());
+        assert!(note(&mut seen, "192.0.2.1", Answered));
+        assert!(!note(&mut seen, "198.51.100.1", Answered), "something is known already");
+        assert!(!note(&mut seen, "192.0.2.9", Took), "another range of the same group");
+        assert!(note(&mut seen, "198.51.100.1", Took));
+        assert!(!note(&mut seen, "203.0.113.1", Answered));
+        assert!(note(&mut seen, "203.0.113.1", Took));
+        assert!(seen.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_goes_first() {
+        let table = table("192.0.2.0/24:10:a\n");
+        let mut seen = Seen::with_most(3);
+        for name in ["a", "b", "c", "a", "d"] {
+            note(&mut seen, name, "192.0.2.1", Evidence::Took, &table);
+        }
+        let names: Vec<_> = seen.iter().map(|(name, _)| name[0]).collect();
+        assert_eq!(names, b"cad");
+    }
+
+    #[test]
+    fn agrees_with_a_map() {
+        let table = table("192.0.2.0/24:10:a\n");
+        let mut random = Random::new(9);
+        let mut seen = Seen::with_most(100);
+        let mut model: HashMap<u64, u64> = HashMap::new();
+        for now in 0..20_000u64 {
+            let name = format!("d{}.example", random.next() % 150);
+            let hash = Hasher::new(1).hash(name.as_bytes());
+            let inside = !random.next().is_multiple_of(4);
+            let at = if inside { "192.0.2.7" } else { "203.0.113.1" };
+            note(&mut seen, &name, at, Evidence::Took, &table);
+            if inside {
+                model.insert(hash, now);
+                if model.len() > 100 {
+                    let oldest = *model.iter().min_by_key(|&(_, &at)| at).unwrap().0;
+                    model.remove(&oldest);
+                }
+            } else {
+                model.remove(&hash);
+            }
+            assert_eq!(seen.len(), model.len());
+        }
+        assert!(model.keys().all(|&hash| seen.address(hash).is_some()));
+        let mut order: Vec<(u64, u64)> = model.iter().map(|(&hash, &at)| (at, hash)).collect();
+        order.sort_unstable();
+        let found: Vec<u64> = seen.iter().map(|(name, _)| Hasher::new(1).hash(name)).collect();
+        assert_eq!(found, order.iter().map(|&(_, hash)| hash).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn it_survives_a_restart() {
+        let table = table("192.0.2.0/24:10:a\n[2001:db8::]/32:10:a\n");
+        let mut seen = Seen::default();
+        for (name, at) in [("a.example", "192.0.2.1"), ("b\n\t%.example", "2001:db8::1")] {
+            note(&mut seen, name, at, Evidence::Took, &table);
+        }
+        let mut text = memory::Text::default();
+        write(&mut text, &seen).unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&text.bytes),
+            "qpatch-sites\t1\na.example\t192.0.2.1\nb%0a%09%25.example\t2001:db8::1\nend\n"
+        );
+        let hasher = Hasher::new(77);
+        let restored = |bytes: &[u8]| {
+            let mut again = Seen::default();
+            read(bytes, hasher, &mut again).unwrap();
+            again.iter().map(|(name, at)| (name.to_vec(), at)).collect::<Vec<_>>()
+        };
+        let all: Vec<_> = seen.iter().map(|(name, at)| (name.to_vec(), at)).collect();
+        assert_eq!(restored(&text.bytes), all);
+        // Torn, or something else altogether.
+        assert_eq!(restored(&text.bytes[..text.bytes.len() - 8]), all[..1]);
+        assert_eq!(restored(b"qpatch-sites\t1\nx\nend\n"), []);
+        assert_eq!(
+            restored(b"qpatch-sites\t1\nx\ty\tz\n%zz\t1.2.3.4\n\t1.2.3.4\na\t1.2.3.4\n").len(),
+            2
+        );
+        assert_eq!(restored(b"else\na\t1.2.3.4\n"), []);
+        for cut in 0..text.bytes.len() {
+            restored(&text.bytes[..cut]);
+        }
+    }
+}
