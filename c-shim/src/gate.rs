@@ -895,7 +895,8 @@ impl Gate {
         let held_us = held.map(|slot| until(slot.since_us, HOLD_MAX_US));
         let look_us = (!self.absent.is_empty()).then(|| until(self.looked_us, LOOK_US));
         let paused = self.paused.peek();
-        let paused_us = paused.map(|&Reverse((until_us, _))| until(until_us, 0));
+        let paused_us =
+            paused.map(|&Reverse((until_us, _))| until_us.saturating_sub(now_us.max(self.now_us)));
         // Where nothing is held or away, the next call is soon enough.
         let is_waiting = held_us.is_some() || look_us.is_some();
         let resite_us =

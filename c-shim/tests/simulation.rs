@@ -214,3 +214,52 @@ fn others_do_not_wait() {
     println!("and {first_ms:.0} ms if it arrives during qmail-send's first pass over the queue");
     assert!(first_ms < 17_000.0);
 }
+
+/// `mails` mails to each of `domains` domains behind a server that takes ten at once; (refused, deferred, seconds).
+fn behind_ten(table: &'static str, domains: u32, mails: u32, seen: Seen) -> (u32, u32, f64) {
+    let mut model = Model::new(Setup { table, sessions: 10, ..Setup::default() });
+    let names: Vec<u32> = (0..domains).map(|i| model.domain(&format!("d{i}.example"))).collect();
+    if seen == Seen::Before {
+        model.has_seen();
+    }
+    for _ in 0..mails {
+        for &domain in &names {
+            model.mail(domain, 0);
+        }
+    }
+    let outcome = model.run();
+    let sum = |of: fn(&model::Seen) -> u32| outcome.domains.iter().map(of).sum::<u32>();
+    let (refused, deferred) = (sum(|seen| seen.refused), sum(|seen| seen.deferred));
+    let secs = outcome.domains.iter().map(|seen| seen.last_end_us).max().unwrap() as f64 / 1e6;
+    println!(
+        "{domains:3} domains, {table:<60?} {seen:?}: {refused:5} refused, {deferred:4} deferred, {secs:6.1} s, sessions at most {}",
+        outcome.sessions_peak
+    );
+    (refused, deferred, secs)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    Before,
+    Never,
+}
+
+/// 500 mails of 0.2 s to ten places: 10 s at best.
+#[test]
+fn a_server_of_ten() {
+    let (refused, deferred, secs) = behind_ten(":20::learn\n", 1, 500, Seen::Never);
+    assert!(refused <= 20 && deferred == 0 && secs <= 13.0);
+    let (_, deferred, secs) = behind_ten(":20::fixed\n", 1, 500, Seen::Never);
+    assert!(deferred > 100 && secs > 400.0, "it would not have been needed");
+}
+
+/// The same behind a hundred domains.
+#[test]
+fn a_server_of_ten_behind_a_hundred_domains() {
+    let site = ":20::learn\n192.0.2.0/24:20:site:learn\n";
+    let (refused, deferred, secs) = behind_ten(site, 100, 5, Seen::Before);
+    assert!(refused <= 20 && deferred == 0 && secs <= 13.0);
+    let (refused, _, _) = behind_ten(site, 100, 5, Seen::Never);
+    let (alone, _, _) = behind_ten(":20::learn\n", 100, 5, Seen::Never);
+    assert!(refused < alone / 2, "{refused}, {alone}");
+}

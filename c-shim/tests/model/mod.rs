@@ -4,7 +4,9 @@
 //! come; the mail whose time came first is passed first. Mail that is sent away waits in [`Retry`]. A call takes
 //! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`].
 //!
-//! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time.
+//! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time. All domains
+//! are behind one server; beyond [`Setup::sessions`] it answers 421 after REFUSE_US. What comes back from that as an ordinary
+//! deferral is tried again after DEFERRED_US.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part of the model")]
 
@@ -20,6 +22,11 @@ use qpatch_gate::table::Table;
 pub const SEC: u64 = 1_000_000;
 const PASS_US: u64 = SEC / 3000;
 const CALL_US: u64 = 1000;
+const REFUSE_US: u64 = 2000;
+const DEFERRED_US: u64 = 400 * SEC;
+const ACCEPTED: &[u8] = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+const REFUSED: &[u8] =
+    b"ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 4.7.0 too many connections\n\0";
 
 /// Service time as a factor of the mean, by the time of the start.
 pub type Speed = fn(u64) -> f64;
@@ -32,6 +39,8 @@ pub struct Setup {
     pub speed: Speed,
     /// qmail-send does nothing at these times.
     pub stall: fn(u64) -> bool,
+    /// So many sessions at once, the server takes.
+    pub sessions: u32,
     pub seed: u64,
 }
 
@@ -44,6 +53,7 @@ impl Default for Setup {
             mean_service_secs: 0.2,
             speed: |_| 1.0,
             stall: |_| false,
+            sessions: u32::MAX,
             seed: 1,
         }
     }
@@ -72,6 +82,9 @@ pub struct Seen {
     work_us: u64,
     pub waited_us: u64,
     pub waited_max_us: u64,
+    /// Deliveries that the server refused, and those of them that became a deferral.
+    pub refused: u32,
+    pub deferred: u32,
 }
 
 impl Seen {
@@ -95,14 +108,20 @@ impl Seen {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    /// A delivery ends: slot, mail.
-    End(u32, u32),
+    /// A delivery ends: slot, mail, how.
+    End(u32, u32, How),
     /// A mail comes to pqchan.
     Arrive(u32),
     Pass,
     /// qmail-send reads a call.
     Call(u32, u32),
     Timer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum How {
+    Accepted,
+    Refused,
 }
 
 pub struct Outcome {
@@ -112,6 +131,7 @@ pub struct Outcome {
     pub calls: u64,
     pub expired: u64,
     pub held_peak: u32,
+    pub sessions_peak: u32,
 }
 
 pub struct Model {
@@ -135,6 +155,8 @@ pub struct Model {
     limits: Vec<Option<u32>>,
     left: usize,
     timer_us: Option<u64>,
+    sessions: u32,
+    sessions_peak: u32,
 }
 
 impl Model {
@@ -164,6 +186,18 @@ impl Model {
             limits: Vec::new(),
             left: 0,
             timer_us: None,
+            sessions: 0,
+            sessions_peak: 0,
+        }
+    }
+
+    /// It has been seen before where the mail of all domains goes.
+    pub fn has_seen(&mut self) {
+        let hasher = self.gate.hasher();
+        for name in &self.names {
+            let domain = name.trim_start_matches("user@").trim_end_matches('\0');
+            let seen = self.gate.seen_mut();
+            seen.restore(hasher, domain.as_bytes(), "192.0.2.7".parse().unwrap()).unwrap();
         }
     }
 
@@ -194,10 +228,15 @@ impl Model {
     }
 
     pub fn run(mut self) -> Outcome {
+        // A spawner that wakes up again and again for nothing would be one that spins.
+        let (mut idle_us, mut idle) = (0, 0);
         while let Some(Reverse((now_us, _, event))) = self.events.pop() {
+            idle = if event == Event::Timer && now_us == idle_us { idle + 1 } else { 0 };
+            idle_us = now_us;
+            assert!(idle < 10, "at {now_us} us it wakes up without end");
             match event {
                 Event::Arrive(mail) => self.queue(mail),
-                Event::End(slot, mail) => self.end(now_us, slot, mail),
+                Event::End(slot, mail, how) => self.end(now_us, slot, mail, how),
                 Event::Pass => {
                     self.pass_pending = false;
                     self.pass(now_us);
@@ -226,6 +265,7 @@ impl Model {
             calls: self.calls,
             expired: self.gate.totals().expired,
             held_peak: self.held_peak,
+            sessions_peak: self.sessions_peak,
         }
     }
 
@@ -270,7 +310,9 @@ impl Model {
         self.passes += 1;
         self.slot_mail[slot as usize] = mail;
         let recipient = &self.names[self.mails[mail as usize].domain as usize];
-        let parts = Parts::new(&[b"1/1\0", b"sender\0", recipient.as_bytes()]).unwrap();
+        let message = format!("{mail}/1\0");
+        let parts =
+            Parts::new(&[message.as_bytes(), b"sender\0", recipient.as_bytes()]).unwrap();
         match self.gate.ask(now_us, slot, &parts) {
             Answer::Go => self.start(now_us, slot, mail),
             Answer::Hold => {
@@ -310,7 +352,13 @@ impl Model {
     }
 
     fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
-        let service_us = self.service_us(now_us);
+        let (service_us, how) = if self.sessions < self.setup.sessions {
+            self.sessions += 1;
+            self.sessions_peak = self.sessions_peak.max(self.sessions);
+            (self.service_us(now_us), How::Accepted)
+        } else {
+            (REFUSE_US, How::Refused)
+        };
         let entry = &mut self.mails[mail as usize];
         entry.started_us = now_us;
         let seen = &mut self.seen[entry.domain as usize];
@@ -323,15 +371,32 @@ impl Model {
         let waited_us = now_us - entry.born_us;
         seen.waited_us += waited_us;
         seen.waited_max_us = seen.waited_max_us.max(waited_us);
-        self.at(now_us + service_us, Event::End(slot, mail));
+        self.at(now_us + service_us, Event::End(slot, mail, how));
     }
 
-    fn end(&mut self, now_us: u64, slot: u32, mail: u32) {
-        self.gate.done(now_us, slot, Ran::Yes(b"r\0Kaccepted\0"));
+    fn end(&mut self, now_us: u64, slot: u32, mail: u32, how: How) {
+        let report = match how {
+            How::Accepted => ACCEPTED,
+            How::Refused => REFUSED,
+        };
+        let busy = self.gate.done(now_us, slot, Ran::Yes(report));
         let entry = &mut self.mails[mail as usize];
-        entry.ended_us = now_us;
         let seen = &mut self.seen[entry.domain as usize];
         seen.running -= 1;
+        if how == How::Refused {
+            seen.refused += 1;
+            match busy {
+                Some(busy) => self.busy(now_us, slot, mail, busy),
+                None => {
+                    seen.deferred += 1;
+                    self.free.push(Reverse(slot));
+                    self.at(now_us + DEFERRED_US, Event::Arrive(mail));
+                }
+            }
+            return;
+        }
+        self.sessions -= 1;
+        entry.ended_us = now_us;
         seen.last_end_us = now_us;
         seen.work_us += now_us - entry.started_us;
         self.free.push(Reverse(slot));
