@@ -35,7 +35,7 @@ use crate::name::{NAME_MAX, domain_of, without_root};
 use crate::pace::{Pace, Rate};
 use crate::random::Random;
 use crate::recall::Recall;
-use crate::report::{self, Report};
+use crate::report::{self, Report, Sent};
 use crate::route::Routes;
 use crate::rules::{Cap, KeyKind, Rules};
 use crate::site::{Evidence, Map, Seen};
@@ -47,9 +47,11 @@ pub const HOLD_MAX_US: u64 = 60_000_000;
 /// Keys with mail that is away are looked at so often, in microseconds, whatever else happens.
 const LOOK_US: u64 = 500_000;
 
-/// Domains that have been seen at another site come under its key so soon, in microseconds. Not at once: all keys are made anew
-/// for that.
-const RESITE_US: u64 = 100_000;
+/// Domains that have been seen at another site come under its key so soon, in microseconds for each key. Not at once: all
+/// keys are made anew for that, which takes less than a twentieth of this.
+const RESITE_US: u64 = 20;
+/// And for so many slots as much as for one key.
+const RESITE_SLOTS: usize = 8;
 
 /// The highest number of slots. Slot 65535 is that of calls.
 pub const SLOTS_MAX: u32 = 65534;
@@ -557,6 +559,15 @@ pub struct Gate {
     resited_us: u64,
 }
 
+/// What a report says of a domain's site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Site {
+    /// Nothing new.
+    Known,
+    /// It belongs to another one from now on, which learns.
+    New,
+}
+
 /// Whether the keys are as the rules say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
@@ -632,7 +643,8 @@ impl Gate {
         self.called -= u32::from(was_called);
         let startable = key.admits(now_us);
         let suspended_until = key.suspended_until(now_us);
-        if key.cap.learning == Learning::On {
+        let has_ranges = self.rules.table.as_ref().is_some_and(Table::has_ranges);
+        if key.cap.learning == Learning::On || has_ranges {
             let hasher = self.rules.hasher;
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             self.slots[slot as usize].mail = message ^ hasher.hash(parts.recipient());
@@ -662,7 +674,7 @@ impl Gate {
     /// What to do about the held commands; to be called until it says [`Next::None`].
     pub fn next(&mut self, now_us: u64) -> Next {
         let now_us = self.clock(now_us);
-        if self.sites == Order::Changed && now_us.saturating_sub(self.resited_us) >= RESITE_US {
+        if self.sites == Order::Changed && self.resite_us(now_us) == 0 {
             self.resited_us = now_us;
             // Without memory they stay where they are until the next time.
             let _ = self.rebuild(now_us);
@@ -702,6 +714,13 @@ impl Gate {
             return Next::Busy { slot, command, busy };
         }
         self.next_call(now_us).map_or(Next::None, Next::Call)
+    }
+
+    /// Microseconds until the keys may be made anew for sites.
+    fn resite_us(&self, now_us: u64) -> u64 {
+        let keys = self.keys.all.len() + self.slots.len() / RESITE_SLOTS;
+        let since_us = now_us.max(self.now_us).saturating_sub(self.resited_us);
+        (keys as u64 * RESITE_US).saturating_sub(since_us)
     }
 
     fn next_call(&mut self, now_us: u64) -> Option<Call> {
@@ -820,9 +839,7 @@ impl Gate {
         note_error(&mut key.error, report);
         if key.cap.learning == Learning::On || has_ranges {
             let said = report::classify(report);
-            if has_ranges {
-                self.note_site(domain, &said);
-            }
+            let found = if has_ranges { self.note_site(domain, &said) } else { Site::Known };
             let key = &mut self.keys.all[at as usize];
             let ended = Ended {
                 now_us,
@@ -832,9 +849,12 @@ impl Gate {
                 learning: key.cap.learning,
                 seen: said.seen,
             };
-            if key.learned.end(&ended, &mut self.random) == Try::NotReally
-                && self.returns.may_return(mail)
-            {
+            let mut tried = key.learned.end(&ended, &mut self.random);
+            // It came alone, as far as was known; but only now is it known beside how many others of its site.
+            if found == Site::New && said.seen == report::Seen::TooMany(Sent::No) {
+                tried = Try::NotReally;
+            }
+            if tried == Try::NotReally && self.returns.may_return(mail) {
                 return Try::NotReally;
             }
         }
@@ -849,8 +869,8 @@ impl Gate {
     }
 
     /// The address that a delivery was connected to may say to which site its next hop belongs.
-    fn note_site(&mut self, domain: u32, said: &Report) {
-        let (Some(peer), Some(table)) = (said.peer, &self.rules.table) else { return };
+    fn note_site(&mut self, domain: u32, said: &Report) -> Site {
+        let (Some(peer), Some(table)) = (said.peer, &self.rules.table) else { return Site::Known };
         let evidence = match said.seen {
             report::Seen::Accepted => Evidence::Took,
             _ => Evidence::Answered,
@@ -863,9 +883,13 @@ impl Gate {
         let hash = self.rules.hasher.hash(next_hop);
         let seen = &mut self.rules.sites.seen;
         // Without memory it is not known.
-        if seen.note(hash, next_hop, peer, evidence, table) == Ok(true) {
-            self.sites = Order::Changed;
+        if seen.note(hash, next_hop, peer, evidence, table) != Ok(true) {
+            return Site::Known;
         }
+        self.sites = Order::Changed;
+        let now = self.rules.resolve(name);
+        let learns = now.site.is_some() && now.cap.learning == Learning::On;
+        if learns { Site::New } else { Site::Known }
     }
 
     /// Forgets all held commands, and what is away.
@@ -900,7 +924,7 @@ impl Gate {
         // Where nothing is held or away, the next call is soon enough.
         let is_waiting = held_us.is_some() || look_us.is_some();
         let resite_us =
-            (self.sites == Order::Changed && is_waiting).then(|| until(self.resited_us, RESITE_US));
+            (self.sites == Order::Changed && is_waiting).then(|| self.resite_us(now_us));
         [held_us, look_us, paused_us, resite_us].into_iter().flatten().min()
     }
 

@@ -259,7 +259,9 @@ fn a_server_of_ten_behind_a_hundred_domains() {
     let site = ":20::learn\n192.0.2.0/24:20:site:learn\n";
     let (refused, deferred, secs) = behind_ten(site, 100, 5, Seen::Before);
     assert!(refused <= 20 && deferred == 0 && secs <= 13.0);
-    let (refused, _, _) = behind_ten(site, 100, 5, Seen::Never);
-    let (alone, _, _) = behind_ten(":20::learn\n", 100, 5, Seen::Never);
-    assert!(refused < alone / 2, "{refused}, {alone}");
+    // Unknown ones are tried once each; without sites they get into each other's way for an hour.
+    let (refused, deferred, secs) = behind_ten(site, 100, 5, Seen::Never);
+    assert!(refused <= 120 && deferred == 0 && secs <= 13.0);
+    let (_, deferred, secs) = behind_ten(":20::learn\n", 100, 5, Seen::Never);
+    assert!(deferred > 100 && secs > 400.0, "it would not have been needed");
 }

@@ -311,8 +311,7 @@ impl Model {
         self.slot_mail[slot as usize] = mail;
         let recipient = &self.names[self.mails[mail as usize].domain as usize];
         let message = format!("{mail}/1\0");
-        let parts =
-            Parts::new(&[message.as_bytes(), b"sender\0", recipient.as_bytes()]).unwrap();
+        let parts = Parts::new(&[message.as_bytes(), b"sender\0", recipient.as_bytes()]).unwrap();
         match self.gate.ask(now_us, slot, &parts) {
             Answer::Go => self.start(now_us, slot, mail),
             Answer::Hold => {
