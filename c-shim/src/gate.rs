@@ -48,7 +48,7 @@ pub const HOLD_MAX_US: u64 = 60_000_000;
 const LOOK_US: u64 = 500_000;
 
 /// Domains that have been seen at another site come under its key so soon, in microseconds for each key. Not at once: all
-/// keys are made anew for that, which takes less than a twentieth of this.
+/// keys are made anew for that, which takes less than a fiftieth of this (benches/gate.rs).
 const RESITE_US: u64 = 20;
 /// And for so many slots as much as for one key.
 const RESITE_SLOTS: usize = 8;
