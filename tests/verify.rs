@@ -179,9 +179,8 @@ fn a_place_that_is_not_given_back_after_a_failed_fork() {
     // The slot keeps its pipe, and stays in use for ever.
     fixture.replace(
         "spawn.c",
-        "{ close(pi[0]); close(pi[1]); err(\"Zspawner unable to fork. (#4.3.0)\\n\");",
-        "{ d[delnum].fdin = pi[0]; d[delnum].fdout = pi[1]; d[delnum].pid = f; d[delnum].used = 1; \
-         err(\"Zspawner unable to fork. (#4.3.0)\\n\");",
+        "    close(pi[0]);\n    close(pi[1]);\n    return;\n",
+        "    d[delnum].fdin = pi[0]; d[delnum].fdkeep = pi[1]; d[delnum].child = child; d[delnum].used = 1;\n    return;\n",
     );
     let outcome = disproved(
         &fixture,
