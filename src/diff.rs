@@ -14,7 +14,10 @@ const CONTEXT: usize = 3;
 #[must_use]
 pub fn unified(change: &Change) -> Vec<u8> {
     let old = change.old.as_deref().unwrap_or_default();
-    let diff = TextDiff::from_lines(old, change.new.as_slice());
+    // Only a newline ends a line, as for patch and git: similar's own lines end at a lone carriage
+    // return too, and what is counted so they call a malformed patch.
+    let (old, new) = (lines(old), lines(&change.new));
+    let diff = TextDiff::configure().newline_terminated(true).diff_slices(&old, &new);
     let mut out = Vec::new();
     let from = match change.old {
         Some(_) => format!("a/{}", change.name),
@@ -27,4 +30,30 @@ pub fn unified(change: &Change) -> Vec<u8> {
         .to_writer(&mut out)
         .expect("a Vec takes all that is written");
     out
+}
+
+/// The lines of `bytes`, each with its newline; the last one may have none.
+fn lines(bytes: &[u8]) -> Vec<&[u8]> {
+    bytes.split_inclusive(|&b| b == b'\n').collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_newline_ends_a_line() {
+        let change = Change {
+            name: "a".into(),
+            old: Some(b"x\ry\r\r\nz\r\nlast".to_vec()),
+            new: b"x\ry\r\r\nZ\r\nlast".to_vec(),
+        };
+        assert_eq!(
+            unified(&change).escape_ascii().to_string(),
+            concat!(
+                r"--- a/a\n+++ b/a\n@@ -1,3 +1,3 @@\n",
+                r" x\ry\r\r\n-z\r\n+Z\r\n last\n\\ No newline at end of file\n"
+            )
+        );
+    }
 }

@@ -99,8 +99,9 @@ impl fmt::Display for Misfit {
             }
             Misfit::NoMatch(nearest) => write!(f, "no match; {}", near(nearest)),
             Misfit::Ambiguous { lines } => {
-                let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
-                write!(f, "matches {} times, on lines {}", lines.len(), lines.join(", "))
+                let first: Vec<_> = lines.iter().take(8).map(ToString::to_string).collect();
+                let more = if lines.len() > first.len() { ", ..." } else { "" };
+                write!(f, "matches {} times, on lines {}{more}", lines.len(), first.join(", "))
             }
             Misfit::Unproved(nearest) => {
                 write!(f, "applied, but its post-condition does not hold; {}", near(nearest))
@@ -172,7 +173,8 @@ fn part_edits(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Vec<Edit>,
                 Scope::AfterIncludes if !region.is_empty() => {
                     // Behind the newline of the last include.
                     let end = source.tokens[region.end - 1].span.end;
-                    (end + 1).min(source.bytes.len())
+                    let line = source.bytes[end..].iter().position(|&b| b == b'\n');
+                    line.map_or(source.bytes.len(), |n| end + n + 1)
                 }
                 Scope::End => source.bytes.len(),
                 _ => source

@@ -253,7 +253,11 @@ impl<'a> CLexer<'a> {
     fn end_directive(&mut self) {
         if self.in_directive {
             self.in_directive = false;
-            self.push(Kind::LineEnd, self.at);
+            // A CRLF is one line end: what is put behind the line's last token goes before it.
+            let last = self.tokens.last().map_or(0, |t| t.span.end);
+            let cr = self.at > last && self.bytes[self.at - 1] == b'\r';
+            let at = self.at - usize::from(cr);
+            self.tokens.push(Token { kind: Kind::LineEnd, span: at..at });
         }
     }
 

@@ -1,0 +1,5 @@
+#define A 1
+#define B 2
+#include "a.h"
+#include "b.h"
+int x;
