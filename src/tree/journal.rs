@@ -19,7 +19,7 @@
 
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -137,7 +137,7 @@ impl<'a> Session<'a> {
                 "make the folder writable (chmod u+w), then run qpatch again",
             ));
         }
-        fs::create_dir_all(&state).map_err(|e| Error::io(&state, "make the folder", &e))?;
+        make_dir(&state, tree)?;
         let path = state.join("lock");
         let lock = OpenOptions::new()
             .create(true)
@@ -146,6 +146,7 @@ impl<'a> Session<'a> {
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(|e| Error::io(&path, "open", &e))?;
+        hand_over(&path, tree);
         lock.try_lock().map_err(|_| {
             Error::new(
                 tree.root().display(),
@@ -323,11 +324,18 @@ impl<'a> Session<'a> {
         let text = serde_json::to_vec_pretty(journal)
             .map_err(|e| Error::new("journal", e.to_string(), ""))?;
         let staged = self.state.join("journal.new");
-        write_synced(&staged, &text)?;
+        self.write(&staged, &text)?;
         let path = self.state.join("journal.json");
         step();
         fs::rename(&staged, &path).map_err(|e| Error::io(&path, "write", &e))?;
         sync_dir(&self.state)
+    }
+
+    /// Write `bytes` to the file `path` of the state, for the owner of the tree.
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        write_synced(path, bytes)?;
+        hand_over(path, self.tree);
+        Ok(())
     }
 
     /// Write everything that the commit needs beside the tree.
@@ -353,7 +361,7 @@ impl<'a> Session<'a> {
         let (orig, new) = (self.state.join("orig"), self.state.join("new"));
         remove_dir(&new)?;
         for dir in [&orig, &new] {
-            fs::create_dir_all(dir).map_err(|e| Error::io(dir, "make the folder", &e))?;
+            make_dir(dir, self.tree)?;
         }
         for entry in &mut journal.files {
             entry.before = Some(entry.after.clone());
@@ -361,7 +369,7 @@ impl<'a> Session<'a> {
         for change in changes {
             let before = change.old.as_deref().map(digest);
             let after = digest(&change.new);
-            write_synced(&new.join(&change.name), &change.new)?;
+            self.write(&new.join(&change.name), &change.new)?;
             if let Some(entry) = journal.files.iter_mut().find(|e| e.name == change.name) {
                 entry.edited |= before.as_ref() != Some(&entry.after);
                 (entry.before, entry.after) = (before, after);
@@ -372,7 +380,7 @@ impl<'a> Session<'a> {
                 Some(bytes) => {
                     let path = self.tree.resolve(&change.name)?;
                     let meta = fs::metadata(&path).map_err(|e| Error::io(&path, "read", &e))?;
-                    write_synced(&orig.join(&change.name), bytes)?;
+                    self.write(&orig.join(&change.name), bytes)?;
                     Some(Original {
                         digest: digest(bytes),
                         mode: meta.permissions().mode() & 0o7777,
@@ -441,7 +449,7 @@ impl<'a> Session<'a> {
                 None => remove_file(&self.path(&change.name))?,
                 Some(bytes) => {
                     let staged = self.state.join("new").join(&change.name);
-                    write_synced(&staged, bytes)?;
+                    self.write(&staged, bytes)?;
                     let original = entry.original.as_ref().filter(|_| previous.is_none());
                     self.put(&staged, &change.name, original.map(|o| o.mtime_ns))?;
                 }
@@ -483,7 +491,7 @@ impl<'a> Session<'a> {
         // would take them for up to date. Then the originals must look new.
         let built = self.built_since(journal);
         let new = self.state.join("new");
-        fs::create_dir_all(&new).map_err(|e| Error::io(&new, "make the folder", &e))?;
+        make_dir(&new, self.tree)?;
         for entry in &journal.files {
             let Some(original) = &entry.original else {
                 // A file that qpatch made, unless something else has taken its name.
@@ -495,7 +503,7 @@ impl<'a> Session<'a> {
             let mtime = (!built).then_some(original.mtime_ns);
             let Some(bytes) = self.original(entry)? else { continue };
             let staged = new.join(&entry.name);
-            write_synced(&staged, &bytes)?;
+            self.write(&staged, &bytes)?;
             let mode = Permissions::from_mode(original.mode);
             fs::set_permissions(&staged, mode.clone())
                 .map_err(|e| Error::io(&staged, "set the mode of", &e))?;
@@ -606,6 +614,22 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
         file.sync_all()
     };
     write().map_err(|e| Error::io(path, "write", &e))
+}
+
+fn make_dir(path: &Path, tree: &Tree) -> Result<()> {
+    fs::create_dir_all(path).map_err(|e| Error::io(path, "make the folder", &e))?;
+    hand_over(path, tree);
+    Ok(())
+}
+
+/// Let `path` belong to the owner of the tree's folder. Only root can; and when root applies, the
+/// owner shall be able to build and to revert all the same.
+fn hand_over(path: &Path, tree: &Tree) {
+    if let (Ok(own), Ok(folder)) = (fs::symlink_metadata(path), fs::metadata(tree.root()))
+        && own.uid() != folder.uid()
+    {
+        let _ = lchown(path, Some(folder.uid()), Some(folder.gid()));
+    }
 }
 
 fn sync_dir(path: &Path) -> Result<()> {
