@@ -42,8 +42,10 @@ pub struct Log {
     pub bounces: usize,
     /// Lines that begin with "warning:" or "alert:", and others that say something is wrong.
     pub complaints: Vec<String>,
-    /// By channel: the most deliveries at the same time that a status line told, and its limit.
+    /// By channel: the most deliveries at the same time, and the limit that a status line told.
     pub peaks: HashMap<String, (u32, u32)>,
+    /// By channel: deliveries without an outcome. qmail-1.01 has no status lines.
+    running: HashMap<String, u32>,
     /// It has said that it exits.
     pub exiting: bool,
     partial: Vec<u8>,
@@ -74,6 +76,9 @@ impl Log {
             self.bounces += 1;
         } else if let Some(rest) = line.strip_prefix("status:") {
             self.status(rest);
+        } else if line == "exiting" {
+            // qmail-1.01; later ones make a status line of it.
+            self.exiting = true;
         } else if line.starts_with("warning:") || line.starts_with("alert:") {
             self.complain(line);
         }
@@ -99,6 +104,10 @@ impl Log {
             ))
         });
         if let Some((id, message, channel, recipient)) = parsed {
+            let running = self.running.entry(channel.clone()).or_default();
+            *running += 1;
+            let peak = self.peaks.entry(channel.clone()).or_default();
+            peak.0 = peak.0.max(*running);
             self.deliveries.insert(id, Started { message, channel, recipient, outcome: None });
         }
     }
@@ -121,6 +130,9 @@ impl Log {
             Some(delivery) if delivery.outcome.is_none() => {
                 delivery.outcome = Some(Outcome { letter, text: text.to_owned() });
                 self.order.push(id);
+                if let Some(running) = self.running.get_mut(&delivery.channel) {
+                    *running = running.saturating_sub(1);
+                }
                 self.ended += 1;
             }
             _ => self.complain(&format!("unexpected: {line}")),
@@ -188,6 +200,16 @@ mod tests {
         assert_eq!((log.peak("remote"), log.limit("remote")), (1, 20));
         assert_eq!(log.complaints, ["warning: odd"]);
         assert_eq!(log.order, [1]);
+        assert!(log.exiting);
+    }
+
+    #[test]
+    fn a_log_without_status_lines() {
+        let mut log = Log::default();
+        log.take(b"running\nstarting delivery 1: msg 7 to remote a@x\n");
+        log.take(b"starting delivery 2: msg 7 to remote b@x\ndelivery 1: success: fine/\n");
+        log.take(b"starting delivery 3: msg 7 to remote c@x\nexiting\n");
+        assert_eq!((log.peak("remote"), log.peak("local")), (2, 0));
         assert!(log.exiting);
     }
 
