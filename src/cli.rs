@@ -267,10 +267,10 @@ fn read_patches(
     if let Some(spawn) = spawn {
         parameters.insert("spawn".to_string(), spawn.to_string());
     }
-    if tree::is_old_style(tree)? {
+    if tree::is_old_style(tree) {
         parameters.insert("old-style".to_string(), String::new());
     }
-    if tree::has_definitions_in_headers(tree)? {
+    if tree::has_definitions_in_headers(tree) {
         parameters.insert("definitions-in-headers".to_string(), String::new());
     }
     patches::ALL

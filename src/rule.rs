@@ -88,6 +88,19 @@ pub enum Condition {
     NoInclude(String),
 }
 
+/// What it asks of a file, for people: `defines docmd()`.
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Condition::Function(name) => write!(f, "defines {name}()"),
+            Condition::Include(header) => write!(f, "includes {header}"),
+            Condition::Identifier(word) => write!(f, "uses {word}"),
+            Condition::Calls(name) => write!(f, "calls {name}()"),
+            Condition::NoInclude(header) => write!(f, "goes without {header}"),
+        }
+    }
+}
+
 /// One change with its proof.
 #[derive(Clone, Debug)]
 pub struct Rule {

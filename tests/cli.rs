@@ -192,6 +192,109 @@ fn a_link_that_leads_out_of_the_tree() {
 }
 
 #[test]
+fn a_source_that_is_a_link_out_of_the_tree() {
+    // The first is one of the files that make a qmail; the other is found by what it uses, and
+    // must not be passed over because it is outside.
+    for name in ["spawn.c", "timeoutread.c"] {
+        let fixture = Fixture::new(Dialect::StockKr);
+        let outside = tempfile::tempdir().unwrap();
+        let target = outside.path().join(name);
+        let path = fixture.path().join(name);
+        fs::copy(&path, &target).unwrap();
+        fs::remove_file(&path).unwrap();
+        symlink(&target, &path).unwrap();
+        refused(
+            &fixture,
+            &["apply"],
+            1,
+            &format!(
+                "qpatch: TREE/{name}: a symbolic link that leads out of the tree, to {}\n  \
+                 replace the link by a copy of the file; qpatch changes only files in the tree\n",
+                target.canonicalize().unwrap().display()
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_source_that_the_makefile_builds_from_and_that_is_not_there() {
+    for (name, patch) in [("chkspawn.c", "big-concurrency"), ("select.h2", "fd-setsize")] {
+        let fixture = Fixture::new(Dialect::StockKr);
+        fs::remove_file(fixture.path().join(name)).unwrap();
+        let before = fixture.snapshot();
+        let run = fixture.qpatch(&["apply"]);
+        assert_eq!(run.code, 1, "{}", run.out);
+        assert!(run.err.starts_with(&format!("qpatch: {name}")) || run.err.contains(patch));
+        let why = "the tree has no such file, but its Makefile builds from it\n";
+        assert!(run.err.contains(why), "{}", run.err);
+        assert_eq!(fixture.snapshot(), before);
+    }
+}
+
+#[test]
+fn a_source_without_the_function() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.write("spawn.c", "");
+    let run = fixture.qpatch(&["apply", "--no-gate"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains(": no such file of the tree defines docmd()\n"), "{}", run.err);
+}
+
+#[test]
+fn what_an_editor_leaves_is_no_source() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    symlink("someone@host.1234:1", fixture.path().join(".#spawn.c")).unwrap();
+    symlink("gone.h", fixture.path().join("dangling.h")).unwrap();
+    fs::copy(fixture.path().join("spawn.c"), fixture.path().join("._spawn.c")).unwrap();
+    fixture.qpatch(&["apply"]).ok();
+    assert_eq!(fixture.read("._spawn.c"), Fixture::new(Dialect::StockAnsi).read("spawn.c"));
+}
+
+/// Sources that came through an archive of another system.
+#[test]
+fn a_tree_with_carriage_returns() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let before = fixture.snapshot();
+    for name in before.keys().filter_map(|n| n.to_str()) {
+        fixture.write(name, &fixture.read(name).replace('\n', "\r\n"));
+    }
+    // Stray ones end no line.
+    fixture.write("spawn.c", &(fixture.read("spawn.c") + "/* a\rb */\r\r\n"));
+    let other = tempfile::tempdir().unwrap();
+    let copy = other.path().join("copy");
+    run(Command::new("cp").arg("-a").args([fixture.path(), copy.as_path()])).ok();
+    let diff = fixture.qpatch(&["diff", "--no-gate", "--spawn", "1000"]).ok().out;
+    fs::write(other.path().join("diff"), diff).unwrap();
+    fixture.qpatch(&["apply", "--no-gate", "--spawn", "1000"]).ok();
+    for name in ["spawn.c", "qmail-send.c", "select.h1", "select.h2", "Makefile", "conf-cc"] {
+        let text = fixture.read(name);
+        assert_eq!(text.matches('\n').count(), text.matches("\r\n").count(), "{name}");
+        let stray = usize::from(name == "spawn.c");
+        assert_eq!(text.matches("\r\r\n").count(), stray, "{name}");
+    }
+    run(Command::new("patch").args(["-p1", "-s", "--binary", "-i", "../diff"]).current_dir(&copy))
+        .ok();
+    for name in before.keys() {
+        let is_same = fs::read(copy.join(name)).ok() == fs::read(fixture.path().join(name)).ok();
+        assert!(is_same, "{name:?}: patch makes another file of it than apply");
+    }
+}
+
+/// Root may apply to a tree that someone else shall build, and revert.
+#[test]
+fn a_tree_of_someone_else() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    if run(Command::new("chown").args(["-R", "1234:1234"]).arg(fixture.path())).code != 0 {
+        eprintln!("skipped: only root can give a tree away");
+        return;
+    }
+    fixture.qpatch(&["apply"]).ok();
+    let all =
+        Command::new("find").arg(fixture.path()).args(["!", "-uid", "1234"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&all.stdout), "");
+}
+
+#[test]
 fn a_link_inside_the_tree_is_followed_and_stays_a_link() {
     let fixture = Fixture::new(Dialect::StockKr);
     let path = fixture.path().join("spawn.c");

@@ -25,7 +25,7 @@ pub const MAX_FILE: u64 = 8 << 20;
 pub const STATE_DIR: &str = ".qpatch";
 
 /// Files without which a folder is not a qmail source tree.
-const MARKS: [&str; 4] = ["Makefile", "spawn.c", "qmail-send.c", "qmail-rspawn.c"];
+pub(crate) const MARKS: [&str; 4] = ["Makefile", "spawn.c", "qmail-send.c", "qmail-rspawn.c"];
 
 /// A folder with the sources of a qmail.
 #[derive(Debug)]
@@ -78,21 +78,26 @@ impl Tree {
         &self.names
     }
 
+    /// The bytes of the files whose names end in `end`, without those that cannot be read.
+    fn sources<'a>(&'a self, end: &'a str) -> impl Iterator<Item = Vec<u8>> + 'a {
+        let names = self.names.iter().filter(move |n| n.ends_with(end));
+        names.filter_map(|name| self.read(name).ok())
+    }
+
     /// The bytes of the file `name`.
     ///
     /// # Errors
     /// If it cannot be read, is larger than [`MAX_FILE`], or leads out of the tree.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let path = self.resolve(name)?;
-        let size = fs::metadata(&path).map_err(|e| Error::io(&path, "read", &e))?.len();
-        if size > MAX_FILE {
-            return Err(Error::new(
-                path.display(),
-                format!("{size} bytes; a file of a qmail tree has at most {MAX_FILE}"),
-                "this is not the source file that its name says; unpack the tree again",
-            ));
-        }
-        fs::read(&path).map_err(|e| Error::io(&path, "read", &e))
+        read_file(&self.resolve(name)?)
+    }
+
+    /// The bytes of the file outside the tree that the link `name` leads to, if that is what
+    /// `name` is.
+    pub(crate) fn read_outside(&self, name: &str) -> Option<Vec<u8>> {
+        let real = self.root.join(name).canonicalize().ok()?;
+        let file = !real.starts_with(&self.root) && real.is_file();
+        file.then(|| read_file(&real).ok()).flatten()
     }
 
     /// The file that `name` stands for, links followed.
@@ -136,6 +141,18 @@ impl Tree {
     }
 }
 
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let size = fs::metadata(path).map_err(|e| Error::io(path, "read", &e))?.len();
+    if size > MAX_FILE {
+        return Err(Error::new(
+            path.display(),
+            format!("{size} bytes; a file of a qmail tree has at most {MAX_FILE}"),
+            "this is not the source file that its name says; unpack the tree again",
+        ));
+    }
+    fs::read(path).map_err(|e| Error::io(path, "read", &e))
+}
+
 /// Names of the regular files in `root`, and of links that may lead to one.
 fn file_names(root: &Path) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
@@ -144,7 +161,11 @@ fn file_names(root: &Path) -> Result<BTreeSet<String>> {
         let kind = entry.file_type().map_err(|e| Error::io(&entry.path(), "read", &e))?;
         let file = kind.is_file() || (kind.is_symlink() && !entry.path().is_dir());
         if let (true, Ok(name)) = (file, entry.file_name().into_string()) {
-            names.insert(name);
+            // As for a shell's `*.c`: what editors and other systems leave there (`.#spawn.c`, a
+            // dangling link; `._spawn.c`) is no source.
+            if !name.starts_with('.') {
+                names.insert(name);
+            }
         }
     }
     Ok(names)
@@ -203,16 +224,9 @@ pub fn own_includes(bytes: &[u8]) -> Vec<Include> {
 
 /// Whether a header defines an object (`int sig_alarm;` without `extern`). Every file that includes
 /// it then has one, and since gcc 10 and clang 11 they no longer link into one.
-///
-/// # Errors
-/// If a header cannot be read.
-pub fn has_definitions_in_headers(tree: &Tree) -> Result<bool> {
-    for name in tree.names().iter().filter(|n| n.ends_with(".h")) {
-        if defines_objects(&tree.read(name)?) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+#[must_use]
+pub fn has_definitions_in_headers(tree: &Tree) -> bool {
+    tree.sources(".h").any(|bytes| defines_objects(&bytes))
 }
 
 fn defines_objects(header: &[u8]) -> bool {
@@ -246,17 +260,10 @@ fn defines_objects(header: &[u8]) -> bool {
 }
 
 /// Whether the sources are written in the C before 1999: K&R definitions, implicit `int`.
-///
-/// # Errors
-/// If a source cannot be read.
-pub fn is_old_style(tree: &Tree) -> Result<bool> {
-    for name in tree.names().iter().filter(|n| n.ends_with(".c")) {
-        let bytes = tree.read(name)?;
-        if functions(&Source::new(Lang::C, &bytes)).iter().any(|f| f.old_style) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+#[must_use]
+pub fn is_old_style(tree: &Tree) -> bool {
+    let old = |bytes: Vec<u8>| functions(&Source::new(Lang::C, &bytes)).iter().any(|f| f.old_style);
+    tree.sources(".c").any(old)
 }
 
 #[cfg(test)]

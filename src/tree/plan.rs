@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::{Include, Tree, own_includes};
+use super::{Include, MARKS, Tree, own_includes};
 use crate::edit::{self, Edit, Misfit, State};
 use crate::error::{Error, Result};
 use crate::lex::{Kind, Lang, Source};
@@ -14,6 +14,8 @@ use crate::matcher;
 use crate::rule::{Absent, Condition, Need, Patch, Purpose, Scope, Section, Select};
 
 const MAKEFILE: &str = "Makefile";
+
+const MISSED: &str = "the tree has no such file, but its Makefile builds from it";
 
 /// What the patches change, and how each of them stands.
 #[derive(Debug)]
@@ -229,20 +231,37 @@ struct Work {
     new: BTreeMap<String, Vec<u8>>,
     /// Of each file in `new`.
     includes: BTreeMap<String, Vec<Include>>,
+    /// Links that lead out of the tree: they may be looked at, and why they must not be changed.
+    outside: BTreeMap<String, Error>,
+    /// Sources that could not be read.
+    unread: Vec<String>,
 }
 
 impl Work {
     /// Read the C sources and the makefile of `tree`. Others are read when a rule asks for them.
     fn read(tree: &Tree) -> Result<Work> {
-        let mut old = BTreeMap::new();
+        let (mut old, mut outside, mut unread) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for name in tree.names().iter().filter(|n| Lang::of(n) == Lang::C) {
-            // A dangling link or an unreadable file matters only to a rule that needs it.
-            if let Ok(bytes) = tree.read(name) {
-                old.insert(name.clone(), bytes);
-            }
+            let bytes = match tree.read(name) {
+                Ok(bytes) => bytes,
+                Err(error) if MARKS.contains(&name.as_str()) => return Err(error),
+                Err(error) => match tree.read_outside(name) {
+                    Some(bytes) => {
+                        outside.insert(name.clone(), error);
+                        bytes
+                    }
+                    // A dangling link or an unreadable file matters only to a rule that needs it.
+                    None => {
+                        unread.push(name.clone());
+                        continue;
+                    }
+                },
+            };
+            old.insert(name.clone(), bytes);
         }
         old.insert(MAKEFILE.to_string(), tree.read(MAKEFILE)?);
-        let mut work = Work { old, new: BTreeMap::new(), includes: BTreeMap::new() };
+        let (new, includes) = (BTreeMap::new(), BTreeMap::new());
+        let mut work = Work { old, new, includes, outside, unread };
         for (name, bytes) in work.old.clone() {
             work.put(name, bytes);
         }
@@ -288,10 +307,14 @@ impl Work {
             Select::Create { name, .. } => Ok(vec![name.clone()]),
             Select::Name { names, absent } => match names.iter().find(|n| self.has(tree, n)) {
                 Some(name) => Ok(vec![name.clone()]),
+                None if names.iter().any(|n| self.is_missed(tree, n)) => Err(MISSED.to_string()),
                 None if *absent == Absent::Skip => Ok(Vec::new()),
                 None => Err("the tree has no such file".to_string()),
             },
             Select::Glob { globs, with, except, absent } => {
+                if let Some(name) = globs.iter().find(|g| self.is_missed(tree, g)) {
+                    return Err(format!("{name}: {MISSED}"));
+                }
                 let mut found = Vec::new();
                 for name in self.new.keys() {
                     let taken = globs.iter().any(|g| glob_takes(g, name))
@@ -302,11 +325,32 @@ impl Work {
                     }
                 }
                 if found.is_empty() && *absent == Absent::Error {
-                    return Err(format!("the tree has no such file {with:?}"));
+                    return Err(self.nothing_selected(with));
                 }
                 Ok(found)
             }
         }
+    }
+
+    /// Whether the source `name` is not there although the tree's makefile builds from it.
+    fn is_missed(&self, tree: &Tree, name: &str) -> bool {
+        Lang::of(name) == Lang::C && !self.has(tree, name) && needs(&self.new[MAKEFILE], name)
+    }
+
+    /// That no file meets the conditions `with`, in words.
+    fn nothing_selected(&self, with: &[Vec<Condition>]) -> String {
+        if with.is_empty() {
+            return "the tree has no such file".to_string();
+        }
+        let words = |any: &Vec<Condition>| {
+            any.iter().map(Condition::to_string).collect::<Vec<_>>().join(" or ")
+        };
+        let conditions = with.iter().map(words).collect::<Vec<_>>().join(" and ");
+        let mut why = format!("no such file of the tree {conditions}");
+        if !self.unread.is_empty() {
+            why += &format!("; could not be read: {}", self.unread.join(", "));
+        }
+        why
     }
 
     fn condition(&self, name: &str, condition: &Condition) -> bool {
@@ -398,6 +442,9 @@ impl Work {
                         Outcome::Done
                     }
                     State::Fits { edits } => {
+                        if let Some(error) = self.outside.get(&name) {
+                            return Err(error.clone());
+                        }
                         let bytes = edit::apply(bytes, &edits);
                         self.put(name.clone(), bytes);
                         match rule.purpose {
@@ -489,6 +536,29 @@ fn with_prerequisite(makefile: &[u8], target: &str, header: &str) -> Vec<u8> {
     edit::apply(makefile, &[Edit { range: end..end, text: format!(" {header}").into_bytes() }])
 }
 
+/// Whether `name` is a prerequisite in `makefile`, and no target.
+fn needs(makefile: &[u8], name: &str) -> bool {
+    let source = Source::new(Lang::Text, makefile);
+    let mut needed = false;
+    for line in source.tokens.split(|t| t.kind == Kind::LineEnd) {
+        let Some(first) = line.first() else { continue };
+        let at = first.span.start;
+        if makefile[..at].ends_with(b"\t") || makefile[at] == b'#' {
+            continue;
+        }
+        let mut target = true;
+        for token in line {
+            let word = &makefile[token.span.clone()];
+            if target && word.strip_suffix(b":").unwrap_or(word) == name.as_bytes() {
+                return false;
+            }
+            needed |= !target && word == name.as_bytes();
+            target &= !word.ends_with(b":");
+        }
+    }
+    needed
+}
+
 fn place(name: &str, misfit: &Misfit) -> String {
     match misfit.line() {
         Some(line) => format!("{name}:{line}: {misfit}"),
@@ -530,6 +600,16 @@ mod tests {
         assert_eq!(once, b"a.o: \\\ncompile a.c x.h select.h\n\t./compile a.c\n\nb.o: compile\n");
         assert_eq!(with_prerequisite(&once, "a.o", "select.h"), once);
         assert_eq!(with_prerequisite(makefile, "c.o", "select.h"), makefile);
+    }
+
+    #[test]
+    fn what_a_makefile_needs() {
+        let makefile = b"# x.c: y.c\na.o: \\\ncompile a.c x.h\n\t./compile b.c\n\nx.h: x.h1\n";
+        for (name, is_needed) in
+            [("a.c", true), ("x.h1", true), ("x.h", false), ("b.c", false), ("y.c", false)]
+        {
+            assert_eq!(needs(makefile, name), is_needed, "{name}");
+        }
     }
 
     #[test]
