@@ -231,6 +231,17 @@ fn a_source_that_the_makefile_builds_from_and_that_is_not_there() {
     }
 }
 
+/// A fork that has the rules for its generated headers in another makefile.
+#[test]
+fn a_header_that_is_made_elsewhere_is_not_missed() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.replace("Makefile", "\nselect.h:", "\nelsewhere:");
+    fixture.qpatch(&["apply"]).ok();
+    let once = fixture.snapshot();
+    assert!(fixture.qpatch(&["apply"]).ok().out.ends_with("nothing to change\n"));
+    assert_eq!(fixture.snapshot(), once);
+}
+
 #[test]
 fn a_source_without_the_function() {
     let fixture = Fixture::new(Dialect::StockKr);

@@ -332,9 +332,13 @@ impl Work {
         }
     }
 
-    /// Whether the source `name` is not there although the tree's makefile builds from it.
+    /// Whether the source `name` is not there although the tree's makefile builds from it. qmail
+    /// makes `x.h` of `x.h1` and `x.h2`, and forks have the rules for that in another makefile.
     fn is_missed(&self, tree: &Tree, name: &str) -> bool {
-        Lang::of(name) == Lang::C && !self.has(tree, name) && needs(&self.new[MAKEFILE], name)
+        Lang::of(name) == Lang::C
+            && !self.has(tree, name)
+            && !self.has(tree, &format!("{name}1"))
+            && needs(&self.new[MAKEFILE], name)
     }
 
     /// That no file meets the conditions `with`, in words.
