@@ -256,8 +256,8 @@ fn files_below(dir: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
     Ok(files)
 }
 
-/// Empties the site's queue.
-fn empty_queue(site: &Site) -> Result<(), Error> {
+/// Empties the site's queue. Nothing of the site may be running.
+pub fn empty_queue(site: &Site) -> Result<(), Error> {
     let queue = site.home().join("queue");
     for dir in ["mess", "info", "local", "remote", "todo", "intd", "bounce", "pid"] {
         for file in files_below(&queue.join(dir))? {

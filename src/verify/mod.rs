@@ -114,6 +114,26 @@ pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Resul
     proved.map(|()| outcome)
 }
 
+/// While it lives, SIGINT, SIGTERM and SIGHUP do not end this process: [`stopped_by`] tells of them, and what waits here
+/// returns [`Error::Interrupted`].
+#[derive(Debug)]
+pub struct CatchSignals {
+    _guard: sys::SignalGuard,
+}
+
+impl CatchSignals {
+    /// From now on. One at a time: a second one waits for the first to go.
+    pub fn install() -> Result<CatchSignals, Error> {
+        let guard = sys::SignalGuard::install().map_err(Error::system("catch signals"))?;
+        Ok(CatchSignals { _guard: guard })
+    }
+}
+
+/// The signal that has asked this process to stop, since [`CatchSignals`] were installed.
+pub fn stopped_by() -> Option<i32> {
+    sys::stop_signal()
+}
+
 /// Ends this process as `signal` would have, had [`run`] not caught it: a shell or a supervisor then sees what it
 /// expects.
 pub fn die_of(signal: i32) {

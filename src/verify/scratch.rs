@@ -129,6 +129,14 @@ impl Scratch {
         site.configure(config)
     }
 
+    /// Copies `tree` to a directory called `name`, to be changed before a site is made of it.
+    pub fn copy(&self, tree: &Path, name: &str) -> Result<PathBuf, Error> {
+        check_tree(tree)?;
+        let copy = self.root.join(name);
+        copy_tree(tree, &copy, self.identity)?;
+        Ok(copy)
+    }
+
     /// Removes the directory (unless it is kept) and says so if that failed.
     pub fn close(mut self) -> Result<(), Error> {
         self.remove()

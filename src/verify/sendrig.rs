@@ -381,6 +381,12 @@ impl SendRig {
     }
 }
 
+/// Starts the tree's own programs alone, with no rig around them; what is returned is qmail-send's log and the process
+/// that is qmail-send.
+pub fn start_own(site: &Site) -> Result<(PipeReader, Process), Error> {
+    start_programs(site, search_path(site))
+}
+
 fn start_programs(site: &Site, path: std::ffi::OsString) -> Result<(PipeReader, Process), Error> {
     let (reader, writer) = io::pipe().map_err(Error::system("make a pipe"))?;
     let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;

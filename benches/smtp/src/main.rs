@@ -1,0 +1,255 @@
+//! Runs the scenarios; see README.md.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use qpatch::verify::limits::Raised;
+use qpatch::verify::scratch::{Keep, Scratch, check_tree};
+use qpatch::verify::{CatchSignals, die_of};
+
+use qpatch_bench_smtp::dns::{NameServer, Zone};
+use qpatch_bench_smtp::error::{Error, Result};
+use qpatch_bench_smtp::plan::{Plan, Route};
+use qpatch_bench_smtp::qmail::{Flavour, Qmail};
+use qpatch_bench_smtp::report::Report;
+use qpatch_bench_smtp::run::{Run, Subject, run};
+use qpatch_bench_smtp::scenario::{Learn, Options, Scenario};
+use qpatch_bench_smtp::{sandbox, usage};
+
+/// Measure the patched qmail on real SMTP over loopback, with the gate, without it, and beside Postfix
+#[derive(Debug, Parser)]
+#[command(name = "qpatch-bench-smtp", max_term_width = 100)]
+struct Args {
+    /// A qmail source tree, patched or not; it is copied
+    tree: PathBuf,
+    /// Only these scenarios: S1 to S6
+    #[arg(long, value_name = "S1,...", value_delimiter = ',', value_parser = scenario)]
+    scenario: Vec<Scenario>,
+    /// Only these mail servers
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    only: Vec<Which>,
+    /// Write all figures to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw sessions over time into this directory
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+    /// Whether Postfix runs beside: auto is where it is installed and this is root
+    #[arg(long, default_value = "auto")]
+    postfix: Postfix,
+    /// How often each scenario is run; the table has the medians
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// How much of the mail: 1 is all of it
+    #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = scale)]
+    scale: f64,
+    /// conf-spawn and concurrencyremote
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(20..=65000))]
+    spawn: u32,
+    /// Lines for control/concurrencydomains in place of ":20"; \n between them
+    #[arg(long, value_name = "LINES")]
+    table: Option<String>,
+    /// Say in that line whether limits learn; without it they do as the table does by default
+    #[arg(long, conflicts_with = "table")]
+    learn: Option<OnOff>,
+    /// The order of the mail
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Where the queues are made; without it /dev/shm, if programs can be run from there
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Do not make a network namespace; the sinks then listen on this port
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1024..))]
+    port: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    Gate,
+    NoGate,
+    Postfix,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Postfix {
+    Auto,
+    No,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OnOff {
+    On,
+    Off,
+}
+
+fn scenario(name: &str) -> std::result::Result<Scenario, String> {
+    Scenario::parse(name).ok_or_else(|| "the scenarios are S1 to S6".to_owned())
+}
+
+fn scale(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(scale) if scale > 0.0 && scale <= 10.0 => Ok(scale),
+        _ => Err("a number above 0, 10 at most".to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match bench(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("qpatch-bench-smtp: {error}");
+            if let Some(signal) = error.signal {
+                die_of(signal);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The port of the sinks where the bench has a network of its own: that to which mail goes by MX.
+const SMTP: u16 = 25;
+/// And where it has not.
+const HIGH_PORT: u16 = 25025;
+
+fn bench(args: &Args) -> Result<()> {
+    check_tree(&args.tree)?;
+    let mut report = Report::default();
+    let (port, has_network) = network(args, &mut report);
+    let _signals = CatchSignals::install()?;
+    let _limits = Raised::raise();
+    usage::adopt_orphans()?;
+    let scratch = scratch(args)?;
+    let mut has_dns = false;
+    if has_network {
+        match sandbox::use_name_server(&scratch.root().join("resolv.conf")) {
+            Ok(()) => has_dns = true,
+            Err(error) => report.notes.push(format!("no name server, S5 only by relay: {error}")),
+        }
+    }
+    let options = Options {
+        seed: args.seed,
+        scale: args.scale,
+        table: args.table.as_ref().map(|table| format!("{}\n", table.replace("\\n", "\n"))),
+        learn: args.learn.map(|learn| if learn == OnOff::On { Learn::On } else { Learn::Off }),
+        concurrency: args.spawn,
+        has_dns,
+    };
+    about(args, &scratch, &mut report);
+    let mut subjects = subjects(args, &scratch, &mut report)?;
+    let wanted =
+        if args.scenario.is_empty() { Scenario::ALL.to_vec() } else { args.scenario.clone() };
+    for scenario in wanted {
+        eprintln!("{scenario}: {}", scenario.title());
+        for number in 1..=args.runs {
+            for subject in &mut subjects {
+                let runs = one(scenario, &options, subject.as_mut(), port, number)?;
+                report.add(scenario, subject.name(), scenario.measures(&runs));
+            }
+        }
+    }
+    drop(subjects);
+    scratch.close()?;
+    print!("{}", report.to_table());
+    for note in &report.notes {
+        println!("note: {note}");
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, report.to_json())
+            .map_err(Error::doing(format!("write {}", path.display())))?;
+    }
+    Ok(())
+}
+
+/// The port of the sinks, and whether the network is the bench's own.
+fn network(args: &Args, report: &mut Report) -> (u16, bool) {
+    if let Some(port) = args.port {
+        return (port, false);
+    }
+    match sandbox::enter() {
+        Ok(()) => (SMTP, true),
+        Err(error) => {
+            report.notes.push(format!(
+                "the network is the machine's (loopback addresses, port {HIGH_PORT}), S5 only by relay: {error}"
+            ));
+            (HIGH_PORT, false)
+        }
+    }
+}
+
+fn scratch(args: &Args) -> Result<Scratch> {
+    if let Some(parent) = &args.scratch {
+        return Ok(Scratch::new(&args.tree, Some(parent), Keep::No)?);
+    }
+    let memory = Path::new("/dev/shm");
+    Ok(Scratch::new(&args.tree, Some(memory), Keep::No)
+        .or_else(|_| Scratch::new(&args.tree, None, Keep::No))?)
+}
+
+fn about(args: &Args, scratch: &Scratch, report: &mut Report) {
+    let mut tell = |name: &str, value: String| {
+        report.about.insert(name.to_owned(), value);
+    };
+    tell("tree", args.tree.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    tell("seed", args.seed.to_string());
+    tell("scale", args.scale.to_string());
+    tell("runs", args.runs.to_string());
+    tell("concurrency", args.spawn.to_string());
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    tell("processors", processors.to_string());
+    let place = nix::sys::statfs::statfs(scratch.root());
+    let in_memory =
+        place.is_ok_and(|place| place.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+    tell("queues", if in_memory { "in memory (tmpfs)" } else { "on disk" }.to_owned());
+    if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
+        tell("load before", load.trim().to_owned());
+    }
+}
+
+fn subjects(args: &Args, scratch: &Scratch, _report: &mut Report) -> Result<Vec<Box<dyn Subject>>> {
+    let wants = |which| args.only.is_empty() || args.only.contains(&which);
+    let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
+    for (which, flavour) in [(Which::Gate, Flavour::Gate), (Which::NoGate, Flavour::NoGate)] {
+        if wants(which) {
+            eprintln!("building the tree, {which:?}");
+            subjects.push(Box::new(Qmail::build(scratch, &args.tree, flavour, args.spawn)?));
+        }
+    }
+    Ok(subjects)
+}
+
+/// All plans of a scenario, put through one mail server.
+fn one(
+    scenario: Scenario,
+    options: &Options,
+    subject: &mut dyn Subject,
+    port: u16,
+    number: u32,
+) -> Result<BTreeMap<&'static str, (Plan, Run)>> {
+    let mut runs = BTreeMap::new();
+    for (name, plan) in scenario.plans(options) {
+        let at = SocketAddrV4::new(sandbox::NAME_SERVER, 53);
+        let names = (plan.route == Route::Mx).then(|| NameServer::start(at, Zone::of(&plan)));
+        let _names = names.transpose()?;
+        let shown = run(subject, &plan, port)?;
+        eprintln!(
+            "{scenario} {number} {}: {name}: {} in {:.1} s, {} accepted, {} started, {} busy, {} returned, {} deferred{}",
+            subject.name(),
+            if shown.complete { "done" } else { "NOT done" },
+            (shown.end_us - shown.start_us) as f64 / 1e6,
+            shown.record.accepted.len(),
+            shown.told.started,
+            shown.told.busy,
+            shown.told.returned,
+            shown.told.deferred,
+            shown.told.complaints.first().map(|line| format!("; {line}")).unwrap_or_default(),
+        );
+        runs.insert(name, (plan, shown));
+    }
+    Ok(runs)
+}

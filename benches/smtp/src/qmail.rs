@@ -1,0 +1,307 @@
+//! The tree's own qmail-send, spawners and qmail-remote, as qmail-start wires them, without privileges.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use qpatch::patches;
+use qpatch::rule::Parameters;
+use qpatch::tree::journal::Session;
+use qpatch::tree::plan::{Halves, Plan as Changes};
+use qpatch::tree::{self, Tree};
+use qpatch::verify::process::Process;
+use qpatch::verify::scratch::{Scratch, Site, SiteConfig};
+use qpatch::verify::{build, mail, sendrig};
+
+use crate::error::{Error, Result};
+use crate::plan::{Plan, Route};
+use crate::run::{Subject, Told};
+
+/// Whether the gate is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// Everything that qpatch does.
+    Gate,
+    /// Everything but the gate.
+    NoGate,
+}
+
+impl Flavour {
+    fn name(self) -> &'static str {
+        match self {
+            Flavour::Gate => "gate",
+            Flavour::NoGate => "no gate",
+        }
+    }
+}
+
+const BODY: &[u8] = b"From: <bench@bench.example>\nSubject: a message of the bench\n\nhello\n";
+
+/// A bounce of a message with this sender is thrown away by qmail-send itself.
+const SENDER: &str = "#@[]";
+
+/// The programs besides those that every run of qmail-send needs.
+const PROGRAMS: [&str; 1] = ["qmail-remote"];
+
+/// A built and installed copy of the tree.
+#[derive(Debug)]
+pub struct Qmail {
+    site: Site,
+    flavour: Flavour,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    process: Process,
+    account: Arc<Mutex<Account>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// What qmail-send's log tells.
+#[derive(Debug)]
+struct Account {
+    told: Told,
+    taken_up: HashSet<u64>,
+    /// So many were queued before.
+    before: usize,
+    started: Instant,
+    works: bool,
+}
+
+impl Account {
+    fn line(&mut self, line: &str) {
+        if let Some(rest) = line.strip_prefix("starting delivery ") {
+            self.told.started += 1;
+            let message = rest.split_once(": msg ").and_then(|(_, rest)| rest.split(' ').next());
+            if self.taken_up.len() < self.before
+                && let Some(message) = message.and_then(|number| number.parse().ok())
+            {
+                self.taken_up.insert(message);
+                if self.taken_up.len() == self.before {
+                    self.told.passed_secs = Some(self.started.elapsed().as_secs_f64());
+                }
+            }
+        } else if let Some(rest) = line.strip_prefix("delivery ") {
+            let text = rest.split_once(": ").map_or(rest, |(_, text)| text);
+            if text.starts_with("success: ") {
+            } else if text.starts_with("deferral: ") && text.contains("_not_tried._(#4.4.5)") {
+                self.told.busy += 1;
+            } else if text.starts_with("deferral: ") && text.contains("(#4.4.5)") {
+                self.told.returned += 1;
+            } else if text.starts_with("deferral: ") {
+                self.told.deferred += 1;
+            } else if text.starts_with("failure: ") {
+                self.told.failed += 1;
+                self.complain(line);
+            } else {
+                self.complain(line);
+            }
+        } else if line.starts_with("status:") {
+            self.works = true;
+        } else if line.starts_with("warning:") || line.starts_with("alert:") {
+            self.complain(line);
+        }
+    }
+
+    fn complain(&mut self, line: &str) {
+        if self.told.complaints.len() < 20 {
+            self.told.complaints.push(line.to_owned());
+        }
+    }
+}
+
+impl Qmail {
+    /// Copies `tree`, patches and builds the copy for `spawn` deliveries.
+    pub fn build(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<Qmail> {
+        let name = match flavour {
+            Flavour::Gate => "gate",
+            Flavour::NoGate => "no-gate",
+        };
+        let copy = scratch.copy(tree, &format!("{name}-tree"))?;
+        patch(&copy, flavour, spawn)?;
+        let config = SiteConfig { spawn: Some(spawn), ..SiteConfig::default() };
+        let site = scratch.site(&copy, name, &config)?;
+        build::prepare(&site)?;
+        let rules = build::targets(site.tree())?;
+        let optional = sendrig::OPTIONAL_PROGRAMS.iter().filter(|name| rules.contains(**name));
+        let programs: Vec<&str> =
+            sendrig::PROGRAMS.iter().chain(&PROGRAMS).chain(optional).copied().collect();
+        build::make(&site, &programs)?;
+        for program in programs {
+            build::install(&site, program)?;
+        }
+        Ok(Qmail { site, flavour, running: None })
+    }
+
+    /// The directory with its queue.
+    pub fn home(&self) -> &Path {
+        self.site.home()
+    }
+
+    fn account(&self) -> Result<std::sync::MutexGuard<'_, Account>> {
+        let running = self.running.as_ref().ok_or_else(|| Error::new("qmail does not run", ""))?;
+        Ok(running.account.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn control(&self, name: &str, contents: Option<&str>) -> Result<()> {
+        match contents {
+            Some(contents) => Ok(self.site.set_control(name, contents)?),
+            None => match fs::remove_file(self.site.home().join("control").join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(Error::doing(format!("remove control/{name}"))(error))
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+/// Applies qpatch's patches to the tree at `root`.
+fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
+    let tree = Tree::open(root)?;
+    let mut parameters = Parameters::new();
+    parameters.insert("spawn".to_owned(), spawn.to_string());
+    if tree::is_old_style(&tree) {
+        parameters.insert("old-style".to_owned(), String::new());
+    }
+    if tree::has_definitions_in_headers(&tree) {
+        parameters.insert("definitions-in-headers".to_owned(), String::new());
+    }
+    let chosen = patches::ALL.iter().filter(|p| flavour == Flavour::Gate || p.id != patches::GATE);
+    let patches = chosen
+        .map(|shipped| shipped.patch(&parameters))
+        .collect::<std::result::Result<Vec<_>, _>>()
+        .map_err(Error::doing("read a patch"))?;
+    let changes = Changes::new(&tree, &patches)?;
+    changes.check(&patches, Halves::Refuse).map_err(|errors| {
+        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Error::new(format!("the patches do not fit the tree: {}", told.join("; ")), "")
+    })?;
+    let session = Session::begin(&tree)?;
+    if changes.changes.is_empty() {
+        session.end()?;
+    } else {
+        session.apply(&changes.changes)?;
+    }
+    Ok(())
+}
+
+impl Subject for Qmail {
+    fn name(&self) -> &str {
+        self.flavour.name()
+    }
+
+    fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()> {
+        self.running = None;
+        mail::empty_queue(&self.site)?;
+        let tcpto = self.site.home().join("queue/lock/tcpto");
+        // In place: it stays its owner's.
+        fs::write(&tcpto, [0; 1024]).map_err(Error::doing("clear queue/lock/tcpto"))?;
+        let routes: String = plan
+            .domains
+            .iter()
+            .map(|domain| {
+                let address = plan.servers[domain.server].address;
+                format!("{}:{address}:{port}\n", domain.name)
+            })
+            .collect();
+        self.control("smtproutes", (plan.route == Route::Table).then_some(&routes))?;
+        let table = (self.flavour == Flavour::Gate).then_some(plan.table.as_str());
+        self.control("concurrencydomains", table)?;
+        self.control("concurrencyremote", Some(&format!("{}\n", plan.concurrency)))?;
+        let patience = format!("{}\n", plan.patience.as_secs().max(1));
+        self.control("timeoutremote", Some(&patience))?;
+        self.control("timeoutconnect", Some(&patience))
+    }
+
+    fn queue(&mut self, plan: &Plan, mail: u32) -> Result<()> {
+        self.site.queue_message(BODY, SENDER, &[plan.recipient(mail)])?;
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<()> {
+        let (mut log, process) = sendrig::start_own(&self.site)?;
+        let account = Arc::new(Mutex::new(Account {
+            told: Told::default(),
+            taken_up: HashSet::new(),
+            before: messages(&self.site.home().join("queue/mess"))?,
+            started: Instant::now(),
+            works: false,
+        }));
+        let shared = Arc::clone(&account);
+        let reader = std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || {
+                let mut rest: Vec<u8> = Vec::new();
+                let mut buffer = vec![0_u8; 65536];
+                while let Ok(count @ 1..) = log.read(&mut buffer) {
+                    rest.extend_from_slice(&buffer[..count]);
+                    let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
+                    let mut account = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    for line in String::from_utf8_lossy(&rest[..end]).lines() {
+                        account.line(line);
+                    }
+                    rest.drain(..=end);
+                }
+            })
+            .map_err(Error::doing("start a thread"))?;
+        self.running = Some(Running { process, account, reader: Some(reader) });
+        let until = Instant::now() + Duration::from_secs(20);
+        while !self.account()?.works {
+            if Instant::now() > until {
+                return Err(Error::new("qmail-send has logged nothing for 20 s", ""));
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self) -> Result<()> {
+        Ok(sendrig::pull_trigger(&self.site)?)
+    }
+
+    fn passed(&mut self, _plan: &Plan) -> Result<usize> {
+        Ok(self.account()?.taken_up.len())
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let running = self.running.as_ref().ok_or_else(|| Error::new("qmail does not run", ""))?;
+        if running.reader.as_ref().is_some_and(JoinHandle::is_finished) {
+            let said = self.account()?.told.complaints.join(" / ");
+            return Err(Error::new(format!("qmail-send has ended by itself: {said}"), ""));
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<Told> {
+        let Some(mut running) = self.running.take() else { return Ok(Told::default()) };
+        running.process.signal(Signal::SIGTERM as i32)?;
+        // It waits for what is under way. What takes too long is not waited for: the group is killed by the drop below.
+        let ended = running.process.wait(Duration::from_secs(3));
+        let reader = running.reader.take();
+        let account = Arc::clone(&running.account);
+        drop(running);
+        drop(ended);
+        if let Some(reader) = reader {
+            let _ = reader.join();
+        }
+        let account = account.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(account.told.clone())
+    }
+}
+
+/// How many messages there are in queue/mess.
+fn messages(dir: &Path) -> Result<usize> {
+    let mut count = 0;
+    for part in fs::read_dir(dir).map_err(Error::doing("read queue/mess"))? {
+        let part = part.map_err(Error::doing("read queue/mess"))?.path();
+        count += fs::read_dir(&part).map_err(Error::doing("read queue/mess"))?.count();
+    }
+    Ok(count)
+}

@@ -1,0 +1,206 @@
+//! Tables and JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::measure::median;
+use crate::scenario::{Bar, Measure, Scenario};
+
+/// The columns, in order.
+pub const SUBJECTS: [&str; 3] = ["gate", "no gate", "postfix"];
+
+/// One figure of one scenario, for every mail server.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// S1 to S6.
+    pub scenario: String,
+    /// What it is, with its unit.
+    pub measure: String,
+    /// By mail server: its value in each run; null where it could not be measured.
+    pub values: BTreeMap<String, Vec<Option<f64>>>,
+    /// What the gate has to reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bar: Option<Bar>,
+    /// Whether the median of its runs does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub met: Option<bool>,
+}
+
+impl Row {
+    /// The median of the runs of a mail server; None if it has none, or one of them could not be measured.
+    pub fn median(&self, subject: &str) -> Option<f64> {
+        let values = self.values.get(subject)?;
+        let all: Option<Vec<f64>> = values.iter().copied().collect();
+        median(&all?)
+    }
+
+    fn judge(&mut self) {
+        let Some(bar) = self.bar else { return };
+        let gate = self.median("gate");
+        self.met = match bar {
+            _ if !self.values.contains_key("gate") => None,
+            Bar::AtMost(most) => Some(gate.is_some_and(|gate| gate <= most)),
+            Bar::AtLeast(least) => Some(gate.is_some_and(|gate| gate >= least)),
+            Bar::AtLeastOfNoGate(share) => {
+                let before = self.median("no gate");
+                before.map(|before| gate.is_some_and(|gate| gate >= share * before))
+            }
+        };
+    }
+
+    fn cell(&self, subject: &str) -> String {
+        let Some(values) = self.values.get(subject) else { return String::new() };
+        let known: Vec<f64> = values.iter().flatten().copied().collect();
+        let Some(middle) = self.median(subject) else { return "-".to_owned() };
+        if known.len() < 2 {
+            return figure(middle);
+        }
+        let least = known.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = known.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if (most - least).abs() < f64::EPSILON {
+            return figure(middle);
+        }
+        format!("{} ({} to {})", figure(middle), figure(least), figure(most))
+    }
+
+    fn ratio(&self, to: &str) -> String {
+        match self.median("gate").zip(self.median(to)) {
+            Some((gate, other)) if other > 0.0 => figure(gate / other),
+            _ => String::new(),
+        }
+    }
+}
+
+/// Three digits that count.
+fn figure(value: f64) -> String {
+    let size = value.abs();
+    if size >= 100.0 || (size - size.round()).abs() < 1e-9 {
+        format!("{value:.0}")
+    } else if size >= 10.0 {
+        format!("{value:.1}")
+    } else if size >= 0.1 {
+        format!("{value:.2}")
+    } else {
+        format!("{value:.4}")
+    }
+}
+
+/// Collects what the runs have shown.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// About the machine and the choices made.
+    pub about: BTreeMap<String, String>,
+    /// In the order of the scenarios.
+    pub rows: Vec<Row>,
+    /// What has to be known beside the figures.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Adds one run of a scenario.
+    pub fn add(&mut self, scenario: Scenario, subject: &str, measures: Vec<Measure>) {
+        for Measure { name, value, bar } in measures {
+            let scenario = scenario.to_string();
+            let is_it = |row: &Row| row.scenario == scenario && row.measure == name;
+            let at = self.rows.iter().position(is_it).unwrap_or_else(|| {
+                let values = BTreeMap::new();
+                self.rows.push(Row { scenario, measure: name, values, bar, met: None });
+                self.rows.len() - 1
+            });
+            let row = &mut self.rows[at];
+            row.values.entry(subject.to_owned()).or_default().push(value);
+            row.judge();
+        }
+    }
+
+    /// How many bars are missed.
+    pub fn missed(&self) -> usize {
+        self.rows.iter().filter(|row| row.met == Some(false)).count()
+    }
+
+    /// One object.
+    pub fn to_json(&self) -> String {
+        // Names, numbers and lists of them: all of it can be written.
+        serde_json::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// A table in Markdown, padded so that it can be read as it is.
+    pub fn to_table(&self) -> String {
+        let head =
+            ["", "measured", "gate", "no gate", "postfix", "/ no gate", "/ postfix", "bar", ""];
+        let mut lines = vec![head.map(str::to_owned).to_vec()];
+        let mut last = "";
+        for row in &self.rows {
+            let scenario = if row.scenario == last { "" } else { row.scenario.as_str() };
+            last = &row.scenario;
+            let met = match row.met {
+                Some(true) => "met",
+                Some(false) => "NOT MET",
+                None => "",
+            };
+            let mut line = vec![scenario.to_owned(), row.measure.clone()];
+            line.extend(SUBJECTS.map(|subject| row.cell(subject)));
+            line.extend([row.ratio("no gate"), row.ratio("postfix")]);
+            line.extend([row.bar.map(|bar| bar.to_string()).unwrap_or_default(), met.to_owned()]);
+            lines.push(line);
+        }
+        let widths: Vec<usize> = (0..head.len())
+            .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+            .collect();
+        let mut table = String::new();
+        for (number, line) in lines.iter().enumerate() {
+            table.push('|');
+            for (cell, width) in line.iter().zip(&widths) {
+                let _ = write!(table, " {cell:<width$} |");
+            }
+            table.push('\n');
+            if number == 0 {
+                table.push('|');
+                for width in &widths {
+                    let _ = write!(table, "{}|", "-".repeat(width + 2));
+                }
+                table.push('\n');
+            }
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measure(value: f64) -> Vec<Measure> {
+        let bar = Some(Bar::AtMost(20.0));
+        vec![Measure { name: "sessions, most".to_owned(), value: Some(value), bar }]
+    }
+
+    #[test]
+    fn a_row_has_medians_ratios_and_a_verdict() {
+        let mut report = Report::default();
+        for (subject, value) in [("gate", 19.0), ("gate", 20.0), ("gate", 21.0), ("no gate", 957.0)]
+        {
+            report.add(Scenario::S1, subject, measure(value));
+        }
+        assert_eq!(report.rows.len(), 1);
+        assert_eq!(report.rows[0].met, Some(true));
+        let table = report.to_table();
+        assert!(table.contains("| 20 (19 to 21) | 957"), "{table}");
+        assert!(table.contains("| 0.0209 "), "{table}");
+        assert!(table.contains("| <= 20 | met |"), "{table}");
+        let json: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");
+        assert_eq!(json["rows"][0]["values"]["no gate"][0], 957.0);
+        assert_eq!(json["rows"][0]["bar"]["at_most"], 20.0);
+    }
+
+    #[test]
+    fn what_was_not_measured_misses_its_bar() {
+        let mut report = Report::default();
+        let bar = Some(Bar::AtMost(13.0));
+        let name = "done, s".to_owned();
+        report.add(Scenario::S3, "gate", vec![Measure { name, value: None, bar }]);
+        assert_eq!((report.rows[0].met, report.missed()), (Some(false), 1));
+    }
+}

@@ -1,0 +1,159 @@
+//! One run: a plan put through one mail server, with the sink at the other end.
+
+use std::time::{Duration, Instant};
+
+use crate::error::{Result, check_signals};
+use crate::plan::Plan;
+use crate::sink::{Record, Sink};
+use crate::usage;
+
+/// A mail server that can be put through a [`Plan`].
+pub trait Subject {
+    /// Its name in tables.
+    fn name(&self) -> &str;
+    /// Sets it up, with an empty queue; nothing runs.
+    fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()>;
+    /// Puts a mail into its queue.
+    fn queue(&mut self, plan: &Plan, mail: u32) -> Result<()>;
+    /// Starts it, and returns when it works.
+    fn start(&mut self) -> Result<()>;
+    /// Tells it that mail was queued while it ran.
+    fn tell(&mut self) -> Result<()>;
+    /// How many of the mails that were queued before the start it has taken up at least once.
+    fn passed(&mut self, plan: &Plan) -> Result<usize>;
+    /// Fails if it has died.
+    fn check(&mut self) -> Result<()>;
+    /// Stops it within seconds, whatever it is doing.
+    fn stop(&mut self) -> Result<Told>;
+}
+
+/// What a mail server tells of itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Told {
+    /// Deliveries that it has started, busy answers included.
+    pub started: usize,
+    /// Of these, the ones that the gate has sent away untried, because the key was at its limit.
+    pub busy: usize,
+    /// And those that it has called back untried after the server had refused them.
+    pub returned: usize,
+    /// Deferrals that count as tries.
+    pub deferred: usize,
+    /// Failures for good.
+    pub failed: usize,
+    /// When the last of the mail that was queued before the start had been taken up, in seconds from the start.
+    pub passed_secs: Option<f64>,
+    /// What it has complained of, the first lines.
+    pub complaints: Vec<String>,
+}
+
+/// What a run has shown.
+#[derive(Debug)]
+pub struct Run {
+    /// What the servers have seen.
+    pub record: Record,
+    /// When the mail server had been started, on the sink's clock.
+    pub start_us: u64,
+    /// When the run was over, on the sink's clock.
+    pub end_us: u64,
+    /// When each mail came into the queue, on the sink's clock; None: before the start, or never.
+    pub arrived: Vec<Option<u64>>,
+    /// Whether all of the wanted mail was accepted in time.
+    pub complete: bool,
+    /// The mail server's processor time, in milliseconds, its start and its end included.
+    pub cpu_ms: f64,
+    /// How long it took to queue what was queued before, in seconds.
+    pub queued_secs: f64,
+    /// What the mail server tells.
+    pub told: Told,
+}
+
+/// Between two looks at what there is to do.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Puts `plan` through `subject`.
+pub fn run(subject: &mut dyn Subject, plan: &Plan, port: u16) -> Result<Run> {
+    usage::reap_all(Duration::from_secs(10))?;
+    subject.prepare(plan, port)?;
+    let queueing = Instant::now();
+    for (index, &mail) in plan.before.iter().enumerate() {
+        if index % 256 == 0 {
+            check_signals()?;
+        }
+        subject.queue(plan, mail)?;
+    }
+    let queued_secs = queueing.elapsed().as_secs_f64();
+    let classes = plan.mails.iter().map(|mail| u8::try_from(mail.class).unwrap_or(u8::MAX));
+    let sink = Sink::start(&plan.servers, port, classes.collect(), plan.classes)?;
+    let used = usage::of_children()?;
+    let mut going = Going { plan, subject, sink: &sink, arrived: vec![None; plan.mails.len()] };
+    going.subject.start()?;
+    let started = Instant::now();
+    let complete = going.on(started);
+    let arrived = going.arrived;
+    let end_us = sink.started().elapsed().as_micros() as u64;
+    let stopped = subject.stop();
+    let complete = complete?;
+    let told = stopped?;
+    usage::reap_all(Duration::from_secs(20))?;
+    let cpu_ms = usage::of_children()? - used;
+    let start_us = started.duration_since(sink.started()).as_micros() as u64;
+    let record = sink.stop()?;
+    Ok(Run { record, start_us, end_us, arrived, complete, cpu_ms, queued_secs, told })
+}
+
+struct Going<'r> {
+    plan: &'r Plan,
+    subject: &'r mut dyn Subject,
+    sink: &'r Sink,
+    arrived: Vec<Option<u64>>,
+}
+
+impl Going<'_> {
+    /// Until all is accepted, which is true then, or the time is up.
+    fn on(&mut self, started: Instant) -> Result<bool> {
+        let wanted: Vec<(usize, usize)> =
+            self.plan.wanted.iter().map(|&class| (class, self.plan.count(class))).collect();
+        let mut arrivals = self.plan.arrivals.iter().peekable();
+        let mut later = self.plan.later.iter().peekable();
+        let mut looks = 0_u32;
+        loop {
+            check_signals()?;
+            let mut came = false;
+            while let Some((_, mail)) = arrivals.next_if(|(after, _)| *after <= started.elapsed()) {
+                self.arrive(*mail)?;
+                came = true;
+            }
+            if let Some(next) = later.peek() {
+                let passed = self.subject.passed(self.plan)?;
+                if passed as f64 >= next.passed * self.plan.before.len() as f64 {
+                    for &mail in &next.mails {
+                        self.arrive(mail)?;
+                    }
+                    later.next();
+                    came = true;
+                }
+            }
+            if came {
+                self.subject.tell()?;
+            }
+            if wanted.iter().all(|&(class, count)| self.sink.accepted(class) as usize >= count) {
+                return Ok(true);
+            }
+            if started.elapsed() >= self.plan.most {
+                return Ok(false);
+            }
+            if looks % 128 == 0 {
+                self.subject.check()?;
+            }
+            looks = looks.wrapping_add(1);
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn arrive(&mut self, mail: u32) -> Result<()> {
+        self.subject.queue(self.plan, mail)?;
+        let at_us = self.sink.started().elapsed().as_micros() as u64;
+        self.arrived[mail as usize] = Some(at_us);
+        Ok(())
+    }
+}

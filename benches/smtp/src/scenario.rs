@@ -1,0 +1,521 @@
+//! The scenarios S1 to S6: what is sent, what is measured, and which bar the gate has to reach.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::measure;
+use crate::plan::{Domain, Later, Mail, Plan, Random, Route, address, domain_name};
+use crate::run::Run;
+use crate::sink::{Behaviour, Greylist, Server, Service};
+
+/// The big domain's mail.
+pub const BIG: usize = 0;
+/// That of the others.
+pub const OTHERS: usize = 1;
+/// That of the others which comes while qmail-send still passes over the queue for the first time.
+pub const EARLY: usize = 2;
+
+/// The cap of everything in the scenarios.
+pub const CAP: u32 = 20;
+/// At how many sessions the servers of S3 and S5 begin to answer 421.
+pub const SERVER_CAP: u32 = 10;
+
+const HOLD: Duration = Duration::from_millis(200);
+const OTHER_DOMAINS: usize = 50;
+const SHARED_DOMAINS: usize = 100;
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scenario {
+    /// A busy domain among others.
+    S1,
+    /// Many domains, no delay.
+    S2,
+    /// A server that answers 421.
+    S3,
+    /// A long queue.
+    S4,
+    /// Many domains behind one address that answers 421.
+    S5,
+    /// A domain that does not work.
+    S6,
+}
+
+/// Whether the table says that limits learn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Learn {
+    /// `learn`.
+    On,
+    /// `fixed`.
+    Off,
+}
+
+/// What can be chosen.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The order of the mail.
+    pub seed: u64,
+    /// How much of the mail: 1 is all of it.
+    pub scale: f64,
+    /// control/concurrencydomains, in place of `:20`.
+    pub table: Option<String>,
+    /// A fourth field for that line.
+    pub learn: Option<Learn>,
+    /// conf-spawn and concurrencyremote.
+    pub concurrency: u32,
+    /// Whether there is a name server, and S5 can go by MX records.
+    pub has_dns: bool,
+}
+
+impl Options {
+    fn count(&self, all: usize) -> usize {
+        ((all as f64 * self.scale).round() as usize).max(1)
+    }
+
+    fn table(&self) -> String {
+        match (&self.table, self.learn) {
+            (Some(table), _) => table.clone(),
+            (None, None) => format!(":{CAP}\n"),
+            (None, Some(Learn::On)) => format!(":{CAP}::learn\n"),
+            (None, Some(Learn::Off)) => format!(":{CAP}::fixed\n"),
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            domains: Vec::new(),
+            servers: Vec::new(),
+            route: Route::Table,
+            mails: Vec::new(),
+            classes: 3,
+            before: Vec::new(),
+            arrivals: Vec::new(),
+            later: Vec::new(),
+            wanted: vec![BIG, OTHERS],
+            most: Duration::from_secs(90),
+            table: self.table(),
+            cap: CAP,
+            concurrency: self.concurrency,
+            patience: Duration::from_secs(60),
+        }
+    }
+
+    fn shuffled(&self, mut mails: Vec<u32>) -> Vec<u32> {
+        Random::new(self.seed).shuffle(&mut mails);
+        mails
+    }
+
+    /// Domain 0 has `big` mails, the others `others` between them.
+    fn big_and_others(&self, big: usize, others: usize, of_big: Behaviour) -> Plan {
+        let mut plan = self.plan();
+        for number in 0..=OTHER_DOMAINS {
+            plan.domains.push(Domain { name: domain_name(number), server: number });
+            let of_other = Behaviour::Serve(Service::holding(HOLD));
+            let behaviour = if number == 0 { of_big } else { of_other };
+            plan.servers.push(Server { address: address(number), behaviour });
+        }
+        plan.mails.extend((0..big).map(|_| Mail { domain: 0, class: BIG }));
+        add_others(&mut plan, others, OTHERS);
+        plan
+    }
+}
+
+fn add_others(plan: &mut Plan, count: usize, class: usize) -> Vec<u32> {
+    let first = plan.mails.len();
+    plan.mails.extend((0..count).map(|number| Mail { domain: 1 + number % OTHER_DOMAINS, class }));
+    (first as u32..plan.mails.len() as u32).collect()
+}
+
+fn numbers(plan: &Plan) -> Vec<u32> {
+    (0..plan.mails.len() as u32).collect()
+}
+
+impl Scenario {
+    /// All, in order.
+    pub const ALL: [Scenario; 6] =
+        [Scenario::S1, Scenario::S2, Scenario::S3, Scenario::S4, Scenario::S5, Scenario::S6];
+
+    /// The one of this name.
+    pub fn parse(name: &str) -> Option<Scenario> {
+        Scenario::ALL.into_iter().find(|scenario| scenario.to_string().eq_ignore_ascii_case(name))
+    }
+
+    /// What it is, in one line.
+    pub fn title(self) -> &'static str {
+        match self {
+            Scenario::S1 => {
+                "2700 messages to one domain capped at 20, 0.2 s each, shuffled with 300 to fifty others"
+            }
+            Scenario::S2 => "5000 messages to fifty domains, no delay",
+            Scenario::S3 => {
+                "500 messages to a domain that answers 421 beyond 10 sessions, 0.2 s each, cap 20"
+            }
+            Scenario::S4 => {
+                "50,000 messages to the big domain queued before, 300 to fifty others during the first pass and after it"
+            }
+            Scenario::S5 => {
+                "500 messages to 100 domains behind one address that answers 421 beyond 10 sessions, 0.2 s each, cap 20"
+            }
+            Scenario::S6 => {
+                "2700 messages to a domain that hangs or refuses connections, and 300 to fifty others over 30 s"
+            }
+        }
+    }
+
+    /// What is put through each mail server, by name.
+    pub fn plans(self, options: &Options) -> Vec<(&'static str, Plan)> {
+        let serves = Behaviour::Serve(Service::holding(HOLD));
+        match self {
+            Scenario::S1 => {
+                let mut burst =
+                    options.big_and_others(options.count(2700), options.count(300), serves);
+                burst.before = options.shuffled(numbers(&burst));
+                let mut paced = burst.clone();
+                paced.arrivals = paced_over(std::mem::take(&mut paced.before), 20.0);
+                paced.wanted = vec![OTHERS];
+                vec![
+                    ("burst", burst.clone()),
+                    ("burst alone", burst.without(BIG)),
+                    ("paced", paced.clone()),
+                    ("paced alone", paced.without(BIG)),
+                ]
+            }
+            Scenario::S2 => {
+                let mut plan = options.big_and_others(0, options.count(5000), serves);
+                for server in &mut plan.servers {
+                    server.behaviour = Behaviour::Serve(Service::holding(Duration::ZERO));
+                }
+                plan.wanted = vec![OTHERS];
+                plan.before = options.shuffled(numbers(&plan));
+                vec![("all", plan)]
+            }
+            Scenario::S3 => {
+                let mut plan = options.plan();
+                plan.domains.push(Domain { name: domain_name(0), server: 0 });
+                plan.servers.push(Server { address: address(0), behaviour: strict() });
+                plan.mails = vec![Mail { domain: 0, class: BIG }; options.count(500)];
+                plan.wanted = vec![BIG];
+                plan.before = numbers(&plan);
+                vec![("all", plan)]
+            }
+            Scenario::S4 => {
+                let mut plan = options.big_and_others(options.count(50_000), 300, serves);
+                let early = add_others(&mut plan, 300, EARLY);
+                let of = |class| {
+                    let all = numbers(&plan).into_iter();
+                    all.filter(|mail| plan.mails[*mail as usize].class == class).collect::<Vec<_>>()
+                };
+                let (big, others) = (of(BIG), options.shuffled(of(OTHERS)));
+                plan.before = big;
+                plan.later = vec![
+                    Later { passed: 0.25, mails: options.shuffled(early) },
+                    Later { passed: 1.0, mails: others },
+                ];
+                plan.wanted = vec![BIG, OTHERS, EARLY];
+                plan.most = Duration::from_secs_f64(60.0 + 600.0 * options.scale * 1.2);
+                let mut alone = plan.without(BIG).without(EARLY);
+                alone.later.retain(|later| !later.mails.is_empty());
+                vec![("queue", plan), ("alone", alone)]
+            }
+            Scenario::S5 => {
+                let mut relay = options.plan();
+                relay.domains = (0..SHARED_DOMAINS)
+                    .map(|number| Domain { name: domain_name(number), server: 0 })
+                    .collect();
+                relay.servers.push(Server { address: address(0), behaviour: strict() });
+                relay.mails = (0..options.count(500))
+                    .map(|number| Mail { domain: number % SHARED_DOMAINS, class: BIG })
+                    .collect();
+                relay.wanted = vec![BIG];
+                relay.before = options.shuffled(numbers(&relay));
+                let mut mx = relay.clone();
+                mx.route = Route::Mx;
+                let mut plans = vec![("relay", relay)];
+                if options.has_dns {
+                    plans.insert(0, ("mx", mx));
+                }
+                plans
+            }
+            Scenario::S6 => {
+                let plan = |behaviour| {
+                    let (big, others) = (options.count(2700), options.count(300));
+                    let mut plan = options.big_and_others(big, others, behaviour);
+                    let of = |class| {
+                        let all = numbers(&plan).into_iter();
+                        all.filter(|mail| plan.mails[*mail as usize].class == class)
+                            .collect::<Vec<_>>()
+                    };
+                    let (big, others) = (of(BIG), options.shuffled(of(OTHERS)));
+                    plan.before = big;
+                    plan.arrivals = paced_over(others, 30.0);
+                    plan.wanted = vec![OTHERS];
+                    plan.patience = Duration::from_secs(5);
+                    plan.most = Duration::from_secs(60);
+                    plan
+                };
+                let hang = plan(Behaviour::Hang);
+                vec![
+                    ("hang", hang.clone()),
+                    ("refuse", plan(Behaviour::Refuse)),
+                    ("alone", hang.without(BIG)),
+                ]
+            }
+        }
+    }
+
+    /// What the runs have shown, in an order that is the same for every mail server.
+    pub fn measures(self, runs: &BTreeMap<&'static str, (Plan, Run)>) -> Vec<Measure> {
+        let mut measures = Measures { runs, all: Vec::new() };
+        match self {
+            Scenario::S1 => measures.s1(),
+            Scenario::S2 => measures.s2(),
+            Scenario::S3 => measures.refusals("all", ""),
+            Scenario::S4 => measures.s4(),
+            Scenario::S5 => {
+                measures.refusals("mx", "MX: ");
+                measures.refusals("relay", "relay: ");
+            }
+            Scenario::S6 => measures.s6(),
+        }
+        measures.twice();
+        measures.all
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+fn strict() -> Behaviour {
+    let most = Some(SERVER_CAP);
+    Behaviour::Serve(Service { hold: HOLD, sessions: most, greylist: Greylist::Off })
+}
+
+/// At equal distances over `secs` seconds.
+fn paced_over(mails: Vec<u32>, secs: f64) -> Vec<(Duration, u32)> {
+    let distance = secs / mails.len().max(1) as f64;
+    let at = |index: usize| Duration::from_secs_f64(index as f64 * distance);
+    mails.into_iter().enumerate().map(|(index, mail)| (at(index), mail)).collect()
+}
+
+/// What the gate has to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bar {
+    /// Its value is at most so much.
+    AtMost(f64),
+    /// Or at least.
+    AtLeast(f64),
+    /// Or at least so many times that of the same tree without the gate.
+    AtLeastOfNoGate(f64),
+}
+
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Bar::AtMost(value) => write!(f, "<= {value}"),
+            Bar::AtLeast(value) => write!(f, ">= {value}"),
+            Bar::AtLeastOfNoGate(share) => write!(f, ">= {share} of no gate"),
+        }
+    }
+}
+
+/// A figure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measure {
+    /// What it is, with its unit.
+    pub name: String,
+    /// None: it could not be measured, for the mail was not done in time, or the mail server does not tell.
+    pub value: Option<f64>,
+    /// What the gate has to reach.
+    pub bar: Option<Bar>,
+}
+
+struct Measures<'r> {
+    runs: &'r BTreeMap<&'static str, (Plan, Run)>,
+    all: Vec<Measure>,
+}
+
+impl Measures<'_> {
+    fn add(&mut self, name: impl Into<String>, value: Option<f64>, bar: Option<Bar>) {
+        self.all.push(Measure { name: name.into(), value, bar });
+    }
+
+    fn of<T>(&self, run: &str, what: impl Fn(&Plan, &Run) -> Option<T>) -> Option<T> {
+        self.runs.get(run).and_then(|(plan, run)| what(plan, run))
+    }
+
+    fn cpu(&mut self, run: &'static str) {
+        let value = self.of(run, |_, run| {
+            (!run.record.accepted.is_empty()).then(|| run.cpu_ms / run.record.accepted.len() as f64)
+        });
+        self.add("CPU ms a message", value, None);
+    }
+
+    /// What one run shows of a server with a cap.
+    fn capped(&mut self, run: &'static str, at_least: f64) {
+        let peak = self.of(run, |_, run| Some(measure::peak(&run.record.servers[0].steps)));
+        self.add(
+            "sessions at the big domain, most",
+            peak.map(f64::from),
+            Some(Bar::AtMost(f64::from(CAP))),
+        );
+        let above =
+            self.of(run, |_, run| Some(measure::above(&run.record.servers[0].steps, CAP).1));
+        self.add("longest time above 20 sessions, ms", above, None);
+        let mean = self.of(run, |_, run| measure::busy_mean(&run.record.servers[0].steps, CAP));
+        self.add("mean sessions while it is busy", mean, Some(Bar::AtLeast(at_least)));
+    }
+
+    fn s1(&mut self) {
+        // 98.7 % of 20.
+        self.capped("burst", 19.74);
+        let until = |plan: &Plan, run: &Run, class| {
+            measure::until_last(plan, run, class, measure::first_session(run)?)
+        };
+        let done = self.of("burst", |plan, run| until(plan, run, BIG));
+        self.add("big domain done, s", done, None);
+        let with = self.of("burst", |plan, run| until(plan, run, OTHERS));
+        let alone = self.of("burst alone", |plan, run| until(plan, run, OTHERS));
+        self.add("others done, all queued before, s", with, None);
+        self.add("others done alone, s", alone, None);
+        self.add("others, times as long as alone", ratio(with, alone), Some(Bar::AtMost(1.05)));
+        let with = self.of("paced", |plan, run| measure::sojourn(plan, run, OTHERS));
+        let alone = self.of("paced alone", |plan, run| measure::sojourn(plan, run, OTHERS));
+        self.add("others arriving over 20 s, mean time, s", with.map(|(mean, _)| mean), None);
+        self.add("others arriving alone, mean time, s", alone.map(|(mean, _)| mean), None);
+        let ratio_of = |pick: fn((f64, f64)) -> f64| ratio(with.map(pick), alone.map(pick));
+        self.add(
+            "others arriving, times as long as alone",
+            ratio_of(|(mean, _)| mean),
+            Some(Bar::AtMost(1.05)),
+        );
+        self.add("others arriving, 95 %, times", ratio_of(|(_, most)| most), None);
+        self.cpu("burst");
+        self.busy_answers("burst", None);
+    }
+
+    fn s2(&mut self) {
+        let rate = self.of("all", |plan, run| {
+            let secs = measure::until_last(plan, run, OTHERS, measure::first_session(run)?)?;
+            Some(plan.count(OTHERS) as f64 / secs)
+        });
+        self.add("messages a second", rate, Some(Bar::AtLeastOfNoGate(0.98)));
+        let peak = self.of("all", |_, run| {
+            run.record.servers.iter().map(|server| measure::peak(&server.steps)).max()
+        });
+        self.add(
+            "sessions at one domain, most",
+            peak.map(f64::from),
+            Some(Bar::AtMost(f64::from(CAP))),
+        );
+        self.cpu("all");
+        let sink = self
+            .of("all", |_, run| Some(run.record.cpu_ms / run.record.accepted.len().max(1) as f64));
+        self.add("the sink's CPU ms a message", sink, None);
+    }
+
+    fn refusals(&mut self, run: &'static str, prefix: &str) {
+        if !self.runs.contains_key(run) {
+            return;
+        }
+        let refused = self.of(run, |_, run| Some(f64::from(run.record.servers[0].refused)));
+        self.add(format!("{prefix}refused with 421"), refused, Some(Bar::AtMost(20.0)));
+        let done = self
+            .of(run, |plan, run| measure::until_last(plan, run, BIG, measure::first_session(run)?));
+        self.add(format!("{prefix}done, s"), done, Some(Bar::AtMost(13.0)));
+        let accepted = self.of(run, |_, run| Some(run.record.accepted.len() as f64));
+        self.add(format!("{prefix}accepted within 90 s"), accepted, None);
+        let mean =
+            self.of(run, |_, run| measure::busy_mean(&run.record.servers[0].steps, SERVER_CAP));
+        self.add(format!("{prefix}mean sessions of 10"), mean, None);
+    }
+
+    fn s4(&mut self) {
+        self.capped("queue", 19.7);
+        let done = self.of("queue", |plan, run| {
+            measure::until_last(plan, run, BIG, measure::first_session(run)?)
+        });
+        self.add("big domain done, s", done, None);
+        self.busy_answers("queue", Some(Bar::AtMost(3.0)));
+        let passed = self.of("queue", |_, run| run.told.passed_secs);
+        self.add("first pass over the queue, s", passed, None);
+        let since_arrival = |plan: &Plan, run: &Run, class| {
+            measure::until_last(plan, run, class, measure::first_arrival(plan, run, class)?)
+        };
+        let alone = self.of("alone", |plan, run| since_arrival(plan, run, OTHERS));
+        self.add("300 others alone, s", alone, None);
+        let after = self.of("queue", |plan, run| since_arrival(plan, run, OTHERS));
+        self.add("300 others after the first pass, s", after, None);
+        self.add("the same, times as long as alone", ratio(after, alone), Some(Bar::AtMost(1.2)));
+        let during = self.of("queue", |plan, run| since_arrival(plan, run, EARLY));
+        self.add("300 others during the first pass, s", during, None);
+        self.cpu("queue");
+        let queued = self.of("queue", |_, run| Some(run.queued_secs));
+        self.add("queueing by the bench, s", queued, None);
+    }
+
+    fn s6(&mut self) {
+        let alone = self.of("alone", |plan, run| measure::sojourn(plan, run, OTHERS));
+        self.add("others alone, mean time, s", alone.map(|(mean, _)| mean), None);
+        for run in ["hang", "refuse"] {
+            let with = self.of(run, |plan, run| measure::sojourn(plan, run, OTHERS));
+            self.add(format!("{run}: others, mean time, s"), with.map(|(mean, _)| mean), None);
+            let times = ratio(with.map(|(mean, _)| mean), alone.map(|(mean, _)| mean));
+            self.add(
+                format!("{run}: others, times as long as alone"),
+                times,
+                Some(Bar::AtMost(1.05)),
+            );
+            let accepted = self.of(run, |_, run| Some(run.record.accepted.len() as f64));
+            self.add(format!("{run}: others done within 60 s"), accepted, None);
+            let tried = self.of(run, |_, run| {
+                (run.told.started > 0).then(|| {
+                    let untried = run.told.busy + run.told.returned;
+                    run.told.started.saturating_sub(untried + run.record.accepted.len()) as f64
+                })
+            });
+            self.add(format!("{run}: deliveries tried in vain"), tried, None);
+        }
+        let lost = self.of("hang", |_, run| {
+            let half = u64::midpoint(run.start_us, run.end_us);
+            Some(measure::mean(&run.record.servers[0].steps, half, run.end_us))
+        });
+        self.add("hang: mean places lost, second half", lost, Some(Bar::AtMost(3.0)));
+        let peak = self.of("hang", |_, run| Some(measure::peak(&run.record.servers[0].steps)));
+        self.add("hang: places lost, most", peak.map(f64::from), None);
+    }
+
+    fn busy_answers(&mut self, run: &'static str, bar: Option<Bar>) {
+        let value = self.of(run, |plan, run| {
+            // Postfix does not say how often it has started what.
+            (run.told.started > 0)
+                .then(|| (run.told.busy + run.told.returned) as f64 / plan.count(BIG).max(1) as f64)
+        });
+        self.add("busy answers a mail of the big domain", value, bar);
+    }
+
+    /// Over all runs of the scenario.
+    fn twice(&mut self) {
+        let (mut twice, mut lost) = (0, 0);
+        for (plan, run) in self.runs.values() {
+            let (more, none) = measure::twice_and_lost(plan, run);
+            twice += more;
+            if run.complete && plan.wanted.len() == plan.classes_used() {
+                lost += none;
+            }
+        }
+        self.add("accepted twice", Some(twice as f64), Some(Bar::AtMost(0.0)));
+        self.add("lost", Some(lost as f64), Some(Bar::AtMost(0.0)));
+    }
+}
+
+fn ratio(of: Option<f64>, to: Option<f64>) -> Option<f64> {
+    of.zip(to).filter(|(_, to)| *to > 0.0).map(|(of, to)| of / to)
+}
