@@ -10,6 +10,7 @@ pub mod dns;
 pub mod error;
 pub mod measure;
 pub mod plan;
+pub mod plot;
 pub mod postfix;
 pub mod qmail;
 pub mod report;

@@ -15,11 +15,13 @@ use qpatch::verify::{CatchSignals, die_of};
 use qpatch_bench_smtp::dns::{NameServer, Zone};
 use qpatch_bench_smtp::error::{Error, Result};
 use qpatch_bench_smtp::plan::{Plan, Route};
+use qpatch_bench_smtp::plot::{self, Panel, Series};
 use qpatch_bench_smtp::qmail::{Flavour, Qmail};
 use qpatch_bench_smtp::report::Report;
 use qpatch_bench_smtp::run::{Run, Subject, run};
 use qpatch_bench_smtp::scenario::{Learn, Options, Scenario};
-use qpatch_bench_smtp::{sandbox, usage};
+use qpatch_bench_smtp::sink::Step;
+use qpatch_bench_smtp::{measure, postfix, sandbox, usage};
 
 /// Measure the patched qmail on real SMTP over loopback, with the gate, without it, and beside Postfix
 #[derive(Debug, Parser)]
@@ -146,11 +148,18 @@ fn bench(args: &Args) -> Result<()> {
         if args.scenario.is_empty() { Scenario::ALL.to_vec() } else { args.scenario.clone() };
     for scenario in wanted {
         eprintln!("{scenario}: {}", scenario.title());
+        let mut shown = Shown::new();
         for number in 1..=args.runs {
             for subject in &mut subjects {
                 let runs = one(scenario, &options, subject.as_mut(), port, number)?;
                 report.add(scenario, subject.name(), scenario.measures(&runs));
+                if number == 1 {
+                    shown.insert(subject.name().to_owned(), runs);
+                }
             }
+        }
+        if let Some(dir) = &args.svg {
+            draw(scenario, &shown, dir)?;
         }
     }
     drop(subjects);
@@ -162,6 +171,68 @@ fn bench(args: &Args) -> Result<()> {
     if let Some(path) = &args.json {
         std::fs::write(path, report.to_json())
             .map_err(Error::doing(format!("write {}", path.display())))?;
+    }
+    Ok(())
+}
+
+type Runs = BTreeMap<&'static str, (Plan, Run)>;
+/// By mail server.
+type Shown = BTreeMap<String, Runs>;
+
+/// What each mail server's line looks like; the pairs that share a picture.
+const COLOURS: [(&str, &str, &str); 3] = [
+    ("no gate", "without the gate", "#d1495b"),
+    ("postfix", "Postfix", "#8d6a9f"),
+    ("gate", "with the gate", "#1b6ca8"),
+];
+const PAIRS: [(&str, &[&str]); 2] =
+    [("", &["no gate", "gate"]), ("-postfix", &["postfix", "gate"])];
+
+/// Draws the scenario's runs, two mail servers to a picture.
+fn draw(scenario: Scenario, shown: &Shown, dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(Error::doing(format!("make {}", dir.display())))?;
+    for (name, cap) in scenario.pictures() {
+        for (suffix, pair) in PAIRS {
+            if !pair.iter().all(|subject| shown.contains_key(*subject)) {
+                continue;
+            }
+            let series = |servers: &dyn Fn(&Run) -> Vec<Step>| -> Vec<Series> {
+                COLOURS
+                    .iter()
+                    .filter(|(subject, ..)| pair.contains(subject))
+                    .filter_map(|(subject, label, colour)| {
+                        let (_, run) = shown.get(*subject)?.get(name)?;
+                        let from = measure::first_session(run)?;
+                        let steps = plot::shifted(&servers(run), from);
+                        Some(Series { label: (*label).to_owned(), colour, steps })
+                    })
+                    .collect()
+            };
+            let Some((plan, _)) = shown.values().find_map(|runs| runs.get(name)) else { continue };
+            let of_big = series(&|run| run.record.servers[0].steps.clone());
+            let of_others = series(&|run| {
+                plot::sum(run.record.servers[1..].iter().map(|server| &server.steps[..]))
+            });
+            let title = |big: &str| {
+                if plan.servers.len() > 1 { big.to_owned() } else { "the server".to_owned() }
+            };
+            let mut panels = vec![Panel {
+                title: title("the big domain"),
+                series: of_big,
+                cap: Some((*cap, format!("{cap}"))),
+            }];
+            if plan.servers.len() > 1 {
+                let title = format!("the {} others together", plan.servers.len() - 1);
+                panels.push(Panel { title, series: of_others, cap: None });
+            }
+            panels.retain(|panel| panel.series.iter().any(|series| !series.steps.is_empty()));
+            let svg = plot::draw("SMTP sessions that the servers see", scenario.title(), &panels);
+            let middle =
+                if scenario.pictures().len() > 1 { format!("-{name}") } else { String::new() };
+            let path = dir.join(format!("{scenario}{middle}{suffix}.svg"));
+            std::fs::write(&path, svg)
+                .map_err(Error::doing(format!("write {}", path.display())))?;
+        }
     }
     Ok(())
 }
@@ -211,13 +282,23 @@ fn about(args: &Args, scratch: &Scratch, report: &mut Report) {
     }
 }
 
-fn subjects(args: &Args, scratch: &Scratch, _report: &mut Report) -> Result<Vec<Box<dyn Subject>>> {
+fn subjects(args: &Args, scratch: &Scratch, report: &mut Report) -> Result<Vec<Box<dyn Subject>>> {
     let wants = |which| args.only.is_empty() || args.only.contains(&which);
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
     for (which, flavour) in [(Which::Gate, Flavour::Gate), (Which::NoGate, Flavour::NoGate)] {
         if wants(which) {
             eprintln!("building the tree, {which:?}");
             subjects.push(Box::new(Qmail::build(scratch, &args.tree, flavour, args.spawn)?));
+        }
+    }
+    if wants(Which::Postfix) && args.postfix == Postfix::Auto {
+        match postfix::find() {
+            Ok(version) => {
+                let parent = scratch.root().parent().unwrap_or(Path::new("/tmp"));
+                report.about.insert("postfix".to_owned(), version);
+                subjects.push(Box::new(postfix::Postfix::new(parent)?));
+            }
+            Err(why) => report.notes.push(format!("not beside Postfix: {why}")),
         }
     }
     Ok(subjects)
@@ -230,7 +311,7 @@ fn one(
     subject: &mut dyn Subject,
     port: u16,
     number: u32,
-) -> Result<BTreeMap<&'static str, (Plan, Run)>> {
+) -> Result<Runs> {
     let mut runs = BTreeMap::new();
     for (name, plan) in scenario.plans(options) {
         let at = SocketAddrV4::new(sandbox::NAME_SERVER, 53);
@@ -249,6 +330,11 @@ fn one(
             shown.told.deferred,
             shown.told.complaints.first().map(|line| format!("; {line}")).unwrap_or_default(),
         );
+        if !shown.told.cpu_ms_of.is_empty() {
+            let parts = shown.told.cpu_ms_of.iter();
+            let parts: Vec<String> = parts.map(|(name, ms)| format!("{name} {ms:.0}")).collect();
+            eprintln!("    CPU ms: {}", parts.join(", "));
+        }
         runs.insert(name, (plan, shown));
     }
     Ok(runs)

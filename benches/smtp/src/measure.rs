@@ -52,6 +52,27 @@ pub fn busy(steps: &[Step], cap: u32) -> Option<(u64, u64)> {
     (last > first.at_us).then_some((first.at_us, last))
 }
 
+/// While a server was busy: the longest time that it had fewer than half of `cap` sessions, in milliseconds.
+pub fn longest_lull(steps: &[Step], cap: u32) -> Option<f64> {
+    let (from, to) = busy(steps, cap)?;
+    let mut longest = 0;
+    let mut since = None;
+    for step in steps.iter().filter(|step| (from..=to).contains(&step.at_us)) {
+        match (since, step.sessions < cap.div_ceil(2)) {
+            (None, true) => since = Some(step.at_us),
+            (Some(start), false) => {
+                longest = longest.max(step.at_us - start);
+                since = None;
+            }
+            _ => {}
+        }
+    }
+    if let Some(start) = since {
+        longest = longest.max(to - start);
+    }
+    Some(longest as f64 / 1000.0)
+}
+
 /// The mean number of sessions while a server was busy.
 pub fn busy_mean(steps: &[Step], cap: u32) -> Option<f64> {
     busy(steps, cap).map(|(from, to)| mean(steps, from, to))

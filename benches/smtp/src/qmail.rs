@@ -21,6 +21,7 @@ use qpatch::verify::{build, mail, sendrig};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Route};
 use crate::run::{Subject, Told};
+use crate::usage;
 
 /// Whether the gate is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,6 +282,7 @@ impl Subject for Qmail {
 
     fn stop(&mut self) -> Result<Told> {
         let Some(mut running) = self.running.take() else { return Ok(Told::default()) };
+        let parts = usage::of_programs(running.process.id());
         running.process.signal(Signal::SIGTERM as i32)?;
         // It waits for what is under way. What takes too long is not waited for: the group is killed by the drop below.
         let ended = running.process.wait(Duration::from_secs(3));
@@ -292,7 +294,9 @@ impl Subject for Qmail {
             let _ = reader.join();
         }
         let account = account.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(account.told.clone())
+        let mut told = account.told.clone();
+        told.cpu_ms_of = parts;
+        Ok(told)
     }
 }
 

@@ -73,15 +73,17 @@ impl Row {
     }
 }
 
-/// Three digits that count.
+/// Four digits that count, three of small ones.
 fn figure(value: f64) -> String {
     let size = value.abs();
-    if size >= 100.0 || (size - size.round()).abs() < 1e-9 {
+    if size >= 1000.0 || (size - size.round()).abs() < 1e-9 {
         format!("{value:.0}")
-    } else if size >= 10.0 {
+    } else if size >= 100.0 {
         format!("{value:.1}")
-    } else if size >= 0.1 {
+    } else if size >= 1.0 {
         format!("{value:.2}")
+    } else if size >= 0.1 {
+        format!("{value:.3}")
     } else {
         format!("{value:.4}")
     }

@@ -267,6 +267,18 @@ impl Scenario {
         }
     }
 
+    /// The runs of which there is a picture, and the level that counts in it.
+    pub fn pictures(self) -> &'static [(&'static str, u32)] {
+        match self {
+            Scenario::S1 => &[("burst", CAP)],
+            Scenario::S2 => &[("all", CAP)],
+            Scenario::S3 => &[("all", SERVER_CAP)],
+            Scenario::S4 => &[("queue", CAP)],
+            Scenario::S5 => &[("mx", SERVER_CAP), ("relay", SERVER_CAP)],
+            Scenario::S6 => &[("hang", CAP)],
+        }
+    }
+
     /// What the runs have shown, in an order that is the same for every mail server.
     pub fn measures(self, runs: &BTreeMap<&'static str, (Plan, Run)>) -> Vec<Measure> {
         let mut measures = Measures { runs, all: Vec::new() };
@@ -371,6 +383,8 @@ impl Measures<'_> {
         self.add("longest time above 20 sessions, ms", above, None);
         let mean = self.of(run, |_, run| measure::busy_mean(&run.record.servers[0].steps, CAP));
         self.add("mean sessions while it is busy", mean, Some(Bar::AtLeast(at_least)));
+        let lull = self.of(run, |_, run| measure::longest_lull(&run.record.servers[0].steps, CAP));
+        self.add("longest time below 10 while it is busy, ms", lull, None);
     }
 
     fn s1(&mut self) {

@@ -1,5 +1,6 @@
 //! Processor time and processes: what the programs under test have used, and that none of them stays.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Usage, UsageWho, getrusage};
@@ -44,5 +45,46 @@ pub fn reap_all(patience: Duration) -> Result<()> {
             Err(nix::Error::ECHILD) => return Ok(()),
             Err(error) => return Err(Error::doing("wait for a program")(error)),
         }
+    }
+}
+
+/// The processor time in milliseconds of process `pid` and each of its children that run now; what a child has waited for
+/// is listed apart, as `CHILD's children`. What cannot be read is left out.
+pub fn of_programs(pid: u32) -> BTreeMap<String, f64> {
+    let mut found = BTreeMap::new();
+    let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = listed.unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+    for pid in std::iter::once(pid).chain(children) {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+        if let Some((name, own, waited_for)) = times(&stat) {
+            *found.entry(name.clone()).or_default() += own;
+            if waited_for > 0.0 {
+                *found.entry(format!("{name}'s children")).or_default() += waited_for;
+            }
+        }
+    }
+    found
+}
+
+/// Out of /proc/PID/stat: the name, the process's own time, and that of those it has waited for.
+fn times(stat: &str) -> Option<(String, f64, f64)> {
+    let (head, tail) = (stat.find('(')? + 1, stat.rfind(')')?);
+    let name = stat.get(head..tail)?.to_owned();
+    let fields: Vec<&str> = stat.get(tail + 2..)?.split_whitespace().collect();
+    // Fields 14 to 17 of proc(5); field 3 is the first here. Clock ticks are hundredths of a second on Linux.
+    let ticks = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
+    let own = (ticks(14)? + ticks(15)?) * 10.0;
+    Some((name, own, (ticks(16)? + ticks(17)?) * 10.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_behind_any_name() {
+        let stat = "12 (a) b) S 1 12 12 0 -1 4194560 100 0 0 0 7 3 20 30 20 0 1 0 100";
+        assert_eq!(times(stat), Some(("a) b".to_owned(), 100.0, 500.0)));
     }
 }
