@@ -319,7 +319,7 @@ fn one(
         let _names = names.transpose()?;
         let shown = run(subject, &plan, port)?;
         eprintln!(
-            "{scenario} {number} {}: {name}: {} in {:.1} s, {} accepted, {} started, {} busy, {} returned, {} deferred{}",
+            "{scenario} {number} {}: {name}: {} in {:.1} s, {} accepted, {} started, {} busy, {} returned, {} suspended, {} deferred{}",
             subject.name(),
             if shown.complete { "done" } else { "NOT done" },
             (shown.end_us - shown.start_us) as f64 / 1e6,
@@ -327,6 +327,7 @@ fn one(
             shown.told.started,
             shown.told.busy,
             shown.told.returned,
+            shown.told.suspended,
             shown.told.deferred,
             shown.told.complaints.first().map(|line| format!("; {line}")).unwrap_or_default(),
         );

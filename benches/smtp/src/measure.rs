@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(peak(&steps), 3);
         assert_eq!(above(&steps, 2), (0.01, 0.01));
         assert!((mean(&steps, 100, 300) - 1.5).abs() < 1e-9);
-        assert!((mean(&steps, 0, 1000) - 0.81).abs() < 1e-9);
+        assert!((mean(&steps, 0, 1000) - 0.61).abs() < 1e-9);
         assert_eq!(busy(&steps, 2), Some((200, 300)));
     }
 

@@ -95,6 +95,8 @@ impl Account {
                 self.told.busy += 1;
             } else if text.starts_with("deferral: ") && text.contains("(#4.4.5)") {
                 self.told.returned += 1;
+            } else if text.starts_with("deferral: ") && text.contains("_not_tried._(#4.4.1)") {
+                self.told.suspended += 1;
             } else if text.starts_with("deferral: ") {
                 self.told.deferred += 1;
             } else if text.starts_with("failure: ") {
@@ -103,6 +105,8 @@ impl Account {
             } else {
                 self.complain(line);
             }
+        } else if line.starts_with("new msg ") {
+            self.told.todo_secs = Some(self.started.elapsed().as_secs_f64());
         } else if line.starts_with("status:") {
             self.works = true;
         } else if line.starts_with("warning:") || line.starts_with("alert:") {

@@ -37,12 +37,16 @@ pub struct Told {
     pub busy: usize,
     /// And those that it has called back untried after the server had refused them.
     pub returned: usize,
-    /// Deferrals that count as tries.
+    /// And those that it has deferred untried, because their key was suspended.
+    pub suspended: usize,
+    /// Deferrals after a try.
     pub deferred: usize,
     /// Failures for good.
     pub failed: usize,
     /// When the last of the mail that was queued before the start had been taken up, in seconds from the start.
     pub passed_secs: Option<f64>,
+    /// When qmail-send had taken the last mail out of queue/todo that it has taken, in seconds from the start.
+    pub todo_secs: Option<f64>,
     /// Processor time by program, in milliseconds: of what still runs at the end, and of what that has waited for.
     pub cpu_ms_of: BTreeMap<String, f64>,
     /// What it has complained of, the first lines.

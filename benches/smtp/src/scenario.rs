@@ -399,6 +399,8 @@ impl Measures<'_> {
         let alone = self.of("burst alone", |plan, run| until(plan, run, OTHERS));
         self.add("others done, all queued before, s", with, None);
         self.add("others done alone, s", alone, None);
+        let todo = self.of("burst", |_, run| run.told.todo_secs);
+        self.add("qmail-send reads queue/todo, s", todo, None);
         self.add("others, times as long as alone", ratio(with, alone), Some(Bar::AtMost(1.05)));
         let with = self.of("paced", |plan, run| measure::sojourn(plan, run, OTHERS));
         let alone = self.of("paced alone", |plan, run| measure::sojourn(plan, run, OTHERS));
@@ -491,7 +493,7 @@ impl Measures<'_> {
             self.add(format!("{run}: others done within 60 s"), accepted, None);
             let tried = self.of(run, |_, run| {
                 (run.told.started > 0).then(|| {
-                    let untried = run.told.busy + run.told.returned;
+                    let untried = run.told.busy + run.told.suspended;
                     run.told.started.saturating_sub(untried + run.record.accepted.len()) as f64
                 })
             });

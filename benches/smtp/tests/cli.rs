@@ -1,0 +1,36 @@
+//! Bad arguments and what is no tree.
+
+use std::process::Command;
+
+fn bench(args: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_qpatch-bench-smtp"))
+        .args(args)
+        .output()
+        .expect("it can be run");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    for args in [
+        &[][..],
+        &["TREE", "--scenario", "S7"],
+        &["TREE", "--scale", "0"],
+        &["TREE", "--runs", "0"],
+        &["TREE", "--port", "25"],
+        &["TREE", "--learn", "maybe"],
+    ] {
+        let (code, said) = bench(args);
+        assert_eq!(code, Some(2), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn what_is_no_tree_is_1_and_says_what_is_missing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (code, said) = bench(&[&dir.path().display().to_string()]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("it has no Makefile"), "{said}");
+    let (code, said) = bench(&["/nonexistent"]);
+    assert_eq!(code, Some(1), "{said}");
+}
