@@ -41,7 +41,7 @@ pub struct Check {
 }
 
 /// A domain, or an address of which only the domain matters.
-fn domain_argument(value: &str) -> Result<String, String> {
+pub(super) fn domain_argument(value: &str) -> Result<String, String> {
     if value.contains('/') {
         return Err("this is no domain; write QMAILHOME or FILE before --domain".to_string());
     }
@@ -301,6 +301,14 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
 }
 
 impl Loaded {
+    /// The relays of smtproutes, in lower case.
+    pub(super) fn relays(&self) -> HashSet<Vec<u8>> {
+        let Some(rules) = &self.rules else { return HashSet::new() };
+        let hosts = content_lines(&self.routes).filter_map(|(_, line)| host_of(line));
+        let relays = hosts.filter_map(|host| rules.routes.find(host));
+        relays.map(|(relay, _)| relay.to_vec()).collect()
+    }
+
     fn add(&mut self, problems: &Problems, path: &Path, text: &[u8]) {
         self.said.extend(problems.iter().map(|problem| problem.to_string()));
         let found = problems.iter().map(|problem| Finding::of_problem(&problem, path, text));

@@ -4,7 +4,11 @@
 //! ISO 8601 (`2009-02-13 23:31:30.123456`), and syslog, with or without one of the others behind it
 //! (`Feb 13 23:31:30 host qmail: `). What is between the stamp and the line is syslog's host and tag.
 
-use std::io::{self, BufRead};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
 
 /// A line that is longer is cut: no line about a delivery's start is, and the ends are told by their beginnings.
 const LINE_MAX: usize = 16 << 10;
@@ -266,6 +270,49 @@ pub fn next_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool
             }
             return Ok(true);
         }
+    }
+}
+
+/// All logs, one after the other; `-` is standard input.
+///
+/// # Errors
+/// One cannot be opened.
+pub(super) fn open(paths: &[PathBuf]) -> Result<Box<dyn BufRead>, Error> {
+    let mut all: Box<dyn Read> = Box::new(io::empty());
+    for path in paths {
+        let input: Box<dyn Read> = if path == Path::new("-") {
+            Box::new(io::stdin())
+        } else if path.is_dir() {
+            let help = "name the files in it, the oldest first";
+            return Err(Error::new(path.display(), "is a folder", help));
+        } else {
+            let opened = File::open(path);
+            Box::new(opened.map_err(|error| Error::io(path, "open the log", &error))?)
+        };
+        all = Box::new(all.chain(WholeLines { input, last: b'\n' }));
+    }
+    Ok(Box::new(BufReader::with_capacity(1 << 16, all)))
+}
+
+/// Ends the last line if it has no end: the next log begins one all the same.
+struct WholeLines {
+    input: Box<dyn Read>,
+    last: u8,
+}
+
+impl Read for WholeLines {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(into)?;
+        if let Some(&last) = into[..count].last() {
+            self.last = last;
+        } else if let Some(end) = into.first_mut()
+            && self.last != b'\n'
+        {
+            *end = b'\n';
+            self.last = b'\n';
+            return Ok(1);
+        }
+        Ok(count)
     }
 }
 

@@ -6,11 +6,13 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+mod exchangers;
 pub mod init;
 pub mod library;
 pub mod log;
 pub mod show;
 pub mod simulate;
+pub mod sites;
 mod text;
 
 use std::fs::{Metadata, OpenOptions};
@@ -50,6 +52,14 @@ enum Command {
     /// Runs the gate itself over the log: which domains would have been limited, how long their
     /// mail would have waited, how many busy answers there would have been.
     Simulate(simulate::Simulate),
+    /// Look up whose mail exchangers are at a site, and write control/concurrencysites
+    ///
+    /// For cron. Asks DNS for the mail exchangers of the domains that the running gate has seen,
+    /// and those of --log and --domain, matches them with the lines of concurrencydomains that
+    /// begin with mx:, and writes which domain belongs to which of their groups. The gate takes it
+    /// over within a second. What DNS does not answer stays as it was. Exits with 1, and changes
+    /// nothing, if DNS answers nothing at all.
+    Sites(sites::Sites),
     /// Write the gate's static library, gate.a, to standard output
     ///
     /// It is the one file of the gate that `qpatch diff` cannot show.
@@ -79,6 +89,7 @@ pub fn run(gate: &Gate) -> Done {
         Command::Init(args) => init::run(args),
         Command::Show(args) => show::run(args),
         Command::Simulate(args) => simulate::run(args),
+        Command::Sites(args) => sites::run(args),
         Command::Library => library::run(),
     }
 }

@@ -10,8 +10,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -668,7 +667,7 @@ pub fn run(args: &Simulate) -> Done {
 }
 
 fn simulate(args: &Simulate) -> Result<Outcome, Error> {
-    let mut input = open(&args.log)?;
+    let mut input = log::open(&args.log)?;
     let name = args.log.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
     let unread = |error: io::Error| Error::new(&name, format!("cannot be read: {error}"), "");
 
@@ -731,46 +730,6 @@ fn simulate(args: &Simulate) -> Result<Outcome, Error> {
         ));
     }
     Ok(Outcome::new(&source.domains, lines, default, &run))
-}
-
-/// All logs, one after the other.
-fn open(paths: &[PathBuf]) -> Result<Box<dyn BufRead>, Error> {
-    let mut all: Box<dyn Read> = Box::new(io::empty());
-    for path in paths {
-        let input: Box<dyn Read> = if path == Path::new("-") {
-            Box::new(io::stdin())
-        } else if path.is_dir() {
-            let help = "name the files in it, the oldest first";
-            return Err(Error::new(path.display(), "is a folder", help));
-        } else {
-            let opened = File::open(path);
-            Box::new(opened.map_err(|error| Error::io(path, "open the log", &error))?)
-        };
-        all = Box::new(all.chain(WholeLines { input, last: b'\n' }));
-    }
-    Ok(Box::new(BufReader::with_capacity(1 << 16, all)))
-}
-
-/// Ends the last line if it has no end: the next log begins one all the same.
-struct WholeLines {
-    input: Box<dyn Read>,
-    last: u8,
-}
-
-impl Read for WholeLines {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let count = self.input.read(into)?;
-        if let Some(&last) = into[..count].last() {
-            self.last = last;
-        } else if let Some(end) = into.first_mut()
-            && self.last != b'\n'
-        {
-            *end = b'\n';
-            self.last = b'\n';
-            return Ok(1);
-        }
-        Ok(count)
-    }
 }
 
 fn default_of(table: &Table) -> Limit {

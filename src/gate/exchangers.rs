@@ -1,0 +1,392 @@
+//! Mail exchangers, as DNS has them.
+//!
+//! Nothing that comes from DNS is trusted to be a name: a target counts only if its labels have letters, digits, `-` and `_`
+//! (so no dot, no colon and no line feed within a label), and only records that belong to the name that was asked for.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError, NoRecords};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::error::Error;
+
+/// So many are looked up at once.
+const AT_ONCE: usize = 20;
+/// When so many were in vain, and none was not, the others are not tried.
+const HOPELESS: usize = 2 * AT_ONCE;
+/// A look-up with all its aliases and tries ends after so many times the time for one answer.
+const WHOLE: u32 = 4;
+/// So many aliases are followed, one after the other.
+const ALIASES: usize = 8;
+
+/// Whom to ask, and for how long.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    /// Empty: those of /etc/resolv.conf.
+    pub(super) servers: Vec<SocketAddr>,
+    /// For one answer. Each question is asked twice.
+    pub(super) answer: Duration,
+    /// For everything.
+    pub(super) total: Duration,
+}
+
+/// What qmail-remote asks DNS for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hop {
+    /// The mail exchangers of a domain.
+    Domain,
+    /// The address of a relay of smtproutes: its own name is that of the exchanger, and those that it is an alias of.
+    Relay,
+}
+
+/// Who takes mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Exchanger {
+    /// The lower the earlier it is tried.
+    pub(super) preference: u16,
+    /// In lower case, without a dot at the end.
+    pub(super) name: String,
+}
+
+/// What DNS says of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// The most preferred first. May be empty: none has a name that counts.
+    Exchangers(Vec<Exchanger>),
+    /// There is no such domain.
+    NoDomain,
+    /// It takes no mail (RFC 7505).
+    NoMail,
+    /// Nothing that can be relied on; why.
+    Nothing(String),
+}
+
+/// Whether a name can be asked for: up to 253 bytes of letters, digits, `-` and `_` between dots, and no address.
+pub(super) fn is_name(name: &str) -> bool {
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && is_plain(label.as_bytes());
+    name.len() <= 253 && name.split('.').all(is_label) && name.parse::<IpAddr>().is_err()
+}
+
+fn is_plain(label: &[u8]) -> bool {
+    label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+/// A name of DNS as text, if it is one that counts.
+fn text(name: &Name) -> Option<String> {
+    let mut text = String::new();
+    for label in name.iter() {
+        if !is_plain(label) {
+            return None;
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|&byte| char::from(byte.to_ascii_lowercase())));
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+impl Asker {
+    /// Asks for each of the names, for which [`is_name`] holds; the answers are in their order.
+    ///
+    /// # Errors
+    /// There is nobody to be asked.
+    pub(super) fn ask(&self, names: &[(String, Hop)]) -> Result<Vec<Said>, Error> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::new("DNS", format!("cannot be asked: {error}"), ""))?;
+        runtime.block_on(async {
+            let resolver = self.resolver()?;
+            Ok(self.ask_all(&resolver, names).await)
+        })
+    }
+
+    fn resolver(&self) -> Result<TokioResolver, Error> {
+        let (mut config, mut options) = match self.servers.is_empty() {
+            true => read_system_conf().map_err(|error| {
+                let help = "name a server with --server";
+                Error::new("/etc/resolv.conf", format!("cannot be used: {error}"), help)
+            })?,
+            false => (ResolverConfig::from_name_servers(Vec::new()), ResolverOpts::default()),
+        };
+        for server in &self.servers {
+            let mut both = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+            both.iter_mut().for_each(|connection| connection.port = server.port());
+            config.add_name_server(NameServerConfig::new(server.ip(), true, both.into()));
+        }
+        options.timeout = self.answer;
+        options.attempts = 1;
+        options.use_hosts_file = ResolveHosts::Never;
+        let unable = |error| Error::new("DNS", format!("cannot be asked: {error}"), "");
+        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            .with_options(options)
+            .build()
+            .map_err(unable)
+    }
+
+    async fn ask_all(&self, resolver: &TokioResolver, names: &[(String, Hop)]) -> Vec<Said> {
+        let deadline = Instant::now() + self.total;
+        let mut said =
+            vec![Said::Nothing(format!("not asked: {} s were over", self.total.as_secs()))];
+        said.resize(names.len(), said[0].clone());
+        let mut asking = JoinSet::new();
+        let (mut next, mut answered, mut failed) = (0, 0, 0);
+        loop {
+            let is_hopeless = answered == 0 && failed >= HOPELESS;
+            while asking.len() < AT_ONCE && next < names.len() && !is_hopeless {
+                let (at, resolver, (name, hop)) = (next, resolver.clone(), names[next].clone());
+                let whole = self.answer * WHOLE;
+                asking.spawn(async move {
+                    let asked = timeout(whole, ask_one(&resolver, &name, hop)).await;
+                    (at, asked.unwrap_or_else(|_| nothing("no answer in time")))
+                });
+                next += 1;
+            }
+            let Ok(Some(ended)) = timeout_at(deadline, asking.join_next()).await else { break };
+            // Otherwise the resolver has panicked: this name is as if it had not been asked for.
+            if let Ok((at, answer)) = ended {
+                match answer {
+                    Said::Nothing(_) => failed += 1,
+                    _ => answered += 1,
+                }
+                said[at] = answer;
+            } else {
+                failed += 1;
+            }
+        }
+        if answered == 0 && failed >= HOPELESS {
+            let why = format!("not asked: {failed} others had no answer");
+            said[next..].fill(Said::Nothing(why));
+        }
+        said
+    }
+}
+
+fn nothing(why: &str) -> Said {
+    Said::Nothing(why.to_string())
+}
+
+async fn ask_one(resolver: &TokioResolver, name: &str, hop: Hop) -> Said {
+    // With the dot at its end no search list applies.
+    let Ok(host) = Name::from_ascii(format!("{name}.")) else { return nothing("not a name") };
+    if hop == Hop::Domain {
+        match resolver.lookup(host.clone(), RecordType::MX).await {
+            // Where the server gives an alias only, the resolver has asked for its target, and says so.
+            Ok(found) => return exchangers(found.query().name(), found.answers()),
+            // No MX record: it is its own exchanger (RFC 5321, 5.1), and so is what it is an alias of.
+            Err(error) if is_no_data(&error) => {}
+            Err(error) => return failure(&error),
+        }
+    }
+    let mut found = Vec::new();
+    let mut host = host;
+    loop {
+        found.extend(text(&host).map(|name| Exchanger { preference: 0, name }));
+        if found.len() > ALIASES {
+            return nothing("too many aliases, or a loop of them");
+        }
+        match resolver.lookup(host.clone(), RecordType::CNAME).await {
+            Err(error) if is_no_data(&error) => return Said::Exchangers(found),
+            Err(error) => return failure(&error),
+            Ok(answer) => match alias(&host, answer.answers()) {
+                Some(target) if text(target).is_some() => host = target.clone(),
+                _ => return nothing("an alias that is no name"),
+            },
+        }
+    }
+}
+
+/// The target of a name that is an alias.
+fn alias<'a>(name: &Name, answers: &'a [Record]) -> Option<&'a Name> {
+    answers.iter().find_map(|record| match &record.data {
+        RData::CNAME(target) if record.name == *name => Some(&target.0),
+        _ => None,
+    })
+}
+
+/// The mail exchangers among the answers: those of the name, or of what it is an alias of.
+fn exchangers(name: &Name, answers: &[Record]) -> Said {
+    let mut owner = name;
+    for _ in 0..ALIASES {
+        let Some(target) = alias(owner, answers) else { break };
+        owner = target;
+    }
+    let mut records = 0u32;
+    let mut found = Vec::new();
+    for record in answers {
+        if let RData::MX(mx) = &record.data
+            && record.name == *owner
+        {
+            records += 1;
+            if !mx.exchange.is_root() {
+                found.push((mx.preference, text(&mx.exchange)));
+            }
+        }
+    }
+    if records == 0 {
+        return nothing("an answer to something else");
+    }
+    if found.is_empty() {
+        return Said::NoMail;
+    }
+    found.sort();
+    found.dedup();
+    let named =
+        |(preference, name): (u16, Option<String>)| name.map(|name| Exchanger { preference, name });
+    Said::Exchangers(found.into_iter().filter_map(named).collect())
+}
+
+/// Whether the name exists, without records of this sort. Not so for a server that only knows who else may know.
+fn is_no_data(error: &NetError) -> bool {
+    matches!(
+        error,
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords {
+            response_code: ResponseCode::NoError,
+            soa,
+            ns,
+            ..
+        })) if soa.is_some() || ns.is_none()
+    )
+}
+
+fn failure(error: &NetError) -> Said {
+    if error.is_nx_domain() {
+        return Said::NoDomain;
+    }
+    nothing(&match error {
+        NetError::Timeout => "no answer in time".to_string(),
+        NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => "SERVFAIL".to_string(),
+        NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => "REFUSED".to_string(),
+        NetError::Dns(DnsError::ResponseCode(code)) => code.to_string(),
+        NetError::Dns(DnsError::NoRecordsFound(_)) => "the server does not ask others".to_string(),
+        NetError::Truncated => "a truncated answer".to_string(),
+        NetError::Proto(_) => "a malformed answer".to_string(),
+        NetError::Io(error) => error.to_string(),
+        other => other.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_resolver::proto::rr::rdata::{CNAME, MX};
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    fn mx(owner: &str, preference: u16, target: Name) -> Record {
+        Record::from_rdata(name(owner), 60, RData::MX(MX::new(preference, target)))
+    }
+
+    fn found(answers: &[Record]) -> Vec<(u16, String)> {
+        match exchangers(&name("a.example."), answers) {
+            Said::Exchangers(list) => {
+                list.into_iter().map(|found| (found.preference, found.name)).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn names_that_can_be_asked_for() {
+        for good in ["a", "a.example", "_x.a-b.example", "xn--bcher-kva.example", "1.example"] {
+            assert!(is_name(good), "{good}");
+        }
+        let long = "a".repeat(64);
+        for bad in [
+            "",
+            ".",
+            "a..b",
+            "a.",
+            "a b",
+            "a:b",
+            "a\nb",
+            "\u{fc}.example",
+            "[192.0.2.1]",
+            "192.0.2.1",
+            &long,
+        ] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_asked_for_counts() {
+        let answers = [
+            mx("a.example.", 20, name("Second.example.")),
+            mx("a.example.", 10, name("first.example.")),
+            mx("b.example.", 1, name("other.example.")),
+        ];
+        let expected = [(10, "first.example".to_string()), (20, "second.example".to_string())];
+        assert_eq!(found(&answers), expected);
+        let other = exchangers(&name("c.example."), &answers);
+        assert!(matches!(other, Said::Nothing(_)), "{other:?}");
+        let aliases = [
+            Record::from_rdata(name("a.example."), 60, RData::CNAME(CNAME(name("b.example.")))),
+            Record::from_rdata(name("b.example."), 60, RData::CNAME(CNAME(name("a.example.")))),
+            mx("b.example.", 1, name("other.example.")),
+        ];
+        assert!(matches!(exchangers(&name("z.example."), &aliases), Said::Nothing(_)));
+        // A loop within an answer ends somewhere.
+        let _ = exchangers(&name("a.example."), &aliases);
+        assert_eq!(found(&[aliases[0].clone(), aliases[2].clone()])[0].1, "other.example");
+    }
+
+    #[test]
+    fn labels_that_pretend_to_be_more_count_for_nothing() {
+        let odd = |labels: &[&[u8]]| Name::from_labels(labels.iter().copied()).unwrap();
+        for target in [
+            odd(&[b"mx.outlook", b"com"]),
+            odd(&[b"a\nb", b"example"]),
+            odd(&[b"a:outlook", b"example"]),
+            odd(&[b"\x1b[2J", b"example"]),
+            odd(&[b"\xff", b"example"]),
+        ] {
+            assert_eq!(found(&[mx("a.example.", 1, target)]), []);
+        }
+        assert_eq!(
+            exchangers(&name("a.example."), &[mx("a.example.", 0, Name::root())]),
+            Said::NoMail
+        );
+    }
+
+    #[test]
+    fn the_time_for_everything_is_bounded() {
+        // A server that hears and says nothing.
+        let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let asker = |answer_ms, total_ms| Asker {
+            servers: vec![deaf.local_addr().unwrap()],
+            answer: Duration::from_millis(answer_ms),
+            total: Duration::from_millis(total_ms),
+        };
+        let names: Vec<_> = (0..500).map(|n| (format!("d{n}.example"), Hop::Domain)).collect();
+        let start = std::time::Instant::now();
+        let said = asker(60_000, 300).ask(&names).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(10));
+        assert_eq!(said.len(), 500);
+        assert!(said.iter().all(|said| matches!(said, Said::Nothing(_))), "{said:?}");
+        let said = asker(50, 60_000).ask(&names).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(20), "it gives up");
+        assert_eq!(said[0], nothing("no answer in time"));
+        assert!(
+            matches!(&said[499], Said::Nothing(why) if why.ends_with("had no answer")),
+            "{:?}",
+            said[499]
+        );
+    }
+}

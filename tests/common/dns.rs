@@ -1,0 +1,191 @@
+//! A name server on loopback, UDP and TCP on one port, that says what a test wants.
+#![allow(unreachable_pub)]
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
+use hickory_resolver::proto::rr::rdata::{CNAME, MX, SOA};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+
+/// What the server does when it is asked for a name.
+#[derive(Clone, Debug)]
+pub enum Says {
+    /// These mail exchangers, and nothing of other types.
+    Mx(Vec<(u16, Name)>),
+    /// It is an alias, whose target is to be asked for.
+    Alias(&'static str),
+    /// The name exists, without any record.
+    NoData,
+    /// This code. NXDomain is also said of every name that is not in the zone.
+    Code(ResponseCode),
+    /// Nothing at all.
+    Silence,
+    /// Bytes that are no message.
+    Noise,
+    /// The truncation flag by UDP; by TCP these exchangers.
+    Truncated(Vec<(u16, Name)>),
+    /// A referral to other servers.
+    Referral,
+    /// The mail exchangers of another name.
+    Other(u16, &'static str),
+}
+
+pub fn name(text: &str) -> Name {
+    Name::from_ascii(text).unwrap()
+}
+
+pub fn mx(list: &[(u16, &str)]) -> Says {
+    Says::Mx(list.iter().map(|&(preference, target)| (preference, name(target))).collect())
+}
+
+type Zone = HashMap<String, Says>;
+
+struct Shared {
+    zone: Mutex<Zone>,
+    stop: AtomicBool,
+    asked: AtomicU32,
+    by_tcp: AtomicU32,
+}
+
+pub struct Dns {
+    shared: Arc<Shared>,
+    pub address: SocketAddr,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Dns {
+    pub fn new() -> Self {
+        // The port of one may be taken by somebody else for the other.
+        let (udp, tcp) = (0..100)
+            .find_map(|_| {
+                let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+                let tcp = TcpListener::bind(udp.local_addr().unwrap()).ok()?;
+                Some((udp, tcp))
+            })
+            .expect("a port");
+        let address = udp.local_addr().unwrap();
+        udp.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let shared = Arc::new(Shared {
+            zone: Mutex::default(),
+            stop: AtomicBool::new(false),
+            asked: AtomicU32::new(0),
+            by_tcp: AtomicU32::new(0),
+        });
+        let (for_udp, for_tcp) = (shared.clone(), shared.clone());
+        let threads = vec![
+            thread::spawn(move || serve_udp(&for_udp, &udp)),
+            thread::spawn(move || serve_tcp(&for_tcp, &tcp)),
+        ];
+        Self { shared, address, threads }
+    }
+
+    /// From now on.
+    pub fn says(&self, of: &str, says: Says) {
+        self.shared.zone.lock().unwrap().insert(of.to_string(), says);
+    }
+
+    /// How many questions there were, and how many of them by TCP.
+    pub fn asked(&self) -> (u32, u32) {
+        (self.shared.asked.load(Ordering::SeqCst), self.shared.by_tcp.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Dns {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve_udp(shared: &Shared, socket: &UdpSocket) {
+    let mut buffer = [0; 4096];
+    while !shared.stop.load(Ordering::SeqCst) {
+        if let Ok((len, from)) = socket.recv_from(&mut buffer)
+            && let Some(answer) = answer(shared, &buffer[..len], false)
+        {
+            let _ = socket.send_to(&answer, from);
+        }
+    }
+}
+
+fn serve_tcp(shared: &Shared, listener: &TcpListener) {
+    while !shared.stop.load(Ordering::SeqCst) {
+        let Ok((mut stream, _)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        };
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut len = [0; 2];
+        while stream.read_exact(&mut len).is_ok() {
+            let mut question = vec![0; usize::from(u16::from_be_bytes(len))];
+            if stream.read_exact(&mut question).is_err() {
+                break;
+            }
+            let Some(answer) = answer(shared, &question, true) else { break };
+            let framed = [&(answer.len() as u16).to_be_bytes()[..], &answer].concat();
+            if stream.write_all(&framed).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+fn answer(shared: &Shared, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    let question = Message::from_vec(question).ok()?;
+    let query = question.queries.first()?.clone();
+    shared.asked.fetch_add(1, Ordering::SeqCst);
+    shared.by_tcp.fetch_add(u32::from(tcp), Ordering::SeqCst);
+    let asked = query.name().clone();
+    let of = asked.to_ascii().to_ascii_lowercase();
+    let says = shared.zone.lock().unwrap().get(of.trim_end_matches('.')).cloned();
+
+    let mut message = Message::response(question.metadata.id, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    message.metadata.recursion_available = true;
+    message.add_query(query.clone());
+    let record = |owner: &Name, data| Record::from_rdata(owner.clone(), 300, data);
+    let no_data = |message: &mut Message| {
+        let soa = SOA::new(name("ns.example."), name("root.example."), 1, 60, 60, 60, 60);
+        message.add_authority(record(&name("example."), RData::SOA(soa)));
+    };
+    let exchangers = |message: &mut Message, list: &[(u16, Name)]| {
+        for (preference, target) in list {
+            message.add_answer(record(&asked, RData::MX(MX::new(*preference, target.clone()))));
+        }
+    };
+    match says.unwrap_or(Says::Code(ResponseCode::NXDomain)) {
+        Says::Mx(list) if query.query_type() == RecordType::MX => exchangers(&mut message, &list),
+        Says::Truncated(list) if tcp => exchangers(&mut message, &list),
+        Says::Truncated(_) => message.metadata.truncation = true,
+        Says::Alias(target) => {
+            message.add_answer(record(&asked, RData::CNAME(CNAME(name(target)))));
+        }
+        Says::Mx(_) | Says::NoData => no_data(&mut message),
+        Says::Code(code) => {
+            message.metadata.response_code = code;
+            no_data(&mut message);
+        }
+        Says::Silence => return None,
+        Says::Noise => return Some(b"\xff".repeat(100)),
+        Says::Referral => {
+            let ns = hickory_resolver::proto::rr::rdata::NS(name("ns.elsewhere.example."));
+            message.metadata.recursion_available = false;
+            message.add_authority(record(&name("example."), RData::NS(ns)));
+        }
+        Says::Other(preference, target) => {
+            let data = RData::MX(MX::new(preference, name(target)));
+            message.add_answer(record(&name("victim.example."), data));
+        }
+    }
+    Some(message.to_vec().unwrap())
+}
