@@ -41,6 +41,9 @@ struct Args {
     /// Draw sessions over time into this directory
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
+    /// Keep qmail-send's log of each run in this directory
+    #[arg(long, value_name = "DIR")]
+    logs: Option<PathBuf>,
     /// Whether Postfix runs beside: auto is where it is installed and this is root
     #[arg(long, default_value = "auto")]
     postfix: Postfix,
@@ -191,7 +194,7 @@ const PAIRS: [(&str, &[&str]); 2] =
 /// Draws the scenario's runs, two mail servers to a picture.
 fn draw(scenario: Scenario, shown: &Shown, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::doing(format!("make {}", dir.display())))?;
-    for (name, cap) in scenario.pictures() {
+    for (name, cap, label) in scenario.pictures() {
         for (suffix, pair) in PAIRS {
             if !pair.iter().all(|subject| shown.contains_key(*subject)) {
                 continue;
@@ -219,7 +222,7 @@ fn draw(scenario: Scenario, shown: &Shown, dir: &Path) -> Result<()> {
             let mut panels = vec![Panel {
                 title: title("the big domain"),
                 series: of_big,
-                cap: Some((*cap, format!("{cap}"))),
+                cap: Some((*cap, (*label).to_owned())),
             }];
             if plan.servers.len() > 1 {
                 let title = format!("the {} others together", plan.servers.len() - 1);
@@ -288,7 +291,11 @@ fn subjects(args: &Args, scratch: &Scratch, report: &mut Report) -> Result<Vec<B
     for (which, flavour) in [(Which::Gate, Flavour::Gate), (Which::NoGate, Flavour::NoGate)] {
         if wants(which) {
             eprintln!("building the tree, {which:?}");
-            subjects.push(Box::new(Qmail::build(scratch, &args.tree, flavour, args.spawn)?));
+            let mut qmail = Qmail::build(scratch, &args.tree, flavour, args.spawn)?;
+            if let Some(dir) = &args.logs {
+                qmail.keep_logs(dir);
+            }
+            subjects.push(Box::new(qmail));
         }
     }
     if wants(Which::Postfix) && args.postfix == Postfix::Auto {

@@ -29,7 +29,7 @@ pub struct Panel {
 const WIDTH: f64 = 900.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 24.0;
-const HEAD: f64 = 78.0;
+const HEAD: f64 = 92.0;
 const PANEL: f64 = 190.0;
 const GAP: f64 = 52.0;
 const FOOT: f64 = 52.0;

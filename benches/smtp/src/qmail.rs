@@ -1,9 +1,9 @@
 //! The tree's own qmail-send, spawners and qmail-remote, as qmail-start wires them, without privileges.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::Read;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -55,6 +55,8 @@ pub struct Qmail {
     site: Site,
     flavour: Flavour,
     running: Option<Running>,
+    logs: Option<PathBuf>,
+    starts: u32,
 }
 
 #[derive(Debug)]
@@ -141,12 +143,24 @@ impl Qmail {
         for program in programs {
             build::install(&site, program)?;
         }
-        Ok(Qmail { site, flavour, running: None })
+        Ok(Qmail { site, flavour, running: None, logs: None, starts: 0 })
     }
 
-    /// The directory with its queue.
-    pub fn home(&self) -> &Path {
-        self.site.home()
+    /// From now on qmail-send's log of each start is kept in `dir`, with the seconds since then before each line.
+    pub fn keep_logs(&mut self, dir: &Path) {
+        self.logs = Some(dir.to_path_buf());
+    }
+
+    /// The file for the log of the start that comes.
+    fn log_file(&mut self) -> Result<Option<BufWriter<File>>> {
+        let Some(dir) = &self.logs else { return Ok(None) };
+        self.starts += 1;
+        let path =
+            dir.join(format!("{}.{}.log", self.flavour.name().replace(' ', "-"), self.starts));
+        fs::create_dir_all(dir)
+            .and_then(|()| File::create(&path))
+            .map(|file| Some(BufWriter::new(file)))
+            .map_err(Error::doing(format!("write {}", path.display())))
     }
 
     fn account(&self) -> Result<std::sync::MutexGuard<'_, Account>> {
@@ -231,6 +245,7 @@ impl Subject for Qmail {
     }
 
     fn start(&mut self) -> Result<()> {
+        let mut file = self.log_file()?;
         let (mut log, process) = sendrig::start_own(&self.site)?;
         let account = Arc::new(Mutex::new(Account {
             told: Told::default(),
@@ -249,8 +264,12 @@ impl Subject for Qmail {
                     rest.extend_from_slice(&buffer[..count]);
                     let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
                     let mut account = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    let secs = account.started.elapsed().as_secs_f64();
                     for line in String::from_utf8_lossy(&rest[..end]).lines() {
                         account.line(line);
+                        if let Some(file) = &mut file {
+                            let _ = writeln!(file, "{secs:.4} {line}");
+                        }
                     }
                     rest.drain(..=end);
                 }

@@ -83,7 +83,7 @@ pub fn run(subject: &mut dyn Subject, plan: &Plan, port: u16) -> Result<Run> {
     subject.prepare(plan, port)?;
     let queueing = Instant::now();
     for (index, &mail) in plan.before.iter().enumerate() {
-        if index % 256 == 0 {
+        if index.is_multiple_of(256) {
             check_signals()?;
         }
         subject.queue(plan, mail)?;
@@ -151,7 +151,7 @@ impl Going<'_> {
             if started.elapsed() >= self.plan.most {
                 return Ok(false);
             }
-            if looks % 128 == 0 {
+            if looks.is_multiple_of(128) {
                 self.subject.check()?;
             }
             looks = looks.wrapping_add(1);

@@ -267,15 +267,17 @@ impl Scenario {
         }
     }
 
-    /// The runs of which there is a picture, and the level that counts in it.
-    pub fn pictures(self) -> &'static [(&'static str, u32)] {
+    /// The runs of which there is a picture, the level that counts in it, and what that is.
+    pub fn pictures(self) -> &'static [(&'static str, u32, &'static str)] {
         match self {
-            Scenario::S1 => &[("burst", CAP)],
-            Scenario::S2 => &[("all", CAP)],
-            Scenario::S3 => &[("all", SERVER_CAP)],
-            Scenario::S4 => &[("queue", CAP)],
-            Scenario::S5 => &[("mx", SERVER_CAP), ("relay", SERVER_CAP)],
-            Scenario::S6 => &[("hang", CAP)],
+            Scenario::S1 => &[("burst", CAP, "limit 20")],
+            Scenario::S2 => &[("all", CAP, "limit 20")],
+            Scenario::S3 => &[("all", SERVER_CAP, "421 beyond 10")],
+            Scenario::S4 => &[("queue", CAP, "limit 20")],
+            Scenario::S5 => {
+                &[("mx", SERVER_CAP, "421 beyond 10"), ("relay", SERVER_CAP, "421 beyond 10")]
+            }
+            Scenario::S6 => &[("hang", CAP, "limit 20")],
         }
     }
 

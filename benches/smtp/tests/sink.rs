@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
@@ -14,17 +15,19 @@ use qpatch_bench_smtp::sink::{Behaviour, Greylist, Server, Service, Sink, local_
 
 const HERE: Ipv4Addr = Ipv4Addr::new(127, 3, 0, 1);
 
-/// A port that nobody has at the moment.
-fn port() -> u16 {
-    let listener = TcpListener::bind((HERE, 0)).expect("a listener");
-    listener.local_addr().expect("its address").port()
+/// An address of each test's own, with a port of it that nobody has: tests run at the same time.
+fn place() -> SocketAddrV4 {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let address = Ipv4Addr::new(127, 3, 1, NEXT.fetch_add(1, Ordering::Relaxed));
+    let listener = TcpListener::bind((address, 0)).expect("a listener");
+    SocketAddrV4::new(address, listener.local_addr().expect("its address").port())
 }
 
 fn sink(behaviour: Behaviour, mails: usize) -> (Sink, SocketAddrV4) {
-    let port = port();
-    let servers = [Server { address: HERE, behaviour }];
-    let sink = Sink::start(&servers, port, vec![0; mails], 1).expect("the sink starts");
-    (sink, SocketAddrV4::new(HERE, port))
+    let at = place();
+    let servers = [Server { address: *at.ip(), behaviour }];
+    let sink = Sink::start(&servers, at.port(), vec![0; mails], 1).expect("the sink starts");
+    (sink, at)
 }
 
 struct Client {
