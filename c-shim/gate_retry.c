@@ -21,6 +21,8 @@ struct running {
   long deferred; /* the first retry time of the recipients that their own server deferred; 0 if there are none */
   unsigned int queue; /* the one in which a busy recipient waits */
   unsigned int busy; /* how many of its recipients do */
+  unsigned int called; /* how many of these were called before the job was closed */
+  int c;
   unsigned int allowed; /* how many of those that are remembered as busy may be tried */
   int flagfull; /* 1: a deferred recipient could not be remembered */
 };
@@ -295,7 +297,8 @@ static void queue_drop(struct queue **q)
   free(old);
 }
 
-static int enqueue(int c, long when, long due, unsigned long id, unsigned int number, unsigned int busy)
+/* the index of the job, as above; 0: no memory */
+static unsigned int enqueue(int c, long when, long due, unsigned long id, unsigned int number, unsigned int busy)
 {
   static unsigned long serial = 0;
   struct waiting *w;
@@ -335,7 +338,7 @@ static int enqueue(int c, long when, long due, unsigned long id, unsigned int nu
   W(i).busy = busy;
   channel[c].top = meld(CLOCK,channel[c].top,i);
   (*q)->top = meld(QUEUE,(*q)->top,i);
-  return 1;
+  return i;
 }
 
 /* takes a job out of both orders */
@@ -360,6 +363,20 @@ static void forget(unsigned int i)
   }
 }
 
+/* so many of its recipients are called, 1 or more */
+static void call(int c, unsigned int i, unsigned int most)
+{
+  unwait(c,i);
+  /* without memory all of them come */
+  if (W(i).busy > most) deferred_add(c,W(i).id,ALLOWANCE,0,most);
+  if (channel[c].called)
+    W(channel[c].lastcalled).link[CLOCK].next = i;
+  else
+    channel[c].called = i;
+  channel[c].lastcalled = i;
+  W(i).link[CLOCK].next = 0;
+}
+
 /* the first of those that were called; 0: none */
 static unsigned int uncall(int c)
 {
@@ -381,6 +398,7 @@ void gate_retry_open(int j, int c, unsigned long id, long dt)
   if (!r) return;
   memset(r,0,sizeof(*r));
   r->due = dt;
+  r->c = c;
   r->allowed = ALL;
   if (usedeferred) {
     link = deferred_find(c,id,ALLOWANCE);
@@ -481,9 +499,16 @@ void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long 
 int gate_retry_close(int j, int c, unsigned long id, long *dt)
 {
   struct running *r;
+  unsigned int busy;
+  unsigned int i;
   long when;
 
   r = running_get(j);
+  busy = 0;
+  if (r) {
+    busy = r->busy;
+    r->busy = 0; /* no call looks for it here any more */
+  }
   /* nobody wants it sooner, or somebody who was deferred would be tried too soon */
   if (!r || r->flagfull || (!r->back && (!r->deferred || r->deferred >= *dt))) {
     if (usedeferred) deferred_dropjob(c,id);
@@ -497,8 +522,10 @@ int gate_retry_close(int j, int c, unsigned long id, long *dt)
   when = r->back;
   if (r->deferred && r->deferred < when) when = r->deferred;
   if (c >= 0 && c < GATE_RETRY_CHANNELS)
-    if (enqueue(c,when,r->due,id,r->queue,r->busy))
+    if ((i = enqueue(c,when,r->due,id,r->queue,busy))) {
+      if (r->called) call(c,i,r->called);
       return 1;
+    }
   *dt = when;
   return 0;
 }
@@ -506,9 +533,12 @@ int gate_retry_close(int j, int c, unsigned long id, long *dt)
 int gate_retry_call(int c, unsigned long delnum, char *report)
 {
   struct queue **q;
+  struct running *r;
   unsigned long queue;
   unsigned long most;
+  unsigned int busy;
   unsigned int i;
+  int j;
 
   if (c < 0 || c >= GATE_RETRY_CHANNELS) return 0;
   if (delnum != CALL_DELNUM || *report++ != 'R') return 0;
@@ -519,20 +549,18 @@ int gate_retry_call(int c, unsigned long delnum, char *report)
     q = queue_find(c,(unsigned int) queue);
     if (!*q) break;
     i = (*q)->top;
-    unwait(c,i);
-    if (W(i).busy > most) {
-      /* without memory all of them come */
-      deferred_add(c,W(i).id,ALLOWANCE,0,(unsigned int) most);
-      most = 0;
-    }
-    else
-      most -= W(i).busy;
-    if (channel[c].called)
-      W(channel[c].lastcalled).link[CLOCK].next = i;
-    else
-      channel[c].called = i;
-    channel[c].lastcalled = i;
-    W(i).link[CLOCK].next = 0;
+    busy = W(i).busy;
+    call(c,i,busy < most ? busy : (unsigned int) most);
+    most -= busy < most ? busy : most;
+  }
+  /* those whose job is still open: its pass has not seen the end of its recipients */
+  for (j = 0;most && j < numrunning;++j) {
+    r = running + j;
+    if (!r->busy || r->c != c || r->queue != queue) continue;
+    busy = r->busy - r->called;
+    if (busy > most) busy = (unsigned int) most;
+    r->called += busy;
+    most -= busy;
   }
   return 1;
 }
