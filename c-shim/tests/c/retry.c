@@ -138,6 +138,47 @@ static void calls(void)
   is("the others",i,7);
 }
 
+/* a call that comes while the job is open: its pass has not seen the end of its recipients yet */
+static void early(void)
+{
+  unsigned long id;
+  unsigned long mpos;
+  long dt;
+  int tried;
+
+  gate_retry_open(0,1,60,now());
+  gate_retry_open(1,1,61,now());
+  gate_retry_open(2,0,62,now());
+  reported(0,60,0,now() + 400,"B3000 5 busy\n");
+  reported(1,61,0,now() + 400,"B3000 6 busy\n");
+  is("call",called(65535,"R5 1\n"),1);
+  is("it has not come yet",gate_retry_due(1,&id,&dt),0);
+  is("waits",closed(1,61,&dt),1);
+  is("the other was not called",gate_retry_due(1,&id,&dt),0);
+  is("waits",closed(0,60,&dt),1);
+  is("due at once",gate_retry_due(1,&id,&dt) && id == 60,1);
+  is("once",gate_retry_due(1,&id,&dt),0);
+
+  /* the call was for that time, and for no more recipients than it said */
+  gate_retry_open(0,1,60,now());
+  for (mpos = 0;mpos < 4;++mpos) reported(0,60,mpos,now() + 400,"B3000 5 busy\n");
+  is("call",called(65535,"R5 2\n"),1);
+  is("waits",closed(0,60,&dt),1);
+  is("due at once",gate_retry_due(1,&id,&dt) && id == 60,1);
+  gate_retry_open(0,1,60,now());
+  tried = 0;
+  for (mpos = 0;mpos < 4;++mpos)
+    if (!gate_retry_skip(0,1,60,mpos,now())) {
+      ++tried;
+      reported(0,60,mpos,now() + 400,"Kdone\n");
+    }
+  /* the first one is not remembered, so it may be one more */
+  is("three",tried,3);
+  is("waits",closed(0,60,&dt),1);
+  is("not called again",gate_retry_due(1,&id,&dt),0);
+  while (gate_retry_flush(1,&id,&dt)) ;
+}
+
 /* a job with ten busy recipients and one of another queue: as many come as were called */
 static void portions(void)
 {
@@ -398,6 +439,7 @@ int main(void)
   reports();
   comesback();
   calls();
+  early();
   portions();
   orders();
   mixed();
