@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Run, has, run};
 use qpatch_gate::command::Parts;
@@ -458,6 +459,191 @@ fn show_looks_again_while_the_file_is_being_written() {
     });
     home.gate(&["show", "."]).ok();
     late.join().unwrap();
+}
+
+/// A status as the gate writes it, with times that are so many seconds from now.
+fn status_with(keys: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+    let mut text = format!(
+        "qpatch-gate\t1\t7\nwritten\t{now}\npid\t{}\nstate\tlimits\nslots\t100\t100\t14\t2\n\
+         total\t90\t4\t2\t0\t70\t3\t9\ntable\t4\t1\t{now}\nsites\t12\t1\n",
+        std::process::id()
+    );
+    for line in keys.lines() {
+        let time = |field: &str| match field.strip_prefix('@') {
+            Some(offset) => (now + offset.parse::<i64>().unwrap()).to_string(),
+            None => field.to_string(),
+        };
+        text.push_str(&line.split('|').map(time).collect::<Vec<_>>().join("\t"));
+        text.push('\n');
+    }
+    text + "unlisted\t0\nend\t7\n"
+}
+
+/// The text with `N` for what the clock says.
+fn without_seconds(text: &str) -> String {
+    let words = text.split_inclusive([' ', '\n']).collect::<Vec<_>>();
+    let is_time = |at: usize| {
+        words.get(at + 1).is_some_and(|unit| unit.trim_end_matches([' ', '\n', ';', ':']) == "s")
+    };
+    let number = |word: &str| word.trim_end().bytes().all(|byte| byte.is_ascii_digit());
+    let words = words.iter().enumerate().map(|(at, word)| {
+        if is_time(at) && number(word) { "N ".to_string() } else { (*word).to_string() }
+    });
+    words.collect()
+}
+
+const LEARNED: &str = "key|group|outlook|10|8|2|4|60|10|4|12.5|200|8|@-30|0|192.0.2.7 failed after I sent the \
+message.%0aRemote host said: 421 4.3.2 too many %1b[31mconnections from your address, and so on, for long\n\
+key|domain|down.example|20|0|0|0|3|1|0|0.0|0|1|@-50|@700|Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\
+key|domain|fine.example|-|4|0|0|7|4|0|1.0|90|-|0|0|\n";
+
+#[test]
+fn show_tells_which_servers_objected() {
+    let home = Home::new();
+    fs::write(home.path("queue/lock/gatestatus"), status_with(LEARNED)).unwrap();
+    let out = home.gate(&["show", "."]).ok().out;
+    assert!(
+        out.contains("\nsites: 12 domains of concurrencysites, 1 next hop seen at an address\n"),
+        "{out}"
+    );
+    let (_, objections) = out.rsplit_once("\n\n").unwrap();
+    assert_eq!(
+        without_seconds(objections),
+        "group outlook: 8 instead of 10; objected N s ago; last error: 192.0.2.7 failed after I sent the ...\n\
+         down.example: suspended for N s; objected N s ago; last error: Sorry, I wasn't able to establi...\n"
+    );
+    assert!(objections.lines().all(|line| line.len() <= 100));
+}
+
+#[test]
+fn show_tells_how_a_domain_counts() {
+    let home = Home::new();
+    fs::write(home.path("queue/lock/gatestatus"), status_with(LEARNED)).unwrap();
+    fs::write(home.path("queue/lock/gatesites"), "qpatch-sites\t1\nseen.example\t192.0.2.7\nend\n")
+        .unwrap();
+    home.control(
+        "concurrencydomains",
+        ":20::learn\nmx:.outlook.com:10:outlook:learn\n192.0.2.0/24:10:outlook\nfine.example:\n",
+    );
+    home.control("concurrencysites", "mapped.example:outlook\n");
+    home.control("smtproutes", "far.example:relay.example\n");
+    let run = home.gate(&[
+        "show",
+        ".",
+        "--domain",
+        "mapped.example",
+        "seen.example",
+        "down.example",
+        "far.example",
+    ]);
+    let out = run.ok().out;
+    let group = "  limit      10, follows the server; now 8\n  now        8 running, 2 held, 4 away\n  objected   N s ago\n  \
+                 error      192.0.2.7 failed after I sent the message. Remote host said: 421 4.3.2 too many ?[31...\n";
+    let (_, out) = out.split_once("\n\n").unwrap();
+    assert_eq!(
+        without_seconds(out),
+        format!(
+            "mapped.example: counts as group outlook\n  from       concurrencysites:1\n{group}\n\
+             seen.example: counts as group outlook\n  from       concurrencydomains:3, its mail goes to 192.0.2.7\n{group}\n\
+             down.example: counts as down.example\n  from       concurrencydomains:1 (the default)\n  \
+             limit      20, follows the server; now 1\n  now        0 running, 0 held, 0 away\n  objected   N s ago\n  \
+             suspended  for N s: no connection to its server succeeds\n  \
+             error      Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\n\
+             far.example: counts as relay relay.example\n  from       concurrencydomains:1 (the default), by smtproutes:1\n  \
+             limit      20, follows the server\n  now        nothing runs, waits or is remembered\n"
+        )
+    );
+    home.control("concurrencydomains", ":2O\n");
+    let run = home.gate(&["show", ".", "--domain", "a.example"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.starts_with("qpatch: ./control/concurrencydomains:1:3: "), "{}", run.err);
+}
+
+/// Metrics that no panel of monitoring/grafana.json has, on purpose.
+const IN_NO_PANEL: [&str; 1] = [
+    // Grafana makes its own rate of key_done_total.
+    "qmail_gate_key_rate",
+];
+
+/// Every `expr` and every query of a variable.
+fn queries(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                match value {
+                    Value::String(text) if name == "expr" || name == "definition" => {
+                        found.push(text.clone())
+                    }
+                    value => queries(value, found),
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| queries(value, found)),
+        _ => {}
+    }
+}
+
+/// The names of metrics in a text.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
+    words.filter(|word| word.starts_with("qmail_gate_")).map(str::to_string).collect()
+}
+
+#[test]
+fn the_dashboard_has_the_metrics_that_there_are() {
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    let text = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    let told: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next().map(str::to_string))
+        .collect();
+    assert_eq!(metrics_in(&text), told, "each has a type");
+    // A counter is read by its rate, and a gauge is not.
+    let counters: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+
+    let dashboard = json(include_str!("../monitoring/grafana.json"));
+    let mut exprs = Vec::new();
+    queries(&dashboard, &mut exprs);
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(exprs.len() > panels.len() && panels.len() >= 10);
+    let mut used = BTreeSet::new();
+    for expr in &exprs {
+        let metrics = metrics_in(expr);
+        assert!(!metrics.is_empty(), "{expr}");
+        for (open, close) in ["()", "{}", "[]"].map(|pair| pair.split_at(1)) {
+            assert_eq!(expr.matches(open).count(), expr.matches(close).count(), "{expr}");
+        }
+        for metric in &metrics {
+            let is_rate = expr.contains(&format!("rate({metric}{{"));
+            assert_eq!(is_rate, counters.contains(metric.as_str()), "{expr}");
+            // Labels of keys are asked of keys only.
+            let of_key = metric.starts_with("qmail_gate_key_");
+            assert!(of_key || !expr.contains("key=~"), "{expr}");
+        }
+        used.extend(metrics);
+    }
+    let unknown: Vec<_> = used.difference(&told).collect();
+    assert!(unknown.is_empty(), "the gate does not tell {unknown:?}");
+    let unused: Vec<_> = told.difference(&used).map(String::as_str).collect();
+    assert_eq!(unused, IN_NO_PANEL, "neither in a panel nor left out on purpose");
+
+    let mut ids = BTreeSet::new();
+    let mut places = BTreeSet::new();
+    for panel in panels {
+        assert!(ids.insert(panel["id"].as_u64().unwrap()), "{panel}");
+        let at = |name: &str| panel["gridPos"][name].as_u64().unwrap();
+        assert!(at("x") + at("w") <= 24, "{panel}");
+        for (x, y) in (at("x")..at("x") + at("w"))
+            .flat_map(|x| (at("y")..at("y") + at("h")).map(move |y| (x, y)))
+        {
+            assert!(places.insert((x, y)), "two panels are in one place: {panel}");
+        }
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+mod domain;
 mod exchangers;
 pub mod init;
 pub mod library;
@@ -46,6 +47,9 @@ enum Command {
     /// the big providers, each with its source. An existing file is not touched.
     Init(init::Init),
     /// Show what the running gate does, from its status file
+    ///
+    /// Each key with its limit, what its server makes of it now (NOW), and what runs, is held, and
+    /// is away. With --domain: under which key a domain counts now, and why.
     Show(show::Show),
     /// Tell what limits would have done to the deliveries in qmail-send's log
     ///

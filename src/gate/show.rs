@@ -14,7 +14,8 @@ use qpatch_gate::rules::KeyKind;
 use qpatch_gate::status::{FILE_MAX, KeyStatus, State, Status, StatusError};
 use serde::Serialize;
 
-use super::text::{Side, count, key_name, limit_text, limit_value, plain, table};
+use super::domain::{self, Domain};
+use super::text::{Side, count, cut, key_name, limit_text, limit_value, plain, table};
 use super::{Done, Home, Reader, check, meaning, print, printed, read_file};
 use crate::error::Error;
 
@@ -28,6 +29,9 @@ pub struct Show {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = interval)]
     watch: Option<u32>,
+    /// Tell only how these domains count now
+    #[arg(long = "domain", value_name = "D", num_args = 1.., value_parser = check::domain_argument)]
+    domains: Vec<String>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -162,8 +166,13 @@ pub fn run(args: &Show) -> Done {
     let home = Home::new(&args.home).map_err(|error| vec![error])?;
     let path = home.lock("gatestatus");
     let explained = |unread: Unread| vec![explain(&home, &unread)];
+    if !args.domains.is_empty() && args.format == Format::Prometheus {
+        let help = "leave --domain out, or choose another format";
+        return Err(vec![Error::new("--format prometheus", "has all keys", help)]);
+    }
     let mut readings = Readings::default();
-    let first = View::new(read(&path).map_err(explained)?, &mut readings);
+    let mut view = |status| View::new(status, &mut readings).of(args);
+    let first = view(read(&path).map_err(explained)?).map_err(|error| vec![error])?;
     let Some(seconds) = args.watch else {
         return print(|out| match args.format {
             Format::Table => first.table(out),
@@ -175,10 +184,10 @@ pub fn run(args: &Show) -> Done {
         });
     };
     let screen = args.format == Format::Table && io::stdout().is_terminal();
-    let mut view = Ok(first);
+    let mut now = Ok(first);
     for frame in 0u64.. {
         let mut text = Vec::new();
-        let wrote = match (&view, args.format) {
+        let wrote = match (&now, args.format) {
             (Ok(view), Format::Table) => view.table(&mut text),
             (Ok(view), Format::Json) => serde_json::to_writer(&mut text, &view.report())
                 .map_err(io::Error::from)
@@ -205,8 +214,8 @@ pub fn run(args: &Show) -> Done {
             return Ok(());
         }
         sleep(Duration::from_secs(seconds.into()));
-        view = match read(&path) {
-            Ok(status) => Ok(View::new(status, &mut readings)),
+        now = match read(&path) {
+            Ok(status) => view(status),
             Err(unread) => Err(explain(&home, &unread)),
         };
     }
@@ -299,6 +308,8 @@ struct View {
     now_secs: u64,
     rates: Vec<f64>,
     process: Process,
+    /// Those that were asked for.
+    domains: Vec<Domain>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -326,7 +337,18 @@ impl View {
             true if Path::new("/proc").join(status.pid.to_string()).exists() => Process::Running,
             true => Process::Gone,
         };
-        Self { status, now_secs, rates, process }
+        Self { status, now_secs, rates, process, domains: Vec::new() }
+    }
+
+    /// With the domains that were asked for.
+    fn of(mut self, args: &Show) -> Result<Self, Error> {
+        if !args.domains.is_empty() {
+            let rules = domain::rules(&args.home)?;
+            let domains = args.domains.iter();
+            self.domains =
+                domains.map(|domain| Domain::new(domain, &rules, &self.status)).collect();
+        }
+        Ok(self)
     }
 
     fn age_secs(&self) -> u64 {
@@ -343,6 +365,13 @@ impl View {
         writeln!(out, "qmail-rspawn {}: {state}", status.pid)?;
         if self.process == Process::Gone {
             writeln!(out, "this process is gone; these are its last figures")?;
+        }
+        if !self.domains.is_empty() {
+            for domain in &self.domains {
+                writeln!(out)?;
+                domain.write(out, status, self.now_secs)?;
+            }
+            return Ok(());
         }
         let slots = status.slots.min(status.concurrency_remote);
         let running = status.in_use.saturating_sub(status.held);
@@ -378,6 +407,11 @@ impl View {
         };
         let (lines, routes) = (count(status.domains, "line"), count(status.routes, "route"));
         writeln!(out, "rules: {lines}, {routes}; {loaded}")?;
+        if status.mapped + status.seen > 0 {
+            let mapped = count(status.mapped, "domain");
+            let seen = count(status.seen, "next hop");
+            writeln!(out, "sites: {mapped} of concurrencysites, {seen} seen at an address")?;
+        }
         for problem in &status.problems {
             writeln!(out, "problem: {}", plain(problem))?;
         }
@@ -423,6 +457,35 @@ impl View {
         table(out, columns, &rows)?;
         if status.unlisted > 0 {
             writeln!(out, "and {} that did less", count(status.unlisted, "key"))?;
+        }
+        self.objections(out)
+    }
+
+    /// Which servers take less than the limits say, and since when: a line of at most 100 columns for each.
+    fn objections(&self, out: &mut dyn Write) -> io::Result<()> {
+        let is_suspended = |key: &KeyStatus| key.suspended_secs > self.now_secs;
+        let keys = self.status.keys.iter();
+        let keys = keys.filter(|key| key.objected_secs > 0 || is_suspended(key));
+        for (at, key) in keys.enumerate() {
+            if at == 0 {
+                writeln!(out)?;
+            }
+            let mut line = format!("{}: ", key_name(key.kind, &key.name));
+            if is_suspended(key) {
+                let secs = key.suspended_secs - self.now_secs;
+                line.push_str(&format!("suspended for {secs} s"));
+            } else {
+                let (now, limit) = (limit_text(key.effective), limit_text(key.limit));
+                line.push_str(&format!("{now} instead of {limit}"));
+            }
+            if key.objected_secs > 0 {
+                let secs = self.now_secs.saturating_sub(key.objected_secs);
+                line.push_str(&format!("; objected {secs} s ago"));
+            }
+            if !key.error.is_empty() {
+                line.push_str(&format!("; last error: {}", plain(&key.error)));
+            }
+            writeln!(out, "{}", cut(&line, 100))?;
         }
         Ok(())
     }
@@ -477,8 +540,11 @@ impl View {
             lines: status.domains,
             routes: status.routes,
             loaded: (status.loaded_secs > 0).then_some(status.loaded_secs),
+            mapped_domains: status.mapped,
+            seen_next_hops: status.seen,
             problems: &status.problems,
-            keys: keys.collect(),
+            domains: &self.domains,
+            keys: if self.domains.is_empty() { keys.collect() } else { Vec::new() },
             unlisted: status.unlisted,
         }
     }
@@ -505,7 +571,12 @@ struct Report<'a> {
     lines: u64,
     routes: u64,
     loaded: Option<u64>,
+    mapped_domains: u64,
+    seen_next_hops: u64,
     problems: &'a [String],
+    /// What was asked for; without the keys then.
+    #[serde(skip_serializing_if = "<[Domain]>::is_empty")]
+    domains: &'a [Domain],
     keys: Vec<KeyReport<'a>>,
     unlisted: u64,
 }

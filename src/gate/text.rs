@@ -51,6 +51,14 @@ pub(super) fn plain(text: &str) -> String {
     line.collect()
 }
 
+/// No more than so many bytes of printable ASCII.
+pub(super) fn cut(text: &str, most: usize) -> String {
+    match text.get(..most.saturating_sub(3)) {
+        Some(start) if text.len() > most => format!("{start}..."),
+        _ => text.to_string(),
+    }
+}
+
 /// `gmail.com`, `group yahoo`, `relay mx.example`.
 pub(super) fn key_name(kind: KeyKind, name: &str) -> String {
     let name = if name.is_empty() { "(no domain)".to_string() } else { plain(name) };
@@ -99,6 +107,8 @@ mod tests {
     #[test]
     fn nothing_talks_to_the_terminal() {
         assert_eq!(plain("a\tb\n\x1b[2Jc\u{202e}\r\n"), "a b ?[2Jc?");
+        assert_eq!(cut("abcdefgh", 8), "abcdefgh");
+        assert_eq!(cut("abcdefghi", 8), "abcde...");
         assert_eq!(key_name(KeyKind::Domain, ""), "(no domain)");
         assert_eq!(key_name(KeyKind::Group, "y"), "group y");
     }
