@@ -493,11 +493,10 @@ impl Measures<'_> {
             );
             let accepted = self.of(run, |_, run| Some(run.record.accepted.len() as f64));
             self.add(format!("{run}: others done within 60 s"), accepted, None);
+            // Postfix defers a destination's whole queue at once: how often it has tried is not in its log.
             let tried = self.of(run, |_, run| {
-                (run.told.started > 0).then(|| {
-                    let untried = run.told.busy + run.told.suspended;
-                    run.told.started.saturating_sub(untried + run.record.accepted.len()) as f64
-                })
+                let tried = run.told.deferred + run.told.returned;
+                (run.told.started > 0).then_some(tried as f64)
             });
             self.add(format!("{run}: deliveries tried in vain"), tried, None);
         }
