@@ -65,9 +65,11 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    #[command(hide = true)]
-    Man,
+    /// Write the manual pages, one for each subcommand, into a folder
+    Man {
+        /// The folder, which must exist
+        dir: PathBuf,
+    },
 }
 
 /// Which patches, for which tree.
@@ -200,7 +202,7 @@ pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
         Command::Doctor(args) => doctor(&args),
         Command::Demo { spawn } => demo(spawn),
         Command::Completions { shell } => completions(shell),
-        Command::Man => man(),
+        Command::Man { dir } => man(&dir),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -503,12 +505,9 @@ fn completions(shell: clap_complete::Shell) -> Done {
     print(|out| out.write_all(&script))
 }
 
-fn man() -> Done {
-    let mut page = Vec::new();
-    clap_mangen::Man::new(Cli::command())
-        .render(&mut page)
-        .map_err(|e| one(Error::new("", e.to_string(), "")))?;
-    print(|out| out.write_all(&page))
+fn man(dir: &Path) -> Done {
+    clap_mangen::generate_to(Cli::command(), dir)
+        .map_err(|error| one(Error::io(dir, "write the manual pages", &error)))
 }
 
 /// Whether a table tells what is, or what has been done.
