@@ -940,6 +940,14 @@ impl Gate {
         &self.keys.all[at as usize]
     }
 
+    /// The key of this kind and name, if it has deliveries or is remembered.
+    #[must_use]
+    pub fn find_key(&self, kind: KeyKind, name: &[u8]) -> Option<&Key> {
+        let at = self.keys.find(Keys::hash(kind, self.rules.hasher.hash(name)))?;
+        let key = self.key(at);
+        (key.of == at).then_some(key)
+    }
+
     /// All keys that have deliveries or are remembered.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         (0u32..)

@@ -20,6 +20,8 @@ pub enum Event<'a> {
     Start {
         /// Its number, which counts up from 1 in a qmail-send's life.
         number: u64,
+        /// The message's number in the queue.
+        message: u64,
         /// The address.
         recipient: &'a [u8],
     },
@@ -34,6 +36,8 @@ pub enum Event<'a> {
         number: u64,
         /// How.
         end: End,
+        /// What it said, as qmail-send writes it: `_` for a space, `/` for a line feed, `?` for what cannot be printed.
+        text: &'a [u8],
     },
     /// concurrencyremote, as qmail-send has it.
     Status {
@@ -47,10 +51,18 @@ pub enum Event<'a> {
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Success, failure or deferral.
-    Tried,
-    /// A gate's busy answer: it was not tried.
+    /// The mail was taken.
+    Success,
+    /// It bounces.
+    Failure,
+    /// It is tried again.
+    Deferral,
+    /// qmail-send did not understand the report.
+    Mangled,
+    /// A gate has answered: it was not tried.
     Busy,
+    /// A gate's answer, too: it was tried, and refused because there were too many.
+    Refused,
 }
 
 /// Why a line cannot be used.
@@ -215,16 +227,19 @@ fn event(text: &[u8]) -> Option<Event<'_>> {
     ];
     if let Some(rest) = text.strip_prefix(b"starting delivery ") {
         let (number, rest) = number(rest)?;
-        let (_, rest) = self::number(rest.strip_prefix(b": msg ")?)?;
+        let (message, rest) = self::number(rest.strip_prefix(b": msg ")?)?;
         let rest = rest.strip_prefix(b" to ")?;
         return match rest.strip_prefix(b"remote ") {
-            Some(recipient) => Some(Event::Start { number, recipient: recipient.trim_ascii_end() }),
+            Some(recipient) => {
+                Some(Event::Start { number, message, recipient: recipient.trim_ascii_end() })
+            }
             None => rest.starts_with(b"local ").then_some(Event::StartLocal { number }),
         };
     }
     if let Some(rest) = text.strip_prefix(b"delivery ") {
         let (number, rest) = number(rest)?;
-        return Some(Event::End { number, end: end(rest.strip_prefix(b": ")?)? });
+        let (end, text) = end(rest.strip_prefix(b": ")?)?;
+        return Some(Event::End { number, end, text });
     }
     if OTHERS.iter().any(|other| text.starts_with(other)) {
         return Some(Event::Other);
@@ -236,11 +251,38 @@ fn event(text: &[u8]) -> Option<Event<'_>> {
     Some(Event::Status { concurrency_remote: u32::try_from(limit).ok()? })
 }
 
-fn end(text: &[u8]) -> Option<End> {
-    const ENDS: [&[u8]; 4] = [b"success", b"failure", b"deferral", b"report mangled"];
-    let is_end = ENDS.iter().any(|end| text.starts_with(end));
-    let is_busy = || text.windows(20).any(|window| window == b";_not_tried,_again_i");
-    is_end.then(|| if is_busy() { End::Busy } else { End::Tried })
+fn end(text: &[u8]) -> Option<(End, &[u8])> {
+    const ENDS: [(&[u8], End); 4] = [
+        (b"success", End::Success),
+        (b"failure", End::Failure),
+        (b"deferral", End::Deferral),
+        (b"report mangled", End::Mangled),
+    ];
+    let (word, end) = ENDS.iter().find(|(word, _)| text.starts_with(word))?;
+    let said = text[word.len()..].strip_prefix(b": ").unwrap_or_default();
+    let end = match end {
+        // As the gate ends its texts; see its host.rs.
+        End::Deferral
+            if [&b";_not_tried._(#4.4.5)/"[..], b";_not_tried._(#4.4.1)/"]
+                .iter()
+                .any(|ending| said.trim_ascii_end().ends_with(ending)) =>
+        {
+            End::Busy
+        }
+        End::Deferral if refused(said).is_some() => End::Refused,
+        end => *end,
+    };
+    Some((end, said))
+}
+
+/// The report that a gate did not pass on, because there were too many.
+pub fn refused(said: &[u8]) -> Option<&[u8]> {
+    const WORDS: &[u8] = b";_to_be_tried_again:_";
+    let rest = said.trim_ascii_end().strip_suffix(b"_(#4.4.5)/")?;
+    // The key is before it, which has no such word.
+    let start = said.windows(21).position(|window| window == b"_refused_this_one_bes")?;
+    let at = start + said[start..].windows(WORDS.len()).position(|window| window == WORDS)?;
+    rest.get(at + WORDS.len()..)
 }
 
 /// The next line without its end, in `line`, which is used again. False at the end of the input.
@@ -362,22 +404,42 @@ mod tests {
     fn lines_of_qmail_send() {
         assert_eq!(
             event_of("starting delivery 12: msg 345 to remote u@a@b.example"),
-            Some(Event::Start { number: 12, recipient: b"u@a@b.example" })
+            Some(Event::Start { number: 12, message: 345, recipient: b"u@a@b.example" })
         );
         assert_eq!(
             event_of("starting delivery 12: msg 345 to local u@b"),
             Some(Event::StartLocal { number: 12 })
         );
-        let tried = |number| Some(Event::End { number, end: End::Tried });
-        assert_eq!(event_of("delivery 1: success: 10.0.0.1_accepted_message./"), tried(1));
-        assert_eq!(event_of("delivery 2: failure: no/"), tried(2));
-        assert_eq!(event_of("delivery 3: deferral: later/"), tried(3));
-        assert_eq!(event_of("delivery 4: report mangled, will defer"), tried(4));
+        let ended = |line| match event_of(line) {
+            Some(Event::End { number, end, text }) => {
+                (number, end, std::str::from_utf8(text).unwrap())
+            }
+            other => panic!("{other:?}"),
+        };
         assert_eq!(
-            event_of(
-                "delivery 5: deferral: b.example_is_at_its_limit_of_2_deliveries;_not_tried,_again_in_7_s._(#4.4.5)/"
-            ),
-            Some(Event::End { number: 5, end: End::Busy })
+            ended("delivery 1: success: 10.0.0.1_accepted_message./"),
+            (1, End::Success, "10.0.0.1_accepted_message./")
+        );
+        assert_eq!(ended("delivery 2: failure: no/"), (2, End::Failure, "no/"));
+        assert_eq!(ended("delivery 3: deferral: later/"), (3, End::Deferral, "later/"));
+        assert_eq!(ended("delivery 4: report mangled, will defer"), (4, End::Mangled, ""));
+        for busy in [
+            "b.example_is_at_its_limit_of_2_deliveries;_not_tried._(#4.4.5)/",
+            "group_g_is_closed_(limit_0);_not_tried._(#4.4.5)/",
+            "b.example:_no_connection_to_its_server_succeeds,_none_is_tried_for_61_s;_not_tried._(#4.4.1)/",
+        ] {
+            let line = format!("delivery 5: deferral: {busy}");
+            let Some(Event::End { number, end, text }) = event_of(&line) else { panic!("{line}") };
+            assert_eq!((number, end, text), (5, End::Busy, busy.as_bytes()));
+        }
+        let (_, end, said) = ended(
+            "delivery 6: deferral: b.example_refused_this_one_beside_11_(limit_20);_to_be_tried_again:_Connected_to_\
+             10.0.0.1_but_greeting_failed./Remote_host_said:_421_x/_(#4.4.5)/",
+        );
+        assert_eq!(end, End::Refused);
+        assert_eq!(
+            refused(said.as_bytes()),
+            Some(&b"Connected_to_10.0.0.1_but_greeting_failed./Remote_host_said:_421_x/"[..])
         );
         assert_eq!(
             event_of("status: local 0/10 remote 3/255 exitasap"),

@@ -11,6 +11,7 @@ mod exchangers;
 pub mod init;
 pub mod library;
 pub mod log;
+mod said;
 pub mod show;
 pub mod simulate;
 pub mod sites;
@@ -54,7 +55,9 @@ enum Command {
     /// Tell what limits would have done to the deliveries in qmail-send's log
     ///
     /// Runs the gate itself over the log: which domains would have been limited, how long their
-    /// mail would have waited, how many busy answers there would have been.
+    /// mail would have waited, how many busy answers there would have been. Limits that learn are
+    /// told what servers said in the log; what they would have said to fewer deliveries at once
+    /// nobody knows, so such limits fall lower here than they would.
     Simulate(simulate::Simulate),
     /// Look up whose mail exchangers are at a site, and write control/concurrencysites
     ///

@@ -5,6 +5,12 @@
 //! a delivery starts no sooner than without, so it ends no sooner. So one pass over the log is enough, and what is kept is
 //! what runs or waits.
 //!
+//! How a delivery ended is in the log, too: the text of its report. The gate hears it, so limits that learn do, and mail finds
+//! its site by the address that took it. But what a server would have said had there been fewer is not known: whom it
+//! refused then, it refuses here. So limits fall lower and rise later than they would. And a delivery that would have gone
+//! back as busy, because it was refused beside others, takes its place for no time when it comes again: what became of
+//! its next try is in the log, as a delivery of its own.
+//!
 //! What is not in the log is modelled as in the gate's own tests: mail that was sent away waits until the gate calls it, and
 //! qmail-send makes at most 3000 passes a second over mail that waits for it.
 
@@ -15,15 +21,18 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Gate, Next, Ran, SLOTS_MAX};
+use qpatch_gate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Gate, Next, Ran, SLOTS_MAX, Why};
+use qpatch_gate::learn::Learning;
 use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
+use qpatch_gate::report::{Report, Seen};
 use qpatch_gate::retry::Retry;
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::table::{Limit, Table};
+use qpatch_gate::table::{Cap, Limit, Table};
 use serde::Serialize;
 
 use super::check::{Source, load};
 use super::log::{self, Event, Precision, Unusable};
+use super::said;
 use super::text::{Side, count, key_name, limit_text, limit_value, table};
 use super::{Done, Format, print};
 use crate::error::Error;
@@ -31,8 +40,8 @@ use crate::error::Error;
 /// Arguments of `qpatch gate simulate`.
 #[derive(Debug, Args)]
 pub struct Simulate {
-    /// A file with lines domain:limit[:group], or a folder where qmail is installed, whose smtproutes
-    /// then count, too
+    /// A file with lines domain:limit[:group[:learn|fixed]], or a folder where qmail is installed,
+    /// whose smtproutes, concurrencysites and known sites then count, too
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
     /// qmail-send's log, - for standard input; several are read one after the other
@@ -64,6 +73,11 @@ const DAY_US: i64 = 86_400_000_000;
 const YEAR_US: i64 = 365 * DAY_US;
 /// So many keys are printed for people.
 const ROWS: usize = 40;
+
+/// What a delivery said whose end the log does not tell.
+const SILENT: Report = Report { seen: Seen::Nothing, peer: None };
+/// As the queue of mail that waits for the clock only: no key has this number.
+const NO_QUEUE: u32 = 0;
 
 const UNKNOWN: u64 = u64::MAX;
 /// As the time of a start: it would never be.
@@ -114,7 +128,7 @@ struct Key {
     name: Vec<u8>,
     /// An address that counts here.
     recipient: Vec<u8>,
-    limit: Limit,
+    cap: Cap,
     /// Open in the log.
     open: u32,
     open_peak: u32,
@@ -129,11 +143,20 @@ struct Key {
     busy: u64,
     /// Limit 0: would not have started.
     never: u64,
+    /// Refused because of too many, or connected to nobody.
+    objections: u64,
+    /// Of these, those that would have gone back as busy.
+    refused: u64,
+    /// Deferred because no connection succeeded.
+    suspended: u64,
+    /// The lowest limit that was learned.
+    lowest: Limit,
 }
 
 impl Key {
     fn is_forgettable(&self) -> bool {
-        self.open == 0 && self.live == 0 && self.waited == 0 && self.busy == 0 && self.never == 0
+        let did_nothing = self.waited == 0 && self.busy == 0 && self.never == 0;
+        self.open == 0 && self.live == 0 && did_nothing && self.objections == 0
     }
 }
 
@@ -155,6 +178,20 @@ struct Delivery {
     started_us: u64,
     /// [`UNKNOWN`] before the log has told.
     service_us: u64,
+    /// Its message's number in the queue.
+    message: u64,
+    /// What the log says of its end.
+    said: Report,
+    round: Round,
+}
+
+/// Which try of a delivery it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// The one in the log.
+    First,
+    /// It has been refused and went back; what it would say now is not known.
+    Again,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -304,12 +341,12 @@ impl Machine {
     /// The key of a recipient, and its number.
     fn key(&mut self, recipient: &[u8]) -> u32 {
         let domain = domain_of(recipient);
-        let (kind, limit) = match domain {
+        let (kind, cap) = match domain {
             // Without an @ there is no domain, and the gate lets it pass.
             None => {
                 self.name.clear();
                 self.name.extend_from_slice(b"(no @)");
-                (KeyKind::Domain, Limit::Unlimited)
+                (KeyKind::Domain, Cap::NONE)
             }
             Some(domain) => {
                 let domain = without_root(domain);
@@ -318,7 +355,7 @@ impl Machine {
                 self.name.clear();
                 self.name.extend_from_slice(found.name);
                 self.name.make_ascii_lowercase();
-                (found.kind, found.cap.limit)
+                (found.kind, found.cap)
             }
         };
         self.name.push(kind as u8);
@@ -336,7 +373,7 @@ impl Machine {
             kind,
             name: self.name[..self.name.len() - 1].to_vec(),
             recipient: address,
-            limit,
+            cap,
             open: 0,
             open_peak: 0,
             running: 0,
@@ -348,6 +385,10 @@ impl Machine {
             waited_max_us: 0,
             busy: 0,
             never: 0,
+            objections: 0,
+            refused: 0,
+            suspended: 0,
+            lowest: cap.limit,
         };
         let at = match self.free_keys.pop() {
             Some(at) => {
@@ -382,13 +423,16 @@ impl Machine {
     }
 
     /// A delivery has been handed out now. None if too many wait already.
-    fn arrive(&mut self, key: u32) -> Option<u32> {
+    fn arrive(&mut self, key: u32, message: u64) -> Option<u32> {
         let delivery = Delivery {
             key,
             slot: NONE,
             asked_us: self.now_us,
             started_us: UNKNOWN,
             service_us: UNKNOWN,
+            message,
+            said: SILENT,
+            round: Round::First,
         };
         let at = match self.free.pop() {
             Some(at) => {
@@ -411,10 +455,11 @@ impl Machine {
         Some(at)
     }
 
-    /// The log tells that a delivery ended now.
-    fn tell_end(&mut self, at: u32) {
+    /// The log tells that a delivery ended now, and how.
+    fn tell_end(&mut self, at: u32, said: Report) {
         let now_us = self.now_us;
         let delivery = &mut self.deliveries[at as usize];
+        delivery.said = said;
         delivery.service_us = now_us - delivery.asked_us;
         match delivery.started_us {
             UNKNOWN => {}
@@ -428,11 +473,12 @@ impl Machine {
 
     fn ask(&mut self, at: u32, slot: u32) {
         self.pass_at_us = self.now_us + PASS_US;
-        let key = self.deliveries[at as usize].key;
+        let Delivery { key, message, .. } = self.deliveries[at as usize];
         self.deliveries[at as usize].slot = slot;
         self.slots[slot as usize] = at;
         let recipient = &self.keys[key as usize].recipient;
-        let answer = match Parts::new(&[b"", b"", recipient]) {
+        let message = message.to_string();
+        let answer = match Parts::new(&[message.as_bytes(), b"", recipient]) {
             Some(parts) => self.gate.ask(self.now_us, slot, &parts),
             None => Answer::Go,
         };
@@ -448,7 +494,11 @@ impl Machine {
     fn start(&mut self, at: u32) {
         let delivery = &mut self.deliveries[at as usize];
         delivery.started_us = self.now_us;
-        let Delivery { key, asked_us, started_us, service_us, .. } = *delivery;
+        let Delivery { key, asked_us, started_us, service_us, round, .. } = *delivery;
+        if round == Round::Again {
+            self.at(started_us, Due::End(at));
+            return;
+        }
         let key = &mut self.keys[key as usize];
         key.running += 1;
         key.peak = key.peak.max(key.running);
@@ -464,22 +514,48 @@ impl Machine {
     }
 
     fn end(&mut self, at: u32) {
-        let Delivery { key, slot, .. } = self.deliveries[at as usize];
-        self.gate.done(self.now_us, slot, Ran::Yes(b"r\0Kaccepted\0"));
+        let Delivery { key, slot, said, round, .. } = self.deliveries[at as usize];
         self.free_slots.push(slot);
-        self.free.push(at);
         let key = &mut self.keys[key as usize];
+        if round == Round::Again {
+            self.gate.done(self.now_us, slot, Ran::No);
+            key.live -= 1;
+            self.free.push(at);
+            return;
+        }
+        let back = self.gate.done(self.now_us, slot, Ran::Yes(&said::report(&said)));
         key.running -= 1;
-        key.live -= 1;
         self.last_end_us = self.last_end_us.max(self.now_us);
+        if said::is_objection(said.seen) {
+            key.objections += 1;
+            if key.cap.learning == Learning::On
+                && let Some(of_gate) = self.gate.find_key(key.kind, &key.name)
+            {
+                key.lowest = key.lowest.min(of_gate.limit());
+            }
+        }
+        match back {
+            None => {
+                key.live -= 1;
+                self.free.push(at);
+            }
+            Some(busy) => {
+                key.refused += 1;
+                self.deliveries[at as usize].round = Round::Again;
+                self.away(at, busy);
+            }
+        }
     }
 
     fn send_away(&mut self, at: u32, busy: Busy) {
-        let Delivery { key, slot, asked_us, service_us, .. } = self.deliveries[at as usize];
+        let Delivery { key, slot, service_us, .. } = self.deliveries[at as usize];
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
-        key.busy += 1;
-        if key.limit == Limit::AtMost(0) {
+        match busy.why {
+            Why::Suspended => key.suspended += 1,
+            Why::AtLimit | Why::Refused => key.busy += 1,
+        }
+        if key.cap.limit == Limit::AtMost(0) {
             // It would come back again and again.
             key.never += 1;
             key.live -= 1;
@@ -489,7 +565,17 @@ impl Machine {
             }
             return;
         }
-        let number = self.gate.key(busy.key).number;
+        self.away(at, busy);
+    }
+
+    /// It waits until it is called, or until the time that the gate has told.
+    fn away(&mut self, at: u32, busy: Busy) {
+        let asked_us = self.deliveries[at as usize].asked_us;
+        let number = match busy.why {
+            // A deferral like any other. Its next try comes later than this in truth: qmail-send's waits grow.
+            Why::Suspended => NO_QUEUE,
+            Why::AtLimit | Why::Refused => self.gate.key(busy.key).number,
+        };
         let latest_us = self.now_us + u64::from(busy.secs) * 1_000_000;
         self.retry.wait(at, number, asked_us, latest_us);
     }
@@ -583,7 +669,7 @@ impl Run {
             self.machine.advance(now_us);
         }
         match event {
-            Event::Start { number, recipient } => {
+            Event::Start { number, message, recipient } => {
                 self.number(number);
                 self.open_remote += 1;
                 self.open_remote_peak = self.open_remote_peak.max(self.open_remote);
@@ -596,7 +682,7 @@ impl Run {
                 key.open += 1;
                 key.open_peak = key.open_peak.max(key.open);
                 self.deliveries += 1;
-                let delivery = self.machine.arrive(at);
+                let delivery = self.machine.arrive(at, message);
                 self.lines.left_out += u64::from(delivery.is_none());
                 self.open.insert(number, Open::Remote { key: at, delivery });
             }
@@ -604,11 +690,11 @@ impl Run {
                 self.number(number);
                 self.open.insert(number, Open::Local);
             }
-            Event::End { number, end } => match self.open.remove(&number) {
+            Event::End { number, end, text } => match self.open.remove(&number) {
                 None => self.lines.ends_only += 1,
                 Some(open) => {
                     self.lines.busy_already += u64::from(end == log::End::Busy);
-                    self.end(open);
+                    self.end(open, said::of_log(end, text));
                 }
             },
             Event::Status { concurrency_remote } => {
@@ -630,13 +716,13 @@ impl Run {
         self.cut_off(OPEN_MAX - 1);
     }
 
-    fn end(&mut self, open: Open) {
+    fn end(&mut self, open: Open, said: Report) {
         let Open::Remote { key, delivery } = open else { return };
         self.open_remote -= 1;
         self.machine.keys[key as usize].open -= 1;
         self.last_end_us = self.machine.now_us;
         if let Some(delivery) = delivery {
-            self.machine.tell_end(delivery);
+            self.machine.tell_end(delivery, said);
         }
     }
 
@@ -646,7 +732,7 @@ impl Run {
             && let Some((_, open)) = self.open.pop_first()
         {
             self.lines.starts_only += u64::from(matches!(open, Open::Remote { .. }));
-            self.end(open);
+            self.end(open, SILENT);
         }
     }
 }
@@ -696,6 +782,8 @@ fn simulate(args: &Simulate) -> Result<Outcome, Error> {
     let (lines, default) = (domains.len() as u64, default_of(&domains));
     gate.set_table(Some(domains), 0).map_err(no_memory)?;
     gate.set_routes(rules.routes, 0).map_err(no_memory)?;
+    *gate.seen_mut() = rules.sites.seen;
+    gate.set_map(rules.sites.map, 0).map_err(no_memory)?;
 
     let mut run = Run {
         machine: Machine::new(gate),
@@ -762,6 +850,8 @@ struct Outcome {
     added_delay: f64,
     busy_answers: u64,
     never_started: u64,
+    /// Deliveries that were refused because of too many, or connected to nobody.
+    objections: u64,
     /// How much later the last one ends.
     last_end_later: f64,
     keys: Vec<Row>,
@@ -787,6 +877,16 @@ struct Row {
     added_delay: f64,
     busy_answers: u64,
     never_started: u64,
+    learns: bool,
+    objections: u64,
+    /// Of the objections, those that would have gone back as busy.
+    refused: u64,
+    /// Deferred because no connection succeeded.
+    suspended: u64,
+    #[serde(skip)]
+    lowest: Limit,
+    /// null is unlimited.
+    lowest_limit: Option<u32>,
 }
 
 fn secs(us: u64) -> f64 {
@@ -813,8 +913,8 @@ impl Outcome {
             key_kind: key.kind,
             kind: key.kind.name(),
             key: String::from_utf8_lossy(&key.name).into_owned(),
-            at_most: key.limit,
-            limit: limit_value(key.limit),
+            at_most: key.cap.limit,
+            limit: limit_value(key.cap.limit),
             deliveries: key.deliveries,
             peak_before: key.open_peak,
             peak_with_limits: key.peak,
@@ -824,6 +924,12 @@ impl Outcome {
             added_delay: mean(key.waited_us, key.deliveries - key.never),
             busy_answers: key.busy,
             never_started: key.never,
+            learns: key.cap.learning == Learning::On,
+            objections: key.objections,
+            refused: key.refused,
+            suspended: key.suspended,
+            lowest: key.lowest,
+            lowest_limit: limit_value(key.lowest),
         };
         let waited = sum(|key| key.waited);
         let never = sum(|key| key.never);
@@ -845,6 +951,7 @@ impl Outcome {
             added_delay: mean(waited_us, run.deliveries - never),
             busy_answers: sum(|key| key.busy),
             never_started: never,
+            objections: sum(|key| key.objections),
             last_end_later: secs(machine.last_end_us.saturating_sub(run.last_end_us)),
             keys: keys.iter().map(row).collect(),
             others: machine.others,
@@ -865,10 +972,7 @@ impl Outcome {
             limit_text(self.default),
             self.concurrencyremote
         )?;
-        let deliveries = match self.deliveries {
-            1 => "1 delivery".to_string(),
-            number => format!("{number} deliveries"),
-        };
+        let deliveries = deliveries(self.deliveries);
         writeln!(
             out,
             "log:    {deliveries} to remote recipients in {}, {} at once at most",
@@ -936,7 +1040,42 @@ impl Outcome {
                 count(more, "key")
             )?;
         }
-        Ok(())
+        self.learned(out)
+    }
+
+    /// The keys that learn and were objected to.
+    fn learned(&self, out: &mut dyn Write) -> io::Result<()> {
+        let columns = [
+            ("LEARNS", Side::Left),
+            ("LIMIT", Side::Right),
+            ("LOWEST", Side::Right),
+            ("OBJECTIONS", Side::Right),
+            ("BACK AS BUSY", Side::Right),
+            ("SUSPENDED", Side::Right),
+        ];
+        let rows: Vec<_> = self
+            .learning()
+            .take(ROWS)
+            .map(|row| {
+                [
+                    key_name(row.key_kind, &row.key),
+                    limit_text(row.at_most),
+                    limit_text(row.lowest),
+                    row.objections.to_string(),
+                    row.refused.to_string(),
+                    row.suspended.to_string(),
+                ]
+            })
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        table(out, columns, &rows)
+    }
+
+    fn learning(&self) -> impl Iterator<Item = &Row> {
+        self.keys.iter().filter(|row| row.learns && row.objections > 0)
     }
 
     /// What to know about these figures.
@@ -984,6 +1123,27 @@ impl Outcome {
             lines.whole_seconds.into(),
             "the time stamps have whole seconds, so times and peaks are that exact".to_string(),
         );
+        let learned = self.learning().count() as u64;
+        let back: u64 = self.keys.iter().map(|row| row.refused).sum();
+        note(
+            learned,
+            "whom a server refused in the log it refuses here, with however few beside; what it had taken with fewer \
+             is not known, so limits fall lower and rise later than they would"
+                .to_string(),
+        );
+        note(
+            back,
+            format!(
+                "gone back as busy: {back}; not tried once more here, because their next tries are in the log"
+            ),
+        );
+        note(
+            u64::from(learned == 0) * self.objections,
+            format!(
+                "{} refused because of too many, or connected to nobody; no line for them learns",
+                deliveries(self.objections)
+            ),
+        );
         note(
             lines.busy_already,
             format!(
@@ -1004,6 +1164,10 @@ impl Outcome {
         );
         notes
     }
+}
+
+fn deliveries(number: u64) -> String {
+    if number == 1 { "1 delivery".to_string() } else { format!("{number} deliveries") }
 }
 
 fn times(number: u64) -> String {
@@ -1085,6 +1249,77 @@ mod tests {
         let key = &run.machine.keys[0];
         assert_eq!((key.open_peak, key.peak, key.waited, key.busy), (20, 20, 0, 0));
         assert_eq!(run.machine.last_end_us, run.last_end_us);
+    }
+
+    #[test]
+    fn what_the_log_says_of_a_server_is_learned_from() {
+        // A server with ten places: of twenty that come at once, ten are refused at once. Then what fits.
+        let stamp = |ms: u64| format!("{}.{:03}", ms / 1000, ms % 1000);
+        let mut lines = Vec::new();
+        let mut add = |number: u64, at_ms: u64, ms: u64, end: &str| {
+            let start = format!("starting delivery {number}: msg {number} to remote u@a.example");
+            lines.push((at_ms, format!("{} {start}\n", stamp(at_ms))));
+            lines.push((at_ms + ms, format!("{} delivery {number}: {end}\n", stamp(at_ms + ms))));
+        };
+        for number in 1..=20 {
+            let refused = "deferral: Connected_to_192.0.2.1_but_greeting_failed./Remote_host_said:_421_too_many/";
+            match number {
+                ..=10 => {
+                    add(number, 1_000_000 + number, 2000, "success: 192.0.2.1_accepted_message./");
+                }
+                _ => add(number, 1_000_000 + number, 50, refused),
+            }
+        }
+        for number in 21..=400 {
+            add(number, 1_000_000 + number * 200, 2000, "success: 192.0.2.1_accepted_message./");
+        }
+        lines.sort();
+        let log: String = lines.into_iter().map(|(_, line)| line).collect();
+        for (rules, lowest, refused) in
+            [(":20::learn\n", 10, 10), (":20\n", 20, 0), (":20::fixed\n", 20, 0)]
+        {
+            let run = run(rules, 100, &log);
+            let machine = &run.machine;
+            let key = &machine.keys[0];
+            assert_eq!((key.objections, key.refused), (10, refused), "{rules}");
+            assert_eq!(key.lowest, Limit::AtMost(lowest), "{rules}");
+            assert_eq!((key.live, key.running, key.suspended), (0, 0, 0), "{rules}");
+            assert_eq!(machine.free.len(), machine.deliveries.len(), "every delivery ended");
+            assert_eq!(machine.free_slots.len(), machine.slots.len());
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_suspends_its_key() {
+        let log = steady(600, 100, 50).replace(
+            "success: ok/",
+            "deferral: Sorry,_I_wasn't_able_to_establish_an_SMTP_connection._(#4.4.1)/",
+        );
+        let run = run(":20::learn\n", 100, &log);
+        let key = &run.machine.keys[0];
+        assert_eq!(key.objections, 600);
+        assert!(key.suspended > 0);
+        assert_eq!((key.live, key.running), (0, 0));
+        assert_eq!(run.machine.free.len(), run.machine.deliveries.len());
+    }
+
+    #[test]
+    fn addresses_in_the_log_lead_to_sites() {
+        let mut log = String::new();
+        for number in 1..=40 {
+            let at = 1000 + number;
+            let domain = if number % 2 == 0 { "a" } else { "b" };
+            log.push_str(&format!(
+                "{at}.0 starting delivery {number}: msg 1 to remote u@{domain}.example\n"
+            ));
+            log.push_str(&format!(
+                "{at}.9 delivery {number}: success: 192.0.2.7_accepted_message./\n"
+            ));
+        }
+        let run = run("192.0.2.0/24:1:farm\n:20\n", 100, &log);
+        let farm = run.machine.keys.iter().find(|key| key.kind == KeyKind::Group).unwrap();
+        assert_eq!(farm.name, b"farm");
+        assert!(farm.deliveries >= 37, "all but the first ones: {}", farm.deliveries);
     }
 
     #[test]
