@@ -573,7 +573,7 @@ fn queries(value: &Value, found: &mut Vec<String>) {
             for (name, value) in fields {
                 match value {
                     Value::String(text) if name == "expr" || name == "definition" => {
-                        found.push(text.clone())
+                        found.push(text.clone());
                     }
                     value => queries(value, found),
                 }
