@@ -17,7 +17,7 @@ use std::process::{self, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use common::run;
+use common::{Fixture, run};
 use qpatch::fixture::Dialect;
 use qpatch::verify::gate;
 use qpatch::verify::log::{Log, logged};
@@ -41,7 +41,10 @@ const RELOAD: Duration = Duration::from_secs(3);
 
 /// A rig with the gate, `limits` in control/concurrencydomains and a qmail-remote that takes its time.
 fn gated(programs: &[&str], limits: &str, concurrency_remote: u32) -> Rig {
-    let fixture = patched(Dialect::StockKr, Gate::In);
+    gated_of(&patched(Dialect::StockKr, Gate::In), programs, limits, concurrency_remote)
+}
+
+fn gated_of(fixture: &Fixture, programs: &[&str], limits: &str, concurrency_remote: u32) -> Rig {
     let rig = Rig::of(fixture.path(), &config(1000, &[]), programs).unwrap();
     furnish(&rig.site, limits, concurrency_remote);
     rig
@@ -307,6 +310,19 @@ fn without_its_file_there_is_no_limit_any_more() {
     rspawn.rig.stubs.release("all").unwrap();
     assert!(rspawn.reports(40).iter().all(|report| report.letter == b'K'));
     assert_eq!(rspawn.peak(BUSY), 40);
+    assert_eq!(rspawn.end(), []);
+}
+
+#[test]
+fn it_links_into_a_static_program() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    fixture.replace("conf-ld", "cc -s\n", "cc -s -static\n");
+    let mut rig = gated_of(&fixture, &["qmail-rspawn"], &format!("{BUSY}:5\n"), 200);
+    let program = fs::read(rig.site.home().join("bin/qmail-rspawn")).unwrap();
+    let names_a_loader = program.windows(8).any(|bytes| bytes == b".interp\0");
+    assert!(!names_a_loader);
+    let mut rspawn = Spawning::start(&mut rig);
+    rspawn.fill(BUSY, 5);
     assert_eq!(rspawn.end(), []);
 }
 

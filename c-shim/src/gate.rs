@@ -31,7 +31,7 @@ use crate::index::Index;
 use crate::learn::{Ended, Learned, Learning, May, Returns, Try};
 use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::memory::{self, OutOfMemory};
-use crate::name::{NAME_MAX, domain_of, without_root};
+use crate::name::{NAME_MAX, domain_of, has_upper, without_root};
 use crate::pace::{Pace, Rate};
 use crate::random::Random;
 use crate::recall::Recall;
@@ -367,7 +367,7 @@ impl Keys {
         self.index.find(hash, |at| self.all[at as usize].hash == hash)
     }
 
-    /// An active entry, new or out of the idle ones. A new one counts under itself.
+    /// An active entry, new or out of the idle ones.
     fn activate(
         &mut self,
         kind: KeyKind,
@@ -382,6 +382,20 @@ impl Keys {
             self.wake(at);
             return Ok(at);
         }
+        self.add(kind, hash, name, cap, now_us, guess_secs)
+    }
+
+    /// A new entry, active, which counts under itself. There is none with this hash.
+    fn add(
+        &mut self,
+        kind: KeyKind,
+        hash: u64,
+        name: &[u8],
+        cap: Cap,
+        now_us: u64,
+        guess_secs: Option<f64>,
+    ) -> Result<u32, OutOfMemory> {
+        self.make_room();
         let at = match self.free.last() {
             Some(&at) => at,
             None => {
@@ -399,7 +413,9 @@ impl Keys {
         key.name.try_reserve(name.len())?;
         self.index.insert(hash, at)?;
         key.name.extend_from_slice(name);
-        key.name.make_ascii_lowercase();
+        if has_upper(name) {
+            key.name.make_ascii_lowercase();
+        }
         key.kind = kind;
         key.cap = cap;
         key.learned = Learned::NEW;
@@ -429,7 +445,7 @@ impl Keys {
         self.all[at as usize].place = Place::Active;
     }
 
-    /// Puts an entry that is idle to the others that are; it may be forgotten any time.
+    /// Puts an entry that is idle to the others that are; it may be forgotten from the next entry on.
     fn rest(&mut self, at: u32, now_us: u64) {
         let key = &mut self.all[at as usize];
         key.idle_since_us = now_us;
@@ -437,16 +453,10 @@ impl Keys {
             key.place = Place::Known;
             append(&mut self.known, at, &mut self.links, |link| link);
             self.known_len += 1;
-            if self.known_len > KNOWN_KEYS {
-                self.forget(self.known.first);
-            }
         } else {
             key.place = Place::Recent;
             append(&mut self.recent, at, &mut self.links, |link| link);
             self.recent_len += 1;
-            if self.recent_len > RECENT_KEYS {
-                self.forget(self.recent.first);
-            }
         }
     }
 
@@ -477,7 +487,18 @@ impl Keys {
         }
     }
 
+    /// Forgets the oldest, if there are too many that are idle.
+    fn make_room(&mut self) {
+        while self.recent_len > RECENT_KEYS {
+            self.forget(self.recent.first);
+        }
+        while self.known_len > KNOWN_KEYS {
+            self.forget(self.known.first);
+        }
+    }
+
     fn forget_old(&mut self, now_us: u64) {
+        self.make_room();
         let old = |keys: &Self, at: u32| {
             at != NONE && now_us.saturating_sub(keys.all[at as usize].idle_since_us) > KNOWN_US
         };
@@ -1357,7 +1378,7 @@ impl Gate {
     }
 }
 
-/// A new entry for a domain, and one for the key that it counts under, if that is another.
+/// A new entry for a domain that has none, and one for the key that it counts under, if that is another.
 fn add_domain(
     keys: &mut Keys,
     rules: &Rules,
@@ -1366,11 +1387,14 @@ fn add_domain(
     now_us: u64,
     guess_secs: Option<f64>,
 ) -> Result<u32, OutOfMemory> {
+    // The entry first: what the rules need comes into the cache meanwhile.
+    let key_hash = Keys::hash(KeyKind::Domain, hash);
+    let at = keys.add(KeyKind::Domain, key_hash, domain, Cap::NONE, now_us, guess_secs)?;
     let found = rules.resolve_hashed(hash, domain);
+    keys.all[at as usize].cap = found.cap;
     if found.kind == KeyKind::Domain {
-        return keys.activate(found.kind, hash, domain, found.cap, now_us, guess_secs);
+        return Ok(at);
     }
-    let at = keys.activate(KeyKind::Domain, hash, domain, found.cap, now_us, guess_secs)?;
     let of = keys.activate(
         found.kind,
         rules.hasher.hash(found.name),
@@ -1396,7 +1420,7 @@ fn add_domain(
 /// (K, Z, D), each ended by a zero byte.
 fn note_error(error: &mut Vec<u8>, report: &[u8]) {
     if let [b'r', .., 0] = report
-        && report.split(|&byte| byte == 0).any(|line| line.first() == Some(&b'K'))
+        && report.windows(2).any(|pair| pair == b"\0K")
     {
         return;
     }

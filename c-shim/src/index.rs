@@ -7,13 +7,17 @@ use crate::memory::{self, OutOfMemory};
 const EMPTY: u64 = 0;
 
 /// Open addressing with linear probing; removal shifts back, so there are no tombstones. An element has the upper half of
-/// the hash in its upper half, and the position plus one in its lower half.
+/// the hash in its upper half, which says where it belongs, and the position plus one in its lower half.
 #[derive(Debug, Default)]
 pub struct Index {
     elements: Vec<u64>,
     len: usize,
-    /// The lower half of each hash, which says where the element belongs.
-    homes: Vec<u32>,
+}
+
+/// Where an element belongs, and an entry with this hash.
+#[inline]
+fn home(hash: u64) -> usize {
+    (hash >> 32) as usize
 }
 
 impl Index {
@@ -21,7 +25,7 @@ impl Index {
     #[inline]
     pub fn find(&self, hash: u64, same: impl Fn(u32) -> bool) -> Option<u32> {
         let mask = self.elements.len().checked_sub(1)?;
-        let mut slot = hash as usize & mask;
+        let mut slot = home(hash) & mask;
         loop {
             let element = self.elements[slot];
             if element == EMPTY {
@@ -42,30 +46,27 @@ impl Index {
         if (self.len + 1) * 2 > self.elements.len() {
             self.grow()?;
         }
-        self.place(hash >> 32 << 32 | (u64::from(position) + 1), hash as u32);
+        self.place(hash >> 32 << 32 | (u64::from(position) + 1));
         self.len += 1;
         Ok(())
     }
 
-    fn place(&mut self, element: u64, home: u32) {
+    fn place(&mut self, element: u64) {
         let mask = self.elements.len() - 1;
-        let mut slot = home as usize & mask;
+        let mut slot = home(element) & mask;
         while self.elements[slot] != EMPTY {
             slot = (slot + 1) & mask;
         }
         self.elements[slot] = element;
-        self.homes[slot] = home;
     }
 
     fn grow(&mut self) -> Result<(), OutOfMemory> {
         let size = (self.elements.len() * 2).max(64);
         let elements = memory::filled(EMPTY, size)?;
-        let homes = memory::filled(0, size)?;
         let old = std::mem::replace(&mut self.elements, elements);
-        let old_homes = std::mem::replace(&mut self.homes, homes);
-        for (element, home) in old.into_iter().zip(old_homes) {
+        for element in old {
             if element != EMPTY {
-                self.place(element, home);
+                self.place(element);
             }
         }
         Ok(())
@@ -75,7 +76,7 @@ impl Index {
     pub fn remove(&mut self, hash: u64, position: u32) {
         let Some(mask) = self.elements.len().checked_sub(1) else { return };
         let wanted = u64::from(position) + 1;
-        let mut slot = hash as usize & mask;
+        let mut slot = home(hash) & mask;
         while self.elements[slot] & 0xffff_ffff != wanted {
             if self.elements[slot] == EMPTY {
                 return;
@@ -87,13 +88,12 @@ impl Index {
         let mut gap = slot;
         loop {
             slot = (slot + 1) & mask;
-            if self.elements[slot] == EMPTY {
+            let element = self.elements[slot];
+            if element == EMPTY {
                 break;
             }
-            let home = self.homes[slot] as usize & mask;
-            if (slot.wrapping_sub(home) & mask) >= (slot.wrapping_sub(gap) & mask) {
-                self.elements[gap] = self.elements[slot];
-                self.homes[gap] = self.homes[slot];
+            if (slot.wrapping_sub(home(element)) & mask) >= (slot.wrapping_sub(gap) & mask) {
+                self.elements[gap] = element;
                 gap = slot;
             }
         }
@@ -115,7 +115,7 @@ impl Index {
     /// The bytes that it occupies.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.elements.capacity() * 8 + self.homes.capacity() * 4
+        self.elements.capacity() * 8
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn agrees_with_a_map() {
-        // Few different low bits, so that there are long runs.
+        // Few different bits where it counts, so that there are long runs.
         let mut random = Random::new(4);
         let mut index = Index::default();
         let mut model: HashMap<u32, u64> = HashMap::new();
@@ -138,7 +138,7 @@ mod tests {
                 index.remove(hash, position);
                 assert_eq!(index.find(hash, |found| found == position), None);
             } else {
-                let hash = random.next() & 0xffff_ffff_0000_000f | u64::from(position % 8) << 4;
+                let hash = random.next() & 0x0000_000f_ffff_ffff | u64::from(position % 8) << 36;
                 index.insert(hash, position).unwrap();
                 model.insert(position, hash);
             }

@@ -1,8 +1,8 @@
 //! The per-domain delivery gate.
 //!
 //! qmail-rspawn asks it before each delivery whether the destination's limit allows one more. [`gate`] decides, with no
-//! I/O and no clock; [`host`] reads the control files and writes the status file; [`ffi`] is what C sees, and the only
-//! module with unsafe code. `gate.h` is the contract.
+//! I/O and no clock; [`host`] reads the control files and writes the status file; [`ffi`] is what C sees, and the
+//! only module with unsafe code, but for one instruction in [`memory`]. `gate.h` is the contract.
 //!
 //! The same crate is a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no dependencies)
 //! and a library for qpatch, which checks and simulates with the code that will run.

@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::memory::{self, OutOfMemory};
 
 /// The longest name that is looked up or counted by itself, in bytes. DNS ends at 253.
@@ -22,7 +24,13 @@ pub fn domain_of(recipient: &[u8]) -> Option<&[u8]> {
     while let [head @ .., 0] = address {
         address = head;
     }
-    let at = address.iter().rposition(|&byte| byte == b'@')?;
+    let (first, words) = address.as_rchunks::<8>();
+    for (at, &word) in words.iter().enumerate().rev() {
+        if let Some(last) = last_equal(u64::from_le_bytes(word), b'@') {
+            return Some(&address[first.len() + at * 8 + last + 1..]);
+        }
+    }
+    let at = first.iter().rposition(|&byte| byte == b'@')?;
     Some(&address[at + 1..])
 }
 
@@ -34,6 +42,11 @@ pub fn without_root(name: &[u8]) -> &[u8] {
         [head @ .., b'.'] if !head.is_empty() => head,
         _ => name,
     }
+}
+
+/// Whether there is an upper-case ASCII letter. Looks at all bytes, which is quicker than a stop at the first one.
+pub(crate) fn has_upper(name: &[u8]) -> bool {
+    name.iter().fold(false, |found, byte| found | byte.is_ascii_uppercase())
 }
 
 /// Hashes names; two hashers with the same seed agree.
@@ -89,10 +102,22 @@ impl Hasher {
     }
 }
 
+/// Eight bytes that are 1 each.
+const ONES: u64 = u64::MAX / 0xff;
+
+/// Which of eight bytes, counted from the lowest, is the last one with this value.
+#[inline]
+fn last_equal(word: u64, wanted: u8) -> Option<usize> {
+    let other = word ^ (u64::from(wanted) * ONES);
+    // The high bit of each byte that is not 0; nothing carries from one to the next.
+    let differs = ((other & (0x7f * ONES)) + 0x7f * ONES) | other;
+    let equal = !differs & (0x80 * ONES);
+    (equal != 0).then(|| 7 - equal.leading_zeros() as usize / 8)
+}
+
 /// Eight bytes with their ASCII letters in lower case.
 #[inline]
 fn lower(word: u64) -> u64 {
-    const ONES: u64 = u64::MAX / 0xff;
     let heptets = word & (0x7f * ONES);
     let above_z = heptets + (0x7f - u64::from(b'Z')) * ONES;
     let from_a = heptets + (0x80 - u64::from(b'A')) * ONES;
@@ -118,19 +143,119 @@ const CHECK_BITS: u32 = 64 - VALUE_BITS;
 /// Names with a value and a line number each, built once and then only read.
 ///
 /// What matters is that a look-up among a million names finds its place in the cache, or misses it once. So the names are
-/// not kept: a place has 43 bits of the hash besides the value, and its position stands for some 20 more. A million names
-/// need 11 MB, and 5 MB for the line numbers, which are apart because they are rarely asked for. The price is that a name
-/// which is not among them is taken for one of them once in 10^12 look-ups. The hash is seeded, so this cannot be brought
-/// about. Comparing the names would cost another cache miss each time, and three times the memory.
+/// not kept: a place has 43 bits of the hash besides the value, and its position stands for some 20 more. The price is that
+/// a name which is not among them is taken for one of them once in 10^12 look-ups. The hash is seeded, so this cannot be
+/// brought about. Comparing the names would cost another cache miss each time, and three times the memory.
+///
+/// Of many names with few different values, [`NameMap::pack`] keeps 32 bits of the hash, and the chance is once in 5 * 10^8: a
+/// million names need 6.7 MB in place of 10.7. Another 5 MB are for the line numbers, which are apart because they are rarely
+/// asked for.
 #[derive(Debug)]
 pub struct NameMap {
     hasher: Hasher,
-    /// Open addressing, linear probing. 0 is empty.
-    places: Vec<u64>,
+    places: Places,
     lines: Vec<u32>,
     len: usize,
     default: Option<(u32, u32)>,
     has_suffixes: bool,
+}
+
+/// Open addressing, linear probing.
+#[derive(Debug)]
+enum Places {
+    /// The check in the upper bits, the value below. 0 is empty.
+    Wide(Vec<u64>),
+    /// [`PACKED`] bytes each: the index of the value, and the lower half of the check, which is 0 if the place is empty. At
+    /// the end are some bytes more, so that eight can be read at once.
+    Packed { bytes: Vec<u8>, values: Vec<u32> },
+}
+
+const PACKED: usize = 5;
+/// Fewer names are not worth it.
+const PACK_MIN: usize = 50_000;
+
+impl Places {
+    /// How many there are.
+    #[inline]
+    fn len(&self) -> usize {
+        match self {
+            Self::Wide(places) => places.len(),
+            Self::Packed { bytes, .. } => bytes.len() / PACKED - 1,
+        }
+    }
+
+    #[inline]
+    fn value(&self, at: usize) -> u32 {
+        match self {
+            Self::Wide(places) => places[at] as u32 & VALUE_MAX,
+            Self::Packed { bytes, values } => values[usize::from(bytes[at * PACKED])],
+        }
+    }
+
+    #[inline]
+    fn is_empty(&self, at: usize) -> bool {
+        match self {
+            Self::Wide(places) => places[at] == 0,
+            Self::Packed { bytes, .. } => packed_check(bytes, at) == 0,
+        }
+    }
+
+    /// The place of a hash, or the free one where it would be. There is a free one.
+    #[inline]
+    fn probe(&self, home: usize, hash: u64) -> Result<usize, usize> {
+        match self {
+            Self::Wide(places) => {
+                walk(home, places.len(), check(hash), |at| places[at] >> VALUE_BITS)
+            }
+            Self::Packed { bytes, .. } => {
+                let check = u64::from(half_check(check(hash)));
+                walk(home, self.len(), check, |at| u64::from(packed_check(bytes, at)))
+            }
+        }
+    }
+}
+
+/// Hardly a walk is longer.
+const WALK: usize = 8;
+
+/// Both ends, which may be in two lines of the cache.
+#[inline]
+fn prefetch<T>(elements: &[T], walk: Range<usize>) {
+    for at in [walk.start, walk.end] {
+        if let Some(element) = elements.get(at) {
+            memory::prefetch(element);
+        }
+    }
+}
+
+/// From `home` on to the place with this check, or to the first one with 0.
+#[inline]
+fn walk(
+    home: usize,
+    places: usize,
+    wanted: u64,
+    check_at: impl Fn(usize) -> u64,
+) -> Result<usize, usize> {
+    let mut at = home;
+    loop {
+        match check_at(at) {
+            0 => return Err(at),
+            check if check == wanted => return Ok(at),
+            _ => at = if at + 1 == places { 0 } else { at + 1 },
+        }
+    }
+}
+
+#[inline]
+fn packed_check(bytes: &[u8], at: usize) -> u32 {
+    let place = bytes[at * PACKED..].first_chunk().map_or(0, |&place| u64::from_le_bytes(place));
+    (place >> 8) as u32
+}
+
+/// Never 0, either.
+#[inline]
+fn half_check(check: u64) -> u32 {
+    (check as u32).max(1)
 }
 
 impl NameMap {
@@ -139,7 +264,7 @@ impl NameMap {
     pub fn new(hasher: Hasher) -> Self {
         Self {
             hasher,
-            places: Vec::new(),
+            places: Places::Wide(Vec::new()),
             lines: Vec::new(),
             len: 0,
             default: None,
@@ -162,7 +287,11 @@ impl NameMap {
     /// The bytes that it occupies.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.places.capacity() * 8 + self.lines.capacity() * 4
+        let places = match &self.places {
+            Places::Wide(places) => places.capacity() * 8,
+            Places::Packed { bytes, values } => bytes.capacity() + values.capacity() * 4,
+        };
+        places + self.lines.capacity() * 4
     }
 
     /// An empty map with room for so many names. It does not grow.
@@ -173,7 +302,7 @@ impl NameMap {
         // At most three quarters full, and never quite.
         let size = names + names / 3 + 2;
         Ok(Self {
-            places: memory::filled(0, size)?,
+            places: Places::Wide(memory::filled(0, size)?),
             lines: memory::filled(0, size)?,
             ..Self::new(hasher)
         })
@@ -198,12 +327,19 @@ impl NameMap {
         }
         let is_suffix = name[0] == b'.';
         let hash = if is_suffix { self.hasher.hash_suffix(name) } else { self.hasher.hash(name) };
+        // Packed, or without a place.
+        let Places::Wide(places) = &self.places else { return Err(OutOfMemory) };
+        if places.is_empty() {
+            return Err(OutOfMemory);
+        }
         let (at, old) = match self.probe(hash) {
             Ok(at) => (at, Some(self.lines[at])),
-            Err(_) if self.len + self.len / 3 + 2 > self.places.len() => return Err(OutOfMemory),
+            Err(_) if self.len + self.len / 3 + 2 > places.len() => return Err(OutOfMemory),
             Err(free) => (free, None),
         };
-        self.places[at] = check(hash) << VALUE_BITS | u64::from(value);
+        if let Places::Wide(places) = &mut self.places {
+            places[at] = check(hash) << VALUE_BITS | u64::from(value);
+        }
         self.lines[at] = line;
         self.len += usize::from(old.is_none());
         self.has_suffixes |= is_suffix;
@@ -223,28 +359,62 @@ impl NameMap {
     pub fn find_hashed(&self, hash: u64, host: &[u8]) -> Option<(u32, Place)> {
         if self.len > 0 {
             if let Ok(at) = self.probe(hash) {
-                return Some((self.value(at), Place(at)));
+                return Some((self.places.value(at), Place(at)));
             }
             if self.has_suffixes
                 && let Some(at) = self.find_suffix(host)
             {
-                return Some((self.value(at), Place(at)));
+                return Some((self.places.value(at), Place(at)));
             }
         }
         self.default.map(|(value, _)| (value, Place::DEFAULT))
     }
 
-    fn value(&self, at: usize) -> u32 {
-        self.places[at] as u32 & VALUE_MAX
-    }
-
     /// Brings the place of a hash into the cache, while the caller does something else.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        if let Some(place) = self.places.get(self.home(hash)) {
-            // A load whose result nobody waits for.
-            std::hint::black_box(*place);
+        let home = self.home(hash);
+        match &self.places {
+            Places::Wide(places) => prefetch(places, home..home + WALK),
+            Places::Packed { bytes, .. } => prefetch(bytes, home * PACKED..(home + WALK) * PACKED),
         }
+    }
+
+    /// For when all names are in: makes the map smaller if that can be done. No more can be inserted then.
+    ///
+    /// # Errors
+    /// No memory: the map is as before.
+    pub fn pack(&mut self) -> Result<(), OutOfMemory> {
+        let Places::Wide(places) = &self.places else { return Ok(()) };
+        if self.len < PACK_MIN {
+            return Ok(());
+        }
+        let mut bytes = memory::filled(0, (places.len() + 2) * PACKED - 1)?;
+        let mut values: Vec<u32> = Vec::new();
+        // Those before it, back to an empty place: it must not be taken for one of them.
+        let mut before: Vec<u32> = Vec::new();
+        let empty = places.iter().position(|&place| place == 0).unwrap_or(0);
+        for at in (empty..places.len()).chain(0..empty) {
+            let place = places[at];
+            if place == 0 {
+                before.clear();
+                continue;
+            }
+            let (value, check) = (place as u32 & VALUE_MAX, half_check(place >> VALUE_BITS));
+            let found = values.iter().position(|&known| known == value);
+            let index = found.unwrap_or(values.len());
+            if index > usize::from(u8::MAX) || before.contains(&check) {
+                return Ok(());
+            }
+            if found.is_none() {
+                memory::push(&mut values, value)?;
+            }
+            memory::push(&mut before, check)?;
+            bytes[at * PACKED] = index as u8;
+            bytes[at * PACKED + 1..(at + 1) * PACKED].copy_from_slice(&check.to_le_bytes());
+        }
+        self.places = Places::Packed { bytes, values };
+        Ok(())
     }
 
     fn find_suffix(&self, host: &[u8]) -> Option<usize> {
@@ -271,8 +441,8 @@ impl NameMap {
 
     /// Every value with its line, in no order.
     pub fn iter(&self) -> impl Iterator<Item = (u32, u32)> {
-        let named = self.places.iter().zip(&self.lines).filter(|&(&place, _)| place != 0);
-        named.map(|(&place, &line)| (place as u32 & VALUE_MAX, line)).chain(self.default)
+        let named = (0..self.places.len()).filter(|&at| !self.places.is_empty(at));
+        named.map(|at| (self.places.value(at), self.lines[at])).chain(self.default)
     }
 
     /// Where a hash belongs: its high bits say so, its low bits are the check.
@@ -281,20 +451,10 @@ impl NameMap {
         ((u128::from(hash) * self.places.len() as u128) >> 64) as usize
     }
 
-    /// The place of a hash, or the free one where it would be.
+    /// The place of a hash, or the free one where it would be. The map has places.
     #[inline]
     fn probe(&self, hash: u64) -> Result<usize, usize> {
-        let mut at = self.home(hash);
-        let check = check(hash);
-        loop {
-            match self.places.get(at) {
-                None if at == 0 => return Err(0),
-                None => at = 0,
-                Some(0) => return Err(at),
-                Some(place) if place >> VALUE_BITS == check => return Ok(at),
-                Some(_) => at += 1,
-            }
-        }
+        self.places.probe(self.home(hash), hash)
     }
 }
 
@@ -342,6 +502,19 @@ mod tests {
         assert_eq!(domain_of(b"nobody\0"), None);
         assert_eq!(domain_of(b""), None);
         assert_eq!(domain_of(b"\0\0"), None);
+        // In every place of a word, and bytes that differ in one bit only.
+        for len in 0..20 {
+            for at in 0..len {
+                for other in [b'a', b'@' ^ 0x80, b'@' ^ 1, 0xff, 0] {
+                    let mut address = vec![other; len];
+                    address[at] = b'@';
+                    address.push(b'z');
+                    assert_eq!(domain_of(&address), Some(&address[at + 1..]));
+                    address[..at].fill(b'@');
+                    assert_eq!(domain_of(&address), Some(&address[at + 1..]));
+                }
+            }
+        }
     }
 
     #[test]
@@ -423,6 +596,58 @@ mod tests {
             assert_eq!(found(&map, "unknown.example"), None);
         }
         assert_eq!(found(&NameMap::new(Hasher::new(1)), "a"), None);
+    }
+
+    #[test]
+    fn packed_it_says_the_same() {
+        let names = |count: u32| (0..count).map(|i| format!("d{i}.example"));
+        let map_of = |count: u32, values: u32| {
+            let mut map = NameMap::with_room(Hasher::new(7), count as usize + 2).unwrap();
+            for (name, i) in names(count).zip(0..) {
+                map.insert(name.as_bytes(), (i % values) * 8191, i).unwrap();
+            }
+            map.insert(b".suffix.example", VALUE_MAX, 7).unwrap();
+            map
+        };
+        let is_packed = |map: &NameMap| matches!(map.places, Places::Packed { .. });
+        let count = 2 * PACK_MIN as u32;
+        let (wide, mut packed) = (map_of(count, 200), map_of(count, 200));
+        packed.pack().unwrap();
+        assert!(is_packed(&packed));
+        assert!(packed.bytes() < wide.bytes());
+        assert!(packed.iter().eq(wide.iter()));
+        for name in names(2 * count) {
+            assert_eq!(packed.find(name.as_bytes()), wide.find(name.as_bytes()), "{name}");
+        }
+        for name in ["a.suffix.example", ".suffix.example", "suffix.example", ""] {
+            assert_eq!(packed.find(name.as_bytes()), wide.find(name.as_bytes()), "{name}");
+        }
+        assert_eq!(packed.insert(b"more.example", 1, 1), Err(OutOfMemory));
+        // Too many values, too few names.
+        for (count, values) in [(count, 256), (1000, 1)] {
+            let mut map = map_of(count, values);
+            map.pack().unwrap();
+            assert!(!is_packed(&map));
+            assert_eq!(found(&map, "D999.EXAMPLE"), Some((999 % values) * 8191));
+        }
+    }
+
+    #[test]
+    fn what_would_be_mistaken_is_not_packed() {
+        // Two neighbours whose hashes differ in what is left out only.
+        let room = PACK_MIN + 10;
+        let mut map = NameMap::with_room(Hasher::new(7), room).unwrap();
+        map.len = PACK_MIN;
+        let Places::Wide(places) = &mut map.places else { panic!("a new map is wide") };
+        places[10] = 5 << VALUE_BITS;
+        places[11] = (5 | 1 << 40) << VALUE_BITS;
+        map.pack().unwrap();
+        assert!(matches!(map.places, Places::Wide(_)));
+        // They may be told apart where a free place is between them.
+        let Places::Wide(places) = &mut map.places else { panic!("it is as before") };
+        places.swap(11, 12);
+        map.pack().unwrap();
+        assert!(matches!(map.places, Places::Packed { .. }));
     }
 
     #[test]

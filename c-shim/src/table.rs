@@ -196,6 +196,7 @@ impl Table {
             }
         }
         table.sort_ranges(&mut problems);
+        table.lines.pack()?;
         Ok((table, problems))
     }
 
