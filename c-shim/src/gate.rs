@@ -580,12 +580,12 @@ pub struct Gate {
     resited_us: u64,
 }
 
-/// What a report says of a domain's site.
+/// Which site a domain that a report came from belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Site {
-    /// Nothing new.
-    Known,
-    /// It belongs to another one from now on, which learns.
+    /// That of its key, or none.
+    Counts,
+    /// One that learns, and under which it counts as soon as the keys are made anew.
     New,
 }
 
@@ -664,8 +664,7 @@ impl Gate {
         self.called -= u32::from(was_called);
         let startable = key.admits(now_us);
         let suspended_until = key.suspended_until(now_us);
-        let has_ranges = self.rules.table.as_ref().is_some_and(Table::has_ranges);
-        if key.cap.learning == Learning::On || has_ranges {
+        if key.cap.learning == Learning::On || self.rules.looks_at_addresses() {
             let hasher = self.rules.hasher;
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             self.slots[slot as usize].mail = message ^ hasher.hash(parts.recipient());
@@ -855,12 +854,13 @@ impl Gate {
     /// What a report says of the key, whose delivery does not run any more.
     fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
         let Slot { since_us, mail, domain, .. } = self.slots[slot as usize];
-        let has_ranges = self.rules.table.as_ref().is_some_and(Table::has_ranges);
+        let looks_at_addresses = self.rules.looks_at_addresses();
         let key = &mut self.keys.all[at as usize];
         note_error(&mut key.error, report);
-        if key.cap.learning == Learning::On || has_ranges {
+        if key.cap.learning == Learning::On || looks_at_addresses {
             let said = report::classify(report);
-            let found = if has_ranges { self.note_site(domain, &said) } else { Site::Known };
+            let site =
+                if looks_at_addresses { self.note_site(domain, &said) } else { Site::Counts };
             let key = &mut self.keys.all[at as usize];
             let ended = Ended {
                 now_us,
@@ -871,8 +871,8 @@ impl Gate {
                 seen: said.seen,
             };
             let mut tried = key.learned.end(&ended, &mut self.random);
-            // It came alone, as far as was known; but only now is it known beside how many others of its site.
-            if found == Site::New && said.seen == report::Seen::TooMany(Sent::No) {
+            // It came alone, as far as is counted; but only now is it known beside how many others of its site.
+            if site == Site::New && said.seen == report::Seen::TooMany(Sent::No) {
                 tried = Try::NotReally;
             }
             if tried == Try::NotReally && self.returns.may_return(mail) {
@@ -891,26 +891,24 @@ impl Gate {
 
     /// The address that a delivery was connected to may say to which site its next hop belongs.
     fn note_site(&mut self, domain: u32, said: &Report) -> Site {
-        let (Some(peer), Some(table)) = (said.peer, &self.rules.table) else { return Site::Known };
+        let Some(peer) = said.peer else { return Site::Counts };
         let evidence = match said.seen {
             report::Seen::Accepted => Evidence::Took,
             _ => Evidence::Answered,
         };
         let name = &self.keys.all[domain as usize].name;
-        let next_hop = match self.rules.routes.find(name) {
-            Some((relay, _)) => relay,
-            None => name,
-        };
-        let hash = self.rules.hasher.hash(next_hop);
-        let seen = &mut self.rules.sites.seen;
         // Without memory it is not known.
-        if seen.note(hash, next_hop, peer, evidence, table) != Ok(true) {
-            return Site::Known;
+        if self.rules.note(name, peer, evidence) == Ok(true) {
+            self.sites = Order::Changed;
         }
-        self.sites = Order::Changed;
+        if self.sites == Order::Kept {
+            return Site::Counts;
+        }
         let now = self.rules.resolve(name);
+        let key = self.key(self.keys.all[domain as usize].of);
+        let is_new = (now.kind, now.name) != (key.kind, &key.name[..]);
         let learns = now.site.is_some() && now.cap.learning == Learning::On;
-        if learns { Site::New } else { Site::Known }
+        if is_new && learns { Site::New } else { Site::Counts }
     }
 
     /// Forgets all held commands, and what is away.

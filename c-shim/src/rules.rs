@@ -9,9 +9,12 @@
 
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
+
+use crate::memory::OutOfMemory;
 use crate::name::{Hasher, Place};
 use crate::route::Routes;
-use crate::site::{Because, Sites};
+use crate::site::{Because, Evidence, Sites};
 pub use crate::table::Cap;
 use crate::table::{Line, Table};
 
@@ -154,12 +157,30 @@ impl Rules {
     #[inline]
     #[must_use]
     pub fn next_hop<'a>(&'a self, hash: u64, domain: &'a [u8]) -> NextHop<'a> {
-        match self.routes.find_hashed(hash, domain) {
-            Some((name, route)) => {
-                NextHop { name, hash: self.hasher.hash(name), route: Some(route) }
-            }
-            None => NextHop { name: domain, hash, route: None },
-        }
+        next_hop(&self.routes, self.hasher, hash, domain)
+    }
+
+    /// Whether it matters at which address a delivery was.
+    #[inline]
+    #[must_use]
+    pub fn looks_at_addresses(&self) -> bool {
+        self.table.as_ref().is_some_and(Table::has_ranges)
+    }
+
+    /// A delivery to a domain was at this address. Whether another site may count for its next hop from now on.
+    ///
+    /// # Errors
+    /// No memory: nothing is noted.
+    pub fn note(
+        &mut self,
+        domain: &[u8],
+        peer: IpAddr,
+        evidence: Evidence,
+    ) -> Result<bool, OutOfMemory> {
+        let Some(table) = &self.table else { return Ok(false) };
+        let hash = self.hasher.hash(domain);
+        let next_hop = next_hop(&self.routes, self.hasher, hash, domain);
+        self.sites.seen.note(next_hop.hash, next_hop.name, peer, evidence, table)
     }
 
     /// The group of a next hop's site, where `line`, which matches its name, does not say otherwise.
@@ -200,6 +221,13 @@ impl Rules {
                 }
             }
         }
+    }
+}
+
+fn next_hop<'a>(routes: &'a Routes, hasher: Hasher, hash: u64, domain: &'a [u8]) -> NextHop<'a> {
+    match routes.find_hashed(hash, domain) {
+        Some((name, route)) => NextHop { name, hash: hasher.hash(name), route: Some(route) },
+        None => NextHop { name: domain, hash, route: None },
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Gate, HOLD_MAX_US, Next, Ran};
+use qpatch_gate::gate::{Answer, Busy, Gate, HOLD_MAX_US, Next, Ran, Why};
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::site::Map;
@@ -465,6 +465,26 @@ fn domains_of_a_site_come_together() {
     let keys: Vec<_> = gate.keys().filter(|key| key.running > 0).collect();
     assert_eq!((keys.len(), &keys[0].name[..], keys[0].running), (1, &b"site"[..], 3));
     assert_eq!(gate.rules().sites.seen.len(), 100);
+}
+
+/// A domain's site is known from its first refusal on, but it counts under the site a little later. What it was refused in
+/// between was refused beside the others of the site, not alone.
+#[test]
+fn refused_before_it_counts_under_its_site() {
+    let mut gate = Gate::new(400, 400, 7).unwrap();
+    let table = Table::parse(b":20::learn\n192.0.2.0/24:20:site:learn\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    for slot in 0..4 {
+        let recipient = format!("u{slot}@d.example\0");
+        let parts = Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap();
+        assert_eq!(gate.ask(0, slot, &parts), Answer::Go);
+    }
+    let report =
+        b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
+    for slot in 0..4 {
+        let busy = gate.done(1000, slot, Ran::Yes(report));
+        assert!(matches!(busy, Some(Busy { why: Why::Refused, .. })), "slot {slot}: {busy:?}");
+    }
 }
 
 /// Several keys that become startable at once take turns.
