@@ -71,14 +71,7 @@ fn furnish(site: &Site, limits: &str, concurrency_remote: u32) {
 /// Writes a file and gives it to whoever the programs run as.
 fn own(site: &Site, path: &Path, contents: &[u8]) {
     fs::write(path, contents).unwrap();
-    give(site, path);
-}
-
-fn give(site: &Site, path: &Path) {
-    let identity = site.identity();
-    if identity.changes() {
-        std::os::unix::fs::lchown(path, Some(identity.uid()), Some(identity.gid())).unwrap();
-    }
+    site.identity().give(path).unwrap();
 }
 
 fn domains(site: &Site) -> PathBuf {

@@ -196,7 +196,7 @@ fn deciding<'a>(exchangers: &'a [Exchanger], table: &Table) -> Option<(&'a Excha
 /// # Errors
 /// A file cannot be read or written, or DNS answers nothing.
 pub fn run(args: &Sites) -> Done {
-    let outcome = sites(args).map_err(|error| vec![error])?;
+    let outcome = look_up(args).map_err(|error| vec![error])?;
     print(|out| match args.format {
         Format::Table => outcome.table(out),
         Format::Json => {
@@ -206,7 +206,11 @@ pub fn run(args: &Sites) -> Done {
     })
 }
 
-fn sites(args: &Sites) -> Result<Outcome, Error> {
+/// The same without printing.
+///
+/// # Errors
+/// As [`run`].
+pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
     let home = &Home::with_control(&args.home)?;
     let source = Source::of(&args.home)?;
     let path = &home.control("concurrencysites");
@@ -372,7 +376,7 @@ fn write(path: &Path, map: &BTreeMap<String, String>) -> Result<(), Error> {
 
 /// What came out.
 #[derive(Debug, Default, Serialize)]
-struct Outcome {
+pub struct Outcome {
     file: String,
     dry_run: bool,
     written: bool,

@@ -321,6 +321,9 @@ fn one(
 ) -> Result<Runs> {
     let mut runs = BTreeMap::new();
     for (name, plan) in scenario.plans(options) {
+        if !subject.takes(&plan) {
+            continue;
+        }
         let at = SocketAddrV4::new(sandbox::NAME_SERVER, 53);
         let names = (plan.route == Route::Mx).then(|| NameServer::start(at, Zone::of(&plan)));
         let _names = names.transpose()?;

@@ -14,6 +14,17 @@ pub enum Route {
     Mx,
 }
 
+/// What the gate knows at the start of whose mail goes to one server by its MX records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing.
+    Nothing,
+    /// What it has seen in the run before, with the same domains.
+    Seen,
+    /// What `qpatch gate sites` has asked DNS.
+    Asked,
+}
+
 /// A destination domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain {
@@ -61,6 +72,8 @@ pub struct Plan {
     pub servers: Vec<Server>,
     /// How a mail server finds out.
     pub route: Route,
+    /// What the gate knows of that at the start. Only the gate is put through a plan where that is something.
+    pub known: Known,
     /// The mail.
     pub mails: Vec<Mail>,
     /// How many classes there are.

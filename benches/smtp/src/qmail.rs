@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use nix::sys::signal::Signal;
+use qpatch::gate::sites::{self, Sites};
 use qpatch::patches;
 use qpatch::rule::Parameters;
 use qpatch::tree::journal::Session;
@@ -19,7 +21,7 @@ use qpatch::verify::scratch::{Scratch, Site, SiteConfig};
 use qpatch::verify::{build, mail, sendrig};
 
 use crate::error::{Error, Result};
-use crate::plan::{Plan, Route};
+use crate::plan::{Known, Plan, Route};
 use crate::run::{Subject, Told};
 use crate::usage;
 
@@ -181,6 +183,35 @@ impl Qmail {
     }
 }
 
+/// The arguments of `qpatch gate sites`.
+#[derive(Debug, Parser)]
+struct GateSites {
+    #[command(flatten)]
+    sites: Sites,
+}
+
+impl Qmail {
+    /// The gate's knowledge of sites becomes what the plan says.
+    fn know(&self, plan: &Plan) -> Result<()> {
+        let seen = self.site.home().join("queue/lock/gatesites");
+        if plan.known != Known::Seen {
+            fs::write(&seen, "").map_err(Error::doing("empty queue/lock/gatesites"))?;
+            self.site
+                .identity()
+                .give(&seen)
+                .map_err(Error::doing("give queue/lock/gatesites to qmail-rspawn"))?;
+        }
+        if plan.known == Known::Asked {
+            let home = self.site.home().display().to_string();
+            let mut words = vec!["sites".to_owned(), home, "--domain".to_owned()];
+            words.extend(plan.domains.iter().map(|domain| domain.name.clone()));
+            let args = GateSites::try_parse_from(words).map_err(Error::doing("ask DNS"))?;
+            sites::look_up(&args.sites)?;
+        }
+        Ok(())
+    }
+}
+
 /// Applies qpatch's patches to the tree at `root`.
 fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
     let tree = Tree::open(root)?;
@@ -216,6 +247,10 @@ impl Subject for Qmail {
         self.flavour.name()
     }
 
+    fn takes(&self, plan: &Plan) -> bool {
+        plan.known == Known::Nothing || self.flavour == Flavour::Gate
+    }
+
     fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()> {
         self.running = None;
         mail::empty_queue(&self.site)?;
@@ -233,6 +268,10 @@ impl Subject for Qmail {
         self.control("smtproutes", (plan.route == Route::Table).then_some(&routes))?;
         let table = (self.flavour == Flavour::Gate).then_some(plan.table.as_str());
         self.control("concurrencydomains", table)?;
+        self.control("concurrencysites", None)?;
+        if self.flavour == Flavour::Gate {
+            self.know(plan)?;
+        }
         self.control("concurrencyremote", Some(&format!("{}\n", plan.concurrency)))?;
         let patience = format!("{}\n", plan.patience.as_secs().max(1));
         self.control("timeoutremote", Some(&patience))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::error::{Result, check_signals};
-use crate::plan::Plan;
+use crate::plan::{Known, Plan};
 use crate::sink::{Record, Sink};
 use crate::usage;
 
@@ -12,6 +12,10 @@ use crate::usage;
 pub trait Subject {
     /// Its name in tables.
     fn name(&self) -> &str;
+    /// Whether a plan can be put through it: the gate may be asked to know something.
+    fn takes(&self, plan: &Plan) -> bool {
+        plan.known == Known::Nothing
+    }
     /// Sets it up, with an empty queue; nothing runs.
     fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()>;
     /// Puts a mail into its queue.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::measure;
-use crate::plan::{Domain, Later, Mail, Plan, Random, Route, address, domain_name};
+use crate::plan::{Domain, Known, Later, Mail, Plan, Random, Route, address, domain_name};
 use crate::run::Run;
 use crate::sink::{Behaviour, Greylist, Server, Service};
 
@@ -26,6 +26,9 @@ pub const SERVER_CAP: u32 = 10;
 const HOLD: Duration = Duration::from_millis(200);
 const OTHER_DOMAINS: usize = 50;
 const SHARED_DOMAINS: usize = 100;
+/// What lines of control/concurrencydomains begin with that are about the servers.
+const ADDRESSES: &str = "127.1.0.0/16";
+const EXCHANGERS: &str = "mx:.bench.example";
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,7 +64,7 @@ pub struct Options {
     pub seed: u64,
     /// How much of the mail: 1 is all of it.
     pub scale: f64,
-    /// control/concurrencydomains, in place of `:20`.
+    /// control/concurrencydomains, in place of `:20` and, in S5, a line for the site.
     pub table: Option<String>,
     /// A fourth field for that line.
     pub learn: Option<Learn>,
@@ -79,10 +82,26 @@ impl Options {
     fn table(&self) -> String {
         match (&self.table, self.learn) {
             (Some(table), _) => table.clone(),
-            (None, None) => format!(":{CAP}\n"),
-            (None, Some(Learn::On)) => format!(":{CAP}::learn\n"),
-            (None, Some(Learn::Off)) => format!(":{CAP}::fixed\n"),
+            (None, _) => self.line("", ""),
         }
+    }
+
+    /// The same with a line for a site, its fourth field as in the others.
+    fn site_table(&self, site: &str) -> String {
+        match &self.table {
+            Some(table) => table.clone(),
+            None => format!("{}{}", self.line("", ""), self.line(site, "shared")),
+        }
+    }
+
+    fn line(&self, of: &str, group: &str) -> String {
+        let rest = match self.learn {
+            None if group.is_empty() => String::new(),
+            None => format!(":{group}"),
+            Some(Learn::On) => format!(":{group}:learn"),
+            Some(Learn::Off) => format!(":{group}:fixed"),
+        };
+        format!("{of}:{CAP}{rest}\n")
     }
 
     fn plan(&self) -> Plan {
@@ -90,6 +109,7 @@ impl Options {
             domains: Vec::new(),
             servers: Vec::new(),
             route: Route::Table,
+            known: Known::Nothing,
             mails: Vec::new(),
             classes: 3,
             before: Vec::new(),
@@ -232,12 +252,19 @@ impl Scenario {
                     .collect();
                 relay.wanted = vec![BIG];
                 relay.before = options.shuffled(numbers(&relay));
-                let mut mx = relay.clone();
-                mx.route = Route::Mx;
-                let mut plans = vec![("relay", relay)];
+                let by_mx = |known, site| Plan {
+                    route: Route::Mx,
+                    known,
+                    table: options.site_table(site),
+                    ..relay.clone()
+                };
+                let mut plans = Vec::new();
                 if options.has_dns {
-                    plans.insert(0, ("mx", mx));
+                    plans.push(("mx", by_mx(Known::Nothing, ADDRESSES)));
+                    plans.push(("mx seen", by_mx(Known::Seen, ADDRESSES)));
+                    plans.push(("mx asked", by_mx(Known::Asked, EXCHANGERS)));
                 }
+                plans.push(("relay", relay));
                 plans
             }
             Scenario::S6 => {
@@ -291,6 +318,8 @@ impl Scenario {
             Scenario::S4 => measures.s4(),
             Scenario::S5 => {
                 measures.refusals("mx", "MX: ");
+                measures.refusals("mx seen", "MX, seen before: ");
+                measures.refusals("mx asked", "MX, gate sites: ");
                 measures.refusals("relay", "relay: ");
             }
             Scenario::S6 => measures.s6(),
