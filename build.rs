@@ -51,8 +51,9 @@ fn build(source: &Path, library: &Path) -> String {
         .unwrap_or_else(|| panic!("rustc told no native-static-libs:\n{said}"))
 }
 
-/// Without the shared libgcc, which is not there for a static program (`cc -static` in conf-ld): cc adds what it needs of
-/// libgcc by itself, of the right kind.
+/// libgcc is linked statically, also where nothing else is: the shared one is not there for a static program (`cc -static` in
+/// conf-ld), and elsewhere its mappings are copied with each fork of qmail-rspawn.
 fn for_any_linking(libs: &str) -> String {
-    libs.split_whitespace().filter(|&lib| lib != "-lgcc_s").collect::<Vec<_>>().join(" ")
+    let others = libs.split_whitespace().filter(|&lib| lib != "-lgcc_s");
+    others.chain(["-static-libgcc"]).collect::<Vec<_>>().join(" ")
 }
