@@ -218,7 +218,9 @@ fn a_source_that_is_a_link_out_of_the_tree() {
 
 #[test]
 fn a_source_that_the_makefile_builds_from_and_that_is_not_there() {
-    for (name, patch) in [("chkspawn.c", "big-concurrency"), ("select.h2", "fd-setsize")] {
+    for (name, patch) in
+        [("chkspawn.c", "big-concurrency"), ("select.h2", "fd-setsize"), ("conf-cc", "toolchain")]
+    {
         let fixture = Fixture::new(Dialect::StockKr);
         fs::remove_file(fixture.path().join(name)).unwrap();
         let before = fixture.snapshot();

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use common::{Fixture, Run, run};
 use qpatch::fixture::Dialect;
+use qpatch::verify::scratch::TodoLayout;
 use qpatch::verify::{self, Options, Part, Silent};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -287,4 +288,45 @@ fn an_interrupted_proof_leaves_nothing_behind() {
         // Steps that had ended before the signal came are told, a result is not.
         assert!(lines.all(|line| line.unwrap().starts_with("ok ")));
     }
+}
+
+/// A fork in which big-todo can be switched on: its queue is that of what is compiled, not of what is written.
+#[test]
+fn what_is_not_compiled_makes_no_directories() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let split = "  dsplit(\"queue/mess\",auto_uidq,0750);\n";
+    fixture.replace(
+        "hier.c",
+        split,
+        &format!("{split}#ifdef BIG_TODO\n  dsplit(\"queue/todo\",auto_uidq,0750);\n#endif\n"),
+    );
+    let layout = |flags: &[&str]| {
+        let (_scratch, site) = rig::site(fixture.path(), &rig::config(100, flags)).unwrap();
+        site.todo_layout()
+    };
+    assert_eq!(layout(&[]), TodoLayout::Flat);
+    assert_eq!(layout(&["-DBIG_TODO"]), TodoLayout::Split);
+}
+
+/// A fork's qmail-lspawn that cannot start: the reason is told, and what does without it is tried.
+#[test]
+fn a_qmail_lspawn_that_wants_more_than_there_is() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    fixture.replace(
+        "qmail-lspawn.c",
+        "  if (argc < 2) _exit(100);\n",
+        "  if (open_read(\"control/ldapserver\") == -1) _exit(112);\n",
+    );
+    let outcome = disproved(
+        &fixture,
+        &[],
+        "qmail-lspawn",
+        &["ended by exit code 112 at its start", "control files of its own"],
+    );
+    let verdict = |name: &str| {
+        let step = steps(&outcome).find(|step| step["name"] == name);
+        step.map(|step| step["result"].clone()).unwrap_or_default()
+    };
+    assert_eq!(verdict("qmail-send numbers"), "pass");
+    assert_eq!(verdict("mail"), "skipped");
 }

@@ -332,10 +332,11 @@ impl Work {
         }
     }
 
-    /// Whether the source `name` is not there although the tree's makefile builds from it. qmail
-    /// makes `x.h` of `x.h1` and `x.h2`, and forks have the rules for that in another makefile.
+    /// Whether the source `name`, or conf-cc, is not there although the tree's makefile builds from it. qmail
+    /// makes `x.h` of `x.h1` and `x.h2`, and forks have the rules for that in another makefile. Without conf-spawn a tree can
+    /// be patched: it is the operator's.
     fn is_missed(&self, tree: &Tree, name: &str) -> bool {
-        Lang::of(name) == Lang::C
+        (Lang::of(name) == Lang::C || name == "conf-cc")
             && !self.has(tree, name)
             && !self.has(tree, &format!("{name}1"))
             && needs(&self.new[MAKEFILE], name)

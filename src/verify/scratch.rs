@@ -309,7 +309,7 @@ impl Site {
         for dir in ["", "hold", "tmp"] {
             make_dir(&self.rig.join(dir), self.identity)?;
         }
-        let layout = QueueLayout::of_tree(&self.tree)?;
+        let layout = QueueLayout::of_tree(self)?;
         if layout.split.contains("todo") {
             self.todo = TodoLayout::Split;
         }
@@ -451,13 +451,21 @@ struct QueueLayout {
 }
 
 impl QueueLayout {
-    fn of_tree(tree: &Path) -> Result<QueueLayout, Error> {
-        let path = tree.join("hier.c");
-        match fs::read(&path) {
-            Ok(source) => Ok(Self::of_hier(&String::from_utf8_lossy(&source))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::of_hier("")),
-            Err(error) => Err(Error::file("read", &path)(error)),
-        }
+    fn of_tree(site: &Site) -> Result<QueueLayout, Error> {
+        let path = site.tree.join("hier.c");
+        let source = match fs::read(&path) {
+            Ok(source) => source,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::file("read", &path)(error)),
+        };
+        // What is not compiled does not count; where that cannot be found out, all of it does.
+        let (program, flags) = site.cc.split_first().map_or(("cc", &[][..]), |(a, b)| (a, b));
+        let preprocessed = site.command(program).args(flags).args(["-E", "-P", "hier.c"]).output();
+        let source = match preprocessed {
+            Ok(output) if output.status.success() => output.stdout,
+            _ => source,
+        };
+        Ok(Self::of_hier(&String::from_utf8_lossy(&source)))
     }
 
     fn of_hier(source: &str) -> QueueLayout {

@@ -61,6 +61,13 @@ impl Shown {
     }
 }
 
+/// Which of the spawners have held.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    remote: bool,
+    both: bool,
+}
+
 /// A site whose programs are built and installed, with its stubs.
 struct Ready {
     site: Site,
@@ -139,11 +146,11 @@ impl<'s> Session<'s> {
 
     pub(super) fn run(&mut self) -> Result<(), Error> {
         let Some(mut plain) = self.build_plain()? else { return Ok(()) };
-        let spawners = self.spawners("", &mut plain)?;
-        let numbers =
-            self.part(Part::Numbers, "qmail-send numbers", spawners, |session, name| {
-                session.step(name, |session| session.every_number(&mut plain))
-            })?;
+        let Held { remote, both: spawners } = self.spawners("", &mut plain)?;
+        // The rig plays both: a qmail-lspawn that cannot be run here is not needed.
+        let numbers = self.part(Part::Numbers, "qmail-send numbers", remote, |session, name| {
+            session.step(name, |session| session.every_number(&mut plain))
+        })?;
         let mail = self.part(Part::Mail, "mail", spawners && numbers, |session, name| {
             session.step(name, |session| session.mail(&mut plain))
         })?;
@@ -270,18 +277,18 @@ impl<'s> Session<'s> {
         Ok((Ready { site, stubs, message, machine, width: None }, shown))
     }
 
-    fn spawners(&mut self, prefix: &str, ready: &mut Ready) -> Result<bool, Error> {
+    fn spawners(&mut self, prefix: &str, ready: &mut Ready) -> Result<Held, Error> {
         if !self.wants(Part::Spawners) && prefix.is_empty() {
             // Later parts need to know the protocol.
             let spawner = Spawner::start(&ready.site, &mut ready.stubs, Channel::Remote)?;
             ready.width = Some(spawner.width());
-            return Ok(true);
+            return Ok(Held { remote: true, both: true });
         }
-        let mut all = true;
+        let mut held = Held { remote: true, both: true };
         for channel in [Channel::Remote, Channel::Local] {
             let name = format!("{prefix}{channel}");
             let fd_set_holds = self.fd_set_holds;
-            let held = self.step(&name, |session| {
+            let proved = self.step(&name, |session| {
                 session.spawner(ready, channel).map_err(|error| match error {
                     Error::Timeout { waited_for, seconds, seen } if !fd_set_holds => {
                         Error::Timeout {
@@ -293,9 +300,10 @@ impl<'s> Session<'s> {
                     other => other,
                 })
             })?;
-            all &= held.is_some();
+            held.both &= proved.is_some();
+            held.remote &= proved.is_some() || channel == Channel::Local;
         }
-        Ok(all)
+        Ok(held)
     }
 
     fn spawner(&mut self, ready: &mut Ready, channel: Channel) -> Result<((), Shown), Error> {
@@ -482,7 +490,7 @@ impl<'s> Session<'s> {
         self.cc = cc;
         let Some(site) = site else { return Ok(()) };
         let (mut ready, _) = self.install(site)?;
-        let spawners = self.spawners("fortify ", &mut ready)?;
+        let spawners = self.spawners("fortify ", &mut ready)?.both;
         self.part(Part::Fortify, "fortify mail", spawners, |session, name| {
             session.step(name, |session| session.mail(&mut ready))
         })?;

@@ -141,7 +141,7 @@ impl Spawner {
                 });
             }
             if !self.output.is_open() && protocol::read_greeting(self.output.pending()).is_none() {
-                return Err(self.died("at its start, before it said its conf-spawn"));
+                return Err(self.died_at_start());
             }
         };
         self.width = greeting.width;
@@ -281,6 +281,20 @@ impl Spawner {
             }
         }
         Ok(true)
+    }
+
+    fn died_at_start(&mut self) -> Error {
+        let mut error = self.died("at its start, before it said its conf-spawn");
+        // As qmail's programs exit when they cannot read what they need.
+        if let Error::Died { how, context, .. } = &mut error
+            && ["exit code 100", "exit code 111", "exit code 112"].contains(&how.as_str())
+        {
+            context.push_str(
+                "; it may want control files of its own (a fork with LDAP or SQL), which verify does not make: what needs \
+                 this program cannot be tried here",
+            );
+        }
+        error
     }
 
     fn died(&mut self, context: &str) -> Error {
