@@ -306,6 +306,9 @@ fn what_is_not_compiled_makes_no_directories() {
     };
     assert_eq!(layout(&[]), TodoLayout::Flat);
     assert_eq!(layout(&["-DBIG_TODO"]), TodoLayout::Split);
+    // A header that is yet to be made.
+    fixture.replace("hier.c", split, &format!("#include \"made.h\"\n{split}"));
+    assert_eq!(layout(&[]), TodoLayout::Flat);
 }
 
 /// A fork's qmail-lspawn that cannot start: the reason is told, and what does without it is tried.

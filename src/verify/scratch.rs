@@ -458,14 +458,15 @@ impl QueueLayout {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::file("read", &path)(error)),
         };
-        // What is not compiled does not count; where that cannot be found out, all of it does.
-        let (program, flags) = site.cc.split_first().map_or(("cc", &[][..]), |(a, b)| (a, b));
-        let preprocessed = site.command(program).args(flags).args(["-E", "-P", "hier.c"]).output();
-        let source = match preprocessed {
-            Ok(output) if output.status.success() => output.stdout,
-            _ => source,
-        };
-        Ok(Self::of_hier(&String::from_utf8_lossy(&source)))
+        // What is not compiled does not count. Headers may have to be made first: then without them; and where that does not
+        // work, either, all of the source counts.
+        let text = String::from_utf8_lossy(&source);
+        let own: String = text
+            .split_inclusive('\n')
+            .filter(|line| !line.trim_start().starts_with("#include"))
+            .collect();
+        let compiled = preprocessed(site, &source).or_else(|| preprocessed(site, own.as_bytes()));
+        Ok(Self::of_hier(&compiled.map_or(text, |compiled| compiled.into())))
     }
 
     fn of_hier(source: &str) -> QueueLayout {
@@ -489,6 +490,16 @@ impl QueueLayout {
         }
         layout
     }
+}
+
+/// What of a source the tree's compiler would see; `None` if it finds fault with it.
+fn preprocessed(site: &Site, source: &[u8]) -> Option<String> {
+    let (program, flags) = site.cc.split_first()?;
+    let path = site.rig.join("preprocess.c");
+    site.write(&path, source).ok()?;
+    let output = site.command(program).args(flags).args(["-E", "-P", "-I."]).arg(&path).output();
+    let output = output.ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Copies a tree's sources: with modes and times, without what make has built and without version control.
