@@ -47,13 +47,14 @@ fn build(source: &Path, library: &Path) -> String {
     let _ = Command::new("strip").arg("--strip-debug").arg(library).status();
     said.lines()
         .find_map(|line| line.split_once("native-static-libs: "))
-        .map(|(_, libs)| for_any_linking(libs))
+        .map(|(_, libs)| with_static_libgcc(libs))
         .unwrap_or_else(|| panic!("rustc told no native-static-libs:\n{said}"))
 }
 
-/// libgcc is linked statically, also where nothing else is: the shared one is not there for a static program (`cc -static` in
-/// conf-ld), and elsewhere its mappings are copied with each fork of qmail-rspawn.
-fn for_any_linking(libs: &str) -> String {
-    let others = libs.split_whitespace().filter(|&lib| lib != "-lgcc_s");
-    others.chain(["-static-libgcc"]).collect::<Vec<_>>().join(" ")
+/// libgcc is linked statically, also where nothing else is: the shared one is not there for a
+/// static program (`cc -static` in conf-ld), and elsewhere its mappings are copied with each fork
+/// of qmail-rspawn.
+fn with_static_libgcc(libs: &str) -> String {
+    let replaced = |lib| if lib == "-lgcc_s" { "-static-libgcc" } else { lib };
+    libs.split_whitespace().map(replaced).collect::<Vec<_>>().join(" ")
 }

@@ -307,8 +307,14 @@ fn what_is_not_compiled_makes_no_directories() {
     assert_eq!(layout(&[]), TodoLayout::Flat);
     assert_eq!(layout(&["-DBIG_TODO"]), TodoLayout::Split);
     // A header that is yet to be made.
-    fixture.replace("hier.c", split, &format!("#include \"made.h\"\n{split}"));
+    let hier = fixture.read("hier.c");
+    fixture.write("hier.c", &format!("#include \"made.h\"\n{hier}"));
     assert_eq!(layout(&[]), TodoLayout::Flat);
+    assert_eq!(layout(&["-DBIG_TODO"]), TodoLayout::Split);
+    // And one that is there, beside it.
+    fixture.write("there.h", "#define BIG_TODO\n");
+    fixture.write("hier.c", &format!("#include \"made.h\"\n# include \"there.h\"\n{hier}"));
+    assert_eq!(layout(&[]), TodoLayout::Split);
 }
 
 /// A fork's qmail-lspawn that cannot start: the reason is told, and what does without it is tried.

@@ -395,7 +395,14 @@ impl Keys {
         now_us: u64,
         guess_secs: Option<f64>,
     ) -> Result<u32, OutOfMemory> {
-        self.make_room();
+        debug_assert!(self.find(hash).is_none());
+        // One comes, so one may go: what is too much besides goes in its own time, in [`Keys::forget_old`].
+        if self.recent_len > RECENT_KEYS {
+            self.forget(self.recent.first);
+        }
+        if self.known_len > KNOWN_KEYS {
+            self.forget(self.known.first);
+        }
         let at = match self.free.last() {
             Some(&at) => at,
             None => {
@@ -445,7 +452,7 @@ impl Keys {
         self.all[at as usize].place = Place::Active;
     }
 
-    /// Puts an entry that is idle to the others that are; it may be forgotten from the next entry on.
+    /// Puts an entry that is idle to the others that are; it may be forgotten as soon as a new entry is made.
     fn rest(&mut self, at: u32, now_us: u64) {
         let key = &mut self.all[at as usize];
         key.idle_since_us = now_us;
@@ -487,18 +494,14 @@ impl Keys {
         }
     }
 
-    /// Forgets the oldest, if there are too many that are idle.
-    fn make_room(&mut self) {
+    /// Forgets what is idle: what there is too much of, and what is too old.
+    fn forget_old(&mut self, now_us: u64) {
         while self.recent_len > RECENT_KEYS {
             self.forget(self.recent.first);
         }
         while self.known_len > KNOWN_KEYS {
             self.forget(self.known.first);
         }
-    }
-
-    fn forget_old(&mut self, now_us: u64) {
-        self.make_room();
         let old = |keys: &Self, at: u32| {
             at != NONE && now_us.saturating_sub(keys.all[at as usize].idle_since_us) > KNOWN_US
         };
@@ -583,8 +586,8 @@ pub struct Gate {
 /// Which site a domain that a report came from belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Site {
-    /// That of its key, or none.
-    Counts,
+    /// The same as its key says, or none.
+    Same,
     /// One that learns, and under which it counts as soon as the keys are made anew.
     New,
 }
@@ -859,8 +862,7 @@ impl Gate {
         note_error(&mut key.error, report);
         if key.cap.learning == Learning::On || looks_at_addresses {
             let said = report::classify(report);
-            let site =
-                if looks_at_addresses { self.note_site(domain, &said) } else { Site::Counts };
+            let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Same };
             let key = &mut self.keys.all[at as usize];
             let ended = Ended {
                 now_us,
@@ -878,6 +880,7 @@ impl Gate {
             if tried == Try::NotReally && self.returns.may_return(mail) {
                 return Try::NotReally;
             }
+            self.returns.tried(mail);
         }
         let key = &mut self.keys.all[at as usize];
         key.done += 1;
@@ -891,7 +894,7 @@ impl Gate {
 
     /// The address that a delivery was connected to may say to which site its next hop belongs.
     fn note_site(&mut self, domain: u32, said: &Report) -> Site {
-        let Some(peer) = said.peer else { return Site::Counts };
+        let Some(peer) = said.peer else { return Site::Same };
         let evidence = match said.seen {
             report::Seen::Accepted => Evidence::Took,
             _ => Evidence::Answered,
@@ -902,13 +905,13 @@ impl Gate {
             self.sites = Order::Changed;
         }
         if self.sites == Order::Kept {
-            return Site::Counts;
+            return Site::Same;
         }
         let now = self.rules.resolve(name);
         let key = self.key(self.keys.all[domain as usize].of);
         let is_new = (now.kind, now.name) != (key.kind, &key.name[..]);
         let learns = now.site.is_some() && now.cap.learning == Learning::On;
-        if is_new && learns { Site::New } else { Site::Counts }
+        if is_new && learns { Site::New } else { Site::Same }
     }
 
     /// Forgets all held commands, and what is away.

@@ -14,7 +14,7 @@ pub struct Index {
     len: usize,
 }
 
-/// Where an element belongs, and an entry with this hash.
+/// The home of an element, or of an entry's hash: both have it in the upper half.
 #[inline]
 fn home(hash: u64) -> usize {
     (hash >> 32) as usize

@@ -389,15 +389,22 @@ impl Returns {
     pub fn may_return(&mut self, mail: u64) -> bool {
         let mark = &mut self.marks[mail as usize % RETURNS];
         let tag = (mail >> 32) as u32 & !3;
-        if *mark & !3 != tag {
-            *mark = tag;
-        }
+        // Another mail's count goes on: where there are more mails than marks, one of four is tried all the same.
+        *mark = tag | (*mark & 3);
         let count = (*mark & 3) as u8;
         if count >= RETURNS_MAX {
-            *mark = tag;
+            *mark = 0;
             return false;
         }
         *mark += 1;
         true
+    }
+
+    /// A mail was really tried: it may go back as often as ever.
+    pub fn tried(&mut self, mail: u64) {
+        let mark = &mut self.marks[mail as usize % RETURNS];
+        if *mark & !3 == (mail >> 32) as u32 & !3 {
+            *mark = 0;
+        }
     }
 }

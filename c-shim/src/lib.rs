@@ -2,7 +2,7 @@
 //!
 //! qmail-rspawn asks it before each delivery whether the destination's limit allows one more. [`gate`] decides, with no
 //! I/O and no clock; [`host`] reads the control files and writes the status file; [`ffi`] is what C sees, and the
-//! only module with unsafe code, but for one instruction in [`memory`]. `gate.h` is the contract.
+//! only module with unsafe code, but for one instruction in `prefetch`. `gate.h` is the contract.
 //!
 //! The same crate is a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no dependencies)
 //! and a library for qpatch, which checks and simulates with the code that will run.
@@ -19,6 +19,7 @@ mod list;
 pub mod memory;
 pub mod name;
 pub mod pace;
+mod prefetch;
 pub mod problem;
 pub mod random;
 pub mod recall;

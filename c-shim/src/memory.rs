@@ -1,6 +1,8 @@
 //! Memory that may be missing. In the mail server no allocation may abort the process, so whatever the gate allocates on
 //! its way goes through `try_reserve`, and [`OutOfMemory`] is an answer like any other.
 
+#![forbid(unsafe_code)]
+
 use std::collections::TryReserveError;
 use std::fmt;
 
@@ -66,23 +68,4 @@ impl fmt::Write for Text {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.push(text.as_bytes()).map_err(|_| fmt::Error)
     }
-}
-
-/// Asks the processor to bring an element into its cache. Unlike a load it holds up nothing that comes after it: a load that
-/// misses the cache stops the processor as soon as some 250 instructions wait behind it.
-#[inline]
-pub fn prefetch<T>(element: &T) {
-    let address: *const T = element;
-    // SAFETY: the instruction reads nothing that the program could see, and the address is valid besides.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    // SAFETY: as above.
-    #[cfg(target_arch = "aarch64")]
-    unsafe {
-        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let _ = address;
 }

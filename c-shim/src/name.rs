@@ -6,9 +6,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::ops::Range;
-
 use crate::memory::{self, OutOfMemory};
+use crate::prefetch::prefetch;
 
 /// The longest name that is looked up or counted by itself, in bytes. DNS ends at 253.
 pub const NAME_MAX: usize = 255;
@@ -144,12 +143,12 @@ const CHECK_BITS: u32 = 64 - VALUE_BITS;
 ///
 /// What matters is that a look-up among a million names finds its place in the cache, or misses it once. So the names are
 /// not kept: a place has 43 bits of the hash besides the value, and its position stands for some 20 more. The price is that
-/// a name which is not among them is taken for one of them once in 10^12 look-ups. The hash is seeded, so this cannot be
-/// brought about. Comparing the names would cost another cache miss each time, and three times the memory.
+/// a name which is not among them is taken for one of them once in 10^12 look-ups. In the mail server the hash has a seed
+/// that nobody knows, so this cannot be brought about. Comparing the names would cost another cache miss each time, and three times the memory.
 ///
-/// Of many names with few different values, [`NameMap::pack`] keeps 32 bits of the hash, and the chance is once in 5 * 10^8: a
-/// million names need 6.7 MB in place of 10.7. Another 5 MB are for the line numbers, which are apart because they are rarely
-/// asked for.
+/// Of many names with few different values, [`NameMap::pack`] keeps 32 bits of the hash, and the chance is once in 5 * 10^8
+/// probes, of which a host takes one, and where there are suffixes one more for each of its dots: a million names need 6.7 MB in
+/// place of 10.7. Another 5 MB are for the line numbers, which are apart because they are rarely asked for.
 #[derive(Debug)]
 pub struct NameMap {
     hasher: Hasher,
@@ -165,12 +164,17 @@ pub struct NameMap {
 enum Places {
     /// The check in the upper bits, the value below. 0 is empty.
     Wide(Vec<u64>),
-    /// [`PACKED`] bytes each: the index of the value, and the lower half of the check, which is 0 if the place is empty. At
-    /// the end are some bytes more, so that eight can be read at once.
+    /// [`PACKED`] bytes each: the index of the value in the lowest one, and above it the lower half of the check, which is 0
+    /// if the place is empty. After the last one there is [`PADDING`].
     Packed { bytes: Vec<u8>, values: Vec<u32> },
 }
 
+/// The bytes of a place that is packed.
 const PACKED: usize = 5;
+/// A place is read as eight bytes.
+const PADDING: usize = 8 - PACKED;
+/// The most values that the index of a packed place can tell apart.
+const VALUES_MAX: usize = 256;
 /// Fewer names are not worth it.
 const PACK_MIN: usize = 50_000;
 
@@ -180,7 +184,7 @@ impl Places {
     fn len(&self) -> usize {
         match self {
             Self::Wide(places) => places.len(),
-            Self::Packed { bytes, .. } => bytes.len() / PACKED - 1,
+            Self::Packed { bytes, .. } => bytes.len() / PACKED,
         }
     }
 
@@ -204,9 +208,7 @@ impl Places {
     #[inline]
     fn probe(&self, home: usize, hash: u64) -> Result<usize, usize> {
         match self {
-            Self::Wide(places) => {
-                walk(home, places.len(), check(hash), |at| places[at] >> VALUE_BITS)
-            }
+            Self::Wide(places) => walk_wide(places, home, hash),
             Self::Packed { bytes, .. } => {
                 let check = u64::from(half_check(check(hash)));
                 walk(home, self.len(), check, |at| u64::from(packed_check(bytes, at)))
@@ -215,15 +217,16 @@ impl Places {
     }
 }
 
-/// Hardly a walk is longer.
+/// So far from home is what is looked at mostly: at three quarters full a name that is there is found after 2.5 places, and
+/// one that is not there is missed after 8.5 (Knuth, The Art of Computer Programming 3, section 6.4).
 const WALK: usize = 8;
 
-/// Both ends, which may be in two lines of the cache.
+/// These elements may be in two lines of the cache.
 #[inline]
-fn prefetch<T>(elements: &[T], walk: Range<usize>) {
-    for at in [walk.start, walk.end] {
+fn prefetch_both<T>(elements: &[T], both: [usize; 2]) {
+    for at in both {
         if let Some(element) = elements.get(at) {
-            memory::prefetch(element);
+            prefetch(element);
         }
     }
 }
@@ -247,12 +250,18 @@ fn walk(
 }
 
 #[inline]
-fn packed_check(bytes: &[u8], at: usize) -> u32 {
-    let place = bytes[at * PACKED..].first_chunk().map_or(0, |&place| u64::from_le_bytes(place));
-    (place >> 8) as u32
+fn walk_wide(places: &[u64], home: usize, hash: u64) -> Result<usize, usize> {
+    walk(home, places.len(), check(hash), |at| places[at] >> VALUE_BITS)
 }
 
-/// Never 0, either.
+#[inline]
+fn packed_check(bytes: &[u8], at: usize) -> u32 {
+    let place = bytes[at * PACKED..].first_chunk();
+    debug_assert!(place.is_some());
+    (place.map_or(0, |&place| u64::from_le_bytes(place)) >> 8) as u32
+}
+
+/// What a packed place keeps of a check. Never 0, which is an empty place.
 #[inline]
 fn half_check(check: u64) -> u32 {
     (check as u32).max(1)
@@ -327,19 +336,18 @@ impl NameMap {
         }
         let is_suffix = name[0] == b'.';
         let hash = if is_suffix { self.hasher.hash_suffix(name) } else { self.hasher.hash(name) };
+        let home = self.home(hash);
         // Packed, or without a place.
-        let Places::Wide(places) = &self.places else { return Err(OutOfMemory) };
+        let Places::Wide(places) = &mut self.places else { return Err(OutOfMemory) };
         if places.is_empty() {
             return Err(OutOfMemory);
         }
-        let (at, old) = match self.probe(hash) {
+        let (at, old) = match walk_wide(places, home, hash) {
             Ok(at) => (at, Some(self.lines[at])),
             Err(_) if self.len + self.len / 3 + 2 > places.len() => return Err(OutOfMemory),
             Err(free) => (free, None),
         };
-        if let Places::Wide(places) = &mut self.places {
-            places[at] = check(hash) << VALUE_BITS | u64::from(value);
-        }
+        places[at] = check(hash) << VALUE_BITS | u64::from(value);
         self.lines[at] = line;
         self.len += usize::from(old.is_none());
         self.has_suffixes |= is_suffix;
@@ -375,8 +383,10 @@ impl NameMap {
     pub fn prefetch(&self, hash: u64) {
         let home = self.home(hash);
         match &self.places {
-            Places::Wide(places) => prefetch(places, home..home + WALK),
-            Places::Packed { bytes, .. } => prefetch(bytes, home * PACKED..(home + WALK) * PACKED),
+            Places::Wide(places) => prefetch_both(places, [home, home + WALK]),
+            Places::Packed { bytes, .. } => {
+                prefetch_both(bytes, [home * PACKED, (home + WALK) * PACKED]);
+            }
         }
     }
 
@@ -389,8 +399,18 @@ impl NameMap {
         if self.len < PACK_MIN {
             return Ok(());
         }
-        let mut bytes = memory::filled(0, (places.len() + 2) * PACKED - 1)?;
+        let value_of = |place: u64| place as u32 & VALUE_MAX;
         let mut values: Vec<u32> = Vec::new();
+        for &place in places.iter().filter(|&&place| place != 0) {
+            if let Err(at) = values.binary_search(&value_of(place)) {
+                if values.len() == VALUES_MAX {
+                    return Ok(());
+                }
+                values.try_reserve(1)?;
+                values.insert(at, value_of(place));
+            }
+        }
+        let mut bytes = memory::filled(0, places.len() * PACKED + PADDING)?;
         // Those before it, back to an empty place: it must not be taken for one of them.
         let mut before: Vec<u32> = Vec::new();
         let empty = places.iter().position(|&place| place == 0).unwrap_or(0);
@@ -400,17 +420,13 @@ impl NameMap {
                 before.clear();
                 continue;
             }
-            let (value, check) = (place as u32 & VALUE_MAX, half_check(place >> VALUE_BITS));
-            let found = values.iter().position(|&known| known == value);
-            let index = found.unwrap_or(values.len());
-            if index > usize::from(u8::MAX) || before.contains(&check) {
+            let check = half_check(place >> VALUE_BITS);
+            if before.contains(&check) {
                 return Ok(());
             }
-            if found.is_none() {
-                memory::push(&mut values, value)?;
-            }
             memory::push(&mut before, check)?;
-            bytes[at * PACKED] = index as u8;
+            // Each value is among them, and there are no more than a byte can tell apart.
+            bytes[at * PACKED] = values.binary_search(&value_of(place)).unwrap_or(0) as u8;
             bytes[at * PACKED + 1..(at + 1) * PACKED].copy_from_slice(&check.to_le_bytes());
         }
         self.places = Places::Packed { bytes, values };
@@ -623,6 +639,10 @@ mod tests {
             assert_eq!(packed.find(name.as_bytes()), wide.find(name.as_bytes()), "{name}");
         }
         assert_eq!(packed.insert(b"more.example", 1, 1), Err(OutOfMemory));
+        // As many values as there may be, with that of the suffix.
+        let mut map = map_of(count, 255);
+        map.pack().unwrap();
+        assert!(is_packed(&map));
         // Too many values, too few names.
         for (count, values) in [(count, 256), (1000, 1)] {
             let mut map = map_of(count, values);
@@ -643,9 +663,16 @@ mod tests {
         places[11] = (5 | 1 << 40) << VALUE_BITS;
         map.pack().unwrap();
         assert!(matches!(map.places, Places::Wide(_)));
+        // The same over the end.
+        let Places::Wide(places) = &mut map.places else { panic!("it is as before") };
+        let last = places.len() - 1;
+        places.swap(10, last);
+        places.swap(11, 0);
+        map.pack().unwrap();
+        assert!(matches!(map.places, Places::Wide(_)));
         // They may be told apart where a free place is between them.
         let Places::Wide(places) = &mut map.places else { panic!("it is as before") };
-        places.swap(11, 12);
+        places.swap(0, 1);
         map.pack().unwrap();
         assert!(matches!(map.places, Places::Packed { .. }));
     }

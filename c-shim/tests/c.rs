@@ -35,7 +35,7 @@ fn staticlib(name: &str, more: &[&str]) -> Gate {
             .args(["--edition", "2024", "--crate-name", "qpatch_gate", "--crate-type", "staticlib"])
             .args([
                 "-C",
-                "opt-level=s",
+                "opt-level=2",
                 "-C",
                 "lto=fat",
                 "-C",
@@ -58,7 +58,8 @@ fn staticlib(name: &str, more: &[&str]) -> Gate {
         .find_map(|line| line.split_once("native-static-libs: "))
         .expect("the libraries")
         .1;
-    Gate { archive, libraries: libraries.split(' ').map(String::from).collect() }
+    let replaced = |lib| String::from(if lib == "-lgcc_s" { "-static-libgcc" } else { lib });
+    Gate { archive, libraries: libraries.split_whitespace().map(replaced).collect() }
 }
 
 struct Build {

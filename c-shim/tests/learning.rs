@@ -276,6 +276,19 @@ fn a_mail_that_is_always_refused_is_tried() {
     let mail = 0x1234_5678_9abc_def0;
     let tries = (0..400).filter(|_| !returns.may_return(mail)).count();
     assert_eq!(tries, 100);
+    // Its mails are more than there are marks: one of four is tried.
+    let mut random = Random::new(1);
+    let mails: Vec<u64> = (0..5000).map(|_| random.next()).collect();
+    let mut returns = Returns::default();
+    let refusals = (0..20).flat_map(|_| &mails);
+    let tries = refusals.filter(|&&mail| !returns.may_return(mail)).count();
+    assert!((24_000..=25_000).contains(&tries), "{tries} of 100,000");
+    // What was tried does not count for the others.
+    let mut returns = Returns::default();
+    for &mail in &mails {
+        assert!(returns.may_return(mail));
+        returns.tried(mail);
+    }
 }
 
 /// What others do, for the table in the documentation of the module. This one by the pseudocode of Postfix 2.5's

@@ -487,6 +487,53 @@ fn refused_before_it_counts_under_its_site() {
     }
 }
 
+/// What is refused for ever must age, also while its domain does not come under its site.
+#[test]
+fn a_mail_that_is_refused_before_its_site_counts_is_tried_in_the_end() {
+    let mut gate = Gate::new(400, 400, 7).unwrap();
+    let table = Table::parse(b":20::fixed\n192.0.2.0/24:20:site:learn\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let report =
+        b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
+    let parts = Parts::new(&[b"1/1\0", b"s\0", b"u@d.example\0"]).unwrap();
+    let returned: Vec<bool> = (0..8)
+        .map(|_| {
+            gate.ask(0, 0, &parts);
+            gate.done(0, 0, Ran::Yes(report)).is_some()
+        })
+        .collect();
+    assert_eq!(returned, [true, true, true, false, true, true, true, false]);
+}
+
+/// Domains that became idle together are not all forgotten by whoever comes next.
+#[test]
+fn one_comes_and_one_goes() {
+    const MANY: u32 = 60_000;
+    let mut gate = Gate::new(65_000, 65_000, 7).unwrap();
+    let table = Table::parse(b":20\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let ask = |gate: &mut Gate, slot: u32, domain: u32| {
+        let recipient = format!("u@d{domain}.example\0");
+        gate.ask(0, slot, &Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap())
+    };
+    for slot in 0..MANY {
+        assert_eq!(ask(&mut gate, slot, slot), Answer::Go);
+    }
+    let most = gate.bytes();
+    for slot in 0..MANY {
+        gate.done(0, slot, Ran::No);
+    }
+    let idle = gate.keys().count();
+    assert_eq!(idle, MANY as usize);
+    ask(&mut gate, 0, MANY);
+    assert_eq!(gate.keys().count(), idle);
+    // Its name may be longer than that of the one that went.
+    assert!(gate.bytes() <= most + 100);
+    gate.tidy(1).unwrap();
+    assert!(gate.keys().count() < 300);
+    assert!(gate.bytes() < most / 50, "{} of {most} bytes", gate.bytes());
+}
+
 /// Several keys that become startable at once take turns.
 #[test]
 fn round_robin() {

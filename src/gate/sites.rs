@@ -60,7 +60,7 @@ pub struct Sites {
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = server)]
     server: Vec<SocketAddr>,
     /// So long is waited for an answer; each question is asked twice
-    #[arg(long, value_name = "SECONDS", default_value_t = 5,
+    #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_SECS,
         value_parser = clap::value_parser!(u32).range(1..=60))]
     timeout: u32,
     /// How to print it
@@ -76,6 +76,8 @@ fn server(value: &str) -> Result<SocketAddr, String> {
     })
 }
 
+/// So long is waited for an answer, in seconds, if nobody says otherwise.
+const TIMEOUT_SECS: u32 = 5;
 /// All look-ups together take so long at most; what is left then stays as it was until the next time.
 const TOTAL: Duration = Duration::from_secs(600);
 /// So many names are looked up at most.
@@ -98,6 +100,22 @@ struct Names<'a> {
     /// Seen, but not names that DNS could have.
     odd: u64,
     left_out: u64,
+}
+
+impl Sites {
+    /// For the installation at `home`, these domains, and the name servers of /etc/resolv.conf.
+    #[must_use]
+    pub fn of(home: PathBuf, domains: Vec<String>) -> Self {
+        Self {
+            home,
+            log: Vec::new(),
+            domains,
+            dry_run: false,
+            server: Vec::new(),
+            timeout: TIMEOUT_SECS,
+            format: Format::default(),
+        }
+    }
 }
 
 /// Why a domain is not looked up.
@@ -206,7 +224,7 @@ pub fn run(args: &Sites) -> Done {
     })
 }
 
-/// The same without printing.
+/// Looks the sites up and writes control/concurrencysites.
 ///
 /// # Errors
 /// As [`run`].
@@ -394,6 +412,14 @@ pub struct Outcome {
     /// Not answered, and not in the map.
     unknown: Vec<Change>,
     notes: Vec<String>,
+}
+
+impl Outcome {
+    /// How many domains the map has now, or would have.
+    #[must_use]
+    pub fn domains(&self) -> u64 {
+        self.domains
+    }
 }
 
 /// What becomes of a domain.

@@ -332,7 +332,7 @@ impl Work {
         }
     }
 
-    /// Whether the source `name`, or conf-cc, is not there although the tree's makefile builds from it. qmail
+    /// Whether `name`, a C source or conf-cc, is missing although the tree's makefile builds from it. qmail
     /// makes `x.h` of `x.h1` and `x.h2`, and forks have the rules for that in another makefile. Without conf-spawn a tree can
     /// be patched: it is the operator's.
     fn is_missed(&self, tree: &Tree, name: &str) -> bool {

@@ -64,10 +64,7 @@ impl Identity {
     }
 
     /// Gives a file that this process has made to the user that the proof runs as.
-    ///
-    /// # Errors
-    /// The system does not let it.
-    pub fn give(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn give(&self, path: &Path) -> Result<(), Error> {
         if self.changes {
             std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
                 .map_err(Error::file("change the owner of", path))?;

@@ -291,7 +291,10 @@ impl Site {
     }
 
     /// Writes a file of the site and gives it to the user that runs it.
-    pub(crate) fn write(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// The file cannot be written, or not be given away.
+    pub fn write(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
         let mut file = fs::File::create(path).map_err(Error::file("write", path))?;
         file.write_all(contents).map_err(Error::file("write", path))?;
         self.identity.give(path)
@@ -309,7 +312,7 @@ impl Site {
         for dir in ["", "hold", "tmp"] {
             make_dir(&self.rig.join(dir), self.identity)?;
         }
-        let layout = QueueLayout::of_tree(self)?;
+        let layout = QueueLayout::of_site(self)?;
         if layout.split.contains("todo") {
             self.todo = TodoLayout::Split;
         }
@@ -443,7 +446,8 @@ fn make_dir(path: &Path, identity: Identity) -> Result<(), Error> {
     identity.give(path)
 }
 
-/// Which directories the tree's own installer makes below queue/, read from hier.c; stock qmail's where it has none.
+/// Which directories the tree's own installer makes below queue/, read from hier.c as it is compiled; stock qmail's where it has
+/// none.
 #[derive(Debug, PartialEq, Eq)]
 struct QueueLayout {
     flat: BTreeSet<String>,
@@ -451,21 +455,25 @@ struct QueueLayout {
 }
 
 impl QueueLayout {
-    fn of_tree(site: &Site) -> Result<QueueLayout, Error> {
+    fn of_site(site: &Site) -> Result<QueueLayout, Error> {
         let path = site.tree.join("hier.c");
         let source = match fs::read(&path) {
             Ok(source) => source,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::file("read", &path)(error)),
         };
-        // What is not compiled does not count. Headers may have to be made first: then without them; and where that does not
-        // work, either, all of the source counts.
+        // What is not compiled does not count. Headers that are yet to be made are left out. Where the compiler finds fault
+        // all the same, all of the source counts.
         let text = String::from_utf8_lossy(&source);
-        let own: String = text
-            .split_inclusive('\n')
-            .filter(|line| !line.trim_start().starts_with("#include"))
-            .collect();
-        let compiled = preprocessed(site, &source).or_else(|| preprocessed(site, own.as_bytes()));
+        let is_there = |line: &&str| {
+            let header = line.trim_start().strip_prefix('#').and_then(|rest| {
+                let (_, name) = rest.trim_start().strip_prefix("include")?.split_once('"')?;
+                name.split_once('"').map(|(name, _)| name)
+            });
+            header.is_none_or(|header| site.tree.join(header).exists())
+        };
+        let own: String = text.split_inclusive('\n').filter(is_there).collect();
+        let compiled = preprocessed(site, own.as_bytes());
         Ok(Self::of_hier(&compiled.map_or(text, |compiled| compiled.into())))
     }
 

@@ -65,7 +65,13 @@ impl Shown {
 #[derive(Debug, Clone, Copy)]
 struct Held {
     remote: bool,
-    both: bool,
+    local: bool,
+}
+
+impl Held {
+    fn both(self) -> bool {
+        self.remote && self.local
+    }
 }
 
 /// A site whose programs are built and installed, with its stubs.
@@ -146,11 +152,13 @@ impl<'s> Session<'s> {
 
     pub(super) fn run(&mut self) -> Result<(), Error> {
         let Some(mut plain) = self.build_plain()? else { return Ok(()) };
-        let Held { remote, both: spawners } = self.spawners("", &mut plain)?;
+        let held = self.spawners("", &mut plain)?;
+        let spawners = held.both();
         // The rig plays both: a qmail-lspawn that cannot be run here is not needed.
-        let numbers = self.part(Part::Numbers, "qmail-send numbers", remote, |session, name| {
-            session.step(name, |session| session.every_number(&mut plain))
-        })?;
+        let numbers =
+            self.part(Part::Numbers, "qmail-send numbers", held.remote, |session, name| {
+                session.step(name, |session| session.every_number(&mut plain))
+            })?;
         let mail = self.part(Part::Mail, "mail", spawners && numbers, |session, name| {
             session.step(name, |session| session.mail(&mut plain))
         })?;
@@ -282,9 +290,9 @@ impl<'s> Session<'s> {
             // Later parts need to know the protocol.
             let spawner = Spawner::start(&ready.site, &mut ready.stubs, Channel::Remote)?;
             ready.width = Some(spawner.width());
-            return Ok(Held { remote: true, both: true });
+            return Ok(Held { remote: true, local: true });
         }
-        let mut held = Held { remote: true, both: true };
+        let mut held = Held { remote: false, local: false };
         for channel in [Channel::Remote, Channel::Local] {
             let name = format!("{prefix}{channel}");
             let fd_set_holds = self.fd_set_holds;
@@ -300,8 +308,10 @@ impl<'s> Session<'s> {
                     other => other,
                 })
             })?;
-            held.both &= proved.is_some();
-            held.remote &= proved.is_some() || channel == Channel::Local;
+            match channel {
+                Channel::Remote => held.remote = proved.is_some(),
+                Channel::Local => held.local = proved.is_some(),
+            }
         }
         Ok(held)
     }
@@ -490,7 +500,7 @@ impl<'s> Session<'s> {
         self.cc = cc;
         let Some(site) = site else { return Ok(()) };
         let (mut ready, _) = self.install(site)?;
-        let spawners = self.spawners("fortify ", &mut ready)?.both;
+        let spawners = self.spawners("fortify ", &mut ready)?.both();
         self.part(Part::Fortify, "fortify mail", spawners, |session, name| {
             session.step(name, |session| session.mail(&mut ready))
         })?;

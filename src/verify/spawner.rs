@@ -141,7 +141,7 @@ impl Spawner {
                 });
             }
             if !self.output.is_open() && protocol::read_greeting(self.output.pending()).is_none() {
-                return Err(self.died_at_start());
+                return Err(self.died("at its start, before it said its conf-spawn"));
             }
         };
         self.width = greeting.width;
@@ -283,20 +283,6 @@ impl Spawner {
         Ok(true)
     }
 
-    fn died_at_start(&mut self) -> Error {
-        let mut error = self.died("at its start, before it said its conf-spawn");
-        // As qmail's programs exit when they cannot read what they need.
-        if let Error::Died { how, context, .. } = &mut error
-            && ["exit code 100", "exit code 111", "exit code 112"].contains(&how.as_str())
-        {
-            context.push_str(
-                "; it may want control files of its own (a fork with LDAP or SQL), which verify does not make: what needs \
-                 this program cannot be tried here",
-            );
-        }
-        error
-    }
-
     fn died(&mut self, context: &str) -> Error {
         let status = match self.process.wait(self.idle) {
             Ok(status) => status,
@@ -327,6 +313,13 @@ pub(crate) fn likely_cause_of_death(status: std::process::ExitStatus) -> &'stati
             "a pointer cut to 32 bits (alloc without a declaration), or memory overwritten by FD_SET beyond the tree's \
              fd_set; qpatch apply (toolchain, fd-setsize) takes care of both"
         }
-        _ => "",
+        _ => match status.code() {
+            // As qmail's programs exit when they cannot read what they need.
+            Some(111 | 112) => {
+                "it may want control files of its own (a fork with LDAP or SQL), which verify does not make: what needs this \
+                 program cannot be tried here"
+            }
+            _ => "",
+        },
     }
 }

@@ -56,10 +56,10 @@ struct Args {
     /// conf-spawn and concurrencyremote
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(20..=65000))]
     spawn: u32,
-    /// Lines for control/concurrencydomains in place of ":20"; \n between them
+    /// Lines for control/concurrencydomains in place of ":20" and, in S5, one for the site; \n between them
     #[arg(long, value_name = "LINES")]
     table: Option<String>,
-    /// Say in that line whether limits learn; without it they do as the table does by default
+    /// Say in those lines whether limits learn; without it they do as the table does by default
     #[arg(long, conflicts_with = "table")]
     learn: Option<OnOff>,
     /// The order of the mail

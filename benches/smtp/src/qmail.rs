@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use nix::sys::signal::Signal;
 use qpatch::gate::sites::{self, Sites};
 use qpatch::patches;
@@ -170,6 +169,32 @@ impl Qmail {
         Ok(running.account.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The gate's knowledge of sites becomes what the plan says.
+    fn know(&self, plan: &Plan) -> Result<()> {
+        let seen = self.site.home().join("queue/lock/gatesites");
+        match plan.known {
+            Known::Nothing => self.site.write(&seen, b"")?,
+            Known::Seen => {
+                if fs::metadata(&seen).map_or(0, |seen| seen.len()) == 0 {
+                    return Err(Error::new("the gate has seen nothing in the run before", ""));
+                }
+            }
+            Known::Asked => {
+                self.site.write(&seen, b"")?;
+                let domains = plan.domains.iter().map(|domain| domain.name.clone()).collect();
+                let args = Sites::of(self.site.home().to_path_buf(), domains);
+                let outcome = sites::look_up(&args)?;
+                if outcome.domains() != plan.domains.len() as u64 {
+                    let found = outcome.domains();
+                    let wanted = plan.domains.len();
+                    let what = format!("gate sites has found {found} of {wanted} domains");
+                    return Err(Error::new(what, "--table needs a line with mx:"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn control(&self, name: &str, contents: Option<&str>) -> Result<()> {
         match contents {
             Some(contents) => Ok(self.site.set_control(name, contents)?),
@@ -180,35 +205,6 @@ impl Qmail {
                 _ => Ok(()),
             },
         }
-    }
-}
-
-/// The arguments of `qpatch gate sites`.
-#[derive(Debug, Parser)]
-struct GateSites {
-    #[command(flatten)]
-    sites: Sites,
-}
-
-impl Qmail {
-    /// The gate's knowledge of sites becomes what the plan says.
-    fn know(&self, plan: &Plan) -> Result<()> {
-        let seen = self.site.home().join("queue/lock/gatesites");
-        if plan.known != Known::Seen {
-            fs::write(&seen, "").map_err(Error::doing("empty queue/lock/gatesites"))?;
-            self.site
-                .identity()
-                .give(&seen)
-                .map_err(Error::doing("give queue/lock/gatesites to qmail-rspawn"))?;
-        }
-        if plan.known == Known::Asked {
-            let home = self.site.home().display().to_string();
-            let mut words = vec!["sites".to_owned(), home, "--domain".to_owned()];
-            words.extend(plan.domains.iter().map(|domain| domain.name.clone()));
-            let args = GateSites::try_parse_from(words).map_err(Error::doing("ask DNS"))?;
-            sites::look_up(&args.sites)?;
-        }
-        Ok(())
     }
 }
 

@@ -26,8 +26,9 @@ pub const SERVER_CAP: u32 = 10;
 const HOLD: Duration = Duration::from_millis(200);
 const OTHER_DOMAINS: usize = 50;
 const SHARED_DOMAINS: usize = 100;
-/// What lines of control/concurrencydomains begin with that are about the servers.
+/// What a line of control/concurrencydomains begins with that is about the servers' addresses.
 const ADDRESSES: &str = "127.1.0.0/16";
+/// And about their names, as mail exchangers.
 const EXCHANGERS: &str = "mx:.bench.example";
 
 /// One of them.
@@ -66,7 +67,7 @@ pub struct Options {
     pub scale: f64,
     /// control/concurrencydomains, in place of `:20` and, in S5, a line for the site.
     pub table: Option<String>,
-    /// A fourth field for that line.
+    /// A fourth field for those lines.
     pub learn: Option<Learn>,
     /// conf-spawn and concurrencyremote.
     pub concurrency: u32,

@@ -219,6 +219,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             },
             &mut random,
         );
+        let hash = (u64::from(mail) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let level = control.level(setup.limit);
         assert!((1..=setup.limit).contains(&level), "level {level} of {}", setup.limit);
         if out.levels.last().is_some_and(|last| last.1 != level) {
@@ -233,6 +234,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                 sessions -= 1;
             }
             out.accepted += 1;
+            returns.tried(hash);
             out.last_accepted_us = now_us;
             if out.accepted == setup.mails {
                 break;
@@ -240,7 +242,6 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             continue;
         }
         out.refused += 1;
-        let hash = (u64::from(mail) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         if tried == Try::NotReally && returns.may_return(hash) {
             out.returned += 1;
             back[mail as usize] += 1;
@@ -253,6 +254,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                 queue.push_front(mail);
             }
         } else {
+            returns.tried(hash);
             back[mail as usize] = 0;
             sequence += 1;
             let back_us = now_us + (setup.retry_secs * SEC as f64) as u64;
