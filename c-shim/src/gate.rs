@@ -801,22 +801,25 @@ impl Gate {
         }
     }
 
-    /// How much mail of this key that is away has room here: for its idle places, and to be held. No more than leaves as many
-    /// slots free, as in [`Gate::may_hold`].
+    /// How much mail of this key that is away has room here: for its idle places, where it starts at once, and to be held. What
+    /// is held leaves as many slots free, exactly as in [`Gate::may_hold`]: one too many would be sent away and called again
+    /// without end.
     fn room(&mut self, at: u32, now_us: u64) -> u32 {
         let key = &mut self.keys.all[at as usize];
-        let free = self.capacity.saturating_sub(self.in_use + self.called);
         let here = key.held + key.recall.called();
-        let wanted = match key.limit() {
-            _ if key.suspended_until(now_us).is_some() => 0,
-            Limit::AtMost(0) => 0,
+        let slots = self.capacity.saturating_sub(self.in_use + self.called) + here;
+        let (idle, spare) = match key.limit() {
+            _ if key.suspended_until(now_us).is_some() => (0, 0),
+            Limit::AtMost(0) => (0, 0),
             Limit::AtMost(limit) => {
                 key.pace.run(now_us, key.running);
-                limit.saturating_sub(key.running) + key.pace.spare(limit)
+                (limit.saturating_sub(key.running), key.pace.spare(limit))
             }
-            Limit::Unlimited => SLOTS_MAX,
+            Limit::Unlimited => (SLOTS_MAX, 0),
         };
-        wanted.min((free + here).div_ceil(2)).saturating_sub(here)
+        let idle = idle.min(slots);
+        let held = spare.min((slots - idle) / 2);
+        (idle + held).saturating_sub(here)
     }
 
     /// The delivery in this slot has ended. If it was not really tried: what qmail-send is told in place of its report.

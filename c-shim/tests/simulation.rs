@@ -181,6 +181,32 @@ fn ten_busy_domains() {
     }
 }
 
+/// With every number of slots, odd or even: a place that is held too much would be sent away and called again without end.
+#[test]
+fn few_slots() {
+    for concurrency_remote in 21..=110 {
+        let mut model = Model::new(Setup { concurrency_remote, ..Setup::default() });
+        let busy = model.domain("busy.example");
+        let others: Vec<u32> =
+            (0..20).map(|i| model.domain(&format!("other{i}.example"))).collect();
+        for i in 0..1000u64 {
+            model.mail(busy, 0);
+            if i % 10 == 0 {
+                model.mail(others[i as usize / 10 % 20], i * SEC / 200);
+            }
+        }
+        let outcome = model.run();
+        let busiest = outcome.domains.iter().max_by_key(|seen| seen.busy_max).unwrap();
+        println!(
+            "{concurrency_remote:3} slots: {:5.1} % of 20, {:4.2} busy answers a mail, at most {}",
+            outcome.domains[0].mean_running() / 0.2,
+            outcome.domains[0].busy_per_mail(),
+            busiest.busy_max
+        );
+        patient(&outcome);
+    }
+}
+
 /// Mail to fifty domains with nothing to wait for, which arrives within ten seconds from `from_secs` on.
 fn others(busy: u32, from_secs: u64) -> f64 {
     let mut model = Model::new(Setup::default());
