@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::qpatch;
+use common::{Fixture, qpatch};
+use qpatch::fixture::Dialect;
 
 /// `text` with every number as `#`: times and seeds differ from run to run.
 fn without_numbers(text: &str) -> String {
@@ -44,6 +45,22 @@ fn the_demo_is_as_pictured() {
             "the demo does not print {pictured:?}:\n{}",
             done.out
         );
+    }
+}
+
+/// The error of a rule that does not fit, which both documents show.
+#[test]
+fn the_error_is_as_quoted() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.replace("spawn.c", "delnum = (unsigned int) (unsigned char) ch;", "delnum = (int) ch;");
+    let run = fixture.qpatch(&["apply"]);
+    assert_eq!(run.code, 1);
+    let in_one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let printed = in_one_line(&run.err);
+    for document in [include_str!("../README.md"), include_str!("../patches/README.md")] {
+        let start = document.find("qpatch: spawn.c: big-concurrency:").expect("the error");
+        let quoted = &document[start..start + document[start..].find("```").expect("its end")];
+        assert!(printed.contains(&in_one_line(quoted)), "{quoted}\n{printed}");
     }
 }
 

@@ -139,7 +139,7 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NoLimit => f.write_str("no colon: a line is domain:limit, domain:limit:group or domain:limit:group:fixed"),
+            Self::NoLimit => f.write_str("no colon: a line is domain:limit[:group[:learn|fixed]]"),
             Self::LimitNotNumber => f.write_str("the limit is not a number (empty means unlimited)"),
             Self::LimitTooLarge => write!(f, "the limit is above {}", crate::table::LIMIT_MAX),
             Self::GroupEmpty => f.write_str("the group's name is empty"),
@@ -147,7 +147,7 @@ impl fmt::Display for Kind {
             Self::GroupTooLong => write!(f, "the group's name is longer than {} bytes", crate::table::GROUP_MAX),
             Self::TooManyGroups => write!(f, "this is more than {} groups", crate::table::GROUPS_MAX),
             Self::TooManyFields => {
-                f.write_str("too many colons: a line is domain:limit, domain:limit:group or domain:limit:group:fixed")
+                f.write_str("too many colons: a line is domain:limit[:group[:learn|fixed]]")
             }
             Self::LearningWord => f.write_str("the fourth field is neither learn nor fixed"),
             Self::RangeAddress => f.write_str("not a range of addresses: 192.0.2.0/24 and [2001:db8::]/32 are"),

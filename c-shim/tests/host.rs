@@ -257,7 +257,7 @@ fn a_bad_file_at_the_start_is_stock_and_seen() {
     assert_eq!(
         status.problems,
         [
-            "control/concurrencydomains:1:10: no colon: a line is domain:limit, domain:limit:group or domain:limit:group:fixed",
+            "control/concurrencydomains:1:10: no colon: a line is domain:limit[:group[:learn|fixed]]",
             "control/smtproutes:1: no colon: qmail-remote ignores this line",
             "control/concurrencyremote:1: not a number, so the default of 20 counts",
         ]
