@@ -153,9 +153,9 @@ struct Verify {
 
 #[derive(Debug, Args)]
 struct Doctor {
-    /// qmail's home
-    #[arg(default_value = "/var/qmail")]
-    home: PathBuf,
+    /// The folder where qmail is installed [default: /var/qmail]
+    #[arg(value_name = "QMAILHOME")]
+    home: Option<PathBuf>,
     /// So many remote deliveries at once, instead of what control/concurrencyremote says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
     concurrency: Option<u32>,
@@ -459,8 +459,13 @@ fn prove(tree: &Path, options: &verify::Options, format: Format) -> Done {
 
 /// Exits with 1 if something is to change.
 fn doctor(args: &Doctor) -> Done {
+    let home = match &args.home {
+        Some(home) => doctor::installed(home).map_err(one)?,
+        // Asked before an install, which is most useful, there is none yet.
+        None => doctor::Options::default().home,
+    };
     let options = doctor::Options {
-        home: args.home.clone(),
+        home,
         concurrency: args.concurrency,
         cc: args.cc.clone(),
     };

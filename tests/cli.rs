@@ -85,6 +85,31 @@ fn wrong_usage() {
 }
 
 #[test]
+fn doctor_looks_at_the_folder_that_it_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let doctor = |args: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_qpatch");
+        run(Command::new(program).arg("doctor").args(args).current_dir(dir.path()))
+    };
+    fs::create_dir_all(dir.path().join("home/control")).unwrap();
+    fs::create_dir(dir.path().join("home/queue")).unwrap();
+    fs::write(dir.path().join("home/control/concurrencyremote"), "77\n").unwrap();
+    let home = dir.path().canonicalize().unwrap().join("home");
+    for args in [["home", "--format", "json"], ["./home", "--format", "json"]] {
+        let report: serde_json::Value = serde_json::from_str(&doctor(&args).out).unwrap();
+        assert_eq!((&report["home"], &report["concurrency"]), (&home.to_str().into(), &77.into()));
+    }
+    let help = "  name the folder that has control and queue; before an install: qpatch doctor --concurrency N\n";
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    for place in ["/nonexist", "empty"] {
+        let run = doctor(&[place]);
+        let what = "no qmail is installed here: it has neither control nor queue";
+        assert_eq!((run.code, run.out.as_str()), (1, ""));
+        assert_eq!(run.err, format!("qpatch: {place}: {what}\n{help}"));
+    }
+}
+
+#[test]
 fn a_missing_file() {
     let fixture = Fixture::new(Dialect::StockKr);
     fs::remove_file(fixture.path().join("conf-spawn")).unwrap();

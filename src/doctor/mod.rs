@@ -10,14 +10,16 @@ pub mod facts;
 pub mod launch;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+use crate::error::Error;
 
 /// What to examine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// qmail's home, as in conf-qmail.
+    /// qmail's home, as in conf-qmail: absolute, since programs and start scripts are looked for below it.
     pub home: PathBuf,
     /// The number of remote deliveries to plan for; `None`: control/concurrencyremote.
     pub concurrency: Option<u32>,
@@ -124,6 +126,25 @@ impl Report {
         serde_json::to_string_pretty(&whole)
             .unwrap_or_else(|error| format!("{{\"ok\":false,\"error\":\"{error}\"}}"))
     }
+}
+
+/// The folder that somebody has named as qmail's home, absolute.
+///
+/// # Errors
+/// If there is no qmail in it.
+pub fn installed(home: &Path) -> Result<PathBuf, Error> {
+    if !["control", "queue"].iter().any(|name| home.join(name).is_dir()) {
+        return Err(Error::new(
+            home.display(),
+            "no qmail is installed here: it has neither control nor queue",
+            "name the folder that has control and queue; before an install: qpatch doctor --concurrency N",
+        ));
+    }
+    if home.is_absolute() {
+        // As it is written in start scripts, which may be a link.
+        return Ok(home.to_path_buf());
+    }
+    home.canonicalize().map_err(|error| Error::io(home, "look into it", &error))
 }
 
 /// Examines this machine.
