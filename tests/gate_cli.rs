@@ -533,8 +533,11 @@ fn show_tells_how_a_domain_counts() {
         ".",
         "--domain",
         "mapped.example",
+        "--domain",
         "seen.example",
+        "--domain",
         "down.example",
+        "--domain",
         "far.example",
     ]);
     let out = run.ok().out;

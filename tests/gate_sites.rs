@@ -110,7 +110,7 @@ fn domains_are_matched_by_their_exchangers() {
     dns.says("loop2.example", Says::Alias("loop.example."));
     let names = "a.example g.example alone.example else.example behind.example equal.example null.example \
                  alias.example mx.alone.example loop.example own.example missing.example user@A.Example.";
-    let args: Vec<&str> = std::iter::once("--domain").chain(names.split(' ')).collect();
+    let args: Vec<&str> = names.split(' ').flat_map(|name| ["--domain", name]).collect();
     let out = rig.sites(&args).ok().out;
     assert_eq!(
         out,
@@ -192,7 +192,7 @@ fn what_is_not_answered_stays_as_it_was() {
     assert_eq!(rig.map(), before);
 
     dns.says("new.example", mx(&[(1, "x.outlook.com.")]));
-    let report = rig.json(&["--domain", "new.example", "lost.example"]);
+    let report = rig.json(&["--domain", "new.example", "--domain", "lost.example"]);
     let kept = domains(&report["kept"]);
     let names = ["fail", "loop", "noise", "referral", "refused", "silent"];
     assert_eq!(kept, names.map(|name| format!("{name}.example")));
@@ -364,9 +364,11 @@ fn hostile_names_get_no_line_of_their_own() {
     dns.says("other.example", Says::Other(1, "x.outlook.com."));
     let names = ["dot", "line", "colon", "escape", "byte", "many", "huge", "other"]
         .map(|name| format!("{name}.example"));
-    let args: Vec<&str> = std::iter::once("--domain")
-        .chain(names.iter().map(String::as_str))
+    let args: Vec<&str> = names
+        .iter()
+        .map(String::as_str)
         .chain(["x\ny.example:outlook\nz"])
+        .flat_map(|name| ["--domain", name])
         .collect();
     let report = rig.json(&args);
     assert_eq!(report["elsewhere"], 6, "{report}");
@@ -431,8 +433,7 @@ fn many_at_once_leave_a_whole_file() {
     for name in &names {
         rig.dns.says(name, mx(&[(1, "x.outlook.com.")]));
     }
-    let mut args = vec!["--domain"];
-    args.extend(names.iter().map(String::as_str));
+    let args: Vec<&str> = names.iter().flat_map(|name| ["--domain", name.as_str()]).collect();
     let children: Vec<_> =
         (0..3).map(|_| rig.command(&args).stdout(Stdio::null()).spawn().unwrap()).collect();
     for mut child in children {
@@ -450,8 +451,7 @@ fn a_thousand_domains_take_seconds() {
     for name in &names {
         rig.dns.says(name, mx(&[(1, "x.outlook.com."), (2, "y.outlook.com.")]));
     }
-    let mut args = vec!["--domain"];
-    args.extend(names.iter().map(String::as_str));
+    let args: Vec<&str> = names.iter().flat_map(|name| ["--domain", name.as_str()]).collect();
     let start = Instant::now();
     let report = rig.json(&args);
     let took = start.elapsed();

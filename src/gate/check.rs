@@ -32,8 +32,8 @@ pub struct Check {
     /// The folder where qmail is installed, or one file with lines domain:limit[:group[:learn|fixed]]
     #[arg(value_name = "QMAILHOME|FILE", default_value = super::QMAIL_HOME)]
     path: PathBuf,
-    /// Also tell under which key these domains count, and their limits
-    #[arg(long = "domain", value_name = "D", num_args = 1.., value_parser = domain_argument)]
+    /// Also tell under which key this domain counts, and its limit; may be repeated
+    #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table)]
@@ -43,7 +43,7 @@ pub struct Check {
 /// A domain, or an address of which only the domain matters.
 pub(super) fn domain_argument(value: &str) -> Result<String, String> {
     if value.contains('/') {
-        return Err("this is no domain; write QMAILHOME or FILE before --domain".to_string());
+        return Err("this is no domain: example.com is, or an address, whose domain counts".to_string());
     }
     let domain = domain_of(value.as_bytes()).unwrap_or(value.as_bytes());
     Ok(String::from_utf8_lossy(without_root(domain)).into_owned())

@@ -29,8 +29,8 @@ pub struct Show {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = interval)]
     watch: Option<u32>,
-    /// Tell only how these domains count now
-    #[arg(long = "domain", value_name = "D", num_args = 1.., value_parser = check::domain_argument)]
+    /// Tell only how this domain counts now; may be repeated
+    #[arg(long = "domain", value_name = "D", value_parser = check::domain_argument)]
     domains: Vec<String>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table)]

@@ -44,8 +44,8 @@ pub struct Simulate {
     /// whose smtproutes, concurrencysites and known sites then count, too
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
-    /// qmail-send's log, - for standard input; several are read one after the other
-    #[arg(long, value_name = "LOG", required = true, num_args = 1..)]
+    /// qmail-send's log, - for standard input; may be repeated: they are read one after the other
+    #[arg(long, value_name = "LOG", required = true)]
     log: Vec<PathBuf>,
     /// So many deliveries at once, instead of what the log says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]

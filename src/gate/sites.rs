@@ -47,11 +47,11 @@ pub struct Sites {
     /// The folder where qmail is installed
     #[arg(value_name = "QMAILHOME", default_value = super::QMAIL_HOME)]
     home: PathBuf,
-    /// Also look up the domains of the deliveries in qmail-send's logs, - for standard input
-    #[arg(long, value_name = "LOG", num_args = 1..)]
+    /// Also look up the domains of the deliveries in this log of qmail-send, - for standard input; may be repeated
+    #[arg(long, value_name = "LOG")]
     log: Vec<PathBuf>,
-    /// Also look up these domains
-    #[arg(long = "domain", value_name = "D", num_args = 1.., value_parser = domain_argument)]
+    /// Also look up this domain; may be repeated
+    #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
     /// Tell what would change, and write nothing
     #[arg(long)]
