@@ -65,7 +65,7 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages, one for each subcommand, into a folder
+    /// Write the manual pages (the commands' and concurrencydomains(5)) into a folder
     Man {
         /// The folder, which must exist
         dir: PathBuf,
@@ -511,8 +511,17 @@ fn completions(shell: clap_complete::Shell) -> Done {
 }
 
 fn man(dir: &Path) -> Done {
-    clap_mangen::generate_to(Cli::command(), dir)
-        .map_err(|error| one(Error::io(dir, "write the manual pages", &error)))
+    let failed = |error: io::Error| {
+        let mut failed = Error::io(dir, "write the manual pages", &error);
+        if error.kind() == io::ErrorKind::NotFound {
+            failed.help = format!("make the folder first: mkdir -p {}", dir.display());
+        }
+        one(failed)
+    };
+    for (name, text) in crate::man::pages(Cli::command()).map_err(failed)? {
+        std::fs::write(dir.join(name), text).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Whether a table tells what is, or what has been done.

@@ -14,6 +14,7 @@ pub mod error;
 pub mod fixture;
 pub mod gate;
 pub mod lex;
+pub mod man;
 pub mod matcher;
 pub mod patches;
 pub mod rule;

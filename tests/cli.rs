@@ -432,7 +432,6 @@ fn the_manual_pages_are_those_of_the_program() {
     let pages = |dir: &std::path::Path| {
         let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
         let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
-        names.retain(|name| name.ends_with(".1"));
         names.sort();
         names
     };
@@ -441,6 +440,46 @@ fn the_manual_pages_are_those_of_the_program() {
         snapbox::assert_data_eq!(page, snapbox::Data::read_from(&kept.join(&name), None).raw());
     }
     assert_eq!(pages(&kept), pages(written.path()));
+}
+
+#[test]
+fn manual_pages_say_what_a_page_has_to() {
+    let dir = tempfile::tempdir().unwrap();
+    qpatch(&["man", dir.path().to_str().unwrap()]).ok();
+    let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    let synopsis = "\n\\fBqpatch gate simulate\\fR [\\fB\\-\\-concurrencyremote\\fR \\fIN\\fR] \
+                    [\\fB\\-\\-format\\fR \\fIFORMAT\\fR] [\\fB\\-h\\fR|\\fB\\-\\-help\\fR] \
+                    \\fB\\-\\-log\\fR \\fILOG\\fR... \\fIFILE|QMAILHOME\\fR\n";
+    let simulate = page("qpatch-gate-simulate.1");
+    assert!(simulate.contains(synopsis), "{simulate}");
+    let status = ".SH \"EXIT STATUS\"\n.TP\n\\fB0\\fR\nnothing is to change, as far as could be seen\n";
+    assert!(page("qpatch-doctor.1").contains(status));
+    let see = page("qpatch.1");
+    assert!(see.ends_with(".SH \"SEE ALSO\"\nconcurrencydomains(5)\n"), "{see}");
+    for entry in fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let sections = ["\"SEE ALSO\"", "SYNOPSIS", "\"EXIT STATUS\""];
+        let wanted = if path.extension().unwrap() == "5" { 1 } else { 3 };
+        for section in &sections[..wanted] {
+            assert_eq!(text.matches(&format!(".SH {section}\n")).count(), 1, "{section} {text}");
+        }
+    }
+}
+
+#[test]
+fn manual_pages_need_their_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("man1").display().to_string();
+    let run = qpatch(&["man", &missing]);
+    assert_eq!(run.code, 1);
+    assert_eq!(
+        run.err,
+        format!(
+            "qpatch: {missing}: cannot write the manual pages: No such file or directory \
+             (os error 2)\n  make the folder first: mkdir -p {missing}\n"
+        )
+    );
 }
 
 #[test]

@@ -1,0 +1,162 @@
+//! The manual pages: those of the commands, made from their help, and concurrencydomains(5).
+//!
+//! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it knows
+//! nothing of EXIT STATUS and SEE ALSO.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use clap::{Arg, ArgAction, Command};
+use clap_mangen::Man;
+
+/// The page of the gate's control file, which is written by hand.
+const CONTROL_FILE: (&str, &str) =
+    ("concurrencydomains.5", include_str!("../man/concurrencydomains.5"));
+
+/// What 0 and 1 mean where it is not just "done" and "could not". 2 is wrong usage everywhere.
+const EXIT_STATUS: [(&str, &str, &str); 7] = [
+    (
+        "qpatch-status",
+        "the tree was read, whichever patches are in it",
+        "it is no tree of qmail, or could not be read",
+    ),
+    ("qpatch-verify", "every step holds", "a step fails, or could not be tried"),
+    ("qpatch-demo", "every step holds", "a step fails, or could not be tried"),
+    (
+        "qpatch-doctor",
+        "nothing is to change, as far as could be seen",
+        "something is to change, or no qmail is installed in QMAILHOME",
+    ),
+    (
+        "qpatch-gate-check",
+        "no errors; there may be warnings",
+        "there is an error, so the gate does not use the file; or the file could not be read",
+    ),
+    ("qpatch-gate-show", "the status was read", "there is none, or it could not be understood"),
+    (
+        "qpatch-gate-sites",
+        "DNS was asked, and what it said is written",
+        "DNS answers nothing at all, or the file could not be written; nothing was changed",
+    ),
+];
+
+/// Every page: its file's name and its text.
+///
+/// # Errors
+/// None but those of writing to memory.
+pub fn pages(command: Command) -> io::Result<Vec<(String, String)>> {
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    let source = format!("qpatch {}", command.get_version().unwrap_or_default());
+    let (name, text) = CONTROL_FILE;
+    let mut pages = vec![(name.to_string(), text.to_string())];
+    add(&command, &source, &mut pages)?;
+    Ok(pages)
+}
+
+fn add(command: &Command, source: &str, pages: &mut Vec<(String, String)>) -> io::Result<()> {
+    for subcommand in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+        add(subcommand, source, pages)?;
+    }
+    let man = Man::new(command.clone()).source(source);
+    pages.push((man.get_filename(), page(&man, command)?));
+    Ok(())
+}
+
+fn page(man: &Man, command: &Command) -> io::Result<String> {
+    const SYNOPSIS: &str = ".SH SYNOPSIS\n";
+    const DESCRIPTION: &str = ".SH DESCRIPTION\n";
+    let mut written = Vec::new();
+    man.render(&mut written)?;
+    let written = String::from_utf8_lossy(&written);
+    let other = || io::Error::other("clap_mangen writes SYNOPSIS and DESCRIPTION no longer");
+    let (head, rest) = written.split_once(SYNOPSIS).ok_or_else(other)?;
+    let (_, rest) = rest.split_once(DESCRIPTION).ok_or_else(other)?;
+    // The version is in the page's foot, as with every manual page.
+    let (rest, _) = rest.split_once(".SH VERSION\n").unwrap_or((rest, ""));
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+    Ok(format!(
+        "{head}{SYNOPSIS}{}\n{DESCRIPTION}{rest}{}{}",
+        synopsis(command),
+        exit_status(name),
+        see_also(name)
+    ))
+}
+
+/// As in roff: a bare hyphen may become another character there.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-")
+}
+
+fn bold(text: &str) -> String {
+    format!("\\fB{}\\fR", escaped(text))
+}
+
+fn italic(text: &str) -> String {
+    format!("\\fI{}\\fR", escaped(text))
+}
+
+/// `qpatch apply [--spawn N] ... TREE`
+fn synopsis(command: &Command) -> String {
+    let mut words = vec![bold(command.get_bin_name().unwrap_or_else(|| command.get_name()))];
+    let shown = || command.get_arguments().filter(|a| !a.is_hide_set());
+    let (required, optional): (Vec<_>, Vec<_>) =
+        shown().filter(|a| !a.is_positional()).partition(|a| a.is_required_set());
+    for arg in optional.into_iter().chain(required).chain(command.get_positionals()) {
+        let mut word = match arg.is_positional() {
+            true => value(arg),
+            false => option(arg),
+        };
+        if !arg.is_required_set() {
+            word = format!("[{word}]");
+        }
+        if matches!(arg.get_action(), ArgAction::Append) && arg.get_value_delimiter().is_none() {
+            word.push_str("...");
+        }
+        words.push(word);
+    }
+    if command.has_subcommands() {
+        words.push(italic("subcommand"));
+    }
+    words.join(" ")
+}
+
+fn option(arg: &Arg) -> String {
+    let short = arg.get_short().map(|short| bold(&format!("-{short}")));
+    let long = arg.get_long().map(|long| bold(&format!("--{long}")));
+    let names = short.into_iter().chain(long).collect::<Vec<_>>().join("|");
+    match arg.get_num_args() {
+        Some(values) if values.takes_values() && values.min_values() == 0 => {
+            format!("{names} [{}]", value(arg))
+        }
+        Some(values) if values.takes_values() => format!("{names} {}", value(arg)),
+        _ => names,
+    }
+}
+
+fn value(arg: &Arg) -> String {
+    let names = arg.get_value_names().unwrap_or_default();
+    italic(&names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" "))
+}
+
+fn exit_status(name: &str) -> String {
+    let of_its_own = EXIT_STATUS.iter().find(|(command, ..)| *command == name);
+    let (done, could_not) =
+        of_its_own.map_or(("done", "could not; standard error says why"), |(_, a, b)| (a, b));
+    let rows = [("0", done), ("1", could_not), ("2", "wrong usage")];
+    let rows = rows.map(|(code, meaning)| format!(".TP\n{}\n{meaning}\n", bold(code)));
+    format!(".SH \"EXIT STATUS\"\n{}", rows.concat())
+}
+
+fn see_also(name: &str) -> String {
+    let pages: &[&str] = match name {
+        "qpatch" => &["concurrencydomains(5)"],
+        "qpatch-gate" => &["qpatch(1)", "concurrencydomains(5)"],
+        gate if gate.starts_with("qpatch-gate-") => {
+            &["qpatch(1)", "qpatch-gate(1)", "concurrencydomains(5)"]
+        }
+        _ => &["qpatch(1)"],
+    };
+    format!(".SH \"SEE ALSO\"\n{}\n", escaped(&pages.join(", ")))
+}
