@@ -108,12 +108,15 @@ fn synopsis(command: &Command) -> String {
             true => value(arg),
             false => option(arg),
         };
-        if !arg.is_required_set() {
-            word = format!("[{word}]");
-        }
-        if matches!(arg.get_action(), ArgAction::Append) && arg.get_value_delimiter().is_none() {
-            word.push_str("...");
-        }
+        let again =
+            arg.get_value_delimiter().is_none() && matches!(arg.get_action(), ArgAction::Append);
+        word = match (arg.is_required_set(), again) {
+            (true, false) => word,
+            // Not `LOG...`, which would be several values behind one option.
+            (true, true) => format!("{word} [{word}]..."),
+            (false, false) => format!("[{word}]"),
+            (false, true) => format!("[{word}]..."),
+        };
         words.push(word);
     }
     if command.has_subcommands() {

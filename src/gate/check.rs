@@ -43,7 +43,9 @@ pub struct Check {
 /// A domain, or an address of which only the domain matters.
 pub(super) fn domain_argument(value: &str) -> Result<String, String> {
     if value.contains('/') {
-        return Err("this is no domain: example.com is, or an address, whose domain counts".to_string());
+        return Err(
+            "this is no domain: example.com is, or an address, whose domain counts".to_string()
+        );
     }
     let domain = domain_of(value.as_bytes()).unwrap_or(value.as_bytes());
     Ok(String::from_utf8_lossy(without_root(domain)).into_owned())
