@@ -6,6 +6,8 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -83,10 +85,10 @@ struct Choice {
         value_parser = clap::value_parser!(u32).range(1..=65000))]
     spawn: Option<u32>,
     /// Only these patches
-    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_id)]
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_ids())]
     only: Vec<String>,
     /// Not these patches
-    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_id)]
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_ids())]
     skip: Vec<String>,
     /// Leave out the gate, the limit of deliveries per domain (the same as --skip domain-gate)
     #[arg(long)]
@@ -175,17 +177,14 @@ enum Format {
     Json,
 }
 
-/// A patch's id, or an error that names them all.
-fn patch_id(value: &str) -> Result<String, String> {
-    if patches::ALL.iter().any(|p| p.id == value) {
-        return Ok(value.to_string());
-    }
-    Err(format!("no such patch; there are {}", patches::ALL.map(|p| p.id).join(", ")))
+/// The ids of all patches, which help, errors and completions name.
+fn patch_ids() -> PossibleValuesParser {
+    PossibleValuesParser::new(patches::ALL.map(|p| p.id))
 }
 
 /// Run the command line `args`.
 pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(args).and_then(Cli::checked) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
@@ -215,6 +214,27 @@ pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     }
 }
 
+impl Cli {
+    /// What clap cannot know to be wrong usage.
+    fn checked(self) -> Result<Self, clap::Error> {
+        let (name, choice) = match &self.command {
+            Command::Apply(args) => ("apply", &args.choice),
+            Command::Diff(choice) => ("diff", choice),
+            _ => return Ok(self),
+        };
+        if patches::ALL.iter().any(|p| choice.has(p, !choice.no_gate)) {
+            return Ok(self);
+        }
+        let mut command = Cli::command();
+        command.build();
+        let what = "no patch is left after --only, --skip and --no-gate";
+        Err(match command.find_subcommand_mut(name) {
+            Some(command) => command.error(ErrorKind::ArgumentConflict, what),
+            None => command.error(ErrorKind::ArgumentConflict, what),
+        })
+    }
+}
+
 type Done = Result<(), Vec<Error>>;
 
 fn one(error: Error) -> Vec<Error> {
@@ -226,20 +246,18 @@ impl Choice {
         if self.complete { Halves::Complete } else { Halves::Refuse }
     }
 
+    fn has(&self, patch: &Shipped, gate: bool) -> bool {
+        (self.only.is_empty() || self.only.iter().any(|id| id == patch.id))
+            && !self.skip.iter().any(|id| id == patch.id)
+            && (gate || patch.id != patches::GATE)
+    }
+
     fn patches(&self, tree: &Tree, gate: bool) -> Result<Vec<Patch>, Error> {
-        let chosen = |p: &Shipped| {
-            (self.only.is_empty() || self.only.iter().any(|id| id == p.id))
-                && !self.skip.iter().any(|id| id == p.id)
-                && (gate || p.id != patches::GATE)
-        };
-        read_patches(tree, self.spawn, chosen)
+        read_patches(tree, self.spawn, |p| self.has(p, gate))
     }
 
     fn plan(&self, tree: &Tree) -> Result<Plan, Vec<Error>> {
         let patches = self.patches(tree, !self.no_gate).map_err(one)?;
-        if patches.is_empty() {
-            return Err(one(Error::new("", "no patch is left after --only and --skip", "")));
-        }
         let plan = Plan::new(tree, &patches).map_err(one)?;
         let gate_asked_for = self.gate || self.only.iter().any(|id| id == patches::GATE);
         let misfit = plan.misfits(patches::GATE).next();
@@ -464,11 +482,7 @@ fn doctor(args: &Doctor) -> Done {
         // Asked before an install, which is most useful, there is none yet.
         None => doctor::Options::default().home,
     };
-    let options = doctor::Options {
-        home,
-        concurrency: args.concurrency,
-        cc: args.cc.clone(),
-    };
+    let options = doctor::Options { home, concurrency: args.concurrency, cc: args.cc.clone() };
     let report = doctor::examine(&options);
     print(|out| match args.format {
         Format::Table => {

@@ -85,6 +85,23 @@ fn wrong_usage() {
 }
 
 #[test]
+fn a_choice_of_no_patch_is_wrong_usage() {
+    for args in [
+        &["apply", "--only", "fd-setsize", "--skip", "fd-setsize", "/"][..],
+        &["diff", "--only", "domain-gate", "--no-gate", "/"],
+    ] {
+        let run = qpatch(args);
+        assert_eq!((run.code, run.out.as_str()), (2, ""), "{args:?}: {}", run.err);
+        let what = "error: no patch is left after --only, --skip and --no-gate\n";
+        assert!(run.err.starts_with(what), "{}", run.err);
+        assert!(run.err.contains(&format!("Usage: qpatch {} ", args[0])), "{}", run.err);
+    }
+    let help = qpatch(&["apply", "--help"]).ok().out;
+    let ids = "toolchain, big-concurrency, fd-setsize, domain-gate]";
+    assert_eq!(help.matches(ids).count(), 2, "{help}");
+}
+
+#[test]
 fn doctor_looks_at_the_folder_that_it_is_given() {
     let dir = tempfile::tempdir().unwrap();
     let doctor = |args: &[&str]| {
@@ -449,10 +466,11 @@ fn manual_pages_say_what_a_page_has_to() {
     let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
     let synopsis = "\n\\fBqpatch gate simulate\\fR [\\fB\\-\\-concurrencyremote\\fR \\fIN\\fR] \
                     [\\fB\\-\\-format\\fR \\fIFORMAT\\fR] [\\fB\\-h\\fR|\\fB\\-\\-help\\fR] \
-                    \\fB\\-\\-log\\fR \\fILOG\\fR... \\fIFILE|QMAILHOME\\fR\n";
+                    \\fB\\-\\-log\\fR \\fILOG\\fR [\\fB\\-\\-log\\fR \\fILOG\\fR]... \\fIFILE|QMAILHOME\\fR\n";
     let simulate = page("qpatch-gate-simulate.1");
     assert!(simulate.contains(synopsis), "{simulate}");
-    let status = ".SH \"EXIT STATUS\"\n.TP\n\\fB0\\fR\nnothing is to change, as far as could be seen\n";
+    let status =
+        ".SH \"EXIT STATUS\"\n.TP\n\\fB0\\fR\nnothing is to change, as far as could be seen\n";
     assert!(page("qpatch-doctor.1").contains(status));
     let see = page("qpatch.1");
     assert!(see.ends_with(".SH \"SEE ALSO\"\nconcurrencydomains(5)\n"), "{see}");
