@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::Metadata;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -413,7 +414,11 @@ fn not_meant(source: &Source, loaded: &Loaded, remote: Option<Remote>) -> Vec<Ve
         };
     };
     let Some(table) = &rules.table else { return Vec::new() };
-    let mut sorts = vec![no_default(path, table), zeros(path, text)];
+    let mut sorts = vec![
+        no_default(path, table),
+        zeros(path, text),
+        bare_addresses(path, text, &loaded.relays()),
+    ];
     if let Some(remote) = remote {
         sorts.push(never_reached(path, text, table, remote));
     }
@@ -494,6 +499,22 @@ fn zeros(path: &Path, text: &[u8]) -> Vec<Finding> {
         })
     });
     zeros.collect()
+}
+
+/// Addresses where a domain is expected. A relay may have one for its name, mail to an address has it in brackets.
+fn bare_addresses(path: &Path, text: &[u8], relays: &HashSet<Vec<u8>>) -> Vec<Finding> {
+    let addresses = content_lines(text).filter_map(|(number, line)| {
+        let (domain, ..) = split(line)?;
+        let address: Ipv4Addr = std::str::from_utf8(domain).ok()?.parse().ok()?;
+        (!relays.contains(domain)).then(|| {
+            let message = format!("{address} is an address, and no mail has it for a domain");
+            let help = format!(
+                "write {address}/32 for a server, [{address}] for mail to the address itself"
+            );
+            Finding::warning((path, number, 1), message, help)
+        })
+    });
+    addresses.collect()
 }
 
 fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec<Finding> {
