@@ -44,7 +44,9 @@ pub struct Simulate {
     /// whose smtproutes, concurrencysites and known sites then count, too
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
-    /// qmail-send's log, - for standard input; may be repeated: they are read one after the other
+    /// qmail-send's log, - for standard input; may be repeated: they are read one after the other.
+    /// Its lines begin with a time: as multilog (@40000000...), tai64nlocal, splogger or syslog write
+    /// it, in ISO 8601, or in seconds since 1970
     #[arg(long, value_name = "LOG", required = true)]
     log: Vec<PathBuf>,
     /// So many deliveries at once, instead of what the log says
@@ -807,17 +809,33 @@ fn simulate(args: &Simulate) -> Result<Outcome, Error> {
     run.machine.advance(u64::MAX - 1);
     (run.lines.set_back, run.lines.gaps) = (run.clock.set_back, run.clock.gaps);
     if run.deliveries == 0 {
-        return Err(Error::new(
-            &name,
-            format!(
-                "no delivery to a remote recipient in {}: expected lines such as `{}`",
-                count(run.lines.read, "line"),
-                "@40000000499602dc075bca00 starting delivery 1: msg 2 to remote user@example.com"
-            ),
-            "name the log of qmail-send",
-        ));
+        return Err(no_delivery(&name, &run.lines));
     }
     Ok(Outcome::new(&source.domains, lines, default, &run))
+}
+
+fn no_delivery(name: &str, lines: &Lines) -> Error {
+    let mut what = format!("no delivery to a remote recipient in {}", count(lines.read, "line"));
+    if lines.no_stamp > 0 {
+        let which = match lines.no_stamp {
+            all if all == lines.read => "all".to_string(),
+            some => some.to_string(),
+        };
+        what.push_str(&format!(
+            ", {which} of which were passed over because they begin with no time"
+        ));
+    }
+    let expected =
+        "@40000000499602dc075bca00 starting delivery 1: msg 2 to remote user@example.com";
+    what.push_str(&format!(": expected lines such as `{expected}`"));
+    let help = match lines.no_stamp {
+        0 => "name the log of qmail-send",
+        _ => {
+            "name the log of qmail-send; times are read as multilog, tai64nlocal, splogger and syslog \
+             write them, in ISO 8601, and in seconds since 1970"
+        }
+    };
+    Error::new(name, what, help)
 }
 
 fn default_of(table: &Table) -> Limit {
