@@ -106,11 +106,12 @@ fn table(facts: &Facts, concurrency: u32) -> Finding {
         Ok(None) => {
             return finding(
                 NAME,
-                Verdict::Ok,
+                Verdict::Note,
                 format!(
                     "none: one domain may take all {concurrency} deliveries (there is no control/concurrencydomains)"
                 ),
-            );
+            )
+            .fix("a file to start from", format!("qpatch gate init {}", facts.home.display()));
         }
         Ok(Some(caps)) => caps,
     };
@@ -203,6 +204,11 @@ fn too_low(facts: &Facts, what: Limited, needed: u64) -> Vec<&Setting> {
 fn running(facts: &Facts) -> Result<&[Daemon], String> {
     match &facts.daemons {
         Err(why) => Err(why.clone()),
+        Ok(daemons) if daemons.is_empty() && !facts.not_told.is_empty() => Err(format!(
+            "running: {}; only root can see whether that is the qmail in {}",
+            facts.not_told.join(", "),
+            facts.home.display()
+        )),
         Ok(daemons) if daemons.is_empty() => {
             Err("no qmail-send is running that can be seen (it may run in a container, or /proc be mounted with hidepid)".to_owned())
         }
@@ -543,7 +549,7 @@ fn queue(facts: &Facts) -> Finding {
 mod tests {
     use super::*;
     use crate::doctor::facts::{Limits, Mount};
-    use crate::doctor::launch;
+    use crate::doctor::{Report, launch};
     use std::path::PathBuf;
 
     /// A machine on which 1000 deliveries can run.
@@ -562,8 +568,9 @@ mod tests {
             spawn: Ok(1000),
             remote: Ok(1000),
             local: Ok(10),
-            caps: Ok(None),
+            caps: Ok(Some(Vec::new())),
             shell: Ok(limits),
+            not_told: Vec::new(),
             daemons: Ok(vec![daemon("qmail-send", 7), daemon("qmail-rspawn", 8)]),
             settings: Vec::new(),
             starters: vec!["/q/rc".to_owned()],
@@ -627,6 +634,31 @@ mod tests {
             .map(|finding| finding.name)
             .collect();
         assert_eq!(unknown.len(), 14, "{unknown:?}");
+    }
+
+    #[test]
+    fn no_limits_per_domain_are_worth_a_thought() {
+        let finding = found(&Facts { caps: Ok(None), ..healthy() }, "domain limits");
+        assert_eq!(
+            finding.to_string(),
+            "note  domain limits       none: one domain may take all 1000 deliveries (there is no \
+             control/concurrencydomains)\n      a file to start from: qpatch gate init /q"
+        );
+        let report = Report { home: "/q".into(), concurrency: 1000, findings: vec![finding] };
+        assert!(report.ok());
+        let summary = "0 of 1 checks are fine for 1000 remote deliveries at once; 0 to change, 1 to consider, 0 could \
+                       not be seen";
+        assert_eq!(report.summary(), summary);
+    }
+
+    #[test]
+    fn daemons_that_may_be_of_another_qmail_are_not_judged() {
+        let not_told = vec!["qmail-send (process 7)".to_owned()];
+        let facts = Facts { daemons: Ok(Vec::new()), not_told, ..healthy() };
+        let finding = found(&facts, "descriptors, qmail");
+        let why =
+            "running: qmail-send (process 7); only root can see whether that is the qmail in /q";
+        assert_eq!((finding.verdict, finding.detail.as_str()), (Verdict::Unknown, why));
     }
 
     #[test]

@@ -163,8 +163,10 @@ pub struct Facts {
     pub caps: Fact<Option<Vec<Cap>>>,
     /// The limits of this process, which are those of the shell that has started it.
     pub shell: Fact<Limits>,
-    /// The daemons that run.
+    /// The daemons of this qmail that run.
     pub daemons: Fact<Vec<Daemon>>,
+    /// The daemons that run, and perhaps belong to another qmail: names and processes.
+    pub not_told: Vec<String>,
     /// Limits that are set where qmail is started.
     pub settings: Vec<Setting>,
     /// The scripts and units that start qmail.
@@ -197,6 +199,10 @@ pub struct Facts {
 pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
     let control = options.home.join("control");
     let Launchers { settings, starters, mut unread } = launchers(host, &options.home);
+    let (daemons, not_told) = match daemons(host, &options.home) {
+        Ok((ours, not_told)) => (Ok(ours), not_told),
+        Err(why) => (Err(why), Vec::new()),
+    };
     let mut limits_conf = Vec::new();
     for file in files_of(host, "/etc/security", "limits.conf").into_iter().chain(files_of(
         host,
@@ -215,7 +221,8 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
         local: control_number(host, &control.join("concurrencylocal"), 10),
         caps: caps(host, &control.join("concurrencydomains")),
         shell: host.read("/proc/self/limits").map(|text| limits(&text)),
-        daemons: daemons(host, &options.home),
+        daemons,
+        not_told,
         settings,
         starters,
         unread,
@@ -337,19 +344,32 @@ fn program_of(host: &Host<'_>, pid: u32) -> Option<PathBuf> {
     fs::read_link(host.path(format!("/proc/{pid}/exe"))).ok()
 }
 
-/// Whether a process may belong to the qmail in `home`: another qmail on the machine is not meant.
-fn belongs(host: &Host<'_>, pid: u32, home: &Path) -> bool {
+/// Whether a process belongs to the qmail in `home`: there may be another one on the machine. None: cannot be seen.
+fn belongs(host: &Host<'_>, pid: u32, home: &Path) -> Option<bool> {
     let real = fs::canonicalize(host.path(home)).unwrap_or_else(|_| home.to_path_buf());
-    program_of(host, pid)
-        .is_none_or(|program| program.starts_with(home) || program.starts_with(&real))
+    let is_below = |path: PathBuf| path.starts_with(home) || path.starts_with(&real);
+    // A package may have the programs elsewhere; all daemons work in the queue or in the home.
+    let cwd = fs::read_link(host.path(format!("/proc/{pid}/cwd"))).ok();
+    match (program_of(host, pid).map(is_below), cwd.map(is_below)) {
+        (None, None) => None,
+        (program, cwd) => Some(program == Some(true) || cwd == Some(true)),
+    }
 }
 
-fn daemons(host: &Host<'_>, home: &Path) -> Fact<Vec<Daemon>> {
+/// The daemons of the qmail in `home`, and the names of those that cannot be told from them.
+fn daemons(host: &Host<'_>, home: &Path) -> Fact<(Vec<Daemon>, Vec<String>)> {
     let names = ["qmail-send", "qmail-lspawn", "qmail-rspawn"];
-    let found = processes(host)?
+    let mut ours = Vec::new();
+    let mut not_told = Vec::new();
+    for (pid, name) in processes(host)? {
+        match names.contains(&name.as_str()).then(|| belongs(host, pid, home)) {
+            Some(Some(true)) => ours.push((pid, name)),
+            Some(None) => not_told.push(format!("{name} (process {pid})")),
+            Some(Some(false)) | None => {}
+        }
+    }
+    let ours = ours
         .into_iter()
-        .filter(|(pid, name)| names.contains(&name.as_str()) && belongs(host, *pid, home));
-    Ok(found
         .map(|(pid, name)| Daemon {
             name,
             pid,
@@ -362,7 +382,8 @@ fn daemons(host: &Host<'_>, home: &Path) -> Fact<Vec<Daemon>> {
         .filter(|daemon| {
             daemon.limits.is_ok() || host.path(format!("/proc/{}", daemon.pid)).exists()
         })
-        .collect())
+        .collect();
+    Ok((ours, not_told))
 }
 
 fn unit_processes(host: &Host<'_>, pid: u32) -> Option<(u64, u64)> {
@@ -396,7 +417,8 @@ fn remotes(host: &Host<'_>, home: &Path) -> Option<(u64, u64)> {
     let mut count = 0;
     let mut kib = 0;
     for (pid, name) in processes(host).ok()? {
-        if name != "qmail-remote" || !belongs(host, pid, home) {
+        // How much one takes is about the same, whosever it is.
+        if name != "qmail-remote" || belongs(host, pid, home) == Some(false) {
             continue;
         }
         // Its own memory: the program and the libraries are there once for all.
@@ -643,6 +665,14 @@ mod tests {
             ("proc/12/cgroup", "0::/system.slice/qmail.service\n"),
             ("sys/fs/cgroup/system.slice/qmail.service/pids.max", "512\n"),
             ("sys/fs/cgroup/system.slice/qmail.service/pids.current", "4\n"),
+            // Those of two other installations, of which one cannot be looked into.
+            ("proc/14/comm", "qmail-send\n"),
+            ("proc/14/limits", limits),
+            ("proc/15/comm", "qmail-lspawn\n"),
+            ("proc/15/limits", limits),
+            // A package's, with its programs elsewhere.
+            ("proc/16/comm", "qmail-send\n"),
+            ("proc/16/limits", limits),
             ("proc/13/comm", "qmail-remote\n"),
             ("proc/13/status", "Name: qmail-remote\nRssAnon: 640 kB\n"),
             ("proc/loadavg", "0 0 0 1/77 99\n"),
@@ -654,6 +684,16 @@ mod tests {
             ("proc/sys/net/netfilter/nf_conntrack_max", "65536\n"),
             ("proc/sys/net/netfilter/nf_conntrack_count", "12\n"),
         ]);
+        for (link, target) in [
+            ("12/exe", "/var/qmail/bin/qmail-rspawn"),
+            ("14/exe", "/var/other/bin/qmail-send"),
+            ("14/cwd", "/var/other/queue"),
+            ("16/exe", "/usr/sbin/qmail-send"),
+            ("16/cwd", "/var/qmail/queue"),
+        ] {
+            let link = scratch.root().join("proc").join(link);
+            std::os::unix::fs::symlink(target, link).expect("a link");
+        }
         let run = |program: &Path, _: &[&str], _: &str| {
             if program.ends_with("qmail-showctl") {
                 Ok("silent concurrency limit: 1000.\n".to_owned())
@@ -684,7 +724,9 @@ mod tests {
         let starters = ["/var/qmail/rc", "/service/qmail/run", "/etc/systemd/system/qmail.service"];
         assert_eq!(facts.starters, starters);
         let daemons = facts.daemons.expect("seen");
-        assert_eq!(daemons.len(), 1);
+        let pids: Vec<u32> = daemons.iter().map(|daemon| daemon.pid).collect();
+        assert_eq!(pids, [12, 16]);
+        assert_eq!(facts.not_told, ["qmail-lspawn (process 15)"]);
         assert_eq!((daemons[0].pid, daemons[0].unit_processes), (12, Some((512, 4))));
         assert_eq!(daemons[0].limits.as_ref().expect("seen").files, Some(1024));
         assert_eq!(facts.limits_conf.len(), 1);

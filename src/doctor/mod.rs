@@ -39,6 +39,8 @@ impl Default for Options {
 pub enum Verdict {
     /// Enough for what is set up.
     Ok,
+    /// Is in the way of no delivery, but worth a thought; the finding says what could be done.
+    Note,
     /// Will get in the way; the finding says what to change.
     Warn,
     /// Could not be seen; the finding says why.
@@ -72,6 +74,7 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = match self.verdict {
             Verdict::Ok => "ok",
+            Verdict::Note => "note",
             Verdict::Warn => "WARN",
             Verdict::Unknown => "?",
         };
@@ -105,11 +108,12 @@ impl Report {
         let count =
             |verdict| self.findings.iter().filter(|finding| finding.verdict == verdict).count();
         format!(
-            "{} of {} checks are fine for {} remote deliveries at once; {} to change, {} could not be seen",
+            "{} of {} checks are fine for {} remote deliveries at once; {} to change, {} to consider, {} could not be seen",
             count(Verdict::Ok),
             self.findings.len(),
             self.concurrency,
             count(Verdict::Warn),
+            count(Verdict::Note),
             count(Verdict::Unknown)
         )
     }
