@@ -306,11 +306,20 @@ fn apply(args: &Apply) -> Done {
         let plan = args.choice.plan(&tree)?;
         return print(|out| {
             report(out, &plan.reports, Tense::Present)?;
+            tell_spawn(out, &args.choice, &tree)?;
             for change in &plan.changes {
                 let verb = if change.old.is_some() { "would change" } else { "would make" };
                 writeln!(out, "{verb} {}", change.name)?;
             }
-            Ok(())
+            match plan.changes.len() {
+                0 => writeln!(out, "nothing to change"),
+                n => writeln!(
+                    out,
+                    "{}, nothing was changed; `qpatch diff` instead of `apply --dry-run` shows the \
+                     lines",
+                    files(n, "would change")
+                ),
+            }
         });
     }
     let recovered = Session::begin(&tree).and_then(|s| s.recover()).map_err(one)?;
@@ -332,6 +341,7 @@ fn apply(args: &Apply) -> Done {
             Recovered::Reverted => writeln!(out, "finished an interrupted revert first")?,
         }
         report(out, &plan.reports, Tense::Past)?;
+        tell_spawn(out, &args.choice, &tree)?;
         match plan.changes.len() {
             0 => writeln!(out, "nothing to change"),
             n => writeln!(
@@ -341,6 +351,20 @@ fn apply(args: &Apply) -> Done {
             ),
         }
     })
+}
+
+/// What conf-spawn stays at: whoever forgets --spawn shall not wait for the deliveries in vain.
+fn tell_spawn(out: &mut dyn Write, choice: &Choice, tree: &Tree) -> io::Result<()> {
+    let sets = patches::ALL.iter().any(|p| p.id == "big-concurrency" && choice.has(p, true));
+    if choice.spawn.is_some() || !sets {
+        return Ok(());
+    }
+    let text = tree.read("conf-spawn").unwrap_or_default();
+    let first = text.split(|&byte| byte == b'\n').next().unwrap_or_default().trim_ascii();
+    match std::str::from_utf8(first).map(str::parse::<u32>) {
+        Ok(Ok(spawn)) => writeln!(out, "conf-spawn is {spawn}; --spawn N changes it"),
+        _ => Ok(()),
+    }
 }
 
 /// What `apply --verify` does after the apply.
@@ -383,8 +407,14 @@ fn revert(args: &Revert) -> Done {
     let tree = Tree::open(&args.tree).map_err(one)?;
     let session = Session::begin(&tree).map_err(one)?;
     let later = if args.force { LaterChanges::Discard } else { LaterChanges::Keep };
-    let files = session.revert(later).map_err(one)?;
-    print(|out| writeln!(out, "{}", self::files(files, "put back")))
+    let reverted = session.revert(later).map_err(one)?;
+    print(|out| {
+        write!(out, "{}", files(reverted.put_back, "put back"))?;
+        match reverted.removed {
+            0 => writeln!(out),
+            made => writeln!(out, ", {made} that qpatch had made removed"),
+        }
+    })
 }
 
 /// `1 file changed`, `2 files changed`.

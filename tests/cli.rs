@@ -102,6 +102,36 @@ fn a_choice_of_no_patch_is_wrong_usage() {
 }
 
 #[test]
+fn what_apply_and_revert_say_that_they_did() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let names = fixture.snapshot();
+    let spawn = "\nconf-spawn is 120; --spawn N changes it\n";
+    let dry = fixture.qpatch(&["apply", "--dry-run"]).ok().out;
+    let count = |verb: &str| dry.lines().filter(|line| line.starts_with(verb)).count();
+    let (changed, made) = (count("would change "), count("would make "));
+    let last = format!(
+        "\n{} files would change, nothing was changed; `qpatch diff` instead of `apply --dry-run` \
+         shows the lines\n",
+        changed + made
+    );
+    assert!(dry.contains(spawn) && dry.ends_with(&last), "{dry}");
+    assert!(fixture.qpatch(&["apply"]).ok().out.contains(spawn));
+    let only = fixture.qpatch(&["apply", "--dry-run", "--only", "toolchain"]).ok().out;
+    assert!(!only.contains("--spawn"), "{only}");
+    let out = fixture.qpatch(&["revert"]).ok().out;
+    let reverted = format!("{changed} files put back, {made} that qpatch had made removed\n");
+    assert_eq!(out, reverted);
+    assert_eq!(fixture.snapshot(), names);
+    assert!(!fixture.qpatch(&["apply", "--spawn", "1000"]).ok().out.contains("conf-spawn is"));
+    let dry = fixture.qpatch(&["apply", "--dry-run", "--spawn", "1000"]).ok().out;
+    assert!(dry.ends_with("nothing to change\n"), "{dry}");
+    fixture.qpatch(&["revert"]).ok();
+    fixture.qpatch(&["apply", "--only", "toolchain"]).ok();
+    let out = fixture.qpatch(&["revert"]).ok().out;
+    assert!(out.ends_with(" put back\n"), "{out}");
+}
+
+#[test]
 fn doctor_looks_at_the_folder_that_it_is_given() {
     let dir = tempfile::tempdir().unwrap();
     let doctor = |args: &[&str]| {

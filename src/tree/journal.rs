@@ -93,6 +93,15 @@ pub enum LaterChanges {
     Discard,
 }
 
+/// What a revert did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reverted {
+    /// Files that are as they were again.
+    pub put_back: usize,
+    /// Files that there were none of before.
+    pub removed: usize,
+}
+
 /// The right to change a tree: one process at a time has it.
 #[derive(Debug)]
 pub struct Session<'a> {
@@ -232,7 +241,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// If qpatch has not changed this tree, or files were changed after it and `later` says to
     /// keep that.
-    pub fn revert(&self, later: LaterChanges) -> Result<usize> {
+    pub fn revert(&self, later: LaterChanges) -> Result<Reverted> {
         let Some(mut journal) = self.journal()? else {
             self.clear()?;
             return Err(Error::new(
@@ -271,7 +280,8 @@ impl<'a> Session<'a> {
         journal.state = State::Reverting;
         self.write_journal(&journal)?;
         self.restore(&journal)?;
-        Ok(journal.files.len())
+        let removed = journal.files.iter().filter(|entry| entry.original.is_none()).count();
+        Ok(Reverted { put_back: journal.files.len() - removed, removed })
     }
 
     /// Whether the file has a content that qpatch knows: original, before or after.
@@ -752,7 +762,10 @@ mod tests {
         assert_eq!(mode & 0o7777, 0o640);
         Session::begin(&tree).unwrap().apply(&changes("new", "newer")).unwrap();
         assert_eq!(fixture.text("made.h"), "newer made.h\n");
-        assert_eq!(Session::begin(&tree).unwrap().revert(LaterChanges::Keep).unwrap(), 4);
+        assert_eq!(
+            Session::begin(&tree).unwrap().revert(LaterChanges::Keep).unwrap(),
+            Reverted { put_back: 3, removed: 1 }
+        );
         assert_eq!(fixture.snapshot(), before);
         assert!(!fixture.dir.path().join(STATE_DIR).exists());
     }
