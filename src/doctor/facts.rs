@@ -268,12 +268,19 @@ fn spawn_in_showctl(said: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-fn control_number(host: &Host<'_>, path: &Path, default: u32) -> Fact<u32> {
-    if !host.path(path).exists() {
-        let control = path.parent().unwrap_or(path);
-        if !host.path(control).is_dir() {
-            return Err(format!("{}: no such directory", control.display()));
+/// Whether there is such a control file; an error if there is no folder for it.
+fn is_there(host: &Host<'_>, path: &Path) -> Fact<bool> {
+    let control = path.parent().unwrap_or(path);
+    match host.path(path).exists() {
+        false if !host.path(control).is_dir() => {
+            Err(format!("{}: no such directory", control.display()))
         }
+        is_there => Ok(is_there),
+    }
+}
+
+fn control_number(host: &Host<'_>, path: &Path, default: u32) -> Fact<u32> {
+    if !is_there(host, path)? {
         return Ok(default);
     }
     let text = host.read(path)?;
@@ -284,7 +291,7 @@ fn control_number(host: &Host<'_>, path: &Path, default: u32) -> Fact<u32> {
 }
 
 fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<Vec<Cap>>> {
-    if !host.path(path).exists() {
+    if !is_there(host, path)? {
         return Ok(None);
     }
     let text = host.read(path)?;
@@ -744,6 +751,8 @@ mod tests {
         let run = |_: &Path, _: &[&str], _: &str| Err("cannot run".to_owned());
         let host = Host { root: scratch.root().to_path_buf(), run: &run };
         let facts = gather(&host, &Options::default());
+        // `qpatch gate init` has nowhere to write to.
+        assert_eq!(facts.caps, Err("/var/qmail/control: no such directory".to_owned()));
         assert!(facts.spawn.is_err() && facts.remote.is_err() && facts.daemons.is_err());
         assert!(facts.shell.is_err() && facts.queue.is_err() && facts.pid_max.is_err());
     }
