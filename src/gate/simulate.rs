@@ -49,6 +49,9 @@ pub struct Simulate {
     /// it, in ISO 8601, or in seconds since 1970
     #[arg(long, value_name = "LOG", required = true)]
     log: Vec<PathBuf>,
+    /// Further logs: what a shell makes of `--log /var/log/qmail/@*`
+    #[arg(value_name = "LOG")]
+    more: Vec<PathBuf>,
     /// So many deliveries at once, instead of what the log says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
     concurrencyremote: Option<u32>,
@@ -755,8 +758,9 @@ pub fn run(args: &Simulate) -> Done {
 }
 
 fn simulate(args: &Simulate) -> Result<Outcome, Error> {
-    let mut input = log::open(&args.log)?;
-    let name = args.log.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
+    let logs = [&args.log[..], &args.more].concat();
+    let mut input = log::open(&logs)?;
+    let name = logs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
     let unread = |error: io::Error| Error::new(&name, format!("cannot be read: {error}"), "");
 
     let mut ahead = Vec::new();

@@ -50,6 +50,9 @@ pub struct Sites {
     /// Also look up the domains of the deliveries in this log of qmail-send, - for standard input; may be repeated
     #[arg(long, value_name = "LOG")]
     log: Vec<PathBuf>,
+    /// Further logs: what a shell makes of `--log /var/log/qmail/@*`
+    #[arg(value_name = "LOG", requires = "log")]
+    more: Vec<PathBuf>,
     /// Also look up this domain; may be repeated
     #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
@@ -109,6 +112,7 @@ impl Sites {
         Self {
             home,
             log: Vec::new(),
+            more: Vec::new(),
             domains,
             dry_run: false,
             server: Vec::new(),
@@ -284,7 +288,7 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
         }
     }
     if !args.log.is_empty() {
-        add_logs(&mut names, &args.log)?;
+        add_logs(&mut names, &[&args.log[..], &args.more].concat())?;
     }
     // From another place each time, so that none is always the one for which no time is left.
     let start =
