@@ -496,7 +496,8 @@ fn manual_pages_say_what_a_page_has_to() {
     let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
     let synopsis = "\n\\fBqpatch gate simulate\\fR [\\fB\\-\\-concurrencyremote\\fR \\fIN\\fR] \
                     [\\fB\\-\\-format\\fR \\fIFORMAT\\fR] [\\fB\\-h\\fR|\\fB\\-\\-help\\fR] \
-                    \\fB\\-\\-log\\fR \\fILOG\\fR [\\fB\\-\\-log\\fR \\fILOG\\fR]... \\fIFILE|QMAILHOME\\fR\n";
+                    \\fB\\-\\-log\\fR \\fILOG\\fR [\\fB\\-\\-log\\fR \\fILOG\\fR]... \\fIFILE|QMAILHOME\\fR \
+                    [\\fILOG\\fR]...\n";
     let simulate = page("qpatch-gate-simulate.1");
     assert!(simulate.contains(synopsis), "{simulate}");
     let status =
