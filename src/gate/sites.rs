@@ -71,6 +71,23 @@ pub struct Sites {
     format: Format,
 }
 
+impl Sites {
+    /// For the installation at `home`, these domains, and the name servers of /etc/resolv.conf.
+    #[must_use]
+    pub fn of(home: PathBuf, domains: Vec<String>) -> Self {
+        Self {
+            home,
+            log: Vec::new(),
+            more: Vec::new(),
+            domains,
+            dry_run: false,
+            server: Vec::new(),
+            timeout: TIMEOUT_SECS,
+            format: Format::default(),
+        }
+    }
+}
+
 fn server(value: &str) -> Result<SocketAddr, String> {
     let address = value.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
     address.or_else(|_| value.parse()).map_err(|_| {
@@ -103,23 +120,6 @@ struct Names<'a> {
     /// Seen, but not names that DNS could have.
     odd: u64,
     left_out: u64,
-}
-
-impl Sites {
-    /// For the installation at `home`, these domains, and the name servers of /etc/resolv.conf.
-    #[must_use]
-    pub fn of(home: PathBuf, domains: Vec<String>) -> Self {
-        Self {
-            home,
-            log: Vec::new(),
-            more: Vec::new(),
-            domains,
-            dry_run: false,
-            server: Vec::new(),
-            timeout: TIMEOUT_SECS,
-            format: Format::default(),
-        }
-    }
 }
 
 /// Why a domain is not looked up.

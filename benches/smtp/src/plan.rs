@@ -105,6 +105,12 @@ impl Plan {
         format!("{}@{domain}", local_part(mail))
     }
 
+    /// A line for each domain, of its name and the address of its server.
+    pub fn routes(&self, line: impl Fn(&str, Ipv4Addr) -> String) -> String {
+        let routes = self.domains.iter();
+        routes.map(|domain| line(&domain.name, self.servers[domain.server].address)).collect()
+    }
+
     /// How many mails of a class there are.
     pub fn count(&self, class: usize) -> usize {
         self.mails.iter().filter(|mail| mail.class == class).count()

@@ -324,14 +324,8 @@ impl Subject for Postfix {
         self.end()?;
         let way = match plan.route {
             Route::Table => {
-                let routes: String = plan
-                    .domains
-                    .iter()
-                    .map(|domain| {
-                        let address = plan.servers[domain.server].address;
-                        format!("{} smtp:[{address}]:{port}\n", domain.name)
-                    })
-                    .collect();
+                let routes =
+                    plan.routes(|domain, address| format!("{domain} smtp:[{address}]:{port}\n"));
                 self.write("etc/transport", &routes)?;
                 let dir = self.dir.path().display();
                 format!(

@@ -253,14 +253,7 @@ impl Subject for Qmail {
         let tcpto = self.site.home().join("queue/lock/tcpto");
         // In place: it stays its owner's.
         fs::write(&tcpto, [0; 1024]).map_err(Error::doing("clear queue/lock/tcpto"))?;
-        let routes: String = plan
-            .domains
-            .iter()
-            .map(|domain| {
-                let address = plan.servers[domain.server].address;
-                format!("{}:{address}:{port}\n", domain.name)
-            })
-            .collect();
+        let routes = plan.routes(|domain, address| format!("{domain}:{address}:{port}\n"));
         self.control("smtproutes", (plan.route == Route::Table).then_some(&routes))?;
         let table = (self.flavour == Flavour::Gate).then_some(plan.table.as_str());
         self.control("concurrencydomains", table)?;

@@ -80,19 +80,10 @@ impl Options {
         ((all as f64 * self.scale).round() as usize).max(1)
     }
 
-    fn table(&self) -> String {
-        match (&self.table, self.learn) {
-            (Some(table), _) => table.clone(),
-            (None, _) => self.line("", ""),
-        }
-    }
-
-    /// The same with a line for a site, its fourth field as in the others.
-    fn site_table(&self, site: &str) -> String {
-        match &self.table {
-            Some(table) => table.clone(),
-            None => format!("{}{}", self.line("", ""), self.line(site, "shared")),
-        }
+    /// control/concurrencydomains, with a line for a site where there is one.
+    fn table(&self, site: Option<&str>) -> String {
+        let site = || site.map(|site| self.line(site, "shared")).unwrap_or_default();
+        self.table.clone().unwrap_or_else(|| self.line("", "") + &site())
     }
 
     fn line(&self, of: &str, group: &str) -> String {
@@ -118,7 +109,7 @@ impl Options {
             later: Vec::new(),
             wanted: vec![BIG, OTHERS],
             most: Duration::from_secs(90),
-            table: self.table(),
+            table: self.table(None),
             cap: CAP,
             concurrency: self.concurrency,
             patience: Duration::from_secs(60),
@@ -256,7 +247,7 @@ impl Scenario {
                 let by_mx = |known, site| Plan {
                     route: Route::Mx,
                     known,
-                    table: options.site_table(site),
+                    table: options.table(Some(site)),
                     ..relay.clone()
                 };
                 let mut plans = Vec::new();
