@@ -876,8 +876,12 @@ impl Gate {
                 seen: said.seen,
             };
             let mut tried = key.learned.end(&ended, &mut self.random);
-            // It came alone, as far as is counted; but only now is it known beside how many others of its site.
-            if site == Site::New && said.seen == report::Seen::TooMany(Sent::No) {
+            // It came alone, as far as is counted; but only now is it known beside how many others of its site. Or there are
+            // others at its site that nobody knows of: those that the server took have said nothing yet.
+            let is_young = key.learned.is_young();
+            if said.seen == report::Seen::TooMany(Sent::No)
+                && (site == Site::New || is_young && self.is_of_site(domain))
+            {
                 tried = Try::NotReally;
             }
             if tried == Try::NotReally && self.returns.may_return(mail) {
@@ -915,6 +919,12 @@ impl Gate {
         let is_new = (now.kind, now.name) != (key.kind, &key.name[..]);
         let learns = now.site.is_some() && now.cap.learning == Learning::On;
         if is_new && learns { Site::New } else { Site::Same }
+    }
+
+    /// Whether it is by an address that the domain counts where it does.
+    fn is_of_site(&self, domain: u32) -> bool {
+        let name = &self.keys.all[domain as usize].name;
+        self.rules.looks_at_addresses() && self.rules.resolve(name).site.is_some()
     }
 
     /// Forgets all held commands, and what is away.

@@ -82,6 +82,9 @@ pub const PAUSE_MIN_US: u64 = 2_000_000;
 pub const PAUSE_MAX_US: u64 = 300_000_000;
 /// A refusal is not a try if something was accepted within this time, or if others were still running.
 pub const RECENT_US: u64 = 60_000_000;
+/// A site at which nothing has been accepted is young until it has been suspended more often than this: 31 to 62 s, and one
+/// delivery for each pause.
+pub const YOUNG_PAUSES: u8 = 5;
 /// The level at which the server refused is tried again after so many cohorts; twice as many each time that it refuses
 /// there again, up to the second figure.
 pub const PROBE_COHORTS: u16 = 4;
@@ -216,6 +219,13 @@ impl Learned {
     #[must_use]
     pub fn suspended_until(&self, now_us: u64) -> Option<u64> {
         (self.suspended_us > now_us).then_some(self.suspended_us)
+    }
+
+    /// Nothing has been accepted yet, and it was not for long that nothing was. What a server has taken from a site says nothing
+    /// before it is done: until then the site seems to refuse everything.
+    #[must_use]
+    pub fn is_young(&self) -> bool {
+        self.accepted_us == 0 && self.pauses <= YOUNG_PAUSES
     }
 
     /// When the server objected the last time to how many there were; None: never, or it does not matter any more.
