@@ -59,6 +59,8 @@ pub struct Mail {
 pub struct Later {
     /// 0..=1.
     pub passed: f64,
+    /// And not before all mail of these classes has been accepted.
+    pub done: Vec<usize>,
     /// The numbers of the mails.
     pub mails: Vec<u32>,
 }
@@ -124,6 +126,7 @@ impl Plan {
         plan.arrivals.retain(|(_, mail)| keeps(mail));
         for later in &mut plan.later {
             later.mails.retain(keeps);
+            later.done.retain(|done| *done != class);
         }
         plan.wanted.retain(|wanted| *wanted != class);
         plan

@@ -124,8 +124,9 @@ struct Going<'r> {
 impl Going<'_> {
     /// Until all is accepted, which is true then, or the time is up.
     fn on(&mut self, started: Instant) -> Result<bool> {
-        let wanted: Vec<(usize, usize)> =
-            self.plan.wanted.iter().map(|&class| (class, self.plan.count(class))).collect();
+        let counts: Vec<usize> =
+            (0..self.plan.classes).map(|class| self.plan.count(class)).collect();
+        let is_done = |class: usize| self.sink.accepted(class) as usize >= counts[class];
         let mut arrivals = self.plan.arrivals.iter().peekable();
         let mut later = self.plan.later.iter().peekable();
         let mut looks = 0_u32;
@@ -138,7 +139,9 @@ impl Going<'_> {
             }
             if let Some(next) = later.peek() {
                 let passed = self.subject.passed(self.plan)?;
-                if passed as f64 >= next.passed * self.plan.before.len() as f64 {
+                if passed as f64 >= next.passed * self.plan.before.len() as f64
+                    && next.done.iter().all(|&class| is_done(class))
+                {
                     for &mail in &next.mails {
                         self.arrive(mail)?;
                     }
@@ -149,7 +152,7 @@ impl Going<'_> {
             if came {
                 self.subject.tell()?;
             }
-            if wanted.iter().all(|&(class, count)| self.sink.accepted(class) as usize >= count) {
+            if self.plan.wanted.iter().all(|&class| is_done(class)) {
                 return Ok(true);
             }
             if started.elapsed() >= self.plan.most {

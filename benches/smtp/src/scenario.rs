@@ -224,8 +224,9 @@ impl Scenario {
                 let (big, others) = (of(BIG), options.shuffled(of(OTHERS)));
                 plan.before = big;
                 plan.later = vec![
-                    Later { passed: 0.25, mails: options.shuffled(early) },
-                    Later { passed: 1.0, mails: others },
+                    Later { passed: 0.25, done: Vec::new(), mails: options.shuffled(early) },
+                    // The deliveries of the early ones begin when the pass ends: not in the midst of them.
+                    Later { passed: 1.0, done: vec![EARLY], mails: others },
                 ];
                 plan.wanted = vec![BIG, OTHERS, EARLY];
                 plan.most = Duration::from_secs_f64(60.0 + 600.0 * options.scale * 1.2);
