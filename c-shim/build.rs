@@ -1,4 +1,4 @@
-//! Tells qpatch where the gate's sources are.
+//! Tells qpatch where the gate's sources are, and the tests for which target they are.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -6,4 +6,5 @@ fn main() {
         "cargo::metadata=root={}",
         std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")
     );
+    println!("cargo::rustc-env=GATE_TARGET={}", std::env::var("TARGET").expect("cargo sets it"));
 }

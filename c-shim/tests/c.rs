@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+#[path = "../../build/staticlib.rs"]
+mod staticlib;
+
 /// The most that a stripped program may grow by the gate.
 const GROWTH_MAX: u64 = 512 << 10;
 
-/// The static library and the libraries to link with, made once for all tests.
+/// The static library and the arguments to link with, made once for all tests.
 struct Gate {
     archive: PathBuf,
     libraries: Vec<String>,
@@ -17,49 +20,23 @@ struct Gate {
 
 fn gate() -> &'static Gate {
     static GATE: OnceLock<Gate> = OnceLock::new();
-    GATE.get_or_init(|| staticlib("gate.a", &[]))
+    GATE.get_or_init(|| made("gate.a", &[]))
 }
 
 /// With the domain panic.invalid.
 fn panicking_gate() -> &'static Gate {
     static GATE: OnceLock<Gate> = OnceLock::new();
-    GATE.get_or_init(|| staticlib("panicking.a", &["--cfg", "feature=\"panic-injection\""]))
+    GATE.get_or_init(|| made("panicking.a", &["--cfg", "feature=\"panic-injection\""]))
 }
 
-/// As qpatch's build script does it.
-fn staticlib(name: &str, more: &[&str]) -> Gate {
+/// As it is made for the mail server; but a warning is an error.
+fn made(name: &str, more: &[&str]) -> Gate {
     let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
-    let output = succeed(
-        Command::new(rustc)
-            .args(["--edition", "2024", "--crate-name", "qpatch_gate", "--crate-type", "staticlib"])
-            .args([
-                "-C",
-                "opt-level=2",
-                "-C",
-                "lto=fat",
-                "-C",
-                "codegen-units=1",
-                "-C",
-                "panic=unwind",
-            ])
-            .args(["--print", "native-static-libs"])
-            .args(more)
-            .arg(source("src/lib.rs"))
-            .arg("-o")
-            .arg(&archive),
-    );
-    // As qpatch's build script does it, too; and Valgrind is quicker for it.
-    let _ = Command::new("strip").arg("--strip-debug").arg(&archive).status();
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(!text.contains("warning"), "{text}");
-    let libraries = text
-        .lines()
-        .find_map(|line| line.split_once("native-static-libs: "))
-        .expect("the libraries")
-        .1;
-    let replaced = |lib| String::from(if lib == "-lgcc_s" { "-static-libgcc" } else { lib });
-    Gate { archive, libraries: libraries.split_whitespace().map(replaced).collect() }
+    let more = [&["-D", "warnings"], more].concat();
+    let libraries =
+        staticlib::build(&rustc, env!("GATE_TARGET"), &source("src/lib.rs"), &archive, &more);
+    Gate { archive, libraries }
 }
 
 struct Build {
@@ -201,6 +178,20 @@ fn glue() {
         sizes[1]
     );
     assert!(growth <= GROWTH_MAX);
+}
+
+/// What the parent has bound, no child binds anew between fork and exec.
+#[test]
+fn symbols_are_bound_at_the_start() {
+    let build = Build::new("now");
+    // Whatever is usual here.
+    let program = build.link("glue", &["-Wl,-z,lazy"], &GLUE, Some(gate()));
+    let Ok(output) = Command::new("readelf").args(["-d", "-W"]).arg(&program).output() else {
+        println!("skipped: no readelf");
+        return;
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("BIND_NOW") || text.contains("Flags: NOW"), "{text}");
 }
 
 #[test]
