@@ -73,9 +73,24 @@ fn gate_with(domains: u32) -> Gate {
     gate
 }
 
+/// Any of so many, each as likely as the others: the worst that can be.
+fn evenly(domains: u32) -> impl Fn(&mut Random) -> u32 {
+    move |random| (random.next() % u64::from(domains)) as u32
+}
+
+/// As mail is spread: the nth of the domains has an nth of the first one's mail (Zipf's law).
+fn as_mail_is_spread(domains: u32) -> impl Fn(&mut Random) -> u32 {
+    let log = f64::from(domains + 1).ln();
+    move |random| (((random.fraction() * log).exp() as u32).clamp(1, domains)) - 1
+}
+
 /// Nanoseconds for an ask and its done, with the domains in random order and some deliveries running all the time.
 /// The best of several rounds: what the code costs, not what the neighbours do.
-fn ask_and_done(gate: &mut Gate, domains: u32, recipient: impl Fn(u32) -> String) -> f64 {
+fn ask_and_done(
+    gate: &mut Gate,
+    pick: impl Fn(&mut Random) -> u32,
+    recipient: impl Fn(u32) -> String,
+) -> f64 {
     const ROUNDS: usize = 12;
     const BATCHES: usize = 400;
     const BATCH: usize = 500;
@@ -87,9 +102,7 @@ fn ask_and_done(gate: &mut Gate, domains: u32, recipient: impl Fn(u32) -> String
         for _ in 0..BATCHES {
             // In a small buffer that is made anew before the clock starts, as the spawner's is by what comes from the pipe: it
             // is not the bench's own memory that is measured, nor what that leaves of the cache.
-            let text: String = (0..BATCH)
-                .map(|_| recipient((random.next() % u64::from(domains)) as u32))
-                .collect();
+            let text: String = (0..BATCH).map(|_| recipient(pick(&mut random))).collect();
             let parts: Vec<Parts<'_>> = text
                 .split_inclusive('\0')
                 .map(|recipient| {
@@ -123,15 +136,24 @@ fn asks() {
     let mut first = None;
     for domains in [1u32, 1000, 1_000_000] {
         let mut gate = gate_with(domains);
-        let ns = ask_and_done(&mut gate, domains, recipient);
+        let ns = ask_and_done(&mut gate, evenly(domains), recipient);
         let base = *first.get_or_insert(ns);
         println!("  {domains:>9} known domains  {ns:7.1} ns  x{:.2}", ns / base);
     }
     let mut gate = gate_with(1_000_000);
+    let ns = ask_and_done(&mut gate, as_mail_is_spread(1_000_000), recipient);
+    println!("       as mail is spread  {ns:7.1} ns");
+    let mut gate = gate_with(1_000_000);
     let unknown = |i| format!("u@mx{i}.unknown.example.org\0");
-    println!("    1000000 unknown ones  {:9.1} ns", ask_and_done(&mut gate, 1_000_000, unknown));
+    println!(
+        "    1000000 unknown ones  {:7.1} ns",
+        ask_and_done(&mut gate, evenly(1_000_000), unknown)
+    );
     let mut gate = Gate::new(1000, 1000, 1).unwrap();
-    println!("          no control file {:9.1} ns", ask_and_done(&mut gate, 1000, recipient));
+    println!(
+        "         no control file  {:7.1} ns",
+        ask_and_done(&mut gate, evenly(1000), recipient)
+    );
 }
 
 /// The same through the C interface, which adds the clock and the lock, and once a second the files.

@@ -153,7 +153,12 @@ fn bench(args: &Args) -> Result<()> {
         eprintln!("{scenario}: {}", scenario.title());
         let mut shown = Shown::new();
         for number in 1..=args.runs {
-            for subject in &mut subjects {
+            // There and back, so that none always has the machine first.
+            let mut turns: Vec<_> = subjects.iter_mut().collect();
+            if number % 2 == 0 {
+                turns.reverse();
+            }
+            for subject in turns {
                 let runs = one(scenario, &options, subject.as_mut(), port, number)?;
                 report.add(scenario, subject.name(), scenario.measures(&runs));
                 if number == 1 {
