@@ -192,7 +192,7 @@ pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Apply(args) => apply(&args).and_then(|()| verify_applied(&args)),
+        Command::Apply(args) => apply(&args, NEXT).and_then(|()| verify_applied(&args)),
         Command::Diff(choice) => diff(&choice),
         Command::Revert(args) => revert(&args),
         Command::Status(args) => status(&args),
@@ -300,7 +300,11 @@ fn read_patches(
         .collect()
 }
 
-fn apply(args: &Apply) -> Done {
+/// What an operator does after an apply.
+const NEXT: &str = "; `qpatch revert` puts all back. Next: make setup check";
+
+/// `next` comes after what was done.
+fn apply(args: &Apply, next: &str) -> Done {
     let tree = Tree::open(&args.choice.tree).map_err(one)?;
     if args.dry_run {
         let plan = args.choice.plan(&tree)?;
@@ -344,11 +348,7 @@ fn apply(args: &Apply) -> Done {
         tell_spawn(out, &args.choice, &tree)?;
         match plan.changes.len() {
             0 => writeln!(out, "nothing to change"),
-            n => writeln!(
-                out,
-                "{}; `qpatch revert` puts all back. Next: make setup check",
-                files(n, "changed")
-            ),
+            n => writeln!(out, "{}{next}", files(n, "changed")),
         }
     })
 }
@@ -543,7 +543,7 @@ fn demo(spawn: u32) -> Done {
     print(|out| {
         writeln!(out, "apply --spawn {spawn} to a built-in tree (as qmail-1.03: K&R, one byte)")
     })?;
-    apply(&Apply { choice, dry_run: false, verify: false })?;
+    apply(&Apply { choice, dry_run: false, verify: false }, "")?;
     print(|out| writeln!(out, "\nverify"))?;
     prove(&tree, &verify::Options::default(), Format::Table)
 }
