@@ -28,7 +28,7 @@ use std::collections::BinaryHeap;
 
 use crate::command::{Commands, Parts};
 use crate::index::Index;
-use crate::learn::{Ended, Learned, Learning, May, Returns, Try};
+use crate::learn::{Counted, Ended, Learned, Learning, May, Returns, Try};
 use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::memory::{self, OutOfMemory};
 use crate::name::{NAME_MAX, domain_of, has_upper, without_root};
@@ -38,7 +38,7 @@ use crate::recall::Recall;
 use crate::report::{self, Report, Sent};
 use crate::route::Routes;
 use crate::rules::{Cap, KeyKind, Rules};
-use crate::site::{Evidence, Map, Seen};
+use crate::site::{Because, Evidence, Map, Seen};
 use crate::table::{Limit, Table};
 
 /// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
@@ -102,7 +102,9 @@ pub enum Why {
     AtLimit,
     /// The server has refused it, beside others. It is away until it is called.
     Refused,
-    /// Nothing at the server's address answers: a deferral like any other, which ages.
+    /// Nothing gets through to the server, and it is not to be tried for some seconds. It is away until it is called.
+    Paused,
+    /// Nor for longer than a command is held: a deferral like any other, which ages.
     Suspended,
 }
 
@@ -586,8 +588,10 @@ pub struct Gate {
 /// Which site a domain that a report came from belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Site {
-    /// The same as its key says, or none.
-    Same,
+    /// None that matters.
+    Other,
+    /// One that learns, and under which it counts.
+    Own,
     /// One that learns, and under which it counts as soon as the keys are made anew.
     New,
 }
@@ -715,6 +719,8 @@ impl Gate {
             let key = &mut self.keys.all[at as usize];
             key.ready = false;
             if !key.is_startable(now_us) {
+                // It has been suspended meanwhile, or its limit has gone down.
+                self.make_ready(at);
                 continue;
             }
             let slot = key.waiting.first;
@@ -845,7 +851,7 @@ impl Gate {
                 };
                 self.make_ready(at);
                 self.vacate(slot);
-                let busy = (tried == Try::NotReally).then(|| {
+                let busy = (tried != Try::Real).then(|| {
                     self.totals.refused += 1;
                     self.send_away(at, now_us, Why::Refused)
                 });
@@ -865,7 +871,7 @@ impl Gate {
         note_error(&mut key.error, report);
         if key.cap.learning == Learning::On || looks_at_addresses {
             let said = report::classify(report);
-            let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Same };
+            let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
             let key = &mut self.keys.all[at as usize];
             let ended = Ended {
                 now_us,
@@ -874,18 +880,22 @@ impl Gate {
                 limit: most(key.cap.limit),
                 learning: key.cap.learning,
                 seen: said.seen,
+                counted: if site == Site::Own { Counted::Known } else { Counted::All },
             };
             let mut tried = key.learned.end(&ended, &mut self.random);
-            // It came alone, as far as is counted; but only now is it known beside how many others of its site. Or there are
-            // others at its site that nobody knows of: those that the server took have said nothing yet.
-            let is_young = key.learned.is_young();
-            if said.seen == report::Seen::TooMany(Sent::No)
-                && (site == Site::New || is_young && self.is_of_site(domain))
-            {
-                tried = Try::NotReally;
+            match said.seen {
+                // It came alone, as far as is counted; but only now is it known beside how many others of its site.
+                report::Seen::TooMany(Sent::No) if site == Site::New => tried = Try::NotReally,
+                report::Seen::Accepted if site == Site::New => self.accepted_at_site(domain, ended),
+                _ => {}
             }
-            if tried == Try::NotReally && self.returns.may_return(mail) {
-                return Try::NotReally;
+            let returns = match tried {
+                Try::Real => false,
+                Try::NotReally => self.returns.may_return(mail),
+                Try::TooSoon => true,
+            };
+            if returns {
+                return tried;
             }
             self.returns.tried(mail);
         }
@@ -901,30 +911,40 @@ impl Gate {
 
     /// The address that a delivery was connected to may say to which site its next hop belongs.
     fn note_site(&mut self, domain: u32, said: &Report) -> Site {
-        let Some(peer) = said.peer else { return Site::Same };
         let evidence = match said.seen {
             report::Seen::Accepted => Evidence::Took,
             _ => Evidence::Answered,
         };
         let name = &self.keys.all[domain as usize].name;
         // Without memory it is not known.
-        if self.rules.note(name, peer, evidence) == Ok(true) {
+        if let Some(peer) = said.peer
+            && self.rules.note(name, peer, evidence) == Ok(true)
+        {
             self.sites = Order::Changed;
         }
-        if self.sites == Order::Kept {
-            return Site::Same;
+        if self.sites == Order::Kept && said.seen != report::Seen::TooMany(Sent::No) {
+            return Site::Other;
         }
         let now = self.rules.resolve(name);
+        let by_address = matches!(now.site, Some(Because::Address(..)));
+        if !by_address || now.cap.learning == Learning::Fixed {
+            return Site::Other;
+        }
         let key = self.key(self.keys.all[domain as usize].of);
-        let is_new = (now.kind, now.name) != (key.kind, &key.name[..]);
-        let learns = now.site.is_some() && now.cap.learning == Learning::On;
-        if is_new && learns { Site::New } else { Site::Same }
+        if (now.kind, now.name) == (key.kind, &key.name[..]) { Site::Own } else { Site::New }
     }
 
-    /// Whether it is by an address that the domain counts where it does.
-    fn is_of_site(&self, domain: u32) -> bool {
-        let name = &self.keys.all[domain as usize].name;
-        self.rules.looks_at_addresses() && self.rules.resolve(name).site.is_some()
+    /// What the server took from a domain that does not count under its site yet says of the site, too, that it takes mail.
+    fn accepted_at_site(&mut self, domain: u32, ended: Ended) {
+        let site = self.rules.resolve(&self.keys.all[domain as usize].name);
+        let hash = Keys::hash(site.kind, self.rules.hasher.hash(site.name));
+        let Some(at) = self.keys.find(hash) else { return };
+        let key = &mut self.keys.all[at as usize];
+        let (running, limit) = (key.running, most(key.cap.limit));
+        let ended = Ended { running, limit, learning: key.cap.learning, ..ended };
+        key.learned.end(&ended, &mut self.random);
+        self.make_ready(at);
+        self.look_for_room(at);
     }
 
     /// Forgets all held commands, and what is away.
@@ -1364,9 +1384,12 @@ impl Gate {
     fn not_now(&mut self, at: u32, now_us: u64) -> Busy {
         match self.keys.all[at as usize].suspended_until(now_us) {
             None => self.send_away(at, now_us, Why::AtLimit),
+            Some(until_us) if until_us - now_us < HOLD_MAX_US => {
+                self.send_away(at, now_us, Why::Paused)
+            }
             Some(until_us) => {
                 self.totals.suspended += 1;
-                let secs = until_us.saturating_sub(now_us).div_ceil(1_000_000);
+                let secs = (until_us - now_us).div_ceil(1_000_000);
                 Busy { key: at, secs: secs.clamp(1, 3600) as u32, why: Why::Suspended }
             }
         }

@@ -707,12 +707,15 @@ fn concurrency_remote(path: &OsStr) -> (u32, Option<Problem>) {
 /// ```text
 /// B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)
 /// B73 5 gmail.com is at 12 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)
-/// B73 5 gmail.com refused this one beside 11 (limit 20); to be tried again: REPORT (#4.4.5)
+/// B73 5 gmail.com refused this one beside 11 (limit 20); to be tried again: REPORT (#4.4.5) [or without "beside 11"]
+/// B73 5 gmail.com: no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)
 /// Zgmail.com: no connection to its server succeeds, none is tried for 73 s; not tried. (#4.4.1)
 /// ```
 fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
     match busy.why {
-        Why::AtLimit | Why::Refused => write!(out, "B{} {} ", busy.secs, key.number)?,
+        Why::AtLimit | Why::Refused | Why::Paused => {
+            write!(out, "B{} {} ", busy.secs, key.number)?;
+        }
         Why::Suspended => out.write_str("Z")?,
     }
     match key.kind {
@@ -741,8 +744,16 @@ fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
                 busy.secs
             );
         }
+        (Why::Paused, _) => {
+            return out.write_str(
+                ": no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n",
+            );
+        }
         (Why::Refused, _) => {
-            write!(out, " refused this one beside {}", key.running)?;
+            out.write_str(" refused this one")?;
+            if key.running > 0 {
+                write!(out, " beside {}", key.running)?;
+            }
             of_table(out)?;
             out.write_str("; to be tried again: ")?;
             for &byte in &key.error {
@@ -774,7 +785,7 @@ fn ending(deliveries: u32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::{Ended, Learning};
+    use crate::learn::{Counted, Ended, Learning};
     use crate::random::Random;
     use crate::rules::Cap;
 
@@ -804,6 +815,10 @@ mod tests {
              greeting failed./Remote host said: 421 ?[2J/ (#4.4.5)\n"
         );
         assert_eq!(
+            told(&key, Why::Paused, 61),
+            "B61 7 gmail.com: no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n"
+        );
+        assert_eq!(
             told(&key, Why::Suspended, 61),
             "Zgmail.com: no connection to its server succeeds, none is tried for 61 s; not tried. (#4.4.1)\n"
         );
@@ -814,6 +829,7 @@ mod tests {
             limit: 20,
             learning: Learning::On,
             seen: crate::report::Seen::TooMany(crate::report::Sent::No),
+            counted: Counted::All,
         };
         key.learned.end(&refused, &mut Random::new(1));
         assert_eq!(

@@ -80,10 +80,10 @@ pub const FAILURES: u8 = 3;
 pub const PAUSE_MIN_US: u64 = 2_000_000;
 /// The longest pause lasts half of this to all of it.
 pub const PAUSE_MAX_US: u64 = 300_000_000;
-/// A refusal is not a try if something was accepted within this time, or if others were still running.
+/// A refusal is not a try if something was accepted within this time, or if others were still running. (Or at a young site.)
 pub const RECENT_US: u64 = 60_000_000;
-/// A site at which nothing has been accepted is young until it has been suspended more often than this: 31 to 62 s, and one
-/// delivery for each pause.
+/// A site is young until its server has answered anything else, or it has been suspended so often: for 31 s at least, and 62 s
+/// at most.
 pub const YOUNG_PAUSES: u8 = 5;
 /// The level at which the server refused is tried again after so many cohorts; twice as many each time that it refuses
 /// there again, up to the second figure.
@@ -121,6 +121,8 @@ pub struct Learned {
     failures: u8,
     /// Pauses in a row.
     pauses: u8,
+    /// Whether the server has ever answered anything but that there are too many.
+    has_answered: bool,
     /// Whether the level has been reached from below, and not a quarter of a cohort accepted since.
     height: Height,
 }
@@ -146,6 +148,17 @@ pub struct Ended {
     pub learning: Learning,
     /// What it saw.
     pub seen: Seen,
+    /// How many of the deliveries to its server the key counts.
+    pub counted: Counted,
+}
+
+/// Whether a key counts all deliveries to its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// As far as anybody knows.
+    All,
+    /// Those to domains that are known to go there: a site, found by addresses.
+    Known,
 }
 
 /// Whether a delivery was a try.
@@ -156,6 +169,8 @@ pub enum Try {
     /// It was refused only because too many were running, as far as is known: it may go back as busy, if
     /// [`Returns::may_return`] agrees.
     NotReally,
+    /// It was refused at a young site. It goes back as busy; that happens [`YOUNG_PAUSES`] times at most.
+    TooSoon,
 }
 
 /// Whether one more may start.
@@ -189,6 +204,7 @@ impl Learned {
         wait: PROBE_COHORTS,
         failures: 0,
         pauses: 0,
+        has_answered: false,
         height: Height::New,
     };
 
@@ -221,13 +237,6 @@ impl Learned {
         (self.suspended_us > now_us).then_some(self.suspended_us)
     }
 
-    /// Nothing has been accepted yet, and it was not for long that nothing was. What a server has taken from a site says nothing
-    /// before it is done: until then the site seems to refuse everything.
-    #[must_use]
-    pub fn is_young(&self) -> bool {
-        self.accepted_us == 0 && self.pauses <= YOUNG_PAUSES
-    }
-
     /// When the server objected the last time to how many there were; None: never, or it does not matter any more.
     #[must_use]
     pub fn objected_us(&self) -> Option<u64> {
@@ -252,6 +261,7 @@ impl Learned {
     }
 
     fn answered(&mut self) {
+        self.has_answered = true;
         self.failures = 0;
         self.pauses = 0;
         self.suspended_us = 0;
@@ -302,15 +312,28 @@ impl Learned {
         let recently =
             self.accepted_us > 0 && ended.now_us.saturating_sub(self.accepted_us - 1) <= RECENT_US;
         let others = ended.running > 0;
+        // Whom the server took instead may be of domains that are not known to go there, and says nothing before it is done.
+        let is_young = ended.counted == Counted::Known
+            && ended.seen == Seen::TooMany(Sent::No)
+            && !self.has_answered
+            && self.pauses < YOUNG_PAUSES;
         // Alone, it was not one of too many, unless the server says so.
         if others || matches!(ended.seen, Seen::TooMany(_)) {
             self.lower(ended);
         }
         if !others {
-            self.fail(ended, random);
+            self.fail(ended, if is_young { 1 } else { FAILURES }, random);
         }
         let early = matches!(ended.seen, Seen::TooMany(Sent::No) | Seen::ConnectFailed);
-        if early && (others || recently) { Try::NotReally } else { Try::Real }
+        if !early {
+            Try::Real
+        } else if others || recently {
+            Try::NotReally
+        } else if is_young {
+            Try::TooSoon
+        } else {
+            Try::Real
+        }
     }
 
     fn lower(&mut self, ended: &Ended) {
@@ -350,19 +373,20 @@ impl Learned {
         self.accepted = 0;
     }
 
-    fn fail(&mut self, ended: &Ended, random: &mut Random) {
+    /// It is suspended after so many failures.
+    fn fail(&mut self, ended: &Ended, most: u8, random: &mut Random) {
         if ended.started_us < self.suspended_us {
             // It was under way when the pause began.
             return;
         }
         self.failures = self.failures.saturating_add(1);
-        if self.failures < FAILURES && self.suspended_us == 0 {
+        if self.failures < most && self.suspended_us == 0 {
             return;
         }
-        let most = PAUSE_MIN_US
+        let longest = PAUSE_MIN_US
             .checked_shl(u32::from(self.pauses.min(32)))
             .map_or(PAUSE_MAX_US, |us| us.min(PAUSE_MAX_US));
-        let pause = most - (random.fraction() * (most / 2) as f64) as u64;
+        let pause = longest - (random.fraction() * (longest / 2) as f64) as u64;
         self.pauses = self.pauses.saturating_add(1);
         self.suspended_us = ended.now_us.saturating_add(pause);
         self.level = 1;
@@ -398,14 +422,15 @@ impl Returns {
     /// recipient.
     pub fn may_return(&mut self, mail: u64) -> bool {
         let mark = &mut self.marks[mail as usize % RETURNS];
-        let tag = (mail >> 32) as u32 & !3;
-        // Another mail's count goes on: where there are more mails than marks, one of four is tried all the same.
-        *mark = tag | (*mark & 3);
         let count = (*mark & 3) as u8;
         if count >= RETURNS_MAX {
             *mark = 0;
             return false;
         }
+        if count == 0 {
+            *mark = (mail >> 32) as u32 & !3;
+        }
+        // Of another mail, too: where there are more mails than marks, one of four is tried all the same.
         *mark += 1;
         true
     }

@@ -18,7 +18,7 @@ mod server;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::learn::{
-    Ended, Learned, Learning, May, PAUSE_MAX_US, PAUSE_MIN_US, RETURNS_MAX, Returns, Try,
+    Counted, Ended, Learned, Learning, May, PAUSE_MAX_US, PAUSE_MIN_US, RETURNS_MAX, Returns, Try,
 };
 use qpatch_gate::random::Random;
 use qpatch_gate::report::{Seen, Sent};
@@ -289,6 +289,19 @@ fn a_mail_that_is_always_refused_is_tried() {
         assert!(returns.may_return(mail));
         returns.tried(mail);
     }
+    // Nor does what was tried of another mail with the same mark take it back.
+    let (mut returns, other) = (Returns::default(), !mail ^ 0xffff);
+    assert_ne!(other >> 34, mail >> 34);
+    assert_eq!(other % 1024, mail % 1024);
+    let mut tries = 0;
+    for _ in 0..400 {
+        tries += u32::from(!returns.may_return(mail));
+        for _ in 0..1 + random.next() % 3 {
+            returns.may_return(other);
+            returns.tried(other);
+        }
+    }
+    assert!(tries >= 40, "{tries} of 400");
 }
 
 /// What others do, for the table in the documentation of the module. This one by the pseudocode of Postfix 2.5's
@@ -460,7 +473,7 @@ proptest! {
             let running = if steady { running % first_limit } else { running };
             let before = state;
             let level = before.effective(limit, Learning::On);
-            let ended = Ended { now_us, started_us: now_us.saturating_sub(ago_us), running, limit, learning: Learning::On, seen };
+            let ended = Ended { now_us, started_us: now_us.saturating_sub(ago_us), running, limit, learning: Learning::On, seen, counted: Counted::All };
             let tried = state.end(&ended, &mut random);
             let after = state.effective(limit, Learning::On);
             prop_assert!(after <= limit && (after >= 1 || limit == 0));
@@ -495,7 +508,7 @@ proptest! {
     fn fixed(seen in vec(any_seen(), 1..50)) {
         let (mut state, mut random) = (Learned::default(), Random::new(7));
         for seen in seen {
-            let ended = Ended { now_us: 5, started_us: 1, running: 3, limit: 9, learning: Learning::Fixed, seen };
+            let ended = Ended { now_us: 5, started_us: 1, running: 3, limit: 9, learning: Learning::Fixed, seen, counted: Counted::All };
             prop_assert_eq!(state.end(&ended, &mut random), Try::Real);
             prop_assert_eq!(state, Learned::default());
         }

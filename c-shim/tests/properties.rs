@@ -505,6 +505,91 @@ fn a_mail_that_is_refused_before_its_site_counts_is_tried_in_the_end() {
     assert_eq!(returned, [true, true, true, false, true, true, true, false]);
 }
 
+/// Where limits do not learn, every refusal is a try.
+#[test]
+fn a_site_that_does_not_learn_sends_nothing_back() {
+    for (own, site) in [("", ""), ("::fixed", ":fixed"), ("::learn", ":fixed")] {
+        let mut gate = Gate::new(400, 400, 7).unwrap();
+        let table = format!(":20{own}\n192.0.2.0/24:3:site{site}\n");
+        let (table, problems) = Table::parse(table.as_bytes(), gate.hasher()).unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
+        gate.set_table(Some(table), 0).unwrap();
+        let refused =
+            b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
+        let accepted = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+        let parts = Parts::new(&[b"1/1\0", b"s\0", b"u@d.example\0"]).unwrap();
+        let mut deliver = |now_us: u64, report: &[u8]| {
+            assert_eq!(gate.ask(now_us, 0, &parts), Answer::Go);
+            let busy = gate.done(now_us, 0, Ran::Yes(report));
+            while gate.next(now_us) != Next::None {}
+            busy
+        };
+        assert_eq!(deliver(1, refused), None, "{own} {site}");
+        assert_eq!(deliver(2, accepted), None);
+        // From then on it counts under its site.
+        assert_eq!(deliver(1_000_000, accepted), None);
+        for at in 0..8 {
+            assert_eq!(deliver(2_000_000 + at, refused), None, "{own} {site}: {at}");
+        }
+    }
+}
+
+/// A key that is suspended when it is its turn is waited for.
+#[test]
+fn a_turn_that_comes_in_a_pause_is_not_lost() {
+    let mut gate = Gate::new(400, 400, 7).unwrap();
+    let table = Table::parse(b"d.example:2::learn\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let parts = Parts::new(&[b"1/1\0", b"s\0", b"u@d.example\0"]).unwrap();
+    let failed =
+        Ran::Yes(b"r\0ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0");
+    for now_us in 1..3 {
+        assert_eq!(gate.ask(now_us, 0, &parts), Answer::Go);
+        assert_eq!(gate.done(now_us, 0, failed), None);
+        assert_eq!(gate.next(now_us), Next::None);
+    }
+    assert_eq!(gate.ask(3, 0, &parts), Answer::Go);
+    assert_eq!(gate.ask(3, 1, &parts), Answer::Go);
+    assert_eq!(gate.ask(3, 2, &parts), Answer::Hold);
+    // A place is free; but before anything is started in it the key is suspended.
+    gate.done(4, 0, Ran::No);
+    gate.done(4, 1, failed);
+    assert_eq!(gate.next(4), Next::None);
+    let wait_us = gate.timeout_us(4).unwrap();
+    assert!((500_000..=2_000_000).contains(&wait_us), "{wait_us}");
+    assert!(matches!(gate.next(4 + wait_us), Next::Go { slot: 2, .. }));
+}
+
+/// What comes in a short pause is not deferred because other mail is away.
+#[test]
+fn mail_that_comes_in_a_short_pause_comes_back_after_it() {
+    let mut gate = Gate::new(400, 400, 7).unwrap();
+    let table = Table::parse(b":20::learn\n192.0.2.0/24:20:site:learn\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let report =
+        b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
+    let parts = |mail: &'static [u8]| Parts::new(&[mail, b"s\0", b"u@d.example\0"]).unwrap();
+    assert_eq!(gate.ask(1, 0, &parts(b"1/1\0")), Answer::Go);
+    assert!(gate.done(1, 0, Ran::Yes(report)).is_some(), "before it counts under its site");
+    while gate.next(1_000_000) != Next::None {}
+    // Alone at a site of which nobody knows whom it serves: a pause, and the mail is away.
+    assert_eq!(gate.ask(1_000_000, 0, &parts(b"1/1\0")), Answer::Go);
+    assert!(gate.done(1_000_000, 0, Ran::Yes(report)).is_some());
+    let answer = gate.ask(1_000_001, 0, &parts(b"1/2\0"));
+    assert!(matches!(answer, Answer::Busy(Busy { why: Why::Paused, .. })), "{answer:?}");
+    // After the pause both are called.
+    let mut called = 0;
+    let mut now_us = 1_000_001;
+    while called < 2 && now_us < 4_000_000 {
+        match gate.next(now_us) {
+            Next::Call(call) => called += call.most,
+            Next::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
+            next => panic!("{next:?}"),
+        }
+    }
+    assert_eq!(called, 2);
+}
+
 /// Domains that became idle together are not all forgotten by whoever comes next.
 #[test]
 fn one_comes_and_one_goes() {

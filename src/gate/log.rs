@@ -280,7 +280,8 @@ pub fn refused(said: &[u8]) -> Option<&[u8]> {
     const WORDS: &[u8] = b";_to_be_tried_again:_";
     let rest = said.trim_ascii_end().strip_suffix(b"_(#4.4.5)/")?;
     // The key is before it, which has no such word.
-    let start = said.windows(21).position(|window| window == b"_refused_this_one_bes")?;
+    const REFUSED: &[u8] = b"_refused_this_one_";
+    let start = said.windows(REFUSED.len()).position(|window| window == REFUSED)?;
     let at = start + said[start..].windows(WORDS.len()).position(|window| window == WORDS)?;
     rest.get(at + WORDS.len()..)
 }

@@ -558,7 +558,7 @@ impl Machine {
         let key = &mut self.keys[key as usize];
         match busy.why {
             Why::Suspended => key.suspended += 1,
-            Why::AtLimit | Why::Refused => key.busy += 1,
+            Why::AtLimit | Why::Refused | Why::Paused => key.busy += 1,
         }
         if key.cap.limit == Limit::AtMost(0) {
             // It would come back again and again.
@@ -579,7 +579,7 @@ impl Machine {
         let number = match busy.why {
             // A deferral like any other. Its next try comes later than this in truth: qmail-send's waits grow.
             Why::Suspended => NO_QUEUE,
-            Why::AtLimit | Why::Refused => self.gate.key(busy.key).number,
+            Why::AtLimit | Why::Refused | Why::Paused => self.gate.key(busy.key).number,
         };
         let latest_us = self.now_us + u64::from(busy.secs) * 1_000_000;
         self.retry.wait(at, number, asked_us, latest_us);

@@ -14,7 +14,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Call, Gate, Next, Ran};
+use qpatch_gate::gate::{Answer, Busy, Call, Gate, Next, Ran, Why};
 use qpatch_gate::random::Random;
 use qpatch_gate::retry::Retry;
 use qpatch_gate::table::Table;
@@ -31,6 +31,7 @@ const REFUSED: &[u8] =
 /// Service time as a factor of the mean, by the time of the start.
 pub type Speed = fn(u64) -> f64;
 
+#[derive(Clone, Copy)]
 pub struct Setup {
     pub table: &'static str,
     pub concurrency_remote: u32,
@@ -342,6 +343,12 @@ impl Model {
     fn busy(&mut self, now_us: u64, slot: u32, mail: u32, busy: Busy) {
         self.free.push(Reverse(slot));
         let entry = &mut self.mails[mail as usize];
+        if busy.why == Why::Suspended {
+            // A deferral like any other: qmail-send's own time counts.
+            self.seen[entry.domain as usize].deferred += 1;
+            self.at(now_us + DEFERRED_US, Event::Arrive(mail));
+            return;
+        }
         entry.busy += 1;
         let seen = &mut self.seen[entry.domain as usize];
         seen.busy += 1;

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use qpatch_gate::learn::{Ended, Learned, Learning, May, Returns, Try};
+use qpatch_gate::learn::{Counted, Ended, Learned, Learning, May, Returns, Try};
 use qpatch_gate::random::Random;
 use qpatch_gate::report::{Seen, Sent};
 
@@ -216,6 +216,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                 limit: setup.limit,
                 learning: Learning::On,
                 seen,
+                counted: Counted::All,
             },
             &mut random,
         );
