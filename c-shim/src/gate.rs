@@ -100,7 +100,7 @@ pub struct Busy {
 pub enum Why {
     /// The key is at its limit. It is away until it is called.
     AtLimit,
-    /// The server has refused it, beside others. It is away until it is called.
+    /// The server has refused it, and not for its own sake. It is away until it is called.
     Refused,
     /// Nothing gets through to the server, and it is not to be tried for some seconds. It is away until it is called.
     Paused,
@@ -541,7 +541,7 @@ pub struct Totals {
     pub expired: u64,
     /// Deliveries that ran and ended.
     pub done: u64,
-    /// Deliveries that were refused beside others, and sent away; they are in `busy`, too.
+    /// Deliveries that were refused, and sent away because they were not really tried; they are in `busy`, too.
     pub refused: u64,
     /// Commands that were deferred because their key is suspended.
     pub suspended: u64,

@@ -29,6 +29,11 @@
 //! ([`Returns`]): what a server refuses with 421 because of its sender ages, too. A connection that broke is always a try;
 //! the server may have the message. A failed connection need not be: with the TLS patches a 421 at the greeting is one.
 //!
+//! **Young.** A site that was found by addresses ([`crate::site`]) begins with refusals: whom its server took instead is of
+//! domains that are not known to go there yet, and says nothing before it is done. So there the first refusal of a delivery
+//! that was alone begins a pause, and is no try ([`Try::TooSoon`]), until the server has answered anything else or has been
+//! suspended five times. What it accepts from a domain that does not count there yet ends the pause, too.
+//!
 //! **Stated.** With caps of 1..=200, 20 to 200 configured, 0.05 to 60 s a delivery and refusals that take less than a
 //! quarter of that, the limit is within one of the cap from five service times on. When the objection ends, the configured
 //! limit counts again after at most 65 + 1.3 for each place, in service times of a key that has enough mail (measured: 20

@@ -94,7 +94,7 @@ impl Account {
         } else if let Some(rest) = line.strip_prefix("delivery ") {
             let text = rest.split_once(": ").map_or(rest, |(_, text)| text);
             if text.starts_with("success: ") {
-            } else if text.starts_with("deferral: ") && text.contains("_not_tried._(#4.4.5)") {
+            } else if text.starts_with("deferral: ") && is_busy(text) {
                 self.told.busy += 1;
             } else if text.starts_with("deferral: ") && text.contains("(#4.4.5)") {
                 self.told.returned += 1;
@@ -352,6 +352,12 @@ impl Subject for Qmail {
 }
 
 /// How many messages there are in queue/mess.
+/// As the gate ends the texts of what waits until it is called; what it defers untried ends otherwise, and not in a short pause.
+fn is_busy(text: &str) -> bool {
+    text.contains("_not_tried._(#4.4.5)")
+        || text.contains("_one_at_a_time_is_tried;_not_tried._(#4.4.1)")
+}
+
 fn messages(dir: &Path) -> Result<usize> {
     let mut count = 0;
     for part in fs::read_dir(dir).map_err(Error::doing("read queue/mess"))? {
