@@ -433,6 +433,8 @@ impl Keys {
         key.place = Place::Active;
         key.pace = Pace::new(now_us, guess_secs);
         key.recall = Recall::default();
+        // What is still in [`Gate::paused`] is of whoever was here before.
+        key.paused = false;
         self.last_number = self.last_number.checked_add(1).unwrap_or(1);
         key.number = self.last_number;
         self.free.pop();
@@ -590,6 +592,8 @@ pub struct Gate {
 enum Site {
     /// None that matters.
     Other,
+    /// One under which it counts, but the delivery was at an address that is not of it.
+    Elsewhere,
     /// One that learns, and under which it counts.
     Own,
     /// One that learns, and under which it counts as soon as the keys are made anew.
@@ -873,13 +877,17 @@ impl Gate {
             let said = report::classify(report);
             let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
             let key = &mut self.keys.all[at as usize];
+            let seen = match site {
+                Site::Elsewhere => report::Seen::Nothing,
+                _ => said.seen,
+            };
             let ended = Ended {
                 now_us,
                 started_us: since_us,
                 running: key.running,
                 limit: most(key.cap.limit),
                 learning: key.cap.learning,
-                seen: said.seen,
+                seen,
                 counted: if site == Site::Own { Counted::Known } else { Counted::All },
             };
             let mut tried = key.learned.end(&ended, &mut self.random);
@@ -922,7 +930,13 @@ impl Gate {
         {
             self.sites = Order::Changed;
         }
-        if self.sites == Order::Kept && said.seen != report::Seen::TooMany(Sent::No) {
+        let key = self.key(self.keys.all[domain as usize].of);
+        let is_there = said.peer.is_none_or(|peer| self.rules.group_at(peer) == Some(&key.name));
+        let may_be_elsewhere = key.kind == KeyKind::Group && !is_there;
+        if self.sites == Order::Kept
+            && !may_be_elsewhere
+            && said.seen != report::Seen::TooMany(Sent::No)
+        {
             return Site::Other;
         }
         let now = self.rules.resolve(name);
@@ -930,8 +944,11 @@ impl Gate {
         if !by_address || now.cap.learning == Learning::Fixed {
             return Site::Other;
         }
-        let key = self.key(self.keys.all[domain as usize].of);
-        if (now.kind, now.name) == (key.kind, &key.name[..]) { Site::Own } else { Site::New }
+        match (now.kind, now.name) == (key.kind, &key.name[..]) {
+            true if is_there => Site::Own,
+            true => Site::Elsewhere,
+            false => Site::New,
+        }
     }
 
     /// What the server took from a domain that does not count under its site yet says of the site, too, that it takes mail.
@@ -1382,7 +1399,12 @@ impl Gate {
 
     /// What is neither started nor held.
     fn not_now(&mut self, at: u32, now_us: u64) -> Busy {
-        match self.keys.all[at as usize].suspended_until(now_us) {
+        let key = &self.keys.all[at as usize];
+        let suspended_until = match key.cap.limit {
+            Limit::AtMost(0) => None,
+            _ => key.suspended_until(now_us),
+        };
+        match suspended_until {
             None => self.send_away(at, now_us, Why::AtLimit),
             Some(until_us) if until_us - now_us < HOLD_MAX_US => {
                 self.send_away(at, now_us, Why::Paused)

@@ -174,7 +174,8 @@ pub enum Try {
     /// It was refused only because too many were running, as far as is known: it may go back as busy, if
     /// [`Returns::may_return`] agrees.
     NotReally,
-    /// It was refused at a young site. It goes back as busy; that happens [`YOUNG_PAUSES`] times at most.
+    /// It was refused at a young site. It goes back as busy; that happens [`YOUNG_PAUSES`] times at most, but for deliveries that were
+    /// under way when a pause began.
     TooSoon,
 }
 

@@ -167,6 +167,13 @@ impl Rules {
         self.table.as_ref().is_some_and(Table::has_ranges)
     }
 
+    /// The group of the site that is at this address.
+    #[must_use]
+    pub fn group_at(&self, peer: IpAddr) -> Option<&[u8]> {
+        let table = self.table.as_ref()?;
+        table.find_address(peer).map(|range| &table.groups()[range.group as usize].name[..])
+    }
+
     /// A delivery to a domain was at this address. Whether another site may count for its next hop from now on.
     ///
     /// # Errors

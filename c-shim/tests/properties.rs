@@ -534,6 +534,30 @@ fn a_site_that_does_not_learn_sends_nothing_back() {
     }
 }
 
+/// Whoever makes a domain of a site be served elsewhere cannot lower the site's limit from there.
+#[test]
+fn what_is_refused_elsewhere_says_nothing_of_the_site() {
+    let mut gate = Gate::new(400, 400, 7).unwrap();
+    let table = Table::parse(b":20::learn\n192.0.2.0/24:20:site:learn\n", gate.hasher()).unwrap().0;
+    gate.set_table(Some(table), 0).unwrap();
+    let parts = Parts::new(&[b"1/1\0", b"s\0", b"u@d.example\0"]).unwrap();
+    let there = Ran::Yes(b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0");
+    let elsewhere = Ran::Yes(
+        b"r\0ZConnected to 203.0.113.1 but greeting failed.\nRemote host said: 421 too many\n\0",
+    );
+    gate.ask(1, 0, &parts);
+    gate.done(1, 0, there);
+    while gate.next(1_000_000) != Next::None {}
+    for slot in 0..8 {
+        assert_eq!(gate.ask(1_000_000, slot, &parts), Answer::Go);
+    }
+    for slot in 0..8 {
+        assert_eq!(gate.done(1_000_001, slot, elsewhere), None);
+    }
+    let site = gate.keys().find(|key| key.name == b"site").unwrap();
+    assert_eq!((site.limit(), site.suspended_until(1_000_002)), (Limit::AtMost(20), None));
+}
+
 /// A key that is suspended when it is its turn is waited for.
 #[test]
 fn a_turn_that_comes_in_a_pause_is_not_lost() {

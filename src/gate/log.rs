@@ -280,7 +280,7 @@ pub fn refused(said: &[u8]) -> Option<&[u8]> {
     const WORDS: &[u8] = b";_to_be_tried_again:_";
     let rest = said.trim_ascii_end().strip_suffix(b"_(#4.4.5)/")?;
     // The key is before it, which has no such word.
-    const REFUSED: &[u8] = b"_refused_this_one_";
+    const REFUSED: &[u8] = b"_refused_this_one";
     let start = said.windows(REFUSED.len()).position(|window| window == REFUSED)?;
     let at = start + said[start..].windows(WORDS.len()).position(|window| window == WORDS)?;
     rest.get(at + WORDS.len()..)
@@ -428,20 +428,24 @@ mod tests {
             "b.example_is_at_its_limit_of_2_deliveries;_not_tried._(#4.4.5)/",
             "group_g_is_closed_(limit_0);_not_tried._(#4.4.5)/",
             "b.example:_no_connection_to_its_server_succeeds,_none_is_tried_for_61_s;_not_tried._(#4.4.1)/",
+            "b.example:_no_connection_to_its_server_succeeds,_one_at_a_time_is_tried;_not_tried._(#4.4.1)/",
         ] {
             let line = format!("delivery 5: deferral: {busy}");
             let Some(Event::End { number, end, text }) = event_of(&line) else { panic!("{line}") };
             assert_eq!((number, end, text), (5, End::Busy, busy.as_bytes()));
         }
-        let (_, end, said) = ended(
-            "delivery 6: deferral: b.example_refused_this_one_beside_11_(limit_20);_to_be_tried_again:_Connected_to_\
-             10.0.0.1_but_greeting_failed./Remote_host_said:_421_x/_(#4.4.5)/",
-        );
-        assert_eq!(end, End::Refused);
-        assert_eq!(
-            refused(said.as_bytes()),
-            Some(&b"Connected_to_10.0.0.1_but_greeting_failed./Remote_host_said:_421_x/"[..])
-        );
+        for how in ["_beside_11_(limit_20)", "_beside_11", "_(limit_20)", ""] {
+            let line = format!(
+                "delivery 6: deferral: b.example_refused_this_one{how};_to_be_tried_again:_Connected_to_\
+                 10.0.0.1_but_greeting_failed./Remote_host_said:_421_x/_(#4.4.5)/"
+            );
+            let Some(Event::End { end, text, .. }) = event_of(&line) else { panic!("{line}") };
+            assert_eq!(end, End::Refused, "{line}");
+            assert_eq!(
+                refused(text),
+                Some(&b"Connected_to_10.0.0.1_but_greeting_failed./Remote_host_said:_421_x/"[..])
+            );
+        }
         assert_eq!(
             event_of("status: local 0/10 remote 3/255 exitasap"),
             Some(Event::Status { concurrency_remote: 255 })
