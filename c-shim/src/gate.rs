@@ -931,12 +931,9 @@ impl Gate {
             self.sites = Order::Changed;
         }
         let key = self.key(self.keys.all[domain as usize].of);
-        let is_there = said.peer.is_none_or(|peer| self.rules.group_at(peer) == Some(&key.name));
-        let may_be_elsewhere = key.kind == KeyKind::Group && !is_there;
-        if self.sites == Order::Kept
-            && !may_be_elsewhere
-            && said.seen != report::Seen::TooMany(Sent::No)
-        {
+        let is_there = key.kind != KeyKind::Group
+            || said.peer.is_none_or(|peer| self.rules.group_at(peer) == Some(&key.name));
+        if self.sites == Order::Kept && is_there && said.seen != report::Seen::TooMany(Sent::No) {
             return Site::Other;
         }
         let now = self.rules.resolve(name);

@@ -331,9 +331,7 @@ impl Learned {
             self.fail(ended, if is_young { 1 } else { FAILURES }, random);
         }
         let early = matches!(ended.seen, Seen::TooMany(Sent::No) | Seen::ConnectFailed);
-        if !early {
-            Try::Real
-        } else if others || recently {
+        if early && (others || recently) {
             Try::NotReally
         } else if is_young {
             Try::TooSoon

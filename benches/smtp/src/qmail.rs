@@ -351,13 +351,13 @@ impl Subject for Qmail {
     }
 }
 
-/// How many messages there are in queue/mess.
 /// As the gate ends the texts of what waits until it is called; what it defers untried ends otherwise, and not in a short pause.
 fn is_busy(text: &str) -> bool {
     text.contains("_not_tried._(#4.4.5)")
         || text.contains("_one_at_a_time_is_tried;_not_tried._(#4.4.1)")
 }
 
+/// How many messages there are in queue/mess.
 fn messages(dir: &Path) -> Result<usize> {
     let mut count = 0;
     for part in fs::read_dir(dir).map_err(Error::doing("read queue/mess"))? {
