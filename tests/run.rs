@@ -262,8 +262,9 @@ fn without_qpatch_a_fortified_spawner_aborts_at_descriptor_1024() {
             Ok(()) => assert!(spawner.take_reports().is_empty(), "a delivery was refused"),
             Err(Error::Died { how, .. }) => {
                 assert_eq!(how, "signal 6 (abort)");
-                // Delivery n reads from descriptor 2n + 2, or a little above it.
-                assert!((508..=511).contains(&number), "it aborted at delivery {number}");
+                // Delivery n reads from descriptor 2n + 2, or a little above it; and its child may be seen to start before the
+                // spawner comes to select, so that the one after it is the one that is not made.
+                assert!((508..=512).contains(&number), "it aborted at delivery {number}");
                 return;
             }
             Err(other) => panic!("{other}"),
