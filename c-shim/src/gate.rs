@@ -680,10 +680,12 @@ impl Gate {
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             self.slots[slot as usize].mail = message ^ hasher.hash(parts.recipient());
         }
-        let may_hold = suspended_until.is_none_or(|until_us| until_us - now_us < HOLD_MAX_US)
-            && self.may_hold(at, was_called, now_us);
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that.
-        if startable && (self.keys.all[at as usize].held == 0 || !may_hold) {
+        let starts = startable && self.keys.all[at as usize].held == 0;
+        let may_hold = !starts
+            && suspended_until.is_none_or(|until_us| until_us - now_us < HOLD_MAX_US)
+            && self.may_hold(at, was_called, now_us);
+        if starts || startable && !may_hold {
             self.start(slot, domain, now_us);
             self.look_for_room(at);
             return Answer::Go;
@@ -1446,6 +1448,10 @@ fn add_domain(
     // The entry first: what the rules need comes into the cache meanwhile.
     let key_hash = Keys::hash(KeyKind::Domain, hash);
     let at = keys.add(KeyKind::Domain, key_hash, domain, Cap::NONE, now_us, guess_secs)?;
+    if let Some(cap) = rules.own_cap(hash, domain) {
+        keys.all[at as usize].cap = cap;
+        return Ok(at);
+    }
     let found = rules.resolve_hashed(hash, domain);
     keys.all[at as usize].cap = found.cap;
     if found.kind == KeyKind::Domain {

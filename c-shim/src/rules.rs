@@ -153,6 +153,21 @@ impl Rules {
         }
     }
 
+    /// The cap of a domain, whose hash is known, that counts by itself, if that can be told by its line alone: as
+    /// [`Rules::resolve_hashed`] has it, without the look at routes and sites where there are none.
+    #[inline]
+    #[must_use]
+    pub fn own_cap(&self, hash: u64, domain: &[u8]) -> Option<Cap> {
+        let Some(table) = &self.table else { return Some(Cap::NONE) };
+        if table.has_ranges() || !self.routes.is_empty() || !self.sites.map.is_empty() {
+            return None;
+        }
+        match table.find_hashed(hash, domain) {
+            Some(line) => line.group.is_none().then_some(line.cap),
+            None => Some(Cap::NONE),
+        }
+    }
+
     /// Where the mail of a domain, whose hash is known, goes.
     #[inline]
     #[must_use]
@@ -267,6 +282,9 @@ mod tests {
 
     fn resolved(rules: &Rules, domain: &str) -> (KeyKind, String, Limit) {
         let found = rules.resolve(domain.as_bytes());
+        if let Some(cap) = rules.own_cap(rules.hasher.hash(domain.as_bytes()), domain.as_bytes()) {
+            assert_eq!((found.kind, found.cap), (KeyKind::Domain, cap), "{domain}");
+        }
         (found.kind, String::from_utf8(found.name.to_vec()).unwrap(), found.cap.limit)
     }
 
@@ -309,6 +327,27 @@ mod tests {
             resolved(&rules, "a.example"),
             (KeyKind::Domain, "a.example".into(), Limit::Unlimited)
         );
+    }
+
+    #[test]
+    fn a_line_alone_tells_the_cap_where_nothing_else_can_matter() {
+        let table = ":20\na.example:1:g\n.sub.example:7\n";
+        let own = |rules: &Rules, domain: &str| {
+            let _ = resolved(rules, domain);
+            let domain = domain.as_bytes();
+            rules.own_cap(rules.hasher.hash(domain), domain).map(|cap| cap.limit)
+        };
+        let plain = rules(table, "");
+        assert_eq!(own(&plain, "x.example"), Some(Limit::AtMost(20)));
+        assert_eq!(own(&plain, "x.sub.example"), Some(Limit::AtMost(7)));
+        assert_eq!(own(&plain, "a.example"), None);
+        assert_eq!(own(&rules("b.example:3\n", ""), "x.example"), Some(Limit::Unlimited));
+        assert_eq!(own(&rules(":3:rest\n", ""), "x.example"), None);
+        assert_eq!(own(&rules(table, "x.example:relay.example\n"), "x.example"), None);
+        assert_eq!(own(&rules("192.0.2.0/24:1\n", ""), "x.example"), None);
+        let mut mapped = rules(table, "");
+        mapped.sites.map = Map::parse(b"x.example:g\n", mapped.hasher).unwrap().0;
+        assert_eq!(own(&mapped, "x.example"), None);
     }
 
     #[test]
