@@ -84,6 +84,9 @@ struct Choice {
     #[arg(long, value_name = "N", allow_hyphen_values = true,
         value_parser = clap::value_parser!(u32).range(1..=65000))]
     spawn: Option<u32>,
+    /// How the programs wait for their descriptors. Without it, that stays as it is; at first, select
+    #[arg(long, value_name = "CALL")]
+    event_loop: Option<EventLoop>,
     /// Only these patches
     #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_ids())]
     only: Vec<String>,
@@ -99,6 +102,14 @@ struct Choice {
     /// Where half of the two-byte protocol is in the tree already, make the other half
     #[arg(long)]
     complete: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum EventLoop {
+    /// With select; where the size of an fd_set is fixed (musl), with poll
+    Select,
+    /// With poll, whatever the C library
+    Poll,
 }
 
 #[derive(Debug, Args)]
@@ -222,12 +233,18 @@ impl Cli {
             Command::Diff(choice) => ("diff", choice),
             _ => return Ok(self),
         };
-        if patches::ALL.iter().any(|p| choice.has(p, !choice.no_gate)) {
+        let is_left = |p: &Shipped| choice.has(p, !choice.no_gate);
+        let what = if !patches::ALL.iter().any(is_left) {
+            "no patch is left after --only, --skip and --no-gate"
+        } else if choice.event_loop.is_some()
+            && !patches::ALL.iter().any(|p| p.id == patches::FD_SETSIZE && is_left(p))
+        {
+            "--event-loop is about fd-setsize, which --only or --skip leaves out"
+        } else {
             return Ok(self);
-        }
+        };
         let mut command = Cli::command();
         command.build();
-        let what = "no patch is left after --only, --skip and --no-gate";
         Err(match command.find_subcommand_mut(name) {
             Some(command) => command.error(ErrorKind::ArgumentConflict, what),
             None => command.error(ErrorKind::ArgumentConflict, what),
@@ -253,7 +270,16 @@ impl Choice {
     }
 
     fn patches(&self, tree: &Tree, gate: bool) -> Result<Vec<Patch>, Error> {
-        read_patches(tree, self.spawn, |p| self.has(p, gate))
+        let mut parameters = Parameters::new();
+        if let Some(spawn) = self.spawn {
+            parameters.insert("spawn".to_string(), spawn.to_string());
+        }
+        let event_loop = self.event_loop.map(|event_loop| match event_loop {
+            EventLoop::Select => "select-loop",
+            EventLoop::Poll => "poll-loop",
+        });
+        parameters.extend(event_loop.map(|name| (name.to_string(), String::new())));
+        read_patches(tree, parameters, |p| self.has(p, gate))
     }
 
     fn plan(&self, tree: &Tree) -> Result<Plan, Vec<Error>> {
@@ -280,13 +306,9 @@ impl Choice {
 
 fn read_patches(
     tree: &Tree,
-    spawn: Option<u32>,
+    mut parameters: Parameters,
     chosen: impl Fn(&Shipped) -> bool,
 ) -> Result<Vec<Patch>, Error> {
-    let mut parameters = Parameters::new();
-    if let Some(spawn) = spawn {
-        parameters.insert("spawn".to_string(), spawn.to_string());
-    }
     if tree::is_old_style(tree) {
         parameters.insert("old-style".to_string(), String::new());
     }
@@ -431,7 +453,7 @@ struct StatusReport<'a> {
 
 fn status(args: &Status) -> Done {
     let tree = Tree::open(&args.tree).map_err(one)?;
-    let patches = read_patches(&tree, None, |_| true).map_err(one)?;
+    let patches = read_patches(&tree, Parameters::new(), |_| true).map_err(one)?;
     let plan = Plan::new(&tree, &patches).map_err(one)?;
     print(|out| match args.format {
         Format::Table => {
@@ -534,6 +556,7 @@ fn demo(spawn: u32) -> Done {
     let choice = Choice {
         tree: tree.clone(),
         spawn: Some(spawn),
+        event_loop: None,
         only: Vec::new(),
         skip: Vec::new(),
         no_gate: false,

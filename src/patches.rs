@@ -28,15 +28,22 @@ macro_rules! shipped {
 pub const ALL: [Shipped; 4] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
-    shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
+    shipped!(
+        "fd-setsize",
+        "select() takes 131072 descriptors instead of 1024, or waits with poll()"
+    ),
     shipped!("domain-gate", "a limit of simultaneous deliveries per destination domain"),
 ];
 
-/// The id of the patch with the gate, the only one that brings files along.
+/// The id of the patch with the larger fd_set.
+pub const FD_SETSIZE: &str = "fd-setsize";
+
+/// The id of the patch with the gate, a limit of deliveries per domain.
 pub const GATE: &str = "domain-gate";
 
-/// The gate: its C files as they stand in its source, its library as the build made it.
-const ATTACHMENTS: [(&str, &[u8]); 8] = [
+/// What rules write that is not in their text. The gate: its C files as they stand in its source, its library as the build
+/// made it.
+const ATTACHMENTS: [(&str, &[u8]); 9] = [
     ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),
     ("gate.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate.h"))),
@@ -45,6 +52,7 @@ const ATTACHMENTS: [(&str, &[u8]); 8] = [
     ("gate_stub.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_stub.c"))),
     ("gate_retry.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.h"))),
     ("gate_retry.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.c"))),
+    ("select_poll.h", include_bytes!("../patches/fd-setsize/select_poll.h")),
 ];
 
 /// The gate's static library, gate.a.

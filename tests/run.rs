@@ -7,6 +7,8 @@ mod rig;
 #[path = "common/trees.rs"]
 mod trees;
 
+use std::path::Path;
+
 use common::{Fixture, has};
 use qpatch::fixture::Dialect;
 use qpatch::verify::error::{Disproof, Error};
@@ -15,7 +17,7 @@ use qpatch::verify::protocol::{Command, Width};
 use qpatch::verify::scratch::SiteConfig;
 use qpatch::verify::spawner::{Channel, Spawner};
 use qpatch::verify::stub::{self, Mode};
-use qpatch::verify::{self, Options, Silent, Verdict, build, trials};
+use qpatch::verify::{self, Options, Silent, Verdict, build, fdset, trials};
 use rig::{Rig, config, site, tell};
 use trees::{Gate, classic, patched};
 
@@ -152,25 +154,53 @@ fn chkspawn_still_refuses_what_does_not_fit() {
     }
 }
 
+/// musl's fd_set is what it is: there the programs wait with poll.
 #[test]
-fn a_c_library_whose_fd_setsize_is_fixed_stops_the_build() {
+fn where_fd_setsize_is_fixed_the_programs_wait_with_poll() {
     if !has("musl-gcc") {
         tell("skipped: a build with musl: musl-gcc is not installed");
         return;
     }
     for dialect in Dialect::ALL {
         let fixture = patched(dialect, Gate::Out);
-        let config = SiteConfig { cc: Some("musl-gcc".to_owned()), ..config(1000, &[]) };
-        let (_scratch, site) = site(fixture.path(), &config).unwrap();
-        let stopped = build::make(&site, &["chkspawn"]).unwrap_err().to_string();
-        assert!(
-            stopped.contains(
-                "#error \"FD_SETSIZE cannot be raised with this C library (musl has 1024, always): \
-                 build with glibc\""
-            ),
-            "{stopped}"
-        );
+        let musl = SiteConfig { cc: Some("musl-gcc".to_owned()), ..config(20000, &[]) };
+        let mut rig = Rig::build(fixture.path(), &musl).unwrap();
+        let fd_sets = fdset::ask(&rig.site).unwrap();
+        assert_eq!(fd_sets.check(20000).unwrap(), Some(131_072), "{fd_sets:?}");
+        let remote = rig.crowd(Channel::Remote, CROWD).unwrap();
+        let local = rig.crowd(Channel::Local, 600).unwrap();
+        tell(format_args!("{}, musl: {remote} and {local} deliveries at once", dialect.name()));
     }
+}
+
+/// And elsewhere when they are asked to, with the gate's own waiting in the same loop. The C library's check of FD_SET has
+/// nothing to check then.
+#[test]
+fn with_the_poll_loop_everything_runs_as_with_select() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    fixture.qpatch(&["apply", "--event-loop", "poll"]).ok();
+    let options = Options { seed: Some(1), ..Options::default() };
+    let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
+    let lines: Vec<String> = outcome.steps.iter().map(ToString::to_string).collect();
+    assert!(outcome.ok(), "{}", lines.join("\n"));
+    assert!(outcome.steps.iter().all(|step| step.verdict == Verdict::Pass), "{}", lines.join("\n"));
+
+    let mut rig = Rig::build(fixture.path(), &config(65000, &FORTIFY)).unwrap();
+    assert!(calls(&rig.site.tree().join("spawn.o"), "poll"), "spawn.o does not call poll");
+    assert!(!calls(&rig.site.tree().join("spawn.o"), "select"), "spawn.o calls select");
+    rig.crowd(Channel::Remote, CROWD).unwrap();
+    assert_eq!(rig.every_number().unwrap().peak_remote, 65000);
+}
+
+/// Whether an object needs this symbol from elsewhere.
+fn calls(object: &Path, symbol: &str) -> bool {
+    let output = std::process::Command::new("nm").arg("-u").arg(object).output().unwrap();
+    assert!(output.status.success(), "nm {}", object.display());
+    let needed = String::from_utf8(output.stdout).unwrap();
+    // With _FORTIFY_SOURCE, poll is __poll_chk or __poll_alias.
+    needed
+        .split_whitespace()
+        .any(|name| name.trim_start_matches('_').split('_').next() == Some(symbol))
 }
 
 /// gcc 14 makes errors of these by default. In gnu89 mode, where `-fpermissive` is the default, it makes errors of none

@@ -494,13 +494,14 @@ fn c_library(facts: &Facts) -> Finding {
         }
         Ok(Compiler { libc: Libc::Nameless, .. }) => finding(
             NAME,
-            Verdict::Warn,
-            "not glibc (musl?): the size of fd_set is fixed at 1024, so select stops at 509 deliveries",
-        )
-        .fix("conf-cc and conf-ld of the source tree", "a compiler for glibc"),
-        Ok(Compiler { libc: Libc::Other(system), .. }) => {
-            finding(NAME, Verdict::Ok, format!("that of {system}: FD_SETSIZE can be defined before the first header"))
-        }
+            Verdict::Ok,
+            "not glibc (musl?): the size of fd_set is fixed, so a patched tree waits with poll there",
+        ),
+        Ok(Compiler { libc: Libc::Other(system), .. }) => finding(
+            NAME,
+            Verdict::Ok,
+            format!("that of {system}: FD_SETSIZE can be defined before the first header"),
+        ),
     }
 }
 
@@ -732,10 +733,6 @@ mod tests {
         };
         let place = "/etc/systemd/system/qmail.service line 1";
         assert_warns(&facts, "processes, unit", place, "TasksMax=1060");
-        let compiler = Compiler { libc: Libc::Nameless, fortify: 0 };
-        let facts = Facts { compiler: Ok(compiler), ..healthy() };
-        let place = "conf-cc and conf-ld of the source tree";
-        assert_warns(&facts, "C library", place, "a compiler for glibc");
     }
 
     #[test]

@@ -207,7 +207,12 @@ fn likely_cause(output: &str, spawn: u32) -> Option<String> {
             "the C library's FD_SETSIZE is too small for conf-spawn {spawn}; qpatch apply (fd-setsize) raises it"
         )
     } else if has("bits/types.h") {
-        "this C library has no bits/types.h (musl?), so FD_SETSIZE cannot be raised; build with glibc"
+        "the tree takes the C library for glibc, which it is not (musl?); qpatch apply (fd-setsize) has an fd_set for the \
+         others, too"
+            .to_owned()
+    } else if has("gate.a(") && has("undefined reference") {
+        "gate.a is made for another C library than the one that the tree is built with; use a qpatch that was itself built \
+         for that one, or leave the gate out with --no-gate"
             .to_owned()
     } else if has("implicit declaration of function")
         || has("implicit-function-declaration")
