@@ -73,22 +73,13 @@ int gateglue_done(unsigned int slot, stralloc *output)
   return 0;
 }
 
-int gateglue_wait_ms(void)
+struct timeval *gateglue_wait(struct timeval *tv)
 {
   long ms;
 
   ms = gate_timeout_ms();
-  if (ms < 0) return -1;
-  if (ms > 60000) return 60000;
-  return (int) ms;
-}
-
-struct timeval *gateglue_wait(struct timeval *tv)
-{
-  int ms;
-
-  ms = gateglue_wait_ms();
   if (ms < 0) return 0;
+  if (ms > 60000) ms = 60000;
   tv->tv_sec = ms / 1000;
   tv->tv_usec = (ms % 1000) * 1000L;
   return tv;

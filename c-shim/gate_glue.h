@@ -40,9 +40,6 @@ extern int gateglue_done(unsigned int slot, stralloc *output);
 /* the last argument of select: tv, or null when there is no need to wake up */
 extern struct timeval *gateglue_wait(struct timeval *tv);
 
-/* the last argument of poll: milliseconds, -1 for ever */
-extern int gateglue_wait_ms(void);
-
 /* qmail-send is gone */
 extern void gateglue_drop(void);
 

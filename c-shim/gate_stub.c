@@ -36,11 +36,6 @@ struct timeval *gateglue_wait(struct timeval *tv)
   return 0;
 }
 
-int gateglue_wait_ms(void)
-{
-  return -1;
-}
-
 void gateglue_drop(void)
 {
 }

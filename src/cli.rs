@@ -84,7 +84,8 @@ struct Choice {
     #[arg(long, value_name = "N", allow_hyphen_values = true,
         value_parser = clap::value_parser!(u32).range(1..=65000))]
     spawn: Option<u32>,
-    /// How the programs wait for their descriptors. Without it, that stays as it is; at first, select
+    /// The call with which the programs wait for their descriptors. Without it, a patched tree keeps
+    /// its own, and an unpatched one gets select
     #[arg(long, value_name = "CALL")]
     event_loop: Option<EventLoop>,
     /// Only these patches
@@ -106,9 +107,9 @@ struct Choice {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum EventLoop {
-    /// With select; where the size of an fd_set is fixed (musl), with poll
+    /// select(2); where the size of an fd_set is fixed (musl), poll(2)
     Select,
-    /// With poll, whatever the C library
+    /// poll(2), with every C library
     Poll,
 }
 
@@ -234,12 +235,13 @@ impl Cli {
             _ => return Ok(self),
         };
         let is_left = |p: &Shipped| choice.has(p, !choice.no_gate);
+        let is_without = |id: &str| !patches::ALL.iter().any(|p| p.id == id && is_left(p));
         let what = if !patches::ALL.iter().any(is_left) {
             "no patch is left after --only, --skip and --no-gate"
-        } else if choice.event_loop.is_some()
-            && !patches::ALL.iter().any(|p| p.id == patches::FD_SETSIZE && is_left(p))
-        {
-            "--event-loop is about fd-setsize, which --only or --skip leaves out"
+        } else if choice.spawn.is_some() && is_without(patches::BIG_CONCURRENCY) {
+            "--spawn needs big-concurrency, which --only or --skip leaves out: give one of the two up"
+        } else if choice.event_loop.is_some() && is_without(patches::FD_SETSIZE) {
+            "--event-loop needs fd-setsize, which --only or --skip leaves out: give one of the two up"
         } else {
             return Ok(self);
         };
@@ -274,11 +276,13 @@ impl Choice {
         if let Some(spawn) = self.spawn {
             parameters.insert("spawn".to_string(), spawn.to_string());
         }
-        let event_loop = self.event_loop.map(|event_loop| match event_loop {
-            EventLoop::Select => "select-loop",
-            EventLoop::Poll => "poll-loop",
-        });
-        parameters.extend(event_loop.map(|name| (name.to_string(), String::new())));
+        if let Some(event_loop) = self.event_loop {
+            let name = match event_loop {
+                EventLoop::Select => "select-loop",
+                EventLoop::Poll => "poll-loop",
+            };
+            parameters.insert(name.to_string(), String::new());
+        }
         read_patches(tree, parameters, |p| self.has(p, gate))
     }
 
@@ -377,7 +381,7 @@ fn apply(args: &Apply, next: &str) -> Done {
 
 /// What conf-spawn stays at: whoever forgets --spawn shall not wait for the deliveries in vain.
 fn tell_spawn(out: &mut dyn Write, choice: &Choice, tree: &Tree) -> io::Result<()> {
-    let sets = patches::ALL.iter().any(|p| p.id == "big-concurrency" && choice.has(p, true));
+    let sets = patches::ALL.iter().any(|p| p.id == patches::BIG_CONCURRENCY && choice.has(p, true));
     if choice.spawn.is_some() || !sets {
         return Ok(());
     }

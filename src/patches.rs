@@ -35,14 +35,17 @@ pub const ALL: [Shipped; 4] = [
     shipped!("domain-gate", "a limit of simultaneous deliveries per destination domain"),
 ];
 
+/// The id of the patch with the two-byte delivery numbers, which sets conf-spawn.
+pub const BIG_CONCURRENCY: &str = "big-concurrency";
+
 /// The id of the patch with the larger fd_set.
 pub const FD_SETSIZE: &str = "fd-setsize";
 
 /// The id of the patch with the gate, a limit of deliveries per domain.
 pub const GATE: &str = "domain-gate";
 
-/// What rules write that is not in their text. The gate: its C files as they stand in its source, its library as the build
-/// made it.
+/// Files that rules write with `create NAME from FILE`: of the gate its C files as they stand in its source, and its library
+/// as the build made it; of fd-setsize its header.
 const ATTACHMENTS: [(&str, &[u8]); 9] = [
     ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),

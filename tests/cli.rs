@@ -74,14 +74,28 @@ fn a_spawn_out_of_range_is_wrong_usage() {
 }
 
 #[test]
+fn a_size_for_a_patch_that_is_left_out_is_wrong_usage() {
+    for left_out in [["--skip", "big-concurrency"], ["--only", "fd-setsize"]] {
+        let run = qpatch(&[&["apply", "--spawn", "1000", "/"][..], &left_out].concat());
+        assert_eq!(run.code, 2, "{}", run.err);
+        let what = "error: --spawn needs big-concurrency, which --only or --skip leaves out: give one of the \
+                    two up\n";
+        assert!(run.err.starts_with(what), "{}", run.err);
+    }
+}
+
+#[test]
 fn the_event_loop_can_be_chosen_and_chosen_again() {
     let fixture = Fixture::new(Dialect::TwoByte);
     let before = fixture.snapshot();
     fixture.qpatch(&["apply", "--spawn", "1000"]).ok();
     let headers = || ["select.h1", "select.h2"].map(|header| fixture.read(header));
     let with_select = headers();
-    let made = |run: Run| run.out.contains("2 files changed");
-    assert!(made(fixture.qpatch(&["apply", "--event-loop", "poll"]).ok()));
+    let changed = |event_loop: &str| {
+        let run = fixture.qpatch(&["apply", "--event-loop", event_loop]).ok();
+        assert!(run.out.contains("2 files changed"), "{}", run.out);
+    };
+    changed("poll");
     let chosen = "#define SELECT_FDS 131072\n#define SELECT_BY_POLL 1\n";
     assert!(headers().iter().all(|header| header.contains(chosen)));
     // As it is, unless something else is asked for.
@@ -89,7 +103,7 @@ fn the_event_loop_can_be_chosen_and_chosen_again() {
         let run = fixture.qpatch(args).ok();
         assert!(run.out.contains("nothing to change"), "{}", run.out);
     }
-    assert!(made(fixture.qpatch(&["apply", "--event-loop", "select"]).ok()));
+    changed("select");
     assert_eq!(headers(), with_select);
     fixture.qpatch(&["apply", "--event-loop", "poll"]).ok();
     fixture.qpatch(&["revert"]).ok();
@@ -99,7 +113,9 @@ fn the_event_loop_can_be_chosen_and_chosen_again() {
         let args = [&["apply", "--event-loop", "poll"][..], &left_out].concat();
         let run = fixture.qpatch(&args);
         assert_eq!(run.code, 2, "{}", run.err);
-        assert!(run.err.contains("error: --event-loop is about fd-setsize"), "{}", run.err);
+        let what = "error: --event-loop needs fd-setsize, which --only or --skip leaves out: give one of the \
+                    two up\n";
+        assert!(run.err.starts_with(what), "{}", run.err);
     }
     let run = fixture.qpatch(&["apply", "--event-loop", "kqueue"]);
     assert_eq!(run.code, 2, "{}", run.err);

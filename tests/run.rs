@@ -154,7 +154,7 @@ fn chkspawn_still_refuses_what_does_not_fit() {
     }
 }
 
-/// musl's fd_set is what it is: there the programs wait with poll.
+/// musl's fd_set has 1024 bits, always: there the programs wait with poll.
 #[test]
 fn where_fd_setsize_is_fixed_the_programs_wait_with_poll() {
     if !has("musl-gcc") {
@@ -165,6 +165,7 @@ fn where_fd_setsize_is_fixed_the_programs_wait_with_poll() {
         let fixture = patched(dialect, Gate::Out);
         let musl = SiteConfig { cc: Some("musl-gcc".to_owned()), ..config(20000, &[]) };
         let mut rig = Rig::build(fixture.path(), &musl).unwrap();
+        assert!(calls(&rig.site.tree().join("spawn.o"), "poll"), "spawn.o does not call poll");
         let fd_sets = fdset::ask(&rig.site).unwrap();
         assert_eq!(fd_sets.check(20000).unwrap(), Some(131_072), "{fd_sets:?}");
         let remote = rig.crowd(Channel::Remote, CROWD).unwrap();
@@ -173,7 +174,7 @@ fn where_fd_setsize_is_fixed_the_programs_wait_with_poll() {
     }
 }
 
-/// And elsewhere when they are asked to, with the gate's own waiting in the same loop. The C library's check of FD_SET has
+/// And with glibc and --event-loop poll, with the gate's own waiting in the same loop. The C library's check of FD_SET has
 /// nothing to check then.
 #[test]
 fn with_the_poll_loop_everything_runs_as_with_select() {

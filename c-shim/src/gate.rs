@@ -680,12 +680,13 @@ impl Gate {
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             self.slots[slot as usize].mail = message ^ hasher.hash(parts.recipient());
         }
-        // Behind the held ones, so that they stay in order; but a free place is never left idle for that.
-        let starts = startable && self.keys.all[at as usize].held == 0;
-        let may_hold = !starts
+        // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts anyway
+        // is not asked for, because three divisions are in the answer.
+        let starts_at_once = startable && self.keys.all[at as usize].held == 0;
+        let may_hold = !starts_at_once
             && suspended_until.is_none_or(|until_us| until_us - now_us < HOLD_MAX_US)
             && self.may_hold(at, was_called, now_us);
-        if starts || startable && !may_hold {
+        if startable && !may_hold {
             self.start(slot, domain, now_us);
             self.look_for_room(at);
             return Answer::Go;

@@ -6,9 +6,9 @@ use crate::memory::{self, OutOfMemory};
 
 const EMPTY: u64 = 0;
 
-/// 32 KiB. The few hundred entries that there mostly are then have their home to themselves, and the processor guesses right
-/// where a search ends: with 1024 elements `Gate::ask` and `Gate::done` took 13 ns more among a thousand domains
-/// (benches/gate.rs, 129 and 116 ns).
+/// The smallest size, in elements of 8 bytes. Keys in use and those that gate.rs remembers besides are a few hundred, and mostly
+/// have their home to themselves then, so that the processor guesses right where a search ends: with 1024 elements ask and
+/// done took 129 ns and not 116 (benches/gate.rs, a table of 1000 domains).
 const SIZE_MIN: usize = 4096;
 
 /// Open addressing with linear probing; removal shifts back, so there are no tombstones. An element has the upper half of

@@ -153,13 +153,13 @@ impl Rules {
         }
     }
 
-    /// The cap of a domain, whose hash is known, that counts by itself, if that can be told by its line alone: as
-    /// [`Rules::resolve_hashed`] has it, without the look at routes and sites where there are none.
+    /// The cap of a domain, whose hash is known, where its line alone decides: it is in no group, and there are no routes and
+    /// no sites. The same as of [`Rules::resolve_hashed`], and quicker. None: resolve it.
     #[inline]
     #[must_use]
     pub fn own_cap(&self, hash: u64, domain: &[u8]) -> Option<Cap> {
         let Some(table) = &self.table else { return Some(Cap::NONE) };
-        if table.has_ranges() || !self.routes.is_empty() || !self.sites.map.is_empty() {
+        if self.looks_at_addresses() || !self.routes.is_empty() || !self.sites.map.is_empty() {
             return None;
         }
         match table.find_hashed(hash, domain) {

@@ -7,8 +7,9 @@
  * select are the ones below, with these differences:
  *
  *   - A descriptor that has an error, has been hung up or is not open counts
- *     as ready for whatever was asked, so that whoever uses it sees that; for
- *     one that is not open select() would fail with EBADF.
+ *     as ready for whatever was asked, so that whoever uses it sees that: poll
+ *     returns for it in any case, and select must not then say that the time
+ *     is over. For one that is not open select(2) fails with EBADF.
  *   - What is left of the time is not written back.
  *   - For more than SELECT_FEW descriptors in the sets, memory is taken once
  *     and kept. Without it select fails with ENOMEM.
@@ -26,6 +27,8 @@
 #endif
 
 #define SELECT_BITS (8 * sizeof(unsigned long))
+
+/* So many are waited for without memory: whatever is no spawner has fewer. */
 #define SELECT_FEW 16
 
 typedef struct {
@@ -39,18 +42,19 @@ typedef struct {
 #undef FD_ZERO
 #define FD_ZERO(s) select_zero(s)
 #undef FD_SET
-#define FD_SET(d,s) ((void) ((s)->bits[SELECT_WORD(d)] |= SELECT_BIT(d)))
+#define FD_SET(d,s) ((void) ((s)->bits[SELECT_INDEX(d)] |= SELECT_BIT(d)))
 #undef FD_CLR
-#define FD_CLR(d,s) ((void) ((s)->bits[SELECT_WORD(d)] &= ~SELECT_BIT(d)))
+#define FD_CLR(d,s) ((void) ((s)->bits[SELECT_INDEX(d)] &= ~SELECT_BIT(d)))
 #undef FD_ISSET
-#define FD_ISSET(d,s) (((s)->bits[SELECT_WORD(d)] & SELECT_BIT(d)) != 0)
+#define FD_ISSET(d,s) (((s)->bits[SELECT_INDEX(d)] & SELECT_BIT(d)) != 0)
 #undef select
 #define select select_poll
 
-#define SELECT_WORD(d) ((unsigned int) (d) / SELECT_BITS)
+#define SELECT_INDEX(d) ((unsigned int) (d) / SELECT_BITS)
 #define SELECT_BIT(d) (1UL << ((unsigned int) (d) % SELECT_BITS))
 
-/* From stdlib.h, which some trees do not want to see here. */
+/* From stdlib.h, which must not be included here: old trees have functions of
+ * their own with names that it declares. */
 extern void *realloc(void *, size_t);
 
 SELECT_UNUSED static void select_zero(select_set *s)
@@ -60,13 +64,14 @@ SELECT_UNUSED static void select_zero(select_set *s)
   for (i = 0;i < sizeof(s->bits) / sizeof(s->bits[0]);++i) s->bits[i] = 0;
 }
 
-/* All bits of a word of the sets, which may be missing. */
-SELECT_UNUSED static unsigned long select_word(select_set *r,select_set *w,select_set *e,unsigned int i)
+/* Word i of the union of the sets, each of which may be null. */
+SELECT_UNUSED static unsigned long select_union(select_set *r,select_set *w,select_set *e,unsigned int i)
 {
   return (r ? r->bits[i] : 0) | (w ? w->bits[i] : 0) | (e ? e->bits[i] : 0);
 }
 
-/* One descriptor of one set: 1 if it is ready, and its bit stays. */
+/* 1 if the descriptor was asked for in s, which may be null, and is ready;
+ * else 0, and its bit is cleared. */
 SELECT_UNUSED static int select_keep(select_set *s,struct pollfd *p,int events)
 {
   if (!s || !FD_ISSET(p->fd,s)) return 0;
@@ -75,6 +80,7 @@ SELECT_UNUSED static int select_keep(select_set *s,struct pollfd *p,int events)
   return 0;
 }
 
+/* As select(2), but for what is said above. */
 SELECT_UNUSED static int select_poll(int n,select_set *r,select_set *w,select_set *e,struct timeval *t)
 {
   static struct pollfd *many = 0;
@@ -95,7 +101,7 @@ SELECT_UNUSED static int select_poll(int n,select_set *r,select_set *w,select_se
 
   len = 0;
   for (i = 0;i < words;++i)
-    for (word = select_word(r,w,e,i);word;word &= word - 1) ++len;
+    for (word = select_union(r,w,e,i);word;word &= word - 1) ++len;
   p = few;
   if (len > SELECT_FEW) {
     if (len > room) {
@@ -109,7 +115,7 @@ SELECT_UNUSED static int select_poll(int n,select_set *r,select_set *w,select_se
 
   len = 0;
   for (i = 0;i < words;++i) {
-    word = select_word(r,w,e,i);
+    word = select_union(r,w,e,i);
     for (d = i * SELECT_BITS;word;++d,word >>= 1)
       if ((word & 1) && d < (unsigned int) n) {
         p[len].fd = d;
@@ -120,6 +126,8 @@ SELECT_UNUSED static int select_poll(int n,select_set *r,select_set *w,select_se
       }
   }
 
+  /* poll takes milliseconds in an int: 24 days at most. Rounded up, so that it
+   * does not return too early, again and again. */
   ms = -1;
   if (t)
     ms = t->tv_sec >= 2147483 ? 2147483000 : t->tv_sec * 1000 + (t->tv_usec + 999) / 1000;

@@ -207,12 +207,12 @@ fn likely_cause(output: &str, spawn: u32) -> Option<String> {
             "the C library's FD_SETSIZE is too small for conf-spawn {spawn}; qpatch apply (fd-setsize) raises it"
         )
     } else if has("bits/types.h") {
-        "the tree takes the C library for glibc, which it is not (musl?); qpatch apply (fd-setsize) has an fd_set for the \
-         others, too"
+        "the tree includes bits/types.h, which only glibc has; qpatch apply (fd-setsize) makes a select.h that does without it \
+         elsewhere (musl)"
             .to_owned()
-    } else if has("gate.a(") && has("undefined reference") {
-        "gate.a is made for another C library than the one that the tree is built with; use a qpatch that was itself built \
-         for that one, or leave the gate out with --no-gate"
+    } else if has("gate.a(") || has("_dl_find_object") {
+        "gate.a is probably made for another C library than that of the tree's compiler; use a qpatch that was itself built \
+         for that one, or qpatch apply --no-gate"
             .to_owned()
     } else if has("implicit declaration of function")
         || has("implicit-function-declaration")
@@ -286,6 +286,11 @@ mod tests {
         assert!(likely_cause(header, 1).expect("known").contains("openssl/evp.h"));
         let library = "/usr/bin/ld: cannot find -lldap: No such file or directory";
         assert!(likely_cause(library, 1).expect("known").contains("library ldap"));
+        let not_glibc = "select.h:20:10: fatal error: bits/types.h: No such file or directory";
+        assert!(likely_cause(not_glibc, 1).expect("known").contains("which only glibc has"));
+        let of_glibc = "/usr/bin/ld: gate.a(gate.0): in function `x':\n(.text+0x1902): undefined reference to \
+                        `_dl_find_object'";
+        assert!(likely_cause(of_glibc, 1).expect("known").contains("--no-gate"));
         assert_eq!(likely_cause("make: *** [Makefile:1: x] Error 1", 1), None);
     }
 

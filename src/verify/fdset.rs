@@ -117,7 +117,7 @@ fn spelled(object: &[u8]) -> Option<u64> {
 
 impl FdSets {
     /// Checks that all files see the same size, and that spawn.c's is enough for `spawn` deliveries. Returns the size;
-    /// `None` if nothing uses fd_set (a loop with poll).
+    /// `None` if nothing uses fd_set (all call poll).
     pub fn check(&self, spawn: u32) -> Result<Option<u64>, Error> {
         let Some(largest) = self.seen.iter().map(|seen| seen.room).max() else { return Ok(None) };
         let odd: Vec<String> = self
@@ -137,8 +137,8 @@ impl FdSets {
                 "the size of fd_set",
                 format!("{largest} descriptors everywhere, as in {}", right.join(", ")),
                 odd.join(", "),
-                "there, a header includes sys/types.h before select.h, so the raised FD_SETSIZE comes too late and FD_SET \
-                 overwrites memory; qpatch apply (fd-setsize) puts select.h first",
+                "there, select.h comes after a header that includes sys/types.h, or not at all, so FD_SET overwrites memory; \
+                 qpatch apply (fd-setsize) puts select.h first",
             ));
         }
         let needed = 2 * u64::from(spawn) + 5;

@@ -542,10 +542,10 @@ fn fd_sets(site: &Site) -> Result<((), Shown), Error> {
             format!("room for {room} descriptors in each of {}", files.join(", "))
         }
         Some(room) => format!(
-            "spawn.c does not use fd_set (poll); room for {room} descriptors in {}",
+            "spawn.c uses no fd_set (it calls poll itself); room for {room} descriptors in {}",
             files.join(", ")
         ),
-        None => "no source file uses fd_set (poll)".to_owned(),
+        None => "no source file uses fd_set (they call poll themselves)".to_owned(),
     };
     let mut shown = Shown::new(detail)
         .figure("descriptors", usize::try_from(room.unwrap_or(0)).unwrap_or(usize::MAX))

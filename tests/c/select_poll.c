@@ -3,6 +3,7 @@
  * Exits 0, or prints what differs. */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,7 +42,15 @@ static void *maybe_realloc(void *p, size_t len)
 
 static int fail(const char *what)
 {
-  fprintf(stderr, "%s (errno: %s)\n", what, strerror(errno));
+  fprintf(stderr, "%s: %s\n", what, strerror(errno));
+  return 1;
+}
+
+/* What select has returned, and what it should have. */
+static int differs(const char *what, int found, int expected)
+{
+  if (found == expected) return 0;
+  fprintf(stderr, "%s: %d expected, %d found (errno: %s)\n", what, expected, found, strerror(errno));
   return 1;
 }
 
@@ -95,19 +104,18 @@ static int alike(void)
   for (i = 0; i < 2 * pairs; ++i) {
     if (d[i] == -1) continue;
     if (below(2)) { system_add(d[i], &sr); FD_SET(d[i], &pr); }
-    /* Nobody waits until a pipe's reading end can be written to. */
+    /* But for writing to a pipe's reading end: hung up, it counts as ready
+     * here, and not for select(2). */
     if (below(2) && !(is_pipe[i / 2] && i % 2 == 0)) { system_add(d[i], &sw); FD_SET(d[i], &pw); }
     if (d[i] >= n) n = d[i] + 1;
   }
   theirs = system_select(n, &sr, &sw, &now);
   ours = select(n, &pr, &pw, (fd_set *) 0, &now);
-  if (theirs != ours) {
-    fprintf(stderr, "%d ready, and %d by poll\n", theirs, ours);
-    return 1;
-  }
+  if (differs("ready in both sets", ours, theirs)) return 1;
   for (i = 0; i < n; ++i)
-    if (!system_has(i, &sr) != !FD_ISSET(i, &pr) || !system_has(i, &sw) != !FD_ISSET(i, &pw)) {
-      fprintf(stderr, "descriptor %d is told in another way\n", i);
+    if (differs("readable", FD_ISSET(i, &pr), !!system_has(i, &sr))
+        || differs("writable", FD_ISSET(i, &pw), !!system_has(i, &sw))) {
+      fprintf(stderr, "descriptor %d\n", i);
       return 1;
     }
   for (i = 0; i < 2 * pairs; ++i) if (d[i] != -1) close(d[i]);
@@ -115,6 +123,25 @@ static int alike(void)
 }
 
 static void caught(int sig) { (void) sig; }
+
+/* A connection over loopback whose end d[0] has something urgent to read. */
+static int urgent(int d[2])
+{
+  struct sockaddr_in at;
+  socklen_t len = sizeof at;
+  int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+  memset(&at, 0, sizeof at);
+  at.sin_family = AF_INET;
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (listener == -1 || bind(listener, (struct sockaddr *) &at, len) || listen(listener, 1)) return -1;
+  if (getsockname(listener, (struct sockaddr *) &at, &len)) return -1;
+  d[1] = socket(AF_INET, SOCK_STREAM, 0);
+  if (d[1] == -1 || connect(d[1], (struct sockaddr *) &at, len)) return -1;
+  d[0] = accept(listener, 0, 0);
+  close(listener);
+  return d[0] == -1 || send(d[1], "!", 1, MSG_OOB) != 1 ? -1 : 0;
+}
 
 int main(void)
 {
@@ -124,6 +151,7 @@ int main(void)
   struct sigaction action;
   fd_set r;
   int p[2];
+  int d[2];
   int i, high;
 
   for (i = 0; i < 2000; ++i) if (alike()) return 1;
@@ -133,54 +161,68 @@ int main(void)
   FD_SET(p[0], &r);
   t.tv_sec = 0; t.tv_usec = 30500;
   clock_gettime(CLOCK_MONOTONIC, &before);
-  if (select(p[0] + 1, &r, 0, 0, &t) != 0) return fail("nothing is ready");
+  if (differs("an empty pipe", select(p[0] + 1, &r, 0, 0, &t), 0)) return 1;
   clock_gettime(CLOCK_MONOTONIC, &after);
-  if (FD_ISSET(p[0], &r)) return fail("the bit of what is not ready stays");
-  if ((after.tv_sec - before.tv_sec) * 1000000000L + after.tv_nsec - before.tv_nsec < 30500000)
-    return fail("it came back too early");
+  if (differs("the bit of an empty pipe", FD_ISSET(p[0], &r), 0)) return 1;
+  if ((after.tv_sec - before.tv_sec) * 1000000000L + after.tv_nsec - before.tv_nsec < 30500000) {
+    fprintf(stderr, "select came back before its time of 30.5 ms was over\n");
+    return 1;
+  }
 
+  /* For ever, and for longer than poll can wait: until a signal. */
   memset(&action, 0, sizeof action);
   action.sa_handler = caught;
   sigaction(SIGALRM, &action, 0);
-  FD_SET(p[0], &r);
-  {
+  for (i = 0; i < 2; ++i) {
     /* Again and again: the first may come before it waits. */
     struct itimerval often = {{0, 10000}, {0, 10000}};
     struct itimerval off = {{0, 0}, {0, 0}};
+    FD_SET(p[0], &r);
+    t.tv_sec = 3000000; t.tv_usec = 0;
     setitimer(ITIMER_REAL, &often, 0);
-    if (select(p[0] + 1, &r, 0, 0, 0) != -1 || errno != EINTR) return fail("a signal ends it");
+    if (differs("a signal", select(p[0] + 1, &r, 0, 0, i ? &t : 0), -1)) return 1;
+    if (differs("errno after a signal", errno, EINTR)) return 1;
     setitimer(ITIMER_REAL, &off, 0);
   }
 
+  /* What is urgent is neither read nor written. */
+  if (urgent(d)) return fail("a connection with something urgent");
+  FD_ZERO(&r);
+  FD_SET(d[0], &r);
+  t.tv_sec = 10; t.tv_usec = 0;
+  if (differs("something urgent", select(d[0] + 1, 0, 0, &r, &t), 1)) return 1;
+  if (differs("the bit of what is urgent", FD_ISSET(d[0], &r), 1)) return 1;
+
   /* Above what the system's own fd_set has room for. */
   if (getrlimit(RLIMIT_NOFILE, &files)) return fail("getrlimit");
+  files.rlim_cur = SELECT_FDS;
   if (files.rlim_max != RLIM_INFINITY && files.rlim_max < SELECT_FDS) files.rlim_cur = files.rlim_max;
-  else files.rlim_cur = SELECT_FDS;
   if (setrlimit(RLIMIT_NOFILE, &files)) return fail("setrlimit");
   high = (int) files.rlim_cur - 1;
   if (high < 1024) return fail("more than 1024 descriptors are not allowed here");
-  if (dup2(p[0], high) != high) return fail("dup2");
   FD_ZERO(&r);
-  for (i = high - 40; i < high; ++i) FD_SET(dup2(p[0], i), &r);
-  FD_SET(high, &r);
+  for (i = high - 40; i <= high; ++i) {
+    if (dup2(p[0], i) != i) return fail("dup2");
+    FD_SET(i, &r);
+  }
   t.tv_sec = 0; t.tv_usec = 0;
-  if (select(high + 1, &r, 0, 0, &t) != 0) return fail("nothing is ready above 1024");
+  if (differs("empty pipes above 1024", select(high + 1, &r, 0, 0, &t), 0)) return 1;
   if (write(p[1], "x", 1) != 1) return fail("write");
   FD_SET(high, &r);
-  if (select(high + 1, &r, 0, 0, 0) != 1 || !FD_ISSET(high, &r)) return fail("the highest is ready");
-  /* Not looked at: it is not below n. */
-  if (select(high, &r, 0, 0, &t) != 0) return fail("n counts");
+  if (differs("the highest", select(high + 1, &r, 0, 0, 0), 1)) return 1;
+  if (differs("the bit of the highest", FD_ISSET(high, &r), 1)) return 1;
+  if (differs("what is not below n", select(high, &r, 0, 0, &t), 0)) return 1;
   close(high);
   FD_ZERO(&r);
   FD_SET(high, &r);
-  if (select(high + 1, &r, 0, 0, &t) != 1) return fail("what is not open is ready");
+  if (differs("what is not open", select(high + 1, &r, 0, 0, &t), 1)) return 1;
 
   /* Without memory what few there are go on, and more are refused. */
   no_memory = 1;
   FD_ZERO(&r);
   FD_SET(p[0], &r);
-  if (select(p[0] + 1, &r, 0, 0, &t) != 1) return fail("few need no memory");
+  if (differs("few without memory", select(p[0] + 1, &r, 0, 0, &t), 1)) return 1;
   for (i = 1000; i < 2000; ++i) FD_SET(i, &r);
-  if (select(2000, &r, 0, 0, &t) != -1 || errno != ENOMEM) return fail("no memory");
-  return 0;
+  if (differs("many without memory", select(2000, &r, 0, 0, &t), -1)) return 1;
+  return differs("errno without memory", errno, ENOMEM);
 }
