@@ -287,23 +287,39 @@ impl Choice {
     }
 
     fn plan(&self, tree: &Tree) -> Result<Plan, Vec<Error>> {
+        let leaves_out_gate = self.no_gate || self.skip.iter().any(|id| id == patches::GATE);
+        if leaves_out_gate && tree.root().join("gate_glue.c").exists() {
+            eprintln!(
+                "qpatch: warning: the gate is in this tree already, and stays\n  `qpatch revert`, then \
+                 `qpatch apply --no-gate`, takes it out"
+            );
+        }
         let patches = self.patches(tree, !self.no_gate).map_err(one)?;
         let plan = Plan::new(tree, &patches).map_err(one)?;
         let gate_asked_for = self.gate || self.only.iter().any(|id| id == patches::GATE);
         let misfit = plan.misfits(patches::GATE).next();
-        if let (Some(misfit), false) = (misfit, gate_asked_for) {
+        let alone =
+            patches::ALL.iter().any(|p| p.id == patches::BIG_CONCURRENCY && !self.has(p, true));
+        let why = "domain-gate needs big-concurrency, which --only or --skip leaves out";
+        if let (Some(misfit), false) = (&misfit, gate_asked_for) {
             // Big concurrency is worth having on a fork that the gate does not know.
             let patches = self.patches(tree, false).map_err(one)?;
             let without = Plan::new(tree, &patches).map_err(one)?;
             without.check(&patches, self.halves())?;
+            let reason = if alone { why.to_string() } else { misfit.to_string() };
             eprintln!(
                 "qpatch: warning: no limits per domain: the gate does not fit this tree and is \
-                 left out\n  {misfit}\n  --gate makes this an error, --no-gate leaves it out \
+                 left out\n  {reason}\n  --gate makes this an error, --no-gate leaves it out \
                  without this warning"
             );
             return Ok(without);
         }
-        plan.check(&patches, self.halves())?;
+        plan.check(&patches, self.halves()).map_err(|mut errors| {
+            if alone && misfit.is_some() {
+                errors.push(Error::new("", why, ""));
+            }
+            errors
+        })?;
         Ok(plan)
     }
 }
@@ -327,7 +343,7 @@ fn read_patches(
 }
 
 /// What an operator does after an apply.
-const NEXT: &str = "; `qpatch revert` puts all back. Next: make setup check";
+const NEXT: &str = "; `qpatch revert` puts all back. Next: qpatch verify, then make setup check";
 
 /// `next` comes after what was done.
 fn apply(args: &Apply, next: &str) -> Done {

@@ -32,7 +32,7 @@ impl Error {
     pub fn io(path: &std::path::Path, action: &str, error: &std::io::Error) -> Error {
         let help = match error.kind() {
             std::io::ErrorKind::PermissionDenied => {
-                "run qpatch as the owner of the tree, or give yourself write permission"
+                "run qpatch as the owner, or get the permission from there"
             }
             std::io::ErrorKind::StorageFull => "make room on this file system, then run it again",
             std::io::ErrorKind::ReadOnlyFilesystem => {

@@ -74,6 +74,36 @@ fn a_spawn_out_of_range_is_wrong_usage() {
 }
 
 #[test]
+fn the_gate_needs_the_two_bytes() {
+    let why = "domain-gate needs big-concurrency, which --only or --skip leaves out";
+    let fixture = Fixture::new(Dialect::StockKr);
+    let run = fixture.qpatch(&["apply", "--skip", "big-concurrency"]).ok();
+    assert!(run.err.contains(&format!("is left out\n  {why}\n")), "{}", run.err);
+    fixture.qpatch(&["revert"]).ok();
+    let run = fixture.qpatch(&["apply", "--only", "domain-gate"]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.ends_with(&format!("qpatch: {why}\n")), "{}", run.err);
+    // Where they are there already, nothing is amiss.
+    fixture.qpatch(&["apply", "--no-gate"]).ok();
+    assert_eq!(fixture.qpatch(&["apply", "--only", "domain-gate"]).ok().err, "");
+}
+
+#[test]
+fn a_gate_that_is_there_is_taken_out_by_revert_and_all_that_was_built_of_it() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    let before = fixture.snapshot();
+    fixture.qpatch(&["apply"]).ok();
+    let run = fixture.qpatch(&["apply", "--no-gate"]).ok();
+    assert!(run.err.contains("the gate is in this tree already, and stays"), "{}", run.err);
+    for object in ["gate_glue.o", "gate_stub.o", "gate_retry.o"] {
+        fixture.write(object, "as make leaves it");
+    }
+    fixture.qpatch(&["revert"]).ok();
+    assert_eq!(fixture.snapshot(), before);
+    assert_eq!(fixture.qpatch(&["apply", "--no-gate"]).ok().err, "");
+}
+
+#[test]
 fn a_size_for_a_patch_that_is_left_out_is_wrong_usage() {
     for left_out in [["--skip", "big-concurrency"], ["--only", "fd-setsize"]] {
         let run = qpatch(&[&["apply", "--spawn", "1000", "/"][..], &left_out].concat());

@@ -34,7 +34,7 @@ fn proved(dialect: Dialect) {
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
     let lines: Vec<String> = outcome.steps.iter().map(ToString::to_string).collect();
     assert!(outcome.ok(), "{}", lines.join("\n"));
-    assert_eq!(outcome.spawn, 1000);
+    assert_eq!((outcome.spawn, outcome.at_once()), (1000, Some(1000)));
     // Nothing is left out.
     assert!(outcome.steps.iter().all(|step| step.verdict == Verdict::Pass), "{}", lines.join("\n"));
     for note in outcome.steps.iter().flat_map(|step| &step.notes) {

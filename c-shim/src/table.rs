@@ -376,6 +376,18 @@ impl Table {
         self.group_index.find(name).map(|(index, _)| index)
     }
 
+    /// How many ranges of addresses it has.
+    #[must_use]
+    pub fn ranges(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// How many names of mail exchangers it has.
+    #[must_use]
+    pub fn exchangers(&self) -> usize {
+        self.exchangers.len()
+    }
+
     /// How many domains it has.
     #[must_use]
     pub fn len(&self) -> usize {

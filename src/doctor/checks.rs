@@ -273,7 +273,11 @@ fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
         return unknown(NAME, format!("could not read all that may set a limit: {why}"));
     }
     if facts.starters.is_empty() {
-        return unknown(NAME, "found nothing that starts qmail in the usual places");
+        return unknown(
+            NAME,
+            "found nothing that starts qmail (rc in qmail's home, supervise folders, init scripts, systemd units): look at `ulimit -n` \
+             and `ulimit -u` where it is started",
+        );
     }
     let limits =
         if facts.settings.is_empty() { "set no limit" } else { "set limits that are high enough" };

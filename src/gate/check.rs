@@ -557,8 +557,9 @@ fn overruled(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
         let (line, key) = (line_text(of_domains), key_name(found.kind, &relay));
         let limit = limit_words(found.cap.limit);
         let message = format!(
-            "the limit does not count: smtproutes:{of_routes} sends the domain to a relay, and \
-             {key} has {limit} ({line})"
+            "the limit does not count: smtproutes:{of_routes} sends {domain} to a relay, and {key} has \
+             {limit} ({line})",
+            domain = plain(&String::from_utf8_lossy(domain)),
         );
         let help = "give the relay a line, or the domain a group";
         Some(Finding::warning((path, number, 1), message, help))
@@ -827,6 +828,9 @@ fn print_table(
         let mut facts = Vec::new();
         if let Some(table) = &rules.table {
             facts.push(count(table.len() as u64, "line"));
+            let others = [(table.ranges(), "range"), (table.exchangers(), "mx line")];
+            let others = others.iter().filter(|(number, _)| *number > 0);
+            facts.extend(others.map(|&(number, what)| count(number as u64, what)));
             if !table.groups().is_empty() {
                 facts.push(count(table.groups().len() as u64, "group"));
             }

@@ -246,8 +246,8 @@ impl<'a> Session<'a> {
             self.clear()?;
             return Err(Error::new(
                 self.tree.root().display(),
-                "nothing to revert: qpatch has not changed this tree",
-                "",
+                "nothing to revert: there is no .qpatch with the originals of what qpatch has changed",
+                "if `qpatch status` finds patches in it, unpack the tree again",
             ));
         };
         if later == LaterChanges::Keep {
@@ -279,6 +279,17 @@ impl<'a> Session<'a> {
         }
         journal.state = State::Reverting;
         self.write_journal(&journal)?;
+        // The tree's own `make clean` will not know them.
+        for entry in journal.files.iter().filter(|entry| entry.original.is_none()) {
+            if let Some(stem) = entry.name.strip_suffix(".c") {
+                let object = self.path(&format!("{stem}.o"));
+                if let Err(e) = fs::remove_file(&object)
+                    && e.kind() != std::io::ErrorKind::NotFound
+                {
+                    return Err(Error::io(&object, "remove", &e));
+                }
+            }
+        }
         self.restore(&journal)?;
         let removed = journal.files.iter().filter(|entry| entry.original.is_none()).count();
         Ok(Reverted { put_back: journal.files.len() - removed, removed })

@@ -127,11 +127,24 @@ impl fmt::Display for Error {
                 f.write_str("; set TMPDIR to a directory from which programs can be run")
             }
             Error::File { action, path, source } => {
-                write!(f, "cannot {action} {}: {source}", path.display())
+                write!(f, "cannot {action} {}: {source}", path.display())?;
+                if source.kind() == io::ErrorKind::PermissionDenied {
+                    f.write_str("; run qpatch as the owner, or get the permission from there")?;
+                }
+                Ok(())
             }
             Error::System { action, source } => write!(f, "cannot {action}: {source}"),
             Error::Program { program, source } if source.kind() == io::ErrorKind::NotFound => {
                 write!(f, "cannot run {program}: there is no such program in PATH; install it")
+            }
+            // Also where a folder of PATH may not be looked into.
+            Error::Program { program, source }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                write!(
+                    f,
+                    "cannot run {program}: {source}; is it installed where an unprivileged user finds it in PATH?"
+                )
             }
             Error::Program { program, source } => write!(f, "cannot run {program}: {source}"),
             Error::Build(failure) => failure.fmt(f),

@@ -84,37 +84,45 @@ impl Outcome {
         self.steps.iter().all(|step| step.verdict != Verdict::Fail)
     }
 
+    /// How many deliveries ran at once in qmail-rspawn, if that was tried: fewer than conf-spawn where the machine allows no
+    /// more.
+    pub fn at_once(&self) -> Option<u64> {
+        let step = self.steps.iter().find(|step| step.name == "qmail-rspawn")?;
+        step.figures.get("at_once").copied()
+    }
+
     /// The last line for a person: what it all comes to.
     pub fn summary(&self) -> String {
         let failed = self.steps.iter().filter(|step| step.verdict == Verdict::Fail).count();
         let passed = self.steps.iter().filter(|step| step.verdict == Verdict::Pass).count();
         let skipped = self.steps.len() - failed - passed;
         let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} not tried") };
-        let seconds = self.seconds;
-        if failed == 0 {
-            format!(
-                "{passed} steps hold at conf-spawn {}{skipped}; {seconds:.0} s, seed {}",
-                self.spawn, self.seed
-            )
-        } else {
-            format!(
-                "{failed} of {} steps failed at conf-spawn {}{skipped}; {seconds:.0} s, seed {}",
-                failed + passed,
-                self.spawn,
-                self.seed
-            )
-        }
+        let tried = match self.at_once() {
+            // It is not read before the first steps.
+            _ if self.spawn == 0 => String::new(),
+            Some(at_once) if at_once < u64::from(self.spawn) => format!(
+                " at conf-spawn {}, but with {at_once} deliveries at once, because this machine allows no more",
+                self.spawn
+            ),
+            _ => format!(" at conf-spawn {}", self.spawn),
+        };
+        let what = match failed {
+            0 => format!("{passed} steps hold"),
+            _ => format!("{failed} of {} steps failed", failed + passed),
+        };
+        format!("{what}{tried}{skipped}; {:.0} s, seed {}", self.seconds, self.seed)
     }
 
-    /// The outcome as one JSON object, with `ok` in it.
+    /// The outcome as one JSON object, with `ok` and `at_once` in it.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
         struct WithVerdict<'o> {
             ok: bool,
+            at_once: Option<u64>,
             #[serde(flatten)]
             outcome: &'o Outcome,
         }
-        let whole = WithVerdict { ok: self.ok(), outcome: self };
+        let whole = WithVerdict { ok: self.ok(), at_once: self.at_once(), outcome: self };
         // Strings, numbers and lists of them: there is nothing in it that cannot be written as JSON.
         serde_json::to_string_pretty(&whole)
             .unwrap_or_else(|error| format!("{{\"ok\":false,\"error\":\"{error}\"}}"))
@@ -235,7 +243,7 @@ mod tests {
         assert_eq!(
             value,
             serde_json::json!({
-                "ok": true, "tree": "t", "spawn": 1000, "cc": "cc -O2", "seed": 7, "seconds": 2.0, "kept": null,
+                "ok": true, "at_once": 1000, "tree": "t", "spawn": 1000, "cc": "cc -O2", "seed": 7, "seconds": 2.0, "kept": null,
                 "steps": [{
                     "name": "qmail-rspawn", "result": "pass", "detail": "1000 \"at once\"\nline",
                     "figures": {"at_once": 1000}, "notes": ["a\tb"], "seconds": 1.25
@@ -253,6 +261,18 @@ mod tests {
         assert_eq!(
             failed.summary(),
             "1 of 2 steps failed at conf-spawn 1000, 1 not tried; 2 s, seed 7"
+        );
+    }
+
+    #[test]
+    fn fewer_at_once_than_conf_spawn_are_told() {
+        let mut fewer = outcome(vec![step(Verdict::Pass)]);
+        assert_eq!(fewer.summary(), "1 steps hold at conf-spawn 1000; 2 s, seed 7");
+        fewer.spawn = 20_000;
+        assert_eq!(
+            fewer.summary(),
+            "1 steps hold at conf-spawn 20000, but with 1000 deliveries at once, because this machine allows no more; \
+             2 s, seed 7"
         );
     }
 
