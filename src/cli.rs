@@ -84,10 +84,6 @@ struct Choice {
     #[arg(long, value_name = "N", allow_hyphen_values = true,
         value_parser = clap::value_parser!(u32).range(1..=65000))]
     spawn: Option<u32>,
-    /// The call with which the programs wait for their descriptors. Without it, a patched tree keeps
-    /// its own, and an unpatched one gets select
-    #[arg(long, value_name = "CALL")]
-    event_loop: Option<EventLoop>,
     /// Only these patches
     #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_ids())]
     only: Vec<String>,
@@ -103,14 +99,6 @@ struct Choice {
     /// Where half of the two-byte protocol is in the tree already, make the other half
     #[arg(long)]
     complete: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum EventLoop {
-    /// select(2); where the size of an fd_set is fixed (musl), poll(2)
-    Select,
-    /// poll(2), with every C library
-    Poll,
 }
 
 #[derive(Debug, Args)]
@@ -240,8 +228,6 @@ impl Cli {
             "no patch is left after --only, --skip and --no-gate"
         } else if choice.spawn.is_some() && is_without(patches::BIG_CONCURRENCY) {
             "--spawn needs big-concurrency, which --only or --skip leaves out: give one of the two up"
-        } else if choice.event_loop.is_some() && is_without(patches::FD_SETSIZE) {
-            "--event-loop needs fd-setsize, which --only or --skip leaves out: give one of the two up"
         } else {
             return Ok(self);
         };
@@ -275,13 +261,6 @@ impl Choice {
         let mut parameters = Parameters::new();
         if let Some(spawn) = self.spawn {
             parameters.insert("spawn".to_string(), spawn.to_string());
-        }
-        if let Some(event_loop) = self.event_loop {
-            let name = match event_loop {
-                EventLoop::Select => "select-loop",
-                EventLoop::Poll => "poll-loop",
-            };
-            parameters.insert(name.to_string(), String::new());
         }
         read_patches(tree, parameters, |p| self.has(p, gate))
     }
@@ -576,7 +555,6 @@ fn demo(spawn: u32) -> Done {
     let choice = Choice {
         tree: tree.clone(),
         spawn: Some(spawn),
-        event_loop: None,
         only: Vec::new(),
         skip: Vec::new(),
         no_gate: false,

@@ -28,18 +28,12 @@ macro_rules! shipped {
 pub const ALL: [Shipped; 4] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
-    shipped!(
-        "fd-setsize",
-        "select() takes 131072 descriptors instead of 1024, or waits with poll()"
-    ),
+    shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
     shipped!("domain-gate", "a limit of simultaneous deliveries per destination domain"),
 ];
 
 /// The id of the patch with the two-byte delivery numbers, which sets conf-spawn.
 pub const BIG_CONCURRENCY: &str = "big-concurrency";
-
-/// The id of the patch with the larger fd_set.
-pub const FD_SETSIZE: &str = "fd-setsize";
 
 /// The id of the patch with the gate, a limit of deliveries per domain.
 pub const GATE: &str = "domain-gate";
@@ -55,7 +49,7 @@ const ATTACHMENTS: [(&str, &[u8]); 9] = [
     ("gate_stub.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_stub.c"))),
     ("gate_retry.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.h"))),
     ("gate_retry.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.c"))),
-    ("select_poll.h", include_bytes!("../patches/fd-setsize/select_poll.h")),
+    ("select_set.h", include_bytes!("../patches/fd-setsize/select_set.h")),
 ];
 
 /// The gate's static library, gate.a.

@@ -115,45 +115,6 @@ fn a_size_for_a_patch_that_is_left_out_is_wrong_usage() {
 }
 
 #[test]
-fn the_event_loop_can_be_chosen_and_chosen_again() {
-    let fixture = Fixture::new(Dialect::TwoByte);
-    let before = fixture.snapshot();
-    fixture.qpatch(&["apply", "--spawn", "1000"]).ok();
-    let headers = || ["select.h1", "select.h2"].map(|header| fixture.read(header));
-    let with_select = headers();
-    let changed = |event_loop: &str| {
-        let run = fixture.qpatch(&["apply", "--event-loop", event_loop]).ok();
-        assert!(run.out.contains("2 files changed"), "{}", run.out);
-    };
-    changed("poll");
-    let chosen = "#define SELECT_FDS 131072\n#define SELECT_BY_POLL 1\n";
-    assert!(headers().iter().all(|header| header.contains(chosen)));
-    // As it is, unless something else is asked for.
-    for args in [&["apply"][..], &["apply", "--event-loop", "poll"]] {
-        let run = fixture.qpatch(args).ok();
-        assert!(run.out.contains("nothing to change"), "{}", run.out);
-    }
-    changed("select");
-    assert_eq!(headers(), with_select);
-    fixture.qpatch(&["apply", "--event-loop", "poll"]).ok();
-    fixture.qpatch(&["revert"]).ok();
-    assert_eq!(fixture.snapshot(), before);
-
-    for left_out in [["--skip", "fd-setsize"], ["--only", "toolchain"]] {
-        let args = [&["apply", "--event-loop", "poll"][..], &left_out].concat();
-        let run = fixture.qpatch(&args);
-        assert_eq!(run.code, 2, "{}", run.err);
-        let what = "error: --event-loop needs fd-setsize, which --only or --skip leaves out: give one of the \
-                    two up\n";
-        assert!(run.err.starts_with(what), "{}", run.err);
-    }
-    let run = fixture.qpatch(&["apply", "--event-loop", "kqueue"]);
-    assert_eq!(run.code, 2, "{}", run.err);
-    assert!(run.err.contains("[possible values: select, poll]"), "{}", run.err);
-    assert_eq!(fixture.snapshot(), before);
-}
-
-#[test]
 fn wrong_usage() {
     for args in [&["apply"][..], &["frobnicate"], &[], &["apply", "--only", "nothing", "/"]] {
         assert_eq!(qpatch(args).code, 2, "{args:?}");

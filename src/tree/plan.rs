@@ -489,7 +489,8 @@ impl Work {
         if self.new[name] == content {
             return Ok(Outcome::Done);
         }
-        Ok(Outcome::Misfit("the tree has another file of this name".to_string()))
+        Ok(Outcome::Misfit("the tree has another file of this name (of an earlier qpatch: qpatch revert, then apply)"
+                .to_string()))
     }
 
     /// Where a patch made a source include a header of the tree, let its object depend on it.

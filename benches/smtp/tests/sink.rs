@@ -170,9 +170,10 @@ fn three_hundred_sessions_at_once() {
         client.send(mail);
     }
     drop(clients);
-    assert_eq!((sink.accepted(0), sink.sessions()), (300, 300));
+    assert_eq!(sink.sessions(), 300);
+    // A mail is counted when its answer has been written, which a client may see before: the record is complete.
     let record = sink.stop().expect("a record");
-    assert_eq!(peak(&record.servers[0].steps), 300);
+    assert_eq!((record.accepted.len(), peak(&record.servers[0].steps)), (300, 300));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! select_poll.h against the system's own select: the same random descriptors, told alike. With sanitizers, and with each
+//! select_set.h beside the system's own fd_set: the same random descriptors, told alike. With sanitizers, and with each
 //! compiler and C library that there is.
 
 #[path = "common/mod.rs"]
@@ -15,7 +15,7 @@ fn agrees(compiler: &str, flags: &[&str]) {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("select_poll");
+    let program = dir.path().join("select_set");
     let ran = |command: &mut Command| {
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -25,7 +25,7 @@ fn agrees(compiler: &str, flags: &[&str]) {
         .args(flags)
         .args(["-g", "-Wall", "-Wextra", "-Werror", "-I"])
         .arg(root.join("patches/fd-setsize"))
-        .arg(root.join("tests/c/select_poll.c"))
+        .arg(root.join("tests/c/select_set.c"))
         .arg("-o")
         .arg(&program));
     ran(&mut Command::new(&program));
