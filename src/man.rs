@@ -26,7 +26,7 @@ const EXIT_STATUS: [(&str, &str, &str); 7] = [
     (
         "qpatch-doctor",
         "nothing is to change, as far as could be seen",
-        "something is to change, or no qmail is installed in QMAILHOME",
+        "something is to change, or no qmail is installed in the QMAILHOME that was named",
     ),
     (
         "qpatch-gate-check",
