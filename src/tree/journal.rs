@@ -66,6 +66,15 @@ struct Entry {
     edited: bool,
 }
 
+impl Entry {
+    /// The object that make builds of a source that qpatch made. It goes with the source: the tree's own `make clean` does not
+    /// know it.
+    fn made_object(&self) -> Option<String> {
+        let stem = self.name.strip_suffix(".c").filter(|_| self.original.is_none())?;
+        Some(format!("{stem}.o"))
+    }
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Original {
     digest: String,
@@ -279,17 +288,6 @@ impl<'a> Session<'a> {
         }
         journal.state = State::Reverting;
         self.write_journal(&journal)?;
-        // The tree's own `make clean` will not know them.
-        for entry in journal.files.iter().filter(|entry| entry.original.is_none()) {
-            if let Some(stem) = entry.name.strip_suffix(".c") {
-                let object = self.path(&format!("{stem}.o"));
-                if let Err(e) = fs::remove_file(&object)
-                    && e.kind() != std::io::ErrorKind::NotFound
-                {
-                    return Err(Error::io(&object, "remove", &e));
-                }
-            }
-        }
         self.restore(&journal)?;
         let removed = journal.files.iter().filter(|entry| entry.original.is_none()).count();
         Ok(Reverted { put_back: journal.files.len() - removed, removed })
@@ -518,6 +516,9 @@ impl<'a> Session<'a> {
                 // A file that qpatch made, unless something else has taken its name.
                 if entry.edited || self.is_known(entry) {
                     remove_file(&self.path(&entry.name))?;
+                    if let Some(object) = entry.made_object() {
+                        remove_file(&self.path(&object))?;
+                    }
                 }
                 continue;
             };
@@ -537,12 +538,14 @@ impl<'a> Session<'a> {
         self.clear()
     }
 
-    /// Whether anything that qpatch did not write is younger than the apply.
+    /// Whether anything that qpatch did not write, and that stays, is younger than the apply.
     fn built_since(&self, journal: &Journal) -> bool {
         let Ok(entries) = fs::read_dir(self.tree.root()) else { return true };
         entries.flatten().any(|entry| {
             let name = entry.file_name();
-            !journal.files.iter().any(|e| *e.name == *name)
+            let is_ours =
+                |e: &Entry| *e.name == *name || e.made_object().is_some_and(|o| *o == *name);
+            !journal.files.iter().any(is_ours)
                 && entry.metadata().is_ok_and(|m| {
                     m.is_file() && m.modified().is_ok_and(|t| nanos(t) >= journal.applied_at)
                 })
@@ -756,9 +759,9 @@ mod tests {
                 new: format!("{to} {name}\n").into_bytes(),
             })
             .collect();
-        let old = (from != "old").then(|| format!("{from} made.h\n").into_bytes());
-        let new = format!("{to} made.h\n").into_bytes();
-        changes.push(Change { name: "made.h".to_string(), old, new });
+        let old = (from != "old").then(|| format!("{from} made.c\n").into_bytes());
+        let new = format!("{to} made.c\n").into_bytes();
+        changes.push(Change { name: "made.c".to_string(), old, new });
         changes
     }
 
@@ -772,7 +775,7 @@ mod tests {
         let mode = fs::metadata(fixture.dir.path().join("spawn.c")).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);
         Session::begin(&tree).unwrap().apply(&changes("new", "newer")).unwrap();
-        assert_eq!(fixture.text("made.h"), "newer made.h\n");
+        assert_eq!(fixture.text("made.c"), "newer made.c\n");
         assert_eq!(
             Session::begin(&tree).unwrap().revert(LaterChanges::Keep).unwrap(),
             Reverted { put_back: 3, removed: 1 }
@@ -794,6 +797,7 @@ mod tests {
             let tree = fixture.tree();
             if second {
                 Session::begin(&tree).unwrap().apply(&changes("old", "mid")).unwrap();
+                fs::write(fixture.dir.path().join("made.o"), "built").unwrap();
             }
             let done = killed_at(steps, || work(&Session::begin(&tree).unwrap()));
             finish(&fixture, &before);
@@ -814,7 +818,7 @@ mod tests {
             assert!(from.contains(&now), "spawn.c is {now}");
             session.apply(&changes(now, "new")).unwrap();
         }
-        for name in ["Makefile", "spawn.c", "qmail-send.c", "made.h"] {
+        for name in ["Makefile", "spawn.c", "qmail-send.c", "made.c"] {
             assert_eq!(fixture.text(name), format!("new {name}\n"));
         }
         assert_eq!(fixture.text("conf-spawn"), "old conf-spawn\n");
@@ -854,6 +858,12 @@ mod tests {
         };
         every_interruption(true, revert, complete_revert);
         every_interruption(true, revert, |fixture, _| complete_apply(fixture, &["old", "mid"]));
+        every_interruption(true, revert, |fixture, before| {
+            let tree = fixture.tree();
+            if Session::begin(&tree).unwrap().recover().unwrap() == Recovered::Reverted {
+                assert_eq!(fixture.snapshot(), *before);
+            }
+        });
     }
 
     #[test]
@@ -894,10 +904,10 @@ mod tests {
         let error = session.revert(LaterChanges::Keep).unwrap_err();
         assert!(error.to_string().contains("changed after qpatch applied its patches: spawn.c"));
         assert_eq!(fixture.text("spawn.c"), "by hand\n");
-        assert_eq!(fixture.text("made.h"), "new made.h\n");
-        fs::write(fixture.dir.path().join("made.h"), "by hand\n").unwrap();
+        assert_eq!(fixture.text("made.c"), "new made.c\n");
+        fs::write(fixture.dir.path().join("made.c"), "by hand\n").unwrap();
         session.revert(LaterChanges::Discard).unwrap();
-        assert!(!fixture.dir.path().join("made.h").exists());
+        assert!(!fixture.dir.path().join("made.c").exists());
         assert_eq!(
             fixture.snapshot().keys().collect::<Vec<_>>(),
             before.keys().collect::<Vec<_>>()
