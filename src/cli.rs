@@ -222,11 +222,9 @@ impl Cli {
             Command::Diff(choice) => ("diff", choice),
             _ => return Ok(self),
         };
-        let is_left = |p: &Shipped| choice.has(p, !choice.no_gate);
-        let is_without = |id: &str| !patches::ALL.iter().any(|p| p.id == id && is_left(p));
-        let what = if !patches::ALL.iter().any(is_left) {
+        let what = if !patches::ALL.iter().any(|p| choice.has(p.id, !choice.no_gate)) {
             "no patch is left after --only, --skip and --no-gate"
-        } else if choice.spawn.is_some() && is_without(patches::BIG_CONCURRENCY) {
+        } else if choice.spawn.is_some() && !choice.has(patches::BIG_CONCURRENCY, true) {
             "--spawn needs big-concurrency, which --only or --skip leaves out: give one of the two up"
         } else {
             return Ok(self);
@@ -251,18 +249,14 @@ impl Choice {
         if self.complete { Halves::Complete } else { Halves::Refuse }
     }
 
-    fn has(&self, patch: &Shipped, gate: bool) -> bool {
-        (self.only.is_empty() || self.only.iter().any(|id| id == patch.id))
-            && !self.skip.iter().any(|id| id == patch.id)
-            && (gate || patch.id != patches::GATE)
+    fn has(&self, patch: &str, gate: bool) -> bool {
+        (self.only.is_empty() || self.only.iter().any(|id| id == patch))
+            && !self.skip.iter().any(|id| id == patch)
+            && (gate || patch != patches::GATE)
     }
 
     fn patches(&self, tree: &Tree, gate: bool) -> Result<Vec<Patch>, Error> {
-        let mut parameters = Parameters::new();
-        if let Some(spawn) = self.spawn {
-            parameters.insert("spawn".to_string(), spawn.to_string());
-        }
-        read_patches(tree, parameters, |p| self.has(p, gate))
+        read_patches(tree, self.spawn, |p| self.has(p.id, gate))
     }
 
     fn plan(&self, tree: &Tree) -> Result<Plan, Vec<Error>> {
@@ -277,8 +271,7 @@ impl Choice {
         let plan = Plan::new(tree, &patches).map_err(one)?;
         let gate_asked_for = self.gate || self.only.iter().any(|id| id == patches::GATE);
         let misfit = plan.misfits(patches::GATE).next();
-        let alone =
-            patches::ALL.iter().any(|p| p.id == patches::BIG_CONCURRENCY && !self.has(p, true));
+        let alone = !self.has(patches::BIG_CONCURRENCY, true);
         let why = "domain-gate needs big-concurrency, which --only or --skip leaves out";
         if let (Some(misfit), false) = (&misfit, gate_asked_for) {
             // Big concurrency is worth having on a fork that the gate does not know.
@@ -305,9 +298,13 @@ impl Choice {
 
 fn read_patches(
     tree: &Tree,
-    mut parameters: Parameters,
+    spawn: Option<u32>,
     chosen: impl Fn(&Shipped) -> bool,
 ) -> Result<Vec<Patch>, Error> {
+    let mut parameters = Parameters::new();
+    if let Some(spawn) = spawn {
+        parameters.insert("spawn".to_string(), spawn.to_string());
+    }
     if tree::is_old_style(tree) {
         parameters.insert("old-style".to_string(), String::new());
     }
@@ -376,8 +373,7 @@ fn apply(args: &Apply, next: &str) -> Done {
 
 /// What conf-spawn stays at: whoever forgets --spawn shall not wait for the deliveries in vain.
 fn tell_spawn(out: &mut dyn Write, choice: &Choice, tree: &Tree) -> io::Result<()> {
-    let sets = patches::ALL.iter().any(|p| p.id == patches::BIG_CONCURRENCY && choice.has(p, true));
-    if choice.spawn.is_some() || !sets {
+    if choice.spawn.is_some() || !choice.has(patches::BIG_CONCURRENCY, true) {
         return Ok(());
     }
     let text = tree.read("conf-spawn").unwrap_or_default();
@@ -452,7 +448,7 @@ struct StatusReport<'a> {
 
 fn status(args: &Status) -> Done {
     let tree = Tree::open(&args.tree).map_err(one)?;
-    let patches = read_patches(&tree, Parameters::new(), |_| true).map_err(one)?;
+    let patches = read_patches(&tree, None, |_| true).map_err(one)?;
     let plan = Plan::new(&tree, &patches).map_err(one)?;
     print(|out| match args.format {
         Format::Table => {

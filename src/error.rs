@@ -18,6 +18,9 @@ pub struct Error {
 /// The library's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// What to do where the system does not permit it.
+pub(crate) const NOT_PERMITTED: &str = "run qpatch as the owner, or get the permission from there";
+
 impl Error {
     /// An error about `place`, with `help` for what to do next.
     pub fn new(
@@ -31,9 +34,7 @@ impl Error {
     /// The system refused to `action` the file `path`.
     pub fn io(path: &std::path::Path, action: &str, error: &std::io::Error) -> Error {
         let help = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => {
-                "run qpatch as the owner, or get the permission from there"
-            }
+            std::io::ErrorKind::PermissionDenied => NOT_PERMITTED,
             std::io::ErrorKind::StorageFull => "make room on this file system, then run it again",
             std::io::ErrorKind::ReadOnlyFilesystem => {
                 "copy the tree to a place that can be written"

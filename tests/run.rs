@@ -15,7 +15,7 @@ use qpatch::verify::protocol::{Command, Width};
 use qpatch::verify::scratch::SiteConfig;
 use qpatch::verify::spawner::{Channel, Spawner};
 use qpatch::verify::stub::{self, Mode};
-use qpatch::verify::{self, Options, Silent, Verdict, build, fdset, trials};
+use qpatch::verify::{self, Options, Outcome, Silent, Verdict, build, fdset, trials};
 use rig::{Rig, config, site, tell};
 use trees::{Gate, classic, patched};
 
@@ -25,16 +25,23 @@ const FORTIFY: [&str; 2] = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
 /// So many deliveries at the same time: more than the 509 that FD_SETSIZE 1024 has room for, and twice that.
 const CROWD: u32 = 1200;
 
-/// The whole proof.
-fn proved(dialect: Dialect) {
-    let fixture = patched(dialect, Gate::In);
-    let options = Options { seed: Some(1), ..Options::default() };
+/// The whole proof, in which no step may fail, with so many deliveries at once.
+fn verified(fixture: &Fixture, spawn: u32, options: Options) -> Outcome {
+    let options = Options { seed: Some(1), ..options };
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
-    let lines: Vec<String> = outcome.steps.iter().map(ToString::to_string).collect();
-    assert!(outcome.ok(), "{}", lines.join("\n"));
-    assert_eq!((outcome.spawn, outcome.at_once()), (1000, Some(1000)));
+    assert!(outcome.ok(), "{}", lines(&outcome));
+    assert_eq!((outcome.spawn, outcome.at_once()), (spawn, Some(spawn.into())));
+    outcome
+}
+
+fn lines(outcome: &Outcome) -> String {
+    outcome.steps.iter().map(|step| format!("{step}\n")).collect()
+}
+
+fn proved(dialect: Dialect) {
+    let outcome = verified(&patched(dialect, Gate::In), 1000, Options::default());
     // Nothing is left out.
-    assert!(outcome.steps.iter().all(|step| step.verdict == Verdict::Pass), "{}", lines.join("\n"));
+    assert!(outcome.steps.iter().all(|step| step.verdict == Verdict::Pass), "{}", lines(&outcome));
     for note in outcome.steps.iter().flat_map(|step| &step.notes) {
         tell(format_args!("{}: {note}", dialect.name()));
     }
@@ -159,10 +166,10 @@ fn where_fd_setsize_is_fixed_the_tree_has_an_fd_set_of_its_own() {
         tell("skipped: a build with musl: musl-gcc is not installed");
         return;
     }
-    let musl = Some("musl-gcc".to_owned());
+    let musl = "musl-gcc";
     for dialect in Dialect::ALL {
         let fixture = patched(dialect, Gate::Out);
-        let config = SiteConfig { cc: musl.clone(), ..config(65000, &FORTIFY) };
+        let config = SiteConfig { cc: Some(musl.to_owned()), ..config(65000, &FORTIFY) };
         let mut rig = Rig::build(fixture.path(), &config).unwrap();
         let fd_sets = fdset::ask(&rig.site).unwrap();
         assert_eq!(fd_sets.check(65000).unwrap(), Some(131_072), "{fd_sets:?}");
@@ -171,11 +178,8 @@ fn where_fd_setsize_is_fixed_the_tree_has_an_fd_set_of_its_own() {
         tell(format_args!("{}, musl: {remote} and {local} deliveries at once", dialect.name()));
     }
     // More commands than one read has, so that some are still to be read when no descriptor is left.
-    let fixture = patched(Dialect::StockKr, Gate::Out);
-    let options = Options { seed: Some(1), spawn: Some(1200), cc: musl, ..Options::default() };
-    let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
-    let lines: Vec<String> = outcome.steps.iter().map(ToString::to_string).collect();
-    assert!(outcome.ok() && outcome.at_once() == Some(1200), "{}", lines.join("\n"));
+    let options = Options { spawn: Some(1200), cc: Some(musl.to_owned()), ..Options::default() };
+    verified(&patched(Dialect::StockKr, Gate::Out), 1200, options);
 }
 
 /// gcc 14 makes errors of these by default. In gnu89 mode, where `-fpermissive` is the default, it makes errors of none

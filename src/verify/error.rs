@@ -5,6 +5,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::error::NOT_PERMITTED;
+
 /// Why a proof, or a part of one, did not succeed.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -129,7 +131,7 @@ impl fmt::Display for Error {
             Error::File { action, path, source } => {
                 write!(f, "cannot {action} {}: {source}", path.display())?;
                 if source.kind() == io::ErrorKind::PermissionDenied {
-                    f.write_str("; run qpatch as the owner, or get the permission from there")?;
+                    write!(f, "; {NOT_PERMITTED}")?;
                 }
                 Ok(())
             }
