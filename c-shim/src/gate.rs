@@ -1449,10 +1449,6 @@ fn add_domain(
     // The entry first: what the rules need comes into the cache meanwhile.
     let key_hash = Keys::hash(KeyKind::Domain, hash);
     let at = keys.add(KeyKind::Domain, key_hash, domain, Cap::NONE, now_us, guess_secs)?;
-    if let Some(cap) = rules.own_cap(hash, domain) {
-        keys.all[at as usize].cap = cap;
-        return Ok(at);
-    }
     let found = rules.resolve_hashed(hash, domain);
     keys.all[at as usize].cap = found.cap;
     if found.kind == KeyKind::Domain {

@@ -118,11 +118,12 @@ impl Rules {
                 group.map_or((kind, name), |group| (KeyKind::Group, &group.name[..]));
             Resolution { kind, name, cap: line.cap, line: Some(line), route, site: None }
         };
-        if let Some(line) = own
-            && line.group.is_some()
-            && !line.is_default()
-        {
-            return of_line(line, KeyKind::Domain, domain, None);
+        // Most tables have no routes and no sites: what the domain's own line says is enough then.
+        let own_decides = |line: Line| line.group.is_some() && !line.is_default();
+        let nothing_else_can =
+            !table.has_ranges() && self.routes.is_empty() && self.sites.map.is_empty();
+        if nothing_else_can || own.is_some_and(own_decides) {
+            return own.map_or(unlimited, |line| of_line(line, KeyKind::Domain, domain, None));
         }
         let next_hop = self.next_hop(hash, domain);
         let line = match next_hop.route {
@@ -150,21 +151,6 @@ impl Rules {
         match line {
             Some(line) => of_line(line, kind, name, route),
             None => Resolution { kind, name, route, ..unlimited },
-        }
-    }
-
-    /// The cap of a domain, whose hash is known, where its line alone decides: it is in no group, and there are no routes and
-    /// no sites. The same as of [`Rules::resolve_hashed`], and quicker. None: resolve it.
-    #[inline]
-    #[must_use]
-    pub fn own_cap(&self, hash: u64, domain: &[u8]) -> Option<Cap> {
-        let Some(table) = &self.table else { return Some(Cap::NONE) };
-        if self.looks_at_addresses() || !self.routes.is_empty() || !self.sites.map.is_empty() {
-            return None;
-        }
-        match table.find_hashed(hash, domain) {
-            Some(line) => line.group.is_none().then_some(line.cap),
-            None => Some(Cap::NONE),
         }
     }
 
@@ -282,9 +268,6 @@ mod tests {
 
     fn resolved(rules: &Rules, domain: &str) -> (KeyKind, String, Limit) {
         let found = rules.resolve(domain.as_bytes());
-        if let Some(cap) = rules.own_cap(rules.hasher.hash(domain.as_bytes()), domain.as_bytes()) {
-            assert_eq!((found.kind, found.cap), (KeyKind::Domain, cap), "{domain}");
-        }
         (found.kind, String::from_utf8(found.name.to_vec()).unwrap(), found.cap.limit)
     }
 
@@ -330,24 +313,31 @@ mod tests {
     }
 
     #[test]
-    fn a_line_alone_tells_the_cap_where_nothing_else_can_matter() {
+    fn a_line_alone_decides_where_nothing_else_can() {
         let table = ":20\na.example:1:g\n.sub.example:7\n";
-        let own = |rules: &Rules, domain: &str| {
-            let _ = resolved(rules, domain);
-            let domain = domain.as_bytes();
-            rules.own_cap(rules.hasher.hash(domain), domain).map(|cap| cap.limit)
+        let own = |rules: &Rules, domain: &str, limit| {
+            let expected = (KeyKind::Domain, domain.to_string(), limit);
+            assert_eq!(resolved(rules, domain), expected);
         };
+        let at_most = Limit::AtMost;
+        let group = |name: &str, limit| (KeyKind::Group, name.to_string(), at_most(limit));
         let plain = rules(table, "");
-        assert_eq!(own(&plain, "x.example"), Some(Limit::AtMost(20)));
-        assert_eq!(own(&plain, "x.sub.example"), Some(Limit::AtMost(7)));
-        assert_eq!(own(&plain, "a.example"), None);
-        assert_eq!(own(&rules("b.example:3\n", ""), "x.example"), Some(Limit::Unlimited));
-        assert_eq!(own(&rules(":3:rest\n", ""), "x.example"), None);
-        assert_eq!(own(&rules(table, "x.example:relay.example\n"), "x.example"), None);
-        assert_eq!(own(&rules("192.0.2.0/24:1\n", ""), "x.example"), None);
+        own(&plain, "x.example", at_most(20));
+        own(&plain, "x.sub.example", at_most(7));
+        assert_eq!(resolved(&plain, "a.example"), group("g", 1));
+        own(&rules("b.example:3\n", ""), "x.example", Limit::Unlimited);
+        assert_eq!(resolved(&rules(":3:rest\n", ""), "x.example"), group("rest", 3));
+        // And where something can: a route, a site of the map, an address.
+        let routed = rules(table, "x.example:relay.example\n");
+        let relay = (KeyKind::Relay, "relay.example".to_string(), at_most(20));
+        assert_eq!(resolved(&routed, "x.example"), relay);
         let mut mapped = rules(table, "");
         mapped.sites.map = Map::parse(b"x.example:g\n", mapped.hasher).unwrap().0;
-        assert_eq!(own(&mapped, "x.example"), None);
+        assert_eq!(resolved(&mapped, "x.example"), group("g", 1));
+        let mut seen = rules("192.0.2.0/24:1\n", "");
+        let address = "192.0.2.9".parse().unwrap();
+        seen.note(b"x.example", address, Evidence::Took).unwrap();
+        assert_eq!(resolved(&seen, "x.example"), group("192.0.2.0/24", 1));
     }
 
     #[test]
