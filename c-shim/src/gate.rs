@@ -34,7 +34,7 @@ use crate::memory::{self, OutOfMemory};
 use crate::name::{NAME_MAX, domain_of, has_upper, without_root};
 use crate::pace::{Pace, Rate};
 use crate::random::Random;
-use crate::recall::Recall;
+use crate::recall::{Heard, Recall};
 use crate::report::{self, Report, Sent};
 use crate::route::Routes;
 use crate::rules::{Cap, KeyKind, Rules};
@@ -578,6 +578,8 @@ pub struct Gate {
     called: u32,
     /// Numbers of keys that are no more, whose mail is to be called.
     gone: Vec<u32>,
+    /// When commands came.
+    heard: Heard,
     /// Keys that are suspended and have held commands: until when, and their index, which may be another key's by then.
     paused: BinaryHeap<Reverse<(u64, u32)>>,
     /// What went back as busy after it was refused.
@@ -647,6 +649,7 @@ impl Gate {
             looked_us: 0,
             called: 0,
             gone: Vec::new(),
+            heard: Heard::default(),
             paused: BinaryHeap::new(),
             returns: Returns::default(),
             sites: Order::Kept,
@@ -663,6 +666,9 @@ impl Gate {
             Some(State::Free) => {}
         }
         self.totals.asked += 1;
+        if self.heard.command(now_us) {
+            self.look_again(now_us);
+        }
         let Some(domain) =
             domain_of(parts.recipient()).and_then(|domain| self.domain(domain, now_us).ok())
         else {
@@ -792,7 +798,7 @@ impl Gate {
         while let Some(&at) = self.absent.get(index) {
             let key = &mut self.keys.all[at as usize];
             let called = key.recall.called();
-            if key.recall.expire(now_us) {
+            if key.recall.expire(now_us, &self.heard) {
                 self.called -= called;
             }
             if key.recall.away() == 0 {
@@ -803,6 +809,13 @@ impl Gate {
                 index += 1;
                 self.look_for_room(at);
             }
+        }
+    }
+
+    /// qmail-send speaks after a silence.
+    fn look_again(&mut self, now_us: u64) {
+        for &at in &self.absent {
+            self.keys.all[at as usize].recall.look_again(now_us);
         }
     }
 
@@ -1424,7 +1437,7 @@ impl Gate {
         let before = key.held + key.recall.away();
         let secs = key.pace.latest_secs(limit, before, &mut self.random);
         let called = key.recall.called();
-        key.recall.sent_away();
+        key.recall.sent_away(now_us, secs);
         self.called -= called - key.recall.called();
         // While it is closed there is nothing to look for. Without memory to list it, it comes back by the clock.
         if limit > 0 && !key.listed && memory::push(&mut self.absent, at).is_ok() {

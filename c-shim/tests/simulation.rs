@@ -6,7 +6,7 @@
 
 mod model;
 
-use model::{Mail, Model, Outcome, SEC, Setup, Speed};
+use model::{Mail, Model, Outcome, SEC, Setup, Speed, Stall};
 
 const FULL: f64 = 0.985;
 
@@ -143,6 +143,33 @@ fn a_qmail_send_that_stalls() {
     assert!(shown("6 of 30 s stalled", 20.0, &outcome) > 26.0 / 30.0 * FULL);
     // What comes after the gate has given it up is new to the gate, and may be sent away again.
     assert!(outcome.domains[0].busy_per_mail() <= 1.1 && outcome.domains[0].busy_max <= 4);
+}
+
+/// qmail-send stands still for as long, with most of the mail away: its log pipe is full, or it was stopped. The backlog is done
+/// in the time that its limit needs, from the end of the stall on.
+#[test]
+fn a_qmail_send_that_stands_still() {
+    const MAILS: u32 = 20_000;
+    const PACE: f64 = 20.0 / 0.2;
+    let stalls: [(f64, Stall); 6] = [
+        (3.0, |us| (5 * SEC..8 * SEC).contains(&us)),
+        (20.0, |us| (5 * SEC..25 * SEC).contains(&us)),
+        (60.0, |us| (5 * SEC..65 * SEC).contains(&us)),
+        (300.0, |us| (10 * SEC..310 * SEC).contains(&us)),
+        // In its first pass over the queue.
+        (20.0, |us| (SEC..21 * SEC).contains(&us)),
+        // A tenth of a second of every ten, then all of them.
+        (100.0, |us| us < 100 * SEC && us % (10 * SEC) > SEC / 10),
+    ];
+    for (secs, stall) in stalls {
+        let outcome = backlog(Setup { stall, ..Setup::default() }, MAILS);
+        shown(&format!("{secs} s stalled"), 20.0, &outcome);
+        let ideal = f64::from(MAILS) / PACE;
+        let seen = &outcome.domains[0];
+        assert!(seen.makespan_secs() < secs + ideal * 1.02, "{}", seen.makespan_secs());
+        // While it stands still the time of many busy answers ends: these come once more, by the clock.
+        assert!(seen.busy_per_mail() <= 2.0 && seen.busy_max <= 5, "{seen:?}");
+    }
 }
 
 /// For 500 s there is 1.4 times as much mail as can be delivered. Nobody overtakes: the wait of the last ones is that of the

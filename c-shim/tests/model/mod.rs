@@ -31,6 +31,9 @@ const REFUSED: &[u8] =
 /// Service time as a factor of the mean, by the time of the start.
 pub type Speed = fn(u64) -> f64;
 
+/// Whether qmail-send does nothing at this time.
+pub type Stall = fn(u64) -> bool;
+
 #[derive(Clone, Copy)]
 pub struct Setup {
     pub table: &'static str,
@@ -38,8 +41,7 @@ pub struct Setup {
     pub conf_spawn: u32,
     pub mean_service_secs: f64,
     pub speed: Speed,
-    /// qmail-send does nothing at these times.
-    pub stall: fn(u64) -> bool,
+    pub stall: Stall,
     /// So many sessions at once, the server takes.
     pub sessions: u32,
     pub seed: u64,
