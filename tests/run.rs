@@ -7,6 +7,9 @@ mod rig;
 #[path = "common/trees.rs"]
 mod trees;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use common::{Fixture, has};
 use qpatch::fixture::Dialect;
 use qpatch::verify::error::{Disproof, Error};
@@ -15,8 +18,8 @@ use qpatch::verify::protocol::{Command, Width};
 use qpatch::verify::scratch::SiteConfig;
 use qpatch::verify::spawner::{Channel, Spawner};
 use qpatch::verify::stub::{self, Mode};
-use qpatch::verify::{self, Options, Outcome, Silent, Verdict, build, fdset, trials};
-use rig::{Rig, config, site, tell};
+use qpatch::verify::{self, CatchSignals, Options, Outcome, Silent, Verdict, build, fdset, trials};
+use rig::{Rig, config, running_below, site, tell};
 use trees::{Gate, classic, patched};
 
 /// As distributions with hardened builds compile (Ubuntu's gcc does so by default).
@@ -127,6 +130,48 @@ fn stock_ansi_runs_at_every_size() {
 #[test]
 fn two_byte_runs_at_every_size() {
     runs(Dialect::TwoByte);
+}
+
+/// The rig, qmail-send, qmail-clean and the relays between them stand still in turns, each at whatever point it has come
+/// to, with the smallest pipes that there are full on both sides; and other proofs of this process come to their end.
+#[test]
+fn programs_that_stand_still_for_a_while_stop_no_trial() {
+    for gate in [Gate::Out, Gate::In] {
+        let fixture = patched(Dialect::StockKr, gate);
+        let mut rig = Rig::build(fixture.path(), &config(1000, &[])).unwrap();
+        let dir = rig.site.home().parent().unwrap().to_path_buf();
+        let done = AtomicBool::new(false);
+        let stops = std::thread::scope(|scope| {
+            let stopper = scope.spawn(|| {
+                let mut stops = 0;
+                while !done.load(Ordering::Relaxed) {
+                    for (pid, _) in running_below(&dir) {
+                        // It may have gone since.
+                        let script = format!("kill -STOP {pid} && sleep 0.01; kill -CONT {pid}");
+                        stops += u32::from(
+                            common::run(std::process::Command::new("sh").args(["-c", &script]))
+                                .code
+                                == 0,
+                        );
+                    }
+                }
+                stops
+            });
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let guard = CatchSignals::install().unwrap();
+                    std::thread::sleep(Duration::from_millis(10));
+                    drop(guard);
+                }
+            });
+            let sent = rig.every_number();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(sent.unwrap().peak_remote, 1000, "{gate:?}");
+            stopper.join().unwrap()
+        });
+        // Each of the programs at least once.
+        assert!(stops >= 5, "{stops}");
+    }
 }
 
 /// What the tree's own chkspawn says; it is built, but nothing that it would stop.

@@ -247,17 +247,6 @@ fn end(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus
     }
 }
 
-/// Processes whose program lies below `dir`.
-fn running_below(dir: &Path) -> Vec<String> {
-    let dir = dir.canonicalize().unwrap();
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter_map(|process| fs::read_link(process.path().join("exe")).ok())
-        .filter(|program| program.starts_with(&dir))
-        .map(|program| program.display().to_string())
-        .collect()
-}
-
 #[test]
 fn an_interrupted_proof_leaves_nothing_behind() {
     let fixture = patched(Dialect::StockAnsi, Gate::Out);
@@ -284,7 +273,7 @@ fn an_interrupted_proof_leaves_nothing_behind() {
         let status = end(&mut child, Duration::from_secs(30)).expect("it goes on after SIGINT");
         assert_eq!(status.signal(), Some(2), "{status}");
         assert_eq!(entries(tmp.path()), Vec::<String>::new());
-        assert_eq!(running_below(tmp.path()), Vec::<String>::new());
+        assert_eq!(rig::running_below(tmp.path()), []);
         // Steps that had ended before the signal came are told, a result is not.
         assert!(lines.all(|line| line.unwrap().starts_with("ok ")));
     }

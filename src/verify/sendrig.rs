@@ -3,6 +3,15 @@
 //!
 //! The spawners are either the tree's, with stubs at the far end, or relays: then the rig itself plays them, and can
 //! hold all 65000 delivery numbers at once without a process or a descriptor for any.
+//!
+//! Nothing stands still for ever, however full the pipes are, for the waits make no circle:
+//!
+//! - The rig waits in poll only. It reads the log, the commands and the stubs' events to the end whenever there is
+//!   anything, and keeps what a relay does not take yet.
+//! - qmail-send waits for the rig to take its log, and for qmail-clean and qmail-queue, which wait for none of the
+//!   others. It writes its commands with O_NONBLOCK and reads reports when select has seen some.
+//! - A relay, with one thread for both directions, waits for the rig to take a command, or for qmail-send to take a
+//!   report. Meanwhile it takes no commands, which is nothing that qmail-send waits for.
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read};
@@ -30,6 +39,10 @@ pub const OPTIONAL_PROGRAMS: [&str; 1] = ["qmail-todo"];
 
 /// How many relays of a channel there may be.
 const RELAYS: [(Channel, usize); 2] = [(Channel::Local, 1), (Channel::Remote, 8)];
+
+/// In bytes, the least that a pipe can hold on Linux: as small as those of a user who has more than
+/// fs.pipe-user-pages-soft allows. So the pipes of a trial with relays are full on both sides most of the time.
+const SMALL_PIPE: usize = 4096;
 
 /// Who plays the spawners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,12 +99,14 @@ impl Relay {
             sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
             site.identity().give(&path)?;
             // Both ways: neither side then sees an end of file because the other is not there yet.
-            File::options()
+            let fifo = File::options()
                 .read(true)
                 .write(true)
                 .custom_flags(libc::O_NONBLOCK)
                 .open(&path)
-                .map_err(Error::file("open", &path))
+                .map_err(Error::file("open", &path))?;
+            sys::set_pipe_size(fifo.as_fd(), SMALL_PIPE);
+            Ok(fifo)
         };
         let (from, to) = (open("cmd")?, open("rep")?);
         let mut outgoing = Vec::new();
@@ -207,6 +222,9 @@ impl SendRig {
             path = with_relays;
         }
         let (reader, process) = start_programs(site, path)?;
+        if !relays.is_empty() {
+            sys::set_pipe_size(reader.as_fd(), SMALL_PIPE);
+        }
         Ok(SendRig {
             process,
             log: Log::default(),
@@ -277,38 +295,42 @@ impl SendRig {
         Ok(())
     }
 
+    /// Waits for a sign of life and deals with what there is; `false` when there was none until `until`. Whatever else
+    /// ends a wait is no reason to say that time is up.
     fn step(&mut self, stubs: &mut Stubs, until: Instant) -> Result<bool, Error> {
-        let mut watches = vec![Watch::new(stubs.fd(), Interest::Read)];
-        if self.pipe.is_open() {
-            watches.push(Watch::new(self.pipe.fd(), Interest::Read));
-        }
-        for relay in &self.relays {
-            watches.push(Watch::new(relay.from.as_fd(), Interest::Read));
-            if !relay.outgoing.is_empty() {
-                watches.push(Watch::new(relay.to.as_fd(), Interest::Write));
+        loop {
+            let mut watches = vec![Watch::new(stubs.fd(), Interest::Read)];
+            if self.pipe.is_open() {
+                watches.push(Watch::new(self.pipe.fd(), Interest::Read));
+            }
+            for relay in &self.relays {
+                watches.push(Watch::new(relay.from.as_fd(), Interest::Read));
+                if !relay.outgoing.is_empty() {
+                    watches.push(Watch::new(relay.to.as_fd(), Interest::Write));
+                }
+            }
+            match sys::poll(&mut watches, until).map_err(Error::system("wait for qmail-send"))? {
+                Polled::Interrupted => return Err(interrupted()),
+                Polled::TimedOut => return Ok(false),
+                Polled::Ready => {}
+            }
+            let mut alive = watches.iter().any(|watch| watch.readable);
+            stubs.read()?;
+            self.pipe.read()?;
+            let pending = self.pipe.pending();
+            self.log.take(pending);
+            let len = pending.len();
+            self.pipe.take(len);
+            for relay in &mut self.relays {
+                relay.read()?;
+                let before = relay.outgoing.len();
+                relay.write()?;
+                alive |= relay.outgoing.len() < before;
+            }
+            if alive || Instant::now() >= until {
+                return Ok(alive);
             }
         }
-        match sys::poll(&mut watches, until).map_err(Error::system("wait for qmail-send"))? {
-            Polled::Interrupted => return Err(interrupted()),
-            Polled::TimedOut => return Ok(false),
-            Polled::Ready => {}
-        }
-        // An announcement that nobody has read yet keeps its pipe writable and is no sign of life.
-        let alive = watches.iter().any(|watch| watch.readable);
-        stubs.read()?;
-        self.pipe.read()?;
-        let pending = self.pipe.pending();
-        self.log.take(pending);
-        let len = pending.len();
-        self.pipe.take(len);
-        let mut wrote = false;
-        for relay in &mut self.relays {
-            relay.read()?;
-            let before = relay.outgoing.len();
-            relay.write()?;
-            wrote |= relay.outgoing.len() < before;
-        }
-        Ok(alive || wrote)
     }
 
     /// Sends SIGTERM: qmail-send starts nothing more and exits when the last delivery has been reported.

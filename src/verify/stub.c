@@ -19,7 +19,8 @@
 
    And two helpers:
 
-   qmail-rspawn, qmail-lspawn   in RIG/relay: pass bytes on between qmail-send and the rig, which plays the spawner.
+   qmail-rspawn, qmail-lspawn   in RIG/relay: pass bytes on between qmail-send and the rig, which plays the spawner,
+                                through pipes that are soon full.
                                 Where qmail-send has several remote channels, each gets a relay of its own.
    rig-limit PID NAME SOFT      sets the soft limit NAME (nproc, nofile) of a process of the same user and prints what
                                 it was; exits 1 where that cannot be done. Linux.
@@ -208,6 +209,10 @@ static int relay(const char *channel)
   int lock;
 
   signal(SIGPIPE, SIG_IGN);
+#ifdef F_SETPIPE_SZ
+  fcntl(0, F_SETPIPE_SZ, 4096);
+  fcntl(1, F_SETPIPE_SZ, 4096);
+#endif
   for (i = 0;; ++i) {
     lock = openrelay(channel, i, "lock", O_RDWR);
     if (lock == -1) return 111;

@@ -212,7 +212,7 @@ impl Stubs {
             .custom_flags(libc::O_NONBLOCK)
             .open(&path)
             .map_err(Error::file("open", &path))?;
-        sys::grow_pipe(reader.as_fd(), 1 << 20);
+        sys::set_pipe_size(reader.as_fd(), 1 << 20);
         Ok(Stubs {
             rig: site.rig().to_path_buf(),
             reader,

@@ -86,12 +86,6 @@ pub(crate) fn poll(watches: &mut [Watch<'_>], until: Instant) -> io::Result<Poll
         if stop_signal().is_some() {
             return Ok(Polled::Interrupted);
         }
-        if ready == 0 {
-            if until <= Instant::now() {
-                return Ok(Polled::TimedOut);
-            }
-            continue;
-        }
         for (watch, fd) in watches.iter_mut().zip(&fds) {
             let closed = fd.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0;
             watch.readable =
@@ -99,7 +93,16 @@ pub(crate) fn poll(watches: &mut [Watch<'_>], until: Instant) -> io::Result<Poll
             watch.writable =
                 watch.interest == Interest::Write && (fd.revents & libc::POLLOUT != 0 || closed);
         }
-        return Ok(Polled::Ready);
+        // Not `ready`: the stop pipe counts there, and has nothing to tell that is not in `stop_signal`.
+        if watches.iter().any(|watch| watch.readable || watch.writable) {
+            return Ok(Polled::Ready);
+        }
+        if until <= Instant::now() {
+            return Ok(Polled::TimedOut);
+        }
+        if ready > 0 {
+            drain_stop_pipe();
+        }
     }
 }
 
@@ -116,8 +119,9 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Lets a pipe hold `bytes` before its writers wait, where the system can (Linux); elsewhere nothing changes.
-pub(crate) fn grow_pipe(fd: BorrowedFd<'_>, bytes: usize) {
+/// Lets a pipe hold `bytes` before its writers wait, more or less than now, where the system can (Linux); elsewhere
+/// nothing changes.
+pub(crate) fn set_pipe_size(fd: BorrowedFd<'_>, bytes: usize) {
     #[cfg(target_os = "linux")]
     {
         let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
@@ -348,6 +352,10 @@ pub(crate) fn map_descriptors(command: &mut Command, map: Vec<(RawFd, RawFd)>, b
 static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
 static STOP_READ: AtomicI32 = AtomicI32::new(-1);
 static STOP_WRITE: AtomicI32 = AtomicI32::new(-1);
+// Made once and never closed: a thread may wait for it when a guard of another thread goes, and its number must not
+// become that of another file meanwhile.
+static STOP_PIPE: std::sync::OnceLock<(io::PipeReader, io::PipeWriter)> =
+    std::sync::OnceLock::new();
 static GUARDED: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 const STOP_SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -367,12 +375,31 @@ pub(crate) fn stop_signal() -> Option<i32> {
     Some(STOP_SIGNAL.load(Ordering::Acquire)).filter(|signal| *signal != 0)
 }
 
+/// The pipe by which the handler wakes a [`poll`].
+fn stop_pipe() -> io::Result<&'static (io::PipeReader, io::PipeWriter)> {
+    use std::os::fd::AsFd;
+    if let Some(pipe) = STOP_PIPE.get() {
+        return Ok(pipe);
+    }
+    let (reader, writer) = io::pipe()?;
+    set_nonblocking(reader.as_fd())?;
+    set_nonblocking(writer.as_fd())?;
+    Ok(STOP_PIPE.get_or_init(|| (reader, writer)))
+}
+
+/// Takes what a signal has left there, for it would end the next wait at once.
+fn drain_stop_pipe() {
+    if let Some((reader, _)) = STOP_PIPE.get() {
+        let mut reader: &io::PipeReader = reader;
+        let mut bytes = [0_u8; 64];
+        while matches!(io::Read::read(&mut reader, &mut bytes), Ok(n) if n > 0) {}
+    }
+}
+
 /// While it lives, SIGINT, SIGTERM and SIGHUP do not end the process: they wake every [`poll`], which then returns
 /// [`Polled::Interrupted`], so that the caller unwinds and cleans up. Dropping it restores what was there before.
 pub(crate) struct SignalGuard {
     old: Vec<(i32, libc::sigaction)>,
-    // Closed after the handlers are gone.
-    _pipe: (io::PipeReader, io::PipeWriter),
     _only_one: std::sync::MutexGuard<'static, ()>,
 }
 
@@ -386,15 +413,13 @@ impl SignalGuard {
     /// Sets the handlers. A signal that the caller ignores (nohup) stays ignored. A second guard in the same process
     /// waits for the first to go.
     pub(crate) fn install() -> io::Result<SignalGuard> {
-        use std::os::fd::AsFd;
         let only_one = GUARDED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let (reader, writer) = io::pipe()?;
-        set_nonblocking(writer.as_fd())?;
+        let (reader, writer) = stop_pipe()?;
+        drain_stop_pipe();
         STOP_SIGNAL.store(0, Ordering::Release);
         STOP_WRITE.store(writer.as_raw_fd(), Ordering::Release);
         STOP_READ.store(reader.as_raw_fd(), Ordering::Release);
-        let mut guard =
-            SignalGuard { old: Vec::new(), _pipe: (reader, writer), _only_one: only_one };
+        let mut guard = SignalGuard { old: Vec::new(), _only_one: only_one };
         for signal in STOP_SIGNALS {
             // SAFETY: sigaction is plain old data; an all-zero value is valid (no flags, empty mask).
             let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -457,4 +482,33 @@ pub(crate) fn monotonic_ns() -> u64 {
 
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::ErrorKind::InvalidInput.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    /// A proof in another thread that comes to its end (tests run several in one process) is nothing that has happened
+    /// to whoever waits here, and no signal.
+    #[test]
+    fn the_end_of_another_thread_s_guard_ends_no_wait() {
+        let (quiet, _writer) = io::pipe().expect("a pipe");
+        for _ in 0..3 {
+            let (caught, wait) = std::sync::mpsc::channel();
+            let other = std::thread::spawn(move || {
+                let guard = SignalGuard::install().expect("handlers");
+                caught.send(()).expect("somebody waits");
+                // Not for luck: where the wait below has not begun by then, the test holds, as it has to.
+                std::thread::sleep(Duration::from_millis(100));
+                drop(guard);
+            });
+            wait.recv().expect("a guard");
+            let until = Instant::now() + Duration::from_millis(500);
+            let mut watches = [Watch::new(quiet.as_fd(), Interest::Read)];
+            assert_eq!(poll(&mut watches, until).expect("poll"), Polled::TimedOut);
+            assert!(Instant::now() >= until);
+            other.join().expect("the other thread");
+        }
+    }
 }

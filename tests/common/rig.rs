@@ -4,7 +4,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use qpatch::verify::build;
 use qpatch::verify::error::Error;
@@ -107,6 +107,18 @@ impl Rig {
             &mut |_, _| {},
         )
     }
+}
+
+/// The processes whose program lies below `dir`, each with its program.
+pub(crate) fn running_below(dir: &Path) -> Vec<(u32, PathBuf)> {
+    let dir = dir.canonicalize().unwrap();
+    let mut running = Vec::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+        let program = std::fs::read_link(process.path().join("exe")).ok();
+        running.extend(pid.zip(program.filter(|program| program.starts_with(&dir))));
+    }
+    running
 }
 
 /// Tells something about a test that passes. Standard error itself: what `eprintln!` prints is shown only for a test
