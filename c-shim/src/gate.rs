@@ -5,10 +5,12 @@
 //! which the domain counts: mostly itself, else the entry of a relay or a group. The step between is there for reloads:
 //! when groups or routes change, every domain finds its new key, and no running delivery gets out of the count.
 //!
-//! **How much is held.** A key may hold as much as there are slots still free: the dynamic threshold of shared-buffer
-//! switches with alpha = 1 (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
-//! IEEE/ACM Transactions on Networking 6(2), 1998). One busy key takes half of what is not running, ten share, and there
-//! is always something left for a key that is not busy. A fixed share was the alternative; it starves its own places.
+//! **How much is held.** All keys together hold at most half of the slots that run nothing, so that as many stay free for
+//! mail that need not wait. Of this half, one key may hold up to [`ALPHA`] times what the others leave of it: the dynamic
+//! threshold of shared-buffer switches (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
+//! Switches", IEEE/ACM Transactions on Networking 6(2), 1998). One busy key takes four fifths of the half, ten share it,
+//! and there is always something left for the next. The threshold without the half was there before: 600 keys with a limit
+//! of 1 then held 399 of the 400 other slots. A fixed share was the other alternative; it starves its own places.
 //! Nothing is held that could not start in time: the hold ends after 60 seconds.
 //!
 //! **What is not held** goes back to qmail-send, which keeps it until the gate calls it: see [`crate::recall`]. While mail
@@ -44,6 +46,9 @@ use crate::table::{Limit, Table};
 /// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
 pub const HOLD_MAX_US: u64 = 60_000_000;
 
+/// A key may hold this many times what is left of what all keys may hold.
+const ALPHA: u32 = 4;
+
 /// Keys with mail that is away are looked at so often, in microseconds, whatever else happens.
 const LOOK_US: u64 = 500_000;
 
@@ -64,6 +69,9 @@ const RECENT_KEYS: usize = 256;
 /// Keys without deliveries that did: so many are remembered, for their pace, and for so long.
 const KNOWN_KEYS: usize = 4096;
 const KNOWN_US: u64 = 3600 * 1_000_000;
+
+/// An empty list of keys keeps room for so many.
+const KEPT_ENTRIES: usize = 64;
 
 /// The last error of a key is cut to so many bytes.
 const ERROR_BYTES: usize = 120;
@@ -828,12 +836,14 @@ impl Gate {
     }
 
     /// How much mail of this key that is away has room here: for its idle places, where it starts at once, and to be held. What
-    /// is held leaves as many slots free, exactly as in [`Gate::may_hold`]: one too many would be sent away and called again
+    /// is held keeps to the thresholds exactly as in [`Gate::may_hold`]: one too many would be sent away and called again
     /// without end.
     fn room(&mut self, at: u32, now_us: u64) -> u32 {
+        let others = self.held() + self.called;
+        let slots = self.not_running();
         let key = &mut self.keys.all[at as usize];
         let here = key.held + key.recall.called();
-        let slots = self.capacity.saturating_sub(self.in_use + self.called) + here;
+        let others = others - here;
         let (idle, spare) = match key.limit() {
             _ if key.suspended_until(now_us).is_some() => (0, 0),
             Limit::AtMost(0) => (0, 0),
@@ -843,9 +853,16 @@ impl Gate {
             }
             Limit::Unlimited => (SLOTS_MAX, 0),
         };
-        let idle = idle.min(slots);
-        let held = spare.min((slots - idle) / 2);
+        let idle = idle.min(slots.saturating_sub(others));
+        // The most that `may_hold` allows beside the others: held <= ALPHA / 2 * (slots - 2 * (others + held)).
+        let left = (slots - idle).saturating_sub(2 * others);
+        let held = spare.min(ALPHA * left / (2 + 2 * ALPHA));
         (idle + held).saturating_sub(here)
+    }
+
+    /// The slots that run nothing.
+    fn not_running(&self) -> u32 {
+        (self.capacity + self.held()).saturating_sub(self.in_use)
     }
 
     /// The delivery in this slot has ended. If it was not really tried: what qmail-send is told in place of its report.
@@ -1083,7 +1100,10 @@ impl Gate {
         let keys: usize =
             self.keys.all.iter().map(|key| key.name.capacity() + key.error.capacity()).sum();
         keys + self.keys.all.capacity() * (size_of::<Key>() + size_of::<Link>())
-            + (self.keys.free.capacity() + self.lacking.capacity() + self.absent.capacity()) * 4
+            + [&self.keys.free, &self.lacking, &self.absent, &self.gone]
+                .map(|list| list.capacity() * 4)
+                .iter()
+                .sum::<usize>()
             + self.keys.index.bytes()
             + self.commands.bytes()
     }
@@ -1096,8 +1116,17 @@ impl Gate {
         let now_us = self.clock(now_us);
         self.commands.trim();
         self.keys.forget_old(now_us);
+        for list in [&mut self.lacking, &mut self.absent, &mut self.gone] {
+            if list.is_empty() && list.capacity() > KEPT_ENTRIES {
+                *list = Vec::new();
+            }
+        }
         if self.keys.all.len() > 128 && self.keys.index.len() * 4 < self.keys.all.len() {
             self.rebuild(now_us)?;
+        }
+        if self.keys.index.is_empty() {
+            // Nothing was delivered for an hour.
+            self.keys.index = Index::default();
         }
         Ok(())
     }
@@ -1335,12 +1364,12 @@ impl Gate {
         key.peak = key.peak.max(key.running);
     }
 
-    /// The dynamic threshold: with this one held, no more would be held than slots stay free. What was not called may only
-    /// be held if there is room for all that is away, too: else it would overtake it.
+    /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there is room
+    /// for all that is away, too: else it would overtake it.
     fn may_hold(&mut self, at: u32, was_called: bool, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize];
-        let free = self.capacity.saturating_sub(self.in_use + 1);
-        if key.held + 1 > free {
+        let left = self.not_running().saturating_sub(2 * (self.held() + 1));
+        if 2 * (key.held + 1) > ALPHA * left {
             return false;
         }
         if key.recall.away() > 0 && !was_called {

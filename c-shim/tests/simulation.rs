@@ -208,6 +208,38 @@ fn ten_busy_domains() {
     }
 }
 
+/// Many keys at their limit: what they hold together leaves room for others, and their places stay full.
+#[test]
+fn many_busy_domains_leave_room() {
+    for (domains, table, limit) in [
+        (600, ":1\n", 1u32),
+        (25, ":20\n", 20),
+        (300, ":2\n", 2),
+        (90, ":10\n", 10),
+        (8, ":100\n", 100),
+    ] {
+        let mut model = Model::new(Setup { table, mean_service_secs: 2.0, ..Setup::default() });
+        let names: Vec<u32> =
+            (0..domains).map(|i| model.domain(&format!("d{i}.example"))).collect();
+        for _ in 0..20 * limit {
+            names.iter().for_each(|&name| model.mail(name, 0));
+        }
+        let outcome = model.run();
+        let running = domains * limit;
+        let mean = outcome.domains.iter().map(model::Seen::mean_running).sum::<f64>();
+        let part = mean / f64::from(running);
+        println!(
+            "{domains:3} domains, limit {limit:3}: {:5.1} % of their places, {:3} held, at least {:3} of 1000 slots free",
+            part * 100.0,
+            outcome.held_peak,
+            outcome.free_least,
+        );
+        assert!(outcome.free_least >= (1000 - running) / 2);
+        assert!(part > FULL);
+        patient(&outcome);
+    }
+}
+
 /// With every number of slots, odd or even: a place that is held too much would be sent away and called again without end.
 #[test]
 fn few_slots() {

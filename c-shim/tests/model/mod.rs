@@ -134,6 +134,8 @@ pub struct Outcome {
     pub calls: u64,
     pub expired: u64,
     pub held_peak: u32,
+    /// The fewest slots that were neither running nor held.
+    pub free_least: u32,
     pub sessions_peak: u32,
 }
 
@@ -155,6 +157,7 @@ pub struct Model {
     passes: u64,
     pub calls: u64,
     held_peak: u32,
+    free_least: u32,
     limits: Vec<Option<u32>>,
     left: usize,
     timer_us: Option<u64>,
@@ -186,6 +189,7 @@ impl Model {
             passes: 0,
             calls: 0,
             held_peak: 0,
+            free_least: slots,
             limits: Vec::new(),
             left: 0,
             timer_us: None,
@@ -254,6 +258,7 @@ impl Model {
                 self.queue(mail);
             }
             self.start_held(now_us);
+            self.free_least = self.free_least.min(self.free.len() as u32);
             self.plan_pass(now_us);
             self.plan_timer(now_us);
             if self.left == 0 {
@@ -268,6 +273,7 @@ impl Model {
             calls: self.calls,
             expired: self.gate.totals().expired,
             held_peak: self.held_peak,
+            free_least: self.free_least,
             sessions_peak: self.sessions_peak,
         }
     }
