@@ -1,5 +1,5 @@
-//! Copies of the commands that are held. What a command's parts mean is spawn.c's business; only the last one, the
-//! recipient, is looked at elsewhere.
+//! Copies of the commands that are held. What a command's parts mean is spawn.c's business; only the sender and the recipient
+//! are looked at elsewhere.
 
 #![forbid(unsafe_code)]
 
@@ -40,6 +40,12 @@ impl<'a> Parts<'a> {
     #[must_use]
     pub fn as_slice(&self) -> &[&'a [u8]] {
         &self.parts[..self.len]
+    }
+
+    /// The sender: the second one of at least three, in all trees. What else there is, stands between sender and recipient.
+    #[must_use]
+    pub fn sender(&self) -> &'a [u8] {
+        if self.len < 3 { &[] } else { self.parts[1] }
     }
 
     /// The last one.
@@ -159,6 +165,8 @@ mod tests {
         assert_eq!(commands.parts(a).as_slice(), [&b"1/1\0"[..], b"", b"a@b\0"]);
         assert_eq!(commands.parts(b).as_slice(), [b"x"]);
         assert_eq!(commands.parts(a).recipient(), b"a@b\0");
+        assert_eq!(Parts::new(&[b"1", b"s@a", b"q", b"r@b"]).unwrap().sender(), b"s@a");
+        assert_eq!(Parts::new(&[b"1", b"r@b"]).unwrap().sender(), b"");
         commands.release(a);
         commands.release(b);
         assert_eq!(commands.used(), 0);

@@ -29,6 +29,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::command::{Commands, Parts};
+use crate::echo::{Envelope, Own};
 use crate::index::Index;
 use crate::learn::{Counted, Ended, Learned, Learning, May, Returns, Try};
 use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
@@ -175,6 +176,8 @@ struct Slot {
     since_us: u64,
     /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
     mail: u64,
+    /// By which what the server repeats of the delivery is known. Only where its report is read.
+    envelope: Envelope,
     of_key: Link,
     of_all: Link,
 }
@@ -635,6 +638,7 @@ impl Gate {
             command: NONE,
             since_us: 0,
             mail: 0,
+            envelope: Envelope::NONE,
             of_key: UNLINKED,
             of_all: UNLINKED,
         };
@@ -689,10 +693,13 @@ impl Gate {
         self.called -= u32::from(was_called);
         let startable = key.admits(now_us);
         let suspended_until = key.suspended_until(now_us);
+        let entry = &mut self.slots[slot as usize];
+        entry.envelope = Envelope::NONE;
         if key.cap.learning == Learning::On || self.rules.looks_at_addresses() {
             let hasher = self.rules.hasher;
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
-            self.slots[slot as usize].mail = message ^ hasher.hash(parts.recipient());
+            entry.mail = message ^ hasher.hash(parts.recipient());
+            entry.envelope = Envelope::new(&hasher, parts.sender(), parts.recipient());
         }
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts anyway
         // is not asked for, because three divisions are in the answer.
@@ -902,12 +909,17 @@ impl Gate {
 
     /// What a report says of the key, whose delivery does not run any more.
     fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
-        let Slot { since_us, mail, domain, .. } = self.slots[slot as usize];
+        let Slot { since_us, mail, envelope, domain, .. } = self.slots[slot as usize];
         let looks_at_addresses = self.rules.looks_at_addresses();
         let key = &mut self.keys.all[at as usize];
         note_error(&mut key.error, report);
         if key.cap.learning == Learning::On || looks_at_addresses {
-            let said = report::classify(report);
+            let sent = Own {
+                hasher: self.rules.hasher,
+                envelope,
+                names: [&self.keys.all[domain as usize].name, &self.rules.helo],
+            };
+            let said = report::classify_of(report, &sent);
             let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
             let key = &mut self.keys.all[at as usize];
             let seen = match site {
@@ -1160,6 +1172,15 @@ impl Gate {
         let now_us = self.clock(now_us);
         let old = std::mem::replace(&mut self.rules.sites.map, map);
         self.rebuild(now_us).inspect_err(|_| self.rules.sites.map = old)
+    }
+
+    /// The name that qmail-remote gives with HELO, which servers repeat. Nothing is done without memory for it.
+    pub fn set_helo(&mut self, name: &[u8]) {
+        let helo = &mut self.rules.helo;
+        helo.clear();
+        if helo.try_reserve_exact(name.len()).is_ok() {
+            helo.extend_from_slice(name);
+        }
     }
 
     /// What was seen before a restart, to be put back before the first delivery.

@@ -1,6 +1,6 @@
 //! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
 //!
-//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs three `stat`
+//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs five `stat`
 //! calls a second; the status one `write` a second, when something changed, and what was seen of sites one in ten. All
 //! descriptors are closed again at once.
 
@@ -30,6 +30,9 @@ const WRITE_US: u64 = 1_000_000;
 const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
 const SLACK_MS: u64 = 2;
+
+/// A file with a name is not larger, in bytes.
+const NAME_FILE_MAX: u64 = 4096;
 
 /// How much of a key's name a report shows, in bytes.
 const SHOWN_NAME: usize = 100;
@@ -230,6 +233,8 @@ pub struct Host {
     domains: Watched,
     routes: Watched,
     sites: Watched,
+    /// The name for HELO: that of the first one that there is.
+    helo: [Watched; 2],
     status_path: OsString,
     status_problem: Option<Problem>,
     seen_path: OsString,
@@ -273,6 +278,7 @@ impl Host {
             domains: Watched::new(control, "concurrencydomains")?,
             routes: Watched::new(control, "smtproutes")?,
             sites: Watched::new(control, "concurrencysites")?,
+            helo: [Watched::new(control, "helohost")?, Watched::new(control, "me")?],
             status_path: copy(status)?,
             status_problem: None,
             seen_path: join(directory_of(status), "gatesites")?,
@@ -486,6 +492,7 @@ impl Host {
         self.look_at_domains(now_us);
         self.look_at_routes(now_us);
         self.look_at_sites(now_us);
+        self.look_at_helo();
     }
 
     fn look_at_domains(&mut self, now_us: u64) {
@@ -559,6 +566,26 @@ impl Host {
         });
         self.sites.settle(problem::File::Sites, set);
         self.touch();
+    }
+
+    /// As in qmail-remote: the first line of helohost, else that of me. Problems with these are qmail-remote's to tell.
+    fn look_at_helo(&mut self) {
+        let [helohost, me] = &mut self.helo;
+        let contents = match helohost.look(NAME_FILE_MAX) {
+            Contents::Same if helohost.seen != Seen::Missing => return,
+            Contents::Read(bytes) => {
+                // If it goes away, me is to be read again.
+                me.seen = Seen::Nothing;
+                bytes
+            }
+            _ => match me.look(NAME_FILE_MAX) {
+                Contents::Same => return,
+                Contents::Read(bytes) => bytes,
+                Contents::Missing | Contents::Unusable(_) => Vec::new(),
+            },
+        };
+        let line = contents.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        self.gate.set_helo(table::trimmed(line));
     }
 
     /// What was seen of sites before the spawner was started. Whatever is wrong with that file, it is only not known then.

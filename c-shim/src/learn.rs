@@ -257,7 +257,7 @@ impl Learned {
         }
         match ended.seen {
             Seen::Accepted => self.accept(ended),
-            Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died => {
+            Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => {
                 return self.refuse(ended, random);
             }
             Seen::Deferred | Seen::Failed => self.answered(),

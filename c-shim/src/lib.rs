@@ -10,6 +10,7 @@
 #[allow(missing_docs, non_camel_case_types, unreachable_pub, reason = "written by bindgen")]
 mod bindings;
 pub mod command;
+pub mod echo;
 pub mod ffi;
 pub mod gate;
 pub mod host;

@@ -33,14 +33,38 @@
 //! | Comcast | `421 Too many sessions opened`, `421 4.1.0 IP Throttled - try again later`; but `421 Reverse DNS failure : Try again later` is policy | its postmaster pages; suped.com, "Comcast throttling" |
 //! | Orange | `Too many connections, slow down.` | github.com/Mailu/Mailu issue 2213 |
 //! | Apple | `451 4.7.1 Service unavailable - try again later`; but `421 4.7.1 Messages to A deferred due to excessive volume` is about one recipient, and `421 4.7.0 Error: too many errors` about errors | smtp.codes/icloud |
-//! | Postfix | `421 4.7.0 HOST Error: too many connections from IP` | github.com/modoboa/modoboa-installer issue 92 |
+//! | Postfix | `421 4.7.0 HOST Error: too many connections from IP`; `450 4.7.1 Error: too much mail from IP`, `too many recipients from IP` (a rate of this client), `too many AUTH commands from IP`; `454`, `421 4.7.0 Error: too many new TLS sessions from IP` | its src/smtpd/smtpd.c |
+//! | Postfix | but `452 4.5.3 Error: too many recipients` is about one message, `421 4.7.0 Error: too many errors`, `421 4.4.2 Error: timeout exceeded`, `421 4.3.0 Server local data error` about other things | the same |
+//! | postscreen | `421 4.7.0 Error: too many connections`, `421 4.3.2 All screening ports are busy`, `421 4.3.2 All server ports are busy`, `421 4.3.2 No system resources` | its src/postscreen/postscreen.c |
+//! | Postfix with a milter that is down or tempfails | `451 4.7.1 Service unavailable - try again later`, Apple's words: cannot be told apart by them | its src/milter/milter8.c |
+//! | postfwd | `450 4.7.1 sorry, max 30 requests per hour`, `max 1.5mb per 10 minutes`; but `421 maintenance` | its doc/postfwd3.txt |
+//! | policyd | `Policy rejection; Message count quota exceeded` | cbpolicyd's Quotas.pm |
+//! | policyd-rate-guard | `Rate limit reached, retry later.` | its README |
+//! | Exim | `421 Too many concurrent SMTP connections[ from this IP address]; please try again later.`, `421 HOST: Too much load; please try again later` | its src/daemon.c, src/smtp_in.c |
+//! | Exim | the examples for ratelimit: `Sorry, too busy. Try again later.`, `Sender rate exceeds N messages per T`, `Too many connections from this IP right now`; but `452 too many recipients`, `421 SMTP command timeout` | its specification; src/smtp_in.c |
+//! | cPanel's Exim | `The server has reached its limit for processing requests from your host.` | pastebin.com/Jp8ai9Eu |
+//! | sendmail | `421` or `452`, `4.3.2 Too many open connections.`, `4.3.2 Connection rate limit exceeded.`; `433 4.3.0` before 8.14; but `451 4.3.2 Please try again later` is a milter's | measured; "sendmail", 4th edition, 21.9 |
+//! | Haraka | `Too many concurrent connections`, `connection`, `recipient`, `rcpt rate limit exceeded`, `null recip rate limit`, `421 Too busy`; but `421 rDNS Temporary Failure`, `421 timeout` | haraka-plugin-limit's index.js; its connection.js |
+//! | qpsmtpd | `450 too many connections from IP, try again later`, `450 Server load too high`; but `450 This mail is temporarily denied` is greylisting | its plugins hosts_allow, loadcheck, greylisting |
+//! | ipsvd | `421 per host concurrency limit reached` | measured |
+//! | dovecot | `421 4.0.0 HOST Connection queue full`; but `451 4.5.3 Too many recipients` | measured; its src/lib-smtp |
+//! | OpenSMTPD, Courier | nothing of the kind; `451 4.5.3 Too many recipients`, `431 Too many recipients.`, `412 You are not whitelisted` are something else | smtp_session.c; submit.C |
+//! | Exchange | `421 4.3.2 The maximum number of concurrent [server] connections has exceeded a limit`, `421 4.4.2 Message submission rate for this client has exceeded the configured limit`, `432 4.3.2 Concurrent connections limit exceeded`; but `432 4.3.2 recipient thread limit exceeded` is about one mailbox | learn.microsoft.com |
+//! | rspamd | `451 4.7.1 Ratelimit "NAME" exceeded`; but its own names `to`, `to_ip`, `to_ip_from` are about one recipient, and `451 4.7.1 Try again later` is greylisting | its ratelimit.lua, greylist.lua |
+//! | Momentum | `421 4.4.5 Service unavailable, concurrency limit reached` | developers.sparkpost.com, responses-by-message |
+//! | Orange, GMX and others | `Trop de connexions`, `exceed max concurrent connections`, `Connection frequency limited` | KumoMTA's assets/community/shaping.toml |
+//! | greylisting | `Greylisted, see http://...` (postgrey), `Greylisting in action` (milter-greylist), `Greylisted for N minutes` (sqlgrey), `is not yet authorized to deliver mail` (Exim's example): not about how many | their sources |
 //!
-//! Everything else that is temporary (greylisting, mailboxes, content, authentication) is a deferral. RFC 5321 (3.8) has 421
-//! for a server that closes the connection, whatever the reason; so a 421 that says nothing else counts.
+//! Everything else that is temporary (mailboxes, content, authentication) is a deferral, too. RFC 5321 (3.8) has 421 for a
+//! server that closes the connection, whatever the reason; so a 421 that says nothing else counts.
+//!
+//! Only the server's own words count, and not what it repeats of addresses: see [`crate::echo`].
 
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::echo::{Own, Words};
 
 /// What a report says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +84,8 @@ pub enum Seen {
     TooMany(Sent),
     /// Nothing at its address let itself be connected to, or (with TLS patches) every greeting was a 4xx.
     ConnectFailed,
-    /// The connection broke or hung. The server may have the message.
-    Died,
+    /// The connection broke or hung. [`Sent::Yes`]: the server may have the message.
+    Died(Sent),
     /// It answered, and refused for now for another reason: greylisting, the recipient, the content.
     Deferred,
     /// It answered, and refused for good.
@@ -70,7 +94,7 @@ pub enum Seen {
     Nothing,
 }
 
-/// Whether the whole message had been sent when it was refused.
+/// Whether the whole message had been sent when it was refused, or may have been when the connection broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     /// No more than the envelope.
@@ -84,12 +108,15 @@ const NOTHING: Report = Report { seen: Seen::Nothing, peer: None };
 /// qmail-remote keeps 5000 bytes of a reply, and has one recipient. What is longer is not from it.
 const REPORT_MAX: usize = 65536;
 
-/// So much of a reply is searched for words.
-const WORDS_MAX: usize = 1024;
-
-/// Reads a report.
+/// Reads a report of which nothing else is known.
 #[must_use]
 pub fn classify(report: &[u8]) -> Report {
+    classify_of(report, &Own::unknown())
+}
+
+/// Reads the report of a delivery that sent this.
+#[must_use]
+pub fn classify_of(report: &[u8], sent: &Own<'_>) -> Report {
     if report.len() > REPORT_MAX {
         return NOTHING;
     }
@@ -112,12 +139,12 @@ pub fn classify(report: &[u8]) -> Report {
         (b'K', Some(b'h'), Kind::Accepted) => Seen::Failed,
         (b'K', _, Kind::Accepted) => Seen::Accepted,
         (b'Z', _, Kind::NotConnected) => Seen::ConnectFailed,
-        (b'Z', _, Kind::Died) => Seen::Died,
-        (b'Z', _, Kind::Refused(stage)) => temporary(stage, reply),
+        (b'Z', _, Kind::Died(may_have_it)) => Seen::Died(may_have_it),
+        (b'Z', _, Kind::Refused(stage)) => temporary(stage, reply, sent),
         (b'D', Some(b's'), Kind::GaveUp) => {
             let (own, reply) = halves(recipient.map_or(&[], |line| &line[1..]));
             if own.ends_with(b" does not like recipient.") {
-                temporary(Stage::Envelope, reply)
+                temporary(Stage::Envelope, reply, sent)
             } else {
                 Seen::Deferred
             }
@@ -149,7 +176,7 @@ enum Stage {
 enum Kind {
     Accepted,
     NotConnected,
-    Died,
+    Died(Sent),
     Refused(Stage),
     GaveUp,
     Unknown,
@@ -170,7 +197,9 @@ impl End {
         if let Some(rest) = greeted.strip_prefix(b"Connected to ") {
             let Some((peer, what)) = cut(rest, b" but ") else { return unknown };
             let kind = if what.starts_with(b"connection died") {
-                Kind::Died
+                // Behind it there may be an error of TLS, or what becomes of other exchangers, in any order.
+                let may_have_it = cut(what, b"Possible duplicate!").is_some();
+                Kind::Died(if may_have_it { Sent::Yes } else { Sent::No })
             } else if what.starts_with(b"greeting failed") || what.starts_with(b"my name was") {
                 Kind::Refused(Stage::Start)
             } else {
@@ -223,9 +252,9 @@ fn address(text: &[u8]) -> Option<IpAddr> {
 }
 
 /// What a reply means that was taken as temporary.
-fn temporary(stage: Stage, reply: &[u8]) -> Seen {
+fn temporary(stage: Stage, reply: &[u8], own: &Own<'_>) -> Seen {
     let sent = if stage == Stage::Message { Sent::Yes } else { Sent::No };
-    if Reply::read(reply).is_some_and(|reply| reply.says_too_many(stage)) {
+    if Reply::read(reply, own).is_some_and(|reply| reply.says_too_many(stage)) {
         Seen::TooMany(sent)
     } else {
         Seen::Deferred
@@ -236,12 +265,11 @@ struct Reply {
     code: u16,
     /// The subject and the detail of an enhanced status code (RFC 3463).
     enhanced: Option<(u16, u16)>,
-    words: [u8; WORDS_MAX],
-    len: usize,
+    words: Words,
 }
 
-/// About connections: these count with any code.
-const CONNECTIONS: [&str; 14] = [
+/// About connections: these count with any code, whatever else is said.
+const CONNECTIONS: [&str; 16] = [
     "too many connection",
     "too many concurrent",
     "too many simultaneous",
@@ -252,14 +280,19 @@ const CONNECTIONS: [&str; 14] = [
     "maximum number of concurrent",
     "maximum connections",
     "concurrent connection",
+    "concurrency limit",
     "simultaneous connection",
     "connection limit",
     "connections limit",
     "connection rate",
+    "trop de connexions",
 ];
 
+/// About how much this client has sent of late, in words that are like those of [`OTHER_REASONS`].
+const OF_THIS_CLIENT: [&str; 2] = ["too many recipients from", "recipients received this hour"];
+
 /// About another reason, whatever else is said.
-const OTHER_REASONS: [&str; 17] = [
+const OTHER_REASONS: [&str; 23] = [
     "greylist",
     "graylist",
     "grey list",
@@ -267,6 +300,7 @@ const OTHER_REASONS: [&str; 17] = [
     "grey-list",
     "gray-list",
     "reverse dns",
+    "rdns",
     "tls required",
     "not in whitelist",
     "unauthenticated",
@@ -277,75 +311,79 @@ const OTHER_REASONS: [&str; 17] = [
     "the user you are trying to contact",
     "messages to ",
     "blocked using",
+    "ratelimit \"to",
+    "timeout",
+    "maintenance",
+    "configuration error",
+    "local data error",
 ];
 
 /// About speed or load.
-const SPEED: [&str; 17] = [
+const SPEED: [&str; 26] = [
     "rate limit",
     "rate-limit",
     "ratelimit",
+    "rate exceed",
+    "submission rate",
     "throttl",
     "slow down",
     "too fast",
     "too many messages",
+    "too many new tls",
+    "too many auth commands",
     "too much mail",
+    "too much load",
     "unusual rate",
     "excessive rate",
     "unexpected volume",
+    "frequency limited",
+    "rejection; message count quota",
     "server busy",
     "server is busy",
     "system busy",
     "too busy",
     "load too high",
+    "its limit for processing requests",
+    "no system resources",
     "service unavailable - try again later",
 ];
 
 /// At the greeting nothing is known of recipients and content: there these count, too.
 const UNAVAILABLE: [&str; 3] = ["try again later", "service unavailable", "busy"];
 
+/// Units of `max 30 requests per hour` and `3 requests per 5 minutes`.
+const TIMES: [&str; 7] = ["second", "sec", "minute", "min", "hour", "1h", "1m"];
+
 impl Reply {
-    fn read(reply: &[u8]) -> Option<Self> {
+    fn read(reply: &[u8], own: &Own<'_>) -> Option<Self> {
         let (code, enhanced, _) = status(reply)?;
-        let mut this = Self { code, enhanced, words: [0; WORDS_MAX], len: 0 };
+        let mut words = Words::new();
         for line in reply.split(|&byte| byte == b'\n') {
             // A phrase may go on in the next line, behind its codes.
-            let text = status(line).map_or(line, |(_, _, text)| text);
-            for &byte in text.iter().chain(b" ") {
-                let byte = match byte {
-                    0x21..=0x7e => byte.to_ascii_lowercase(),
-                    _ => b' ',
-                };
-                if byte == b' ' && this.len > 0 && this.words[this.len - 1] == b' ' {
-                    continue;
-                }
-                if this.len == WORDS_MAX {
-                    return Some(this);
-                }
-                this.words[this.len] = byte;
-                this.len += 1;
-            }
+            words.add_line(status(line).map_or(line, |(_, _, text)| text));
         }
-        Some(this)
-    }
-
-    fn has_any(&self, phrases: &[&str]) -> bool {
-        let words = &self.words[..self.len];
-        phrases
-            .iter()
-            .any(|phrase| words.windows(phrase.len()).any(|window| window == phrase.as_bytes()))
+        words.forget(own);
+        Some(Self { code, enhanced, words })
     }
 
     fn says_too_many(&self, stage: Stage) -> bool {
         if !(400..600).contains(&self.code) {
             return false;
         }
-        if self.has_any(&CONNECTIONS) {
+        if self.words.has_any(&CONNECTIONS) {
             return true;
         }
-        if self.code >= 500 || self.has_any(&OTHER_REASONS) {
+        if self.code >= 500 {
             return false;
         }
-        if matches!(self.enhanced, Some((7, 28 | 500 | 650..=659))) || self.has_any(&SPEED) {
+        if self.words.has_any(&OF_THIS_CLIENT) {
+            return true;
+        }
+        if self.words.has_any(&OTHER_REASONS) {
+            return false;
+        }
+        let by_code = matches!(self.enhanced, Some((7, 28 | 500 | 650..=659)));
+        if by_code || self.words.has_any(&SPEED) || self.says_a_rate() {
             return true;
         }
         match self.enhanced {
@@ -355,7 +393,16 @@ impl Reply {
             Some((7, 20..=60)) => return false,
             _ => {}
         }
-        self.code == 421 || (stage == Stage::Start && self.has_any(&UNAVAILABLE))
+        self.code == 421 || (stage == Stage::Start && self.words.has_any(&UNAVAILABLE))
+    }
+
+    /// So much per second, minute or hour.
+    fn says_a_rate(&self) -> bool {
+        let Some(at) = self.words.find(b" per ") else { return false };
+        let behind = &self.words.as_bytes()[at + " per ".len()..];
+        let number = behind.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let unit = behind[number..].strip_prefix(b" ").filter(|_| number > 0).unwrap_or(behind);
+        TIMES.iter().any(|time| unit.starts_with(time.as_bytes()))
     }
 }
 

@@ -75,13 +75,21 @@ pub struct Rules {
     pub routes: Routes,
     /// control/concurrencysites, and the addresses that were seen.
     pub sites: Sites,
+    /// The name that qmail-remote gives with HELO.
+    pub helo: Vec<u8>,
 }
 
 impl Rules {
     /// No files: stock behaviour.
     #[must_use]
     pub fn stock(hasher: Hasher) -> Self {
-        Self { hasher, table: None, routes: Routes::new(hasher), sites: Sites::new(hasher) }
+        Self {
+            hasher,
+            table: None,
+            routes: Routes::new(hasher),
+            sites: Sites::new(hasher),
+            helo: Vec::new(),
+        }
     }
 
     /// The line of concurrencydomains that a resolution comes from, and the line of smtproutes that it went through; from

@@ -40,12 +40,13 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn none_for_a_delivery() {
     let mut gate = Gate::new(1000, 1000, 1).unwrap();
-    let table = Table::parse(b":2\nbusy.example:20\n", gate.hasher()).unwrap().0;
+    let table = Table::parse(b":2\nbusy.example:20::learn\n", gate.hasher()).unwrap().0;
     gate.set_table(Some(table), 0).unwrap();
     let recipients: Vec<String> =
         (0..3000).map(|i| format!("user{i}@{}{i}.example\0", "x".repeat(i % 7))).collect();
     let mut free: Vec<u32> = (0..1000).collect();
     let mut running: VecDeque<u32> = VecDeque::with_capacity(1000);
+    let mut is_busy = [false; 1000];
     let mut random = Random::new(5);
     let mut now_us = 0;
     let (mut held, mut busy) = (0, 0);
@@ -57,6 +58,7 @@ fn none_for_a_delivery() {
                 _ => recipients[(random.next() % 3000) as usize].as_bytes(),
             };
             let slot = free.pop().unwrap();
+            is_busy[slot as usize] = recipient.starts_with(b"user@busy");
             match gate.ask(
                 now_us,
                 slot,
@@ -72,7 +74,12 @@ fn none_for_a_delivery() {
             // About 100 deliveries run, each for 0.2 s or more.
             if running.len() > 100 {
                 let slot = running.pop_front().unwrap();
-                gate.done(now_us, slot, Ran::Yes(b"r10.0.0.1 accepted message.\0Kok\0"));
+                // The error of a key that is forgotten is forgotten with it.
+                let report = match random.next() % 8 {
+                    0 if is_busy[slot as usize] => &b"ZConnected to 10.0.0.1 but sender was rejected.\nRemote host said: 450 4.1.8 <s@a.example>: a.example\n\0"[..],
+                    _ => b"r\0K10.0.0.1 accepted message.\n\0",
+                };
+                gate.done(now_us, slot, Ran::Yes(report));
                 free.push(slot);
             }
             while let Next::Go { slot, .. } = gate.next(now_us) {

@@ -265,6 +265,48 @@ fn a_bad_file_at_the_start_is_stock_and_seen() {
     assert_eq!(status.concurrency_remote, 20);
 }
 
+/// Runs three deliveries at once to a key that learns, and lets the server say this to the first one: the limit that is learned.
+fn limit_after(host: &mut Host, sender: &str, reply: &str) -> Limit {
+    let recipient = format!("user@{}.example\0", host.gate().totals().asked);
+    for slot in 0..3 {
+        let parts = [&b"1/1\0"[..], sender.as_bytes(), b"more", recipient.as_bytes()];
+        assert_eq!(host.ask(slot, &Parts::new(&parts).unwrap()), Ask::Go);
+    }
+    let report =
+        format!("ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {reply}\n\0");
+    host.done(0, Ran::Yes(report.as_bytes()));
+    let domain = recipient.trim_end_matches('\0').trim_start_matches("user@");
+    let limit = host.gate().find_key(KeyKind::Domain, domain.as_bytes()).unwrap().limit();
+    for slot in 1..3 {
+        host.done(slot, Ran::No);
+    }
+    limit
+}
+
+#[test]
+fn what_this_host_sent_is_not_the_servers_word() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", ":9::learn\n");
+    home.write("me", "throttle.example\nmore\n");
+    let mut host = home.open(100);
+    let (fixed, lower) = (Limit::AtMost(9), Limit::AtMost(2));
+    let sender = "a@ratelimit.example\0";
+    assert_eq!(limit_after(&mut host, sender, "450 4.7.1 throttled"), lower);
+    assert_eq!(limit_after(&mut host, sender, "450 ratelimit.example: no"), fixed);
+    assert_eq!(limit_after(&mut host, sender, "450 at Throttle.example: no"), fixed);
+    assert_eq!(limit_after(&mut host, "a@b.example\0", "450 at ratelimit.example: no"), lower);
+    // helohost comes first, and counts within a second.
+    home.write("helohost", "busy-throttle.example \n");
+    next_second();
+    assert_eq!(limit_after(&mut host, sender, "450 no busy-throttle.example"), fixed);
+    assert_eq!(limit_after(&mut host, sender, "450 there is no throttle.example"), lower);
+    fs::remove_file(home.control("helohost")).unwrap();
+    next_second();
+    assert_eq!(limit_after(&mut host, sender, "450 what is throttle.example?"), fixed);
+    assert_eq!(limit_after(&mut host, sender, "450 what's busy-throttle.example?"), lower);
+}
+
 #[test]
 fn relays_count_together() {
     let home = Home::new();

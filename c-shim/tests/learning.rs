@@ -450,7 +450,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
         2 => Just(TOO_MANY),
         1 => Just(Seen::TooMany(Sent::Yes)),
         1 => Just(Seen::ConnectFailed),
-        1 => Just(Seen::Died),
+        1 => prop_oneof![Just(Seen::Died(Sent::No)), Just(Seen::Died(Sent::Yes))],
         1 => Just(Seen::Deferred),
         1 => Just(Seen::Failed),
         1 => Just(Seen::Nothing),
@@ -485,7 +485,7 @@ proptest! {
                         prop_assert!(accepted_here >= level, "up by one a cohort at most");
                     }
                 }
-                Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died => prop_assert!(after <= level),
+                Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => prop_assert!(after <= level),
                 Seen::Deferred | Seen::Failed | Seen::Nothing => prop_assert_eq!(after, level),
             }
             if after != level {

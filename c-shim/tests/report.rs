@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use qpatch_gate::report::{Report, Seen, Sent, classify};
+use qpatch_gate::echo::{Envelope, Own};
+use qpatch_gate::name::Hasher;
+use qpatch_gate::report::{Report, Seen, Sent, classify, classify_of};
 
 const TOO_MANY: Seen = Seen::TooMany(Sent::No);
 
@@ -69,12 +71,24 @@ fn connections() {
     }
     for text in [
         "ZConnected to 192.0.2.1 but connection died. (#4.4.2)\n\0",
-        "ZConnected to 192.0.2.1 but connection died. Possible duplicate! (#4.4.2)\n\0",
+        "ZTLS Connected to 192.0.2.1 but connection died. (#4.4.2)\n\0",
         "ZConnected to 192.0.2.1 but connection died. Will try alternate MX. tcpto interval 120 (#4.4.2)\n\0",
         "ZConnected to 192.0.2.1 but connection died. error:0A000126:SSL routines (#4.4.2)\n\0",
         "r\0ZConnected to 192.0.2.1 but connection died. (#4.4.2)\n\0",
+        // Not qmail-remote's words: they are behind the line feed.
+        "ZConnected to 192.0.2.1 but connection died. (#4.4.2)\nRemote host said: 421 Possible duplicate!\n\0",
     ] {
-        check(text, Seen::Died, "192.0.2.1");
+        check(text, Seen::Died(Sent::No), "192.0.2.1");
+    }
+    for text in [
+        "ZConnected to 192.0.2.1 but connection died. Possible duplicate! (#4.4.2)\n\0",
+        "r\0ZConnected to 192.0.2.1 but connection died. Possible duplicate! (#4.4.2)\n\0",
+        "ZTLS Connected to 192.0.2.1 but connection died. Possible duplicate! (#4.4.2)\n\0",
+        "ZConnected to 192.0.2.1 but connection died. Possible duplicate! error:0A000126:SSL routines (#4.4.2)\n\0",
+        "ZConnected to 192.0.2.1 but connection died. error:0A000126:SSL routines Possible duplicate! (#4.4.2)\n\0",
+        "ZConnected to 192.0.2.1 but connection died. Will try alternate MX. Possible duplicate! (#4.4.2)\n\0",
+    ] {
+        check(text, Seen::Died(Sent::Yes), "192.0.2.1");
     }
 }
 
@@ -235,6 +249,437 @@ fn providers() {
     );
 }
 
+/// Where a server may say it, and what follows.
+#[derive(Clone, Copy)]
+enum Says {
+    /// Too many or too fast, wherever it is said.
+    TooMany,
+    /// Too many or too fast at the greeting, and nothing of the kind behind it.
+    TooManyAtGreeting,
+    /// Another reason, wherever it is said.
+    Else,
+}
+
+/// What servers say, by the sources that the module names. The address of this host is 192.0.2.9.
+const SERVERS: &[(&str, &[&str], Says)] = &[
+    (
+        "Postfix smtpd.c, postscreen.c",
+        &[
+            "421 4.7.0 mx.example Error: too many connections from 192.0.2.9",
+            "450 4.7.1 Error: too much mail from 192.0.2.9",
+            "450 4.7.1 Error: too many recipients from 192.0.2.9",
+            "421 4.7.0 mx.example Error: too many new TLS sessions from 192.0.2.9",
+            "454 4.7.0 Error: too many new TLS sessions from 192.0.2.9",
+            "450 4.7.1 Error: too many AUTH commands from 192.0.2.9",
+            "421 4.7.0 Error: too many connections",
+            "421 4.3.2 All screening ports are busy",
+            "421 4.3.2 All server ports are busy",
+            "421 4.3.2 No system resources",
+            "421 mx.example Service unavailable - try again later",
+        ],
+        Says::TooMany,
+    ),
+    (
+        "Postfix, not about how many",
+        &[
+            "452 4.5.3 Error: too many recipients",
+            "421 4.7.0 mx.example Error: too many errors",
+            "421 4.4.2 mx.example Error: timeout exceeded",
+            "421 4.3.0 mx.example Server local data error",
+            "421 4.3.5 Server configuration error",
+            "451 4.3.5 Server configuration error",
+            "451 4.3.0 Temporary lookup error",
+            "458 Unable to queue messages",
+            "454 4.7.0 TLS not available due to local problem",
+            "451 4.3.5 <u@ratelimit.example>: Sender address rejected: Server configuration error",
+            "450 4.7.1 <too-many-connections.example>: Helo command rejected: Host not found",
+            "450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.9]",
+            "450 4.1.8 <a@throttle.example>: Sender address rejected: Domain not found",
+            "450 4.1.1 <slow.down@busy.example>: Recipient address rejected: unverified address: Address lookup failed",
+        ],
+        Says::Else,
+    ),
+    (
+        "Postfix, a policy server that is down",
+        &["450 4.7.1 <dip@fullthrottle.example>: Recipient address rejected: Service unavailable"],
+        Says::TooManyAtGreeting,
+    ),
+    (
+        "Exim daemon.c, smtp_in.c; its specification, 45.38 and 61",
+        &[
+            "421 Too many concurrent SMTP connections; please try again later.",
+            "421 Too many concurrent SMTP connections from this IP address; please try again later.",
+            "421 mx.example: Too many concurrent SMTP connections; please try again later",
+            "421 mx.example: Too much load; please try again later",
+            "421 Too much load; please try again later.",
+            "451 Sorry, too busy. Try again later.",
+            "451 Sender rate exceeds 100 messages per 1h",
+            "451 Too many connections from this IP right now",
+            // cPanel's.
+            "451 The server has reached its limit for processing requests from your host. Please try again later.",
+        ],
+        Says::TooMany,
+    ),
+    (
+        "Exim, not about how many",
+        &[
+            "452 too many recipients",
+            "452 Space shortage, please try later",
+            "451 Cannot resolve <a@throttled.example> at this time",
+            "421 mx.example: SMTP command timeout - closing connection",
+        ],
+        Says::Else,
+    ),
+    (
+        "sendmail's conncontrol, ratecontrol and milters",
+        &[
+            "421 4.3.2 Too many open connections.",
+            "452 4.3.2 Too many open connections.",
+            "421 4.3.2 Connection rate limit exceeded.",
+            "452 4.3.2 Connection rate limit exceeded.",
+            "433 4.3.0 Connection rate limit exceeded.",
+            "421 4.7.0 mx.example closing connection",
+        ],
+        Says::TooMany,
+    ),
+    ("sendmail, a milter", &["451 4.3.2 Please try again later"], Says::TooManyAtGreeting),
+    ("sendmail, too many recipients", &["452 4.5.3 Too many recipients"], Says::Else),
+    (
+        "Haraka's limit and toobusy",
+        &[
+            "421 Too many concurrent connections",
+            "421 connection rate limit exceeded",
+            "450 recipient rate limit exceeded",
+            "450 rcpt rate limit exceeded",
+            "450 null recip rate limit",
+            "450 rate limit exceeded",
+            "421 Too busy; please try again later",
+        ],
+        Says::TooMany,
+    ),
+    ("Haraka, not about how many", &["421 rDNS Temporary Failure", "421 timeout"], Says::Else),
+    (
+        "qpsmtpd's hosts_allow and loadcheck; ipsvd",
+        &[
+            "450 too many connections from 192.0.2.9, try again later",
+            "451 too many connections from 192.0.2.9, try again later",
+            "450 Server load too high, please try again later.",
+            "421 per host concurrency limit reached",
+        ],
+        Says::TooMany,
+    ),
+    ("qpsmtpd's greylisting", &["450 This mail is temporarily denied"], Says::Else),
+    ("dovecot submission", &["421 4.0.0 mx.example Connection queue full"], Says::TooMany),
+    ("dovecot lib-smtp", &["451 4.5.3 Too many recipients"], Says::Else),
+    (
+        "OpenSMTPD smtp_session.c",
+        &["451 4.5.3 b4f1: Too many recipients", "451 Temporary failure"],
+        Says::Else,
+    ),
+    (
+        "Courier",
+        &[
+            "431 Too many recipients.",
+            "431 Mail system full.",
+            "412 You are not whitelisted by this recipient, please come back.",
+            "417 DNS lookup failure: throttle@ratelimit.example.  Come back.",
+        ],
+        Says::Else,
+    ),
+    (
+        "postfwd's, policyd's and policyd-rate-guard's examples",
+        &[
+            "450 4.7.1 <b@example>: Recipient address rejected: sorry, max 30 requests per hour",
+            "450 4.7.1 <b@example>: Recipient address rejected: sorry, max 3 requests per 5 minutes",
+            "450 4.7.1 <b@example>: Recipient address rejected: sorry, max 3 recipients per hour",
+            "450 4.7.1 <b@example>: Recipient address rejected: sorry, max 1.5mb per 10 minutes",
+            "450 4.7.1 <b@example>: Recipient address rejected: Policy rejection; Message count quota exceeded",
+            "450 4.7.1 <b@example>: Recipient address rejected: Rate limit reached, retry later.",
+        ],
+        Says::TooMany,
+    ),
+    (
+        "postfwd, not about how many",
+        &[
+            "421 maintenance - please try again later",
+            "450 4.7.1 office closed during christmas",
+            "450 4.7.1 <b@example>: Recipient address rejected: see you in may",
+        ],
+        Says::Else,
+    ),
+    ("rspamd's ratelimit and greylist", &["451 4.7.1 Ratelimit \"my_ip\" exceeded"], Says::TooMany),
+    (
+        "rspamd's ratelimit for one recipient",
+        &["451 4.7.1 Ratelimit \"to_ip\" exceeded", "451 4.7.1 Ratelimit \"to\" exceeded"],
+        Says::Else,
+    ),
+    ("rspamd's greylist", &["451 4.7.1 Try again later"], Says::TooManyAtGreeting),
+    (
+        "Exchange, Exchange Online",
+        &[
+            "421 4.3.2 The maximum number of concurrent server connections has exceeded a limit, closing transmission channel",
+            "421 4.3.2 The maximum number of concurrent connections has exceeded a limit, closing transmission channel",
+            "421 4.4.2 Message submission rate for this client has exceeded the configured limit",
+            "432 4.3.2 Concurrent connections limit exceeded.",
+            "452 4.5.3 Too many recipients received this hour",
+        ],
+        Says::TooMany,
+    ),
+    (
+        "Exchange, one mailbox",
+        &["432 4.3.2 STOREDRV.Deliver; recipient thread limit exceeded"],
+        Says::Else,
+    ),
+    ("Momentum", &["421 4.4.5 Service unavailable, concurrency limit reached"], Says::TooMany),
+    ("Momentum, one session", &["452 4.5.3 Service limit of this batch"], Says::Else),
+    (
+        "texts of providers, from KumoMTA's shaping rules",
+        &[
+            "421 Connection refused from 192.0.2.9 due to exceed max concurrent connections. IB007",
+            "421 mwinf5c02 ME Trop de connexions, veuillez verifier votre configuration. OFR004_104",
+            "450 Connection frequency limited",
+            "421 4.7.0 [TSS04] Messages from 192.0.2.9 temporarily deferred due to unexpected volume or user complaints",
+            "421 4.1.0 192.0.2.9 Throttled - try again later. RL000010",
+        ],
+        Says::TooMany,
+    ),
+    (
+        "greylisting: postgrey, milter-greylist, sqlgrey, Haraka, Exim's example, spamd",
+        &[
+            "450 4.2.0 <b@example>: Recipient address rejected: Greylisted, see http://postgrey.schweikert.ch/help/throttle.example.html",
+            "451 4.7.1 Greylisting in action, please come back later",
+            "451 4.7.1 Greylisting in action, please come back in 00:05:00",
+            "450 4.7.1 <b@example>: Recipient address rejected: Greylisted for 5 minutes",
+            "451 4.7.1 Greylisted. Please come back later.",
+            "451 192.0.2.9 is not yet authorized to deliver mail from <a@busy.example> to <b@throttle.example>. Please try later.",
+            "451 4.7.1 Greylisted; one try per 5 minutes",
+        ],
+        Says::Else,
+    ),
+    ("spamd", &["451 Temporary failure, please try again later."], Says::TooManyAtGreeting),
+];
+
+#[test]
+fn servers() {
+    for (source, replies, says) in SERVERS {
+        for reply in *replies {
+            let stages = [
+                ("ZConnected to 192.0.2.1 but greeting failed.", "", true),
+                ("ZConnected to 192.0.2.1 but sender was rejected.", "", false),
+                ("s192.0.2.1 does not like recipient.", "DGiving up on 192.0.2.1.\n\0", false),
+                ("r\0Z192.0.2.1 failed on DATA command.", "", false),
+                ("r\0Z192.0.2.1 failed after I sent the message.", "", false),
+            ];
+            for (own, more, at_greeting) in stages {
+                let report = format!("{own}\nRemote host said: {reply}\n\0{more}");
+                let sent = if own.contains("after I") { Sent::Yes } else { Sent::No };
+                let wanted = match says {
+                    Says::TooMany => Seen::TooMany(sent),
+                    Says::TooManyAtGreeting if at_greeting => Seen::TooMany(sent),
+                    Says::TooManyAtGreeting | Says::Else => Seen::Deferred,
+                };
+                assert_eq!(classify(report.as_bytes()).seen, wanted, "{source}: {own} {reply}");
+            }
+        }
+    }
+}
+
+/// What the delivery of `sender` to `recipient`, by a host that is called `helo`, sees in a reply to its recipient.
+fn seen_of(sender: &str, recipient: &str, helo: &str, reply: &str) -> Seen {
+    let hasher = Hasher::new(3);
+    let with_zero = |address: &str| [address.as_bytes(), b"\0"].concat();
+    let envelope = Envelope::new(&hasher, &with_zero(sender), &with_zero(recipient));
+    let domain = recipient.rsplit_once('@').map_or("", |(_, domain)| domain).to_lowercase();
+    let sent = Own { hasher, envelope, names: [domain.as_bytes(), helo.as_bytes()] };
+    let report = format!(
+        "s192.0.2.1 does not like recipient.\nRemote host said: {reply}\n\0DGiving up on 192.0.2.1.\n\0"
+    );
+    classify_of(report.as_bytes(), &sent).seen
+}
+
+#[test]
+fn what_the_server_repeats() {
+    // Sender, recipient, HELO name, and what the server says. In none of them does it speak of itself.
+    let repeated = [
+        (
+            "a@a.example",
+            "dip@fullthrottle.example",
+            "h",
+            "450 4.7.1 <dip@fullthrottle.example>: Recipient address rejected",
+        ),
+        ("a@a.example", "b@b.example", "h", "450 <other@fullthrottle.example>: rejected"),
+        (
+            "u@ratelimit.example",
+            "b@b.example",
+            "h",
+            "451 4.3.5 <u@ratelimit.example>: Sender address rejected",
+        ),
+        // Without brackets, in any case, with a dot at the end, the domain alone, or a name below it.
+        (
+            "u@ratelimit.example",
+            "b@b.example",
+            "h",
+            "451 u@ratelimit.example: Sender address rejected",
+        ),
+        ("u@ratelimit.example", "b@b.example", "h", "451 U@RateLimit.Example. cannot be verified"),
+        (
+            "u@RateLimit.example",
+            "b@b.example",
+            "h",
+            "451 Domain ratelimit.example. does not resolve",
+        ),
+        ("u@ratelimit.example", "b@b.example", "h", "451 (ratelimit.example) does not resolve"),
+        ("u@ratelimit.example", "b@b.example", "h", "451 no answer from mx1.ratelimit.example yet"),
+        (
+            "a@a.example",
+            "b@fullthrottle.example",
+            "h",
+            "450 4.2.1 b@FULLTHROTTLE.example: over quota",
+        ),
+        (
+            "a@a.example",
+            "b@Too-Busy.Throttle.example",
+            "h",
+            "450 too-busy.throttle.example: no such host",
+        ),
+        (
+            "a@a.example",
+            "b@throttle.example",
+            "h",
+            "450 see http://postgrey.example/help/throttle.example.html",
+        ),
+        // The local part alone, which is a phrase or has one.
+        (
+            "a@a.example",
+            "fullthrottle@b.example",
+            "h",
+            "450 4.2.1 mailbox fullthrottle is over quota",
+        ),
+        ("slow.down-throttle@a.example", "b@b.example", "h", "450 slow.down-throttle: unknown"),
+        ("a@a.example", "ratelimit@b.example", "h", "450 user ratelimit unknown"),
+        ("a@a.example", "too many connections@b.example", "h", "450 too many connections: unknown"),
+        // Quoted local parts, nested and unclosed brackets, source routes, xtext, mail of others, domain literals.
+        (
+            "a@a.example",
+            "too many connections@b.example",
+            "h",
+            "450 <\"too many connections\"@b.example>: no",
+        ),
+        (
+            "a@a.example",
+            "too many connections@b.example",
+            "h",
+            "450 \"too many connections\"@b.example: no",
+        ),
+        (
+            "a@a.example",
+            "too many connections@b.example",
+            "h",
+            "450 too many connections@b.example: no",
+        ),
+        ("a@a.example", "b@b.example", "h", "450 <\"a > too many connections\"@b.example>: no"),
+        (
+            "a@a.example",
+            "b@b.example",
+            "h",
+            "450 <\"a \\\" > too many connections\"@b.example>: no",
+        ),
+        ("a@a.example", "b@b.example", "h", "450 <<a@throttle.example> too many connections>: no"),
+        (
+            "a@a.example",
+            "b@b.example",
+            "h",
+            "450 <@throttle.example,@busy.example:a@ratelimit.example>: no",
+        ),
+        ("a@a.example", "b@b.example", "h", "450 <b@throttled.example: no"),
+        ("a@a.example", "b@b.example", "h", "450 <\"b@throttled.example: no"),
+        (
+            "a@a.example",
+            "b@b.example",
+            "h",
+            "450 <<b@throttled.example: no <c@ratelimit.example> no",
+        ),
+        (
+            "a@a.example",
+            "b@b.example",
+            "h",
+            "450 orcpt=rfc822;rate+20limit+2Bthrottle@b.example: no",
+        ),
+        ("a@a.example", "b@b.example", "h", "450 write to postmaster@throttle.example"),
+        (
+            "a@a.example",
+            "b@b.example",
+            "h",
+            "450 write to throttle@[192.0.2.1] or @ratelimit.example",
+        ),
+        (
+            "list-return-7-throttle=b.example@a.example",
+            "b@b.example",
+            "h",
+            "450 list-return-7-throttle=b.example@a.example",
+        ),
+        // The HELO name.
+        (
+            "a@a.example",
+            "b@b.example",
+            "throttle.example",
+            "450 Throttle.example: Helo command rejected",
+        ),
+        ("a@a.example", "b@b.example", "throttle", "450 throttle: Helo command rejected"),
+        (
+            "a@a.example",
+            "b@b.example",
+            "throttle.example",
+            "450 <Throttle.example>: Helo command rejected",
+        ),
+        // In a later line.
+        (
+            "a@throttle.example",
+            "b@b.example",
+            "h",
+            "450-4.1.8 no\n450 4.1.8 throttle.example does not resolve",
+        ),
+        // Bytes above 127.
+        ("a@a.example", "b@b.example", "h", "450 b\u{e9}throttle\u{e9}@b.example: no"),
+    ];
+    for (sender, recipient, helo, reply) in repeated {
+        assert_eq!(seen_of(sender, recipient, helo, reply), Seen::Deferred, "{reply:?}");
+    }
+    // The server's own words count, whatever was sent.
+    let own = [
+        ("mail@a.example", "b@b.example", "h", "450 4.7.1 Error: too much mail from 192.0.2.9"),
+        (
+            "a@a.example",
+            "service@b.example",
+            "h",
+            "451 4.7.1 Service unavailable - try again later",
+        ),
+        (
+            "too@a.example",
+            "many@b.example",
+            "connections",
+            "450 too many connections from many@b.example",
+        ),
+        ("rate@a.example", "limit@b.example", "h", "450 rate limit exceeded for limit"),
+        ("a@throttle.example", "b@b.example", "h", "450 throttle.example is throttled"),
+        ("ratelimit@a.example", "b@b.example", "h", "450 ratelimit: ratelimits for ratelimit"),
+        (
+            "a@connections.example",
+            "b@b.example",
+            "h",
+            "450 <a@connections.example> too many connections",
+        ),
+        ("a@a.example", "b@b.example", "h", "450 rate < 5 too many connections > 3"),
+        ("a@a.example", "b@b.example", "h", "450 max 10 @ once, too many connections"),
+        ("a@a.example", "b@b.example", "h", "450 a <b too many connections"),
+        ("", "b@b.example", "", "450 <>: too many connections"),
+        ("#@[]", "b", "", "450 # too many connections []"),
+    ];
+    for (sender, recipient, helo, reply) in own {
+        assert_eq!(seen_of(sender, recipient, helo, reply), TOO_MANY, "{reply:?}");
+    }
+}
+
 /// A server says what it likes, where it may.
 #[test]
 fn fakes() {
@@ -319,6 +764,14 @@ fn megabytes() {
     report.resize(60_000, b'x');
     report.extend_from_slice(b" too many connections\n\0");
     assert_eq!(classify(&report).seen, Seen::Deferred, "no more than the beginning is searched");
+    // Brackets that never close are looked at once, not once each.
+    for piece in ["<", "<a", "<\"", "<a<b>", "<\"a>", "a@", "@", "x.", "\"@a"] {
+        let report = format!(
+            "ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: 450 {} too many connections\n\0",
+            piece.repeat(60_000 / piece.len())
+        );
+        let _ = seen(&report);
+    }
     report.resize(10_000_000, b'Z');
     assert_eq!(classify(&report).seen, Seen::Nothing);
     assert_eq!(classify(&vec![0; 10_000_000]).seen, Seen::Nothing);
@@ -351,6 +804,33 @@ proptest! {
     #[test]
     fn any_bytes(report in vec(any::<u8>(), 0..2000)) {
         let _ = classify(&report);
+    }
+
+    /// Whatever stands in an address, or was sent, and however the server writes it.
+    #[test]
+    fn addresses_say_nothing(
+        local in "[a-z]{0,8}(throttle|ratelimit|too\\.many|slow-down)[a-z]{0,8}",
+        domain in "[a-z]{0,8}(throttle|ratelimit|busy)[a-z]{0,8}\\.example",
+        form in 0usize..6,
+        upper in any::<bool>(),
+        is_sender in any::<bool>(),
+    ) {
+        let address = format!("{local}@{domain}");
+        let (sender, recipient) =
+            if is_sender { (&*address, "b@b.example") } else { ("a@a.example", &*address) };
+        let shown = match form {
+            0 => format!("<{address}>"),
+            1 => address.clone(),
+            2 => domain,
+            3 => format!("mx.{domain}."),
+            4 => local,
+            _ => format!("<{address}"),
+        };
+        let shown = if upper { shown.to_uppercase() } else { shown };
+        let reply = format!("450 4.1.1 {shown}: rejected");
+        prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), Seen::Deferred);
+        let reply = format!("450 4.1.1 {shown}: rejected, too many connections");
+        prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), TOO_MANY);
     }
 
     #[test]

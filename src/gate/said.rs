@@ -66,7 +66,10 @@ pub(super) fn report(said: &Report) -> Vec<u8> {
         Seen::ConnectFailed => {
             "ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0".to_string()
         }
-        Seen::Died => format!("ZConnected to {peer} but connection died. (#4.4.2)\n\0"),
+        Seen::Died(Sent::No) => format!("ZConnected to {peer} but connection died. (#4.4.2)\n\0"),
+        Seen::Died(Sent::Yes) => {
+            format!("ZConnected to {peer} but connection died. Possible duplicate! (#4.4.2)\n\0")
+        }
         Seen::Deferred => {
             format!(
                 "ZConnected to {peer} but sender was rejected.\nRemote host said: 450 later\n\0"
@@ -80,7 +83,7 @@ pub(super) fn report(said: &Report) -> Vec<u8> {
 
 /// Whether it is what limits learn from: too many, or nobody there.
 pub(super) fn is_objection(seen: Seen) -> bool {
-    matches!(seen, Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died)
+    matches!(seen, Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_))
 }
 
 #[cfg(test)]
@@ -150,7 +153,13 @@ mod tests {
         check(
             End::Deferral,
             "Connected to 192.0.2.1 but connection died. (#4.4.2)\n",
-            Seen::Died,
+            Seen::Died(Sent::No),
+            ip,
+        );
+        check(
+            End::Deferral,
+            "Connected to 192.0.2.1 but connection died. Possible duplicate! (#4.4.2)\n",
+            Seen::Died(Sent::Yes),
             ip,
         );
         check(

@@ -182,7 +182,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                     (setup.service_secs * spread, Seen::Accepted)
                 }
                 Does::Refuse(seen) => (setup.round_trip_secs * (0.5 + random.fraction()), seen),
-                Does::Hang => (setup.timeout_secs, Seen::Died),
+                Does::Hang => (setup.timeout_secs, Seen::Died(Sent::No)),
             };
             let how = kinds.iter().position(|&kind| kind == seen).unwrap_or_else(|| {
                 kinds.push(seen);
