@@ -938,3 +938,65 @@ fn a_busy_domain_stays_below_its_limit_and_holds_up_no_other() {
     // gate's care for others they would wait for all of the busy domain's.
     assert!(batch < 10.0 && single < 10.0, "times {batch:.2}, times {single:.2}");
 }
+
+#[test]
+fn no_password_of_a_relay_leaves_the_spawner() {
+    const SECRET: &str = "s3cretpass";
+    let mut rig = gated(&["qmail-rspawn"], ":20\nrelay.example:1\n", 2);
+    let (control, lock) = (rig.site.home().join("control"), rig.site.home().join("queue/lock"));
+    let routes = "b.example:Relay.example|mailuser|S3cretPass\nc.example:Relay.example mailuser S3cretPass\n\
+                  d.example:[2001:db8::25]:26|mailuser|S3cretPass\n";
+    rig.site.write(&control.join("smtproutes"), routes.as_bytes()).unwrap();
+    // An earlier build has left this.
+    let old = format!("relay.example|mailuser|{SECRET}");
+    let sites = format!("qpatch-sites\t1\n{old}\t192.0.2.7\nend\n");
+    rig.site.write(&lock.join("gatesites"), sites.as_bytes()).unwrap();
+    let status_text = format!(
+        "qpatch-gate\t1\t3\nkey\trelay\t{old}\t20\t0\t0\t0\t0\t0\t0\t0.0\t0\t20\t0\t0\t\nend\t3\n"
+    );
+    rig.site.write(&lock.join("gatestatus"), status_text.as_bytes()).unwrap();
+    rig.stubs.hold("all").unwrap();
+    let home = rig.site.home().to_path_buf();
+    let told = || {
+        let read =
+            |name: &str| String::from_utf8_lossy(&fs::read(lock.join(name)).unwrap()).into_owned();
+        read("gatestatus") + &read("gatesites")
+    };
+    let mut rspawn = Spawning::start(&mut rig);
+    // The gate is open before the spawner says how many slots it has, which has been waited for.
+    rspawn.round_trip();
+    let cleaned = told();
+    assert!(!cleaned.contains("S3cretPass") && !cleaned.contains(SECRET), "{cleaned}");
+    assert!(cleaned.ends_with("qpatch-sites\t1\nend\n"), "{cleaned}");
+
+    rspawn.send(0, stub::recipient(Mode::Accept, Some("all"), 0, "b.example"));
+    rspawn.started(1);
+    // Only the relay's own line makes it one at a time.
+    rspawn.send(1, stub::recipient(Mode::Accept, Some("all"), 1, "c.example"));
+    rspawn.send(2, stub::recipient(Mode::Accept, Some("all"), 2, "b.example"));
+    let mut said: String = rspawn.reports(2).into_iter().map(|report| report.text).collect();
+    assert!(
+        said.contains("relay relay.example is at its limit of 1 delivery; not tried."),
+        "{said}"
+    );
+    rspawn.send(3, stub::recipient(Mode::Accept, Some("all"), 3, "d.example"));
+    rspawn.started(2);
+    rspawn.rig.stubs.release("all").unwrap();
+    said.extend(rspawn.reports(2).into_iter().map(|report| report.text));
+    rspawn.spawner.close_input();
+    rspawn.end();
+    said += &told();
+    for args in [
+        &["gate", "show"][..],
+        &["gate", "show", "--format", "prometheus"],
+        &["gate", "check", "--domain", "b.example"],
+    ] {
+        let run = run(process::Command::new(env!("CARGO_BIN_EXE_qpatch")).args(args).arg(&home));
+        assert!(run.out.contains("relay.example"), "{}{}", run.out, run.err);
+        said += &run.out;
+        said += &run.err;
+    }
+    assert!(said.contains("2001:db8::25"), "{said}");
+    let said = said.to_ascii_lowercase();
+    assert!(!said.contains(SECRET) && !said.contains("mailuser"), "{said}");
+}

@@ -39,7 +39,7 @@ use crate::pace::{Pace, Rate};
 use crate::random::Random;
 use crate::recall::{Heard, Recall};
 use crate::report::{self, Report, Sent};
-use crate::route::Routes;
+use crate::route::{Routes, without_credentials};
 use crate::rules::{Cap, KeyKind, Rules};
 use crate::site::{Because, Evidence, Map, Seen};
 use crate::table::{Limit, Table};
@@ -1553,7 +1553,8 @@ fn note_error(error: &mut Vec<u8>, report: &[u8]) {
     else {
         return;
     };
-    let text = &text[1..text.len().min(ERROR_BYTES + 1)];
+    let text = without_credentials(&text[1..]);
+    let text = &text[..text.len().min(ERROR_BYTES)];
     error.clear();
     if error.try_reserve(text.len()).is_ok() {
         error.extend_from_slice(text);

@@ -256,7 +256,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens the gate: reads the control files, and writes the status if there is anything to say.
+    /// Opens the gate: reads the control files, and writes the status if there is anything to say, or anything left of an
+    /// earlier spawner: what does not count any more, and may say more than it should, goes at once.
     ///
     /// # Errors
     /// No memory, or slots out of range.
@@ -298,7 +299,9 @@ impl Host {
         };
         host.restore_seen()?;
         host.look(0);
-        if host.dirty {
+        let is_left_over =
+            || std::fs::metadata(Path::new(&host.status_path)).is_ok_and(|status| status.len() > 0);
+        if host.dirty || is_left_over() {
             host.write_status(0);
         }
         Ok(host)
@@ -595,6 +598,12 @@ impl Host {
             Ok((_, Some(bytes))) => {
                 site::read(&bytes, hasher, self.gate.seen_mut())?;
                 self.seen_written = self.gate.rules().sites.seen.changes();
+                // Whatever was not read is gone at once: it may be what an earlier build should not have written.
+                let mut text = Text::default();
+                site::write(&mut text, &self.gate.rules().sites.seen)?;
+                if !bytes.is_empty() && text.bytes != bytes {
+                    self.overwrite_seen(&text);
+                }
             }
             Ok((_, None)) => {}
             Err(kind) => {
@@ -616,15 +625,21 @@ impl Host {
         if site::write(&mut text, seen).is_err() {
             return;
         }
-        let written = overwrite(&self.seen_path, &text.bytes);
-        if written.is_ok() {
+        if self.overwrite_seen(&text) {
             self.seen_written = changes;
         }
+    }
+
+    /// Whether it could be written; why not is told in the status.
+    fn overwrite_seen(&mut self, text: &Text) -> bool {
+        let written = overwrite(&self.seen_path, &text.bytes);
+        let is_written = written.is_ok();
         let problem = written.err().map(|kind| Problem::of_file(problem::File::Seen, kind));
         if problem != self.seen_problem {
             self.seen_problem = problem;
             self.touch();
         }
+        is_written
     }
 
     fn busy_text(&mut self, busy: Busy) {

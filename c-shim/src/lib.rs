@@ -17,6 +17,7 @@ pub mod host;
 pub mod index;
 pub mod learn;
 mod list;
+pub mod literal;
 pub mod memory;
 pub mod name;
 pub mod pace;

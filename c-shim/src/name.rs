@@ -43,6 +43,29 @@ pub fn without_root(name: &[u8]) -> &[u8] {
     }
 }
 
+/// Whether a byte can be part of a host's name: letters, digits, `-`, `.`, `_`, and what UTF-8 has beyond ASCII.
+#[must_use]
+pub fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') || !byte.is_ascii()
+}
+
+/// Whether this may be the name of a host, or an address with or without brackets. What is none of these never had mail, and
+/// may be more than a name: earlier builds took the password of a relay for a part of its name.
+#[must_use]
+pub fn is_host(name: &[u8]) -> bool {
+    let is_name = !name.is_empty() && name.iter().all(|&byte| is_of_host(byte));
+    is_name || crate::literal::bare(name).or_else(|| crate::literal::bracketed(name)).is_some()
+}
+
+/// What of a text may be the name of a host: the beginning of it, up to what no host's name has.
+#[must_use]
+pub fn host_part(text: &[u8]) -> &[u8] {
+    if is_host(text) {
+        return text;
+    }
+    &text[..text.iter().position(|&byte| !is_of_host(byte)).unwrap_or(text.len())]
+}
+
 /// Whether there is an upper-case ASCII letter. Looks at all bytes, which is quicker than a stop at the first one.
 pub(crate) fn has_upper(name: &[u8]) -> bool {
     name.iter().fold(false, |found, byte| found | byte.is_ascii_uppercase())

@@ -98,6 +98,8 @@ pub enum Kind {
     RouteNoColon,
     /// A name in smtproutes that is longer than [`crate::name::NAME_MAX`]: the gate does not follow it.
     RouteTooLong,
+    /// What stands for the relay in smtproutes is no name of a host: the gate does not follow it.
+    RouteUnclear,
     /// More than [`crate::name::VALUE_MAX`] relays in smtproutes: the gate does not follow the others.
     TooManyRoutes,
     /// A line of concurrencysites without a colon, without a domain, or with a domain or a group that cannot be.
@@ -129,6 +131,7 @@ impl Kind {
             | Self::AboveConcurrencyRemote(_)
             | Self::RouteNoColon
             | Self::RouteTooLong
+            | Self::RouteUnclear
             | Self::TooManyRoutes
             | Self::NotNumber => Severity::Warning,
             _ => Severity::Error,
@@ -174,6 +177,7 @@ impl fmt::Display for Kind {
             Self::Unreadable(error) => write!(f, "cannot be read (error {error})"),
             Self::RouteNoColon => f.write_str("no colon: qmail-remote ignores this line"),
             Self::RouteTooLong => f.write_str("the name is too long, the gate does not follow this route"),
+            Self::RouteUnclear => f.write_str("what stands for the relay is no host's name, the gate does not follow this route"),
             Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", crate::name::VALUE_MAX),
             Self::SiteLine => f.write_str("not domain:group, so this line is ignored"),
             Self::TooManySites => f.write_str("too many lines or groups, the gate does not follow it"),

@@ -2,11 +2,19 @@
 //! empty name. A matching line with an empty relay means that there is no relay. Lines without a colon are ignored.
 //!
 //! The gate counts by the relay's name and ignores the port: it is the machine behind the name that has had enough.
+//!
+//! Patches for SMTP AUTH write a user and a password behind the relay: `domain:relay:port|user|password`, `relay|user|password`,
+//! `relay user password`, and others. A key's name stands in logs, in the status file and in labels, so **nothing but the
+//! relay's name may be kept of a line**. No host's name has a bar, a blank or another such byte, so in every tree the name ends
+//! there. What is not clear is not followed.
 
 #![forbid(unsafe_code)]
 
+use std::net::IpAddr;
+
+use crate::literal::{self, Literal};
 use crate::memory::{self, OutOfMemory};
-use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX};
+use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_of_host, without_root};
 use crate::problem::{File, Kind, Problems};
 use crate::table::{is_content, lines_of, trimmed};
 
@@ -46,7 +54,19 @@ impl Routes {
                 problems.add(number, 0, Kind::RouteNoColon);
                 continue;
             };
-            let relay = relay_name(&content[colon + 1..]);
+            let literal;
+            let relay = match relay(&content[colon + 1..]) {
+                Relay::None => &[],
+                Relay::Name(name) => name,
+                Relay::Address(address) => {
+                    literal = Literal::new(address);
+                    literal.name()
+                }
+                Relay::Unclear => {
+                    problems.add(number, 0, Kind::RouteUnclear);
+                    &[]
+                }
+            };
             if colon > NAME_MAX || relay.len() > NAME_MAX {
                 problems.add(number, 0, Kind::RouteTooLong);
                 continue;
@@ -103,15 +123,79 @@ impl Routes {
     }
 }
 
-/// `[Relay.Example]:26` is `Relay.Example`.
-fn relay_name(field: &[u8]) -> &[u8] {
-    let (bracketed, rest) = match field {
-        [b'[', rest @ ..] => (true, rest),
-        _ => (false, field),
+/// What of qmail-remote's words may be shown. A qmail-remote that does not know credentials takes them for a part of the host's
+/// name, and repeats all of it: `Sorry, I couldn't find any host named relay.example|user|password. (#5.1.2)`. Then nothing of
+/// the name is shown: it may begin with the user's.
+#[must_use]
+pub fn without_credentials(words: &[u8]) -> &[u8] {
+    const BEFORE: &[u8] = b" host named ";
+    let Some(at) = words.windows(BEFORE.len()).position(|window| window == BEFORE) else {
+        return words;
     };
-    let end = if bracketed { b']' } else { b':' };
-    let name = &rest[..rest.iter().position(|&byte| byte == end).unwrap_or(rest.len())];
-    crate::name::without_root(name)
+    let name = at + BEFORE.len();
+    match words[name..].iter().position(|&byte| !is_of_host(byte)) {
+        Some(end) if !words[name + end..].starts_with(b" (#") => &words[..name],
+        _ => words,
+    }
+}
+
+/// What a line says of the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relay<'a> {
+    /// There is none.
+    None,
+    Name(&'a [u8]),
+    Address(IpAddr),
+    /// What is there may be a name or may be something else, such as a password.
+    Unclear,
+}
+
+/// Behind the relay's name stands its port, or what it wants to know of who sends.
+fn ends_name(byte: u8) -> bool {
+    matches!(byte, b':' | b'|' | b';' | b',' | b' ' | b'\t')
+}
+
+/// `[Relay.Example]:26` is `Relay.Example`, and so is `Relay.Example.|user|password`.
+fn relay(field: &[u8]) -> Relay<'_> {
+    if let [b'[', rest @ ..] = field {
+        let Some(close) = rest.iter().position(|&byte| byte == b']') else { return Relay::Unclear };
+        let (inner, behind) = (&rest[..close], &rest[close + 1..]);
+        if behind.first().is_some_and(|&byte| !ends_name(byte)) {
+            return Relay::Unclear;
+        }
+        return match literal::inside(inner) {
+            Some(address) => Relay::Address(address),
+            None if inner.iter().all(|&byte| is_of_host(byte)) => named(inner),
+            None => Relay::Unclear,
+        };
+    }
+    // s/qmail writes the port behind a semicolon, so that an IPv6 address needs no brackets.
+    let to =
+        |is_end: fn(u8) -> bool| field.iter().position(|&byte| is_end(byte)).unwrap_or(field.len());
+    let address = &field[..to(|byte| byte != b':' && ends_name(byte))];
+    if let Some(address) = literal::bare(address) {
+        return Relay::Address(address);
+    }
+    let (name, behind) = field.split_at(to(|byte| !is_of_host(byte)));
+    match behind {
+        // `user:password@relay`: what is before a colon is the relay only if a port is behind it, or if no name can follow.
+        [b':', port @ ..] => {
+            let digits = port.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            match port.get(digits) {
+                Some(&byte) if !ends_name(byte) && port.contains(&b'@') => Relay::Unclear,
+                _ => named(name),
+            }
+        }
+        [byte, ..] if !ends_name(*byte) => Relay::Unclear,
+        _ => named(name),
+    }
+}
+
+fn named(name: &[u8]) -> Relay<'_> {
+    match without_root(name) {
+        [] => Relay::None,
+        name => literal::bare(name).map_or(Relay::Name(name), Relay::Address),
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +231,132 @@ mod tests {
         assert_eq!(relay(&routes, "h").as_deref(), Some("::1"));
         let kinds: Vec<_> = problems.iter().map(|problem| (problem.line, problem.kind)).collect();
         assert_eq!(kinds, [(5, Kind::RouteNoColon)]);
+    }
+
+    /// Every way in which trees, or people, write credentials into a route.
+    const SECRETS: [&str; 34] = [
+        "relay.example|user|S3cret",
+        "relay.example.|user|S3cret",
+        "relay.example:26|user|S3cret",
+        "relay.example:|user|S3cret",
+        "relay.example|user@relay.example|S3cret",
+        "relay.example:26|user@relay.example|S3cret",
+        "relay.example user S3cret",
+        "relay.example:26 user S3cret",
+        "relay.example\tuser\tS3cret",
+        "relay.example \t|user|S3cret",
+        "relay.example;26|user|S3cret",
+        "relay.example,user,S3cret",
+        "relay.example:26:user:S3cret",
+        "relay.example:26:user@relay.example:S3cret",
+        "RELAY.example|user|S3cret|192.0.2.1",
+        "[relay.example]|user|S3cret",
+        "[relay.example]:26|user|S3cret",
+        "[relay.example] user S3cret",
+        // No relay.
+        "|user|S3cret",
+        ":26|user|S3cret",
+        " user S3cret",
+        "\tuser\tS3cret",
+        // Not clear.
+        "user:S3cret@relay.example",
+        "user:S3cret@relay.example:26",
+        "user:123S3cret@relay.example",
+        "user:S3c!ret@relay.example",
+        "user|S3cret@relay.example",
+        "user@S3cret",
+        "@S3cret",
+        "[relay.example|user|S3cret",
+        "[user:S3cret]",
+        "[relay.example]S3cret",
+        "relay.example\x01S3cret",
+        "relay.example/user/S3cret",
+    ];
+
+    #[test]
+    fn credentials_are_no_part_of_a_name() {
+        for (field, at) in SECRETS.into_iter().zip(0..) {
+            let text = format!("a.example:{field}\n:{field}\n");
+            let (routes, problems) = Routes::parse(text.as_bytes(), Hasher::new(1)).unwrap();
+            let found = [relay(&routes, "a.example"), relay(&routes, "b.example")];
+            let expected = match field {
+                // A password that would have to be guessed from a name that is one.
+                "user|S3cret@relay.example" => Some("user"),
+                _ => (at < 18).then_some("relay.example"),
+            };
+            assert_eq!(found, [expected; 2].map(|name| name.map(str::to_string)), "{field}");
+            let shown = format!(
+                "{routes:?} {problems:?} {:?}",
+                problems.iter().map(|one| one.to_string()).collect::<Vec<_>>()
+            );
+            assert!(!shown.to_ascii_lowercase().contains("s3cret"), "{field}: {shown}");
+            // Nor in what is kept, whatever shows it.
+            let kept = String::from_utf8_lossy(&routes.names).to_ascii_lowercase();
+            assert!(!kept.contains("s3cret") && !kept.contains('|'), "{field}: {kept}");
+        }
+    }
+
+    #[test]
+    fn what_qmail_remote_repeats_is_cut() {
+        const SORRY: &str = "Sorry, I couldn't find any host named ";
+        for (name, kept) in [
+            ("relay.example. (#5.1.2)\n", "relay.example. (#5.1.2)\n"),
+            ("relay.example|user|S3cret. (#5.1.2)\n", ""),
+            ("relay.example?user?S3cret. (#5.1.2)\n", ""),
+            ("|user|S3cret. (#5.1.2)\n", ""),
+            ("relay.example user S3cret. (#5.1.2)\n", ""),
+            ("[relay.example|user|S3cret. (#5.1.2)\n", ""),
+            ("", ""),
+        ] {
+            let words = format!("{SORRY}{name}");
+            let shown = without_credentials(words.as_bytes());
+            assert_eq!(shown, format!("{SORRY}{kept}").as_bytes(), "{name}");
+        }
+        let others = b"Connected to 192.0.2.1 but sender was rejected.\n";
+        assert_eq!(without_credentials(others), others);
+    }
+
+    #[test]
+    fn addresses_have_one_name() {
+        for (field, expected) in [
+            ("[2001:db8::25]", Some("2001:db8::25")),
+            ("[2001:DB8:0::25]:26", Some("2001:db8::25")),
+            ("[IPv6:2001:db8::25]:26|user|S3cret", Some("2001:db8::25")),
+            ("[2001:db8::25]|user|S3cret", Some("2001:db8::25")),
+            ("[::ffff:192.0.2.1]:26|user|S3cret", Some("192.0.2.1")),
+            ("[192.0.2.1]|user|S3cret", Some("192.0.2.1")),
+            ("192.0.2.1|user|S3cret", Some("192.0.2.1")),
+            ("192.0.2.1:26", Some("192.0.2.1")),
+            ("2001:DB8:0::25", Some("2001:db8::25")),
+            ("2001:db8::25;26|user|S3cret", Some("2001:db8::25")),
+            ("2001:db8::25|user|S3cret", Some("2001:db8::25")),
+            ("[2001:db8::25", None),
+            ("[2001:db8::zz]:26", None),
+            ("[]", None),
+        ] {
+            let text = format!("a.example:{field}\n");
+            let (routes, _) = Routes::parse(text.as_bytes(), Hasher::new(1)).unwrap();
+            assert_eq!(relay(&routes, "a.example").as_deref(), expected, "{field}");
+        }
+    }
+
+    #[test]
+    fn any_bytes_give_a_name_or_none() {
+        let mut random = crate::random::Random::new(7);
+        for _ in 0..20_000 {
+            let odd = b":|;, \t@[]%.-a1\xffZ";
+            let field: Vec<u8> = (0..random.next() % 24)
+                .map(|_| match random.next() % 4 {
+                    0 => random.next() as u8,
+                    _ => odd[random.next() as usize % odd.len()],
+                })
+                .filter(|&byte| byte != b'\n')
+                .collect();
+            let text = [b"a.example:", &field[..], b"\n"].concat();
+            let (routes, _) = Routes::parse(&text, Hasher::new(1)).unwrap();
+            let Some((name, _)) = routes.find(b"a.example") else { continue };
+            assert!(crate::name::is_host(name), "{}", field.escape_ascii());
+        }
     }
 
     #[test]

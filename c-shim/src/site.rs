@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use crate::index::Index;
 use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::memory::{self, OutOfMemory};
-use crate::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, without_root};
+use crate::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, is_host, without_root};
 use crate::problem::{File, Kind, Problems};
 use crate::table::{Table, is_content, lines_of, trimmed};
 
@@ -171,7 +171,7 @@ impl Seen {
     }
 
     /// A delivery to a next hop, whose name has this hash, was connected to this address. Whether it belongs to another group
-    /// now. An address that is in no range is not remembered.
+    /// now. An address that is in no range is not remembered, nor is a name that no host has.
     ///
     /// # Errors
     /// No memory: nothing has changed.
@@ -185,7 +185,7 @@ impl Seen {
     ) -> Result<bool, OutOfMemory> {
         let group = |address| table.find_address(address).map(|range| range.group);
         let Some(at) = self.at(hash) else {
-            if group(address).is_none() {
+            if group(address).is_none() || !is_host(name) {
                 return Ok(false);
             }
             self.insert(hash, name, address)?;
@@ -366,7 +366,8 @@ pub fn write(out: &mut memory::Text, seen: &Seen) -> Result<(), OutOfMemory> {
     out.push(b"end\n")
 }
 
-/// Reads the file. It is overwritten in place: after a crash it may be torn, and each line that can be read counts.
+/// Reads the file. It is overwritten in place: after a crash it may be torn, and each line that can be read counts. A name that
+/// no host has is dropped: earlier builds wrote the password of a relay behind the relay's name.
 ///
 /// # Errors
 /// No memory; what was read so far counts.
@@ -387,7 +388,7 @@ pub fn read(bytes: &[u8], hasher: Hasher, seen: &mut Seen) -> Result<(), OutOfMe
             continue;
         };
         let Some(name) = crate::status::unescaped_bytes(name) else { continue };
-        if !name.is_empty() && name.len() <= NAME_MAX {
+        if is_host(&name) && name.len() <= NAME_MAX {
             seen.restore(hasher, &name, address)?;
         }
     }
@@ -497,14 +498,14 @@ mod tests {
     fn it_survives_a_restart() {
         let table = table("192.0.2.0/24:10:a\n[2001:db8::]/32:10:a\n");
         let mut seen = Seen::default();
-        for (name, at) in [("a.example", "192.0.2.1"), ("b\n\t%.example", "2001:db8::1")] {
+        for (name, at) in [("a.example", "192.0.2.1"), ("b\u{fc}.example", "2001:db8::1")] {
             note(&mut seen, name, at, Evidence::Took, &table);
         }
         let mut text = memory::Text::default();
         write(&mut text, &seen).unwrap();
         assert_eq!(
             String::from_utf8_lossy(&text.bytes),
-            "qpatch-sites\t1\na.example\t192.0.2.1\nb%0a%09%25.example\t2001:db8::1\nend\n"
+            "qpatch-sites\t1\na.example\t192.0.2.1\nb%c3%bc.example\t2001:db8::1\nend\n"
         );
         let hasher = Hasher::new(77);
         let restored = |bytes: &[u8]| {
@@ -518,9 +519,32 @@ mod tests {
         assert_eq!(restored(&text.bytes[..text.bytes.len() - 8]), all[..1]);
         assert_eq!(restored(b"qpatch-sites\t1\nx\nend\n"), []);
         assert_eq!(
-            restored(b"qpatch-sites\t1\nx\ty\tz\n%zz\t1.2.3.4\n\t1.2.3.4\na\t1.2.3.4\n").len(),
+            restored(b"qpatch-sites\t1\nx\ty\tz\n%c3%bc\t1.2.3.4\n\t1.2.3.4\na\t1.2.3.4\n").len(),
             2
         );
+        // What earlier builds took for the names of relays, and what is no name at all.
+        let odd = [
+            "r|u|S3cret",
+            "r u S3cret",
+            "r%09u",
+            "u@r",
+            "[r|u|S3cret",
+            "%zz",
+            "r:26",
+            "[10.0.0.300]",
+            "r%00",
+        ];
+        for name in odd {
+            assert_eq!(
+                restored(format!("qpatch-sites\t1\n{name}\t192.0.2.1\nend\n").as_bytes()),
+                [],
+                "{name}"
+            );
+        }
+        for name in ["[192.0.2.1]", "192.0.2.1", "2001:db8::1", "a_b.example", "x"] {
+            let text = format!("qpatch-sites\t1\n{name}\t192.0.2.1\nend\n");
+            assert_eq!(restored(text.as_bytes()).len(), 1, "{name}");
+        }
         assert_eq!(restored(b"else\na\t1.2.3.4\n"), []);
         for cut in 0..text.bytes.len() {
             restored(&text.bytes[..cut]);

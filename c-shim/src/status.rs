@@ -31,6 +31,8 @@ use std::fmt::{self, Write as _};
 
 use crate::gate::{Gate, Key, Totals};
 use crate::memory::{OutOfMemory, Text};
+use crate::name::host_part;
+use crate::route::without_credentials;
 use crate::rules::KeyKind;
 use crate::table::Limit;
 
@@ -206,7 +208,11 @@ fn limit_value(limit: Limit) -> Option<f64> {
 }
 
 fn unescaped(text: &str) -> String {
-    String::from_utf8_lossy(&unescaped_bytes(text.as_bytes()).unwrap_or_default()).into_owned()
+    lossy(&unescaped_bytes(text.as_bytes()).unwrap_or_default())
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The bytes that [`Escaped`] wrote; a `%` without two digits stands for itself. None: no memory.
@@ -437,9 +443,14 @@ impl Status {
                 suspended,
                 error,
             ] => {
+                let kind = KeyKind::parse(kind)?;
                 self.keys.push(KeyStatus {
-                    kind: KeyKind::parse(kind)?,
-                    name: unescaped(name),
+                    kind,
+                    name: match kind {
+                        // An earlier build, which may run still, took the password of a relay for a part of its name.
+                        KeyKind::Relay => lossy(host_part(&unescaped_bytes(name.as_bytes())?)),
+                        KeyKind::Domain | KeyKind::Group => unescaped(name),
+                    },
                     limit: parse_limit(limit)?,
                     running: running.parse().ok()?,
                     held: held.parse().ok()?,
@@ -452,7 +463,7 @@ impl Status {
                     effective: parse_limit(effective)?,
                     objected_secs: objected.parse().ok()?,
                     suspended_secs: suspended.parse().ok()?,
-                    error: unescaped(error),
+                    error: lossy(without_credentials(&unescaped_bytes(error.as_bytes())?)),
                 });
             }
             ["unlisted", count] => self.unlisted = count.parse().ok()?,

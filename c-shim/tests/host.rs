@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::Ran;
-use qpatch_gate::host::{Ask, Due, Host};
+use qpatch_gate::host::{Ask, Done, Due, Host};
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::status::{State, Status, StatusError};
 use qpatch_gate::table::Limit;
@@ -608,4 +608,111 @@ fn where_mail_was_seen_to_go_is_known_after_a_restart() {
     next_second();
     host.due();
     assert_eq!(home.status().unwrap().seen, 2);
+}
+
+const SECRET: &str = "s3cretpass";
+
+/// What files of the gate say, a name at a time.
+fn told(home: &Home) -> String {
+    let read = |name: &str| fs::read_to_string(home.path.join("lock").join(name)).unwrap();
+    read("gatestatus") + &read("gatesites")
+}
+
+#[test]
+fn no_credentials_of_a_relay_are_told() {
+    for route in [
+        "Relay.example|Mailuser|S3cretPass",
+        "Relay.example:26|Mailuser|S3cretPass",
+        "Relay.example Mailuser S3cretPass",
+        "Relay.example:26\tMailuser\tS3cretPass",
+        "[192.0.2.7]:26|Mailuser|S3cretPass",
+        "[2001:db8::7]:26|Mailuser|S3cretPass",
+        "|Mailuser|S3cretPass",
+        "Mailuser:S3cretPass@Relay.example",
+        "[Relay.example|Mailuser|S3cretPass",
+        "Relay.example\x01Mailuser\x01S3cretPass",
+    ] {
+        let home = Home::new();
+        home.write("concurrencyremote", "100\n");
+        home.write(
+            "concurrencydomains",
+            ":1::learn\n192.0.2.0/24:1:site:learn\n[2001:db8::]/64:1:site6\n",
+        );
+        // With and without a colon.
+        home.write("smtproutes", format!(":{route}\n{route}\na.example{route}\n"));
+        fs::write(home.path.join("lock/gatesites"), "").unwrap();
+        let mut host = home.open(100);
+        let mut said = String::new();
+        for (slot, domain) in (0..40).zip(["a.example", "b.example"].into_iter().cycle()) {
+            if ask(&mut host, slot, domain) == Ask::Report {
+                said += &text(&host);
+            }
+        }
+        // qmail-remote itself repeats a name that it does not find, and the server is at an address of a site.
+        for report in [
+            format!("r\0DSorry, I couldn't find any host named {route}. (#5.1.2)\n\0"),
+            "r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0"
+                .to_string(),
+        ] {
+            for slot in 0..40 {
+                if host.done(slot, Ran::Yes(report.as_bytes())) == Done::Instead {
+                    said += &text(&host);
+                }
+                while host.due() != Due::Nothing {
+                    said += &String::from_utf8_lossy(host.text());
+                }
+            }
+        }
+        said += &format!("{host:?}");
+        host.drop_held();
+        drop(host);
+        said += &told(&home);
+        said += &format!("{:?}", home.status().unwrap());
+        let said = said.to_ascii_lowercase();
+        assert!(said.contains("b.example") || said.contains("site"), "{said}");
+        for secret in [SECRET, "mailuser"] {
+            assert!(!said.contains(secret), "{route}: {said}");
+        }
+    }
+}
+
+#[test]
+fn what_an_earlier_build_wrote_of_relays_is_gone_at_once() {
+    let sites = format!(
+        "qpatch-sites\t1\na.example\t192.0.2.7\nrelay.example|u|{SECRET}\t192.0.2.7\nrelay.example u {SECRET}\t192.0.2.7\nend\n"
+    );
+    let status = format!(
+        "qpatch-gate\t1\t3\nkey\trelay\trelay.example|u|{SECRET}\t20\t0\t0\t0\t0\t0\t0\t0.0\t0\t20\t0\t0\t\nend\t3\n"
+    );
+    // While that build still runs, its status is read without it.
+    let parsed = Status::parse(status.as_bytes()).unwrap();
+    assert_eq!(parsed.keys[0].name, "relay.example");
+    // Also where nothing is limited, and where the files are torn or of something else.
+    for limits in [Some(":20\n192.0.2.0/24:2:site\n"), None] {
+        for (sites, known) in [
+            (&sites[..], "a.example\t192.0.2.7\n"),
+            (&sites[..sites.len() - 8], "a.example\t192.0.2.7\n"),
+            (&sites[1..], ""),
+            (&format!("{sites}relay.example|u|{SECRET}\n"), "a.example\t192.0.2.7\n"),
+        ] {
+            let home = Home::new();
+            if let Some(limits) = limits {
+                home.write("concurrencydomains", limits);
+            }
+            fs::write(home.path.join("lock/gatesites"), sites).unwrap();
+            fs::write(home.path.join("lock/gatestatus"), &status).unwrap();
+            let host = home.open(50);
+            let told = told(&home);
+            assert!(!told.contains(SECRET), "{told}");
+            assert!(told.ends_with(&format!("qpatch-sites\t1\n{known}end\n")), "{told}");
+            let state = if limits.is_some() { State::Limits } else { State::Stock };
+            assert_eq!(home.status().unwrap().state, state);
+            drop(host);
+            // What is as it should be is not written again.
+            let file = home.path.join("lock/gatesites");
+            let written = fs::metadata(&file).unwrap().modified().unwrap();
+            drop(home.open(50));
+            assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), written);
+        }
+    }
 }

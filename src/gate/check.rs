@@ -172,6 +172,9 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::Unreadable(libc::EACCES | libc::EPERM) => "run qpatch as root, or let it be read",
         Kind::RouteNoColon => "write host:relay, host:relay:port or host:",
         Kind::RouteTooLong => "no name server has such a name: remove the line",
+        Kind::RouteUnclear => {
+            "write host:relay, host:relay:port or host:; an IPv6 address in brackets"
+        }
         Kind::TooManyRoutes => "the domains of these routes count by themselves",
         Kind::NotNumber => "write a number into control/concurrencyremote",
         Kind::OutOfMemory => "make room, then run it again",
