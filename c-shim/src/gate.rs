@@ -1138,7 +1138,10 @@ impl Gate {
         }
         if self.keys.index.is_empty() {
             // Nothing was delivered for an hour.
-            self.keys.index = Index::default();
+            self.keys = Keys::new(self.keys.last_number);
+            self.lacking.clear();
+            self.absent.clear();
+            self.paused.clear();
         }
         Ok(())
     }
