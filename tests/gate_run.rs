@@ -21,11 +21,12 @@ use common::{Fixture, run};
 use qpatch::fixture::Dialect;
 use qpatch::verify::gate;
 use qpatch::verify::log::{Log, logged};
+use qpatch::verify::mail::Progress;
 use qpatch::verify::numbers::{self, Random};
 use qpatch::verify::protocol::{Command, Report, Width};
 use qpatch::verify::scratch::Site;
 use qpatch::verify::sendrig::{self, SendRig, Spawners, pull_trigger};
-use qpatch::verify::spawner::{Channel, Spawner};
+use qpatch::verify::spawner::{Channel, IDLE, Spawner};
 use qpatch::verify::stub::{self, Event, EventKind, Mode, Stubs, peak};
 use qpatch_gate::status::{State, Status};
 use qpatch_gate::table::Limit;
@@ -35,9 +36,6 @@ use trees::{Gate, patched};
 const BUSY: &str = "busy.example";
 const SENDER: &str = "sender@sender.example";
 const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
-
-/// How soon a changed control file has to count. The gate looks once a second.
-const RELOAD: Duration = Duration::from_secs(3);
 
 /// A rig with the gate, `limits` in control/concurrencydomains and a qmail-remote that takes its time.
 fn gated(programs: &[&str], limits: &str, concurrency_remote: u32) -> Rig {
@@ -82,7 +80,7 @@ fn set_limits(site: &Site, limits: &str) {
 /// The status file, once `wanted` is true of it. There is no event for a file that changes.
 fn status(site: &Site, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
     let path = site.home().join("queue/lock/gatestatus");
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + IDLE;
     loop {
         let status = Status::parse(&fs::read(&path).unwrap());
         match status {
@@ -139,7 +137,7 @@ impl<'r> Spawning<'r> {
 
     /// The status, once `wanted` is true of it. The gate looks at its files when it is called.
     fn status(&mut self, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + IDLE;
         loop {
             self.round_trip();
             let status = status(&self.rig.site, what, |_| true);
@@ -227,22 +225,17 @@ fn a_limit_is_changed_while_deliveries_run() {
     rspawn.round_trip();
     assert_eq!(rspawn.count(BUSY), 20);
 
-    let changed = Instant::now();
+    // That it counts within a second is tested with the gate's own clock, in c-shim/tests/host.rs.
     set_limits(&rspawn.rig.site, &format!("{BUSY}:30\n"));
     // With the one that went elsewhere.
     rspawn.started(31);
-    let raised = changed.elapsed();
-    assert!(raised < RELOAD, "{raised:?}");
     rspawn.round_trip();
     assert_eq!(rspawn.count(BUSY), 30);
 
-    let changed = Instant::now();
     set_limits(&rspawn.rig.site, &format!("{BUSY}:10\n"));
     status(&rspawn.rig.site, "a limit of 10", |status| {
         limit_of(status, BUSY) == Some(Limit::AtMost(10))
     });
-    let lowered = changed.elapsed();
-    assert!(lowered < RELOAD, "{lowered:?}");
     // Nothing that runs is stopped, and nothing starts before fewer than 10 run.
     rspawn.round_trip();
     rspawn.rig.stubs.release("a").unwrap();
@@ -272,12 +265,6 @@ fn a_limit_is_changed_while_deliveries_run() {
     set_limits(&rspawn.rig.site, &format!("{BUSY}:1\n"));
     rspawn.reports(5);
     assert_eq!((rspawn.count(BUSY), rspawn.peak(BUSY)), (5, 1));
-
-    tell(format_args!(
-        "a limit of 20 was raised within {} ms and lowered within {} ms",
-        raised.as_millis(),
-        lowered.as_millis()
-    ));
     assert_eq!(rspawn.end(), []);
 }
 
@@ -424,16 +411,17 @@ fn a_hold_ends_after_a_minute() {
     rig.stubs.hold("all").unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.spawner.set_idle(Duration::from_secs(90));
+    let sent = Instant::now();
     for number in 0..2 {
         rspawn.send(number, stub::recipient(Mode::Accept, Some("all"), number, BUSY));
     }
     rspawn.started(1);
-    let held = Instant::now();
+    // It comes, within the time that nothing may happen; how soon is up to the machine.
     let report = rspawn.reports(1).remove(0);
-    let seconds = held.elapsed().as_secs_f64();
+    let seconds = sent.elapsed().as_secs_f64();
     assert_eq!((report.number, report.letter), (1, b'B'), "{report:?}");
     assert!(report.text.contains(" busy.example is at its limit of 1 delivery; not tried."));
-    assert!((58.0..70.0).contains(&seconds), "{seconds}");
+    assert!(seconds >= 60.0, "{seconds}");
     rspawn.rig.stubs.release("all").unwrap();
     assert_eq!(rspawn.reports(1)[0].letter, b'K');
     assert_eq!(rspawn.count(BUSY), 1);
@@ -527,8 +515,8 @@ struct Raw {
     output: process::ChildStdout,
     bytes: Vec<u8>,
     read: usize,
-    /// Dropped, it calls off what kills a qmail-rspawn that does not answer.
-    _alive: mpsc::Sender<()>,
+    /// Told of all that comes, and dropped in the end: what kills a qmail-rspawn that does not answer.
+    alive: mpsc::Sender<()>,
 }
 
 impl Raw {
@@ -551,11 +539,18 @@ impl Raw {
         let pid = child.id().to_string();
         let (alive, watched) = mpsc::channel();
         std::thread::spawn(move || {
-            if watched.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
-                run(process::Command::new("sh").args(["-c", "kill -KILL $0", &pid]));
+            while match watched.recv_timeout(IDLE) {
+                Ok(()) => true,
+                Err(RecvTimeoutError::Disconnected) => false,
+                Err(RecvTimeoutError::Timeout) => {
+                    run(process::Command::new("sh").args(["-c", "kill -KILL $0", &pid]));
+                    false
+                }
+            } {
+                // It goes on.
             }
         });
-        let mut raw = Raw { child, input, output, bytes: vec![0; 2], read: 2, _alive: alive };
+        let mut raw = Raw { child, input, output, bytes: vec![0; 2], read: 2, alive };
         raw.output.read_exact(&mut raw.bytes).unwrap();
         raw
     }
@@ -569,6 +564,7 @@ impl Raw {
         loop {
             if let Some((report, len)) = Report::decode(&self.bytes[self.read..], Width::Two) {
                 self.read += len;
+                self.alive.send(()).unwrap();
                 return report;
             }
             let mut byte = [0];
@@ -748,10 +744,11 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     send.terminate().unwrap();
     stubs.release("stop").unwrap();
     let stopped = Instant::now();
+    // What was held runs when the places become free. If it waited for its time, a minute, nothing would happen for
+    // nearly that long.
+    send.set_idle(Duration::from_secs(45));
     let log = send.wait_exit(stubs).unwrap();
     let seconds = stopped.elapsed().as_secs_f64();
-    // What was held has run when the places became free; nothing has waited for its time.
-    assert!(seconds < 15.0, "{seconds}");
     let delivered: BTreeSet<String> = stubs
         .events()
         .iter()
@@ -793,10 +790,19 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
 
 /// What the heavy test has measured of the mail to other domains.
 struct Others {
-    /// From qmail-send's start to the end of the last one that was in the queue with the busy domain's, in seconds.
-    batch: f64,
-    /// From being queued to the end of the delivery, of those that came later, one by one; the median, in seconds.
-    single: f64,
+    /// From qmail-send's start to the end of the last one that was in the queue with the busy domain's.
+    batch: Took,
+    /// From being queued to the end of the delivery, of those that came later, one by one; the median.
+    single: Took,
+}
+
+/// How long something took.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+struct Took {
+    /// In deliveries to the busy domain that ended meanwhile: a measure that does not depend on what else the machine has
+    /// to do.
+    busy: usize,
+    seconds: f64,
 }
 
 /// With 50 ms for each and 20 at a time it takes 13 s, or what two processors need to start so many: 25 s.
@@ -839,20 +845,20 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
 
     site.set_control("concurrencyremote", "500\n").unwrap();
     let total = busy + others;
-    let until = Instant::now() + Duration::from_secs(240);
     let mut seen = 0;
     let mut ends: HashMap<String, u64> = HashMap::new();
-    let mut queued: HashMap<String, Instant> = HashMap::new();
-    let mut times: Vec<f64> = Vec::new();
+    let mut queued: HashMap<String, (Instant, usize)> = HashMap::new();
+    let mut times: Vec<Took> = Vec::new();
     let mut next = others - SINGLES;
     let mut others_done = 0;
-    let mut busy_at_last = 0;
     let started = Instant::now();
-    let mut batch = 0.0;
+    let mut batch = Took { busy: 0, seconds: 0.0 };
+    let mut progress = Progress::default();
     let mut send = SendRig::start(site, Spawners::Own).unwrap();
     send.set_idle(Duration::from_secs(150));
     send.wait(stubs, "all mail", |send, stubs| {
-        assert!(Instant::now() < until, "{} of {total} after 240 s", send.log().ended_messages);
+        // Mail that is sent away for ever shows signs of life for ever.
+        progress.check(ends.len(), || "deliveries that have ended".to_owned())?;
         for event in &stubs.events()[seen..] {
             if event.kind == EventKind::Start {
                 continue;
@@ -865,10 +871,13 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
                 continue;
             }
             others_done += 1;
-            busy_at_last = ends.len() - others_done;
+            let busy_done = ends.len() - others_done;
             match queued.remove(&event.recipient) {
-                Some(queued) => times.push(queued.elapsed().as_secs_f64()),
-                None => batch = started.elapsed().as_secs_f64(),
+                Some((queued, before)) => times.push(Took {
+                    busy: busy_done - before,
+                    seconds: queued.elapsed().as_secs_f64(),
+                }),
+                None => batch = Took { busy: busy_done, seconds: started.elapsed().as_secs_f64() },
             }
         }
         seen = stubs.events().len();
@@ -876,7 +885,7 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
         if next < others && others_done == next {
             let recipient = to_other(next);
             next += 1;
-            queued.insert(recipient.clone(), Instant::now());
+            queued.insert(recipient.clone(), (Instant::now(), ends.len() - others_done));
             queue(site, &recipient);
             pull_trigger(site)?;
         }
@@ -886,8 +895,7 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
     send.terminate().unwrap();
     let log = send.wait_exit(stubs).unwrap();
     assert_eq!(ends.len(), total);
-    assert!(busy == 0 || busy_at_last < busy, "the others were not done before the busy domain's");
-    times.sort_by(f64::total_cmp);
+    times.sort_by(|a, b| a.partial_cmp(b).unwrap());
     (Others { batch, single: times[times.len() / 2] }, log)
 }
 
@@ -923,20 +931,23 @@ fn a_busy_domain_stays_below_its_limit_and_holds_up_no_other() {
     }
     assert_eq!(successes.len(), TO_BUSY + TO_OTHERS);
 
-    let (batch, single) = (mixed.batch / alone.batch, mixed.single / alone.single);
     tell(format_args!(
         "{TO_BUSY} deliveries to one domain with a limit of {LIMIT}, {TO_OTHERS} to fifty others: {seconds:.0} s, peak \
-         {most}, {:.2} busy answers a mail; others: in the same queue {:.2} s instead of {:.2} s (times {batch:.2}), one \
-         by one {:.0} ms instead of {:.0} ms (times {single:.2})",
+         {most}, {:.2} busy answers a mail; others: in the same queue {:.2} s instead of {:.2} s, while {} of the busy \
+         domain's ended; one by one {:.0} ms instead of {:.0} ms, while {} ended",
         busy_answers as f64 / TO_BUSY as f64,
-        mixed.batch,
-        alone.batch,
-        mixed.single * 1000.0,
-        alone.single * 1000.0,
+        mixed.batch.seconds,
+        alone.batch.seconds,
+        mixed.batch.busy,
+        mixed.single.seconds * 1000.0,
+        alone.single.seconds * 1000.0,
+        mixed.single.busy,
     ));
     // Two processors are shared with the busy domain's deliveries, so this is about the order of magnitude: without the
     // gate's care for others they would wait for all of the busy domain's.
-    assert!(batch < 10.0 && single < 10.0, "times {batch:.2}, times {single:.2}");
+    let (batch, single) = (mixed.batch.busy, mixed.single.busy);
+    assert!(batch < TO_BUSY / 2, "the batch was done after {batch} of the busy domain's");
+    assert!(single < 10 * LIMIT, "a single mail took as long as {single} of the busy domain's");
 }
 
 #[test]

@@ -13,7 +13,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Fixture, Run, run};
@@ -201,13 +200,9 @@ fn a_place_that_is_not_given_back_after_a_failed_fork() {
 fn a_gate_that_does_not_learn_of_the_end_of_a_delivery() {
     let fixture = patched(Dialect::StockKr, Gate::In);
     fixture.replace("spawn.c", "gateglue_done((unsigned int) i,&d[i].output)", "0");
-    // A gate that sends mail away for ever shows signs of life for ever.
-    let (told, outcome) = mpsc::channel();
-    std::thread::spawn(move || {
-        let options = Options { only: vec![Part::Gate], ..Options::default() };
-        told.send(verify::run(fixture.path(), &options, &mut Silent).unwrap())
-    });
-    let outcome = outcome.recv_timeout(Duration::from_secs(200)).unwrap();
+    // It sends mail away for ever, which is a sign of life; but no mail is done.
+    let options = Options { only: vec![Part::Gate], ..Options::default() };
+    let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
     let gate = outcome.steps.iter().find(|step| step.name == "gate").unwrap();
     assert_eq!(gate.verdict, verify::Verdict::Fail, "{gate}");
     assert!(gate.detail.contains("deliveries to capped.example at the same time"), "{gate}");

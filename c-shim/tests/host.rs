@@ -79,18 +79,26 @@ fn text(host: &Host) -> String {
     String::from_utf8(text.to_vec()).unwrap()
 }
 
-/// As the spawner's loop: sleeps for as long as the gate allows, until something is due. Milliseconds.
-fn wait_for_due(host: &mut Host) -> (Due, u128) {
-    let start = Instant::now();
+/// As the spawner's loop: sleeps for as long as the gate allows, until something is due. The milliseconds are those that
+/// the gate allowed: how long a sleep really takes is up to the machine.
+fn wait_for_due(host: &mut Host) -> (Due, u64) {
+    let mut allowed_ms = 0;
     loop {
         let due = host.due();
         if due != Due::Nothing {
-            return (due, start.elapsed().as_millis());
+            return (due, allowed_ms);
         }
         let wait_ms = host.timeout_ms().expect("something is held");
-        assert!(start.elapsed() < Duration::from_secs(10), "nothing came");
+        allowed_ms += wait_ms;
+        assert!(allowed_ms < 10_000, "nothing came");
         sleep(Duration::from_millis(wait_ms));
     }
+}
+
+/// What this thread has had of a processor, whatever else the machine has to do; Linux tells.
+fn processor_time() -> Option<Duration> {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
 }
 
 fn next_second() {
@@ -468,14 +476,18 @@ fn sleeping_is_right() {
     let home = Home::new();
     home.write("concurrencyremote", "10\n");
     home.write("concurrencydomains", ":1\n");
+    let start = Instant::now();
     let mut host = home.open(10);
+    // A second after it was opened, and not much more, whenever that is asked.
+    let within_the_second = |wait_ms: u64| {
+        let since_ms = start.elapsed().as_millis() as u64;
+        assert!(wait_ms <= 1003 && wait_ms + since_ms >= 1000, "{wait_ms} after {since_ms}");
+    };
     assert_eq!(host.timeout_ms(), None, "nothing held, nothing to write");
     ask(&mut host, 0, "a.example");
-    let write_ms = host.timeout_ms().unwrap();
-    assert!((900..=1010).contains(&write_ms), "{write_ms}");
+    within_the_second(host.timeout_ms().unwrap());
     ask(&mut host, 1, "a.example");
-    let look_ms = host.timeout_ms().unwrap();
-    assert!((900..=1010).contains(&look_ms), "{look_ms}");
+    within_the_second(host.timeout_ms().unwrap());
     next_second();
     assert_eq!(host.due(), Due::Nothing);
     host.done(0, Ran::No);
@@ -512,9 +524,12 @@ fn a_hundred_thousand_lines_load_quickly() {
     let text: String = (0..100_000).map(|i| format!("domain{i}.example:{}\n", i % 50)).collect();
     home.write("concurrencydomains", text);
     let start = Instant::now();
+    let before = processor_time();
     let mut host = home.open(10);
     println!("100,000 lines loaded in {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(5));
+    if let (Some(before), Some(after)) = (before, processor_time()) {
+        assert!(after - before < Duration::from_secs(5), "{:?}", after - before);
+    }
     assert_eq!(ask(&mut host, 0, "domain99951.example"), Ask::Go);
     assert_eq!(home.status().unwrap().domains, 100_000);
 }

@@ -24,9 +24,43 @@ pub const MESSAGES: u32 = 2000;
 /// qmail-send tries a deferred recipient again after 100 s (local) at the earliest.
 const EARLIEST_RETRY_NS: u64 = 90_000_000_000;
 
-/// What [`capped`] waits for takes seconds, and has to be done after this time: a gate that sends mail away for ever shows
-/// signs of life for ever.
-const CAPPED: Duration = Duration::from_secs(150);
+/// How long a trial of the gate goes on while no mail is done: longer than the minute of a hold, and than the pauses after
+/// which the gate calls mail that it has sent away. Not a limit on the whole, as with [`super::spawner::IDLE`].
+const NO_PROGRESS: Duration = Duration::from_secs(150);
+
+/// Whether mail gets done: a gate that sends it away for ever shows signs of life for ever.
+#[derive(Debug)]
+pub struct Progress {
+    done: usize,
+    since: Instant,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress { done: 0, since: Instant::now() }
+    }
+}
+
+impl Progress {
+    /// Notes how much is done; `what` says what that is.
+    ///
+    /// # Errors
+    /// It has been as much for too long.
+    pub fn check(&mut self, done: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
+        if done != self.done {
+            *self = Progress { done, since: Instant::now() };
+        }
+        if self.since.elapsed() < NO_PROGRESS {
+            return Ok(());
+        }
+        Err(Error::disproved(
+            what(),
+            format!("one more within {} s", NO_PROGRESS.as_secs()),
+            format!("{done}, and no more"),
+            "",
+        ))
+    }
+}
 
 /// One message of a [`Plan`].
 #[derive(Debug, Clone)]
@@ -682,10 +716,10 @@ pub fn capped(
     let is_capped = |event: &stub::Event| event.domain() == domain;
     let places = (limit as usize).min(site.spawn() as usize);
     let others = format!("all mail to other domains while {domain} is full");
-    let until = Instant::now() + CAPPED;
+    let mut progress = Progress::default();
     rig.wait(stubs, &others, |rig, stubs| {
         told(stubs.counts().1 as u64, total as u64);
-        check_progress(rig.log(), &others, until)?;
+        check_progress(rig.log(), stubs, &mut progress, &others)?;
         let started = stubs
             .events()
             .iter()
@@ -701,10 +735,10 @@ pub fn capped(
     })?;
     stubs.release("capped")?;
     let all = format!("all mail to {domain}");
-    let until = Instant::now() + CAPPED;
+    let mut progress = Progress::default();
     rig.wait(stubs, &all, |rig, stubs| {
         told(stubs.counts().1 as u64, total as u64);
-        check_progress(rig.log(), &all, until)?;
+        check_progress(rig.log(), stubs, &mut progress, &all)?;
         Ok(rig.log().ended_messages >= total)
     })?;
     rig.terminate()?;
@@ -719,23 +753,23 @@ pub fn capped(
     Ok(Capped { capped: to_capped, others: to_others, peak, notes })
 }
 
-/// Fails at once when qmail-send has complained, for a broken gate goes on complaining, and when it has taken too long.
-fn check_progress(log: &Log, waiting_for: &str, until: Instant) -> Result<(), Error> {
+/// Fails at once when qmail-send has complained, for a broken gate goes on complaining, and when no mail gets done.
+fn check_progress(
+    log: &Log,
+    stubs: &Stubs,
+    progress: &mut Progress,
+    waiting_for: &str,
+) -> Result<(), Error> {
     check_complaints(log)?;
-    if Instant::now() < until {
-        return Ok(());
-    }
-    let sent_away = log.deliveries.values().filter_map(|delivery| delivery.outcome.as_ref());
-    let sent_away = sent_away.filter(|outcome| outcome.letter == b'Z').count();
-    Err(Error::disproved(
-        format!("qmail-send, {waiting_for}"),
-        format!("done within {} s", CAPPED.as_secs()),
+    progress.check(stubs.counts().1, || {
+        let outcomes = log.deliveries.values().filter_map(|delivery| delivery.outcome.as_ref());
+        let sent_away = outcomes.filter(|outcome| outcome.letter == b'Z').count();
         format!(
-            "{} messages done, {sent_away} deliveries deferred or sent away as busy",
+            "qmail-send, {waiting_for} ({} messages done, {sent_away} deliveries deferred or sent away as busy), stubs \
+             that have ended",
             log.ended_messages
-        ),
-        "",
-    ))
+        )
+    })
 }
 
 fn over_limit(domain: &str, limit: usize, found: usize) -> Error {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -117,25 +117,30 @@ fn serve_udp(shared: &Shared, socket: &UdpSocket) {
     }
 }
 
-fn serve_tcp(shared: &Shared, listener: &TcpListener) {
+fn serve_tcp(shared: &Arc<Shared>, listener: &TcpListener) {
     while !shared.stop.load(Ordering::SeqCst) {
-        let Ok((mut stream, _)) = listener.accept() else {
+        let Ok((stream, _)) = listener.accept() else {
             thread::sleep(Duration::from_millis(5));
             continue;
         };
         stream.set_nonblocking(false).unwrap();
-        stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        let mut len = [0; 2];
-        while stream.read_exact(&mut len).is_ok() {
-            let mut question = vec![0; usize::from(u16::from_be_bytes(len))];
-            if stream.read_exact(&mut question).is_err() {
-                break;
-            }
-            let Some(answer) = answer(shared, &question, true) else { break };
-            let framed = [&(answer.len() as u16).to_be_bytes()[..], &answer].concat();
-            if stream.write_all(&framed).is_err() {
-                break;
-            }
+        let shared = shared.clone();
+        // It ends with who asks, whenever that is.
+        thread::spawn(move || serve_stream(&shared, stream));
+    }
+}
+
+fn serve_stream(shared: &Shared, mut stream: TcpStream) {
+    let mut len = [0; 2];
+    while stream.read_exact(&mut len).is_ok() {
+        let mut question = vec![0; usize::from(u16::from_be_bytes(len))];
+        if stream.read_exact(&mut question).is_err() {
+            break;
+        }
+        let Some(answer) = answer(shared, &question, true) else { break };
+        let framed = [&(answer.len() as u16).to_be_bytes()[..], &answer].concat();
+        if stream.write_all(&framed).is_err() {
+            break;
         }
     }
 }

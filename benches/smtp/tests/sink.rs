@@ -146,6 +146,10 @@ fn a_greylisted_recipient_is_accepted_the_second_time() {
 fn a_server_that_hangs_has_sessions_and_says_nothing() {
     let (sink, at) = sink(Behaviour::Hang, 1);
     let mut client = Client::silent(at);
+    // The kernel has taken the connection; the sink may need a while to.
+    while sink.sessions() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     client.stream.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
     let error = client.reader.read_line(&mut String::new()).expect_err("nothing comes");
     assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
