@@ -7,6 +7,10 @@ DESCRIPTION
   configured group (together: keys), and says for each new one whether it may start. The limits are in
   control/concurrencydomains; without that file every answer is GATE_GO.
 
+  Where a queue has several qmail-rspawn (trees with supplemental channels), each has a gate, and a limit holds over all of
+  them together: they tell each other what runs, in queue/lock/gateshared. What a server was seen to take (learn) each of them
+  finds out for itself.
+
   A delivery has a slot: the delivery number that qmail-send gave it. To the gate a slot is free, running or held.
 
     gate_open      once, before the first delivery
@@ -60,8 +64,9 @@ CALLS IN THE WRONG ORDER
 
 FAILURES
   Whatever fails in the gate, mail goes on: gate_ask says GATE_GO. The gate prints nothing, starts no thread, touches no
-  signal, and every descriptor that it opens is closed before the call returns. It never waits for a delivery, a network
-  or a lock. After an internal error (a caught panic) every answer is GATE_GO and every held command is given back to be
+  signal, and every descriptor that it opens is closed before the call returns, but for one, close-on-exec and never 0, 1 or
+  2, where there is a queue/lock/gateshared. It never waits for a delivery or a network, and for a lock only in gate_open,
+  where there is that file, for 0.2 s at most. Without that file, or when it cannot be used, the gate counts for itself alone. After an internal error (a caught panic) every answer is GATE_GO and every held command is given back to be
   started; the status file says so.
 
 THREADS
@@ -74,6 +79,9 @@ FILES
   writable, otherwise there is no status.
   gatesites, in the same directory: where mail of each domain was seen to go. Read by gate_open, written once in ten seconds
   at most when something changed, and at the end. It must exist, too.
+  gateshared, in the same directory: only for several qmail-rspawn. Each has a number, from 0 on: a column of that file. Number
+  1 writes gatestatus.1 and gatesites.1, and so on. They must exist, too: hier.c makes as many as the tree has channels. At
+  its start a gate reads the gatesites of all.
 
 SEE ALSO
   gate_glue.h for the calls from spawn.c, gate_retry.h for qmail-send's half
@@ -134,7 +142,7 @@ extern int gate_done(unsigned int slot, const char *report, unsigned int len, co
 
 /*
 Milliseconds, 0..60000, after which gate_next must be called again (at once, for a held command; for one that has been
-held too long; for a changed control file while something is held or away; for a call; for the status file). -1: no need.
+held too long; 10 to 30 while mail waits for places that other qmail-rspawn have; for a changed control file while something is held or away; for a call; for the status file). -1: no need.
 */
 extern long gate_timeout_ms(void);
 

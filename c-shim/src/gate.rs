@@ -20,13 +20,15 @@
 //! because too many were running goes back to qmail-send as busy in place of its report, and is away like the others. While a
 //! key is suspended, what the gate cannot hold is deferred, as by qmail-remote's own table of time-outs, so that it ages.
 //!
+//! **Where a queue has several spawners**, a place is also one of them all: see [`crate::share`].
+//!
 //! **How many slots there are.** The spawner knows conf-spawn, qmail-send starts no more than concurrencyremote. The
 //! lower of both counts, until more have been seen in use at once.
 
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use crate::command::{Commands, Parts};
 use crate::echo::{Envelope, Own};
@@ -41,6 +43,7 @@ use crate::recall::{Heard, Recall};
 use crate::report::{self, Report, Sent};
 use crate::route::{Routes, without_credentials};
 use crate::rules::{Cap, KeyKind, Rules};
+use crate::share::{Looked, Others, Spawners, Take, Tells, Turn, Wants};
 use crate::site::{Because, Evidence, Map, Seen};
 use crate::table::{Limit, Table};
 
@@ -52,6 +55,12 @@ const ALPHA: u32 = 4;
 
 /// Keys with mail that is away are looked at so often, in microseconds, whatever else happens.
 const LOOK_US: u64 = 500_000;
+
+/// A place that another spawner gives back is noticed within this time, in microseconds; half of it on average. With no time
+/// between, two that stand in each other's way would do so again.
+const POLL_US: std::ops::RangeInclusive<u64> = 10_000..=30_000;
+/// So many entries of other spawners are read each time at most: 3 of 43 keys, 21 of 6. The others come at the next times.
+const POLL_READS: u32 = 128;
 
 /// Domains that have been seen at another site come under its key so soon, in microseconds for each key. Not at once: all
 /// keys are made anew for that, which takes less than a fiftieth of this (benches/gate.rs).
@@ -231,6 +240,15 @@ pub struct Key {
     listed: bool,
     /// It is in [`Gate::paused`].
     paused: bool,
+    /// It is in [`Gate::polled`].
+    polled: bool,
+    /// Other spawners have the places that it could take, or it is their turn.
+    blocked: bool,
+    /// The others have been told of something that is not nothing.
+    told: bool,
+    /// How many deliveries they had at the last look.
+    elsewhere: u32,
+    turn: Turn,
     hash: u64,
     /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
     of: u32,
@@ -265,6 +283,11 @@ impl Key {
             lacks: false,
             listed: false,
             paused: false,
+            polled: false,
+            blocked: false,
+            told: false,
+            elsewhere: 0,
+            turn: Turn::default(),
             hash: 0,
             of: NONE,
             slots: 0,
@@ -315,6 +338,15 @@ impl Key {
                     self.learned.may_start(now_us, self.running, most(limit), self.cap.learning);
                 may == May::Start
             }
+        }
+    }
+
+    /// The limit that holds over all spawners. Others have none, or nothing runs anyway; what a server was seen to take is known
+    /// to this spawner alone.
+    fn common_limit(&self) -> Option<u32> {
+        match self.cap.limit {
+            Limit::AtMost(limit) if limit > 0 => Some(limit),
+            _ => None,
         }
     }
 
@@ -444,8 +476,13 @@ impl Keys {
         key.place = Place::Active;
         key.pace = Pace::new(now_us, guess_secs);
         key.recall = Recall::default();
-        // What is still in [`Gate::paused`] is of whoever was here before.
+        // What is still in [`Gate::paused`] or [`Gate::polled`] is of whoever was here before.
         key.paused = false;
+        key.polled = false;
+        key.blocked = false;
+        key.told = false;
+        key.elsewhere = 0;
+        key.turn = Turn::default();
         self.last_number = self.last_number.checked_add(1).unwrap_or(1);
         key.number = self.last_number;
         self.free.pop();
@@ -595,6 +632,12 @@ pub struct Gate {
     paused: BinaryHeap<Reverse<(u64, u32)>>,
     /// What went back as busy after it was refused.
     returns: Returns,
+    /// The other spawners of the queue, where there are any.
+    spawners: Option<Box<dyn Spawners>>,
+    /// Keys that wait for what other spawners have, or have waited: the next to be looked at first.
+    polled: VecDeque<u32>,
+    polled_us: u64,
+    poll_us: u64,
     /// Whether a domain belongs to another site than its key says.
     sites: Order,
     resited_us: u64,
@@ -664,6 +707,10 @@ impl Gate {
             heard: Heard::default(),
             paused: BinaryHeap::new(),
             returns: Returns::default(),
+            spawners: None,
+            polled: VecDeque::new(),
+            polled_us: 0,
+            poll_us: 0,
             sites: Order::Kept,
             resited_us: 0,
         })
@@ -703,11 +750,12 @@ impl Gate {
         }
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts anyway
         // is not asked for, because three divisions are in the answer.
-        let starts_at_once = startable && self.keys.all[at as usize].held == 0;
+        let starts_at_once =
+            startable && self.keys.all[at as usize].held == 0 && self.takes_place(at, now_us);
         let may_hold = !starts_at_once
             && suspended_until.is_none_or(|until_us| until_us - now_us < HOLD_MAX_US)
             && self.may_hold(at, was_called, now_us);
-        if startable && !may_hold {
+        if starts_at_once || (startable && !may_hold && self.takes_place(at, now_us)) {
             self.start(slot, domain, now_us);
             self.look_for_room(at);
             return Answer::Go;
@@ -741,17 +789,20 @@ impl Gate {
             self.keys.all[at as usize].paused = false;
             self.make_ready(at);
         }
+        if !self.polled.is_empty() && now_us.saturating_sub(self.polled_us) >= self.poll_us {
+            self.poll(now_us);
+        }
         while self.ready.first != NONE {
             let at = self.ready.first;
             unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
             let key = &mut self.keys.all[at as usize];
             key.ready = false;
-            if !key.is_startable(now_us) {
-                // It has been suspended meanwhile, or its limit has gone down.
+            // If not, it has been suspended meanwhile, or its limit has gone down, or others have its places.
+            if !key.is_startable(now_us) || !self.takes_place(at, now_us) {
                 self.make_ready(at);
                 continue;
             }
-            let slot = key.waiting.first;
+            let slot = self.keys.all[at as usize].waiting.first;
             let domain = self.slots[slot as usize].domain;
             let command = self.unhold(slot, at);
             self.start(slot, domain, now_us);
@@ -818,6 +869,7 @@ impl Gate {
             }
             if key.recall.away() == 0 {
                 key.listed = false;
+                self.tell(at);
                 self.absent.swap_remove(index);
                 self.rest_if_idle(at, now_us);
             } else {
@@ -856,7 +908,9 @@ impl Gate {
             Limit::AtMost(0) => (0, 0),
             Limit::AtMost(limit) => {
                 key.pace.run(now_us, key.running);
-                (limit.saturating_sub(key.running), key.pace.spare(limit))
+                let here = limit.saturating_sub(key.elsewhere).max(1);
+                let idle = limit.saturating_sub(key.running.saturating_add(key.elsewhere));
+                (idle, key.pace.spare(here))
             }
             Limit::Unlimited => (SLOTS_MAX, 0),
         };
@@ -881,6 +935,7 @@ impl Gate {
             State::Held => {
                 let at = self.keys.all[domain as usize].of;
                 self.unhold(slot, at);
+                self.tell(at);
                 self.rest_if_idle(domain, now_us);
             }
             State::Running if domain == NONE => self.vacate(slot),
@@ -893,12 +948,15 @@ impl Gate {
                     Ran::Yes(report) => self.ended(at, slot, report, now_us),
                     Ran::No => Try::Real,
                 };
-                self.make_ready(at);
                 self.vacate(slot);
+                // Its own place is free: whose turn it is can be said at once.
+                self.keys.all[at as usize].blocked = false;
+                self.make_ready(at);
                 let busy = (tried != Try::Real).then(|| {
                     self.totals.refused += 1;
                     self.send_away(at, now_us, Why::Refused)
                 });
+                self.tell(at);
                 self.look_for_room(at);
                 self.rest_if_idle(domain, now_us);
                 return busy;
@@ -1018,6 +1076,7 @@ impl Gate {
             key.recall = Recall::default();
         }
         self.look_at_absent(self.now_us);
+        self.tell_all();
     }
 
     /// Microseconds until [`Gate::next`] has something to do; None if nothing is held or away.
@@ -1039,7 +1098,8 @@ impl Gate {
         let is_waiting = held_us.is_some() || look_us.is_some();
         let resite_us =
             (self.sites == Order::Changed && is_waiting).then(|| self.resite_us(now_us));
-        [held_us, look_us, paused_us, resite_us].into_iter().flatten().min()
+        let poll_us = (!self.polled.is_empty()).then(|| until(self.polled_us, self.poll_us));
+        [held_us, look_us, paused_us, resite_us, poll_us].into_iter().flatten().min()
     }
 
     /// The parts of a command whose handle [`Gate::next`] gave.
@@ -1127,6 +1187,7 @@ impl Gate {
     pub fn tidy(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
         let now_us = self.clock(now_us);
         self.commands.trim();
+        self.tell_all();
         self.keys.forget_old(now_us);
         for list in [&mut self.lacking, &mut self.absent, &mut self.gone] {
             if list.is_empty() && list.capacity() > KEPT_ENTRIES {
@@ -1309,10 +1370,12 @@ impl Gate {
             append(&mut key.waiting, at, &mut self.slots, |slot| &mut slot.of_key);
             at = of_all.next;
         }
-        self.keys = keys;
+        let old = std::mem::replace(&mut self.keys, keys);
         self.sites = Order::Kept;
         self.ready = EMPTY;
         self.paused.clear();
+        self.polled.clear();
+        self.retell(&old);
         for at in 0..self.keys.all.len() as u32 {
             let key = &self.keys.all[at as usize];
             let idle_since_us = key.idle_since_us;
@@ -1324,6 +1387,180 @@ impl Gate {
             }
         }
         Ok(())
+    }
+
+    /// From now on its places are those of all spawners of the queue together.
+    pub fn share(&mut self, spawners: Box<dyn Spawners>) {
+        self.spawners = Some(spawners);
+        self.tell_all();
+    }
+
+    /// The other spawners, if the queue may have any.
+    #[must_use]
+    pub fn spawners(&self) -> Option<&dyn Spawners> {
+        self.spawners.as_deref()
+    }
+
+    /// Looks who they are. To be called about once a second.
+    pub fn look_at_spawners(&mut self) {
+        let Some(spawners) = &mut self.spawners else { return };
+        if spawners.look() == Looked::Anew {
+            for at in 0..self.keys.all.len() as u32 {
+                self.tell(at);
+            }
+        }
+    }
+
+    /// For when the gate itself may be broken: it counts for nobody any more.
+    pub fn leave_spawners(&mut self) {
+        if let Some(mut spawners) = self.spawners.take() {
+            spawners.leave();
+        }
+        self.polled.clear();
+    }
+
+    /// What the others are to know of a key that has so many running.
+    fn own(&self, key: &Key, running: u32) -> Tells {
+        let has_more = key.held > 0 || (key.recall.away() > 0 && self.in_use < self.capacity);
+        let wants = match has_more && key.admits(self.now_us) {
+            true => Wants::More,
+            false => Wants::Nothing,
+        };
+        Tells { running, wants }
+    }
+
+    /// Tells the other spawners what this one has of a key.
+    #[inline]
+    fn tell(&mut self, at: u32) {
+        if self.spawners.is_some() {
+            self.tell_of(at, self.keys.all[at as usize].running);
+        }
+    }
+
+    fn tell_of(&mut self, at: u32, running: u32) {
+        let key = &self.keys.all[at as usize];
+        let own = match key.common_limit() {
+            Some(_) if key.of == at && key.place != Place::Nowhere => self.own(key, running),
+            _ => Tells::default(),
+        };
+        let key = &mut self.keys.all[at as usize];
+        let is_something = own != Tells::default();
+        if is_something || key.told {
+            key.told = is_something;
+            if let Some(spawners) = &mut self.spawners {
+                spawners.tell(key.kind, &key.name, own);
+            }
+        }
+    }
+
+    /// Tells them again of what they have been told: whether it wants more may have changed by other things than its own deliveries.
+    fn tell_all(&mut self) {
+        if self.spawners.is_none() {
+            return;
+        }
+        for at in 0..self.keys.all.len() as u32 {
+            if self.keys.all[at as usize].told {
+                self.tell(at);
+            }
+        }
+    }
+
+    /// The keys have been made anew: first what there is now, so that nothing is missing meanwhile.
+    fn retell(&mut self, old: &Keys) {
+        if self.spawners.is_none() {
+            return;
+        }
+        for at in 0..self.keys.all.len() as u32 {
+            self.tell(at);
+        }
+        for key in old.all.iter().filter(|key| key.told) {
+            let hash = Keys::hash(key.kind, self.rules.hasher.hash(&key.name));
+            let now = self.keys.find(hash).map(|at| &self.keys.all[at as usize]);
+            if now.is_none_or(|now| !now.told)
+                && let Some(spawners) = &mut self.spawners
+            {
+                spawners.tell(key.kind, &key.name, Tells::default());
+            }
+        }
+    }
+
+    /// Whether a key that has a free place of its own may take one of all spawners' places. Then they know.
+    #[inline]
+    fn takes_place(&mut self, at: u32, now_us: u64) -> bool {
+        self.spawners.is_none() || self.takes_common_place(at, now_us)
+    }
+
+    fn takes_common_place(&mut self, at: u32, now_us: u64) -> bool {
+        let key = &self.keys.all[at as usize];
+        let Some(limit) = key.common_limit() else { return true };
+        if key.blocked {
+            return false;
+        }
+        self.tell_of(at, key.running + 1);
+        if self.turn(at, limit, now_us) == Take::Yes {
+            return true;
+        }
+        self.tell(at);
+        self.block(at);
+        false
+    }
+
+    /// What the others have of a key now, and whose turn it is.
+    fn turn(&mut self, at: u32, limit: u32, now_us: u64) -> Take {
+        let key = &mut self.keys.all[at as usize];
+        let others = match &mut self.spawners {
+            Some(spawners) => spawners.others(key.kind, &key.name),
+            None => Others::default(),
+        };
+        key.elsewhere = others.running;
+        key.turn.take(now_us, limit, key.running, &others)
+    }
+
+    /// It waits for what others have. Without memory to look for that: until its next own delivery ends or the hold does.
+    fn block(&mut self, at: u32) {
+        let key = &mut self.keys.all[at as usize];
+        key.blocked = true;
+        if !key.polled && self.polled.try_reserve(1).is_ok() {
+            key.polled = true;
+            if self.polled.is_empty() {
+                self.poll_next(self.now_us);
+            }
+            self.polled.push_back(at);
+        }
+    }
+
+    fn poll_next(&mut self, now_us: u64) {
+        self.polled_us = now_us;
+        let span_us = POLL_US.end() - POLL_US.start();
+        self.poll_us = POLL_US.start() + self.random.next() % (span_us + 1);
+    }
+
+    /// Looks whether there is a place for keys that wait for one.
+    fn poll(&mut self, now_us: u64) {
+        self.poll_next(now_us);
+        let others = self.spawners.as_ref().map_or(0, |spawners| spawners.alive());
+        let most = (POLL_READS / others.max(1)).max(1) as usize;
+        for _ in 0..most.min(self.polled.len()) {
+            let Some(at) = self.polled.pop_front() else { return };
+            let key = &mut self.keys.all[at as usize];
+            // Another key may have this entry by now.
+            if !key.polled {
+                continue;
+            }
+            let waits = key.blocked && (key.held > 0 || key.recall.away() > 0);
+            let limit = key.common_limit().filter(|_| waits && key.admits(now_us));
+            if let Some(limit) = limit
+                && self.turn(at, limit, now_us) != Take::Yes
+            {
+                self.tell(at);
+                self.polled.push_back(at);
+                continue;
+            }
+            let key = &mut self.keys.all[at as usize];
+            (key.polled, key.blocked) = (false, false);
+            self.make_ready(at);
+            self.look_for_room(at);
+        }
     }
 
     fn clock(&mut self, now_us: u64) -> u64 {
@@ -1386,6 +1623,7 @@ impl Gate {
         key.pace.run(now_us, key.running);
         key.running += 1;
         key.peak = key.peak.max(key.running);
+        self.tell(of);
     }
 
     /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there is room
@@ -1447,7 +1685,7 @@ impl Gate {
 
     fn make_ready(&mut self, at: u32) {
         let key = &mut self.keys.all[at as usize];
-        if key.ready || key.held == 0 {
+        if key.ready || key.held == 0 || key.blocked {
             return;
         }
         if key.is_startable(self.now_us) {

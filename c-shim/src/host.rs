@@ -2,7 +2,7 @@
 //!
 //! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs five `stat`
 //! calls a second; the status one `write` a second, when something changed, and what was seen of sites one in ten. All
-//! descriptors are closed again at once.
+//! descriptors are closed again at once, but for that of [`crate::shared`], which only a queue with several spawners has.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -20,6 +21,8 @@ use crate::memory::{OutOfMemory, Text};
 use crate::problem::{self, Kind, Problem};
 use crate::route::Routes;
 use crate::rules::KeyKind;
+use crate::share::Spawners;
+use crate::shared::{COLUMNS_MAX, Shared};
 use crate::site::{self, Map};
 use crate::status::{self, Frame, State};
 use crate::table::{self, Limit, Table};
@@ -180,6 +183,20 @@ fn join(directory: &OsStr, name: &str) -> Result<OsString, OutOfMemory> {
     Ok(path)
 }
 
+/// The file of one of several spawners: the first has the name as it is.
+fn numbered(base: &OsStr, index: u32) -> Result<OsString, OutOfMemory> {
+    if index == 0 {
+        return copy(base);
+    }
+    let mut number = Text::default();
+    write!(number, ".{index}").map_err(|_| OutOfMemory)?;
+    let mut path = OsString::new();
+    path.try_reserve_exact(base.len() + number.bytes.len())?;
+    path.push(base);
+    path.push(OsStr::from_bytes(&number.bytes));
+    Ok(path)
+}
+
 /// What there is to do about a held command; `text` is in [`Host::text`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
@@ -235,6 +252,9 @@ pub struct Host {
     sites: Watched,
     /// The name for HELO: that of the first one that there is.
     helo: [Watched; 2],
+    /// The names of the status file and of what was seen of sites, for a spawner that is alone or the first.
+    status_base: OsString,
+    seen_base: OsString,
     status_path: OsString,
     status_problem: Option<Problem>,
     seen_path: OsString,
@@ -280,6 +300,8 @@ impl Host {
             routes: Watched::new(control, "smtproutes")?,
             sites: Watched::new(control, "concurrencysites")?,
             helo: [Watched::new(control, "helohost")?, Watched::new(control, "me")?],
+            status_base: copy(status)?,
+            seen_base: join(directory_of(status), "gatesites")?,
             status_path: copy(status)?,
             status_problem: None,
             seen_path: join(directory_of(status), "gatesites")?,
@@ -297,7 +319,16 @@ impl Host {
             rescue_from: 0,
             text,
         };
-        host.restore_seen()?;
+        let expected = host.status_files()?;
+        host.restore_seen(expected)?;
+        let shared = join(directory_of(status), "gateshared")?;
+        if let Some(shared) =
+            Shared::open(&shared, slots, expected, seed ^ u64::from(std::process::id()))?
+        {
+            host.dirty |= shared.problem().is_some();
+            host.gate.share(Box::new(shared));
+            host.name_files()?;
+        }
         host.look(0);
         let is_left_over =
             || std::fs::metadata(Path::new(&host.status_path)).is_ok_and(|status| status.len() > 0);
@@ -445,6 +476,7 @@ impl Host {
     pub fn fail(&mut self) {
         if !self.failed {
             self.failed = true;
+            self.gate.leave_spawners();
             let now_us = self.now_us();
             self.write_status(now_us);
         }
@@ -496,6 +528,49 @@ impl Host {
         self.look_at_routes(now_us);
         self.look_at_sites(now_us);
         self.look_at_helo();
+        self.look_at_spawners();
+    }
+
+    /// Who else is at the queue. In the first second nothing can have changed.
+    fn look_at_spawners(&mut self) {
+        let known = |gate: &Gate| gate.spawners().map(|all| (all.index(), all.problem()));
+        let before = known(&self.gate);
+        if before.is_none() {
+            return;
+        }
+        self.gate.look_at_spawners();
+        let now = known(&self.gate);
+        if now == before {
+            return;
+        }
+        self.touch();
+        if now.map(|now| now.0) != before.map(|before| before.0) {
+            // Of the old name nobody is to read any more: the process that it tells of is alive.
+            let _ = overwrite(&self.status_path, b"");
+            // Without memory the old name stays until the next change.
+            let _ = self.name_files();
+        }
+    }
+
+    /// How many spawners the queue is meant for: hier.c makes a status file for each, `.1` being that of the second.
+    fn status_files(&self) -> Result<u32, OutOfMemory> {
+        let mut count = 1;
+        while count < COLUMNS_MAX as u32
+            && std::fs::metadata(Path::new(&numbered(&self.status_base, count)?)).is_ok()
+        {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// The files that only this one of several spawners writes.
+    fn name_files(&mut self) -> Result<(), OutOfMemory> {
+        let index = self.gate.spawners().map_or(0, |spawners| spawners.index());
+        let status = numbered(&self.status_base, index)?;
+        self.seen_path = numbered(&self.seen_base, index)?;
+        self.status_path = status;
+        (self.status_problem, self.seen_problem) = (None, None);
+        Ok(())
     }
 
     fn look_at_domains(&mut self, now_us: u64) {
@@ -591,23 +666,28 @@ impl Host {
         self.gate.set_helo(table::trimmed(line));
     }
 
-    /// What was seen of sites before the spawner was started. Whatever is wrong with that file, it is only not known then.
-    fn restore_seen(&mut self) -> Result<(), OutOfMemory> {
+    /// What was seen of sites before the spawner was started, by whichever of the spawners. Whatever is wrong with these files, it
+    /// is only not known then.
+    fn restore_seen(&mut self, files: u32) -> Result<(), OutOfMemory> {
         let hasher = self.gate.hasher();
-        match read_if(&self.seen_path, site::FILE_MAX, Seen::Nothing) {
-            Ok((_, Some(bytes))) => {
-                site::read(&bytes, hasher, self.gate.seen_mut())?;
-                self.seen_written = self.gate.rules().sites.seen.changes();
-                // Whatever was not read is gone at once: it may be what an earlier build should not have written.
-                let mut text = Text::default();
-                site::write(&mut text, &self.gate.rules().sites.seen)?;
-                if !bytes.is_empty() && text.bytes != bytes {
-                    self.overwrite_seen(&text);
+        for index in 0..files {
+            let path = numbered(&self.seen_base, index)?;
+            match read_if(&path, site::FILE_MAX, Seen::Nothing) {
+                Ok((_, Some(bytes))) => {
+                    site::read(&bytes, hasher, self.gate.seen_mut())?;
+                    self.seen_written = self.gate.rules().sites.seen.changes();
+                    // Whatever was not read is gone at once: it may be what an earlier build should not have written. That had
+                    // only the first file.
+                    let mut text = Text::default();
+                    site::write(&mut text, &self.gate.rules().sites.seen)?;
+                    if index == 0 && !bytes.is_empty() && text.bytes != bytes {
+                        self.overwrite_seen(&text);
+                    }
                 }
-            }
-            Ok((_, None)) => {}
-            Err(kind) => {
-                self.seen_problem = Some(Problem::of_file(problem::File::Seen, kind));
+                Ok((_, None)) => {}
+                Err(kind) => {
+                    self.seen_problem = Some(Problem::of_file(problem::File::Seen, kind));
+                }
             }
         }
         Ok(())
@@ -688,6 +768,7 @@ impl Host {
             self.concurrency_problem,
             self.status_problem,
             self.seen_problem,
+            self.gate.spawners().and_then(Spawners::problem),
         ];
         if status::write(&mut self.status_text, &frame, &self.gate, &problems).is_err() {
             return;

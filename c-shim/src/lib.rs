@@ -29,6 +29,8 @@ pub mod report;
 pub mod retry;
 pub mod route;
 pub mod rules;
+pub mod share;
+pub mod shared;
 pub mod site;
 pub mod status;
 pub mod table;

@@ -28,6 +28,8 @@ pub enum File {
     Status,
     /// queue/lock/gatesites
     Seen,
+    /// queue/lock/gateshared
+    Shared,
 }
 
 impl fmt::Display for File {
@@ -39,6 +41,7 @@ impl fmt::Display for File {
             Self::Sites => "control/concurrencysites",
             Self::Status => "queue/lock/gatestatus",
             Self::Seen => "queue/lock/gatesites",
+            Self::Shared => "queue/lock/gateshared",
         })
     }
 }
@@ -108,6 +111,14 @@ pub enum Kind {
     TooManySites,
     /// concurrencyremote is not a number.
     NotNumber,
+    /// The spawners of this queue cannot tell each other what runs; the system's error number, 0 if there is none.
+    CountsAlone(i32),
+    /// The same: there are more of them than the file has columns.
+    SharedFull,
+    /// The same: /proc does not show which of the others are alive.
+    ProcessesHidden,
+    /// The same, for some keys: there are too many at once.
+    SharedCrowded,
     /// No memory.
     OutOfMemory,
     /// More problems than are listed; how many more.
@@ -133,6 +144,7 @@ impl Kind {
             | Self::RouteTooLong
             | Self::RouteUnclear
             | Self::TooManyRoutes
+            | Self::SharedCrowded
             | Self::NotNumber => Severity::Warning,
             _ => Severity::Error,
         }
@@ -182,6 +194,19 @@ impl fmt::Display for Kind {
             Self::SiteLine => f.write_str("not domain:group, so this line is ignored"),
             Self::TooManySites => f.write_str("too many lines or groups, the gate does not follow it"),
             Self::NotNumber => f.write_str("not a number, so the default of 20 counts"),
+            Self::CountsAlone(0) => f.write_str("cannot be used, so each limit holds per qmail-rspawn"),
+            Self::CountsAlone(error) => {
+                write!(f, "cannot be used (error {error}), so each limit holds per qmail-rspawn")
+            }
+            Self::SharedFull => {
+                f.write_str("too many qmail-rspawn at this queue, so each limit holds once more in one of them")
+            }
+            Self::ProcessesHidden => {
+                f.write_str("/proc hides other processes (hidepid), so each limit holds per qmail-rspawn")
+            }
+            Self::SharedCrowded => {
+                f.write_str("too many destinations at once, so the limits of some hold per qmail-rspawn")
+            }
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::More(count) => write!(f, "{count} more problems"),
         }

@@ -177,6 +177,10 @@ pub(super) fn advice(kind: Kind) -> String {
         }
         Kind::TooManyRoutes => "the domains of these routes count by themselves",
         Kind::NotNumber => "write a number into control/concurrencyremote",
+        Kind::CountsAlone(_) => "make setup check in the patched tree, while qmail is stopped",
+        Kind::SharedFull => "end the qmail-rspawn of a qmail-send that is gone",
+        Kind::ProcessesHidden => "mount /proc without hidepid",
+        Kind::SharedCrowded => "raise limits that are far below what the servers take",
         Kind::OutOfMemory => "make room, then run it again",
         Kind::More(_) => "correct the others first",
         Kind::Unreadable(_) => "",
@@ -670,16 +674,28 @@ fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
             loaded.findings.push(Finding::warning((path, 0, 0), message, help));
         }
     }
-    let path = home.lock("gatestatus");
-    let (Ok(status), Some(tcpto)) = (std::fs::metadata(&path), tcpto) else { return };
-    if status.is_file() && status.uid() != tcpto.uid() {
-        let message = format!(
-            "the gate cannot write it: it belongs to user {}, and qmail-rspawn runs as user {}",
-            status.uid(),
-            tcpto.uid()
-        );
-        let help = format!("chown {} {}", tcpto.uid(), path.display());
-        loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+    let Some(tcpto) = tcpto else { return };
+    // One for each qmail-rspawn; those of a tree with supplemental channels share a file besides.
+    let numbered = (1..).map(|number| format!("gatestatus.{number}"));
+    let others = numbered.take_while(|name| home.lock(name).exists()).collect::<Vec<_>>();
+    if !others.is_empty() && !home.lock("gateshared").exists() {
+        let message =
+            "no such file: each limit holds per qmail-rspawn, not for all of them together";
+        let help = advice(Kind::CountsAlone(0));
+        loaded.findings.push(Finding::warning((&home.lock("gateshared"), 0, 0), message, help));
+    }
+    let names = ["gatestatus", "gateshared"].into_iter().chain(others.iter().map(String::as_str));
+    for path in names.map(|name| home.lock(name)) {
+        let Ok(file) = std::fs::metadata(&path) else { continue };
+        if file.is_file() && file.uid() != tcpto.uid() {
+            let message = format!(
+                "the gate cannot write it: it belongs to user {}, and qmail-rspawn runs as user {}",
+                file.uid(),
+                tcpto.uid()
+            );
+            let help = format!("chown {} {}", tcpto.uid(), path.display());
+            loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+        }
     }
 }
 
