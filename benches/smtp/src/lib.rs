@@ -9,6 +9,7 @@
 pub mod dns;
 pub mod error;
 pub mod measure;
+pub mod milter;
 pub mod plan;
 pub mod plot;
 pub mod postfix;
@@ -17,6 +18,8 @@ pub mod report;
 pub mod run;
 pub mod sandbox;
 pub mod scenario;
+pub mod servers;
+pub mod session;
 pub mod sink;
 #[allow(unsafe_code)]
 mod sys;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use qpatch::verify::limits::Raised;
@@ -20,8 +21,9 @@ use qpatch_bench_smtp::qmail::{Flavour, Qmail};
 use qpatch_bench_smtp::report::Report;
 use qpatch_bench_smtp::run::{Run, Subject, run};
 use qpatch_bench_smtp::scenario::{Learn, Options, Scenario};
+use qpatch_bench_smtp::servers::{self, KINDS, Kind};
 use qpatch_bench_smtp::sink::Step;
-use qpatch_bench_smtp::{measure, postfix, sandbox, usage};
+use qpatch_bench_smtp::{measure, postfix, sandbox, session, usage};
 
 /// Measure the patched qmail on real SMTP over loopback, with the gate, without it, and beside Postfix
 #[derive(Debug, Parser)]
@@ -68,6 +70,12 @@ struct Args {
     /// Where the queues are made; without it /dev/shm, if programs can be run from there
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
+    /// In place of the scenarios: S7, the loop with real servers whose packages are unpacked in folders of DIR
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["scenario", "only", "svg"])]
+    servers: Option<PathBuf>,
+    /// Only these of them, see README.md
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = kind, requires = "servers")]
+    server: Vec<&'static Kind>,
     /// Do not make a network namespace; the sinks then listen on this port
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1024..))]
     port: Option<u16>,
@@ -103,7 +111,28 @@ fn scale(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
+fn kind(name: &str) -> std::result::Result<&'static Kind, String> {
+    KINDS.iter().find(|kind| kind.name == name).ok_or_else(|| {
+        format!("the servers are {}", KINDS.each_ref().map(|kind| kind.name).join(", "))
+    })
+}
+
+/// A super-server has started this program to speak SMTP, see [`servers::SESSION`].
+fn session() -> Option<ExitCode> {
+    let mut args = std::env::args().skip(1);
+    if args.next()? != servers::SESSION {
+        return None;
+    }
+    let hold = Duration::try_from_secs_f64(args.next()?.parse().ok()?).ok()?;
+    // The client may have gone; there is nobody to tell.
+    let _ = session::serve(std::io::stdin().lock(), std::io::stdout(), hold);
+    Some(ExitCode::SUCCESS)
+}
+
 fn main() -> ExitCode {
+    if let Some(code) = session() {
+        return code;
+    }
     let args = Args::parse();
     match bench(&args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -146,6 +175,11 @@ fn bench(args: &Args) -> Result<()> {
         has_dns,
     };
     about(args, &scratch, &mut report);
+    if let Some(dir) = &args.servers {
+        real_servers(args, dir, &scratch, port, &mut report)?;
+        scratch.close()?;
+        return finish(args, &report);
+    }
     let mut subjects = subjects(args, &scratch, &mut report)?;
     let wanted =
         if args.scenario.is_empty() { Scenario::ALL.to_vec() } else { args.scenario.clone() };
@@ -172,7 +206,66 @@ fn bench(args: &Args) -> Result<()> {
     }
     drop(subjects);
     scratch.close()?;
-    print!("{}", report.to_table());
+    finish(args, &report)
+}
+
+/// S7.
+fn real_servers(
+    args: &Args,
+    dir: &Path,
+    scratch: &Scratch,
+    port: u16,
+    report: &mut Report,
+) -> Result<()> {
+    let kinds: Vec<&Kind> =
+        if args.server.is_empty() { KINDS.iter().collect() } else { args.server.clone() };
+    if let Err(error) = sandbox::add_users(scratch.root(), &servers::users(&kinds)) {
+        report.notes.push(format!("some servers need users of their own: {error}"));
+    }
+    let learning = match args.learn {
+        None => vec!["learn", "fixed"],
+        Some(OnOff::On) => vec!["learn"],
+        Some(OnOff::Off) => vec!["fixed"],
+    };
+    let limit = |learning: &str| if learning == "learn" { servers::LIMIT } else { servers::PLACES };
+    let tables: Vec<String> = match &args.table {
+        Some(table) => vec![format!("{}\n", table.replace("\\n", "\n"))],
+        None => learning.iter().map(|how| format!(":{}::{how}\n", limit(how))).collect(),
+    };
+    eprintln!("building the tree");
+    let mut qmail = Qmail::build(scratch, &args.tree, Flavour::Gate, args.spawn)?;
+    if let Some(logs) = &args.logs {
+        qmail.keep_logs(logs);
+    }
+    let setting = servers::Loop {
+        servers: dir,
+        parent: scratch.root().parent().unwrap_or(Path::new("/tmp")),
+        port,
+        mails: ((servers::MAILS as f64 * args.scale).round() as usize).max(2),
+        concurrency: args.spawn,
+    };
+    for kind in kinds {
+        for table in &tables {
+            for _ in 0..args.runs {
+                match servers::run(kind, table, &mut qmail, &setting)? {
+                    Ok(outcome) => {
+                        eprint!("{}", servers::to_table(std::slice::from_ref(&outcome)));
+                        report.servers.push(outcome);
+                    }
+                    Err(why) => report.notes.push(format!("{}: {why}", kind.name)),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn finish(args: &Args, report: &Report) -> Result<()> {
+    if report.servers.is_empty() {
+        print!("{}", report.to_table());
+    } else {
+        print!("{}", servers::to_table(&report.servers));
+    }
     for note in &report.notes {
         println!("note: {note}");
     }

@@ -1,6 +1,6 @@
 //! The tree's own qmail-send, spawners and qmail-remote, as qmail-start wires them, without privileges.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,10 +18,13 @@ use qpatch::tree::{self, Tree};
 use qpatch::verify::process::Process;
 use qpatch::verify::scratch::{Scratch, Site, SiteConfig};
 use qpatch::verify::{build, mail, sendrig};
+use qpatch_gate::status::Status;
+use qpatch_gate::table::Limit;
 
 use crate::error::{Error, Result};
 use crate::plan::{Known, Plan, Route};
 use crate::run::{Subject, Told};
+use crate::sink::mail_of_local_part;
 use crate::usage;
 
 /// Whether the gate is in.
@@ -55,6 +58,7 @@ const PROGRAMS: [&str; 1] = ["qmail-remote"];
 pub struct Qmail {
     site: Site,
     flavour: Flavour,
+    sender: &'static str,
     running: Option<Running>,
     logs: Option<PathBuf>,
     starts: u32,
@@ -72,6 +76,8 @@ struct Running {
 struct Account {
     told: Told,
     taken_up: HashSet<u64>,
+    /// The mail of each delivery by its number.
+    under_way: HashMap<u64, u32>,
     /// So many were queued before.
     before: usize,
     started: Instant,
@@ -82,6 +88,12 @@ impl Account {
     fn line(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix("starting delivery ") {
             self.told.started += 1;
+            let recipient =
+                rest.split_once(" to remote ").and_then(|(_, to)| mail_of_local_part(to));
+            let number = rest.split(':').next().and_then(|number| number.parse().ok());
+            if let Some((number, mail)) = number.zip(recipient) {
+                self.under_way.insert(number, mail);
+            }
             let message = rest.split_once(": msg ").and_then(|(_, rest)| rest.split(' ').next());
             if self.taken_up.len() < self.before
                 && let Some(message) = message.and_then(|number| number.parse().ok())
@@ -92,8 +104,11 @@ impl Account {
                 }
             }
         } else if let Some(rest) = line.strip_prefix("delivery ") {
-            let text = rest.split_once(": ").map_or(rest, |(_, text)| text);
+            let (number, text) = rest.split_once(": ").unwrap_or(("", rest));
+            let mail = number.parse().ok().and_then(|number: u64| self.under_way.remove(&number));
             if text.starts_with("success: ") {
+                let secs = self.started.elapsed().as_secs_f64();
+                self.told.delivered.extend(mail.map(|mail| (secs, mail)));
             } else if text.starts_with("deferral: ") && is_busy(text) {
                 self.told.busy += 1;
             } else if text.starts_with("deferral: ") && text.contains("(#4.4.5)") {
@@ -102,6 +117,7 @@ impl Account {
                 self.told.suspended += 1;
             } else if text.starts_with("deferral: ") {
                 self.told.deferred += 1;
+                self.told.deferred_mails.extend(mail);
             } else if text.starts_with("failure: ") {
                 self.told.failed += 1;
                 self.complain(line);
@@ -144,7 +160,7 @@ impl Qmail {
         for program in programs {
             build::install(&site, program)?;
         }
-        Ok(Qmail { site, flavour, running: None, logs: None, starts: 0 })
+        Ok(Qmail { site, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
     }
 
     /// From now on qmail-send's log of each start is kept in `dir`, with the seconds since then before each line.
@@ -167,6 +183,33 @@ impl Qmail {
     fn account(&self) -> Result<std::sync::MutexGuard<'_, Account>> {
         let running = self.running.as_ref().ok_or_else(|| Error::new("qmail does not run", ""))?;
         Ok(running.account.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The sender of mail from now on: real servers do not take the one that qmail-send throws bounces away for.
+    pub fn set_sender(&mut self, sender: &'static str) {
+        self.sender = sender;
+    }
+
+    /// What it has told until now.
+    pub fn told(&self) -> Result<Told> {
+        Ok(self.account()?.told.clone())
+    }
+
+    /// `make setup` makes it; where it is not, the gate writes none.
+    fn status_file(&self) -> PathBuf {
+        self.site.home().join("queue/lock/gatestatus")
+    }
+
+    /// The limit of its key as the table has it, and the effective one, as its status file has them; of several keys, that
+    /// with the lowest. None: there is none.
+    pub fn limits(&self) -> Option<(u32, u32)> {
+        let bytes = fs::read(self.status_file()).ok()?;
+        let status = Status::parse(&bytes).ok()?;
+        let limits = status.keys.iter().filter_map(|key| match (key.limit, key.effective) {
+            (Limit::AtMost(limit), Limit::AtMost(effective)) => Some((limit, effective)),
+            _ => None,
+        });
+        limits.min_by_key(|(_, effective)| *effective)
     }
 
     /// The gate's knowledge of sites becomes what the plan says.
@@ -260,6 +303,7 @@ impl Subject for Qmail {
         self.control("concurrencysites", None)?;
         if self.flavour == Flavour::Gate {
             self.know(plan)?;
+            self.site.write(&self.status_file(), b"")?;
         }
         self.control("concurrencyremote", Some(&format!("{}\n", plan.concurrency)))?;
         let patience = format!("{}\n", plan.patience.as_secs().max(1));
@@ -268,7 +312,7 @@ impl Subject for Qmail {
     }
 
     fn queue(&mut self, plan: &Plan, mail: u32) -> Result<()> {
-        self.site.queue_message(BODY, SENDER, &[plan.recipient(mail)])?;
+        self.site.queue_message(BODY, self.sender, &[plan.recipient(mail)])?;
         Ok(())
     }
 
@@ -278,6 +322,7 @@ impl Subject for Qmail {
         let account = Arc::new(Mutex::new(Account {
             told: Told::default(),
             taken_up: HashSet::new(),
+            under_way: HashMap::new(),
             before: messages(&self.site.home().join("queue/mess"))?,
             started: Instant::now(),
             works: false,

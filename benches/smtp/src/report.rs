@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::measure::median;
 use crate::scenario::{Bar, Measure, Scenario};
+use crate::servers::Outcome;
 
 /// The columns, in order.
 pub const SUBJECTS: [&str; 3] = ["gate", "no gate", "postfix"];
@@ -96,6 +97,9 @@ pub struct Report {
     pub about: BTreeMap<String, String>,
     /// In the order of the scenarios.
     pub rows: Vec<Row>,
+    /// What runs with real servers have shown.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<Outcome>,
     /// What has to be known beside the figures.
     pub notes: Vec<String>,
 }

@@ -43,8 +43,12 @@ pub struct Told {
     pub returned: usize,
     /// And those that it has deferred untried, because their key was suspended.
     pub suspended: usize,
+    /// Deliveries that have succeeded: seconds since the start, and the number of the mail.
+    pub delivered: Vec<(f64, u32)>,
     /// Deferrals after a try.
     pub deferred: usize,
+    /// Their mails, by number.
+    pub deferred_mails: Vec<u32>,
     /// Failures for good.
     pub failed: usize,
     /// When the last of the mail that was queued before the start had been taken up, in seconds from the start.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{getegid, geteuid, sethostname};
 
 use crate::error::{Error, Result};
 
@@ -22,7 +22,7 @@ pub fn enter() -> Result<()> {
     let why =
         |what: &'static str| move |error: nix::Error| Error::new(format!("{what}: {error}"), "");
     let (uid, gid) = (geteuid(), getegid());
-    let mut flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS;
+    let mut flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
     if !uid.is_root() {
         flags |= CloneFlags::CLONE_NEWUSER;
     }
@@ -38,6 +38,8 @@ pub fn enter() -> Result<()> {
                 .map_err(Error::doing(format!("write /proc/self/{file}")))?;
         }
     }
+    // sendmail waits for a minute where the machine's own name has no dot.
+    sethostname("bench.example").map_err(why("cannot set the host's name"))?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(why("cannot make the mounts private"))?;
@@ -57,4 +59,35 @@ pub fn use_name_server(file: &Path) -> Result<()> {
     let none: Option<&str> = None;
     mount(Some(file), &target, none, MsFlags::MS_BIND, none)
         .map_err(|error| Error::new(format!("cannot mount over {}: {error}", target.display()), ""))
+}
+
+/// Adds users to /etc/passwd, and groups of the same names to /etc/group, as this process and those that it starts see them.
+/// Who is there already stays. `dir` gets the files, which have to stay.
+pub fn add_users(dir: &Path, names: &[&str]) -> Result<()> {
+    /// Beyond what distributions give to packages.
+    const FIRST: usize = 64900;
+    for (file, rest) in [("passwd", ":/nonexistent:/usr/sbin/nologin"), ("group", "")] {
+        let system = Path::new("/etc").join(file);
+        let mut text =
+            fs::read_to_string(&system).map_err(Error::doing(format!("read /etc/{file}")))?;
+        let is_there =
+            |text: &str, name: &str| text.lines().any(|line| line.split(':').next() == Some(name));
+        for (number, name) in (FIRST..).zip(names) {
+            if !is_there(&text, name) {
+                let ids = if file == "passwd" {
+                    format!("{number}:{number}:")
+                } else {
+                    format!("{number}:")
+                };
+                text.push_str(&format!("{name}:x:{ids}{rest}\n"));
+            }
+        }
+        let copy = dir.join(file);
+        fs::write(&copy, text).map_err(Error::doing(format!("write {}", copy.display())))?;
+        let none: Option<&str> = None;
+        mount(Some(&copy), &system, none, MsFlags::MS_BIND, none).map_err(|error| {
+            Error::new(format!("cannot mount over {}: {error}", system.display()), "")
+        })?;
+    }
+    Ok(())
 }

@@ -143,13 +143,15 @@ pub fn local_part(mail: u32) -> String {
 }
 
 /// The number of the mail in `RCPT TO:<m000001@...>`.
-fn mail_of(line: &[u8]) -> Option<u32> {
+pub(crate) fn mail_of(line: &[u8]) -> Option<u32> {
     let start = line.iter().position(|&byte| byte == b'<')? + 1;
-    let digits = line.get(start..)?.strip_prefix(b"m")?.split_at_checked(6)?;
-    if digits.1.first() != Some(&b'@') {
-        return None;
-    }
-    std::str::from_utf8(digits.0).ok()?.parse().ok()
+    mail_of_local_part(std::str::from_utf8(line.get(start..)?).ok()?)
+}
+
+/// The number of the mail in `m000001@...`.
+pub(crate) fn mail_of_local_part(address: &str) -> Option<u32> {
+    let (digits, rest) = address.strip_prefix('m')?.split_at_checked(6)?;
+    if rest.starts_with('@') { digits.parse().ok() } else { None }
 }
 
 impl Sink {

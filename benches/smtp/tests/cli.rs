@@ -19,6 +19,9 @@ fn wrong_usage_is_2() {
         &["TREE", "--runs", "0"],
         &["TREE", "--port", "25"],
         &["TREE", "--learn", "maybe"],
+        &["TREE", "--server", "exim-max"],
+        &["TREE", "--servers", "DIR", "--server", "exchange"],
+        &["TREE", "--servers", "DIR", "--scenario", "S1"],
     ] {
         let (code, said) = bench(args);
         assert_eq!(code, Some(2), "{args:?}: {said}");
