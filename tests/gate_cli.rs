@@ -901,6 +901,8 @@ fn the_library_is_what_apply_writes() {
     assert!(output.stdout.starts_with(b"!<arch>\n"), "it is an archive");
     assert!(output.stdout.len() > 100_000);
     assert_eq!(output.stdout, qpatch::patches::gate_library());
+    let says = |text: &[u8]| output.stdout.windows(text.len()).any(|window| window == text);
+    assert!(says(b"gate_ask") && !says(b"inject"), "c-shim/tests/c.rs says more of that");
     if has("script") && has("timeout") {
         let shown = on_a_terminal(dir.path(), "library", |_| false);
         assert_eq!(

@@ -21,7 +21,6 @@ use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_uint};
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, TryLockError};
 
 use crate::bindings::{self, gate_next as NextOut, gate_text as PartIn};
@@ -39,13 +38,11 @@ const _: () = assert!(crate::command::PART_MAX == bindings::GATE_PART_MAX as usi
 
 static HOST: Mutex<Option<Host>> = Mutex::new(None);
 
-/// Panics to come, for tests.
-static INJECTED: AtomicU32 = AtomicU32::new(0);
-
-/// Makes the next `calls` calls of exported functions panic, to test the boundary. Not visible from C.
-#[doc(hidden)]
-pub fn inject_panics(calls: u32) {
-    INJECTED.store(calls, Ordering::Relaxed);
+/// [`crate::inject::panics`] for tests in C.
+#[cfg(feature = "panic-injection")]
+#[unsafe(no_mangle)]
+pub extern "C" fn gate_inject_panics(calls: c_uint) {
+    crate::inject::panics(calls);
 }
 
 /// Forgets the gate, so that a test can open another. Not visible from C.
@@ -62,10 +59,8 @@ fn guarded<R>(fallback: R, body: impl FnOnce(&mut Option<Host>) -> Option<R>) ->
         Err(TryLockError::WouldBlock) => return fallback,
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        if INJECTED.load(Ordering::Relaxed) > 0 {
-            INJECTED.fetch_sub(1, Ordering::Relaxed);
-            panic!("injected");
-        }
+        #[cfg(feature = "panic-injection")]
+        crate::inject::called();
         body(&mut host)
     }));
     match outcome {

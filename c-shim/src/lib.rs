@@ -15,6 +15,8 @@ pub mod ffi;
 pub mod gate;
 pub mod host;
 pub mod index;
+#[cfg(feature = "panic-injection")]
+pub mod inject;
 pub mod learn;
 mod list;
 pub mod literal;

@@ -23,7 +23,7 @@ fn gate() -> &'static Gate {
     GATE.get_or_init(|| made("gate.a", &[]))
 }
 
-/// With the domain panic.invalid.
+/// With what injects panics.
 fn panicking_gate() -> &'static Gate {
     static GATE: OnceLock<Gate> = OnceLock::new();
     GATE.get_or_init(|| made("panicking.a", &["--cfg", "feature=\"panic-injection\""]))
@@ -205,6 +205,21 @@ fn panics_stay_inside() {
     assert_eq!(busy, 0, "after a panic everything goes");
     let status = fs::read_to_string(build.path.join("queue/lock/gatestatus")).unwrap();
     assert!(status.contains("state\tfailed\n"), "{status}");
+}
+
+/// What is made for the mail server cannot be made to panic.
+#[test]
+fn nothing_injects_panics_into_the_mail_server() {
+    let injects = |gate: &Gate| {
+        let bytes = fs::read(&gate.archive).unwrap();
+        let text = bytes.windows(8).any(|window| window == b"injected");
+        let output = succeed(Command::new("nm").arg(&gate.archive));
+        let symbols = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(symbols.contains(" T gate_ask\n"), "it has symbols");
+        (text, symbols.contains("gate_inject_panics"), symbols.contains("inject"))
+    };
+    assert_eq!(injects(panicking_gate()), (true, true, true), "or the look finds nothing at all");
+    assert_eq!(injects(gate()), (false, false, false));
 }
 
 #[test]

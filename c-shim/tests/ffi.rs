@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use qpatch_gate::ffi::{
     close, gate_ask, gate_done, gate_drop_held, gate_held, gate_next, gate_open, gate_timeout_ms,
-    inject_panics,
 };
+use qpatch_gate::inject;
 use qpatch_gate::status::{State, Status};
 
 const NONE: c_int = 0;
@@ -253,7 +253,7 @@ fn after_a_panic_mail_goes_on() {
         assert_eq!(ask(slot, "a.example"), HOLD);
     }
     std::panic::set_hook(Box::new(|_| {}));
-    inject_panics(1);
+    inject::panics(1);
     assert_eq!(ask(4, "a.example"), GO);
     assert_eq!(home.status().state, State::Failed);
     assert_eq!(ask(5, "a.example"), GO);
@@ -273,7 +273,7 @@ fn every_function_survives_a_panic() {
     let home = Home::new();
     assert_eq!(home.open(10), 1);
     std::panic::set_hook(Box::new(|_| {}));
-    inject_panics(6);
+    inject::panics(6);
     assert_eq!(ask(0, "a.example"), GO);
     assert_eq!(next(), None);
     done(0);
@@ -285,7 +285,7 @@ fn every_function_survives_a_panic() {
     drop(std::panic::take_hook());
     drop(home);
     let home = Home::new();
-    inject_panics(1);
+    inject::panics(1);
     assert_eq!(home.open(10), 0);
     assert_eq!(home.open(10), 1);
 }
