@@ -75,8 +75,9 @@ THREADS
 FILES
   control/concurrencydomains, control/smtproutes, control/concurrencysites: looked at once a second at most, during the
   calls, and read again when they have changed. control/concurrencyremote: read by gate_open only, as qmail-send reads it at its start only.
-  queue/lock/gatestatus: written once a second at most when something changed. It is not created: it must exist and be
-  writable, otherwise there is no status.
+  queue/lock/gatestatus: written once a second at most when something changed, and once a minute if nothing did, so that its
+  age tells whether the spawner runs. A gate that has had no limits since it was opened writes only if an earlier one has
+  left something there. It is not created: it must exist and be writable, otherwise there is no status.
   gatesites, in the same directory: where mail of each domain was seen to go. Read by gate_open, written once in ten seconds
   at most when something changed, and at the end. It must exist, too.
   gateshared, in the same directory: only for several qmail-rspawn. Each has a number, from 0 on: a column of that file. Number
@@ -142,7 +143,8 @@ extern int gate_done(unsigned int slot, const char *report, unsigned int len, co
 
 /*
 Milliseconds, 0..60000, after which gate_next must be called again (at once, for a held command; for one that has been
-held too long; 10 to 30 while mail waits for places that other qmail-rspawn have; for a changed control file while something is held or away; for a call; for the status file). -1: no need.
+held too long; 10 to 30 while mail waits for places that other qmail-rspawn have; for a changed control file while
+something is held or away; for a call; for the status file). -1: no need; a gate that has written a status wakes once a minute.
 */
 extern long gate_timeout_ms(void);
 

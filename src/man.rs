@@ -1,7 +1,7 @@
 //! The manual pages: those of the commands, made from their help, and concurrencydomains(5).
 //!
 //! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it knows
-//! nothing of EXIT STATUS and SEE ALSO.
+//! nothing of METRICS, EXIT STATUS and SEE ALSO.
 
 #![forbid(unsafe_code)]
 
@@ -41,6 +41,22 @@ const EXIT_STATUS: [(&str, &str, &str); 7] = [
     ),
 ];
 
+/// What stands before the metrics.
+const METRICS: &str = "\
+With \\fB\\-\\-format prometheus\\fR, for node_exporter's textfile folder; the sources have a dashboard and alert rules in monitoring. \
+Times are in seconds since 1970.
+.PP
+Where a tree has several remote channels, each has a qmail\\-rspawn, and those metrics that tell of one have a label \\fBspawner\\fR: \
+0 for queue/lock/gatestatus, 1 for gatestatus.1. All others are of all together.
+.PP
+The metrics of keys have the labels \\fBkind\\fR (domain, relay, group) and \\fBkey\\fR, the name: bytes that are not printable \
+ASCII are \\fB%\\fR and two hexadecimal digits, here as in every other output, and so is \\fB%\\fR. A key has series of its own if it is a \
+group, a relay, or a domain with a line of its own in concurrencydomains, if it is or was at its limit, or if it is one of \
+the \\fB\\-\\-busiest\\fR of the rest. The others are added up under \\fBkind=\"other\"\\fR, but not their counters: with a key that gets \
+series of its own these would fall, and a counter must not. What the others did is what is left of all, for example \
+rate(qmail_gate_done_total[5m]) \\- sum without (kind, key) (rate(qmail_gate_key_done_total[5m])).
+";
+
 /// Every page: its file's name and its text.
 ///
 /// # Errors
@@ -77,8 +93,9 @@ fn page(man: &Man, command: &Command) -> io::Result<String> {
     let (rest, _) = rest.split_once(".SH VERSION\n").unwrap_or((rest, ""));
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
     Ok(format!(
-        "{head}{SYNOPSIS}{}\n{DESCRIPTION}{rest}{}{}",
+        "{head}{SYNOPSIS}{}\n{DESCRIPTION}{rest}{}{}{}",
         synopsis(command),
+        metrics(name),
         exit_status(name),
         see_also(name)
     ))
@@ -150,6 +167,16 @@ fn exit_status(name: &str) -> String {
     let rows = [("0", done), ("1", could_not), ("2", "wrong usage")];
     let rows = rows.map(|(code, meaning)| format!(".TP\n{}\n{meaning}\n", bold(code)));
     format!(".SH \"EXIT STATUS\"\n{}", rows.concat())
+}
+
+/// What gate show prints for Prometheus.
+fn metrics(name: &str) -> String {
+    if name != "qpatch-gate-show" {
+        return String::new();
+    }
+    let rows = crate::gate::prometheus::metrics()
+        .map(|(name, kind, help)| format!(".TP\n{} ({kind})\n{}\n", bold(&name), escaped(help)));
+    format!(".SH METRICS\n{}{}", METRICS, rows.collect::<String>())
 }
 
 fn see_also(name: &str) -> String {

@@ -14,7 +14,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Run, has, run};
 use qpatch_gate::command::Parts;
@@ -424,7 +424,10 @@ fn show_tells_what_the_gate_wrote() {
         down.starts_with("down.example     20    -        0     0     0     0     1     1  "),
         "{down}"
     );
-    assert!(down.ends_with("  192.0.2.1 does not like you. Remote host said: 421 ?[2J"), "{down}");
+    assert!(
+        down.ends_with("  192.0.2.1 does not like you. Remote host said: 421 %1b[2J"),
+        "{down}"
+    );
     assert!(
         next().starts_with("free.example   none    -        0     0     0     0     1     1  ")
     );
@@ -439,7 +442,7 @@ fn show_tells_what_the_gate_wrote() {
     assert_eq!(report["keys"][0]["running"], 2);
     assert_eq!(
         report["keys"][1]["last_error"],
-        "192.0.2.1 does not like you.\nRemote host said: 421 \x1b[2J\n"
+        "192.0.2.1 does not like you.%0aRemote host said: 421 %1b[2J%0a"
     );
     assert_eq!(report["keys"][2]["limit"], Value::Null);
 
@@ -548,7 +551,7 @@ fn show_tells_how_a_domain_counts() {
     ]);
     let out = run.ok().out;
     let group = "  limit      10, follows the server; now 8\n  now        8 running, 2 held, 4 away\n  objected   N s ago\n  \
-                 error      192.0.2.7 failed after I sent the message. Remote host said: 421 4.3.2 too many ?[31...\n";
+                 error      192.0.2.7 failed after I sent the message. Remote host said: 421 4.3.2 too many %1b[...\n";
     let (_, out) = out.split_once("\n\n").unwrap();
     assert_eq!(
         without_seconds(out),
@@ -570,9 +573,11 @@ fn show_tells_how_a_domain_counts() {
 }
 
 /// Metrics that no panel of monitoring/grafana.json has, on purpose.
-const IN_NO_PANEL: [&str; 1] = [
+const IN_NO_PANEL: [&str; 2] = [
     // Grafana makes its own rate of key_done_total.
     "qmail_gate_key_rate",
+    // What these keys do is in the panels of the keys, as one.
+    "qmail_gate_keys_other",
 ];
 
 /// Every `expr` and every query of a variable.
@@ -653,6 +658,227 @@ fn the_dashboard_has_the_metrics_that_there_are() {
             assert!(places.insert((x, y)), "two panels are in one place: {panel}");
         }
     }
+}
+
+/// A status file of this process, with what may follow its number on the line, and these keys.
+fn status_of(process: &str, running: u32, keys: &str) -> String {
+    let text = status_with(keys);
+    let slots = format!("slots\t100\t50\t{running}\t0");
+    let pid = format!("pid\t{}\n", std::process::id());
+    text.replace(&pid, &format!("pid\t{process}\n")).replace("slots\t100\t100\t14\t2", &slots)
+}
+
+/// When a process started, and its name, once it is in this state; `?` for any.
+fn wait_for_state(pid: u32, state: char) -> (u64, String) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (name, rest) = text.split_once('(').unwrap().1.rsplit_once(')').unwrap();
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        if state == '?' || fields[0].starts_with(state) {
+            return (fields[19].parse().unwrap(), name.to_string());
+        }
+        assert!(Instant::now() < deadline, "{pid} is not {state}: {text}");
+        thread::yield_now();
+    }
+}
+
+/// The words of `up` and `alive`.
+fn is_up(home: &Home) -> (String, Value) {
+    let text = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    let up = text.lines().find_map(|line| line.strip_prefix("qmail_gate_up ")).unwrap();
+    let report = json(&home.gate(&["show", ".", "--format", "json"]).ok().out);
+    (up.to_string(), report["alive"].clone())
+}
+
+#[test]
+fn up_is_that_very_process() {
+    if !Path::new("/proc/self/stat").exists() {
+        eprintln!("skipped: no /proc");
+        return;
+    }
+    let home = Home::new();
+    let namespace = fs::metadata("/proc/self/ns/pid").unwrap().ino();
+    let told = |process: &str| {
+        fs::write(home.path("queue/lock/gatestatus"), status_of(process, 1, "")).unwrap();
+        is_up(&home)
+    };
+    let up = ("1".to_string(), Value::Bool(true));
+    let down = ("0".to_string(), Value::Bool(false));
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = child.id();
+    let (start, name) = loop {
+        // Between fork and exec it has our name.
+        let found = wait_for_state(pid, 'S');
+        if found.1 == "sleep" {
+            break found;
+        }
+    };
+    let very = format!("{pid}\t{start}\t{name}\t{namespace}");
+    assert_eq!(told(&very), up);
+    assert_eq!(told(&format!("{pid}")), up, "an earlier gate says no more");
+    assert_eq!(told(&format!("{pid}\t{start}\t{name}\t0")), up);
+    assert_eq!(told(&format!("{pid}\t{}\t{name}\t{namespace}", start + 1)), down, "a later one");
+    assert_eq!(
+        told(&format!("{pid}\t{start}\tqmail-rspawn\t{namespace}")),
+        down,
+        "another program"
+    );
+    for no_process in ["0", "4194305", "4294967295"] {
+        assert_eq!(told(no_process), down, "{no_process}");
+    }
+    assert_eq!(told(&format!("{pid}")).0, "1");
+    let failed = status_of(&very, 1, "").replace("state\tlimits", "state\tfailed");
+    fs::write(home.path("queue/lock/gatestatus"), failed).unwrap();
+    assert_eq!(is_up(&home), ("0".to_string(), Value::Bool(true)), "it runs without limits");
+
+    let first = wait_for_state(1, '?');
+    assert_eq!(told(&format!("1\t{}\t{}\t{namespace}", first.0, first.1)), up, "whoever's it is");
+
+    // SIGKILL, and nobody asks what became of it.
+    let killed = Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap();
+    assert!(killed.success());
+    wait_for_state(pid, 'Z');
+    assert_eq!(told(&very), down, "a zombie");
+    assert_eq!(told(&format!("{pid}")), down, "a zombie");
+    child.wait().unwrap();
+    assert_eq!(told(&very), down);
+    let out = home.gate(&["show", "."]).ok().out;
+    assert!(out.contains("\nthis process is gone; these are its last figures\n"), "{out}");
+}
+
+#[test]
+fn up_of_a_qmail_in_a_container() {
+    if !is_root() || !has("unshare") {
+        eprintln!("skipped: namespaces take root and unshare");
+        return;
+    }
+    // /proc is ours there, so it tells our number of the shell, which becomes sleep.
+    let script = "read stat < /proc/self/stat; echo \"$$ $stat\"; exec sleep 1000";
+    let mut child = Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    if words.is_empty() {
+        child.wait().unwrap();
+        eprintln!("skipped: no namespaces here");
+        return;
+    }
+    let (inside, outside) = (words[0], words[1].parse().unwrap());
+    assert_eq!(inside, "1");
+    let start = loop {
+        let (start, name) = wait_for_state(outside, 'S');
+        if name == "sleep" {
+            break start;
+        }
+    };
+    let home = Home::new();
+    let told = |process: &str| {
+        fs::write(home.path("queue/lock/gatestatus"), status_of(process, 1, "")).unwrap();
+        is_up(&home)
+    };
+    let up = ("1".to_string(), Value::Bool(true));
+    let very = format!("1\t{start}\tsleep\t77");
+    assert_eq!(told(&very), up, "the 1 of there is not the 1 of here");
+    assert_ne!(told(&format!("1\t{start}\tqmail-rspawn\t77")), up);
+    assert_ne!(told(&format!("2\t{start}\tsleep\t77")), up);
+    assert_ne!(told(&format!("1\t{}\tsleep\t77", start + 1)), up);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while Path::new(&format!("/proc/{outside}/stat")).exists() {
+        assert!(Instant::now() < deadline);
+        thread::yield_now();
+    }
+    assert_ne!(told(&very), up);
+}
+
+#[test]
+fn several_spawners_are_told_as_one() {
+    let home = Home::new();
+    home.control("concurrencydomains", ":20\nbig.example:9:big\n");
+    let put = |file: &str, process: &str, running: u32, keys: &str| {
+        fs::write(home.path("queue/lock").join(file), status_of(process, running, keys)).unwrap();
+    };
+    let me = std::process::id().to_string();
+    let first = "key|group|big|9|5|0|1|10|5|1|1.0|100|9|0|0||named|0\n\
+                 key|domain|only.example|20|1|0|0|1|1|0|0.0|0|20|0|0||-|0\n";
+    put("gatestatus", &me, 6, first);
+    let alone = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    fs::write(home.path("queue/lock/gatestatus.1"), "").unwrap();
+    let empty = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    assert_eq!(alone, empty, "an empty file has never been written");
+    assert!(alone.contains("\nqmail_gate_up 1\n"), "{alone}");
+
+    let second = "key|group|big|9|2|3|4|30|6|2|2.5|200|4|@-9|0|no|named|3\n";
+    put("gatestatus.2", &me, 5, second);
+    let text = home.gate(&["show", "."]).ok().out;
+    let mut lines = text.lines();
+    assert_eq!(lines.next().unwrap(), format!("qmail-rspawn {me} (gatestatus): limits count"));
+    assert_eq!(lines.next().unwrap(), format!("qmail-rspawn {me} (gatestatus.2): limits count"));
+    let now = lines.next().unwrap();
+    assert!(
+        now.starts_with("now:   11 running and 0 held, of 100 (2 spawners); written "),
+        "{now}"
+    );
+    assert!(text.contains("\never:  180 asked for, 140 done, 4 held, 8 busy answers"), "{text}");
+    assert_eq!(text.matches("big").count(), 2, "{text}");
+    let row = text.lines().find(|line| line.starts_with("group big")).unwrap();
+    let row: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(row[2..10], ["9", "4", "7", "3", "3", "5", "40", "7"], "{text}");
+    let report = json(&home.gate(&["show", ".", "--format", "json"]).ok().out);
+    assert_eq!(report["spawners"].as_array().unwrap().len(), 2);
+    assert_eq!((&report["keys"][0]["mean_ms"], &report["alive"]), (&175.into(), &true.into()));
+    let text = home.gate(&["show", ".", "--domain", "big.example"]).ok().out;
+    assert!(text.contains("\n  now        7 running, 3 held, 3 away\n"), "{text}");
+    let metrics = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    for line in [
+        "qmail_gate_up{spawner=\"0\"} 1",
+        "qmail_gate_up{spawner=\"2\"} 1",
+        "qmail_gate_slots 200",
+        "qmail_gate_slots_in_use 11",
+        "qmail_gate_done_total 140",
+        "qmail_gate_key_limit{kind=\"group\",key=\"big\"} 9",
+        "qmail_gate_key_running{kind=\"group\",key=\"big\"} 7",
+        "qmail_gate_key_done_total{kind=\"group\",key=\"big\"} 40",
+    ] {
+        assert_eq!(metrics.lines().filter(|&found| found == line).count(), 1, "{line}\n{metrics}");
+    }
+
+    // One that is gone is of an earlier run: qmail-send ends with each of its spawners.
+    put("gatestatus.2", "4000000000", 5, second);
+    let text = home.gate(&["show", "."]).ok().out;
+    assert!(
+        text.contains("(gatestatus.2): limits count\nthis process is gone; its figures are left out\nnow:   6 running"),
+        "{text}"
+    );
+    let metrics = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    for line in [
+        "qmail_gate_up{spawner=\"0\"} 1",
+        "qmail_gate_up{spawner=\"2\"} 0",
+        "qmail_gate_slots 100",
+        "qmail_gate_key_running{kind=\"group\",key=\"big\"} 5",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+    put("gatestatus", "4000000000", 6, first);
+    let metrics = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    let line = "qmail_gate_key_running{kind=\"group\",key=\"big\"} 7";
+    assert!(metrics.lines().any(|found| found == line), "the last figures of all\n{metrics}");
+
+    // The first one is not needed, and what is wrong with one is told with its name.
+    fs::write(home.path("queue/lock/gatestatus"), "").unwrap();
+    assert_eq!(json(&home.gate(&["show", ".", "--format", "json"]).ok().out)["running"], 5);
+    fs::write(home.path("queue/lock/gatestatus.63"), "what\n").unwrap();
+    let run = home.gate(&["show", "."]);
+    assert_eq!(run.code, 1);
+    let expected = "qpatch: ./queue/lock/gatestatus.63: not a status file of this version\n";
+    assert!(run.err.starts_with(expected), "{}", run.err);
 }
 
 #[test]

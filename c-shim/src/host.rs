@@ -1,8 +1,9 @@
 //! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
 //!
 //! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs five `stat`
-//! calls a second; the status one `write` a second, when something changed, and what was seen of sites one in ten. All
-//! descriptors are closed again at once, but for that of [`crate::shared`], which only a queue with several spawners has.
+//! calls a second; the status one `write` a second, when something changed, or one a minute, and what was seen of sites one in
+//! ten seconds. All descriptors are closed again at once, but for that of [`crate::shared`], which only a queue with several
+//! spawners has.
 
 #![forbid(unsafe_code)]
 
@@ -19,16 +20,19 @@ use crate::command::Parts;
 use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Gate, Key, Next, Ran, Why};
 use crate::memory::{OutOfMemory, Text};
 use crate::problem::{self, Kind, Problem};
+use crate::process::Identity;
 use crate::route::Routes;
 use crate::rules::KeyKind;
 use crate::share::Spawners;
 use crate::shared::{COLUMNS_MAX, Shared};
 use crate::site::{self, Map};
-use crate::status::{self, Frame, State};
+use crate::status::{self, Frame, InForce, State};
 use crate::table::{self, Limit, Table};
 
 const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
+/// A gate that has nothing to say writes all the same, so that the age of the status tells whether the spawner runs.
+const HEARTBEAT_US: u64 = 60_000_000;
 /// What was seen of sites changes with nearly every new domain, and matters only at the next start.
 const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
@@ -264,7 +268,10 @@ pub struct Host {
     seen_written_us: u64,
     status_text: Text,
     generation: u64,
+    identity: Identity,
     loaded_secs: u64,
+    /// The table is an earlier one: the file as it is cannot be used.
+    kept: bool,
     start: Instant,
     looked_us: u64,
     written_us: u64,
@@ -310,7 +317,9 @@ impl Host {
             seen_written_us: 0,
             status_text: Text::default(),
             generation: 0,
+            identity: Identity::of_self(),
             loaded_secs: 0,
+            kept: false,
             start: Instant::now(),
             looked_us: 0,
             written_us: 0,
@@ -330,6 +339,7 @@ impl Host {
             host.name_files()?;
         }
         host.look(0);
+        // What an earlier process has left there is not so any more, also if there is nothing to limit now.
         let is_left_over =
             || std::fs::metadata(Path::new(&host.status_path)).is_ok_and(|status| status.len() > 0);
         if host.dirty || is_left_over() {
@@ -428,8 +438,16 @@ impl Host {
         let until =
             |last_us: u64, every_us: u64| every_us.saturating_sub(now_us.saturating_sub(last_us));
         let look_us = held_us.map(|_| until(self.looked_us, LOOK_US));
-        let write_us = self.dirty.then(|| until(self.written_us, WRITE_US));
+        let write_us = self.write_every_us().map(|every_us| until(self.written_us, every_us));
         [held_us, look_us, write_us].into_iter().flatten().min()
+    }
+
+    /// How long after the last one the next status is due. A gate that has never had anything to say goes on like that.
+    fn write_every_us(&self) -> Option<u64> {
+        match self.dirty {
+            true => Some(WRITE_US),
+            false => (self.generation > 0).then_some(HEARTBEAT_US),
+        }
     }
 
     /// How many commands are held.
@@ -512,7 +530,10 @@ impl Host {
             // Without memory to give memory back there is nothing to be done.
             let _ = self.gate.tidy(now_us);
         }
-        if self.dirty && now_us.saturating_sub(self.written_us) >= WRITE_US {
+        let unwritten_us = now_us.saturating_sub(self.written_us);
+        if unwritten_us >= WRITE_US
+            && self.write_every_us().is_some_and(|every_us| unwritten_us >= every_us)
+        {
             self.write_status(now_us);
         }
         if now_us.saturating_sub(self.seen_written_us) >= WRITE_SITES_US {
@@ -572,11 +593,18 @@ impl Host {
     }
 
     fn look_at_domains(&mut self, now_us: u64) {
-        let problem = match self.domains.look(table::FILE_MAX) {
-            Contents::Same => return,
+        let contents = self.domains.look(table::FILE_MAX);
+        if matches!(contents, Contents::Same) {
+            return;
+        }
+        // Until the file as it is turns out to be of use.
+        self.kept = true;
+        let problem = match contents {
+            Contents::Same => None,
             Contents::Missing => {
                 let had = self.gate.rules().table.is_some() || self.domains.problem.is_some();
                 let problem = self.gate.set_table(None, now_us).err().map(|_| Kind::OutOfMemory);
+                self.kept = problem.is_some();
                 self.dirty |= had;
                 problem.map(|kind| Problem::of_file(problem::File::Domains, kind))
             }
@@ -602,6 +630,7 @@ impl Host {
                 return out_of_memory;
             }
             self.loaded_secs = unix_secs();
+            self.kept = false;
         }
         problems.worst()
     }
@@ -749,11 +778,18 @@ impl Host {
             Some(_) => State::Limits,
             None => State::Stock,
         };
+        let in_force = match state {
+            State::Stock | State::Failed => InForce::None,
+            State::Limits if self.kept => InForce::Kept,
+            State::Limits => InForce::File,
+        };
         let frame = Frame {
             generation: self.generation,
             written_secs: unix_secs(),
             pid: std::process::id(),
+            identity: self.identity,
             state,
+            in_force,
             slots: self.slots,
             concurrency_remote: self.concurrency_remote,
             loaded_secs: self.loaded_secs,
@@ -957,6 +993,90 @@ mod tests {
             told(&key, Why::AtLimit, 61),
             "B61 7 gmail.com is at 11 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)\n"
         );
+    }
+
+    /// A home whose status has been written by an earlier process, if `old` says so.
+    fn home(name: &str, old: &str, domains: Option<&str>) -> OsString {
+        let path = std::env::temp_dir().join(format!("gate-beat-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("status"), old).unwrap();
+        if let Some(domains) = domains {
+            std::fs::write(path.join("concurrencydomains"), domains).unwrap();
+        }
+        path.into_os_string()
+    }
+
+    fn read(home: &OsStr) -> Result<status::Status, status::StatusError> {
+        status::Status::parse(&std::fs::read(Path::new(home).join("status")).unwrap())
+    }
+
+    /// The time goes on by so much.
+    fn pass(host: &mut Host, secs: u64) {
+        host.start -= std::time::Duration::from_secs(secs);
+    }
+
+    #[test]
+    fn an_idle_gate_writes_once_a_minute() {
+        let home = home("idle", "", Some(":1\n"));
+        let mut host = Host::open(10, &home, &join(&home, "status").unwrap(), 1).unwrap();
+        assert_eq!(read(&home).unwrap().generation, 1);
+        pass(&mut host, 30);
+        assert!((10_000..=30_010).contains(&host.timeout_ms().unwrap()));
+        assert_eq!(read(&home).unwrap().generation, 1);
+        for minute in 2..5 {
+            pass(&mut host, 60);
+            assert!((30_000..=60_010).contains(&host.timeout_ms().unwrap()));
+            let status = read(&home).unwrap();
+            assert_eq!((status.generation, status.in_force), (minute, InForce::File));
+        }
+        // It sees then what became of its files, with nobody asking for a delivery.
+        let domains = Path::new(&home).join("concurrencydomains");
+        std::fs::write(&domains, ":2O\n").unwrap();
+        pass(&mut host, 60);
+        host.timeout_ms();
+        let status = read(&home).unwrap();
+        assert_eq!(
+            (status.in_force, status.state, status.problems.len()),
+            (InForce::Kept, State::Limits, 1)
+        );
+        std::fs::write(&domains, ":2\n# now\n").unwrap();
+        pass(&mut host, 60);
+        host.timeout_ms();
+        assert_eq!(read(&home).unwrap().in_force, InForce::File);
+        std::fs::remove_file(&domains).unwrap();
+        pass(&mut host, 60);
+        host.timeout_ms();
+        let status = read(&home).unwrap();
+        assert_eq!((status.in_force, status.state), (InForce::None, State::Stock));
+        let generation = status.generation;
+        pass(&mut host, 60);
+        host.timeout_ms();
+        assert_eq!(read(&home).unwrap().generation, generation + 1, "also without limits");
+        host.fail();
+        assert_eq!(read(&home).unwrap().in_force, InForce::None);
+        let _ = std::fs::remove_dir_all(&home);
+    }
+
+    #[test]
+    fn a_gate_without_limits_writes_where_another_has_written() {
+        let home = home("stock", "", None);
+        let status = join(&home, "status").unwrap();
+        let mut host = Host::open(10, &home, &status, 1).unwrap();
+        pass(&mut host, 600);
+        assert_eq!(host.timeout_ms(), None, "nothing wakes it");
+        assert_eq!(read(&home), Err(status::StatusError::Empty));
+        std::fs::write(Path::new(&status), "qpatch-gate\t1\t7\nstate\tlimits\nend\t7\n").unwrap();
+        let mut host = Host::open(10, &home, &status, 1).unwrap();
+        let now = read(&home).unwrap();
+        assert_eq!(
+            (now.state, now.in_force, now.pid),
+            (State::Stock, InForce::None, std::process::id())
+        );
+        pass(&mut host, 60);
+        host.timeout_ms();
+        assert_eq!(read(&home).unwrap().generation, 2);
+        let _ = std::fs::remove_dir_all(&home);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub mod name;
 pub mod pace;
 mod prefetch;
 pub mod problem;
+pub mod process;
 pub mod random;
 pub mod recall;
 pub mod report;

@@ -401,6 +401,12 @@ impl NameMap {
         self.default.map(|(value, _)| (value, Place::DEFAULT))
     }
 
+    /// Whether this very name is in it.
+    #[must_use]
+    pub fn has(&self, host: &[u8]) -> bool {
+        self.len > 0 && self.probe(self.hasher.hash(host)).is_ok()
+    }
+
     /// Brings the place of a hash into the cache, while the caller does something else.
     #[inline]
     pub fn prefetch(&self, hash: u64) {

@@ -212,6 +212,16 @@ impl Rules {
         self.sites.group(next_hop.hash, next_hop.name, table)
     }
 
+    /// Whether the operator has named this key: a group, a relay, a domain with a line of its own. Other names are chosen by
+    /// those who send mail.
+    #[must_use]
+    pub fn has_named(&self, kind: KeyKind, name: &[u8]) -> bool {
+        match kind {
+            KeyKind::Group | KeyKind::Relay => true,
+            KeyKind::Domain => self.table.as_ref().is_some_and(|table| table.has_line(name)),
+        }
+    }
+
     /// The cap of a key that exists, or None if no domain can have this key any more. A domain's key ends when a group
     /// or a route takes the domain over.
     #[must_use]

@@ -8,22 +8,37 @@
 //! ```text
 //! qpatch-gate  1  GENERATION
 //! written  SECONDS-SINCE-1970
-//! pid  PID
+//! pid  PID  START-TICKS  PROGRAM  NAMESPACE
 //! state  limits | stock | failed
 //! slots  CONF-SPAWN  CONCURRENCYREMOTE  IN-USE  HELD
 //! total  ASKED  BUSY  HELD  EXPIRED  DONE  REFUSED  SUSPENDED
-//! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970
+//! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970  file | kept | none
 //! sites  MAPPED  SEEN
 //! problem  TEXT
-//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR
+//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER
 //! unlisted  KEYS
 //! end  GENERATION
 //! ```
 //!
 //! A limit is a number or `-` for unlimited; the effective one is lower while the server takes no more. OBJECTED is when it
 //! said so the last time, SUSPENDED until when nothing starts, both in seconds since 1970, or 0. RATE is deliveries a second
-//! over about ten seconds. Bytes of names and texts
+//! over about ten seconds. `named`: the key is a group, a relay, or a domain with a line of its own. Bytes of names and texts
 //! that are not printable ASCII are written as `%` and two hexadecimal digits, and so is `%`.
+//!
+//! START-TICKS, PROGRAM and NAMESPACE are the process's as Linux tells them ([`crate::process`]); 0 and nothing where it does
+//! not. `file`: the limits of control/concurrencydomains as it is now are in force; `kept`: that file cannot be used, and those
+//! of an earlier one are; `none`: no limit is.
+//!
+//! # Versions
+//! What a later version adds stands at the end of a line, or in a line of a new kind. A reader passes over fields that are more
+//! than it knows, lines whose first word it does not know, and keys of such a kind; a word that it does not know in the place
+//! of `kept` means that no limit is in force. What a later version added and an earlier gate did not write is taken for not known: that is all after
+//! PID, LOADED and ERROR in the lines above. A change that cannot be made in this way gets another number in the first line,
+//! and a reader refuses a number that is not its own.
+//!
+//! # Several spawners
+//! A tree with several remote channels has a qmail-rspawn for each. Each writes a file of its own: gatestatus, gatestatus.1,
+//! gatestatus.2 and so on. An empty one has never been written.
 
 #![forbid(unsafe_code)]
 
@@ -32,6 +47,7 @@ use std::fmt::{self, Write as _};
 use crate::gate::{Gate, Key, Totals};
 use crate::memory::{OutOfMemory, Text};
 use crate::name::host_part;
+use crate::process::Identity;
 use crate::route::without_credentials;
 use crate::rules::KeyKind;
 use crate::table::Limit;
@@ -66,6 +82,29 @@ impl State {
     }
 }
 
+/// Which limits are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InForce {
+    /// Those of control/concurrencydomains as it is.
+    File,
+    /// Those of an earlier one, because the file as it is cannot be used.
+    Kept,
+    /// None.
+    None,
+}
+
+impl InForce {
+    /// Its name in the file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Kept => "kept",
+            Self::None => "none",
+        }
+    }
+}
+
 /// What the host adds to what the gate knows.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
@@ -75,8 +114,12 @@ pub struct Frame {
     pub written_secs: u64,
     /// The spawner's process.
     pub pid: u32,
+    /// What tells it from another one with this number.
+    pub identity: Identity,
     /// What the gate does.
     pub state: State,
+    /// Which limits are in force.
+    pub in_force: InForce,
     /// conf-spawn.
     pub slots: u32,
     /// qmail-send's.
@@ -109,9 +152,12 @@ fn render(
 ) -> fmt::Result {
     let Frame { generation, written_secs, pid, slots, concurrency_remote, loaded_secs, .. } =
         *frame;
+    let Identity { start_ticks, namespace, .. } = frame.identity;
     writeln!(
         out,
-        "qpatch-gate\t1\t{generation}\nwritten\t{written_secs}\npid\t{pid}\nstate\t{}",
+        "qpatch-gate\t1\t{generation}\nwritten\t{written_secs}\n\
+         pid\t{pid}\t{start_ticks}\t{}\t{namespace}\nstate\t{}",
+        Escaped(frame.identity.name()),
         frame.state.name()
     )?;
     writeln!(out, "slots\t{slots}\t{concurrency_remote}\t{}\t{}", gate.in_use(), gate.held())?;
@@ -119,7 +165,8 @@ fn render(
     writeln!(out, "total\t{asked}\t{busy}\t{held}\t{expired}\t{done}\t{refused}\t{suspended}")?;
     let rules = gate.rules();
     let domains = rules.table.as_ref().map_or(0, crate::table::Table::len);
-    writeln!(out, "table\t{domains}\t{}\t{loaded_secs}", rules.routes.len())?;
+    let in_force = frame.in_force.name();
+    writeln!(out, "table\t{domains}\t{}\t{loaded_secs}\t{in_force}", rules.routes.len())?;
     writeln!(out, "sites\t{}\t{}", rules.sites.map.len(), rules.sites.seen.len())?;
     for problem in problems.iter().flatten() {
         writeln!(out, "problem\t{problem}")?;
@@ -135,7 +182,8 @@ fn render(
         listed.truncate(KEYS_MAX);
     }
     for key in listed {
-        write_key(out, key, frame)?;
+        let named = rules.has_named(key.kind, &key.name);
+        write_key(out, key, frame, named)?;
     }
     writeln!(out, "unlisted\t{unlisted}\nend\t{generation}")
 }
@@ -147,7 +195,7 @@ fn write_limit(out: &mut Text, limit: Limit) -> fmt::Result {
     }
 }
 
-fn write_key(out: &mut Text, key: &Key, frame: &Frame) -> fmt::Result {
+fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Result {
     let now_us = frame.now_us;
     // Both may be on either side of now.
     let secs = |at_us: Option<u64>| {
@@ -177,15 +225,20 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame) -> fmt::Result {
     write_limit(out, key.limit())?;
     writeln!(
         out,
-        "\t{}\t{}\t{}",
+        "\t{}\t{}\t{}\t{}\t{}",
         secs(key.objected_us()),
         secs(key.suspended_until(now_us)),
-        Escaped(&key.error)
+        Escaped(&key.error),
+        if named { NAMED } else { "-" },
+        key.held_ever
     )
 }
 
-/// Bytes as printable ASCII without tabs.
-pub(crate) struct Escaped<'a>(pub(crate) &'a [u8]);
+const NAMED: &str = "named";
+
+/// Bytes as printable ASCII without tabs: what is not, and `%`, as `%` and two hexadecimal digits. No two texts become one.
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,23 +253,9 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-fn limit_value(limit: Limit) -> Option<f64> {
-    match limit {
-        Limit::AtMost(limit) => Some(f64::from(limit)),
-        Limit::Unlimited => None,
-    }
-}
-
-fn unescaped(text: &str) -> String {
-    lossy(&unescaped_bytes(text.as_bytes()).unwrap_or_default())
-}
-
-fn lossy(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 /// The bytes that [`Escaped`] wrote; a `%` without two digits stands for itself. None: no memory.
-pub(crate) fn unescaped_bytes(mut rest: &[u8]) -> Option<Vec<u8>> {
+#[must_use]
+pub fn unescaped_bytes(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(rest.len()).ok()?;
     while let [first, tail @ ..] = rest {
@@ -238,12 +277,29 @@ fn text_byte(digits: &[u8]) -> Option<u8> {
     u8::from_str_radix(std::str::from_utf8(digits.get(..2)?).ok()?, 16).ok()
 }
 
+/// A name or text of the file, as [`Escaped`] writes it, whoever wrote the file.
+fn escaped(text: &str) -> String {
+    Escaped(&unescaped_bytes(text.as_bytes()).unwrap_or_default()).to_string()
+}
+
+/// A line of the file, in which everything that is not printable ASCII, but for the tabs, is escaped.
+fn printable(line: &[u8]) -> String {
+    let mut text = String::with_capacity(line.len());
+    for &byte in line {
+        match byte {
+            b'\t' | b'%' => text.push(char::from(byte)),
+            byte => text.push_str(&Escaped(&[byte]).to_string()),
+        }
+    }
+    text
+}
+
 /// A key as the file has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeyStatus {
     /// What its name is.
     pub kind: KeyKind,
-    /// Its name.
+    /// Its name, escaped: printable ASCII, and no two names are the same. [`unescaped_bytes`] gives the name.
     pub name: String,
     /// How many may run.
     pub limit: Limit,
@@ -269,8 +325,12 @@ pub struct KeyStatus {
     pub objected_secs: u64,
     /// Until when nothing starts, in seconds since 1970; 0: it is not suspended.
     pub suspended_secs: u64,
-    /// What the last failed delivery printed.
+    /// What the last failed delivery printed, escaped.
     pub error: String,
+    /// Whether the operator has named it: a group, a relay, or a domain with a line of its own.
+    pub named: bool,
+    /// How many were held for some time, ever.
+    pub held_ever: u64,
 }
 
 /// The whole file.
@@ -278,12 +338,20 @@ pub struct KeyStatus {
 pub struct Status {
     /// Counts the writes.
     pub generation: u64,
-    /// When it was written, in seconds since 1970. An idle gate does not write.
+    /// When it was written, in seconds since 1970. A gate that has nothing to say writes once a minute.
     pub written_secs: u64,
     /// The spawner's process.
     pub pid: u32,
+    /// When that started, in clock ticks since the machine did; 0: not known.
+    pub start_ticks: u64,
+    /// The name of its program, escaped; empty: not known.
+    pub program: String,
+    /// The number of its namespace of process numbers; 0: not known.
+    pub namespace: u64,
     /// What the gate does.
     pub state: State,
+    /// Which limits are in force.
+    pub in_force: InForce,
     /// conf-spawn.
     pub slots: u32,
     /// qmail-send's.
@@ -304,7 +372,7 @@ pub struct Status {
     pub seen: u64,
     /// When the table was loaded, in seconds since 1970; 0 if never.
     pub loaded_secs: u64,
-    /// What is wrong with the files.
+    /// What is wrong with the files, in printable ASCII.
     pub problems: Vec<String>,
     /// The keys.
     pub keys: Vec<KeyStatus>,
@@ -339,7 +407,7 @@ impl fmt::Display for StatusError {
 impl std::error::Error for StatusError {}
 
 impl Status {
-    /// Parses a file.
+    /// Parses a file. What a later version may have added is passed over (see the module).
     ///
     /// # Errors
     /// See [`StatusError`].
@@ -347,16 +415,22 @@ impl Status {
         if bytes.iter().all(|&byte| byte == 0) {
             return Err(StatusError::Empty);
         }
-        let text = String::from_utf8_lossy(bytes);
-        let mut lines = text.split('\n');
-        let head: Vec<&str> = lines.next().unwrap_or_default().split('\t').collect();
-        let ["qpatch-gate", "1", generation] = head[..] else { return Err(StatusError::Foreign) };
+        let mut lines = bytes.split(|&byte| byte == b'\n').map(printable);
+        let head = lines.next().unwrap_or_default();
+        let head: Vec<&str> = head.split('\t').collect();
+        let ["qpatch-gate", "1", generation, ..] = head[..] else {
+            return Err(StatusError::Foreign);
+        };
         let generation = generation.parse().map_err(|_| StatusError::Torn)?;
         let mut status = Self {
             generation,
             written_secs: 0,
             pid: 0,
+            start_ticks: 0,
+            program: String::new(),
+            namespace: 0,
             state: State::Stock,
+            in_force: InForce::None,
             slots: 0,
             concurrency_remote: 0,
             in_use: 0,
@@ -375,7 +449,7 @@ impl Status {
         for (number, line) in (2..).zip(lines) {
             let fields: Vec<&str> = line.split('\t').collect();
             if fields[0] == "end" {
-                let same = fields.len() == 2 && fields[1].parse() == Ok(generation);
+                let same = fields.get(1).is_some_and(|field| field.parse() == Ok(generation));
                 return match bad {
                     _ if !same => Err(StatusError::Torn),
                     Some(line) => Err(StatusError::Line(line)),
@@ -392,19 +466,26 @@ impl Status {
 
     fn line(&mut self, fields: &[&str]) -> Option<()> {
         match *fields {
-            ["written", secs] => self.written_secs = secs.parse().ok()?,
-            ["pid", pid] => self.pid = pid.parse().ok()?,
-            ["state", state] => {
+            ["written", secs, ..] => self.written_secs = secs.parse().ok()?,
+            ["pid", pid, ref added @ ..] => {
+                self.pid = pid.parse().ok()?;
+                if let [start_ticks, program, namespace, ..] = *added {
+                    self.start_ticks = start_ticks.parse().ok()?;
+                    self.program = escaped(program);
+                    self.namespace = namespace.parse().ok()?;
+                }
+            }
+            ["state", state, ..] => {
                 let states = [State::Limits, State::Stock, State::Failed];
                 self.state = states.into_iter().find(|known| known.name() == state)?;
             }
-            ["slots", slots, concurrency_remote, in_use, held] => {
+            ["slots", slots, concurrency_remote, in_use, held, ..] => {
                 self.slots = slots.parse().ok()?;
                 self.concurrency_remote = concurrency_remote.parse().ok()?;
                 self.in_use = in_use.parse().ok()?;
                 self.held = held.parse().ok()?;
             }
-            ["total", asked, busy, held, expired, done, refused, suspended] => {
+            ["total", asked, busy, held, expired, done, refused, suspended, ..] => {
                 self.totals = Totals {
                     asked: asked.parse().ok()?,
                     busy: busy.parse().ok()?,
@@ -415,16 +496,26 @@ impl Status {
                     suspended: suspended.parse().ok()?,
                 };
             }
-            ["table", domains, routes, loaded] => {
+            ["table", domains, routes, loaded, ref added @ ..] => {
                 self.domains = domains.parse().ok()?;
                 self.routes = routes.parse().ok()?;
                 self.loaded_secs = loaded.parse().ok()?;
+                let words = [InForce::File, InForce::Kept, InForce::None];
+                self.in_force = match added.first() {
+                    Some(word) => words
+                        .into_iter()
+                        .find(|known| known.name() == *word)
+                        .unwrap_or(InForce::None),
+                    // An earlier gate said no more than that it has a table.
+                    None if self.state == State::Limits => InForce::File,
+                    None => InForce::None,
+                };
             }
-            ["sites", mapped, seen] => {
+            ["sites", mapped, seen, ..] => {
                 self.mapped = mapped.parse().ok()?;
                 self.seen = seen.parse().ok()?;
             }
-            ["problem", text] => self.problems.push(text.to_string()),
+            ["problem", text, ..] => self.problems.push(text.to_string()),
             [
                 "key",
                 kind,
@@ -442,14 +533,17 @@ impl Status {
                 objected,
                 suspended,
                 error,
+                ref added @ ..,
             ] => {
-                let kind = KeyKind::parse(kind)?;
+                // A later version's.
+                let Some(kind) = KeyKind::parse(kind) else { return Some(()) };
+                let name = unescaped_bytes(name.as_bytes())?;
                 self.keys.push(KeyStatus {
                     kind,
                     name: match kind {
                         // An earlier build, which may run still, took the password of a relay for a part of its name.
-                        KeyKind::Relay => lossy(host_part(&unescaped_bytes(name.as_bytes())?)),
-                        KeyKind::Domain | KeyKind::Group => unescaped(name),
+                        KeyKind::Relay => Escaped(host_part(&name)).to_string(),
+                        KeyKind::Domain | KeyKind::Group => Escaped(&name).to_string(),
                     },
                     limit: parse_limit(limit)?,
                     running: running.parse().ok()?,
@@ -458,144 +552,27 @@ impl Status {
                     done: done.parse().ok()?,
                     peak: peak.parse().ok()?,
                     away: away.parse().ok()?,
-                    rate: rate.parse().ok()?,
+                    rate: rate.parse().ok().filter(|rate: &f64| rate.is_finite())?,
                     mean_ms: mean_ms.parse().ok()?,
                     effective: parse_limit(effective)?,
                     objected_secs: objected.parse().ok()?,
                     suspended_secs: suspended.parse().ok()?,
-                    error: lossy(without_credentials(&unescaped_bytes(error.as_bytes())?)),
+                    error: Escaped(without_credentials(&unescaped_bytes(error.as_bytes())?))
+                        .to_string(),
+                    named: added.first() == Some(&NAMED),
+                    held_ever: added.get(1).map_or(Some(0), |number| number.parse().ok())?,
                 });
             }
-            ["unlisted", count] => self.unlisted = count.parse().ok()?,
-            _ => return None,
+            ["unlisted", count, ..] => self.unlisted = count.parse().ok()?,
+            // One of these with too few fields.
+            [
+                "written" | "pid" | "state" | "slots" | "total" | "table" | "sites" | "problem"
+                | "key" | "unlisted",
+                ..,
+            ] => return None,
+            // A later version's.
+            _ => {}
         }
         Some(())
-    }
-
-    /// The status in Prometheus' text format.
-    #[must_use]
-    pub fn prometheus(&self) -> String {
-        let mut out = String::new();
-        let metric = |out: &mut String, name: &str, kind: &str, help: &str| {
-            out.push_str(&format!(
-                "# HELP qmail_gate_{name} {help}\n# TYPE qmail_gate_{name} {kind}\n"
-            ));
-        };
-        let up = u8::from(self.state != State::Failed);
-        metric(&mut out, "up", "gauge", "0 after an internal error: everything goes.");
-        out.push_str(&format!("qmail_gate_up {up}\n"));
-        let single: [(&str, &str, &str, u64); 14] = [
-            (
-                "written_timestamp_seconds",
-                "gauge",
-                "When the status was written.",
-                self.written_secs,
-            ),
-            ("slots", "gauge", "Delivery slots: conf-spawn.", self.slots.into()),
-            (
-                "slots_in_use",
-                "gauge",
-                "Delivery slots that are running or held.",
-                self.in_use.into(),
-            ),
-            ("slots_held", "gauge", "Delivery slots that are held.", self.held.into()),
-            ("asked_total", "counter", "Deliveries that were asked for.", self.totals.asked),
-            (
-                "busy_total",
-                "counter",
-                "Deliveries that were sent away, to come back.",
-                self.totals.busy,
-            ),
-            ("held_total", "counter", "Deliveries that were held for some time.", self.totals.held),
-            (
-                "expired_total",
-                "counter",
-                "Deliveries that were held for too long, then sent away.",
-                self.totals.expired,
-            ),
-            ("done_total", "counter", "Deliveries that ran and ended.", self.totals.done),
-            (
-                "refused_total",
-                "counter",
-                "Deliveries that the server refused beside others, sent away, too.",
-                self.totals.refused,
-            ),
-            (
-                "suspended_total",
-                "counter",
-                "Deliveries that were deferred because no connection succeeds.",
-                self.totals.suspended,
-            ),
-            ("mapped_domains", "gauge", "Domains in concurrencysites.", self.mapped),
-            (
-                "seen_next_hops",
-                "gauge",
-                "Next hops that were seen at an address of a site.",
-                self.seen,
-            ),
-            ("problems", "gauge", "Problems with the control files.", self.problems.len() as u64),
-        ];
-        for (name, kind, help, value) in single {
-            metric(&mut out, name, kind, help);
-            out.push_str(&format!("qmail_gate_{name} {value}\n"));
-        }
-        type Get = fn(&KeyStatus) -> Option<f64>;
-        let per_key: [(&str, &str, &str, Get); 11] = [
-            (
-                "key_limit",
-                "gauge",
-                "Deliveries that may run at once; absent when unlimited.",
-                |key| limit_value(key.limit),
-            ),
-            (
-                "key_effective_limit",
-                "gauge",
-                "The same, lower while the server takes no more.",
-                |key| limit_value(key.effective),
-            ),
-            (
-                "key_objected_timestamp_seconds",
-                "gauge",
-                "When the server objected the last time; absent when it does not matter any more.",
-                |key| (key.objected_secs > 0).then_some(key.objected_secs as f64),
-            ),
-            (
-                "key_suspended_until_timestamp_seconds",
-                "gauge",
-                "Until when nothing starts; absent when it is not suspended.",
-                |key| (key.suspended_secs > 0).then_some(key.suspended_secs as f64),
-            ),
-            ("key_running", "gauge", "Deliveries that run.", |key| Some(f64::from(key.running))),
-            ("key_held", "gauge", "Deliveries that are held.", |key| Some(f64::from(key.held))),
-            ("key_away", "gauge", "Deliveries that were sent away and are to come back.", |key| {
-                Some(f64::from(key.away))
-            }),
-            ("key_busy_total", "counter", "Deliveries that were sent away.", |key| {
-                Some(key.busy as f64)
-            }),
-            ("key_done_total", "counter", "Deliveries that ran and ended.", |key| {
-                Some(key.done as f64)
-            }),
-            ("key_rate", "gauge", "Deliveries a second, over about ten seconds.", |key| {
-                Some(key.rate)
-            }),
-            ("key_service_seconds", "gauge", "Mean time of a delivery.", |key| {
-                Some(key.mean_ms as f64 / 1000.0)
-            }),
-        ];
-        for (name, kind, help, get) in per_key {
-            metric(&mut out, name, kind, help);
-            for key in &self.keys {
-                if let Some(value) = get(key) {
-                    let label =
-                        key.name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-                    let kind = key.kind.name();
-                    out.push_str(&format!(
-                        "qmail_gate_{name}{{kind=\"{kind}\",key=\"{label}\"}} {value}\n"
-                    ));
-                }
-            }
-        }
-        out
     }
 }

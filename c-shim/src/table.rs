@@ -298,6 +298,12 @@ impl Table {
         self.lines.find_hashed(hash, name).map(|found| self.line(found))
     }
 
+    /// Whether a line names this very domain.
+    #[must_use]
+    pub fn has_line(&self, name: &[u8]) -> bool {
+        self.lines.has(name)
+    }
+
     /// The longest range that an address is in.
     #[must_use]
     pub fn find_address(&self, address: IpAddr) -> Option<&Range> {

@@ -16,12 +16,12 @@ use qpatch_gate::problem::{File, Kind, Problem, Problems, Severity};
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::{KeyKind, Resolution, Rules};
 use qpatch_gate::site::{self, Because, Map};
-use qpatch_gate::status::{State, Status, StatusError};
+use qpatch_gate::status::{State, StatusError, unescaped_bytes};
 use qpatch_gate::table::{self, Limit, Table};
 use serde::Serialize;
 
-use super::show::{self, Unread};
-use super::text::{Side, count, key_name, limit_text, limit_value, plain, table};
+use super::status_file::{self, Why};
+use super::text::{Side, count, escaped, key_name, limit_text, limit_value, plain, table};
 use super::{
     Done, Format, Home, content_lines, leading_number, meaning, print, read_file, unusable,
 };
@@ -50,6 +50,11 @@ pub(super) fn domain_argument(value: &str) -> Result<String, String> {
     }
     let domain = domain_of(value.as_bytes()).unwrap_or(value.as_bytes());
     Ok(String::from_utf8_lossy(without_root(domain)).into_owned())
+}
+
+/// The bytes of such an argument, which may be a name as it is printed: with `%ff` for a byte.
+pub(super) fn domain_bytes(argument: &str) -> Vec<u8> {
+    unescaped_bytes(argument.as_bytes()).unwrap_or_default()
 }
 
 /// So many warnings of one sort are listed.
@@ -462,7 +467,7 @@ fn no_default(path: &Path, table: &Table) -> Vec<Finding> {
 fn sites_of_nobody(path: &Path, rules: &Rules, table: &Table) -> Vec<Finding> {
     let lost = rules.sites.map.groups().filter(|name| table.group(name).is_none());
     let lost = lost.map(|name| {
-        let name = plain(&String::from_utf8_lossy(name));
+        let name = escaped(name);
         let message =
             format!("the group {name} is not in concurrencydomains: its lines do nothing");
         Finding::warning((path, 0, 0), message, "qpatch gate sites writes the file anew")
@@ -497,7 +502,7 @@ fn zeros(path: &Path, text: &[u8]) -> Vec<Finding> {
         let is_zero = !limit.is_empty() && limit.iter().all(|&digit| digit == b'0');
         let mail = match domain {
             b"" => "all mail".to_string(),
-            name => format!("all mail for {}", plain(&String::from_utf8_lossy(name))),
+            name => format!("all mail for {}", escaped(name)),
         };
         is_zero.then(|| {
             let message = format!("0 keeps {mail} in the queue");
@@ -560,13 +565,13 @@ fn overruled(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
         if found.route.is_none() || of_domains == number || found.site.is_some() {
             return None;
         }
-        let relay = plain(&String::from_utf8_lossy(found.name));
+        let relay = escaped(found.name);
         let (line, key) = (line_text(of_domains), key_name(found.kind, &relay));
         let limit = limit_words(found.cap.limit);
         let message = format!(
             "the limit does not count: smtproutes:{of_routes} sends {domain} to a relay, and {key} has \
              {limit} ({line})",
-            domain = plain(&String::from_utf8_lossy(domain)),
+            domain = escaped(domain),
         );
         let help = "give the relay a line, or the domain a group";
         Some(Finding::warning((path, number, 1), message, help))
@@ -632,7 +637,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
         if !by_default || (seen.lines < 2 && seen.wide == 0) {
             return None;
         }
-        let relay = plain(&String::from_utf8_lossy(relay));
+        let relay = escaped(relay);
         let message = format!(
             "everything that goes to the relay {relay} counts together, and has only the \
              default's limit of {limit} ({})",
@@ -699,36 +704,41 @@ fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
     }
 }
 
-/// What the running gate says.
+/// What the running gate says; of several spawners, each thing once.
 fn look_at_status(home: &Home, loaded: &mut Loaded) {
-    let path = home.lock("gatestatus");
-    let mut warn = |message: String, help: &str| {
-        loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+    let mut warn = |path: &Path, message: String, help: &str| {
+        loaded.findings.push(Finding::warning((path, 0, 0), message, help));
     };
-    match show::read(&path) {
-        Ok(Status { state: State::Failed, .. }) => warn(
-            "the gate had an internal error: since then there are no limits".to_string(),
-            "restart qmail, and report it",
-        ),
-        Ok(status) => {
+    let path = home.lock("gatestatus");
+    match status_file::read(home) {
+        Ok(spawners) => {
+            let status = status_file::together(&spawners);
+            if status.state == State::Failed {
+                let message = "the gate had an internal error: since then there are no limits";
+                warn(&path, message.to_string(), "restart qmail, and report it");
+                return;
+            }
             for problem in &status.problems {
                 if !loaded.said.contains(problem) {
                     let message = format!("the gate says: {}", plain(problem));
                     let help = "if it has been corrected, the gate sees it with its next delivery";
-                    loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+                    warn(&path, message, help);
                 }
             }
         }
-        // Without a queue there is no gate that could be asked, and a gate without limits is silent.
-        Err(Unread::Missing) if home.lock("").is_dir() => warn(
-            "no such file: this qmail has no gate".to_string(),
-            "qpatch apply TREE, make setup check, restart qmail",
-        ),
-        Err(Unread::Missing | Unread::Denied | Unread::Status(StatusError::Empty)) => {}
-        Err(unread) => {
-            let error = show::explain(home, &unread);
-            warn(error.what, &error.help);
-        }
+        Err(unread) => match unread.why {
+            // Without a queue there is no gate that could be asked, and a gate without limits is silent.
+            Why::Missing if home.lock("").is_dir() => warn(
+                &path,
+                "no such file: this qmail has no gate".to_string(),
+                "qpatch apply TREE, make setup check, restart qmail",
+            ),
+            Why::Missing | Why::Denied | Why::Status(StatusError::Empty) => {}
+            Why::File(_) | Why::Status(_) => {
+                let error = status_file::explain(home, &unread);
+                warn(&unread.path, error.what, &error.help);
+            }
+        },
     }
 }
 
@@ -756,18 +766,19 @@ struct Answer {
 fn answers(loaded: &Loaded, domains: &[String]) -> Vec<Answer> {
     let Some(rules) = &loaded.rules else { return Vec::new() };
     let answer = |domain: &String| {
-        let found = rules.resolve(domain.as_bytes());
+        let asked = domain_bytes(domain);
+        let found = rules.resolve(&asked);
         let (line, route) = rules.lines(&found);
-        let key = String::from_utf8_lossy(found.name).to_ascii_lowercase();
+        let (domain, key) = (escaped(&asked), escaped(found.name.to_ascii_lowercase()));
         let row = [
-            key_name(KeyKind::Domain, domain),
+            key_name(KeyKind::Domain, &domain),
             key_name(found.kind, &key),
             limit_text(found.cap.limit),
             from(rules, &found),
         ];
         let limit = limit_value(found.cap.limit);
         Answer {
-            domain: domain.clone(),
+            domain,
             kind: found.kind.name(),
             key,
             limit,

@@ -14,7 +14,7 @@ use qpatch_gate::table::Limit;
 use serde::Serialize;
 
 use super::check::{self, Source};
-use super::text::{count, cut, key_name, limit_text, limit_value, plain};
+use super::text::{count, cut, escaped, key_name, limit_text, limit_value, plain_of_status};
 use crate::error::Error;
 
 /// What becomes of a domain, for programs. Times are in seconds since 1970.
@@ -52,15 +52,16 @@ pub(super) fn rules(home: &Path) -> Result<Rules, Error> {
 
 impl Domain {
     pub(super) fn new(domain: &str, rules: &Rules, status: &Status) -> Self {
-        let found = rules.resolve(domain.as_bytes());
-        let key = String::from_utf8_lossy(found.name).to_ascii_lowercase();
+        let asked = check::domain_bytes(domain);
+        let found = rules.resolve(&asked);
+        let key = escaped(found.name.to_ascii_lowercase());
         let known = status.keys.iter().find(|known| known.kind == found.kind && known.name == key);
         let (at_most, effective) =
             known.map_or((found.cap.limit, found.cap.limit), |key| (key.limit, key.effective));
         let number = |get: fn(&KeyStatus) -> u32| known.map_or(0, get);
         let time = |get: fn(&KeyStatus) -> u64| known.map(get).filter(|&secs| secs > 0);
         Self {
-            domain: domain.to_string(),
+            domain: escaped(&asked),
             kind: found.kind.name(),
             from: check::from(rules, &found),
             limit: limit_value(at_most),
@@ -112,7 +113,7 @@ impl Domain {
             writeln!(out, "  suspended  for {left} s: no connection to its server succeeds")?;
         }
         if !self.last_error.is_empty() {
-            writeln!(out, "  error      {}", cut(&plain(&self.last_error), 87))?;
+            writeln!(out, "  error      {}", cut(&plain_of_status(&self.last_error), 87))?;
         }
         Ok(())
     }

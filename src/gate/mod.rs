@@ -11,10 +11,12 @@ mod exchangers;
 pub mod init;
 pub mod library;
 pub mod log;
+pub(crate) mod prometheus;
 mod said;
 pub mod show;
 pub mod simulate;
 pub mod sites;
+mod status_file;
 mod text;
 
 use std::fs::{Metadata, OpenOptions};

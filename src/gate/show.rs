@@ -2,21 +2,23 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
-use qpatch_gate::problem::Kind;
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::status::{FILE_MAX, KeyStatus, State, Status, StatusError};
+use qpatch_gate::status::{InForce, KEYS_MAX, KeyStatus, State, Status};
 use serde::Serialize;
 
 use super::domain::{self, Domain};
-use super::text::{Side, count, cut, key_name, limit_text, limit_value, plain, table};
-use super::{Done, Home, Reader, check, meaning, print, printed, read_file};
+use super::prometheus;
+use super::status_file::{Process, Spawner, Unread, counted, explain, read, together};
+use super::text::{
+    Side, count, cut, key_name, limit_text, limit_value, plain, plain_of_status, table,
+};
+use super::{Done, Home, Reader, check, print, printed};
 use crate::error::Error;
 
 /// Arguments of `qpatch gate show`.
@@ -35,6 +37,11 @@ pub struct Show {
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
+    /// With --format prometheus: of the keys that are neither in concurrencydomains nor were ever at their limit, those N
+    /// that did most have series of their own; the others are added up
+    #[arg(long, value_name = "N", default_value_t = 20,
+        value_parser = clap::value_parser!(u32).range(..=KEYS_MAX as i64))]
+    busiest: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,124 +62,20 @@ fn interval(value: &str) -> Result<u32, String> {
     }
 }
 
-/// Why there is no status.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Unread {
-    /// No such file.
-    Missing,
-    /// The system does not let us.
-    Denied,
-    /// It cannot be read, or is no regular file.
-    File(Kind),
-    /// It has been read, but is no status.
-    Status(StatusError),
-}
-
-/// A gate writes its file in far less than this, so whoever finds it half written looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-const LOOKS: u32 = 50;
-
-/// Reads a status file; again while it is being written.
-pub(super) fn read(path: &Path) -> Result<Status, Unread> {
-    let mut looks = 1;
-    loop {
-        let bytes = match read_file(path, FILE_MAX as u64) {
-            Ok(Some((_, bytes))) => bytes,
-            Ok(None) => return Err(Unread::Missing),
-            Err(Kind::Unreadable(libc::EACCES | libc::EPERM)) => return Err(Unread::Denied),
-            Err(kind) => return Err(Unread::File(kind)),
-        };
-        match Status::parse(&bytes) {
-            Err(StatusError::Torn) if looks < LOOKS => {
-                looks += 1;
-                sleep(LOOK_AGAIN);
-            }
-            parsed => return parsed.map_err(Unread::Status),
-        }
-    }
-}
-
-/// Why there is no status, and what to do about it.
-pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
-    let path = home.lock("gatestatus");
-    let at = |what: &str, help: String| Error::new(path.display(), what, help);
-    let lock = home.lock("");
-    match unread {
-        Unread::Missing if matches!(lock.try_exists(), Ok(false)) => Error::new(
-            home.0.display(),
-            "no qmail is installed here: it has no queue/lock",
-            "name the folder that has qmail's control and queue",
-        ),
-        Unread::Missing => at(
-            "no such file: this qmail has no gate",
-            "build one: qpatch apply TREE, then make setup check in TREE (which makes the file), \
-             then restart qmail"
-                .to_string(),
-        ),
-        Unread::Denied => at(
-            "permission denied",
-            "run qpatch as root, or as a user of the group that queue/lock belongs to".to_string(),
-        ),
-        Unread::File(kind) => at(&meaning(*kind), check::advice(*kind)),
-        Unread::Status(StatusError::Empty) => at(
-            "empty: no gate has written it yet",
-            why_empty(home, &path).unwrap_or_else(|| {
-                "it is written with the first delivery after qmail has been restarted; if it stays \
-                 empty, the qmail-rspawn that runs has no gate"
-                    .to_string()
-            }),
-        ),
-        Unread::Status(StatusError::Torn) => at(
-            "the end is missing, and stays missing",
-            "a gate that runs writes it anew with the next delivery; is the disk full?".to_string(),
-        ),
-        Unread::Status(error @ (StatusError::Foreign | StatusError::Line(_))) => at(
-            &error.to_string(),
-            "the gate and qpatch are of different versions: use the qpatch that patched the tree, \
-             or apply, build and install again"
-                .to_string(),
-        ),
-    }
-}
-
-/// A reason for an empty file that can be seen from here.
-fn why_empty(home: &Home, path: &Path) -> Option<String> {
-    let domains = home.control("concurrencydomains");
-    if matches!(domains.try_exists(), Ok(false)) {
-        return Some(format!(
-            "there are no limits: qpatch gate init {} writes {} to start from",
-            home.0.display(),
-            domains.display()
-        ));
-    }
-    let status = std::fs::metadata(path).ok()?;
-    let tcpto = std::fs::metadata(home.lock("tcpto")).ok()?;
-    (status.uid() != tcpto.uid()).then(|| {
-        format!(
-            "it belongs to user {}, and qmail-rspawn runs as user {}: chown {} {}",
-            status.uid(),
-            tcpto.uid(),
-            tcpto.uid(),
-            path.display()
-        )
-    })
-}
-
 /// Runs it.
 ///
 /// # Errors
 /// There is no status.
 pub fn run(args: &Show) -> Done {
     let home = Home::new(&args.home).map_err(|error| vec![error])?;
-    let path = home.lock("gatestatus");
     let explained = |unread: Unread| vec![explain(&home, &unread)];
     if !args.domains.is_empty() && args.format == Format::Prometheus {
         let help = "leave --domain out, or choose another format";
         return Err(vec![Error::new("--format prometheus", "has all keys", help)]);
     }
-    let mut readings = Readings::default();
-    let mut view = |status| View::new(status, &mut readings).of(args);
-    let first = view(read(&path).map_err(explained)?).map_err(|error| vec![error])?;
+    let mut readings = HashMap::new();
+    let mut view = |spawners| View::new(spawners, &mut readings).of(args);
+    let first = view(read(&home).map_err(explained)?).map_err(|error| vec![error])?;
     let Some(seconds) = args.watch else {
         return print(|out| match args.format {
             Format::Table => first.table(out),
@@ -180,7 +83,7 @@ pub fn run(args: &Show) -> Done {
                 serde_json::to_writer_pretty(&mut *out, &first.report())?;
                 writeln!(out)
             }
-            Format::Prometheus => out.write_all(first.status.prometheus().as_bytes()),
+            Format::Prometheus => out.write_all(first.prometheus(args).as_bytes()),
         });
     };
     let screen = args.format == Format::Table && io::stdout().is_terminal();
@@ -192,7 +95,7 @@ pub fn run(args: &Show) -> Done {
             (Ok(view), Format::Json) => serde_json::to_writer(&mut text, &view.report())
                 .map_err(io::Error::from)
                 .and_then(|()| writeln!(text)),
-            (Ok(view), Format::Prometheus) => text.write_all(view.status.prometheus().as_bytes()),
+            (Ok(view), Format::Prometheus) => text.write_all(view.prometheus(args).as_bytes()),
             // qmail is being restarted, or the file was replaced: it may come back.
             (Err(error), Format::Table) if screen => writeln!(text, "{error}"),
             (Err(error), _) => {
@@ -214,8 +117,8 @@ pub fn run(args: &Show) -> Done {
             return Ok(());
         }
         sleep(Duration::from_secs(seconds.into()));
-        now = match read(&path) {
-            Ok(status) => view(status),
+        now = match read(&home) {
+            Ok(spawners) => view(spawners),
             Err(unread) => Err(explain(&home, &unread)),
         };
     }
@@ -301,43 +204,41 @@ impl Readings {
     }
 }
 
-/// A status, and what a reader adds to it.
+/// What the spawners say, and what a reader adds to it.
 #[derive(Debug)]
 struct View {
+    spawners: Vec<Spawner>,
+    /// All of them together.
     status: Status,
     now_secs: u64,
     rates: Vec<f64>,
-    process: Process,
     /// Those that were asked for.
     domains: Vec<Domain>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Process {
-    Running,
-    Gone,
-    Unknown,
-}
-
 impl View {
-    fn new(mut status: Status, readings: &mut Readings) -> Self {
+    fn new(spawners: Vec<Spawner>, readings: &mut HashMap<u32, Readings>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_secs = now.map_or(0, |since| since.as_secs());
+        let mut status = together(&spawners);
         status.keys.sort_by(|a, b| {
             let activity = |key: &KeyStatus| (key.running + key.held, key.busy, key.done);
             activity(b)
                 .cmp(&activity(a))
                 .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
         });
-        readings.add(&status);
-        readings.forget(now_secs);
-        let rates = status.keys.iter().map(|key| readings.rate(&status, key, now_secs)).collect();
-        let process = match Path::new("/proc/self").exists() {
-            false => Process::Unknown,
-            true if Path::new("/proc").join(status.pid.to_string()).exists() => Process::Running,
-            true => Process::Gone,
-        };
-        Self { status, now_secs, rates, process, domains: Vec::new() }
+        let mut rates = HashMap::new();
+        for Spawner { number, status, .. } in counted(&spawners) {
+            let readings = readings.entry(*number).or_default();
+            readings.add(status);
+            readings.forget(now_secs);
+            for key in &status.keys {
+                let rate = readings.rate(status, key, now_secs);
+                *rates.entry((key.kind, &key.name[..])).or_insert(0.0) += rate;
+            }
+        }
+        let rates = status.keys.iter().map(|key| rates[&(key.kind, &key.name[..])]).collect();
+        Self { spawners, status, now_secs, rates, domains: Vec::new() }
     }
 
     /// With the domains that were asked for.
@@ -355,17 +256,53 @@ impl View {
         self.now_secs.saturating_sub(self.status.written_secs)
     }
 
+    fn prometheus(&self, args: &Show) -> String {
+        prometheus::text(&self.spawners, &self.status, args.busiest as usize)
+    }
+
+    /// Whether the processes whose figures these are run: all or none do. None: it cannot be seen.
+    fn alive(&self) -> Option<bool> {
+        let all: Option<Vec<bool>> =
+            counted(&self.spawners).map(|one| one.process.alive()).collect();
+        all.map(|all| all.into_iter().all(|alive| alive))
+    }
+
+    /// A line or two for each spawner.
+    fn heads(&self, out: &mut dyn Write) -> io::Result<()> {
+        for spawner in &self.spawners {
+            let Status { pid, state, in_force, .. } = spawner.status;
+            let file = match self.spawners.len() {
+                1 => String::new(),
+                _ => format!(" ({})", spawner.file()),
+            };
+            let state = match (state, in_force) {
+                (State::Limits, InForce::File) => "limits count",
+                (State::Limits, InForce::Kept | InForce::None) => {
+                    "limits count, but not those of control/concurrencydomains as it is"
+                }
+                (State::Stock, _) => {
+                    "no limits: it has found no control/concurrencydomains that it can use"
+                }
+                (State::Failed, _) => {
+                    "an internal error, so there are no limits until qmail is restarted"
+                }
+            };
+            writeln!(out, "qmail-rspawn {pid}{file}: {state}")?;
+            if spawner.process == Process::Gone {
+                let figures = match counted(&self.spawners).any(|one| one.number == spawner.number)
+                {
+                    true => "these are its last figures",
+                    false => "its figures are left out",
+                };
+                writeln!(out, "this process is gone; {figures}")?;
+            }
+        }
+        Ok(())
+    }
+
     fn table(&self, out: &mut dyn Write) -> io::Result<()> {
         let status = &self.status;
-        let state = match status.state {
-            State::Limits => "limits count",
-            State::Stock => "no limits: it has found no control/concurrencydomains that it can use",
-            State::Failed => "an internal error, so there are no limits until qmail is restarted",
-        };
-        writeln!(out, "qmail-rspawn {}: {state}", status.pid)?;
-        if self.process == Process::Gone {
-            writeln!(out, "this process is gone; these are its last figures")?;
-        }
+        self.heads(out)?;
         if !self.domains.is_empty() {
             for domain in &self.domains {
                 writeln!(out)?;
@@ -373,15 +310,20 @@ impl View {
             }
             return Ok(());
         }
-        let slots = status.slots.min(status.concurrency_remote);
+        let spawners: Vec<&Status> = counted(&self.spawners).map(|one| &one.status).collect();
+        let slots = spawners.iter().map(|one| u64::from(one.slots.min(one.concurrency_remote)));
+        let slots: u64 = slots.sum();
         let running = status.in_use.saturating_sub(status.held);
+        let of = match spawners[..] {
+            [one] => {
+                format!("conf-spawn {}, concurrencyremote {}", one.slots, one.concurrency_remote)
+            }
+            _ => format!("{} spawners", spawners.len()),
+        };
         writeln!(
             out,
-            "now:   {running} running and {} held, of {slots} (conf-spawn {}, concurrencyremote {}); \
-             written {} s ago",
+            "now:   {running} running and {} held, of {slots} ({of}); written {} s ago",
             status.held,
-            status.slots,
-            status.concurrency_remote,
             self.age_secs()
         )?;
         let totals = &status.totals;
@@ -450,7 +392,7 @@ impl View {
                 key.peak.to_string(),
                 format!("{rate:.1}"),
                 mean,
-                plain(&key.error),
+                plain_of_status(&key.error),
             ]
         };
         let rows: Vec<_> = status.keys.iter().zip(&self.rates).map(row).collect();
@@ -483,7 +425,7 @@ impl View {
                 line.push_str(&format!("; objected {secs} s ago"));
             }
             if !key.error.is_empty() {
-                line.push_str(&format!("; last error: {}", plain(&key.error)));
+                line.push_str(&format!("; last error: {}", plain_of_status(&key.error)));
             }
             writeln!(out, "{}", cut(&line, 100))?;
         }
@@ -520,11 +462,9 @@ impl View {
         });
         Report {
             state: status.state.name(),
+            in_force: status.in_force.name(),
             pid: status.pid,
-            alive: match self.process {
-                Process::Unknown => None,
-                known => Some(known == Process::Running),
-            },
+            alive: self.alive(),
             written: status.written_secs,
             conf_spawn: status.slots,
             concurrencyremote: status.concurrency_remote,
@@ -543,6 +483,10 @@ impl View {
             mapped_domains: status.mapped,
             seen_next_hops: status.seen,
             problems: &status.problems,
+            spawners: match self.spawners.len() {
+                1 => Vec::new(),
+                _ => self.spawners.iter().map(SpawnerReport::new).collect(),
+            },
             domains: &self.domains,
             keys: if self.domains.is_empty() { keys.collect() } else { Vec::new() },
             unlisted: status.unlisted,
@@ -554,6 +498,8 @@ impl View {
 #[derive(Serialize)]
 struct Report<'a> {
     state: &'static str,
+    /// Which limits are in force.
+    in_force: &'static str,
     pid: u32,
     alive: Option<bool>,
     written: u64,
@@ -574,11 +520,46 @@ struct Report<'a> {
     mapped_domains: u64,
     seen_next_hops: u64,
     problems: &'a [String],
+    /// Each, if there are several; the figures around are of all together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    spawners: Vec<SpawnerReport>,
     /// What was asked for; without the keys then.
     #[serde(skip_serializing_if = "<[Domain]>::is_empty")]
     domains: &'a [Domain],
     keys: Vec<KeyReport<'a>>,
     unlisted: u64,
+}
+
+#[derive(Serialize)]
+struct SpawnerReport {
+    spawner: u32,
+    state: &'static str,
+    in_force: &'static str,
+    pid: u32,
+    alive: Option<bool>,
+    written: u64,
+    conf_spawn: u32,
+    concurrencyremote: u32,
+    running: u32,
+    held: u32,
+}
+
+impl SpawnerReport {
+    fn new(spawner: &Spawner) -> Self {
+        let status = &spawner.status;
+        Self {
+            spawner: spawner.number,
+            state: status.state.name(),
+            in_force: status.in_force.name(),
+            pid: status.pid,
+            alive: spawner.process.alive(),
+            written: status.written_secs,
+            conf_spawn: status.slots,
+            concurrencyremote: status.concurrency_remote,
+            running: status.in_use.saturating_sub(status.held),
+            held: status.held,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -612,7 +593,11 @@ mod tests {
             generation: 1,
             written_secs,
             pid: 7,
+            start_ticks: 0,
+            program: String::new(),
+            namespace: 0,
             state: State::Limits,
+            in_force: InForce::File,
             slots: 10,
             concurrency_remote: 10,
             in_use: 0,
@@ -640,6 +625,8 @@ mod tests {
                 objected_secs: 0,
                 suspended_secs: 0,
                 error: String::new(),
+                named: false,
+                held_ever: 0,
             }],
             unlisted: 0,
         }

@@ -33,7 +33,7 @@ use serde::Serialize;
 use super::check::{Source, load};
 use super::log::{self, Event, Precision, Unusable};
 use super::said;
-use super::text::{Side, count, key_name, limit_text, limit_value, table};
+use super::text::{Side, count, escaped, key_name, limit_text, limit_value, table};
 use super::{Done, Format, print};
 use crate::error::Error;
 
@@ -934,7 +934,7 @@ impl Outcome {
         let row = |key: &&Key| Row {
             key_kind: key.kind,
             kind: key.kind.name(),
-            key: String::from_utf8_lossy(&key.name).into_owned(),
+            key: escaped(&key.name),
             at_most: key.cap.limit,
             limit: limit_value(key.cap.limit),
             deliveries: key.deliveries,

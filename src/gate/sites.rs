@@ -36,7 +36,7 @@ use serde::Serialize;
 use super::check::{self, Source, domain_argument};
 use super::exchangers::{Asker, Exchanger, Hop, Said, is_name};
 use super::log::{self, Event};
-use super::show::{self, Unread};
+use super::status_file::{self, Unread, Why};
 use super::text::{Side, count, plain, table};
 use super::{Done, Format, Home, content_lines, print, read_file, unusable};
 use crate::error::Error;
@@ -271,19 +271,20 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
     for domain in &args.domains {
         names.add_domain(domain.as_bytes());
     }
-    match show::read(&home.lock("gatestatus")) {
-        Ok(status) => {
-            for key in &status.keys {
+    match status_file::read(home) {
+        Ok(spawners) => {
+            for key in &status_file::together(&spawners).keys {
+                let name = status_file::name_bytes(key);
                 match key.kind {
-                    KeyKind::Domain => drop(names.add_domain(key.name.as_bytes())),
-                    KeyKind::Relay => drop(names.add_relay(key.name.as_bytes())),
+                    KeyKind::Domain => drop(names.add_domain(&name)),
+                    KeyKind::Relay => drop(names.add_relay(&name)),
                     KeyKind::Group => {}
                 }
             }
         }
-        Err(Unread::Missing | Unread::Status(StatusError::Empty)) => {}
+        Err(Unread { why: Why::Missing | Why::Status(StatusError::Empty), .. }) => {}
         Err(unread) => {
-            let error = show::explain(home, &unread);
+            let error = status_file::explain(home, &unread);
             outcome.notes.push(format!("{}: {}", error.place, error.what));
         }
     }
@@ -538,7 +539,7 @@ impl Outcome {
                 [
                     what.to_string(),
                     plain(&change.domain),
-                    change.group.as_ref().map_or("-".to_string(), |group| plain(group)),
+                    change.group.as_ref().map_or("-".to_string(), plain),
                     format!("{}{}", change.because, was.unwrap_or_default()),
                 ]
             }));

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use qpatch_gate::rules::KeyKind;
+use qpatch_gate::status::{Escaped, unescaped_bytes};
 use qpatch_gate::table::Limit;
 
 /// Which side of its column a cell is on.
@@ -41,14 +42,28 @@ pub(super) fn table<const N: usize>(
     Ok(())
 }
 
-/// The text on one line of printable ASCII: what mail brought in must not talk to the terminal.
-pub(super) fn plain(text: &str) -> String {
-    let line = text.trim_end().chars().map(|char| match char {
-        ' '..='~' => char,
-        '\n' | '\t' | '\r' => ' ',
-        _ => '?',
-    });
-    line.collect()
+/// A name as it is printed everywhere: printable ASCII, the rest as `%` and two hexadecimal digits, and so is `%`. What mail
+/// brought in must not talk to the terminal, turn the line around, or look like another name.
+pub(super) fn escaped(name: impl AsRef<[u8]>) -> String {
+    Escaped(name.as_ref()).to_string()
+}
+
+/// A text on one line, in the same way, but for line ends, tabs and `%`: two texts may look the same.
+pub(super) fn plain(text: impl AsRef<[u8]>) -> String {
+    let mut line = String::new();
+    for &byte in text.as_ref().trim_ascii_end() {
+        match byte {
+            b'\n' | b'\t' | b'\r' => line.push(' '),
+            b'%' => line.push('%'),
+            byte => line.push_str(&escaped([byte])),
+        }
+    }
+    line
+}
+
+/// A text of the status file, in which the escapes are.
+pub(super) fn plain_of_status(text: &str) -> String {
+    plain(unescaped_bytes(text.as_bytes()).unwrap_or_default())
 }
 
 /// No more than so many bytes of printable ASCII.
@@ -59,11 +74,11 @@ pub(super) fn cut(text: &str, most: usize) -> String {
     }
 }
 
-/// `gmail.com`, `group yahoo`, `relay mx.example`.
+/// `gmail.com`, `group yahoo`, `relay mx.example`; the name is escaped.
 pub(super) fn key_name(kind: KeyKind, name: &str) -> String {
-    let name = if name.is_empty() { "(no domain)".to_string() } else { plain(name) };
+    let name = if name.is_empty() { "(no domain)" } else { name };
     match kind {
-        KeyKind::Domain => name,
+        KeyKind::Domain => name.to_string(),
         KeyKind::Relay | KeyKind::Group => format!("{} {name}", kind.name()),
     }
 }
@@ -106,7 +121,18 @@ mod tests {
 
     #[test]
     fn nothing_talks_to_the_terminal() {
-        assert_eq!(plain("a\tb\n\x1b[2Jc\u{202e}\r\n"), "a b ?[2Jc?");
+        assert_eq!(plain("100%\tb\n\x1b[2Jc\u{202e}\r\n"), "100% b %1b[2Jc%e2%80%ae");
+        assert_eq!(plain_of_status("a%0a%25b%1b%zz\u{7f}"), "a %b%1b%zz%7f");
+        let odd = b"\x07\x1b\x7f\x80\x9f\xc2\x9b%\n ";
+        assert_eq!(escaped(odd), "%07%1b%7f%80%9f%c2%9b%25%0a ");
+        for turning in
+            "\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2069}\u{200e}\u{200f}\u{61c}"
+                .chars()
+        {
+            assert!(
+                plain(turning.to_string()).is_ascii() && escaped(turning.to_string()).is_ascii()
+            );
+        }
         assert_eq!(cut("abcdefgh", 8), "abcdefgh");
         assert_eq!(cut("abcdefghi", 8), "abcde...");
         assert_eq!(key_name(KeyKind::Domain, ""), "(no domain)");

@@ -249,6 +249,15 @@ pub(crate) fn kill(pid: u32, signal: i32) -> io::Result<()> {
     if unsafe { libc::kill(pid, signal) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Whether there is a process with this number, whoever's it is; a zombie is one.
+pub(crate) fn is_process(pid: u32) -> bool {
+    // 0 and negative numbers are groups.
+    let Some(pid) = libc::pid_t::try_from(pid).ok().filter(|&pid| pid > 0) else { return false };
+    // SAFETY: kill takes no pointer, and signal 0 is sent to nobody.
+    let sent = unsafe { libc::kill(pid, 0) };
+    sent == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
+}
+
 /// Sends `signal` to the process group `leader`, whose leader this process has started and not yet waited for.
 pub(crate) fn kill_group(leader: u32, signal: i32) -> io::Result<()> {
     let leader = libc::pid_t::try_from(leader).map_err(|_| io::ErrorKind::InvalidInput)?;

@@ -1,0 +1,366 @@
+//! The status files of a qmail: reading them, whether those who wrote them still run, and what they say together.
+//!
+//! A tree with several remote channels has a qmail-rspawn for each, and each writes a file of its own: queue/lock/gatestatus,
+//! gatestatus.1, gatestatus.2 and so on. An empty one has never been written.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use qpatch_gate::problem::Kind;
+use qpatch_gate::process::Stat;
+use qpatch_gate::status::{
+    Escaped, FILE_MAX, InForce, KeyStatus, State, Status, StatusError, unescaped_bytes,
+};
+use qpatch_gate::table::Limit;
+
+use super::{Home, check, meaning, read_file};
+use crate::error::Error;
+use crate::verify::sys;
+
+/// So many spawners of one qmail at most. Their files are looked for by their names, which takes no right to list the folder,
+/// and one that is missing hides none behind it.
+const SPAWNERS_MAX: u32 = 64;
+
+/// Why there is no status.
+#[derive(Debug)]
+pub(super) struct Unread {
+    pub(super) path: PathBuf,
+    pub(super) why: Why,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// No such file.
+    Missing,
+    /// The system does not let us.
+    Denied,
+    /// It cannot be read, or is no regular file.
+    File(Kind),
+    /// It has been read, but is no status.
+    Status(StatusError),
+}
+
+/// Whether the process that wrote a status still runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Process {
+    Running,
+    Gone,
+    /// It cannot be seen from here.
+    Unknown,
+}
+
+impl Process {
+    pub(super) fn alive(self) -> Option<bool> {
+        match self {
+            Self::Running => Some(true),
+            Self::Gone => Some(false),
+            Self::Unknown => None,
+        }
+    }
+}
+
+/// One qmail-rspawn, as its gate told.
+#[derive(Debug)]
+pub(super) struct Spawner {
+    /// 0 for gatestatus, 1 for gatestatus.1.
+    pub(super) number: u32,
+    pub(super) status: Status,
+    pub(super) process: Process,
+}
+
+impl Spawner {
+    /// The name of its file.
+    pub(super) fn file(&self) -> String {
+        file_name(self.number)
+    }
+
+    /// Whether it runs, as far as can be seen, and has had no internal error.
+    pub(super) fn is_up(&self) -> bool {
+        self.process != Process::Gone && self.status.state != State::Failed
+    }
+}
+
+fn file_name(number: u32) -> String {
+    match number {
+        0 => "gatestatus".to_string(),
+        number => format!("gatestatus.{number}"),
+    }
+}
+
+/// A gate writes its file in far less than this, so whoever finds it half written looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 50;
+
+/// Reads the files of all spawners of a qmail: at least one, the first one first.
+pub(super) fn read(home: &Home) -> Result<Vec<Spawner>, Unread> {
+    let mut spawners = Vec::new();
+    for number in 0..SPAWNERS_MAX {
+        let path = home.lock(&file_name(number));
+        match read_one(&path) {
+            Ok(status) => {
+                let process = process(&status, Path::new("/proc"));
+                spawners.push(Spawner { number, status, process });
+            }
+            Err(Why::Missing) if number > 0 => {}
+            Err(Why::Status(StatusError::Empty)) => {}
+            Err(why) => return Err(Unread { path, why }),
+        }
+    }
+    if spawners.is_empty() {
+        return Err(Unread { path: home.lock("gatestatus"), why: Why::Status(StatusError::Empty) });
+    }
+    Ok(spawners)
+}
+
+/// Reads a status file; again while it is being written.
+fn read_one(path: &Path) -> Result<Status, Why> {
+    let mut looks = 1;
+    loop {
+        let bytes = match read_file(path, FILE_MAX as u64) {
+            Ok(Some((_, bytes))) => bytes,
+            Ok(None) => return Err(Why::Missing),
+            Err(Kind::Unreadable(libc::EACCES | libc::EPERM)) => return Err(Why::Denied),
+            Err(kind) => return Err(Why::File(kind)),
+        };
+        match Status::parse(&bytes) {
+            Err(StatusError::Torn) if looks < LOOKS => {
+                looks += 1;
+                sleep(LOOK_AGAIN);
+            }
+            parsed => return parsed.map_err(Why::Status),
+        }
+    }
+}
+
+/// Why there is no status, and what to do about it.
+pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
+    let Unread { path, why } = unread;
+    let at = |what: &str, help: String| Error::new(path.display(), what, help);
+    let lock = home.lock("");
+    match why {
+        Why::Missing if matches!(lock.try_exists(), Ok(false)) => Error::new(
+            home.0.display(),
+            "no qmail is installed here: it has no queue/lock",
+            "name the folder that has qmail's control and queue",
+        ),
+        Why::Missing => at(
+            "no such file: this qmail has no gate",
+            "build one: qpatch apply TREE, then make setup check in TREE (which makes the file), \
+             then restart qmail"
+                .to_string(),
+        ),
+        Why::Denied => at(
+            "permission denied",
+            "run qpatch as root, or as a user of the group that queue/lock belongs to".to_string(),
+        ),
+        Why::File(kind) => at(&meaning(*kind), check::advice(*kind)),
+        Why::Status(StatusError::Empty) => at(
+            "empty: no gate has written it yet",
+            why_empty(home, path).unwrap_or_else(|| {
+                "it is written with the first delivery after qmail has been restarted; if it stays \
+                 empty, the qmail-rspawn that runs has no gate"
+                    .to_string()
+            }),
+        ),
+        Why::Status(StatusError::Torn) => at(
+            "the end is missing, and stays missing",
+            "a gate that runs writes it anew within a minute; is the disk full?".to_string(),
+        ),
+        Why::Status(error @ (StatusError::Foreign | StatusError::Line(_))) => at(
+            &error.to_string(),
+            "the gate and qpatch are of different versions: use the qpatch that patched the tree, \
+             or apply, build and install again"
+                .to_string(),
+        ),
+    }
+}
+
+/// A reason for an empty file that can be seen from here.
+fn why_empty(home: &Home, path: &Path) -> Option<String> {
+    let domains = home.control("concurrencydomains");
+    if matches!(domains.try_exists(), Ok(false)) {
+        return Some(format!(
+            "there are no limits: qpatch gate init {} writes {} to start from",
+            home.0.display(),
+            domains.display()
+        ));
+    }
+    let status = std::fs::metadata(path).ok()?;
+    let tcpto = std::fs::metadata(home.lock("tcpto")).ok()?;
+    (status.uid() != tcpto.uid()).then(|| {
+        format!(
+            "it belongs to user {}, and qmail-rspawn runs as user {}: chown {} {}",
+            status.uid(),
+            tcpto.uid(),
+            tcpto.uid(),
+            path.display()
+        )
+    })
+}
+
+/// The namespace of process numbers in which Linux starts (PROC_PID_INIT_INO of its proc_ns.h): from there all are seen.
+const FIRST_NAMESPACE: u64 = 0xeffffffc;
+
+/// Whether the process that wrote a status still runs. A zombie does not; nor does another one that has its number now.
+fn process(status: &Status, proc: &Path) -> Process {
+    let namespace = std::fs::metadata(proc.join("self/ns/pid")).map_or(0, |file| file.ino());
+    if status.namespace != 0 && namespace != 0 && status.namespace != namespace {
+        return in_another_namespace(status, proc, namespace);
+    }
+    match read_stat(proc, &status.pid.to_string()) {
+        Some(text) => match Stat::parse(&text) {
+            Some(stat) if wrote(status, &stat) => Process::Running,
+            Some(_) => Process::Gone,
+            None => Process::Unknown,
+        },
+        // No /proc, or one in which others' processes are hidden. Whose number it is now is not to be seen there.
+        None if sys::is_process(status.pid) => Process::Unknown,
+        None => Process::Gone,
+    }
+}
+
+fn read_stat(proc: &Path, pid: &str) -> Option<Vec<u8>> {
+    std::fs::read(proc.join(pid).join("stat")).ok()
+}
+
+/// Whether it is the process that wrote the status, and lives. An earlier gate told its number only.
+fn wrote(status: &Status, stat: &Stat<'_>) -> bool {
+    let lives = !matches!(stat.state, b'Z' | b'X' | b'x');
+    let known = status.start_ticks != 0;
+    let same =
+        status.start_ticks == stat.start_ticks && status.program == Escaped(stat.name).to_string();
+    lives && (same || !known)
+}
+
+/// The same for a qmail in a container: its number there is not its number here, when it started is.
+fn in_another_namespace(status: &Status, proc: &Path, here: u64) -> Process {
+    let Ok(entries) = std::fs::read_dir(proc) else { return Process::Unknown };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        else {
+            continue;
+        };
+        let found = read_stat(proc, pid)
+            .and_then(|text| Stat::parse(&text).map(|stat| wrote(status, &stat)))
+            .unwrap_or(false);
+        if found && innermost_pid(proc, pid) == Some(status.pid) {
+            return Process::Running;
+        }
+    }
+    // Whether all processes are seen from here, or only ours and those below.
+    let sees_all = here == FIRST_NAMESPACE && read_stat(proc, "1").is_some();
+    if sees_all { Process::Gone } else { Process::Unknown }
+}
+
+/// The number that a process has in its own namespace.
+fn innermost_pid(proc: &Path, pid: &str) -> Option<u32> {
+    let text = std::fs::read_to_string(proc.join(pid).join("status")).ok()?;
+    let numbers = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_whitespace().last()?.parse().ok()
+}
+
+/// Those whose figures count. qmail-send ends when one of its spawners does, so one that is gone while another runs is of an
+/// earlier run. If none runs, the last figures of all.
+pub(super) fn counted(spawners: &[Spawner]) -> impl Iterator<Item = &Spawner> {
+    let runs = |spawner: &Spawner| spawner.process != Process::Gone;
+    let any = spawners.iter().any(runs);
+    spawners.iter().filter(move |spawner| !any || runs(spawner))
+}
+
+/// What several spawners say together; for one, what it says. Each key is there once.
+///
+/// What is counted is added up. What all of them read from the same files is taken from the one that wrote last, for it may
+/// have read them later; of a key's limit that follows its server, the lowest.
+pub(super) fn together(spawners: &[Spawner]) -> Status {
+    let mut statuses: Vec<&Status> = counted(spawners).map(|spawner| &spawner.status).collect();
+    let first = statuses[0];
+    statuses.sort_by_key(|status| std::cmp::Reverse(status.written_secs));
+    let mut sum = Status { pid: first.pid, keys: Vec::new(), ..statuses[0].clone() };
+    for status in &statuses[1..] {
+        sum.written_secs = sum.written_secs.min(status.written_secs);
+        sum.state = worse(sum.state, status.state);
+        if status.in_force != InForce::File && sum.in_force != InForce::None {
+            sum.in_force = status.in_force;
+        }
+        sum.slots = sum.slots.saturating_add(status.slots);
+        sum.concurrency_remote = sum.concurrency_remote.saturating_add(status.concurrency_remote);
+        sum.in_use = sum.in_use.saturating_add(status.in_use);
+        sum.held = sum.held.saturating_add(status.held);
+        let (to, of) = (&mut sum.totals, &status.totals);
+        for (to, of) in [
+            (&mut to.asked, of.asked),
+            (&mut to.busy, of.busy),
+            (&mut to.held, of.held),
+            (&mut to.expired, of.expired),
+            (&mut to.done, of.done),
+            (&mut to.refused, of.refused),
+            (&mut to.suspended, of.suspended),
+            (&mut sum.unlisted, status.unlisted),
+        ] {
+            *to = to.saturating_add(of);
+        }
+        sum.seen = sum.seen.max(status.seen);
+        for problem in &status.problems {
+            if !sum.problems.contains(problem) {
+                sum.problems.push(problem.clone());
+            }
+        }
+    }
+    let mut places = HashMap::new();
+    for key in statuses.iter().flat_map(|status| &status.keys) {
+        match places.entry((key.kind, &key.name[..])) {
+            Entry::Vacant(entry) => {
+                entry.insert(sum.keys.len());
+                sum.keys.push(key.clone());
+            }
+            Entry::Occupied(entry) => add_key(&mut sum.keys[*entry.get()], key),
+        }
+    }
+    sum
+}
+
+fn worse(a: State, b: State) -> State {
+    let rank = |state| match state {
+        State::Limits => 0,
+        State::Stock => 1,
+        State::Failed => 2,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+fn add_key(sum: &mut KeyStatus, key: &KeyStatus) {
+    let done = sum.done.saturating_add(key.done);
+    let of_one = |key: &KeyStatus| if key.mean_ms > 0 { key.done.max(1) } else { 0 };
+    let (of_sum, of_key) = (u128::from(of_one(sum)), u128::from(of_one(key)));
+    let ms = u128::from(sum.mean_ms) * of_sum + u128::from(key.mean_ms) * of_key;
+    sum.mean_ms = ms.checked_div(of_sum + of_key).unwrap_or(0) as u64;
+    sum.running = sum.running.saturating_add(key.running);
+    sum.held = sum.held.saturating_add(key.held);
+    sum.away = sum.away.saturating_add(key.away);
+    sum.busy = sum.busy.saturating_add(key.busy);
+    sum.held_ever = sum.held_ever.saturating_add(key.held_ever);
+    sum.done = done;
+    // When each had its peak is not known: at least this many ran at once.
+    sum.peak = sum.peak.max(key.peak).max(sum.running);
+    sum.rate += key.rate;
+    sum.effective = match (sum.effective, key.effective) {
+        (Limit::AtMost(a), Limit::AtMost(b)) => Limit::AtMost(a.min(b)),
+        (Limit::Unlimited, limit) | (limit, Limit::Unlimited) => limit,
+    };
+    sum.named |= key.named;
+    if sum.error.is_empty() || (key.objected_secs > sum.objected_secs && !key.error.is_empty()) {
+        sum.error.clone_from(&key.error);
+    }
+    sum.objected_secs = sum.objected_secs.max(key.objected_secs);
+    sum.suspended_secs = sum.suspended_secs.max(key.suspended_secs);
+}
+
+/// The bytes of a key's name.
+pub(super) fn name_bytes(key: &KeyStatus) -> Vec<u8> {
+    unescaped_bytes(key.name.as_bytes()).unwrap_or_default()
+}
