@@ -42,7 +42,7 @@ static struct running *running_get(int j)
     if (!r) return 0;
     memset(r + numrunning,0,(n - numrunning) * sizeof(struct running));
     running = r;
-    numrunning = n;
+    for (;numrunning < n;++numrunning) running[numrunning].allowed = ALL;
   }
   return running + j;
 }
@@ -194,19 +194,40 @@ struct queue {
 
 #define QUEUES 1024
 
-static struct {
+struct channel {
   unsigned int top; /* of CLOCK */
   unsigned int called; /* chained by link[CLOCK].next */
   unsigned int lastcalled;
   struct queue *queue[QUEUES];
-} channel[GATE_RETRY_CHANNELS];
+};
+
+/* as many as the tree has: the first job that waits on one makes room for it */
+static struct channel *channel = 0;
+static int numchannels = 0;
+
+static int channel_make(int c)
+{
+  struct channel *n;
+
+  if (c < 0) return 0;
+  if (c < numchannels) return 1;
+  if ((size_t) c >= ((size_t) -1) / sizeof(struct channel)) return 0;
+  n = (struct channel *) realloc(channel,((size_t) c + 1) * sizeof(struct channel));
+  if (!n) return 0;
+  memset(n + numchannels,0,((size_t) c + 1 - numchannels) * sizeof(struct channel));
+  channel = n;
+  numchannels = c + 1;
+  return 1;
+}
 
 #define W(i) (waiting[(i) - 1])
 
 static int before(int order, unsigned int a, unsigned int b)
 {
-  if (order == CLOCK) return W(a).when < W(b).when;
-  if (W(a).due != W(b).due) return W(a).due < W(b).due;
+  if (order == CLOCK) {
+    if (W(a).when != W(b).when) return W(a).when < W(b).when;
+  }
+  else if (W(a).due != W(b).due) return W(a).due < W(b).due;
   return W(a).serial < W(b).serial;
 }
 
@@ -306,6 +327,7 @@ static unsigned int enqueue(int c, long when, long due, unsigned long id, unsign
   unsigned int n;
   unsigned int i;
 
+  if (!channel_make(c)) return 0;
   if (!freewaiting) {
     n = numwaiting + numwaiting / 2 + 64;
     if (n < numwaiting || n > ((unsigned int) -1) / sizeof(struct waiting)) return 0;
@@ -500,14 +522,16 @@ int gate_retry_close(int j, int c, unsigned long id, long *dt)
 {
   struct running *r;
   unsigned int busy;
+  unsigned int called;
   unsigned int i;
   long when;
 
   r = running_get(j);
-  busy = 0;
+  busy = called = 0;
   if (r) {
     busy = r->busy;
-    r->busy = 0; /* no call looks for it here any more */
+    called = r->called;
+    r->busy = r->called = 0; /* no call looks for it here any more */
   }
   /* nobody wants it sooner, or somebody who was deferred would be tried too soon */
   if (!r || r->flagfull || (!r->back && (!r->deferred || r->deferred >= *dt))) {
@@ -521,11 +545,10 @@ int gate_retry_close(int j, int c, unsigned long id, long *dt)
   /* a job that was only busy has not been tried: its natural retry time means nothing */
   when = r->back;
   if (r->deferred && r->deferred < when) when = r->deferred;
-  if (c >= 0 && c < GATE_RETRY_CHANNELS)
-    if ((i = enqueue(c,when,r->due,id,r->queue,busy))) {
-      if (r->called) call(c,i,r->called);
-      return 1;
-    }
+  if ((i = enqueue(c,when,r->due,id,r->queue,busy))) {
+    if (called) call(c,i,called);
+    return 1;
+  }
   *dt = when;
   return 0;
 }
@@ -540,12 +563,11 @@ int gate_retry_call(int c, unsigned long delnum, char *report)
   unsigned int i;
   int j;
 
-  if (c < 0 || c >= GATE_RETRY_CHANNELS) return 0;
   if (delnum != CALL_DELNUM || *report++ != 'R') return 0;
   queue = number(&report,' ',0xffffffffUL);
   most = queue ? number(&report,'\n',0xffffffffUL) : 0;
   if (!most) return 0;
-  while (most) {
+  while (most && c >= 0 && c < numchannels) {
     q = queue_find(c,(unsigned int) queue);
     if (!*q) break;
     i = (*q)->top;
@@ -570,8 +592,7 @@ int gate_retry_due(int c, unsigned long *id, long *dt)
   unsigned int i;
   long now;
 
-  if (c < 0 || c >= GATE_RETRY_CHANNELS) return 0;
-  if (!usewaiting) return 0;
+  if (c < 0 || c >= numchannels || !usewaiting) return 0;
   now = seconds();
   i = uncall(c);
   if (!i) {
@@ -591,7 +612,7 @@ long gate_retry_wakeup(long wakeup)
 {
   int c;
 
-  for (c = 0;c < GATE_RETRY_CHANNELS;++c)
+  for (c = 0;c < numchannels;++c)
     if (channel[c].top)
       if (W(channel[c].top).when < wakeup) wakeup = W(channel[c].top).when;
   return wakeup;
@@ -602,11 +623,13 @@ int gate_retry_flush(int c, unsigned long *id, long *dt)
   unsigned int i;
   long now;
 
-  if (c < 0 || c >= GATE_RETRY_CHANNELS) return 0;
-  i = uncall(c);
-  if (!i) {
-    i = channel[c].top;
-    if (i) unwait(c,i);
+  i = 0;
+  if (c >= 0 && c < numchannels) {
+    i = uncall(c);
+    if (!i) {
+      i = channel[c].top;
+      if (i) unwait(c,i);
+    }
   }
   if (i) {
     now = seconds();

@@ -12,11 +12,11 @@ DESCRIPTION
   has, the others of that queue are passed over, too. And a job that was called is due since it was first due: it goes
   before what has come later.
 
-  j is an index into jo[], c a channel (0..1), id a message, mpos the position of a recipient in its channel file. Times
+  j is an index into jo[], c a channel (0 and up, as many as the tree has), id a message, mpos the position of a recipient in its channel file. Times
   are in seconds since the epoch, as recent is. HOOKS.md shows the calls in qmail-send.c.
 
 MEMORY
-  Per job that waits 72 bytes. Per remembered recipient 48 bytes, at most GATE_RETRY_MAX of them. When memory is short or
+  Per channel on which a job has waited 8 KiB. Per job that waits 72 bytes. Per remembered recipient 48 bytes, at most GATE_RETRY_MAX of them. When memory is short or
   the table is full, the job is simply deferred: it comes back at its natural retry time.
 
 RESTART
@@ -26,7 +26,6 @@ RESTART
 #ifndef GATE_RETRY_H
 #define GATE_RETRY_H
 
-#define GATE_RETRY_CHANNELS 2
 #define GATE_RETRY_MAX 65536
 
 /* a job begins, which was due at dt */

@@ -29,7 +29,6 @@ pub mod process;
 pub mod random;
 pub mod recall;
 pub mod report;
-pub mod retry;
 pub mod route;
 pub mod rules;
 pub mod share;

@@ -11,8 +11,12 @@
 //! back as busy, because it was refused beside others, takes its place for no time when it comes again: what became of
 //! its next try is in the log, as a delivery of its own.
 //!
-//! What is not in the log is modelled as in the gate's own tests: mail that was sent away waits until the gate calls it, and
-//! qmail-send makes at most 3000 passes a second over mail that waits for it.
+//! What is not in the log is modelled: mail that was sent away waits until the gate calls it, and qmail-send makes at most
+//! 3000 passes a second over mail that waits for it. What qmail-send does with such mail says the twin of its code
+//! ([`qpatch_gate_model::retry`]). It keeps not recipients but jobs: one message's recipients of one pass, which are those that the
+//! log begins one after the other. A job comes back when all its deliveries have ended, not before, and then tries
+//! as many of its busy recipients as were called. One that its own server has deferred, or whose key is suspended,
+//! waits for its own time, which is nextretry()'s.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -25,9 +29,9 @@ use qpatch_gate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Gate, Next, Ran, SLOTS
 use qpatch_gate::learn::Learning;
 use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
 use qpatch_gate::report::{Report, Seen};
-use qpatch_gate::retry::Retry;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Cap, Limit, Table};
+use qpatch_gate_model::retry::{Closed, Job, Retry, Told};
 use serde::Serialize;
 
 use super::check::{Source, load};
@@ -81,8 +85,12 @@ const ROWS: usize = 40;
 
 /// What a delivery said whose end the log does not tell.
 const SILENT: Report = Report { seen: Seen::Nothing, peer: None };
-/// As the queue of mail that waits for the clock only: no key has this number.
-const NO_QUEUE: u32 = 0;
+/// qmail-send's channel of mail that goes to qmail-rspawn.
+const REMOTE: usize = 1;
+/// qmail-send's chanskip of that channel.
+const SKIP_SECS: i64 = 20;
+/// A pass that nothing stops has its next recipient sooner. If none comes, it has seen the last one.
+const READ_US: u64 = 10_000;
 
 const UNKNOWN: u64 = u64::MAX;
 /// As the time of a start: it would never be.
@@ -183,10 +191,13 @@ struct Delivery {
     started_us: u64,
     /// [`UNKNOWN`] before the log has told.
     service_us: u64,
-    /// Its message's number in the queue.
-    message: u64,
+    /// Its job, and which of its recipients it is.
+    job: u32,
+    position: u32,
     /// What the log says of its end.
     said: Report,
+    /// What that means to qmail-send.
+    told: Told,
     round: Round,
 }
 
@@ -199,10 +210,30 @@ enum Round {
     Again,
 }
 
+/// A message's recipients of one pass.
+#[derive(Debug, Default)]
+struct Recipients {
+    /// Its message's number in the queue.
+    message: u64,
+    born_us: u64,
+    /// Their deliveries, in the order of the message's file; [`NONE`] for those that are done.
+    deliveries: Vec<u32>,
+    /// How many are not done.
+    left: u32,
+    /// The pass over them, and those that are in slots: as in qmail-send's struct job.
+    refs: u32,
+    /// Those whose next try is in the log as a delivery of its own.
+    deferred: Vec<u32>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     /// A delivery ends.
     End(u32),
+    /// The pass of the log has seen the last recipient of this job, unless it has more of them now.
+    Read(u32, u32),
+    /// The time of a job has come that nobody has called.
+    Job(u32),
     /// qmail-send turns to mail that is due.
     Pass,
 }
@@ -227,8 +258,14 @@ struct Machine {
     free_slots: Vec<u32>,
     /// Mail that was sent away.
     retry: Retry,
-    /// Mail that is due, and waits for a pass or a slot: that which was due first, in seconds, in front.
-    queue: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    jobs: Vec<Recipients>,
+    free_jobs: Vec<u32>,
+    /// The job of the log's pass.
+    reads: Option<u32>,
+    /// The job of the pass over what waited, and its next recipient.
+    passes: Option<(u32, u32)>,
+    /// Jobs that are due, and wait for a pass: that which was due first, in seconds, in front.
+    queue: BinaryHeap<Reverse<(i64, u64, u32)>>,
     pass_at_us: u64,
     pass_is_due: bool,
     now_us: u64,
@@ -255,6 +292,10 @@ impl Machine {
             slots: Vec::new(),
             free_slots: Vec::new(),
             retry: Retry::default(),
+            jobs: Vec::new(),
+            free_jobs: Vec::new(),
+            reads: None,
+            passes: None,
             queue: BinaryHeap::new(),
             pass_at_us: 0,
             pass_is_due: false,
@@ -279,8 +320,8 @@ impl Machine {
         loop {
             let event_us = self.events.peek().map(|&Reverse((at_us, ..))| at_us);
             let hold_us = self.gate.timeout_us(self.now_us).map(|us| self.now_us + us);
-            let called_us = self.retry.next_us();
-            let Some(at_us) = event_us.into_iter().chain(hold_us).chain(called_us).min() else {
+            let back_us = self.retry.next().map(|at_secs| at_secs.max(0) as u64 * 1_000_000);
+            let Some(at_us) = event_us.into_iter().chain(hold_us).chain(back_us).min() else {
                 break;
             };
             if at_us > to_us {
@@ -292,14 +333,18 @@ impl Machine {
             {
                 match due {
                     Due::End(delivery) => self.end(delivery),
+                    Due::Read(job, recipients) => {
+                        if self.reads == Some(job)
+                            && self.jobs[job as usize].deliveries.len() == recipients as usize
+                        {
+                            self.reads = None;
+                            self.leave(job);
+                        }
+                    }
+                    Due::Job(job) => self.queue(job, self.now_secs()),
                     Due::Pass => {
                         self.pass_is_due = false;
-                        if !self.queue.is_empty()
-                            && let Some(slot) = self.free_slots.pop()
-                            && let Some(Reverse((_, _, delivery))) = self.queue.pop()
-                        {
-                            self.ask(delivery, slot);
-                        }
+                        self.pass();
                     }
                 }
             }
@@ -315,13 +360,14 @@ impl Machine {
                 Next::None => break,
                 Next::Go { slot, .. } => self.start(self.slots[slot as usize]),
                 Next::Busy { slot, busy, .. } => self.send_away(self.slots[slot as usize], busy),
-                Next::Call(call) => self.retry.call(call),
+                Next::Call(call) => self.retry.call(REMOTE, call.number, call.most),
             }
         }
-        while let Some(delivery) = self.retry.due(self.now_us) {
-            self.queue(delivery);
+        while let Some((job, due_secs)) = self.retry.due(REMOTE, self.now_secs()) {
+            self.queue(job as u32, due_secs);
         }
-        if !self.pass_is_due && !self.queue.is_empty() && !self.free_slots.is_empty() {
+        let has_work = self.passes.is_some() || !self.queue.is_empty();
+        if !self.pass_is_due && has_work && !self.free_slots.is_empty() {
             self.pass_is_due = true;
             self.at(self.now_us.max(self.pass_at_us), Due::Pass);
         }
@@ -332,10 +378,121 @@ impl Machine {
         }
     }
 
-    fn queue(&mut self, at: u32) {
+    fn now_secs(&self) -> i64 {
+        (self.now_us / 1_000_000) as i64
+    }
+
+    fn queue(&mut self, job: u32, due_secs: i64) {
         self.sequence += 1;
-        let due_secs = self.deliveries[at as usize].asked_us / 1_000_000;
-        self.queue.push(Reverse((due_secs, self.sequence, at)));
+        self.queue.push(Reverse((due_secs, self.sequence, job)));
+    }
+
+    /// A job without recipients.
+    fn job(&mut self, message: u64) -> u32 {
+        let at = self.free_jobs.pop().unwrap_or_else(|| {
+            self.jobs.push(Recipients::default());
+            self.jobs.len() as u32 - 1
+        });
+        let job = &mut self.jobs[at as usize];
+        (job.message, job.born_us) = (message, self.now_us);
+        at
+    }
+
+    fn add(&mut self, job: u32, at: u32) {
+        let recipients = &mut self.jobs[job as usize];
+        recipients.left += 1;
+        recipients.deliveries.push(at);
+        let position = recipients.deliveries.len() as u32 - 1;
+        let delivery = &mut self.deliveries[at as usize];
+        (delivery.job, delivery.position) = (job, position);
+    }
+
+    /// A pass over a job begins.
+    fn open(&mut self, job: u32, due_secs: i64) {
+        self.jobs[job as usize].refs += 1;
+        self.retry.open(job as usize, name_of(job), due_secs);
+    }
+
+    /// qmail-send's pass_dochan, but for the log's own pass: up to the next recipient that is to be tried.
+    fn pass(&mut self) {
+        while !self.free_slots.is_empty() {
+            let (job, mut position) = match self.passes {
+                Some(passes) => passes,
+                None => {
+                    let Some(Reverse((due_secs, _, job))) = self.queue.pop() else { return };
+                    self.open(job, due_secs);
+                    (job, 0)
+                }
+            };
+            let now_secs = self.now_secs();
+            let deliveries = &self.jobs[job as usize].deliveries;
+            while let Some(&delivery) = deliveries.get(position as usize) {
+                position += 1;
+                if delivery != NONE
+                    && !self.retry.skip(
+                        job as usize,
+                        name_of(job),
+                        u64::from(position - 1),
+                        now_secs,
+                    )
+                    && let Some(slot) = self.free_slots.pop()
+                {
+                    self.passes = Some((job, position));
+                    self.ask(delivery, slot);
+                    return;
+                }
+            }
+            self.passes = None;
+            self.leave(job);
+        }
+    }
+
+    /// qmail-send's job_close.
+    fn leave(&mut self, at: u32) {
+        let job = &mut self.jobs[at as usize];
+        job.refs -= 1;
+        if job.refs > 0 {
+            return;
+        }
+        if job.left == 0 {
+            // Nothing of it waits here, so nothing is remembered.
+            for position in std::mem::take(&mut job.deferred) {
+                self.retry.skip(at as usize, name_of(at), position.into(), i64::MAX);
+            }
+            *job = Recipients::default();
+            self.free_jobs.push(at);
+            return;
+        }
+        let natural = self.natural_secs(at);
+        if let Closed::Due(at_secs) = self.retry.close(at as usize, name_of(at), natural) {
+            let due_us = at_secs.max(0) as u64 * 1_000_000;
+            self.at(due_us.max(self.now_us), Due::Job(at));
+        }
+    }
+
+    /// When qmail-send would try it again: its nextretry(). It takes the time at which a job begins; this is the time at which one
+    /// of its deliveries ends, for a job of the log has no other.
+    fn natural_secs(&self, job: u32) -> i64 {
+        let born_secs = (self.jobs[job as usize].born_us / 1_000_000) as i64;
+        let tries = (self.now_secs() - born_secs).isqrt() + SKIP_SECS;
+        born_secs + tries * tries
+    }
+
+    /// qmail-send hears of a delivery.
+    fn tell(&mut self, at: u32, told: Told) {
+        let Delivery { job, position, .. } = self.deliveries[at as usize];
+        let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
+        self.retry.report(job as usize, name_of(job), position.into(), natural, told, now_secs);
+    }
+
+    /// This delivery comes no more.
+    fn finish(&mut self, at: u32) {
+        let Delivery { key, job, position, .. } = self.deliveries[at as usize];
+        self.keys[key as usize].live -= 1;
+        let recipients = &mut self.jobs[job as usize];
+        recipients.deliveries[position as usize] = NONE;
+        recipients.left -= 1;
+        self.leave(job);
     }
 
     fn at(&mut self, at_us: u64, due: Due) {
@@ -435,8 +592,10 @@ impl Machine {
             asked_us: self.now_us,
             started_us: UNKNOWN,
             service_us: UNKNOWN,
-            message,
+            job: NONE,
+            position: NONE,
             said: SILENT,
+            told: Told::Done,
             round: Round::First,
         };
         let at = match self.free.pop() {
@@ -453,18 +612,42 @@ impl Machine {
         self.keys[key as usize].live += 1;
         match self.free_slots.pop() {
             // It does not queue up behind mail that is due: the log says that this was its pass.
-            Some(slot) => self.ask(at, slot),
-            None => self.queue(at),
+            Some(slot) => {
+                let job = self.reads(message);
+                self.add(job, at);
+                let recipients = self.jobs[job as usize].deliveries.len() as u32;
+                self.at(self.now_us + READ_US, Due::Read(job, recipients));
+                self.ask(at, slot);
+            }
+            None => {
+                let job = self.job(message);
+                self.add(job, at);
+                self.queue(job, self.now_secs());
+            }
         }
         self.settle();
         Some(at)
     }
 
+    /// The job that the log's pass has begun with this message.
+    fn reads(&mut self, message: u64) -> u32 {
+        if let Some(job) = self.reads {
+            if self.jobs[job as usize].message == message {
+                return job;
+            }
+            self.leave(job);
+        }
+        let job = self.job(message);
+        self.open(job, self.now_secs());
+        self.reads = Some(job);
+        job
+    }
+
     /// The log tells that a delivery ended now, and how.
-    fn tell_end(&mut self, at: u32, said: Report) {
+    fn tell_end(&mut self, at: u32, said: Report, told: Told) {
         let now_us = self.now_us;
         let delivery = &mut self.deliveries[at as usize];
-        delivery.said = said;
+        (delivery.said, delivery.told) = (said, told);
         delivery.service_us = now_us - delivery.asked_us;
         match delivery.started_us {
             UNKNOWN => {}
@@ -478,7 +661,10 @@ impl Machine {
 
     fn ask(&mut self, at: u32, slot: u32) {
         self.pass_at_us = self.now_us + PASS_US;
-        let Delivery { key, message, .. } = self.deliveries[at as usize];
+        let Delivery { key, job, .. } = self.deliveries[at as usize];
+        let job = &mut self.jobs[job as usize];
+        job.refs += 1;
+        let message = job.message;
         self.deliveries[at as usize].slot = slot;
         self.slots[slot as usize] = at;
         let recipient = &self.keys[key as usize].recipient;
@@ -519,12 +705,13 @@ impl Machine {
     }
 
     fn end(&mut self, at: u32) {
-        let Delivery { key, slot, said, round, .. } = self.deliveries[at as usize];
+        let Delivery { key, slot, said, told, round, job, position, .. } =
+            self.deliveries[at as usize];
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
         if round == Round::Again {
             self.gate.done(self.now_us, slot, Ran::No);
-            key.live -= 1;
+            self.finish(at);
             self.free.push(at);
             return;
         }
@@ -541,7 +728,11 @@ impl Machine {
         }
         match back {
             None => {
-                key.live -= 1;
+                self.tell(at, told);
+                if told != Told::Done {
+                    self.jobs[job as usize].deferred.push(position);
+                }
+                self.finish(at);
                 self.free.push(at);
             }
             Some(busy) => {
@@ -563,7 +754,7 @@ impl Machine {
         if key.cap.limit == Limit::AtMost(0) {
             // It would come back again and again.
             key.never += 1;
-            key.live -= 1;
+            self.finish(at);
             self.deliveries[at as usize].started_us = PARKED;
             if service_us != UNKNOWN {
                 self.free.push(at);
@@ -575,15 +766,20 @@ impl Machine {
 
     /// It waits until it is called, or until the time that the gate has told.
     fn away(&mut self, at: u32, busy: Busy) {
-        let asked_us = self.deliveries[at as usize].asked_us;
-        let number = match busy.why {
-            // A deferral like any other. Its next try comes later than this in truth: qmail-send's waits grow.
-            Why::Suspended => NO_QUEUE,
-            Why::AtLimit | Why::Refused | Why::Paused => self.gate.key(busy.key).number,
+        let told = match busy.why {
+            Why::Suspended => Told::Deferred,
+            Why::AtLimit | Why::Refused | Why::Paused => {
+                Told::Busy { secs: busy.secs.into(), queue: self.gate.key(busy.key).number }
+            }
         };
-        let latest_us = self.now_us + u64::from(busy.secs) * 1_000_000;
-        self.retry.wait(at, number, asked_us, latest_us);
+        self.tell(at, told);
+        self.leave(self.deliveries[at as usize].job);
     }
+}
+
+/// As qmail-send's half knows it.
+fn name_of(job: u32) -> Job {
+    Job { channel: REMOTE, id: job.into() }
 }
 
 /// A delivery that the log has begun and not ended.
@@ -699,7 +895,14 @@ impl Run {
                 None => self.lines.ends_only += 1,
                 Some(open) => {
                     self.lines.busy_already += u64::from(end == log::End::Busy);
-                    self.end(open, said::of_log(end, text));
+                    let told = match end {
+                        log::End::Success | log::End::Failure => Told::Done,
+                        log::End::Deferral
+                        | log::End::Mangled
+                        | log::End::Busy
+                        | log::End::Refused => Told::Deferred,
+                    };
+                    self.end(open, said::of_log(end, text), told);
                 }
             },
             Event::Status { concurrency_remote } => {
@@ -721,13 +924,13 @@ impl Run {
         self.cut_off(OPEN_MAX - 1);
     }
 
-    fn end(&mut self, open: Open, said: Report) {
+    fn end(&mut self, open: Open, said: Report, told: Told) {
         let Open::Remote { key, delivery } = open else { return };
         self.open_remote -= 1;
         self.machine.keys[key as usize].open -= 1;
         self.last_end_us = self.machine.now_us;
         if let Some(delivery) = delivery {
-            self.machine.tell_end(delivery, said);
+            self.machine.tell_end(delivery, said, told);
         }
     }
 
@@ -737,7 +940,7 @@ impl Run {
             && let Some((_, open)) = self.open.pop_first()
         {
             self.lines.starts_only += u64::from(matches!(open, Open::Remote { .. }));
-            self.end(open, SILENT);
+            self.end(open, SILENT, Told::Done);
         }
     }
 }
@@ -1263,6 +1466,48 @@ mod tests {
             let later_secs = secs(machine.last_end_us - run.last_end_us);
             assert!((395.0..420.0).contains(&later_secs), "{later_secs}");
         }
+    }
+
+    /// One message with these recipients, begun 1 ms after each other: for each its domain and how long it takes in ms.
+    fn message(recipients: &[(&str, u64)]) -> String {
+        let mut lines = Vec::new();
+        let stamp = |ms: u64| format!("{}.{:03}", ms / 1000, ms % 1000);
+        for (number, (domain, ms)) in (1..).zip(recipients) {
+            let at_ms = 1_000_000 + number;
+            let start = format!("starting delivery {number}: msg 7 to remote u@{domain}.example");
+            lines.push((at_ms, format!("{} {start}\n", stamp(at_ms))));
+            let end_ms = at_ms + ms;
+            lines.push((end_ms, format!("{} delivery {number}: success: ok/\n", stamp(end_ms))));
+        }
+        lines.sort();
+        lines.into_iter().map(|(_, line)| line).collect()
+    }
+
+    #[test]
+    fn the_recipients_of_a_message_come_as_they_are_called() {
+        let recipients = vec![("a", 1000); 400];
+        let run = run("a.example:10\n", 1000, &message(&recipients));
+        let machine = &run.machine;
+        let key = &machine.keys[0];
+        assert_eq!((key.peak, key.live, key.running), (10, 0, 0));
+        // Each call brings one more than were called: the one that is not remembered.
+        assert!(key.busy <= 400 + 400 / 10, "{}", key.busy);
+        let secs = secs(machine.last_end_us);
+        assert!((40.0..46.0).contains(&secs), "{secs}");
+        assert_eq!(machine.free.len(), machine.deliveries.len(), "every delivery ended");
+        assert_eq!(machine.free_slots.len(), machine.slots.len());
+        assert_eq!(machine.free_jobs.len(), machine.jobs.len(), "and every job");
+    }
+
+    #[test]
+    fn a_job_comes_back_when_all_its_deliveries_have_ended() {
+        // There are too few slots to hold any, so one of the second domain goes back as busy, and its place is free after a second.
+        let run = run("a.example:1\n", 3, &message(&[("b", 60_000), ("a", 1000), ("a", 1000)]));
+        let machine = &run.machine;
+        let key = machine.keys.iter().find(|key| key.name == b"a.example").unwrap();
+        assert_eq!(key.busy, 1);
+        assert!(key.waited_max_us >= 59_000_000, "{}", key.waited_max_us);
+        assert_eq!(machine.free_jobs.len(), machine.jobs.len());
     }
 
     #[test]

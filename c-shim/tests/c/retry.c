@@ -109,7 +109,7 @@ static void calls(void)
 
   for (i = 0;garbage[i];++i) is("garbage is no call",called(65535,garbage[i]),0);
   is("a delivery's number",called(7,"R5 5\n"),0);
-  is("channel",gate_retry_call(2,65535,"R5 5\n"),0);
+  is("a call on a channel on which nothing waits",gate_retry_call(2,65535,"R5 5\n"),1);
   is("nobody there",called(65535,"R5 5\n"),1);
   is("nobody there",gate_retry_due(1,&id,&dt),0);
 

@@ -14,10 +14,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Call, Gate, Next, Ran, Why};
+use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, Why};
 use qpatch_gate::random::Random;
-use qpatch_gate::retry::Retry;
 use qpatch_gate::table::Table;
+use qpatch_gate_model::retry::{Closed, Job, Retry, Told};
 
 pub const SEC: u64 = 1_000_000;
 const PASS_US: u64 = SEC / 3000;
@@ -27,6 +27,17 @@ const DEFERRED_US: u64 = 400 * SEC;
 const ACCEPTED: &[u8] = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
 const REFUSED: &[u8] =
     b"ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 4.7.0 too many connections\n\0";
+
+const REMOTE: usize = 1;
+
+fn secs(us: u64) -> i64 {
+    (us / SEC) as i64
+}
+
+/// A message with one recipient, at the beginning of its file.
+fn job(mail: u32) -> Job {
+    Job { channel: REMOTE, id: mail.into() }
+}
 
 /// Service time as a factor of the mean, by the time of the start.
 pub type Speed = fn(u64) -> f64;
@@ -242,7 +253,7 @@ impl Model {
             idle_us = now_us;
             assert!(idle < 10, "at {now_us} us it wakes up without end");
             match event {
-                Event::Arrive(mail) => self.queue(mail),
+                Event::Arrive(mail) => self.queue(mail, self.mails[mail as usize].born_us / SEC),
                 Event::End(slot, mail, how) => self.end(now_us, slot, mail, how),
                 Event::Pass => {
                     self.pass_pending = false;
@@ -251,11 +262,11 @@ impl Model {
                 Event::Call(..) if (self.setup.stall)(now_us) => {
                     self.at(now_us + CALL_US, event);
                 }
-                Event::Call(number, most) => self.retry.call(Call { number, most }),
+                Event::Call(number, most) => self.retry.call(REMOTE, number, most),
                 Event::Timer => {}
             }
-            while let Some(mail) = self.retry.due(now_us) {
-                self.queue(mail);
+            while let Some((mail, due_secs)) = self.retry.due(REMOTE, secs(now_us)) {
+                self.queue(mail as u32, due_secs as u64);
             }
             self.start_held(now_us);
             self.free_least = self.free_least.min(self.free.len() as u32);
@@ -278,17 +289,17 @@ impl Model {
         }
     }
 
-    /// To pqchan, due since it was born.
-    fn queue(&mut self, mail: u32) {
+    /// To pqchan.
+    fn queue(&mut self, mail: u32, due_secs: u64) {
         self.sequence += 1;
-        let due_secs = self.mails[mail as usize].born_us / SEC;
         self.due.push(Reverse((due_secs, self.sequence, mail)));
     }
 
     /// The next time at which something happens of itself.
     fn plan_timer(&mut self, now_us: u64) {
         let gate_us = self.gate.timeout_us(now_us).map(|us| now_us + us);
-        if let Some(at_us) = gate_us.into_iter().chain(self.retry.next_us()).min()
+        let retry_us = self.retry.next().map(|at_secs| at_secs.max(0) as u64 * SEC);
+        if let Some(at_us) = gate_us.into_iter().chain(retry_us).min()
             && self.timer_us.is_none_or(|timer_us| timer_us <= now_us || at_us < timer_us)
         {
             self.timer_us = Some(at_us);
@@ -318,6 +329,8 @@ impl Model {
         self.due.pop();
         self.passes += 1;
         self.slot_mail[slot as usize] = mail;
+        self.retry.open(slot as usize, job(mail), due_secs as i64);
+        assert!(!self.retry.skip(slot as usize, job(mail), 0, secs(now_us)));
         let recipient = &self.names[self.mails[mail as usize].domain as usize];
         let message = format!("{mail}/1\0");
         let parts = Parts::new(&[message.as_bytes(), b"sender\0", recipient.as_bytes()]).unwrap();
@@ -362,7 +375,10 @@ impl Model {
         seen.busy += 1;
         seen.busy_max = seen.busy_max.max(entry.busy);
         let number = self.gate.key(busy.key).number;
-        self.retry.wait(mail, number, entry.born_us, now_us + u64::from(busy.secs) * SEC);
+        let told = Told::Busy { secs: busy.secs.into(), queue: number };
+        let natural = secs(now_us + DEFERRED_US);
+        self.retry.report(slot as usize, job(mail), 0, natural, told, secs(now_us));
+        assert_eq!(self.retry.close(slot as usize, job(mail), natural), Closed::Waits);
     }
 
     fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
