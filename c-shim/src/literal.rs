@@ -10,8 +10,8 @@ use std::net::IpAddr;
 /// The address that a text is, without brackets. A zone (`fe80::1%eth0`) is left out: the gate counts by the address.
 #[must_use]
 pub fn bare(text: &[u8]) -> Option<IpAddr> {
-    // Most names are no addresses, and end in something else than a digit.
-    if !text.last()?.is_ascii_alphanumeric() && !text.ends_with(b":") {
+    // Most names are no addresses, and begin with something else.
+    if !matches!(text.first()?, b':' | b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') {
         return None;
     }
     let text = std::str::from_utf8(text).ok()?;
@@ -20,6 +20,12 @@ pub fn bare(text: &[u8]) -> Option<IpAddr> {
         _ => text,
     };
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
+}
+
+/// The address that a host's name is, with or without brackets: qmail-remote needs no DNS for it.
+#[must_use]
+pub fn of_name(name: &[u8]) -> Option<IpAddr> {
+    bare(name).or_else(|| bracketed(name))
 }
 
 /// The address between brackets, with the tag of RFC 5321 or without.

@@ -54,7 +54,15 @@ pub fn is_of_host(byte: u8) -> bool {
 #[must_use]
 pub fn is_host(name: &[u8]) -> bool {
     let is_name = !name.is_empty() && name.iter().all(|&byte| is_of_host(byte));
-    is_name || crate::literal::bare(name).or_else(|| crate::literal::bracketed(name)).is_some()
+    is_name || crate::literal::of_name(name).is_some()
+}
+
+/// Whether the name is what people write for all domains, and what other software takes for it: here, as in qmail, that is an
+/// empty name.
+#[must_use]
+pub fn is_word_for_all(name: &[u8]) -> bool {
+    const WORDS: [&[u8]; 8] = [b"*", b".", b"*.", b".*", b"*.*", b"all", b"any", b"default"];
+    WORDS.iter().any(|word| name.eq_ignore_ascii_case(word))
 }
 
 /// What of a text may be the name of a host: the beginning of it, up to what no host's name has.
@@ -568,6 +576,34 @@ mod tests {
         assert_eq!(without_root(b"example.com"), b"example.com");
         assert_eq!(without_root(b"."), b".");
         assert_eq!(without_root(b""), b"");
+    }
+
+    #[test]
+    fn hosts_have_names_of_few_characters() {
+        for name in [
+            "a.example",
+            "a_b",
+            "b\u{fc}cher.example",
+            "192.0.2.1",
+            "[192.0.2.1]",
+            "2001:db8::1",
+            "[IPv6:::1]",
+        ] {
+            assert!(is_host(name.as_bytes()), "{name}");
+            assert_eq!(host_part(name.as_bytes()), name.as_bytes());
+        }
+        for (name, part) in [
+            ("", ""),
+            ("r|u|p", "r"),
+            ("r u", "r"),
+            ("u@r", "u"),
+            ("r:26", "r"),
+            ("[r]", ""),
+            ("a/b", "a"),
+        ] {
+            assert!(!is_host(name.as_bytes()), "{name}");
+            assert_eq!(host_part(name.as_bytes()), part.as_bytes(), "{name}");
+        }
     }
 
     #[test]

@@ -81,6 +81,14 @@ pub enum Kind {
     DomainNotAscii,
     /// A `*`: wildcards are written `.example.com`.
     DomainStar,
+    /// A word that other software takes for all domains: here that is the empty name.
+    DomainAll,
+    /// What is in brackets is no address.
+    DomainLiteral,
+    /// A character that ends the relay's name in lines of smtproutes, and that no host's name has.
+    DomainNotHost(u8),
+    /// The file is in UTF-16.
+    Utf16,
     /// A dot at the end of the domain; it is looked up without.
     DomainRoot,
     /// The domain was in an earlier line, whose number is here. This one counts.
@@ -101,6 +109,12 @@ pub enum Kind {
     RouteNoColon,
     /// A name in smtproutes that is longer than [`crate::name::NAME_MAX`]: the gate does not follow it.
     RouteTooLong,
+    /// A `*` in a host of smtproutes.
+    RouteStar,
+    /// A word in smtproutes that other software takes for all hosts.
+    RouteAll,
+    /// smtproutes begins with a byte order mark, which qmail-remote takes for a part of the first host.
+    RouteMark,
     /// What stands for the relay in smtproutes is no name of a host: the gate does not follow it.
     RouteUnclear,
     /// More than [`crate::name::VALUE_MAX`] relays in smtproutes: the gate does not follow the others.
@@ -132,6 +146,9 @@ impl Kind {
         match self {
             Self::DomainNotAscii
             | Self::DomainStar
+            | Self::DomainAll
+            | Self::DomainLiteral
+            | Self::DomainNotHost(_)
             | Self::DomainRoot
             | Self::Duplicate(_)
             | Self::GroupDisagrees(_)
@@ -142,6 +159,9 @@ impl Kind {
             | Self::AboveConcurrencyRemote(_)
             | Self::RouteNoColon
             | Self::RouteTooLong
+            | Self::RouteStar
+            | Self::RouteAll
+            | Self::RouteMark
             | Self::RouteUnclear
             | Self::TooManyRoutes
             | Self::SharedCrowded
@@ -174,6 +194,10 @@ impl fmt::Display for Kind {
                 f.write_str("the domain is not ASCII: recipients have its xn-- form, which must be written here")
             }
             Self::DomainStar => f.write_str("a star is no wildcard: .example.com means every host below example.com"),
+            Self::DomainAll => f.write_str("no domain has this name: the empty one stands for all other domains"),
+            Self::DomainLiteral => f.write_str("what is in the brackets is no address"),
+            Self::DomainNotHost(byte) => write!(f, "no host's name has {}", Byte(byte)),
+            Self::Utf16 => f.write_str("the file is in UTF-16"),
             Self::DomainRoot => f.write_str("the dot at the domain's end is ignored"),
             Self::Duplicate(line) => write!(f, "the domain is in line {line} already; this line counts"),
             Self::GroupDisagrees(line) => {
@@ -189,6 +213,11 @@ impl fmt::Display for Kind {
             Self::Unreadable(error) => write!(f, "cannot be read (error {error})"),
             Self::RouteNoColon => f.write_str("no colon: qmail-remote ignores this line"),
             Self::RouteTooLong => f.write_str("the name is too long, the gate does not follow this route"),
+            Self::RouteStar => f.write_str("* is no wildcard in smtproutes"),
+            Self::RouteAll => f.write_str("no host has this name: the empty one stands for all others"),
+            Self::RouteMark => {
+                f.write_str("a byte order mark, which qmail-remote takes for a part of this line: the line does not count")
+            }
             Self::RouteUnclear => f.write_str("what stands for the relay is no host's name, the gate does not follow this route"),
             Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", crate::name::VALUE_MAX),
             Self::SiteLine => f.write_str("not domain:group, so this line is ignored"),

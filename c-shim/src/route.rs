@@ -14,9 +14,11 @@ use std::net::IpAddr;
 
 use crate::literal::{self, Literal};
 use crate::memory::{self, OutOfMemory};
-use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_of_host, without_root};
+use crate::name::{
+    Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_of_host, is_word_for_all, without_root,
+};
 use crate::problem::{File, Kind, Problems};
-use crate::table::{is_content, lines_of, trimmed};
+use crate::table::{MARK, is_content, is_utf16, lines_of, trimmed};
 
 /// The parsed file.
 #[derive(Debug)]
@@ -45,6 +47,10 @@ impl Routes {
             hasher,
             lines_of(text).filter(|(_, line)| is_content(line)).count(),
         )?;
+        // qmail-remote does not skip a mark, so that the line behind it is for no host there, and must not be one here.
+        if text.starts_with(MARK) || is_utf16(text) {
+            problems.add(1, 0, Kind::RouteMark);
+        }
         for (number, line) in lines_of(text) {
             if !is_content(line) {
                 continue;
@@ -67,6 +73,12 @@ impl Routes {
                     &[]
                 }
             };
+            let host = &content[..colon];
+            if host.contains(&b'*') {
+                problems.add(number, 0, Kind::RouteStar);
+            } else if is_word_for_all(host) {
+                problems.add(number, 0, Kind::RouteAll);
+            }
             if colon > NAME_MAX || relay.len() > NAME_MAX {
                 problems.add(number, 0, Kind::RouteTooLong);
                 continue;
@@ -231,6 +243,35 @@ mod tests {
         assert_eq!(relay(&routes, "h").as_deref(), Some("::1"));
         let kinds: Vec<_> = problems.iter().map(|problem| (problem.line, problem.kind)).collect();
         assert_eq!(kinds, [(5, Kind::RouteNoColon)]);
+    }
+
+    #[test]
+    fn there_are_no_wildcards_and_no_marks() {
+        let (routes, problems) = Routes::parse(
+            b"*:relay.example\n*.example:r\nALL:r\nany:r\n.:r\nall.example:r\n",
+            Hasher::new(1),
+        )
+        .unwrap();
+        let kinds: Vec<_> = problems.iter().map(|problem| (problem.line, problem.kind)).collect();
+        let expected = [
+            (1, Kind::RouteStar),
+            (2, Kind::RouteStar),
+            (3, Kind::RouteAll),
+            (4, Kind::RouteAll),
+            (5, Kind::RouteAll),
+        ];
+        assert_eq!(kinds, expected);
+        assert_eq!(relay(&routes, "a.example"), None);
+        let (routes, problems) =
+            Routes::parse(b"\xef\xbb\xbf:relay.example\na.example:b\n", Hasher::new(1)).unwrap();
+        assert_eq!(
+            problems.worst().map(|problem| (problem.line, problem.kind)),
+            Some((1, Kind::RouteMark))
+        );
+        assert_eq!(
+            (relay(&routes, "x.example"), relay(&routes, "a.example").as_deref()),
+            (None, Some("b"))
+        );
     }
 
     /// Every way in which trees, or people, write credentials into a route.

@@ -119,7 +119,10 @@ impl Rules {
             site: None,
         };
         let Some(table) = &self.table else { return unlimited };
-        let own = table.find_hashed(hash, domain);
+        let own = match domain {
+            [b'[', ..] => table.find_domain(hash, domain),
+            _ => table.find_hashed(hash, domain),
+        };
         let of_line = |line: Line, kind, name, route| {
             let group = line.group.map(|index| &table.groups()[index as usize]);
             let (kind, name) =
@@ -135,7 +138,7 @@ impl Rules {
         }
         let next_hop = self.next_hop(hash, domain);
         let line = match next_hop.route {
-            Some(_) => table.find(next_hop.name),
+            Some(_) => table.find_relay(next_hop.name),
             None => own,
         };
         if let Some((group, because)) = self.site(&next_hop, line, table) {
@@ -237,7 +240,7 @@ impl Rules {
             }
             KeyKind::Relay => {
                 let Some(table) = table else { return Some(Cap::NONE) };
-                let line = table.find(name);
+                let line = table.find_relay(name);
                 let next_hop = NextHop { name, hash: self.hasher.hash(name), route: None };
                 match line {
                     _ if self.site(&next_hop, line, table).is_some() => None,
@@ -356,6 +359,81 @@ mod tests {
         let address = "192.0.2.9".parse().unwrap();
         seen.note(b"x.example", address, Evidence::Took).unwrap();
         assert_eq!(resolved(&seen, "x.example"), group("192.0.2.0/24", 1));
+    }
+
+    #[test]
+    fn addresses_are_found_however_they_are_written() {
+        let at_most = Limit::AtMost;
+        let routes = "six.example:[2001:DB8:0::25]:26|u|p\nfour.example:[::ffff:192.0.2.1]\nother.example:[2001:db8::26]\n\
+                      far.example:[2001:db8:1::1]\n";
+        let relay = |name: &str, limit| (KeyKind::Relay, name.to_string(), at_most(limit));
+        let group = |name: &str, limit| (KeyKind::Group, name.to_string(), at_most(limit));
+        for (table, six, four, other) in [
+            (
+                ":20\n[2001:db8::25]:100\n[192.0.2.1]:7\n",
+                relay("2001:db8::25", 100),
+                relay("192.0.2.1", 7),
+                20,
+            ),
+            (
+                ":20\n[IPv6:2001:db8:0:0::25]:100\n192.0.2.1:7\n",
+                relay("2001:db8::25", 100),
+                relay("192.0.2.1", 7),
+                20,
+            ),
+            (
+                "[2001:DB8::0:25]:100\n[::ffff:192.0.2.1]:7\n:20\n",
+                relay("2001:db8::25", 100),
+                relay("192.0.2.1", 7),
+                20,
+            ),
+            (
+                ":20\n[2001:db8::25]/128:100:relay\n192.0.2.1/32:7\n",
+                group("relay", 100),
+                group("192.0.2.1/32", 7),
+                20,
+            ),
+            (
+                ":20\n[2001:db8::25]:100:both\n[192.0.2.1]:7:both\n",
+                group("both", 7),
+                group("both", 7),
+                20,
+            ),
+            (
+                ":20\n[2001:db8::]/64:5:net\n[2001:db8::25]:100\n192.0.2.0/24:7\n",
+                relay("2001:db8::25", 100),
+                group("192.0.2.0/24", 7),
+                5,
+            ),
+        ] {
+            let rules = rules(table, routes);
+            assert_eq!(resolved(&rules, "six.example"), six, "{table}");
+            assert_eq!(resolved(&rules, "four.example"), four, "{table}");
+            assert_eq!(resolved(&rules, "other.example").2, at_most(other), "{table}");
+            assert_eq!(resolved(&rules, "far.example"), relay("2001:db8:1::1", 20), "{table}");
+            for (kind, name, limit) in [six, four] {
+                assert_eq!(
+                    rules.cap_of(kind, name.as_bytes()).map(|cap| cap.limit),
+                    Some(limit),
+                    "{table}"
+                );
+            }
+        }
+        // Mail to an address itself, which nothing has to be learned about.
+        let rules = rules(":20\n[2001:db8::25]:3\n192.0.2.0/24:7:net\n[192.0.2.9]:1\n", "");
+        for (domain, expected) in [
+            (
+                "[IPv6:2001:DB8:0::25]",
+                (KeyKind::Domain, "[IPv6:2001:DB8:0::25]".to_string(), at_most(3)),
+            ),
+            ("[192.0.2.7]", group("net", 7)),
+            ("[192.0.2.9]", (KeyKind::Domain, "[192.0.2.9]".to_string(), at_most(1))),
+            ("[192.0.3.9]", (KeyKind::Domain, "[192.0.3.9]".to_string(), at_most(20))),
+            ("[no address]", (KeyKind::Domain, "[no address]".to_string(), at_most(20))),
+        ] {
+            assert_eq!(resolved(&rules, domain), expected);
+        }
+        assert_eq!(rules.cap_of(KeyKind::Relay, b"192.0.2.1"), None, "a site has taken it over");
     }
 
     #[test]

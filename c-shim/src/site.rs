@@ -17,10 +17,11 @@ use std::net::IpAddr;
 
 use crate::index::Index;
 use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
+use crate::literal;
 use crate::memory::{self, OutOfMemory};
 use crate::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, is_host, without_root};
 use crate::problem::{File, Kind, Problems};
-use crate::table::{Table, is_content, lines_of, trimmed};
+use crate::table::{Table, is_content, lines_of, trimmed, without_mark};
 
 /// So many next hops are known by the address that they were seen at; about 6 MB.
 pub const SEEN_MAX: usize = 50_000;
@@ -49,7 +50,7 @@ impl Map {
         let mut map = Self { domains: NameMap::with_room(hasher, room)?, groups: Vec::new() };
         // Of each group's name: its index.
         let mut known = NameMap::with_room(hasher, room)?;
-        for (number, line) in lines_of(text) {
+        for (number, line) in lines_of(without_mark(text)) {
             if !is_content(line) {
                 continue;
             }
@@ -305,7 +306,7 @@ impl Seen {
 pub enum Because {
     /// A line of control/concurrencysites, from 1.
     Map(u32),
-    /// It was seen at an address, which is in the range of a line of control/concurrencydomains, from 1.
+    /// It is an address, or was seen at one, which is in the range of a line of control/concurrencydomains, from 1.
     Address(IpAddr, u32),
 }
 
@@ -325,8 +326,8 @@ impl Sites {
         Self { map: Map::new(hasher), seen: Seen::default() }
     }
 
-    /// The index of the group that a next hop belongs to by its site. The map, which somebody asked for, comes before what was
-    /// seen; of the map, lines whose group is not in the table count for nothing.
+    /// The index of the group that a next hop belongs to by its site. The map, which somebody asked for, comes before the address
+    /// that the name is or that was seen; of the map, lines whose group is not in the table count for nothing.
     #[inline]
     #[must_use]
     pub fn group(&self, hash: u64, next_hop: &[u8], table: &Table) -> Option<(u32, Because)> {
@@ -336,10 +337,10 @@ impl Sites {
         {
             return Some((group, Because::Map(line)));
         }
-        if self.seen.is_empty() || !table.has_ranges() {
+        if !table.has_ranges() {
             return None;
         }
-        let address = self.seen.address(hash)?;
+        let address = literal::of_name(next_hop).or_else(|| self.seen.address(hash))?;
         let range = table.find_address(address)?;
         Some((range.group, Because::Address(address, range.line)))
     }

@@ -20,8 +20,9 @@ use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::learn::Learning;
+use crate::literal::{self, Literal};
 use crate::memory::{self, OutOfMemory};
-use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX};
+use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_word_for_all};
 use crate::problem::{File, Kind, Problem, Problems};
 
 /// The highest limit that can be written. conf-spawn's highest is 65000, so what is above that is never reached.
@@ -180,6 +181,11 @@ impl Table {
     pub fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
         let mut problems = Problems::new(File::Domains);
         let mut table = Self::new(hasher);
+        if is_utf16(text) {
+            problems.add(0, 0, Kind::Utf16);
+            return Ok((table, problems));
+        }
+        let text = without_mark(text);
         let room = |counts: fn(&[u8]) -> bool| {
             let lines = lines_of(text).filter(|&(_, line)| is_content(line) && counts(line));
             NameMap::with_room(hasher, lines.count())
@@ -227,6 +233,7 @@ impl Table {
         };
         let earlier = match fields.of {
             Of::Domain(name) => self.lines.insert(name, value, line)?,
+            Of::Literal(address) => self.lines.insert(Literal::new(address).text(), value, line)?,
             Of::Exchanger(name) => self.exchangers.insert(name, value, line)?,
             Of::Range { first, length } => {
                 let range = Range { first, length, group: value - GROUP, line };
@@ -301,7 +308,30 @@ impl Table {
     /// Whether a line names this very domain.
     #[must_use]
     pub fn has_line(&self, name: &[u8]) -> bool {
-        self.lines.has(name)
+        let is_literal = |address| self.find_literal(address).is_some();
+        self.lines.has(name) || literal::bracketed(name).is_some_and(is_literal)
+    }
+
+    /// The line that a domain matches, which may be an address in brackets; its hash is known.
+    #[must_use]
+    pub fn find_domain(&self, hash: u64, name: &[u8]) -> Option<Line> {
+        let of_address = literal::bracketed(name).and_then(|address| self.find_literal(address));
+        of_address.or_else(|| self.find_hashed(hash, name))
+    }
+
+    /// The line that a relay of smtproutes matches, which may be an address, in canonical form and without brackets.
+    #[must_use]
+    pub fn find_relay(&self, name: &[u8]) -> Option<Line> {
+        let line = self.find(name);
+        if line.is_some_and(|line| !line.is_default()) {
+            return line;
+        }
+        literal::bare(name).and_then(|address| self.find_literal(address)).or(line)
+    }
+
+    /// The line of an address, if it has one of its own.
+    fn find_literal(&self, address: IpAddr) -> Option<Line> {
+        self.find(Literal::new(address).text()).filter(|line| !line.is_default())
     }
 
     /// The longest range that an address is in.
@@ -441,6 +471,21 @@ pub(crate) fn lines_of(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     text.split(|&byte| byte == b'\n').zip(1u32..).map(|(line, number)| (number, line))
 }
 
+/// What some editors write before a text in UTF-8. To qmail it is a part of the first line.
+pub const MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A text without the byte order mark before it.
+#[must_use]
+pub fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(MARK).unwrap_or(text)
+}
+
+/// Whether a text begins with the byte order mark of UTF-16, as some editors write it.
+#[must_use]
+pub fn is_utf16(text: &[u8]) -> bool {
+    text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff")
+}
+
 /// A line without the white space at its end.
 pub(crate) fn trimmed(line: &[u8]) -> &[u8] {
     let end = line
@@ -469,6 +514,7 @@ fn begins_with_mx(line: &[u8]) -> bool {
 #[derive(Clone, Copy)]
 enum Of<'a> {
     Domain(&'a [u8]),
+    Literal(IpAddr),
     Range { first: u128, length: u8 },
     Exchanger(&'a [u8]),
 }
@@ -481,15 +527,15 @@ struct Fields<'a> {
     learning: Option<Learning>,
 }
 
-/// The length of what a line begins with, up to the colon of the limit. In `[2001:db8::]/32` and behind `mx:` colons are no
-/// end; but `mx:10` is about a domain.
+/// The length of what a line begins with, up to the colon of the limit. In `[2001:db8::25]`, in `[2001:db8::]/32` and behind
+/// `mx:` colons are no end; but `mx:10` is about a domain.
 #[must_use]
 pub fn subject_len(content: &[u8]) -> Option<usize> {
     let colon =
         |from: usize| content[from..].iter().position(|&byte| byte == b':').map(|at| from + at);
     if content.first() == Some(&b'[')
         && let Some(close) = content.iter().position(|&byte| byte == b']')
-        && content.get(close + 1) == Some(&b'/')
+        && matches!(content.get(close + 1), None | Some(b'/' | b':'))
     {
         return colon(close);
     }
@@ -514,17 +560,31 @@ fn fields<'a>(content: &'a [u8], line: u32, problems: &mut Problems) -> Option<F
         problems.add(line, column, Kind::NoLimit);
         return None;
     };
+    let colons = || (1..).zip(content).filter(|(_, byte)| **byte == b':').map(|(column, _)| column);
+    if let Some(column) = colons().nth(3)
+        && (literal::bare(content).is_some()
+            || content
+                .iter()
+                .rposition(|&byte| byte == b':')
+                .is_some_and(|last| literal::bare(&content[..last]).is_some()))
+    {
+        // One problem is enough: brackets are missing.
+        problems.add(line, column, Kind::TooManyFields);
+        return None;
+    }
     let errors = problems.errors();
     let subject = &content[..first];
     let of = if subject.contains(&b'/') {
         range(subject, line, problems)
     } else if begins_with_mx(subject) {
         Of::Exchanger(domain(&subject[3..], 4, line, problems))
+    } else if let Some(address) = literal::bracketed(subject) {
+        Of::Literal(address)
     } else {
         Of::Domain(domain(subject, 1, line, problems))
     };
     let mut fields = Fields { of, limit: Limit::Unlimited, group: None, learning: None };
-    if !matches!(of, Of::Domain(_)) {
+    if !matches!(of, Of::Domain(_) | Of::Literal(_)) {
         fields.group = Some(subject);
     }
     let mut column = first + 2;
@@ -582,6 +642,10 @@ fn range<'a>(subject: &[u8], line: u32, problems: &mut Problems) -> Of<'a> {
 
 fn domain<'a>(name: &'a [u8], column: usize, line: u32, problems: &mut Problems) -> &'a [u8] {
     let bare = crate::name::without_root(name);
+    if is_word_for_all(name) {
+        problems.add(line, column, Kind::DomainAll);
+        return bare;
+    }
     if bare.len() < name.len() {
         problems.add(line, column + name.len() - 1, Kind::DomainRoot);
     }
@@ -596,6 +660,10 @@ fn domain<'a>(name: &'a [u8], column: usize, line: u32, problems: &mut Problems)
     }
     if let Some(at) = bare.iter().position(|&byte| byte == b'*') {
         problems.add(line, column + at, Kind::DomainStar);
+    } else if bare.first() == Some(&b'[') {
+        problems.add(line, column, Kind::DomainLiteral);
+    } else if let Some(at) = bare.iter().position(|byte| matches!(byte, b'|' | b';' | b',')) {
+        problems.add(line, column + at, Kind::DomainNotHost(bare[at]));
     }
     bare
 }
@@ -737,6 +805,64 @@ mod tests {
         );
         assert_eq!(limit_of(&table, "root.example"), Some(Limit::AtMost(5)));
         assert_eq!(table.len(), 3);
+    }
+
+    #[test]
+    fn words_for_all_domains_are_told() {
+        for word in ["*", ".", "*.", ".*", "*.*", "default", "ALL", "Any"] {
+            let (table, problems) = parse(format!("{word}:20\n").as_bytes());
+            assert_eq!(problems, [(1, 1, Kind::DomainAll)], "{word}");
+            assert_eq!(Kind::DomainAll.severity(), crate::problem::Severity::Warning);
+            assert_eq!(limit_of(&table, "other.example"), None, "{word}");
+        }
+        assert_eq!(parse(b"mx:*:20\n").1, [(1, 4, Kind::DomainAll)]);
+        assert_eq!(parse(b"*.example:20\n").1, [(1, 1, Kind::DomainStar)]);
+        assert_eq!(parse(b"all.example:20\n").1, []);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_line() {
+        let (table, problems) = parse(b"\xef\xbb\xbf:20\ngmail.com:5\n");
+        assert_eq!(problems, []);
+        assert_eq!(limit_of(&table, "other.example"), Some(Limit::AtMost(20)));
+        assert_eq!(parse(b"\xef\xbb\xbf# a comment\r\n:20\r\n").1, []);
+        assert_eq!(parse(b"\xef\xbb\xbf").1, []);
+        // Not at the beginning it is a part of a name.
+        assert_eq!(
+            parse("a.example:1\n\u{feff}:20\n".as_bytes()).1,
+            [(2, 1, Kind::DomainNotAscii)]
+        );
+        for text in
+            [&b"\xff\xfe:\x00\x32\x00\n\x00"[..], b"\xfe\xff\x00:\x00\x32\x00\n", b"\xff\xfe"]
+        {
+            assert_eq!(parse(text).1, [(0, 0, Kind::Utf16)]);
+        }
+    }
+
+    #[test]
+    fn addresses_in_brackets_are_domains() {
+        let (table, problems) =
+            parse(b"[2001:DB8:0::25]:100\n[192.0.2.1]:7::learn\n[IPv6:::1]:3:g\n");
+        assert_eq!(problems, []);
+        assert_eq!(table.len(), 3);
+        let limit = |name: &str| table.find_relay(name.as_bytes()).map(|line| line.cap.limit);
+        assert_eq!(limit("2001:db8::25"), Some(Limit::AtMost(100)));
+        assert_eq!(limit("192.0.2.1"), Some(Limit::AtMost(7)));
+        assert_eq!(limit("::1"), Some(Limit::AtMost(3)));
+        assert_eq!(limit("2001:db8::26"), None);
+        let twice = b"[2001:db8::25]:1\n[2001:db8:0::25]:2\n[IPv6:2001:DB8::25]:3\n";
+        assert_eq!(parse(twice).1, [(2, 1, Kind::Duplicate(1)), (3, 1, Kind::Duplicate(2))]);
+        for (text, column, kind) in [
+            (&b"[a:b]:5"[..], 1, Kind::DomainLiteral),
+            (b"[mx.example]:5", 1, Kind::DomainLiteral),
+            (b"[2001:db8::25]", 15, Kind::NoLimit),
+            (b"[2001:db8::25]:x", 16, Kind::LimitNotNumber),
+            (b"2001:db8::25:100", 13, Kind::TooManyFields),
+            (b"2001:db8:0:0:0:0:0:25:100", 13, Kind::TooManyFields),
+            (b"relay.example|u:5", 14, Kind::DomainNotHost(b'|')),
+        ] {
+            assert_eq!(parse(text).1, [(1, column, kind)], "{}", String::from_utf8_lossy(text));
+        }
     }
 
     #[test]

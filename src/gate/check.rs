@@ -4,14 +4,15 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::Metadata;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use qpatch_gate::gate::CONCURRENCY_REMOTE;
 use qpatch_gate::learn::Learning;
-use qpatch_gate::name::{Hasher, domain_of, without_root};
+use qpatch_gate::literal::{self, Literal};
+use qpatch_gate::name::{Hasher, domain_of, host_part, is_of_host, is_word_for_all, without_root};
 use qpatch_gate::problem::{File, Kind, Problem, Problems, Severity};
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::{KeyKind, Resolution, Rules};
@@ -107,7 +108,17 @@ impl Finding {
             column => column,
         };
         let place = (path, problem.line, column);
-        Self::new(problem.severity(), place, meaning(problem.kind), advice(problem.kind))
+        let help = match problem.kind {
+            // Each takes a look for the line; there are a thousand at most.
+            Kind::DomainAll | Kind::DomainStar | Kind::RouteAll | Kind::RouteStar => {
+                let line =
+                    (problem.line as usize).checked_sub(1).and_then(|at| lines(text).nth(at));
+                line.and_then(|line| instead(problem.kind, line))
+            }
+            _ => None,
+        };
+        let help = help.unwrap_or_else(|| advice(problem.kind));
+        Self::new(problem.severity(), place, meaning(problem.kind), help)
     }
 
     fn place(&self) -> String {
@@ -134,6 +145,58 @@ fn column_of(problem: &Problem, text: &[u8]) -> u32 {
     }
 }
 
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii_end)
+}
+
+/// What to write in the place of a line that is meant for all domains, or for all below one.
+fn instead(kind: Kind, line: &[u8]) -> Option<String> {
+    let below = |name: &[u8]| {
+        let domain = name.strip_prefix(b"*.")?;
+        let is_name = !domain.is_empty() && domain.iter().all(|&byte| is_of_host(byte));
+        is_name.then(|| format!(".{}", String::from_utf8_lossy(domain)))
+    };
+    let (name, rest, what) = match kind {
+        Kind::DomainAll | Kind::DomainStar => {
+            let (mx, line) = match line.split_at_checked(3) {
+                Some((mx, line)) if mx.eq_ignore_ascii_case(b"mx:") && line.contains(&b':') => {
+                    ("mx:", line)
+                }
+                _ => ("", line),
+            };
+            let colon = line.iter().position(|&byte| byte == b':')?;
+            let (name, rest) = (&line[..colon], plain(&line[colon..]));
+            if !mx.is_empty() {
+                let name = if is_word_for_all(name) { String::new() } else { below(name)? };
+                return Some(format!("write {mx}{name}{rest}"));
+            }
+            (name, rest, "domains")
+        }
+        Kind::RouteAll | Kind::RouteStar => {
+            let host = host_of(line)?;
+            // Nothing but the relay's name may be shown.
+            let value = [b"x", &line[host.len()..]].concat();
+            let routes = Routes::parse(&value, Hasher::new(1)).ok()?.0;
+            let relay = routes.find(b"x").map_or(&b""[..], |(name, _)| name);
+            (host, format!(":{}", relay_text(relay)), "hosts")
+        }
+        _ => return None,
+    };
+    if is_word_for_all(name) {
+        return Some(format!("write {rest} for all other {what}"));
+    }
+    let below = below(name)?;
+    Some(format!("write {below}{rest} for all {what} below {}", &below[1..]))
+}
+
+/// A relay, or the line of one, as it is written: IPv6 addresses in brackets.
+fn relay_text(relay: &[u8]) -> String {
+    match literal::bare(relay) {
+        Some(address @ IpAddr::V6(_)) => format!("[{address}]"),
+        _ => escaped(relay),
+    }
+}
+
 /// What can be done about a problem.
 pub(super) fn advice(kind: Kind) -> String {
     let text = match kind {
@@ -152,7 +215,7 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::GroupTooLong => "give the group a shorter name",
         Kind::TooManyGroups => "let more domains share a group",
         Kind::TooManyFields => {
-            "a limit counts for one domain; address literals with colons cannot be written"
+            "a limit counts for one domain; an IPv6 address needs brackets: [2001:db8::25]:20"
         }
         Kind::LearningWord => "write fixed or learn, or leave out the third colon",
         Kind::RangeAddress => "write an address, a slash and the number of bits; IPv6 in brackets",
@@ -165,6 +228,14 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::DomainCharacter(_) => "write the domain only, from the first column on",
         Kind::DomainNotAscii => "write the domain's xn-- form, which mail carries",
         Kind::DomainStar => "write a dot instead of the star and its dot",
+        Kind::DomainAll => "write :LIMIT for all other domains",
+        Kind::DomainLiteral => {
+            "write an address, as in [192.0.2.1]:20 and [2001:db8::25]:20, or no brackets"
+        }
+        Kind::DomainNotHost(_) => {
+            "write the name only: what a route has behind it does not belong here, where others can read it"
+        }
+        Kind::Utf16 => "save it as plain text, or as UTF-8",
         Kind::DomainRoot => "leave out the dot",
         Kind::Duplicate(_) => "remove one of the two lines",
         Kind::GroupDisagrees(_) => "write the same limit in all lines of the group",
@@ -177,6 +248,10 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::Unreadable(libc::EACCES | libc::EPERM) => "run qpatch as root, or let it be read",
         Kind::RouteNoColon => "write host:relay, host:relay:port or host:",
         Kind::RouteTooLong => "no name server has such a name: remove the line",
+        Kind::RouteStar | Kind::RouteAll => {
+            "write :RELAY for all other hosts, .example.com:RELAY for those below example.com"
+        }
+        Kind::RouteMark => "save the file without it, as plain text",
         Kind::RouteUnclear => {
             "write host:relay, host:relay:port or host:; an IPv6 address in brackets"
         }
@@ -274,6 +349,8 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
         Ok(None) => {}
         Ok(Some((metadata, text))) => {
             let (table, problems) = Table::parse(&text, hasher).map_err(no_memory)?;
+            // As the gate skips it.
+            let text = table::without_mark(&text).to_vec();
             loaded.add(&problems, &source.domains, &text);
             loaded.domains = Some((metadata, text));
             rules.table = Some(table);
@@ -435,7 +512,7 @@ fn not_meant(source: &Source, loaded: &Loaded, remote: Option<Remote>) -> Vec<Ve
         sorts.push(never_reached(path, text, table, remote));
     }
     if let Some(routes) = &source.routes {
-        sorts.push(overruled(path, text, rules));
+        sorts.push(overruled(path, text, rules, &loaded.relays()));
         sorts.push(repeated_routes(routes, &loaded.routes, rules));
         sorts.push(crowded_relays(routes, &loaded.routes, rules));
     }
@@ -495,6 +572,13 @@ fn split(line: &[u8]) -> Option<(&[u8], &[u8], u32)> {
     Some((without_root(&line[..colon]), &rest[..end], colon as u32 + 2))
 }
 
+/// What a line is about, as it may be shown: someone may have written a relay's password behind its name here, too.
+fn shown_domain(subject: &[u8]) -> String {
+    let is_other = subject.starts_with(b"[") || subject.contains(&b'/') || subject.contains(&b':');
+    let shown = if is_other && !subject.contains(&b'|') { subject } else { host_part(subject) };
+    escaped(shown)
+}
+
 /// In other mail servers 0 is no limit.
 fn zeros(path: &Path, text: &[u8]) -> Vec<Finding> {
     let zeros = content_lines(text).filter_map(|(number, line)| {
@@ -502,7 +586,10 @@ fn zeros(path: &Path, text: &[u8]) -> Vec<Finding> {
         let is_zero = !limit.is_empty() && limit.iter().all(|&digit| digit == b'0');
         let mail = match domain {
             b"" => "all mail".to_string(),
-            name => format!("all mail for {}", escaped(name)),
+            name => match shown_domain(name) {
+                shown if shown.is_empty() => "its mail".to_string(),
+                shown => format!("all mail for {shown}"),
+            },
         };
         is_zero.then(|| {
             let message = format!("0 keeps {mail} in the queue");
@@ -551,13 +638,18 @@ fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec
 }
 
 /// Lines whose domain a route takes away from them.
-fn overruled(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
+fn overruled(path: &Path, text: &[u8], rules: &Rules, relays: &HashSet<Vec<u8>>) -> Vec<Finding> {
     let lines = content_lines(text).filter_map(|(number, line)| {
         let (domain, limit, _) = split(line)?;
         let rest = &line[domain.len() + 1 + limit.len()..];
         let has_group = rest.len() > 1 && !rest.starts_with(b"::");
         let is_no_domain = domain.iter().any(|byte| matches!(byte, b'/' | b':'));
         if domain.is_empty() || domain[0] == b'.' || is_no_domain || has_group {
+            return None;
+        }
+        // Hardly anybody sends mail to an address: it is there for the relay.
+        let address = literal::bracketed(domain).map(Literal::new);
+        if address.is_some_and(|address| relays.contains(address.name())) {
             return None;
         }
         let found = rules.resolve(domain);
@@ -571,7 +663,7 @@ fn overruled(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
         let message = format!(
             "the limit does not count: smtproutes:{of_routes} sends {domain} to a relay, and {key} has \
              {limit} ({line})",
-            domain = escaped(domain),
+            domain = shown_domain(domain),
         );
         let help = "give the relay a line, or the domain a group";
         Some(Finding::warning((path, number, 1), message, help))
@@ -616,6 +708,10 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
     let mut index: HashMap<&[u8], usize> = HashMap::new();
     for (number, line) in content_lines(text) {
         let Some(host) = host_of(line) else { continue };
+        // Nothing comes by these lines.
+        if is_word_for_all(host) || host.contains(&b'*') {
+            continue;
+        }
         let Some((relay, place)) = rules.routes.find(host) else { continue };
         if rules.routes.number(place) != number {
             continue;
@@ -631,12 +727,15 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
     let Some(table) = &rules.table else { return Vec::new() };
     let default = default_line(table);
     let crowded = relays.iter().filter_map(|(relay, seen)| {
-        let line = table.find(relay)?;
+        let line = table.find_relay(relay)?;
+        // A site, or a range for the address that it is, may have taken it over.
+        rules.cap_of(KeyKind::Relay, relay)?;
         let Limit::AtMost(limit) = line.cap.limit else { return None };
         let by_default = Some(table.number(&line)) == default && line.group.is_none();
         if !by_default || (seen.lines < 2 && seen.wide == 0) {
             return None;
         }
+        let address = relay_text(relay);
         let relay = escaped(relay);
         let message = format!(
             "everything that goes to the relay {relay} counts together, and has only the \
@@ -644,7 +743,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
             line_text(table.number(&line))
         );
         let help = format!(
-            "give the relay a line of its own: {relay}:LIMIT, or {relay}: if it is to have none"
+            "give the relay a line of its own: {address}:LIMIT, or {address}: if it is to have none"
         );
         Some(Finding::warning((path, seen.first, 1), message, help))
     });

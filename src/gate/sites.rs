@@ -135,7 +135,7 @@ impl Names<'_> {
     /// Mail to a domain has been seen.
     fn add_domain(&mut self, domain: &[u8]) -> Option<NotAsked> {
         let domain = without_root(domain);
-        let found = self.table.find(domain);
+        let found = self.table.find_domain(self.rules.hasher.hash(domain), domain);
         let line = |line: &table::Line| NotAsked::Line(self.table.number(line));
         let own = found.filter(|line| !line.is_default());
         if let Some(own) = own.filter(|line| line.group.is_some()) {
@@ -155,7 +155,7 @@ impl Names<'_> {
     }
 
     fn add_relay(&mut self, relay: &[u8]) -> Option<NotAsked> {
-        if let Some(line) = self.table.find(relay).filter(|line| !line.is_default()) {
+        if let Some(line) = self.table.find_relay(relay).filter(|line| !line.is_default()) {
             return Some(NotAsked::Line(self.table.number(&line)));
         }
         self.add(relay, Hop::Relay);
