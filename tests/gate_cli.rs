@@ -798,6 +798,93 @@ fn up_of_a_qmail_in_a_container() {
     assert_ne!(told(&very), up);
 }
 
+/// The series of a page that are of keys, and those that are counters.
+fn series(page: &str) -> (Vec<&str>, Vec<(&str, f64)>) {
+    let lines = page.lines().filter_map(|line| line.rsplit_once(' '));
+    let lines: Vec<_> = lines.filter(|(name, _)| !name.starts_with('#')).collect();
+    let keys = lines.iter().map(|&(name, _)| name).filter(|name| name.contains("key="));
+    let counters =
+        lines.iter().filter(|(name, _)| name.split('{').next().unwrap().ends_with("_total"));
+    let counters = counters.map(|&(name, value)| (name, value.parse().unwrap()));
+    (keys.collect(), counters.collect())
+}
+
+#[test]
+fn strangers_have_few_series_and_no_counter_falls() {
+    let home = Home::new();
+    home.control("concurrencyremote", "400\n");
+    home.control("concurrencydomains", ":20\nzz-own.example:3\n.suffix.example:4\n");
+    let mut host = home.host(500);
+    let mut deliver = |domain: &str, times: u32| {
+        for slot in 0..times {
+            ask(&mut host, slot, domain);
+        }
+        for slot in 0..times {
+            host.done(slot, Ran::Yes(b"r\0Kok\0"));
+        }
+        thread::sleep(Duration::from_millis(1));
+        host.due();
+    };
+    for number in 0..600 {
+        deliver(&format!("s{number}.example"), 1);
+        deliver(&format!("s{number}.suffix.example"), 1);
+    }
+    deliver("zz-own.example", 1);
+    deliver("zz-hot.example", 21);
+    deliver("zz-busy.example", 15);
+    let page = |host_wrote: &mut dyn FnMut()| {
+        host_wrote();
+        home.gate(&["show", ".", "--format", "prometheus"]).ok().out
+    };
+    let first = page(&mut || {
+        thread::sleep(Duration::from_millis(1050));
+        deliver("zz-busy.example", 1);
+    });
+    let (keys, counters) = series(&first);
+    assert!(keys.len() < 11 * 30, "{}\n{first}", keys.len());
+    for key in ["own", "hot", "busy"] {
+        let name = format!("key=\"zz-{key}.example\"");
+        assert!(keys.iter().any(|series| series.contains(&name)), "{name}\n{first}");
+    }
+    let others = keys.iter().filter(|series| series.contains("other")).count();
+    assert_eq!(others, 4, "running, held, away, rate\n{first}");
+    let others = first.lines().find_map(|line| line.strip_prefix("qmail_gate_keys_other "));
+    let others: u32 = others.unwrap().parse().unwrap();
+    assert!(others > 100, "{others}\n{first}");
+    let total = |counters: &[(&str, f64)], what: &str| {
+        let of = counters.iter().filter(|(name, _)| name.split('{').next() == Some(what));
+        of.map(|(_, value)| value).sum::<f64>()
+    };
+    let left =
+        total(&counters, "qmail_gate_done_total") - total(&counters, "qmail_gate_key_done_total");
+    assert_eq!(left, 1200.0 - 19.0, "19 of the strangers are among the busiest");
+
+    // One of the strangers comes to its limit, and one becomes the busiest of all.
+    let second = page(&mut || {
+        deliver("s599.example", 25);
+        deliver("s598.example", 19);
+        deliver("s597.suffix.example", 3);
+        thread::sleep(Duration::from_millis(1050));
+        deliver("zz-own.example", 1);
+    });
+    let (keys, later) = series(&second);
+    for key in ["s599", "s598", "s597.suffix"] {
+        let name = format!("key=\"{key}.example\"");
+        assert!(keys.iter().any(|series| series.contains(&name)), "{name}\n{second}");
+        assert!(!first.contains(&name), "{name}\n{first}");
+    }
+    for (name, value) in &counters {
+        let now = later.iter().find(|(later, _)| later == name);
+        assert!(now.is_none_or(|(_, now)| now >= value), "{name} fell from {value}");
+    }
+
+    let none = home.gate(&["show", ".", "--format", "prometheus", "--busiest", "0"]).ok().out;
+    assert!(none.contains("zz-own.example") && none.contains("zz-hot.example"), "{none}");
+    assert!(!none.contains("zz-busy.example") && !none.contains("s598.example"), "{none}");
+    let run = home.gate(&["show", ".", "--busiest", "1001"]);
+    assert_eq!(run.code, 2);
+}
+
 #[test]
 fn several_spawners_are_told_as_one() {
     let home = Home::new();
@@ -870,6 +957,19 @@ fn several_spawners_are_told_as_one() {
     let metrics = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
     let line = "qmail_gate_key_running{kind=\"group\",key=\"big\"} 7";
     assert!(metrics.lines().any(|found| found == line), "the last figures of all\n{metrics}");
+
+    // One that has got another file meanwhile.
+    let identity = format!("{me}\t12\tqmail-rspawn\t0");
+    put("gatestatus", &identity, 6, first);
+    put("gatestatus.2", &identity, 5, second);
+    let later = fs::read_to_string(home.path("queue/lock/gatestatus.2")).unwrap();
+    let later = later.replace("gate\t1\t7\n", "gate\t1\t8\n").replace("end\t7", "end\t8");
+    fs::write(home.path("queue/lock/gatestatus.2"), later).unwrap();
+    let metrics = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
+    for line in ["qmail_gate_up 0", "qmail_gate_key_running{kind=\"group\",key=\"big\"} 2"] {
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+    put("gatestatus.2", "4000000000", 5, second);
 
     // The first one is not needed, and what is wrong with one is told with its name.
     fs::write(home.path("queue/lock/gatestatus"), "").unwrap();

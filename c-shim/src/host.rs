@@ -26,7 +26,7 @@ use crate::rules::KeyKind;
 use crate::share::Spawners;
 use crate::shared::{COLUMNS_MAX, Shared};
 use crate::site::{self, Map};
-use crate::status::{self, Frame, InForce, State};
+use crate::status::{self, Escaped, Frame, InForce, State};
 use crate::table::{self, Limit, Table};
 
 const LOOK_US: u64 = 1_000_000;
@@ -884,7 +884,11 @@ fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
         out.write_str("(no domain)")?;
     }
     for &byte in &key.name[..key.name.len().min(SHOWN_NAME)] {
-        out.write_char(if byte.is_ascii_graphic() { char::from(byte) } else { '?' })?;
+        // As `qpatch gate show` prints it; but a name is one word here.
+        match byte {
+            b' ' => out.write_str("%20")?,
+            byte => write!(out, "{}", Escaped(&[byte]))?,
+        }
     }
     if key.name.len() > SHOWN_NAME {
         out.write_str("...")?;
@@ -1094,8 +1098,8 @@ mod tests {
             "B1 7 relay mx.example is closed (limit 0); not tried. (#4.4.5)\n"
         );
         assert_eq!(
-            busy(KeyKind::Domain, b"a\nb\0\xff c", 2, 5),
-            "B5 7 a?b???c is at its limit of 2 deliveries; not tried. (#4.4.5)\n"
+            busy(KeyKind::Domain, b"a\nb\0\xff c%", 2, 5),
+            "B5 7 a%0ab%00%ff%20c%25 is at its limit of 2 deliveries; not tried. (#4.4.5)\n"
         );
         assert!(busy(KeyKind::Domain, &[b'x'; 255], 2, 5).len() < 200);
     }

@@ -160,8 +160,8 @@ const OF_KEY: [KeyRow; 11] = [
     ),
     (
         ("key_rate", "gauge", "Deliveries a second, over about ten seconds."),
-        |key| Some(key.rate),
-        Some(|others| others.rate),
+        |key| Some(tenths(key.rate)),
+        Some(|others| tenths(others.rate)),
     ),
     (
         ("key_service_seconds", "gauge", "Mean time of a delivery."),
@@ -192,6 +192,11 @@ struct Others {
     held: f64,
     away: f64,
     rate: f64,
+}
+
+/// Sums of tenths are tenths.
+fn tenths(rate: f64) -> f64 {
+    (rate * 10.0).round() / 10.0
 }
 
 fn limit_value(limit: Limit) -> Option<f64> {

@@ -110,6 +110,16 @@ pub(super) fn read(home: &Home) -> Result<Vec<Spawner>, Unread> {
             Err(why) => return Err(Unread { path, why }),
         }
     }
+    // A spawner that could not share at first, and has another file since, is told once.
+    let process = |one: &Spawner| (one.status.pid, one.status.start_ticks, one.status.namespace);
+    let mut newest = HashMap::new();
+    for one in &spawners {
+        let generation = newest.entry(process(one)).or_insert(0);
+        *generation = one.status.generation.max(*generation);
+    }
+    spawners.retain(|one| {
+        one.status.start_ticks == 0 || newest[&process(one)] == one.status.generation
+    });
     if spawners.is_empty() {
         return Err(Unread { path: home.lock("gatestatus"), why: Why::Status(StatusError::Empty) });
     }
