@@ -22,6 +22,10 @@
 //!
 //! **Where a queue has several spawners**, a place is also one of them all: see [`crate::share`].
 //!
+//! **Sites.** The members of a site that was found by addresses count under one key, its candidates under another
+//! ([`crate::site`]). What is beyond one member's part is away under the member's own number, so that it is called when the
+//! member has room, and stands in nobody's way.
+//!
 //! **How many slots there are.** The spawner knows conf-spawn, qmail-send starts no more than concurrencyremote. The
 //! lower of both counts, until more have been seen in use at once.
 
@@ -44,7 +48,7 @@ use crate::report::{self, Report, Sent};
 use crate::route::{Routes, without_credentials};
 use crate::rules::{Cap, KeyKind, Rules};
 use crate::share::{Looked, Others, Spawners, Take, Tells, Turn, Wants};
-use crate::site::{Because, Evidence, Map, Seen};
+use crate::site::{Because, Evidence, Map, Seen, Standing};
 use crate::table::{Limit, Table};
 
 /// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
@@ -124,6 +128,8 @@ pub enum Why {
     Paused,
     /// Nor for longer than a command is held: a deferral like any other, which ages.
     Suspended,
+    /// The domain has as many of its site's places as one domain may have. It is away until it is called.
+    AtPart(u32),
 }
 
 /// What to do about a held command.
@@ -234,12 +240,18 @@ pub struct Key {
     pub recall: Recall,
     /// The key's number for qmail-send, from 1 on. No key has had it before, for as long as there are fewer than 2^32.
     pub number: u32,
+    /// Mail of its domains that is away under their own numbers; see [`Gate::count_parted`].
+    pub parted: u32,
+    /// How much of that has been called and has not come yet.
+    pub parted_called: u32,
     /// It is in [`Gate::lacking`].
     lacks: bool,
     /// It is in [`Gate::absent`].
     listed: bool,
     /// It is in [`Gate::paused`].
     paused: bool,
+    /// It is in [`Gate::behind`].
+    behind: bool,
     /// It is in [`Gate::polled`].
     polled: bool,
     /// Other spawners have the places that it could take, or it is their turn.
@@ -252,6 +264,9 @@ pub struct Key {
     hash: u64,
     /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
     of: u32,
+    /// What it is to a site, if it counts there by an address. Then it has a part of the site's places at most, and what is
+    /// beyond that is away under its own number; and failures that carry no address are its own.
+    standing: Option<Standing>,
     /// Slots in use by deliveries to this very domain.
     slots: u32,
     /// Other entries that count under it.
@@ -280,9 +295,12 @@ impl Key {
             pace: Pace::new(0, None),
             recall: Recall::default(),
             number: 0,
+            parted: 0,
+            parted_called: 0,
             lacks: false,
             listed: false,
             paused: false,
+            behind: false,
             polled: false,
             blocked: false,
             told: false,
@@ -290,6 +308,7 @@ impl Key {
             turn: Turn::default(),
             hash: 0,
             of: NONE,
+            standing: None,
             slots: 0,
             members: 0,
             place: Place::Nowhere,
@@ -348,10 +367,6 @@ impl Key {
             Limit::AtMost(limit) if limit > 0 => Some(limit),
             _ => None,
         }
-    }
-
-    fn is_startable(&self, now_us: u64) -> bool {
-        self.held > 0 && self.admits(now_us)
     }
 
     fn is_idle(&self) -> bool {
@@ -470,6 +485,9 @@ impl Keys {
         }
         key.kind = kind;
         key.cap = cap;
+        key.standing = None;
+        key.parted = 0;
+        key.parted_called = 0;
         key.learned = Learned::NEW;
         key.hash = hash;
         key.of = at;
@@ -478,6 +496,7 @@ impl Keys {
         key.recall = Recall::default();
         // What is still in [`Gate::paused`] or [`Gate::polled`] is of whoever was here before.
         key.paused = false;
+        key.behind = false;
         key.polled = false;
         key.blocked = false;
         key.told = false;
@@ -630,6 +649,8 @@ pub struct Gate {
     heard: Heard,
     /// Keys that are suspended and have held commands: until when, and their index, which may be another key's by then.
     paused: BinaryHeap<Reverse<(u64, u32)>>,
+    /// Keys of candidates with held commands whose places a site's members have.
+    behind: Vec<u32>,
     /// What went back as busy after it was refused.
     returns: Returns,
     /// The other spawners of the queue, where there are any.
@@ -650,7 +671,9 @@ enum Site {
     Other,
     /// One under which it counts, but the delivery was at an address that is not of it.
     Elsewhere,
-    /// One that learns, and under which it counts.
+    /// One under which it counts, but the delivery was at no address: it says something of the domain alone.
+    Alone,
+    /// One under which it counts.
     Own,
     /// One that learns, and under which it counts as soon as the keys are made anew.
     New,
@@ -706,6 +729,7 @@ impl Gate {
             gone: Vec::new(),
             heard: Heard::default(),
             paused: BinaryHeap::new(),
+            behind: Vec::new(),
             returns: Returns::default(),
             spawners: None,
             polled: VecDeque::new(),
@@ -735,19 +759,26 @@ impl Gate {
             return Answer::Go;
         };
         let at = self.keys.all[domain as usize].of;
-        let key = &mut self.keys.all[at as usize];
-        let was_called = key.recall.arrived(now_us);
-        self.called -= u32::from(was_called);
-        let startable = key.admits(now_us);
-        let suspended_until = key.suspended_until(now_us);
+        let was_called = self.arrived(domain, at, now_us);
         let entry = &mut self.slots[slot as usize];
         entry.envelope = Envelope::NONE;
-        if key.cap.learning == Learning::On || self.rules.looks_at_addresses() {
+        let learning = self.keys.all[at as usize].cap.learning;
+        if learning == Learning::On || self.rules.looks_at_addresses() {
             let hasher = self.rules.hasher;
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             entry.mail = message ^ hasher.hash(parts.recipient());
             entry.envelope = Envelope::new(&hasher, parts.sender(), parts.recipient());
         }
+        if let Some(why) = self.waits_alone(domain, now_us) {
+            let busy = match why {
+                May::Suspended(_) => self.not_now(domain, now_us),
+                _ => self.send_away(domain, now_us, Why::AtPart(self.part(domain))),
+            };
+            self.rest_if_idle(domain, now_us);
+            return Answer::Busy(busy);
+        }
+        let startable = self.admits(at, now_us);
+        let suspended_until = self.keys.all[at as usize].suspended_until(now_us);
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts anyway
         // is not asked for, because three divisions are in the answer.
         let starts_at_once =
@@ -774,6 +805,91 @@ impl Gate {
         Answer::Busy(busy)
     }
 
+    /// A command for a domain, which counts under the key `at`, has come. True if it is taken for one that was called.
+    fn arrived(&mut self, domain: u32, at: u32, now_us: u64) -> bool {
+        if domain != at && self.keys.all[domain as usize].recall.arrived(now_us) {
+            self.called -= 1;
+            self.keys.all[at as usize].parted_called -= 1;
+            return true;
+        }
+        let was_called = self.keys.all[at as usize].recall.arrived(now_us);
+        self.called -= u32::from(was_called);
+        was_called
+    }
+
+    /// How many slots, running and held, a domain that counts under a site by its address may have: of the places of a site's members
+    /// three quarters, so that one domain whose server hangs leaves some to the others (a line of its own for the domain
+    /// gives it all); one as a candidate, until the site has taken its mail. All for other domains.
+    fn part(&self, domain: u32) -> u32 {
+        let entry = &self.keys.all[domain as usize];
+        let whole = self.keys.all[entry.of as usize].limit();
+        match (entry.standing, whole) {
+            (None, _) | (_, Limit::AtMost(0)) => u32::MAX,
+            (Some(Standing::Candidate), _) => 1,
+            (Some(Standing::Member), Limit::Unlimited) => u32::MAX,
+            (Some(Standing::Member), Limit::AtMost(limit)) => (limit - limit / 4).max(1),
+        }
+    }
+
+    /// Why no more of a site's domain may start though the site had room, if that is so: it has its part, or it is suspended
+    /// because no connection to it succeeds.
+    fn waits_alone(&self, domain: u32, now_us: u64) -> Option<May> {
+        let entry = &self.keys.all[domain as usize];
+        entry.standing?;
+        if let Some(until_us) = entry.suspended_until(now_us) {
+            return Some(May::Suspended(until_us));
+        }
+        (entry.slots >= self.part(domain)).then_some(May::Wait)
+    }
+
+    /// Whether one more of this key may start.
+    fn admits(&self, at: u32, now_us: u64) -> bool {
+        let key = &self.keys.all[at as usize];
+        key.admits(now_us) && key.running < self.beside_partner(at)
+    }
+
+    fn is_startable(&self, at: u32) -> bool {
+        self.keys.all[at as usize].held > 0 && self.admits(at, self.now_us)
+    }
+
+    /// The other key of a site: of its members that of its candidates, and the other way round; if it has deliveries or is
+    /// remembered.
+    fn partner(&self, at: u32) -> Option<u32> {
+        let key = self.key(at);
+        let kind = match key.kind {
+            KeyKind::Candidates => KeyKind::Group,
+            KeyKind::Group if self.rules.looks_at_addresses() => KeyKind::Candidates,
+            _ => return None,
+        };
+        self.keys.find(Keys::hash(kind, self.rules.hasher.hash(&key.name)))
+    }
+
+    /// How many of this key may run beside the other key of its site; as many as it likes where it has none, and for a site's
+    /// members, of whose places candidates take none. Candidates have the places that the members leave while no
+    /// member waits, and always a quarter as many as the site has, or one: so that they become members however busy it is.
+    fn beside_partner(&self, at: u32) -> u32 {
+        if self.key(at).kind != KeyKind::Candidates {
+            return u32::MAX;
+        }
+        let Some(members) = self.partner(at) else { return u32::MAX };
+        let members = self.key(members);
+        let limit = most(members.limit());
+        let least = (limit / 4).max(1);
+        if members.held > 0 || members.recall.away() > 0 {
+            return least;
+        }
+        limit.saturating_sub(members.running).max(least)
+    }
+
+    /// A site's member has ended: its candidates may have room.
+    fn look_at_candidates(&mut self, at: u32) {
+        if self.key(at).kind == KeyKind::Group
+            && let Some(candidates) = self.partner(at)
+        {
+            self.look_for_room(candidates);
+        }
+    }
+
     /// What to do about the held commands; to be called until it says [`Next::None`].
     pub fn next(&mut self, now_us: u64) -> Next {
         let now_us = self.clock(now_us);
@@ -792,13 +908,13 @@ impl Gate {
         if !self.polled.is_empty() && now_us.saturating_sub(self.polled_us) >= self.poll_us {
             self.poll(now_us);
         }
+        self.look_behind();
         while self.ready.first != NONE {
             let at = self.ready.first;
             unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
-            let key = &mut self.keys.all[at as usize];
-            key.ready = false;
+            self.keys.all[at as usize].ready = false;
             // If not, it has been suspended meanwhile, or its limit has gone down, or others have its places.
-            if !key.is_startable(now_us) || !self.takes_place(at, now_us) {
+            if !self.is_startable(at) || !self.takes_place(at, now_us) {
                 self.make_ready(at);
                 continue;
             }
@@ -841,16 +957,20 @@ impl Gate {
         while let Some(at) = self.lacking.pop() {
             self.keys.all[at as usize].lacks = false;
             let most = self.room(at, now_us);
+            let admits = self.admits(at, now_us);
             let key = &mut self.keys.all[at as usize];
             // In portions, unless a place is idle: each is a report to qmail-send.
             let is_little = most < (key.held + key.recall.called()) / 8;
-            if is_little && !key.admits(now_us) {
+            if is_little && !admits {
                 continue;
             }
-            let number = key.number;
+            let (number, of) = (key.number, key.of);
             let most = key.recall.call(most, now_us);
             if most > 0 {
                 self.called += most;
+                if of != at {
+                    self.keys.all[of as usize].parted_called += most;
+                }
                 return Some(Call { number, most });
             }
         }
@@ -864,13 +984,19 @@ impl Gate {
         while let Some(&at) = self.absent.get(index) {
             let key = &mut self.keys.all[at as usize];
             let called = key.recall.called();
+            let of = key.of;
             if key.recall.expire(now_us, &self.heard) {
                 self.called -= called;
+                if of != at {
+                    self.keys.all[of as usize].parted_called -= called;
+                }
             }
+            let key = &mut self.keys.all[at as usize];
             if key.recall.away() == 0 {
                 key.listed = false;
                 self.tell(at);
                 self.absent.swap_remove(index);
+                self.look_at_candidates(at);
                 self.rest_if_idle(at, now_us);
             } else {
                 index += 1;
@@ -898,10 +1024,20 @@ impl Gate {
     /// is held keeps to the thresholds exactly as in [`Gate::may_hold`]: one too many would be sent away and called again
     /// without end.
     fn room(&mut self, at: u32, now_us: u64) -> u32 {
+        let Key { of, slots, standing, recall, .. } = self.keys.all[at as usize];
+        if standing.is_some() {
+            // Of a site's domain, what it may have, as far as the site has room.
+            if self.waits_alone(at, now_us).is_some() {
+                return 0;
+            }
+            let room = self.room(of, now_us);
+            return self.part(at).saturating_sub(slots + recall.called()).min(room);
+        }
         let others = self.held() + self.called;
         let slots = self.not_running();
+        let beside_partner = self.beside_partner(at);
         let key = &mut self.keys.all[at as usize];
-        let here = key.held + key.recall.called();
+        let here = key.held + key.recall.called() + key.parted_called;
         let others = others - here;
         let (idle, spare) = match key.limit() {
             _ if key.suspended_until(now_us).is_some() => (0, 0),
@@ -909,8 +1045,9 @@ impl Gate {
             Limit::AtMost(limit) => {
                 key.pace.run(now_us, key.running);
                 let here = limit.saturating_sub(key.elsewhere).max(1);
+                let limit = limit.min(beside_partner);
                 let idle = limit.saturating_sub(key.running.saturating_add(key.elsewhere));
-                (idle, key.pace.spare(here))
+                (idle, key.pace.spare(here.min(limit)))
             }
             Limit::Unlimited => (SLOTS_MAX, 0),
         };
@@ -958,6 +1095,10 @@ impl Gate {
                 });
                 self.tell(at);
                 self.look_for_room(at);
+                if domain != at {
+                    self.look_for_room(domain);
+                    self.look_at_candidates(at);
+                }
                 self.rest_if_idle(domain, now_us);
                 return busy;
             }
@@ -981,7 +1122,7 @@ impl Gate {
             let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
             let key = &mut self.keys.all[at as usize];
             let seen = match site {
-                Site::Elsewhere => report::Seen::Nothing,
+                Site::Elsewhere | Site::Alone => report::Seen::Nothing,
                 _ => said.seen,
             };
             let ended = Ended {
@@ -994,10 +1135,23 @@ impl Gate {
                 counted: if site == Site::Own { Counted::Known } else { Counted::All },
             };
             let mut tried = key.learned.end(&ended, &mut self.random);
+            let is_candidate = key.kind == KeyKind::Candidates;
+            match site {
+                Site::Alone => {
+                    tried = self.ended_alone(domain, Ended { seen: said.seen, ..ended });
+                }
+                // What was refused at an address of the site is the site's matter.
+                Site::Own if !matches!(said.seen, report::Seen::TooMany(_)) => {
+                    self.ended_alone(domain, ended);
+                }
+                _ => {}
+            }
             match said.seen {
                 // It came alone, as far as is counted; but only now is it known beside how many others of its site.
                 report::Seen::TooMany(Sent::No) if site == Site::New => tried = Try::NotReally,
-                report::Seen::Accepted if site == Site::New => self.accepted_at_site(domain, ended),
+                report::Seen::Accepted if site == Site::New || is_candidate => {
+                    self.accepted_at_site(domain, ended);
+                }
                 _ => {}
             }
             let returns = match tried {
@@ -1033,35 +1187,54 @@ impl Gate {
         {
             self.sites = Order::Changed;
         }
-        let key = self.key(self.keys.all[domain as usize].of);
-        let is_there = key.kind != KeyKind::Group
-            || said.peer.is_none_or(|peer| self.rules.group_at(peer) == Some(&key.name));
-        if self.sites == Order::Kept && is_there && said.seen != report::Seen::TooMany(Sent::No) {
+        let entry = self.key(domain);
+        if entry.standing.is_some() {
+            let key = self.key(entry.of);
+            return match said.peer {
+                Some(peer) if self.rules.group_at(peer) == Some(&key.name) => Site::Own,
+                Some(_) => Site::Elsewhere,
+                None => match said.seen {
+                    report::Seen::TooMany(_)
+                    | report::Seen::ConnectFailed
+                    | report::Seen::Died(_) => Site::Alone,
+                    _ => Site::Own,
+                },
+            };
+        }
+        if self.sites == Order::Kept && said.seen != report::Seen::TooMany(Sent::No) {
             return Site::Other;
         }
-        let now = self.rules.resolve(name);
-        let by_address = matches!(now.site, Some(Because::Address(..)));
-        if !by_address || now.cap.learning == Learning::Fixed {
-            return Site::Other;
-        }
-        match (now.kind, now.name) == (key.kind, &key.name[..]) {
-            true if is_there => Site::Own,
-            true => Site::Elsewhere,
-            false => Site::New,
-        }
+        let now = self.rules.resolve(&entry.name);
+        let by_address = matches!(now.site, Some(Because::Address(..) | Because::Refused(..)));
+        if by_address && now.cap.learning == Learning::On { Site::New } else { Site::Other }
     }
 
-    /// What the server took from a domain that does not count under its site yet says of the site, too, that it takes mail.
+    /// What a domain of a site has met for itself: failures that carry no address, and whatever ends them.
+    fn ended_alone(&mut self, domain: u32, ended: Ended) -> Try {
+        let entry = &mut self.keys.all[domain as usize];
+        // Its slot is not free yet.
+        let running = entry.slots.saturating_sub(1);
+        entry.learned.end(&Ended { running, counted: Counted::All, ..ended }, &mut self.random)
+    }
+
+    /// What the server took from a domain that does not count under its site yet says of the site, and of its candidates, that it
+    /// takes mail.
     fn accepted_at_site(&mut self, domain: u32, ended: Ended) {
         let site = self.rules.resolve(&self.keys.all[domain as usize].name);
-        let hash = Keys::hash(site.kind, self.rules.hasher.hash(site.name));
-        let Some(at) = self.keys.find(hash) else { return };
-        let key = &mut self.keys.all[at as usize];
-        let (running, limit) = (key.running, most(key.cap.limit));
-        let ended = Ended { running, limit, learning: key.cap.learning, ..ended };
-        key.learned.end(&ended, &mut self.random);
-        self.make_ready(at);
-        self.look_for_room(at);
+        let name_hash = self.rules.hasher.hash(site.name);
+        let of = self.keys.all[domain as usize].of;
+        for kind in [KeyKind::Group, KeyKind::Candidates] {
+            let Some(at) = self.keys.find(Keys::hash(kind, name_hash)).filter(|&at| at != of)
+            else {
+                continue;
+            };
+            let key = &mut self.keys.all[at as usize];
+            let (running, limit) = (key.running, most(key.cap.limit));
+            let ended = Ended { running, limit, learning: key.cap.learning, ..ended };
+            key.learned.end(&ended, &mut self.random);
+            self.make_ready(at);
+            self.look_for_room(at);
+        }
     }
 
     /// Forgets all held commands, and what is away.
@@ -1074,6 +1247,7 @@ impl Gate {
         self.called = 0;
         for key in &mut self.keys.all {
             key.recall = Recall::default();
+            key.parted_called = 0;
         }
         self.look_at_absent(self.now_us);
         self.tell_all();
@@ -1120,6 +1294,19 @@ impl Gate {
         let at = self.keys.find(Keys::hash(kind, self.rules.hasher.hash(name)))?;
         let key = self.key(at);
         (key.of == at).then_some(key)
+    }
+
+    /// Counts for each key what is away under the numbers of its domains.
+    pub fn count_parted(&mut self) {
+        for key in &mut self.keys.all {
+            key.parted = 0;
+        }
+        for &at in &self.absent {
+            let Key { of, recall, .. } = self.keys.all[at as usize];
+            if of != at {
+                self.keys.all[of as usize].parted += recall.away();
+            }
+        }
     }
 
     /// All keys that have deliveries or are remembered.
@@ -1203,6 +1390,7 @@ impl Gate {
             self.lacking.clear();
             self.absent.clear();
             self.paused.clear();
+            self.behind.clear();
         }
         Ok(())
     }
@@ -1310,8 +1498,10 @@ impl Gate {
             }
         }
 
+        // A domain of a site keeps what is away under its own number.
+        let keeps = |key: &Key, at: u32| key.of == at || key.standing.is_some();
         let is_gone = |old: &Key, at: u32, keys: &Keys| {
-            old.recall.away() > 0 && keys.all.get(at as usize).is_none_or(|key| key.of != at)
+            old.recall.away() > 0 && keys.all.get(at as usize).is_none_or(|key| !keeps(key, at))
         };
         let away = self.keys.all.iter().filter(|key| key.recall.away() > 0).count();
         self.gone.try_reserve(away)?;
@@ -1329,14 +1519,16 @@ impl Gate {
         for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
             let Some(key) = keys.all.get_mut(at as usize) else { continue };
             key.idle_since_us = old.idle_since_us;
-            if key.of == at {
+            if keeps(key, at) {
                 old.pace.run(now_us, old.running);
                 std::mem::swap(&mut key.pace, &mut old.pace);
                 key.error = std::mem::take(&mut old.error);
                 (key.busy, key.done, key.held_ever, key.peak) =
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
-                if key.cap.learning == Learning::On {
+                if key.cap.learning == Learning::On
+                    && key.standing.is_some() == old.standing.is_some()
+                {
                     key.learned = old.learned;
                 }
                 if key.cap.limit == Limit::AtMost(0) {
@@ -1345,7 +1537,11 @@ impl Gate {
                     key.listed = true;
                     self.absent.push(at);
                 }
-                self.called += key.recall.called();
+                let (of, called) = (key.of, key.recall.called());
+                self.called += called;
+                if of != at {
+                    keys.all[of as usize].parted_called += called;
+                }
             }
         }
         for slot in &mut self.slots {
@@ -1374,6 +1570,7 @@ impl Gate {
         self.sites = Order::Kept;
         self.ready = EMPTY;
         self.paused.clear();
+        self.behind.clear();
         self.polled.clear();
         self.retell(&old);
         for at in 0..self.keys.all.len() as u32 {
@@ -1420,9 +1617,10 @@ impl Gate {
     }
 
     /// What the others are to know of a key that has so many running.
-    fn own(&self, key: &Key, running: u32) -> Tells {
+    fn own(&self, at: u32, running: u32) -> Tells {
+        let key = self.key(at);
         let has_more = key.held > 0 || (key.recall.away() > 0 && self.in_use < self.capacity);
-        let wants = match has_more && key.admits(self.now_us) {
+        let wants = match has_more && self.admits(at, self.now_us) {
             true => Wants::More,
             false => Wants::Nothing,
         };
@@ -1440,7 +1638,7 @@ impl Gate {
     fn tell_of(&mut self, at: u32, running: u32) {
         let key = &self.keys.all[at as usize];
         let own = match key.common_limit() {
-            Some(_) if key.of == at && key.place != Place::Nowhere => self.own(key, running),
+            Some(_) if key.of == at && key.place != Place::Nowhere => self.own(at, running),
             _ => Tells::default(),
         };
         let key = &mut self.keys.all[at as usize];
@@ -1542,13 +1740,13 @@ impl Gate {
         let most = (POLL_READS / others.max(1)).max(1) as usize;
         for _ in 0..most.min(self.polled.len()) {
             let Some(at) = self.polled.pop_front() else { return };
-            let key = &mut self.keys.all[at as usize];
+            let key = &self.keys.all[at as usize];
             // Another key may have this entry by now.
             if !key.polled {
                 continue;
             }
             let waits = key.blocked && (key.held > 0 || key.recall.away() > 0);
-            let limit = key.common_limit().filter(|_| waits && key.admits(now_us));
+            let limit = key.common_limit().filter(|_| waits && self.admits(at, now_us));
             if let Some(limit) = limit
                 && self.turn(at, limit, now_us) != Take::Yes
             {
@@ -1684,11 +1882,13 @@ impl Gate {
     }
 
     fn make_ready(&mut self, at: u32) {
-        let key = &mut self.keys.all[at as usize];
+        let key = &self.keys.all[at as usize];
         if key.ready || key.held == 0 || key.blocked {
             return;
         }
-        if key.is_startable(self.now_us) {
+        let is_startable = self.is_startable(at);
+        let key = &mut self.keys.all[at as usize];
+        if is_startable {
             key.ready = true;
             append(&mut self.ready, at, &mut self.keys.links, |link| link);
         } else if let Some(until_us) = key.suspended_until(self.now_us)
@@ -1698,6 +1898,30 @@ impl Gate {
             // Without memory they wait until their hold ends.
             key.paused = true;
             self.paused.push(Reverse((until_us, at)));
+        } else if key.kind == KeyKind::Candidates
+            && !key.behind
+            && key.admits(self.now_us)
+            && self.behind.try_reserve(1).is_ok()
+        {
+            key.behind = true;
+            self.behind.push(at);
+        }
+    }
+
+    /// Candidates for whom their site's members have left a place: since one of them ended, or none of them waits any more.
+    fn look_behind(&mut self) {
+        let mut index = 0;
+        while let Some(&at) = self.behind.get(index) {
+            let key = &self.keys.all[at as usize];
+            // Another key may have this entry by now.
+            if key.behind && key.held > 0 && !self.is_startable(at) {
+                index += 1;
+                continue;
+            }
+            self.behind.swap_remove(index);
+            if std::mem::take(&mut self.keys.all[at as usize].behind) {
+                self.make_ready(at);
+            }
         }
     }
 
@@ -1755,6 +1979,11 @@ fn add_domain(
     let at = keys.add(KeyKind::Domain, key_hash, domain, Cap::NONE, now_us, guess_secs)?;
     let found = rules.resolve_hashed(hash, domain);
     keys.all[at as usize].cap = found.cap;
+    keys.all[at as usize].standing = match found.site {
+        Some(Because::Address(..)) => Some(Standing::Member),
+        Some(Because::Refused(..)) => Some(Standing::Candidate),
+        Some(Because::Map(_) | Because::Literal(..)) | None => None,
+    };
     if found.kind == KeyKind::Domain {
         return Ok(at);
     }

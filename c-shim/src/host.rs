@@ -773,6 +773,7 @@ impl Host {
         self.written_us = now_us;
         self.dirty = false;
         self.generation += 1;
+        self.gate.count_parted();
         let state = match self.gate.rules().table {
             _ if self.failed => State::Failed,
             Some(_) => State::Limits,
@@ -865,12 +866,13 @@ fn concurrency_remote(path: &OsStr) -> (u32, Option<Problem>) {
 /// B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)
 /// B73 5 gmail.com is at 12 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)
 /// B73 5 gmail.com refused this one beside 11 (limit 20); to be tried again: REPORT (#4.4.5) [or without "beside 11"]
+/// B73 5 a.example has its part of its site's places, 15; not tried. (#4.4.5)
 /// B73 5 gmail.com: no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)
 /// Zgmail.com: no connection to its server succeeds, none is tried for 73 s; not tried. (#4.4.1)
 /// ```
 fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
     match busy.why {
-        Why::AtLimit | Why::Refused | Why::Paused => {
+        Why::AtLimit | Why::Refused | Why::Paused | Why::AtPart(_) => {
             write!(out, "B{} {} ", busy.secs, key.number)?;
         }
         Why::Suspended => out.write_str("Z")?,
@@ -879,6 +881,7 @@ fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
         KeyKind::Domain => {}
         KeyKind::Relay => out.write_str("relay ")?,
         KeyKind::Group => out.write_str("group ")?,
+        KeyKind::Candidates => out.write_str("candidates of ")?,
     }
     if key.name.is_empty() {
         out.write_str("(no domain)")?;
@@ -908,6 +911,12 @@ fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
         (Why::Paused, _) => {
             return out.write_str(
                 ": no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n",
+            );
+        }
+        (Why::AtPart(part), _) => {
+            return writeln!(
+                out,
+                " has its part of its site's places, {part}; not tried. (#4.4.5)"
             );
         }
         (Why::Refused, _) => {

@@ -2,7 +2,8 @@
 //!
 //! 1. The group of the line of concurrencydomains that matches the domain, unless that is the default line.
 //! 2. The site of its next hop ([`crate::site`]), unless a line other than the default one matches the next hop. The next hop
-//!    is the relay that smtproutes sends the domain to, else the domain itself.
+//!    is the relay that smtproutes sends the domain to, else the domain itself. A candidate of a site counts with the site's
+//!    other candidates.
 //! 3. The group of the default line.
 //! 4. The relay, with the limit of the relay's own name.
 //! 5. The domain itself.
@@ -16,7 +17,7 @@ use crate::name::{Hasher, Place};
 use crate::route::Routes;
 use crate::site::{Because, Evidence, Sites};
 pub use crate::table::Cap;
-use crate::table::{Line, Table};
+use crate::table::{Limit, Line, Table};
 
 /// What is counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +28,8 @@ pub enum KeyKind {
     Relay,
     /// The lines of concurrencydomains with one group, and the domains of its sites.
     Group,
+    /// The domains that a group's sites have refused and that they have taken no mail from yet.
+    Candidates,
 }
 
 impl KeyKind {
@@ -37,13 +40,16 @@ impl KeyKind {
             Self::Domain => "domain",
             Self::Relay => "relay",
             Self::Group => "group",
+            Self::Candidates => "candidates",
         }
     }
 
     /// The kind of this name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Domain, Self::Relay, Self::Group].into_iter().find(|kind| kind.name() == name)
+        [Self::Domain, Self::Relay, Self::Group, Self::Candidates]
+            .into_iter()
+            .find(|kind| kind.name() == name)
     }
 }
 
@@ -143,10 +149,16 @@ impl Rules {
         };
         if let Some((group, because)) = self.site(&next_hop, line, table) {
             let group = &table.groups()[group as usize];
+            let (kind, cap) = match because {
+                Because::Refused(..) => (KeyKind::Candidates, of_candidates(group.cap())),
+                Because::Map(_) | Because::Literal(..) | Because::Address(..) => {
+                    (KeyKind::Group, group.cap())
+                }
+            };
             return Resolution {
-                kind: KeyKind::Group,
+                kind,
                 name: &group.name,
-                cap: group.cap(),
+                cap,
                 route: next_hop.route,
                 site: Some(because),
                 ..unlimited
@@ -220,9 +232,14 @@ impl Rules {
     #[must_use]
     pub fn has_named(&self, kind: KeyKind, name: &[u8]) -> bool {
         match kind {
-            KeyKind::Group | KeyKind::Relay => true,
+            KeyKind::Group | KeyKind::Relay | KeyKind::Candidates => true,
             KeyKind::Domain => self.table.as_ref().is_some_and(|table| table.has_line(name)),
         }
+    }
+
+    fn cap_of_group(&self, name: &[u8]) -> Option<Cap> {
+        let table = self.table.as_ref()?;
+        table.group(name).map(|index| table.groups()[index as usize].cap())
     }
 
     /// The cap of a key that exists, or None if no domain can have this key any more. A domain's key ends when a group
@@ -231,9 +248,8 @@ impl Rules {
     pub fn cap_of(&self, kind: KeyKind, name: &[u8]) -> Option<Cap> {
         let table = self.table.as_ref();
         match kind {
-            KeyKind::Group => table.and_then(|table| {
-                table.group(name).map(|index| table.groups()[index as usize].cap())
-            }),
+            KeyKind::Group => self.cap_of_group(name),
+            KeyKind::Candidates => self.cap_of_group(name).map(of_candidates),
             KeyKind::Domain => {
                 let now = self.resolve(name);
                 (now.kind == kind && now.name.eq_ignore_ascii_case(name)).then_some(now.cap)
@@ -250,6 +266,15 @@ impl Rules {
                 }
             }
         }
+    }
+}
+
+/// All candidates of a site together have half of its limit, and one of them has one place (gate.rs). Half, so that a hundred unknown
+/// domains behind one server become members about as fast as it takes their mail (tests/simulation.rs).
+fn of_candidates(cap: Cap) -> Cap {
+    match cap.limit {
+        Limit::AtMost(limit) => Cap { limit: Limit::AtMost(limit.div_ceil(2)), ..cap },
+        Limit::Unlimited => cap,
     }
 }
 
@@ -275,7 +300,6 @@ pub struct NextHop<'a> {
 mod tests {
     use super::*;
     use crate::site::{Evidence, Map};
-    use crate::table::Limit;
 
     fn rules(table: &str, routes: &str) -> Rules {
         let hasher = Hasher::new(5);

@@ -6,10 +6,16 @@
 //! concurrencydomains puts the next hop, a domain or a relay of smtproutes, into that range's group.
 //!
 //! An address counts where qmail-remote itself prints it (see [`crate::report`]), so no server can claim that of another. A domain
-//! whose mail exchanger is somebody else's does count with somebody else: there its mail goes. What took mail says more than what
-//! refused it: only where nothing is known yet a refusal counts.
+//! whose mail exchanger is somebody else's does count with somebody else: there its mail goes.
 //!
-//! What was seen is bounded: next hops with an address in a range, the last [`SEEN_MAX`] that had a delivery.
+//! **Members and candidates.** A next hop whose mail was taken at a site is a member of it. One that was only refused there is a
+//! candidate: whoever owns a domain can point its mail exchanger at a provider for one delivery, and elsewhere for the next.
+//! All candidates of a site count together, apart from its members (see [`crate::rules`]): they take none of the members'
+//! places, and what they meet says nothing of the site. The first mail that the site takes makes a candidate a member. Any
+//! delivery that was connected to an address elsewhere takes the next hop out, a candidate as well as a member.
+//!
+//! What was seen is bounded: next hops with an address in a range, the last [`SEEN_MAX`] members and the last
+//! [`CANDIDATES_MAX`] candidates that had a delivery.
 
 #![forbid(unsafe_code)]
 
@@ -23,8 +29,11 @@ use crate::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, is_host, without_root};
 use crate::problem::{File, Kind, Problems};
 use crate::table::{Table, is_content, lines_of, trimmed, without_mark};
 
-/// So many next hops are known by the address that they were seen at; about 6 MB.
+/// So many members of sites are known by the address that they were seen at; about 6 MB.
 pub const SEEN_MAX: usize = 50_000;
+
+/// So many candidates are. Fewer, so that names that strangers choose push no member out.
+pub const CANDIDATES_MAX: usize = 5_000;
 
 /// control/concurrencysites.
 #[derive(Debug)]
@@ -121,6 +130,15 @@ pub enum Evidence {
     Answered,
 }
 
+/// What a next hop is to the site at whose address it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The site has taken its mail.
+    Member,
+    /// The site has refused its mail, and taken none yet.
+    Candidate,
+}
+
 #[derive(Debug)]
 struct Hop {
     hash: u64,
@@ -129,53 +147,111 @@ struct Hop {
     link: Link,
 }
 
-/// The addresses at which next hops were seen.
+/// Next hops with the addresses that they were seen at, up to a number.
 #[derive(Debug)]
-pub struct Seen {
-    hops: Vec<Hop>,
+struct Hops {
+    all: Vec<Hop>,
     index: Index,
     /// The one whose last delivery is the longest ago is first.
     order: List,
     most: usize,
+}
+
+impl Hops {
+    fn with_most(most: usize) -> Self {
+        Self { all: Vec::new(), index: Index::default(), order: EMPTY, most: most.max(1) }
+    }
+
+    #[inline]
+    fn at(&self, hash: u64) -> Option<u32> {
+        self.index.find(hash, |at| self.all[at as usize].hash == hash)
+    }
+
+    fn touch(&mut self, at: u32) {
+        if self.order.last != at {
+            unlink(&mut self.order, at, &mut self.all, |hop| &mut hop.link);
+            append(&mut self.order, at, &mut self.all, |hop| &mut hop.link);
+        }
+    }
+
+    fn insert(&mut self, hash: u64, name: &[u8], address: IpAddr) -> Result<(), OutOfMemory> {
+        if self.all.len() >= self.most {
+            self.remove(self.order.first);
+        }
+        let mut lower = Vec::new();
+        lower.try_reserve_exact(name.len())?;
+        lower.extend(name.iter().map(u8::to_ascii_lowercase));
+        self.all.try_reserve(1)?;
+        let at = self.all.len() as u32;
+        self.index.insert(hash, at)?;
+        self.all.push(Hop { hash, name: lower, address, link: UNLINKED });
+        append(&mut self.order, at, &mut self.all, |hop| &mut hop.link);
+        Ok(())
+    }
+
+    /// The last one takes its place, so that there are no gaps.
+    fn remove(&mut self, at: u32) {
+        unlink(&mut self.order, at, &mut self.all, |hop| &mut hop.link);
+        self.index.remove(self.all[at as usize].hash, at);
+        let last = self.all.len() as u32 - 1;
+        self.all.swap_remove(at as usize);
+        if at != last {
+            let Hop { hash, link, .. } = self.all[at as usize];
+            self.index.remove(hash, last);
+            // There is room: one was removed.
+            let _ = self.index.insert(hash, at);
+            match link.prev {
+                NONE => self.order.first = at,
+                prev => self.all[prev as usize].link.next = at,
+            }
+            match link.next {
+                NONE => self.order.last = at,
+                next => self.all[next as usize].link.prev = at,
+            }
+        }
+    }
+}
+
+/// The addresses at which next hops were seen.
+#[derive(Debug)]
+pub struct Seen {
+    members: Hops,
+    candidates: Hops,
     changes: u64,
 }
 
 impl Default for Seen {
     fn default() -> Self {
-        Self::with_most(SEEN_MAX)
+        Self::with_most(SEEN_MAX, CANDIDATES_MAX)
     }
 }
 
 impl Seen {
-    /// Of so many next hops at most.
+    /// Of so many members and so many candidates at most.
     #[must_use]
-    pub fn with_most(most: usize) -> Self {
+    pub fn with_most(members: usize, candidates: usize) -> Self {
         Self {
-            hops: Vec::new(),
-            index: Index::default(),
-            order: EMPTY,
-            most: most.max(1),
+            members: Hops::with_most(members),
+            candidates: Hops::with_most(candidates),
             changes: 0,
         }
     }
 
-    /// The address at which a next hop was seen whose hash is known.
+    /// The address at which a next hop was seen whose hash is known, and what it is there.
     #[inline]
     #[must_use]
-    pub fn address(&self, hash: u64) -> Option<IpAddr> {
-        self.at(hash).map(|at| self.hops[at as usize].address)
-    }
-
-    #[inline]
-    fn at(&self, hash: u64) -> Option<u32> {
-        self.index.find(hash, |at| self.hops[at as usize].hash == hash)
+    pub fn address(&self, hash: u64) -> Option<(IpAddr, Standing)> {
+        let find = |hops: &Hops| hops.at(hash).map(|at| hops.all[at as usize].address);
+        find(&self.members)
+            .map(|address| (address, Standing::Member))
+            .or_else(|| find(&self.candidates).map(|address| (address, Standing::Candidate)))
     }
 
     /// A delivery to a next hop, whose name has this hash, was connected to this address. Whether it belongs to another group
-    /// now. An address that is in no range is not remembered, nor is a name that no host has.
+    /// now, or otherwise than before. An address that is in no range is not remembered, nor is a name that no host has.
     ///
     /// # Errors
-    /// No memory: nothing has changed.
+    /// No memory: the next hop is not known.
     pub fn note(
         &mut self,
         hash: u64,
@@ -185,76 +261,53 @@ impl Seen {
         table: &Table,
     ) -> Result<bool, OutOfMemory> {
         let group = |address| table.find_address(address).map(|range| range.group);
-        let Some(at) = self.at(hash) else {
-            if group(address).is_none() || !is_host(name) {
-                return Ok(false);
-            }
-            self.insert(hash, name, address)?;
-            return Ok(true);
+        let now = group(address);
+        let before = self.address(hash).map(|(known, standing)| (group(known), known, standing));
+        let standing = match (before, evidence) {
+            // What is seen again at the same site is what it was.
+            (Some((there, _, Standing::Member)), _) if there == now => Standing::Member,
+            (_, Evidence::Took) => Standing::Member,
+            (_, Evidence::Answered) => Standing::Candidate,
         };
-        self.touch(at);
-        let known = self.hops[at as usize].address;
-        if known == address || evidence == Evidence::Answered {
+        if let Some((there, known, was)) = before
+            && there == now
+            && was == standing
+        {
+            let hops = self.hops(standing);
+            if let Some(at) = hops.at(hash) {
+                hops.touch(at);
+                hops.all[at as usize].address = address;
+            }
+            self.changes += u64::from(known != address && standing == Standing::Member);
             return Ok(false);
         }
-        let (before, now) = (group(known), group(address));
-        match now {
-            Some(_) => {
-                self.hops[at as usize].address = address;
-                self.changes += 1;
-            }
-            None => self.remove(at),
+        if let Some((.., was)) = before {
+            self.remove(hash, was);
         }
-        Ok(before != now)
+        if now.is_none() || !is_host(name) {
+            return Ok(before.is_some());
+        }
+        self.hops(standing).insert(hash, name, address)?;
+        self.changes += u64::from(standing == Standing::Member);
+        Ok(true)
     }
 
-    fn touch(&mut self, at: u32) {
-        if self.order.last != at {
-            unlink(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
-            append(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
-        }
-    }
-
-    fn insert(&mut self, hash: u64, name: &[u8], address: IpAddr) -> Result<(), OutOfMemory> {
-        if self.hops.len() >= self.most {
-            self.remove(self.order.first);
-        }
-        let mut lower = Vec::new();
-        lower.try_reserve_exact(name.len())?;
-        lower.extend(name.iter().map(u8::to_ascii_lowercase));
-        self.hops.try_reserve(1)?;
-        let at = self.hops.len() as u32;
-        self.index.insert(hash, at)?;
-        self.hops.push(Hop { hash, name: lower, address, link: UNLINKED });
-        append(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
-        self.changes += 1;
-        Ok(())
-    }
-
-    /// The last one takes its place, so that there are no gaps.
-    fn remove(&mut self, at: u32) {
-        self.changes += 1;
-        unlink(&mut self.order, at, &mut self.hops, |hop| &mut hop.link);
-        self.index.remove(self.hops[at as usize].hash, at);
-        let last = self.hops.len() as u32 - 1;
-        self.hops.swap_remove(at as usize);
-        if at != last {
-            let Hop { hash, link, .. } = self.hops[at as usize];
-            self.index.remove(hash, last);
-            // There is room: one was removed.
-            let _ = self.index.insert(hash, at);
-            match link.prev {
-                NONE => self.order.first = at,
-                prev => self.hops[prev as usize].link.next = at,
-            }
-            match link.next {
-                NONE => self.order.last = at,
-                next => self.hops[next as usize].link.prev = at,
-            }
+    fn hops(&mut self, standing: Standing) -> &mut Hops {
+        match standing {
+            Standing::Member => &mut self.members,
+            Standing::Candidate => &mut self.candidates,
         }
     }
 
-    /// Puts back what was remembered before a restart; see [`Seen::iter`] for the order.
+    fn remove(&mut self, hash: u64, standing: Standing) {
+        let hops = self.hops(standing);
+        if let Some(at) = hops.at(hash) {
+            hops.remove(at);
+            self.changes += u64::from(standing == Standing::Member);
+        }
+    }
+
+    /// Puts back a member that was remembered before a restart; see [`Seen::iter`] for the order.
     ///
     /// # Errors
     /// No memory: nothing has changed.
@@ -265,39 +318,42 @@ impl Seen {
         address: IpAddr,
     ) -> Result<(), OutOfMemory> {
         let hash = hasher.hash(name);
-        match self.at(hash) {
-            Some(at) => self.hops[at as usize].address = address,
-            None => self.insert(hash, name, address)?,
+        match self.members.at(hash) {
+            Some(at) => self.members.all[at as usize].address = address,
+            None => {
+                self.members.insert(hash, name, address)?;
+                self.changes += 1;
+            }
         }
         Ok(())
     }
 
-    /// All next hops with their addresses, the one whose last delivery is the longest ago first.
+    /// All members with their addresses, the one whose last delivery is the longest ago first.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], IpAddr)> {
-        let mut at = self.order.first;
+        let mut at = self.members.order.first;
         std::iter::from_fn(move || {
-            let hop = self.hops.get(at as usize)?;
+            let hop = self.members.all.get(at as usize)?;
             at = hop.link.next;
             Some((&hop.name[..], hop.address))
         })
     }
 
-    /// Counts the changes, but for the order.
+    /// Counts the changes of the members, but for the order.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes
     }
 
-    /// How many there are.
+    /// How many members there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.hops.len()
+        self.members.all.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is neither member nor candidate.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.hops.is_empty()
+        self.members.all.is_empty() && self.candidates.all.is_empty()
     }
 }
 
@@ -306,8 +362,12 @@ impl Seen {
 pub enum Because {
     /// A line of control/concurrencysites, from 1.
     Map(u32),
-    /// It is an address, or was seen at one, which is in the range of a line of control/concurrencydomains, from 1.
+    /// It is an address in the range of a line of control/concurrencydomains, from 1.
+    Literal(IpAddr, u32),
+    /// Its mail was taken at an address, which is in the range of a line of control/concurrencydomains, from 1.
     Address(IpAddr, u32),
+    /// Its mail was refused at such an address, and none was taken there yet: it is a candidate.
+    Refused(IpAddr, u32),
 }
 
 /// Both sources.
@@ -340,9 +400,17 @@ impl Sites {
         if !table.has_ranges() {
             return None;
         }
-        let address = literal::of_name(next_hop).or_else(|| self.seen.address(hash))?;
+        if let Some(address) = literal::of_name(next_hop) {
+            let range = table.find_address(address)?;
+            return Some((range.group, Because::Literal(address, range.line)));
+        }
+        let (address, standing) = self.seen.address(hash)?;
         let range = table.find_address(address)?;
-        Some((range.group, Because::Address(address, range.line)))
+        let because = match standing {
+            Standing::Member => Because::Address(address, range.line),
+            Standing::Candidate => Because::Refused(address, range.line),
+        };
+        Some((range.group, because))
     }
 }
 
@@ -437,27 +505,57 @@ mod tests {
     }
 
     #[test]
-    fn what_took_mail_says_more_than_what_refused_it() {
+    fn what_took_mail_is_a_member_and_what_refused_it_a_candidate() {
         use Evidence::{Answered, Took};
         let table = table("192.0.2.0/24:10:a\n198.51.100.0/24:10:b\n192.0.2.9/32:10:a\n");
         let mut seen = Seen::default();
+        let hash = Hasher::new(1).hash(b"x.example");
         let note =
             |seen: &mut Seen, at: &str, evidence| note(seen, "x.example", at, evidence, &table);
+        let known =
+            |seen: &Seen| seen.address(hash).map(|(at, standing)| (at.to_string(), standing));
+        let is = |at: &str, standing| Some((at.to_string(), standing));
         assert!(!note(&mut seen, "203.0.113.1", Took), "in no range");
         assert!(seen.is_empty());
         assert!(note(&mut seen, "192.0.2.1", Answered));
-        assert!(!note(&mut seen, "198.51.100.1", Answered), "something is known already");
-        assert!(!note(&mut seen, "192.0.2.9", Took), "another range of the same group");
+        assert_eq!(known(&seen), is("192.0.2.1", Standing::Candidate));
+        assert!(!note(&mut seen, "192.0.2.9", Answered), "another range of the same group");
+        assert_eq!((seen.len(), seen.changes()), (0, 0), "a candidate is not written down");
+        assert!(note(&mut seen, "198.51.100.1", Answered), "elsewhere it is a candidate, too");
+        assert_eq!(known(&seen), is("198.51.100.1", Standing::Candidate));
+        assert!(note(&mut seen, "203.0.113.1", Answered), "any evidence takes it out");
+        assert!(seen.is_empty());
+        assert!(note(&mut seen, "192.0.2.1", Answered));
+        assert!(note(&mut seen, "192.0.2.1", Took));
+        assert_eq!(known(&seen), is("192.0.2.1", Standing::Member));
+        assert!(!note(&mut seen, "192.0.2.9", Answered));
+        assert_eq!(known(&seen), is("192.0.2.9", Standing::Member));
         assert!(note(&mut seen, "198.51.100.1", Took));
-        assert!(!note(&mut seen, "203.0.113.1", Answered));
+        assert_eq!(known(&seen), is("198.51.100.1", Standing::Member));
+        assert!(note(&mut seen, "192.0.2.1", Answered), "a member as well");
+        assert_eq!(known(&seen), is("192.0.2.1", Standing::Candidate));
         assert!(note(&mut seen, "203.0.113.1", Took));
         assert!(seen.is_empty());
     }
 
     #[test]
+    fn candidates_push_no_member_out() {
+        let table = table("192.0.2.0/24:10:a\n");
+        let mut seen = Seen::with_most(3, 2);
+        for name in ["a", "b", "c"] {
+            note(&mut seen, name, "192.0.2.1", Evidence::Took, &table);
+        }
+        for at in 0..100 {
+            let name = format!("stranger{at}");
+            note(&mut seen, &name, "192.0.2.1", Evidence::Answered, &table);
+        }
+        assert_eq!((seen.members.all.len(), seen.candidates.all.len()), (3, 2));
+    }
+
+    #[test]
     fn the_oldest_goes_first() {
         let table = table("192.0.2.0/24:10:a\n");
-        let mut seen = Seen::with_most(3);
+        let mut seen = Seen::with_most(3, 3);
         for name in ["a", "b", "c", "a", "d"] {
             note(&mut seen, name, "192.0.2.1", Evidence::Took, &table);
         }
@@ -469,7 +567,7 @@ mod tests {
     fn agrees_with_a_map() {
         let table = table("192.0.2.0/24:10:a\n");
         let mut random = Random::new(9);
-        let mut seen = Seen::with_most(100);
+        let mut seen = Seen::with_most(100, 100);
         let mut model: HashMap<u64, u64> = HashMap::new();
         for now in 0..20_000u64 {
             let name = format!("d{}.example", random.next() % 150);

@@ -218,7 +218,7 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Resu
         key.busy,
         key.done,
         key.peak,
-        key.recall.away(),
+        key.recall.away().saturating_add(key.parted),
         tenths / 10,
         tenths % 10,
     )?;
@@ -543,7 +543,9 @@ impl Status {
                     name: match kind {
                         // An earlier build, which may run still, took the password of a relay for a part of its name.
                         KeyKind::Relay => Escaped(host_part(&name)).to_string(),
-                        KeyKind::Domain | KeyKind::Group => Escaped(&name).to_string(),
+                        KeyKind::Domain | KeyKind::Group | KeyKind::Candidates => {
+                            Escaped(&name).to_string()
+                        }
                     },
                     limit: parse_limit(limit)?,
                     running: running.parse().ok()?,

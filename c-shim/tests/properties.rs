@@ -8,7 +8,7 @@ use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, Gate, HOLD_MAX_US, Next, Ran, Why};
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::site::Map;
+use qpatch_gate::site::{Because, Map};
 use qpatch_gate::table::{Limit, Table};
 
 const DOMAINS: [&str; 10] = [
@@ -143,6 +143,39 @@ impl Check {
         ((found.kind, found.name.to_ascii_lowercase()), found.cap.limit)
     }
 
+    /// Whether a key with so many running has a place. Candidates have those that their site's members leave while none of them
+    /// waits, and always a quarter.
+    fn admits(&self, key: &KeyName, limit: Limit, running: u32) -> bool {
+        let members = self.gate.find_key(KeyKind::Group, &key.1);
+        let left = match members.map(|members| (members, members.limit())) {
+            Some((members, Limit::AtMost(limit))) if key.0 == KeyKind::Candidates => {
+                let least = (limit / 4).max(1);
+                let waits = members.held > 0 || members.recall.away() > 0;
+                if waits { least } else { limit.saturating_sub(members.running).max(least) }
+            }
+            _ => u32::MAX,
+        };
+        limit.admits(running) && running < left
+    }
+
+    /// The most slots that a domain of a site may have.
+    fn part(&self, domain: usize) -> u32 {
+        let found = self.gate.rules().resolve(DOMAINS[domain].as_bytes());
+        match (found.site, found.cap.limit) {
+            (Some(Because::Refused(..)), _) => 1,
+            (Some(Because::Address(..)), Limit::AtMost(limit)) => (limit * 3).div_ceil(4),
+            _ => u32::MAX,
+        }
+    }
+
+    fn slots_of(&self, domain: usize) -> u32 {
+        let is_same = |slot: &&Slot| {
+            let (Slot::Running(other) | Slot::Held(other, _)) = slot;
+            DOMAINS[*other].eq_ignore_ascii_case(DOMAINS[domain])
+        };
+        self.slots.iter().flatten().filter(is_same).count() as u32
+    }
+
     fn count(&self, key: &KeyName, of: impl Fn(&Slot) -> Option<usize>) -> u32 {
         let domains = self.slots.iter().flatten().filter_map(of);
         domains.filter(|&domain| self.key_of(domain).0 == *key).count() as u32
@@ -183,12 +216,12 @@ impl Check {
             (Some(Slot::Running(_)), Answer::Go) | (Some(Slot::Held(..)), Answer::InUse) => {}
             (Some(entry), answer) => panic!("slot {slot} is {entry:?}, the answer was {answer:?}"),
             (None, Answer::Go) => {
-                assert!(limit.admits(before), "over the limit: {before} of {limit:?}");
+                assert!(self.admits(&key, limit, before), "over the limit: {before} of {limit:?}");
                 self.slots[slot as usize] = Some(Slot::Running(domain));
             }
             (None, Answer::Hold) => {
                 assert!(
-                    !limit.admits(before) || self.held(&key) > 0,
+                    !self.admits(&key, limit, before) || self.held(&key) > 0,
                     "held although there was a place"
                 );
                 self.slots[slot as usize] = Some(Slot::Held(domain, self.latest_us));
@@ -196,10 +229,21 @@ impl Check {
                 assert!(self.held(&key) <= free, "{} held, {free} free", self.held(&key));
             }
             (None, Answer::Busy(busy)) => {
-                assert!(!limit.admits(before), "sent away although there was a place");
                 assert!((1..=3600).contains(&busy.secs));
                 let shown = self.gate.key(busy.key);
-                assert_eq!((shown.kind, &shown.name), (key.0, &key.1));
+                if let Why::AtPart(part) = busy.why {
+                    assert_eq!(part, self.part(domain));
+                    assert!(
+                        self.slots_of(domain) >= part,
+                        "sent away although it had not its part"
+                    );
+                    let name = DOMAINS[domain].to_ascii_lowercase().into_bytes();
+                    assert_eq!((shown.kind, &shown.name), (KeyKind::Domain, &name));
+                } else {
+                    let has_place = self.admits(&key, limit, before);
+                    assert!(!has_place, "sent away although there was a place");
+                    assert_eq!((shown.kind, &shown.name), (key.0, &key.1));
+                }
             }
             (None, Answer::InUse) => panic!("slot {slot} is free"),
         }
@@ -221,7 +265,7 @@ impl Check {
                         panic!("{slot} is not held")
                     };
                     let (key, limit) = self.key_of(domain);
-                    assert!(limit.admits(self.running(&key)), "over the limit");
+                    assert!(self.admits(&key, limit, self.running(&key)), "over the limit");
                     self.same_command(slot, domain, command);
                     self.slots[slot as usize] = Some(Slot::Running(domain));
                 }
@@ -263,7 +307,7 @@ impl Check {
             assert_eq!(shown.running, self.running(key), "{key:?}");
             assert_eq!(shown.held, self.held(key), "{key:?}");
             assert!(
-                shown.held == 0 || !limit.admits(shown.running),
+                shown.held == 0 || !self.admits(key, *limit, shown.running),
                 "a place is idle, and a command is held for it"
             );
             held += shown.held;
@@ -282,7 +326,8 @@ impl Check {
             self.gate.keys().any(|key| key.recall.away() > 0 && key.cap.limit != Limit::AtMost(0));
         assert!(due.is_some() || held == 0 && !is_away);
         assert_ne!(due, Some(0));
-        let called = self.gate.keys().map(|key| key.recall.called()).sum::<u32>();
+        let called =
+            self.gate.keys().map(|key| key.recall.called() + key.parted_called).sum::<u32>();
         assert_eq!(self.gate.called(), called);
     }
 
@@ -558,6 +603,162 @@ fn what_is_refused_elsewhere_says_nothing_of_the_site() {
     }
     let site = gate.keys().find(|key| key.name == b"site").unwrap();
     assert_eq!((site.limit(), site.suspended_until(1_000_002)), (Limit::AtMost(20), None));
+}
+
+const TOOK: &[u8] = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+const REFUSED: &[u8] =
+    b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
+const NOT_CONNECTED: &[u8] = b"ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0";
+const DIED_ELSEWHERE: &[u8] =
+    b"ZConnected to 203.0.113.1 but connection died. Possible duplicate! (#4.4.2)\n\0";
+
+/// A gate with this table, in which 192.0.2.0/24 is a site, and ten members of it.
+fn gate_with_members(table: &str) -> Gate {
+    let mut gate = Gate::new(1000, 1000, 7).unwrap();
+    let (table, problems) = Table::parse(table.as_bytes(), gate.hasher()).unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+    gate.set_table(Some(table), 0).unwrap();
+    for slot in 0..10 {
+        assert_eq!(ask_for(&mut gate, 1, slot, &format!("member{slot}.example")), Answer::Go);
+        gate.done(1, slot, Ran::Yes(TOOK));
+    }
+    while gate.next(SECOND) != Next::None {}
+    gate
+}
+
+const SECOND: u64 = 1_000_000;
+
+fn ask_for(gate: &mut Gate, now_us: u64, slot: u32, domain: &str) -> Answer {
+    let (message, recipient) = (format!("{slot}/1\0"), format!("u@{domain}\0"));
+    let parts = Parts::new(&[message.as_bytes(), b"s\0", recipient.as_bytes()]).unwrap();
+    gate.ask(now_us, slot, &parts)
+}
+
+/// How many of so many commands for members of the site start at once, from slot 100 on.
+fn members_that_start(gate: &mut Gate, now_us: u64, commands: u32) -> usize {
+    (0..commands)
+        .map(|i| ask_for(gate, now_us, 100 + i, &format!("member{}.example", i % 10)))
+        .filter(|&answer| answer == Answer::Go)
+        .count()
+}
+
+/// Whoever owns a domain can have its mail refused once at a provider's address, and then let it hang elsewhere.
+#[test]
+fn a_stranger_that_a_site_refused_takes_none_of_its_places() {
+    for learning in ["fixed", "learn"] {
+        for limit in [1, 2, 5, 10, 20] {
+            let table = format!(":20::{learning}\n192.0.2.0/24:{limit}:site:{learning}\n");
+            let mut gate = gate_with_members(&table);
+            assert_eq!(ask_for(&mut gate, SECOND, 0, "attacker.example"), Answer::Go);
+            gate.done(SECOND, 0, Ran::Yes(REFUSED));
+            while gate.next(2 * SECOND) != Next::None {}
+            let hanging = (0..12)
+                .map(|slot| ask_for(&mut gate, 10 * SECOND, slot, "attacker.example"))
+                .filter(|&answer| answer == Answer::Go)
+                .count();
+            assert!(hanging <= 1, "{hanging} places for a candidate");
+            assert_eq!(members_that_start(&mut gate, 10 * SECOND, 40), limit, "{table}");
+        }
+    }
+}
+
+/// The same by many domains, one delivery each: all candidates together have a part of their own.
+#[test]
+fn many_strangers_take_none_of_a_sites_places_either() {
+    let mut gate = gate_with_members(":20::learn\n192.0.2.0/24:20:site:learn\n");
+    for slot in 0..100 {
+        let domain = format!("attacker{slot}.example");
+        assert_eq!(ask_for(&mut gate, SECOND, slot, &domain), Answer::Go);
+    }
+    for slot in 0..100 {
+        gate.done(SECOND, slot, Ran::Yes(REFUSED));
+    }
+    while gate.next(2 * SECOND) != Next::None {}
+    let hanging = (0..100)
+        .map(|slot| ask_for(&mut gate, 400 * SECOND, slot, &format!("attacker{slot}.example")))
+        .filter(|&answer| answer == Answer::Go)
+        .count();
+    assert!((1..=10).contains(&hanging), "{hanging}");
+    assert_eq!(members_that_start(&mut gate, 400 * SECOND, 40), 20);
+}
+
+/// A connection that fails carries no address: it says something of its own domain, not of the site.
+#[test]
+fn connections_that_fail_count_for_their_domain_alone() {
+    let mut gate = gate_with_members(":20::learn\n192.0.2.0/24:20:site:learn\n");
+    let mut now_us = SECOND;
+    let mut waited = 0;
+    for _ in 0..200 {
+        now_us += SECOND;
+        match ask_for(&mut gate, now_us, 0, "member0.example") {
+            Answer::Go => drop(gate.done(now_us, 0, Ran::Yes(NOT_CONNECTED))),
+            Answer::Busy(busy) => {
+                assert!(matches!(busy.why, Why::Paused | Why::Suspended | Why::AtPart(_)));
+                waited += 1;
+            }
+            answer => panic!("{answer:?}"),
+        }
+        while gate.next(now_us) != Next::None {}
+    }
+    assert!(waited > 150, "the domain itself is tried less and less: {waited} of 200 waited");
+    let site = gate.find_key(KeyKind::Group, b"site").unwrap();
+    assert_eq!((site.limit(), site.suspended_until(now_us)), (Limit::AtMost(20), None));
+    assert_eq!(members_that_start(&mut gate, now_us, 40), 20);
+}
+
+/// A member whose mail the site took can hang later: it has three quarters of the places at most.
+#[test]
+fn one_member_leaves_places_to_the_others() {
+    let mut gate = gate_with_members(":20\n192.0.2.0/24:20:site\n");
+    let answers: Vec<_> =
+        (0..40).map(|slot| ask_for(&mut gate, SECOND, slot, "member0.example")).collect();
+    assert_eq!(answers.iter().filter(|&&answer| answer == Answer::Go).count(), 15);
+    let away = |answer: &&Answer| matches!(answer, Answer::Busy(Busy { why: Why::AtPart(15), .. }));
+    assert_eq!(answers.iter().filter(away).count(), 25);
+    assert_eq!(members_that_start(&mut gate, SECOND, 1), 0, "member0 itself");
+    let others = (0..9)
+        .filter(|i| {
+            let domain = format!("member{}.example", i + 1);
+            ask_for(&mut gate, SECOND, 200 + i, &domain) == Answer::Go
+        })
+        .count();
+    assert_eq!(others, 5);
+    // What is away is called as its deliveries end, though it is away under its own number.
+    gate.done(2 * SECOND, 0, Ran::Yes(TOOK));
+    let mut called = 0;
+    for at in 0..10 {
+        while let Next::Call(call) = gate.next((2 + at) * SECOND) {
+            called += call.most;
+        }
+    }
+    assert_eq!(called, 1);
+}
+
+/// Any delivery that was connected elsewhere takes a domain out of the site.
+#[test]
+fn what_is_elsewhere_is_no_candidate_and_no_member() {
+    let mut gate = gate_with_members(":20\n192.0.2.0/24:20:site\n");
+    let of = |gate: &Gate, domain: &[u8]| gate.rules().resolve(domain).kind;
+    assert_eq!(ask_for(&mut gate, SECOND, 0, "stranger.example"), Answer::Go);
+    gate.done(SECOND, 0, Ran::Yes(REFUSED));
+    assert_eq!(of(&gate, b"stranger.example"), KeyKind::Candidates);
+    while gate.next(2 * SECOND) != Next::None {}
+    for (domain, kind) in
+        [("stranger.example", KeyKind::Candidates), ("member3.example", KeyKind::Group)]
+    {
+        assert_eq!(of(&gate, domain.as_bytes()), kind);
+        assert_eq!(ask_for(&mut gate, 2 * SECOND, 0, domain), Answer::Go);
+        gate.done(3 * SECOND, 0, Ran::Yes(DIED_ELSEWHERE));
+        assert_eq!(of(&gate, domain.as_bytes()), KeyKind::Domain);
+        while gate.next(3 * SECOND) != Next::None {}
+    }
+    // A candidate whose mail the site takes is a member.
+    assert_eq!(ask_for(&mut gate, 4 * SECOND, 0, "stranger.example"), Answer::Go);
+    gate.done(4 * SECOND, 0, Ran::Yes(REFUSED));
+    while gate.next(5 * SECOND) != Next::None {}
+    assert_eq!(ask_for(&mut gate, 5 * SECOND, 0, "stranger.example"), Answer::Go);
+    gate.done(5 * SECOND, 0, Ran::Yes(TOOK));
+    assert_eq!(of(&gate, b"stranger.example"), KeyKind::Group);
 }
 
 /// A key that is suspended when it is its turn is waited for.

@@ -907,8 +907,13 @@ pub(super) fn from(rules: &Rules, found: &Resolution<'_>) -> String {
 fn site_text(because: Because) -> String {
     match because {
         Because::Map(line) => format!("concurrencysites:{line}"),
-        Because::Address(address, line) => {
+        Because::Literal(address, line) | Because::Address(address, line) => {
             format!("concurrencydomains:{line}, its mail goes to {address}")
+        }
+        Because::Refused(address, line) => {
+            format!(
+                "concurrencydomains:{line}, its mail was refused at {address}, and none taken yet"
+            )
         }
     }
 }

@@ -749,7 +749,7 @@ impl Machine {
         let key = &mut self.keys[key as usize];
         match busy.why {
             Why::Suspended => key.suspended += 1,
-            Why::AtLimit | Why::Refused | Why::Paused => key.busy += 1,
+            Why::AtLimit | Why::Refused | Why::Paused | Why::AtPart(_) => key.busy += 1,
         }
         if key.cap.limit == Limit::AtMost(0) {
             // It would come back again and again.
@@ -768,7 +768,7 @@ impl Machine {
     fn away(&mut self, at: u32, busy: Busy) {
         let told = match busy.why {
             Why::Suspended => Told::Deferred,
-            Why::AtLimit | Why::Refused | Why::Paused => {
+            Why::AtLimit | Why::Refused | Why::Paused | Why::AtPart(_) => {
                 Told::Busy { secs: busy.secs.into(), queue: self.gate.key(busy.key).number }
             }
         };

@@ -278,7 +278,7 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
                 match key.kind {
                     KeyKind::Domain => drop(names.add_domain(&name)),
                     KeyKind::Relay => drop(names.add_relay(&name)),
-                    KeyKind::Group => {}
+                    KeyKind::Group | KeyKind::Candidates => {}
                 }
             }
         }

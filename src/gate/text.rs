@@ -80,6 +80,7 @@ pub(super) fn key_name(kind: KeyKind, name: &str) -> String {
     match kind {
         KeyKind::Domain => name.to_string(),
         KeyKind::Relay | KeyKind::Group => format!("{} {name}", kind.name()),
+        KeyKind::Candidates => format!("candidates of {name}"),
     }
 }
 

@@ -249,6 +249,10 @@ impl Model {
         // A spawner that wakes up again and again for nothing would be one that spins.
         let (mut idle_us, mut idle) = (0, 0);
         while let Some(Reverse((now_us, _, event))) = self.events.pop() {
+            if event == Event::Timer && self.timer_us != Some(now_us) {
+                // An earlier one came in its place.
+                continue;
+            }
             idle = if event == Event::Timer && now_us == idle_us { idle + 1 } else { 0 };
             idle_us = now_us;
             assert!(idle < 10, "at {now_us} us it wakes up without end");
