@@ -188,6 +188,8 @@ struct Slot {
     state: State,
     domain: u32,
     command: u32,
+    /// How many others of its key were running when it was started.
+    beside: u32,
     since_us: u64,
     /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
     mail: u64,
@@ -702,6 +704,7 @@ impl Gate {
             state: State::Free,
             domain: NONE,
             command: NONE,
+            beside: 0,
             since_us: 0,
             mail: 0,
             envelope: Envelope::NONE,
@@ -1108,7 +1111,7 @@ impl Gate {
 
     /// What a report says of the key, whose delivery does not run any more.
     fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
-        let Slot { since_us, mail, envelope, domain, .. } = self.slots[slot as usize];
+        let Slot { since_us, mail, envelope, domain, beside, .. } = self.slots[slot as usize];
         let looks_at_addresses = self.rules.looks_at_addresses();
         let key = &mut self.keys.all[at as usize];
         note_error(&mut key.error, report);
@@ -1129,6 +1132,7 @@ impl Gate {
                 now_us,
                 started_us: since_us,
                 running: key.running,
+                beside,
                 limit: most(key.cap.limit),
                 learning: key.cap.learning,
                 seen,
@@ -1819,6 +1823,7 @@ impl Gate {
         let of = self.keys.all[domain as usize].of;
         let key = &mut self.keys.all[of as usize];
         key.pace.run(now_us, key.running);
+        self.slots[slot as usize].beside = key.running;
         key.running += 1;
         key.peak = key.peak.max(key.running);
         self.tell(of);

@@ -996,6 +996,7 @@ mod tests {
             now_us: 2,
             started_us: 1,
             running: 11,
+            beside: 11,
             limit: 20,
             learning: Learning::On,
             seen: crate::report::Seen::TooMany(crate::report::Sent::No),

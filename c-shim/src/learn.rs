@@ -98,11 +98,49 @@ pub const PROBE_COHORTS_MAX: u16 = 64;
 /// Or after this time, and one cohort.
 pub const PROBE_US: u64 = 300_000_000;
 
+/// A server that lets nobody connect for a while after its last place was taken is asked for that place again after so many
+/// times [`PROBE_US`]; twice as many each time that it does so again, up to the second figure.
+pub const CLOSING_PROBES: u64 = 2;
+/// See [`CLOSING_PROBES`].
+pub const CLOSING_PROBES_MAX: u64 = 16;
+/// The first pauses after which a server is tried that let itself be connected to within [`RECENT_US`]. Together 20 to 23 s, so that
+/// a mail which may go back [`RETURNS_MAX`] times outlasts the 15 s for which sendmail closes its socket.
+pub const CLOSED_PAUSES_US: [u64; 2] = [3_000_000, 19_000_000];
+/// A connection that breaks later than this was not refused for being one too many: the mail has been tried.
+pub const AT_ONCE_US: u64 = 60_000_000;
+
+/// So many refusals more than chance explains, at a level that has been accepted, are an objection.
+const OBJECTION: f32 = 4.0;
+/// But not at a level that was accepted no longer ago than so many times what the refusal took.
+const SLOW: u64 = 4;
+/// The part of refusals that is taken for chance before anything is known.
+const CHANCE: f32 = 0.02;
+/// Refusals are weighed against this many times the part that is expected.
+const WEIGHT: f32 = 2.0;
+/// So many refusals below a level that was refused say that the level does not matter.
+const BELOW: f32 = 3.0;
+/// With so many accepted among them.
+const BELOW_ACCEPTED: f32 = 2.0;
+/// And if they are at least so much of the part that was refused at first.
+const BELOW_PART: f32 = 0.5;
+/// Of the last so many deliveries, about, those counts are.
+const BELOW_DELIVERIES: f32 = 64.0;
+/// Of the last so many deliveries, about, the background is the mean.
+const BACKGROUND_DELIVERIES: f32 = 128.0;
+const BACKGROUND_MIN: f32 = 0.02;
+const BACKGROUND_MAX: f32 = 0.9;
+/// Where a greater part is refused, whatever the number, each refusal is a try.
+const BACKGROUND_TRIES: f32 = 0.125;
+/// But not before so many answers since it was noticed: it may have been wrong.
+const BACKGROUND_TESTED: u8 = 20;
+/// How often the required evidence for a background is doubled when it has been wrong.
+const DOUBTS_MAX: u8 = 3;
+
 /// No limit has been learned.
 const FREE: u16 = u16::MAX;
 
 /// What is known of the server behind a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Learned {
     /// When the limit went down the last time because of a delivery that started later than the time before.
     cut_us: u64,
@@ -110,6 +148,20 @@ pub struct Learned {
     accepted_us: u64,
     /// Until when nothing starts; 0: not suspended since the last answer.
     suspended_us: u64,
+    /// When the first of the refusals in a row came; what started before has nothing to do with it.
+    run_us: u64,
+    /// When `proved` was reached.
+    proved_us: u64,
+    /// When the limit went down first since it was what is in `top`; 0: it is.
+    trial_us: u64,
+    /// Refusals beyond what chance or the background explains.
+    score: f32,
+    /// The part that is refused however few are running; 0: none that matters.
+    background: f32,
+    /// Refused below the level that was refused, of the deliveries that started since `trial_us`; older ones count less.
+    below: f32,
+    /// And accepted.
+    below_accepted: f32,
     /// The effective limit, or [`FREE`].
     level: u16,
     /// The lowest level that was refused, or 0.
@@ -122,20 +174,47 @@ pub struct Learned {
     cohorts: u16,
     /// Cohorts until the wall is tried.
     wait: u16,
-    /// Deliveries in a row that found nothing that works.
+    /// The level to go back to when it turns out that it did not matter.
+    top: u16,
+    /// What was left of it after the first refusals.
+    left: u16,
+    /// How many ran when the first of the refusals in a row came, without those that were refused; 0: none in a row.
+    closers: u16,
+    /// Refusals in a row.
     failures: u8,
     /// Pauses in a row.
     pauses: u8,
+    /// How often nobody could connect for a while after the wall had been reached.
+    closings: u8,
+    /// How often there were more refusals than the background explained.
+    doubts: u8,
+    /// Answers since the background was noticed, up to [`BACKGROUND_TESTED`].
+    tested: u8,
     /// Whether the server has ever answered anything but that there are too many.
     has_answered: bool,
     /// Whether the level has been reached from below, and not a quarter of a cohort accepted since.
     height: Height,
+    /// Whether deliveries that started before the first of the refusals in a row are still being refused.
+    first: bool,
+    /// Whether the level was a new one when the refusals in a row began.
+    was_new: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Height {
     New,
     Known,
+}
+
+/// What a refusal says of how many run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weighed {
+    /// There are too many.
+    Objection,
+    /// Nothing yet.
+    Chance,
+    /// Nothing: as many are refused when fewer run.
+    Background,
 }
 
 /// A delivery that ended.
@@ -147,6 +226,8 @@ pub struct Ended {
     pub started_us: u64,
     /// How many of the key still run, without it.
     pub running: u32,
+    /// How many of the key were running when it was started, without it.
+    pub beside: u32,
     /// The configured limit; what is unlimited has the number of slots.
     pub limit: u32,
     /// Whether the key learns.
@@ -202,16 +283,31 @@ impl Learned {
         cut_us: 0,
         accepted_us: 0,
         suspended_us: 0,
+        run_us: 0,
+        proved_us: 0,
+        trial_us: 0,
+        score: 0.0,
+        background: 0.0,
+        below: 0.0,
+        below_accepted: 0.0,
         level: FREE,
         wall: 0,
         proved: 0,
         accepted: 0,
         cohorts: 0,
         wait: PROBE_COHORTS,
+        top: FREE,
+        left: 0,
+        closers: 0,
         failures: 0,
         pauses: 0,
+        closings: 0,
+        doubts: 0,
+        tested: 0,
         has_answered: false,
         height: Height::New,
+        first: false,
+        was_new: false,
     };
 
     /// How many may run: 1..=`limit`, or 0 if that is 0.
@@ -228,12 +324,15 @@ impl Learned {
     #[inline]
     #[must_use]
     pub fn may_start(&self, now_us: u64, running: u32, limit: u32, learning: Learning) -> May {
-        if let Some(until_us) = self.suspended_until(now_us)
-            && learning == Learning::On
-        {
+        if let Some(until_us) = self.suspended_until(now_us) {
             return May::Suspended(until_us);
         }
-        if running < self.effective(limit, learning) { May::Start } else { May::Wait }
+        let most = match learning {
+            Learning::On => self.effective(limit, learning),
+            // After a pause no more than what ran beside the last one that could not connect.
+            Learning::Fixed => limit.min(u32::from(self.level)),
+        };
+        if running < most { May::Start } else { May::Wait }
     }
 
     /// Until when it is suspended, if it is.
@@ -252,29 +351,83 @@ impl Learned {
     /// A delivery ended.
     pub fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
         if ended.learning == Learning::Fixed {
-            *self = Self::NEW;
-            return Try::Real;
+            return self.end_of_fixed(ended, random);
         }
         match ended.seen {
             Seen::Accepted => self.accept(ended),
             Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => {
                 return self.refuse(ended, random);
             }
-            Seen::Deferred | Seen::Failed => self.answered(),
+            Seen::Deferred | Seen::Failed => self.answered(ended),
             Seen::Nothing => {}
         }
         Try::Real
     }
 
-    fn answered(&mut self) {
+    /// The limit stays what it is. But while a server that has just taken mail lets nobody connect, there are pauses.
+    fn end_of_fixed(&mut self, ended: &Ended, random: &mut Random) -> Try {
+        if self.failures == 0 && self.level != FREE || self.trial_us > 0 || self.proved > 0 {
+            // It has learned until now.
+            *self = Self::NEW;
+        }
+        let is_of_run = self.failures > 0 && ended.started_us < self.run_us;
+        match ended.seen {
+            Seen::Accepted | Seen::Deferred | Seen::Failed if is_of_run => {
+                self.accepted_us = ended.now_us.saturating_add(1);
+            }
+            Seen::Accepted | Seen::Deferred | Seen::Failed => {
+                *self = Self { accepted_us: ended.now_us.saturating_add(1), ..Self::NEW };
+            }
+            Seen::ConnectFailed if ended.running > 0 || self.took_recently(ended.now_us) => {
+                self.in_a_row(ended);
+                if self.failures >= FAILURES {
+                    self.pause(ended, random);
+                    self.level = ended.running.clamp(1, u32::from(FREE)) as u16;
+                }
+                return Try::NotReally;
+            }
+            _ => {}
+        }
+        Try::Real
+    }
+
+    fn took_recently(&self, now_us: u64) -> bool {
+        self.accepted_us > 0 && now_us.saturating_sub(self.accepted_us - 1) <= RECENT_US
+    }
+
+    /// One more refusal, with no answer between of a delivery that started after the first one.
+    fn in_a_row(&mut self, ended: &Ended) {
+        if self.failures == 0 {
+            self.run_us = ended.now_us;
+            self.closers = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+    }
+
+    fn answered(&mut self, ended: &Ended) {
         self.has_answered = true;
-        self.failures = 0;
-        self.pauses = 0;
         self.suspended_us = 0;
+        self.pauses = 0;
+        if ended.started_us >= self.run_us {
+            self.failures = 0;
+        }
+        let background = if self.background > 0.0 { self.background } else { CHANCE };
+        self.score = (self.score - WEIGHT * background / (1.0 - background)).max(0.0);
+        self.tested = self.tested.saturating_add(1).min(BACKGROUND_TESTED);
+        if self.background > 0.0 {
+            self.background -= self.background / BACKGROUND_DELIVERIES;
+            if self.background < BACKGROUND_MIN {
+                self.background = 0.0;
+            }
+        }
+        if self.trial_us > 0 && ended.started_us > self.trial_us {
+            self.below -= self.below / BELOW_DELIVERIES;
+            self.below_accepted += 1.0 - self.below_accepted / BELOW_DELIVERIES;
+        }
     }
 
     fn accept(&mut self, ended: &Ended) {
-        self.answered();
+        self.answered(ended);
         self.accepted_us = ended.now_us.saturating_add(1);
         let level = self.effective(ended.limit, Learning::On);
         // What is accepted while places are free says nothing about one more (RFC 7661 says it of TCP).
@@ -290,20 +443,19 @@ impl Learned {
         }
         self.accepted = 0;
         self.cohorts = self.cohorts.saturating_add(1);
-        self.proved = self.proved.max(level.min(u32::from(FREE)) as u16);
-        if self.level == FREE {
-            return;
+        let level_now = level.min(u32::from(FREE)) as u16;
+        if level_now > self.proved {
+            self.proved = level_now;
+            self.proved_us = ended.now_us;
         }
-        if self.level.saturating_add(1) == self.wall
-            && self.cohorts < self.wait
-            && ended.now_us.saturating_sub(self.cut_us) < PROBE_US
-        {
+        if self.level == FREE || self.stays_below_the_wall(ended.now_us) {
             return;
         }
         if self.wall > 0 && self.level > self.wall.saturating_add(1) {
             // The server has become more generous.
             self.wall = 0;
             self.wait = PROBE_COHORTS;
+            self.closings = 0;
         }
         self.level = self.level.saturating_add(1);
         self.height = Height::New;
@@ -312,25 +464,55 @@ impl Learned {
             // What has been refused at the ceiling is tried no more often than any other level.
             self.level = if self.wall == 0 { FREE } else { self.level };
         }
+        if self.level >= self.top {
+            self.trial_us = 0;
+        }
+    }
+
+    /// Whether the next level is the one that was refused, and it is not yet time to try it.
+    fn stays_below_the_wall(&self, now_us: u64) -> bool {
+        if self.level.saturating_add(1) != self.wall {
+            return false;
+        }
+        let since_us = now_us.saturating_sub(self.cut_us);
+        if self.closings > 0 {
+            // It would cost some seconds in which nobody can connect.
+            let times = CLOSING_PROBES << (self.closings - 1).min(16);
+            return since_us < PROBE_US * times.min(CLOSING_PROBES_MAX);
+        }
+        self.cohorts < self.wait && since_us < PROBE_US
     }
 
     fn refuse(&mut self, ended: &Ended, random: &mut Random) -> Try {
-        let recently =
-            self.accepted_us > 0 && ended.now_us.saturating_sub(self.accepted_us - 1) <= RECENT_US;
+        let recently = self.took_recently(ended.now_us);
         let others = ended.running > 0;
         // Whom the server took instead may be of domains that are not known to go there, and says nothing before it is done.
         let is_young = ended.counted == Counted::Known
             && ended.seen == Seen::TooMany(Sent::No)
             && !self.has_answered
             && self.pauses < YOUNG_PAUSES;
-        // Alone, it was not one of too many, unless the server says so.
-        if others || matches!(ended.seen, Seen::TooMany(_)) {
-            self.lower(ended);
+        let weighed = self.weigh(ended);
+        if weighed == Weighed::Background
+            && self.background >= BACKGROUND_TRIES
+            && self.tested >= BACKGROUND_TESTED
+        {
+            return Try::Real;
         }
-        if !others {
-            self.fail(ended, if is_young { 1 } else { FAILURES }, random);
+        if weighed != Weighed::Background {
+            self.in_a_row(ended);
+            // Alone, it was not one of too many, unless the server says so.
+            if weighed == Weighed::Objection && (others || matches!(ended.seen, Seen::TooMany(_))) {
+                self.lower(ended);
+            }
+            if !others {
+                self.fail(ended, if is_young { 1 } else { FAILURES }, random);
+            }
         }
-        let early = matches!(ended.seen, Seen::TooMany(Sent::No) | Seen::ConnectFailed);
+        let early = match ended.seen {
+            Seen::TooMany(Sent::No) | Seen::ConnectFailed => true,
+            Seen::Died(Sent::No) => ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US,
+            _ => false,
+        };
         if early && (others || recently) {
             Try::NotReally
         } else if is_young {
@@ -338,6 +520,78 @@ impl Learned {
         } else {
             Try::Real
         }
+    }
+
+    /// Whether a refusal is about how many run.
+    fn weigh(&mut self, ended: &Ended) -> Weighed {
+        let level = self.effective(ended.limit, Learning::On).min(u32::from(FREE - 1));
+        let refused = ended.running.max(ended.beside).saturating_add(1);
+        if self.background > 0.0 {
+            let part = self.background;
+            self.score += 1.0;
+            // While the places are filled, refusals come at once, and what is accepted later.
+            let odds = part / (1.0 - part);
+            let enough = OBJECTION / (1.0 - part) + WEIGHT * odds * level as f32;
+            if self.score < enough / 2.0 {
+                // What may be about a limit is not part of the background.
+                self.background = (part + (1.0 - part) / BACKGROUND_DELIVERIES).min(BACKGROUND_MAX);
+            }
+            if self.score < enough {
+                return Weighed::Background;
+            }
+            self.score = 0.0;
+            self.background = 0.0;
+            self.trial_us = 0;
+            self.doubts = (self.doubts + 1).min(DOUBTS_MAX);
+            return Weighed::Objection;
+        }
+        if self.trial_us > 0 && ended.started_us > self.trial_us && refused < u32::from(self.left) {
+            self.below += 1.0;
+            let part = self.below / (self.below + self.below_accepted);
+            let part_above = 1.0 - f32::from(self.left) / f32::from(self.top);
+            if self.below >= BELOW * f32::from(1u16 << self.doubts)
+                && self.below_accepted >= BELOW_ACCEPTED
+                && part >= part_above * BELOW_PART
+            {
+                self.believe(ended);
+                return Weighed::Background;
+            }
+        }
+        // Who takes his time to refuse may still do so with what started when the level was new.
+        let took_us = ended.now_us.saturating_sub(ended.started_us);
+        let proved_us = self.proved_us.saturating_add(took_us.saturating_mul(SLOW));
+        if refused <= u32::from(self.proved)
+            && self.height == Height::Known
+            && ended.started_us > proved_us
+        {
+            self.score += 1.0;
+            if self.score < OBJECTION {
+                return Weighed::Chance;
+            }
+            self.score = 0.0;
+            // It has become less generous, and may go on with that: from now on the first one counts.
+            self.proved = 0;
+        }
+        Weighed::Objection
+    }
+
+    /// As many are refused when fewer run: the limit goes back to where it was.
+    fn believe(&mut self, ended: &Ended) {
+        // What still runs was not refused either.
+        let accepted = self.below_accepted + ended.running as f32;
+        let part = self.below / (self.below + accepted);
+        self.background = part.clamp(BACKGROUND_MIN, BACKGROUND_MAX);
+        self.level = if u32::from(self.top) >= ended.limit { FREE } else { self.top };
+        self.proved = self.top;
+        self.wall = if self.level == FREE { 0 } else { self.level + 1 };
+        self.wait = PROBE_COHORTS;
+        self.tested = 0;
+        self.height = Height::Known;
+        self.accepted = 0;
+        self.cohorts = 0;
+        self.score = 0.0;
+        self.failures = 0;
+        self.trial_us = 0;
     }
 
     fn lower(&mut self, ended: &Ended) {
@@ -349,7 +603,25 @@ impl Learned {
         }
         if self.level == FREE || ended.started_us > self.cut_us {
             // A new objection. What still runs was accepted, or is about to be refused and will come here, too.
+            let begins = self.trial_us == 0;
+            if begins {
+                self.trial_us = ended.now_us;
+                self.top = level;
+                self.below = 0.0;
+                self.below_accepted = 0.0;
+            }
+            self.first = self.closers == 0;
+            if self.first {
+                self.closers = level;
+                self.was_new =
+                    level > self.proved || self.height == Height::New || self.cohorts <= 1;
+                // Of a level that was reached step by step it is known how many ran.
+                self.first = self.proved.saturating_add(1) < level;
+            }
             self.level = running.min(level.saturating_sub(1)).max(1);
+            if begins {
+                self.left = self.level;
+            }
             let refused = running.saturating_add(1);
             if refused > self.proved || self.height == Height::New {
                 let near = self.wall > 0 && refused.abs_diff(self.wall) <= 1 + self.wall / 16;
@@ -370,8 +642,18 @@ impl Learned {
         } else {
             // The same objection: each place that was refused is taken away, and no accepted one.
             self.level = (level - 1).max(1);
+            if self.cut_us == self.trial_us {
+                self.left = self.level;
+            }
             self.wall = self.wall.min(level);
             self.proved = self.proved.min(self.level);
+            if self.first {
+                self.closers = self.level;
+            }
+        }
+        if self.doubts > 0 && self.cut_us == self.trial_us {
+            // That more were refused at that level has been seen.
+            self.top = self.left;
         }
         self.height = Height::Known;
         self.accepted = 0;
@@ -379,26 +661,50 @@ impl Learned {
 
     /// It is suspended after so many failures.
     fn fail(&mut self, ended: &Ended, most: u8, random: &mut Random) {
-        if ended.started_us < self.suspended_us {
-            // It was under way when the pause began.
-            return;
-        }
-        self.failures = self.failures.saturating_add(1);
         if self.failures < most && self.suspended_us == 0 {
             return;
         }
-        let longest = PAUSE_MIN_US
-            .checked_shl(u32::from(self.pauses.min(32)))
-            .map_or(PAUSE_MAX_US, |us| us.min(PAUSE_MAX_US));
-        let pause = longest - (random.fraction() * (longest / 2) as f64) as u64;
-        self.pauses = self.pauses.saturating_add(1);
-        self.suspended_us = ended.now_us.saturating_add(pause);
+        let is_first = self.pauses == 0;
+        if !self.pause(ended, random) {
+            return;
+        }
         self.level = 1;
-        self.wall = 0;
         self.proved = 0;
         self.accepted = 0;
         self.cohorts = 0;
+        self.height = Height::Known;
+        self.score = 0.0;
+        self.background = 0.0;
+        self.trial_us = 0;
+        if !is_first {
+            return;
+        }
         self.wait = PROBE_COHORTS;
+        self.wall = 0;
+        if ended.seen == Seen::ConnectFailed && self.took_recently(ended.now_us) && self.closers > 0
+        {
+            // It closed its socket when so many were running, or it is down: then that is tried soon.
+            self.wall = self.closers.max(2);
+            self.closings = if self.was_new { (self.closings + 1).min(16) } else { 0 };
+        }
+    }
+
+    /// Nothing starts for a while. False if the delivery was under way when the last pause began.
+    fn pause(&mut self, ended: &Ended, random: &mut Random) -> bool {
+        if ended.started_us < self.suspended_us {
+            return false;
+        }
+        let closed = CLOSED_PAUSES_US
+            .get(usize::from(self.pauses))
+            .filter(|_| ended.seen == Seen::ConnectFailed && self.took_recently(ended.now_us));
+        let longest = PAUSE_MIN_US
+            .checked_shl(u32::from(self.pauses.min(32)))
+            .map_or(PAUSE_MAX_US, |us| us.min(PAUSE_MAX_US));
+        let (longest, spread) = closed.map_or((longest, longest / 2), |&us| (us, us / 8));
+        let pause = longest - (random.fraction() * spread as f64) as u64;
+        self.pauses = self.pauses.saturating_add(1);
+        self.suspended_us = ended.now_us.saturating_add(pause);
+        true
     }
 }
 

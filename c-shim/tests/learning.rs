@@ -74,8 +74,8 @@ fn twenty_to_a_server_of_ten() {
                 );
                 shown(&format!("ten at most, {seen:?}"), &setup, 10.0, &outcome);
                 assert_eq!(outcome.accepted, 500);
-                assert!(outcome.refused <= 20);
-                assert!(outcome.makespan_secs() <= 13.0);
+                assert!(outcome.refused <= if linger_secs == 0.0 { 13 } else { 24 });
+                assert!(outcome.makespan_secs() <= 12.0);
                 assert_eq!(outcome.refused, outcome.returned, "none is delayed by qmail-send");
             }
         }
@@ -130,7 +130,7 @@ fn slow_to_refuse() {
                 ideal_secs,
                 &outcome,
             );
-            assert!(outcome.refused <= 150);
+            assert!(outcome.refused <= 160);
             assert!(outcome.makespan_secs() <= ideal_secs * 1.2);
         }
     }
@@ -239,7 +239,7 @@ fn nothing_succeeds() {
 #[test]
 fn at_random_and_alternating() {
     for (part, limit, at_most) in
-        [(0.01, 20, 1.1), (0.02, 20, 1.25), (0.02, 200, 3.0), (0.05, 20, 3.5)]
+        [(0.01, 20, 1.05), (0.02, 20, 1.05), (0.02, 200, 1.1), (0.05, 20, 1.05), (0.05, 200, 1.1)]
     {
         for seed in 1..=3 {
             let setup = Setup { limit, mails: 10_000, sigma: 0.5, seed, ..Setup::default() };
@@ -466,26 +466,33 @@ proptest! {
         first_limit in 1u32..250,
     ) {
         let (mut state, mut random, mut now_us) = (Learned::default(), Random::new(7), 0u64);
-        let mut accepted_here = 0u32;
+        let (mut accepted_here, mut accepted, mut highest) = (0u32, 0u32, first_limit);
         for (seen, step_us, ago_us, running, limit, back) in events {
             now_us = if back { now_us.saturating_sub(step_us) } else { now_us + step_us };
             let limit = if steady { first_limit } else { limit };
             let running = if steady { running % first_limit } else { running };
             let before = state;
             let level = before.effective(limit, Learning::On);
-            let ended = Ended { now_us, started_us: now_us.saturating_sub(ago_us), running, limit, learning: Learning::On, seen, counted: Counted::All };
+            let ended = Ended { now_us, started_us: now_us.saturating_sub(ago_us), running, beside: running, limit, learning: Learning::On, seen, counted: Counted::All };
             let tried = state.end(&ended, &mut random);
             let after = state.effective(limit, Learning::On);
             prop_assert!(after <= limit && (after >= 1 || limit == 0));
             match seen {
                 Seen::Accepted => {
                     accepted_here += 1;
+                    accepted += 1;
+                    highest = highest.max(after);
                     prop_assert!(after == level || after == level + 1);
                     if after > level && steady {
                         prop_assert!(accepted_here >= level, "up by one a cohort at most");
                     }
                 }
-                Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => prop_assert!(after <= level),
+                // Up only to where it was, and only after some have been accepted.
+                Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) if after > level => {
+                    prop_assert!(accepted >= 2);
+                    prop_assert!(!steady || after <= highest);
+                }
+                Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => {}
                 Seen::Deferred | Seen::Failed | Seen::Nothing => prop_assert_eq!(after, level),
             }
             if after != level {
@@ -498,25 +505,37 @@ proptest! {
             } else {
                 prop_assert_eq!(state.may_start(now_us, 0, limit.max(1), Learning::On), May::Start, "never starves");
             }
-            prop_assert!(tried == Try::Real || matches!(seen, TOO_MANY | Seen::ConnectFailed));
+            prop_assert!(tried == Try::Real || matches!(seen, TOO_MANY | Seen::ConnectFailed | Seen::Died(Sent::No)));
             prop_assert_eq!(state.effective(limit, Learning::Fixed), limit);
         }
     }
 
-    /// Fixed is fixed, and forgets.
+    /// A fixed limit is what it says. But while nobody can connect there are pauses, none as long as a command is held.
     #[test]
-    fn fixed(seen in vec(any_seen(), 1..50)) {
-        let (mut state, mut random) = (Learned::default(), Random::new(7));
-        for seen in seen {
-            let ended = Ended { now_us: 5, started_us: 1, running: 3, limit: 9, learning: Learning::Fixed, seen, counted: Counted::All };
-            prop_assert_eq!(state.end(&ended, &mut random), Try::Real);
-            prop_assert_eq!(state, Learned::default());
+    fn fixed(events in vec((any_seen(), 0u64..30_000_000, 0u32..9), 1..200)) {
+        let (mut state, mut random, mut now_us) = (Learned::default(), Random::new(7), 0);
+        for (seen, step_us, running) in events {
+            now_us += step_us;
+            let ended = Ended { now_us, started_us: now_us, running, beside: running, limit: 9, learning: Learning::Fixed, seen, counted: Counted::All };
+            let tried = state.end(&ended, &mut random);
+            prop_assert!(tried == Try::Real || seen == Seen::ConnectFailed);
+            prop_assert_eq!(state.effective(9, Learning::Fixed), 9);
+            match state.suspended_until(now_us) {
+                None => prop_assert_eq!(state.may_start(now_us, 0, 9, Learning::Fixed), May::Start),
+                Some(until_us) => {
+                    prop_assert!(until_us - now_us < 60 * SEC);
+                    prop_assert_eq!(state.may_start(until_us, 0, 9, Learning::Fixed), May::Start);
+                }
+            }
+            if matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed) {
+                prop_assert_eq!(state.may_start(now_us, 8, 9, Learning::Fixed), May::Start);
+            }
         }
     }
 }
 
 #[test]
 fn small() {
-    assert!(size_of::<Learned>() <= 48);
+    assert!(size_of::<Learned>() <= 112);
     assert!(size_of::<Returns>() <= 4096);
 }

@@ -1,7 +1,11 @@
 //! One key, its backlog, and a server that objects: a discrete-event model of what learns.
 
+#![allow(dead_code, reason = "each test uses its part of the model")]
+
+use std::cell::Cell;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BinaryHeap, HashSet, VecDeque};
+use std::rc::Rc;
 
 use qpatch_gate::learn::{Counted, Ended, Learned, Learning, May, Returns, Try};
 use qpatch_gate::random::Random;
@@ -30,12 +34,36 @@ impl Control for Learned {
     }
 }
 
+/// What a key with a fixed limit keeps of its server.
+#[derive(Default)]
+pub(crate) struct FixedLimit(pub(crate) Learned);
+
+impl Control for FixedLimit {
+    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> May {
+        self.0.may_start(now_us, running, limit, Learning::Fixed)
+    }
+
+    fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
+        self.0.end(&Ended { learning: Learning::Fixed, ..*ended }, random)
+    }
+
+    fn level(&self, limit: u32) -> u32 {
+        limit
+    }
+}
+
 /// How a server answers a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Does {
     Accept,
+    /// It is accepted, and answered after so many microseconds more than it takes.
+    AcceptLate(u64),
+    /// It is accepted, and the oldest other session is refused in its place.
+    Replace(Seen),
     /// After [`Setup::round_trip_secs`].
     Refuse(Seen),
+    /// After so many microseconds.
+    RefuseLate(Seen, u64),
     /// Nothing, until the time-out.
     Hang,
 }
@@ -51,9 +79,86 @@ pub(crate) fn cap(most: u32) -> Server {
     )
 }
 
+/// It answers beyond so many sessions after so long.
+pub(crate) fn late(most: u32, secs: f64) -> Server {
+    Box::new(move |_, sessions, _, _| {
+        if sessions < most {
+            Does::Accept
+        } else {
+            Does::RefuseLate(Seen::TooMany(Sent::No), (secs * SEC as f64) as u64)
+        }
+    })
+}
+
+/// It closes each further connection without a word.
+pub(crate) fn wordless(most: u32) -> Server {
+    Box::new(
+        move |_, sessions, _, _| {
+            if sessions < most { Does::Accept } else { Does::Refuse(Seen::Died(Sent::No)) }
+        },
+    )
+}
+
+/// It closes its listening socket when the last place is taken, and opens it again so long after one has become free.
+pub(crate) fn closing(most: u32, secs: u64, freed: &Rc<Cell<u64>>) -> Server {
+    let (freed, mut closed) = (Rc::clone(freed), false);
+    Box::new(move |now_us, sessions, _, _| {
+        if closed && now_us < freed.get().saturating_add(secs * SEC) {
+            return Does::Refuse(Seen::ConnectFailed);
+        }
+        closed = sessions + 1 >= most;
+        freed.set(u64::MAX);
+        Does::Accept
+    })
+}
+
+/// It accepts all connections, and serves so many at once, each in this time; the others wait.
+pub(crate) fn silent(most: usize, service_secs: f64) -> Server {
+    let mut free: BinaryHeap<Reverse<u64>> = (0..most).map(|_| Reverse(0)).collect();
+    Box::new(move |now_us, _, _, _| {
+        let from_us = free.pop().map_or(0, |Reverse(us)| us).max(now_us);
+        free.push(Reverse(from_us + (service_secs * SEC as f64) as u64));
+        Does::AcceptLate(from_us - now_us)
+    })
+}
+
+/// It throws out the oldest session for each one too many.
+pub(crate) fn replacing(most: u32) -> Server {
+    Box::new(
+        move |_, sessions, _, _| {
+            if sessions < most { Does::Accept } else { Does::Replace(Seen::TooMany(Sent::No)) }
+        },
+    )
+}
+
+/// It takes so many a minute, whatever their number at once.
+pub(crate) fn rate(most: u32) -> Server {
+    let (mut minute, mut taken) = (0, 0);
+    Box::new(move |now_us, _, _, _| {
+        if now_us / (60 * SEC) != minute {
+            (minute, taken) = (now_us / (60 * SEC), 0);
+        }
+        taken += 1;
+        if taken <= most { Does::Accept } else { Does::Refuse(Seen::TooMany(Sent::No)) }
+    })
+}
+
+/// It refuses this part of the sessions, however many there are; 0..=1.
+pub(crate) fn at_random(part: f64, seen: Seen) -> Server {
+    Box::new(
+        move |_, _, _, random| {
+            if random.fraction() < part { Does::Refuse(seen) } else { Does::Accept }
+        },
+    )
+}
+
 pub(crate) struct Setup {
     pub(crate) limit: u32,
     pub(crate) mails: u32,
+    /// Of so many mails the first is refused, always, by a milter; 0: none.
+    pub(crate) bad: u32,
+    /// When a session ended the first time since it was set to `u64::MAX`.
+    pub(crate) freed: Rc<Cell<u64>>,
     pub(crate) service_secs: f64,
     /// Of the log-normal service time; 0: constant.
     pub(crate) sigma: f64,
@@ -63,8 +168,10 @@ pub(crate) struct Setup {
     pub(crate) timeout_secs: f64,
     /// A mail that was really tried comes back after so long, as often as needed.
     pub(crate) retry_secs: f64,
-    /// One that was not comes back after so long; 0: its place in the queue is the first.
+    /// One that was not comes back after so long; 0: it is the first again, but for those that are held.
     pub(crate) return_secs: f64,
+    /// How many are held.
+    pub(crate) return_behind: usize,
     pub(crate) seed: u64,
     pub(crate) until_secs: f64,
 }
@@ -74,6 +181,8 @@ impl Default for Setup {
         Self {
             limit: 20,
             mails: 500,
+            bad: 0,
+            freed: Rc::new(Cell::new(u64::MAX)),
             service_secs: 0.2,
             sigma: 0.0,
             round_trip_secs: 0.002,
@@ -81,6 +190,7 @@ impl Default for Setup {
             timeout_secs: 60.0,
             retry_secs: 400.0,
             return_secs: 0.0,
+            return_behind: 0,
             seed: 1,
             until_secs: 1e6,
         }
@@ -96,6 +206,9 @@ pub(crate) struct Outcome {
     pub(crate) returned: u32,
     pub(crate) returned_most: u32,
     pub(crate) suspensions: u32,
+    /// Those that did not: real tries.
+    pub(crate) deferred: u32,
+    pub(crate) accepted_us: Vec<u64>,
     pub(crate) last_accepted_us: u64,
     pub(crate) sessions_most: u32,
     /// (time, level), whenever it changed.
@@ -106,6 +219,10 @@ pub(crate) struct Outcome {
 impl Outcome {
     pub(crate) fn makespan_secs(&self) -> f64 {
         self.last_accepted_us as f64 / SEC as f64
+    }
+
+    pub(crate) fn accepted_by(&self, secs: f64) -> usize {
+        self.accepted_us.iter().filter(|&&us| us as f64 <= secs * SEC as f64).count()
     }
 
     /// Lowest and highest level from some time on.
@@ -136,7 +253,7 @@ impl Outcome {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    End { mail: u32, started_us: u64, how: u8 },
+    End { mail: u32, started_us: u64, how: u8, id: u64, beside: u32 },
     Back(u32),
     Gone,
     Wake,
@@ -153,6 +270,15 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
     let mut kinds: Vec<Seen> = Vec::new();
     let mut out = Outcome { levels: vec![(0, control.level(setup.limit))], ..Outcome::default() };
     let mut suspended = 0;
+    // Sessions of the server, the oldest first; and those that it threw out before their time.
+    let mut open: VecDeque<(u64, u32, u64, u32)> = VecDeque::new();
+    let mut thrown: HashSet<u64> = HashSet::new();
+    let is_bad = |mail: u32| setup.bad > 0 && mail.is_multiple_of(setup.bad);
+    let good = (0..setup.mails).filter(|&mail| !is_bad(mail)).count() as u32;
+    let gone = |sessions: &mut u32, now_us: u64| {
+        *sessions -= 1;
+        setup.freed.set(setup.freed.get().min(now_us));
+    };
     loop {
         while !queue.is_empty() {
             match control.may_start(now_us, running, setup.limit) {
@@ -171,48 +297,79 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             }
             let Some(mail) = queue.pop_front() else { break };
             out.started += 1;
-            let does = server(now_us, sessions, out.started, &mut random);
+            let does = match is_bad(mail) {
+                true => Does::Refuse(Seen::TooMany(Sent::No)),
+                false => server(now_us, sessions, out.started, &mut random),
+            };
+            let refused_secs = setup.round_trip_secs * (0.5 + random.fraction());
             let (secs, seen) = match does {
-                Does::Accept => {
+                Does::Accept | Does::AcceptLate(_) | Does::Replace(_) => {
                     sessions += 1;
                     out.sessions_most = out.sessions_most.max(sessions);
                     let radius = (-2.0 * (1.0 - random.fraction()).ln()).sqrt();
                     let normal = radius * (std::f64::consts::TAU * random.fraction()).cos();
                     let spread = (setup.sigma * normal - setup.sigma * setup.sigma / 2.0).exp();
-                    (setup.service_secs * spread, Seen::Accepted)
+                    let late_us = if let Does::AcceptLate(us) = does { us } else { 0 };
+                    (setup.service_secs * spread + late_us as f64 / SEC as f64, Seen::Accepted)
                 }
-                Does::Refuse(seen) => (setup.round_trip_secs * (0.5 + random.fraction()), seen),
+                Does::Refuse(seen) => (refused_secs, seen),
+                Does::RefuseLate(seen, us) => (us as f64 / SEC as f64, seen),
                 Does::Hang => (setup.timeout_secs, Seen::Died(Sent::No)),
             };
-            let how = kinds.iter().position(|&kind| kind == seen).unwrap_or_else(|| {
-                kinds.push(seen);
-                kinds.len() - 1
-            }) as u8;
+            let mut how = |seen: Seen| {
+                kinds.iter().position(|&kind| kind == seen).unwrap_or_else(|| {
+                    kinds.push(seen);
+                    kinds.len() - 1
+                }) as u8
+            };
             running += 1;
             sequence += 1;
+            let (id, how_ended) = (sequence, how(seen));
             let ends_us = now_us + (secs * SEC as f64) as u64;
-            events.push(Reverse((ends_us, sequence, Event::End { mail, started_us: now_us, how })));
+            let beside = running - 1;
+            let end = Event::End { mail, started_us: now_us, how: how_ended, id, beside };
+            events.push(Reverse((ends_us, sequence, end)));
+            if seen == Seen::Accepted {
+                open.push_back((id, mail, now_us, beside));
+            }
+            if let Does::Replace(seen) = does
+                && let Some((id, mail, started_us, beside)) = open.pop_front()
+            {
+                thrown.insert(id);
+                sessions -= 1;
+                sequence += 1;
+                let end = Event::End { mail, started_us, how: how(seen), id: 0, beside };
+                events.push(Reverse((now_us + 1000, sequence, end)));
+            }
         }
         let Some(Reverse((at_us, _, event))) = events.pop() else { break };
         now_us = at_us;
         if now_us as f64 > setup.until_secs * SEC as f64 {
             break;
         }
-        let Event::End { mail, started_us, how } = event else {
+        let Event::End { mail, started_us, how, id, beside } = event else {
             match event {
                 Event::Back(mail) => queue.push_back(mail),
-                Event::Gone => sessions -= 1,
+                Event::Gone => gone(&mut sessions, now_us),
                 Event::End { .. } | Event::Wake => {}
             }
             continue;
         };
+        if thrown.remove(&id) {
+            continue;
+        }
+        if let Some(at) = open.iter().position(|session| session.0 == id) {
+            open.remove(at);
+        }
         let seen = kinds[how as usize];
         running -= 1;
+        let hash = (u64::from(mail) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let tried = control.end(
             &Ended {
                 now_us,
                 started_us,
                 running,
+                beside,
                 limit: setup.limit,
                 learning: Learning::On,
                 seen,
@@ -220,7 +377,6 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             },
             &mut random,
         );
-        let hash = (u64::from(mail) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let level = control.level(setup.limit);
         assert!((1..=setup.limit).contains(&level), "level {level} of {}", setup.limit);
         if out.levels.last().is_some_and(|last| last.1 != level) {
@@ -232,12 +388,13 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                 let gone_us = now_us + (setup.linger_secs * SEC as f64) as u64;
                 events.push(Reverse((gone_us, sequence, Event::Gone)));
             } else {
-                sessions -= 1;
+                gone(&mut sessions, now_us);
             }
             out.accepted += 1;
+            out.accepted_us.push(now_us);
             returns.tried(hash);
             out.last_accepted_us = now_us;
-            if out.accepted == setup.mails {
+            if out.accepted == good {
                 break;
             }
             continue;
@@ -252,9 +409,10 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                 let back_us = now_us + (setup.return_secs * SEC as f64) as u64;
                 events.push(Reverse((back_us, sequence, Event::Back(mail))));
             } else {
-                queue.push_front(mail);
+                queue.insert(queue.len().min(setup.return_behind), mail);
             }
         } else {
+            out.deferred += 1;
             returns.tried(hash);
             back[mail as usize] = 0;
             sequence += 1;

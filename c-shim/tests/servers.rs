@@ -1,0 +1,214 @@
+//! The kinds of servers that were measured (docs/measurements.md), each as a model: what one session too many costs with
+//! `:20::learn` and with a fixed limit. With `--nocapture --test-threads 1` they print their figures.
+
+#[path = "model/server.rs"]
+mod server;
+
+use qpatch_gate::learn::Learned;
+use qpatch_gate::report::{Seen, Sent};
+use server::{
+    FixedLimit, Outcome, Server, Setup, at_random, cap, closing, late, rate, replacing, run,
+    silent, wordless,
+};
+
+const TOO_MANY: Seen = Seen::TooMany(Sent::No);
+
+/// A kind of server, made anew for each run: so many sessions at once.
+type Kind = fn(u32, &Setup) -> Server;
+
+/// So many mails wait in the spawner: what is refused comes back behind them.
+const HELD: usize = 100;
+
+fn shown(name: &str, setup: &Setup, ideal_secs: f64, outcome: &Outcome) {
+    println!(
+        "{name:<40} {:3} {:6} x {:4} s, sigma {}: {:6.2} times the ideal, refused {:5}, tries {:5}, limit {:?} of late, {} pauses, by 120 s {}",
+        setup.limit,
+        setup.mails,
+        setup.service_secs,
+        setup.sigma,
+        outcome.makespan_secs() / ideal_secs,
+        outcome.refused,
+        outcome.deferred,
+        outcome.range(outcome.last_accepted_us / 2),
+        outcome.suspensions,
+        outcome.accepted_by(120.0),
+    );
+}
+
+fn learning(name: &str, kind: Kind, most: u32, setup: &Setup, ideal_secs: f64) -> Outcome {
+    setup.freed.set(u64::MAX);
+    let outcome = run(setup, &mut Learned::default(), &mut kind(most, setup));
+    shown(&format!("{name}, learn"), setup, ideal_secs, &outcome);
+    outcome
+}
+
+fn fixed(name: &str, kind: Kind, most: u32, setup: &Setup, ideal_secs: f64) -> Outcome {
+    setup.freed.set(u64::MAX);
+    let outcome = run(setup, &mut FixedLimit::default(), &mut kind(most, setup));
+    shown(&format!("{name}, fixed"), setup, ideal_secs, &outcome);
+    outcome
+}
+
+/// Limit, cap and mails: of the loop that was measured, with more places, and with more mail.
+const LOOPS: [(u32, u32, u32); 3] = [(20, 5, 200), (200, 50, 2000), (20, 5, 10_000)];
+
+fn setup(limit: u32, mails: u32, sigma: f64) -> Setup {
+    let until_secs = 20_000.0;
+    let return_behind = HELD;
+    Setup { limit, mails, service_secs: 1.0, sigma, until_secs, return_behind, ..Setup::default() }
+}
+
+/// A server that takes so many at once: none is deferred as a try, and the places are full.
+#[test]
+fn so_many_at_once() {
+    let kinds: [(&str, Kind, f64); 5] = [
+        ("421 at the greeting", |most, _| cap(most), 0.02),
+        ("421 after 3 s", |most, _| late(most, 3.0), 0.11),
+        ("closed without a word", |most, _| wordless(most), 0.02),
+        ("older ones are thrown out", |most, _| replacing(most), 0.02),
+        ("silent", |most, setup| silent(most as usize, setup.service_secs), 0.0),
+    ];
+    for (limit, most, mails) in LOOPS {
+        for sigma in [0.0, 0.3] {
+            for (name, kind, refused_part) in kinds {
+                let setup = setup(limit, mails, sigma);
+                let ideal_secs = f64::from(mails) / f64::from(most);
+                let outcome = learning(name, kind, most, &setup, ideal_secs);
+                assert_eq!((outcome.accepted, outcome.deferred), (mails, 0));
+                assert!(outcome.makespan_secs() <= ideal_secs * 1.1);
+                let refused = f64::from(limit - most) * 1.1 + f64::from(mails) * refused_part + 3.0;
+                assert!(f64::from(outcome.refused) <= refused, "{}", outcome.refused);
+            }
+        }
+    }
+}
+
+/// A child counts for 20 ms after its session has ended. That costs a place, as long as the deliveries are not all of one length;
+/// then they are handed over in step, and half of the places are wanted for those that end.
+#[test]
+fn children_that_linger() {
+    for (limit, most, mails) in LOOPS {
+        for (sigma, times) in [(0.3, 1.5), (0.0, 2.6)] {
+            let setup = Setup { linger_secs: 0.02, ..setup(limit, mails, sigma) };
+            let ideal_secs = f64::from(mails) / f64::from(most);
+            let outcome =
+                learning("a child lingers", |most, _| cap(most), most, &setup, ideal_secs);
+            assert_eq!(outcome.accepted, mails);
+            assert!(outcome.deferred <= mails / 500);
+            assert!(outcome.makespan_secs() <= ideal_secs * times);
+        }
+    }
+}
+
+/// sendmail's MaxDaemonChildren: the limit comes to rest one below, and is not tried again in a hurry.
+#[test]
+fn a_socket_that_is_closed_at_the_limit() {
+    let kind: Kind = |most, setup| closing(most, 15, &setup.freed);
+    for (limit, most, mails) in [(20, 5, 200), (5, 5, 200), (200, 50, 2000), (20, 5, 10_000)] {
+        for sigma in [0.0, 0.3] {
+            let setup = setup(limit, mails, sigma);
+            let secs = f64::from(mails) / f64::from(most - 1);
+            let outcome = learning("the socket is closed", kind, most, &setup, secs);
+            assert_eq!((outcome.accepted, outcome.deferred), (mails, 0));
+            // Each outage costs 25 s, and as many more as there are steps; there is one, and one more in 600 s and so on.
+            assert!(outcome.makespan_secs() <= secs * 1.05 + 25.0 + f64::from(most));
+            assert!(mails > 2000 || outcome.makespan_secs() <= 120.0);
+        }
+    }
+    // With children that linger it is two below, or three.
+    for sigma in [0.0, 0.3] {
+        let setup = Setup { linger_secs: 0.02, ..setup(20, 200, sigma) };
+        let outcome = learning("closed, a child lingers", kind, 5, &setup, 50.0);
+        assert_eq!((outcome.accepted, outcome.deferred), (200, 0));
+        assert!(outcome.makespan_secs() <= 180.0);
+    }
+    // A fixed limit stays what it is, though each round closes the socket: then there are pauses, and few real tries.
+    for limit in [4, 5, 20] {
+        for sigma in [0.0, 0.3] {
+            let setup = setup(limit, 200, sigma);
+            let outcome = fixed("the socket is closed", kind, 5, &setup, 40.0);
+            assert_eq!(outcome.accepted, 200);
+            assert!(outcome.deferred <= if limit == 20 { 150 } else { 30 });
+            assert!(outcome.accepted_by(120.0) >= 25);
+        }
+    }
+}
+
+/// So many a minute, whatever their number at once: no worse than a minute for each.
+#[test]
+fn so_many_a_minute() {
+    for (limit, mails) in [(20, 200), (20, 2000), (200, 2000)] {
+        for sigma in [0.0, 0.3] {
+            let setup = setup(limit, mails, sigma);
+            let ideal_secs = f64::from(mails);
+            let outcome = learning("60 a minute", |most, _| rate(most), 60, &setup, ideal_secs);
+            assert_eq!(outcome.accepted, mails);
+            assert!(outcome.deferred <= mails / 100);
+            assert!(outcome.refused <= mails / 2);
+            assert!(outcome.makespan_secs() <= ideal_secs * 1.5 + 60.0);
+        }
+    }
+}
+
+/// A milter that always refuses some recipients, however few sessions there are: its server takes all others as if it were not
+/// there, and each of the refused is tried and deferred, or goes back three times at most.
+#[test]
+fn a_milter_that_refuses_some() {
+    for (limit, mails) in [(20, 200), (200, 2000), (20, 10_000), (200, 10_000)] {
+        for (round_trip_secs, sigma) in [(0.002, 0.0), (0.002, 0.3), (1.0, 0.3)] {
+            for bad in [0, 2, 5, 10] {
+                let setup = Setup { bad, round_trip_secs, ..setup(limit, mails, sigma) };
+                let bads = mails.checked_div(bad).unwrap_or(0);
+                let work_secs = f64::from(mails - bads) + f64::from(bads) * round_trip_secs;
+                let ideal_secs = work_secs / f64::from(limit);
+                let name = format!("1 of {bad} is refused after {round_trip_secs} s");
+                let outcome = learning(&name, |_, _| cap(u32::MAX), 0, &setup, ideal_secs);
+                assert_eq!(outcome.accepted, mails - bads);
+                assert_eq!(outcome.suspensions, 0);
+                // Some seconds until it is noticed, and the last one.
+                assert!(outcome.makespan_secs() <= ideal_secs * 1.06 + 9.0);
+                assert!(outcome.makespan_secs() <= 20.0 || mails > 2000);
+                if bad == 2 {
+                    assert!(outcome.refused - outcome.deferred <= 8 * limit);
+                }
+            }
+        }
+    }
+}
+
+/// The same at random: nobody can be asked twice, so that more mail goes back at once and less is deferred.
+#[test]
+fn refused_at_random() {
+    let kinds: [(f64, Seen, Kind); 5] = [
+        (0.01, TOO_MANY, |_, _| at_random(0.01, TOO_MANY)),
+        (0.02, TOO_MANY, |_, _| at_random(0.02, TOO_MANY)),
+        (0.05, TOO_MANY, |_, _| at_random(0.05, TOO_MANY)),
+        (0.05, Seen::ConnectFailed, |_, _| at_random(0.05, Seen::ConnectFailed)),
+        (0.05, Seen::Died(Sent::No), |_, _| at_random(0.05, Seen::Died(Sent::No))),
+    ];
+    for (part, seen, kind) in kinds {
+        for (limit, mails) in [(20, 200), (20, 10_000), (200, 10_000)] {
+            for seed in 1..=5 {
+                let setup = Setup {
+                    limit,
+                    mails,
+                    service_secs: 0.2,
+                    sigma: 0.5,
+                    seed,
+                    return_behind: HELD,
+                    ..Setup::default()
+                };
+                let ideal_secs = f64::from(mails) * 0.2 / f64::from(limit);
+                let name = format!("{part} at random, {seen:?}");
+                let outcome = learning(&name, kind, 0, &setup, ideal_secs);
+                let none = learning("none", |_, _| cap(u32::MAX), 0, &setup, ideal_secs);
+                assert_eq!(outcome.accepted, mails);
+                // One in some thousands is refused four times in a row: a try.
+                assert!(outcome.deferred <= mails / 2000);
+                let at = mails as usize - 1 - outcome.deferred as usize;
+                let (us, none_us) = (outcome.accepted_us[at], none.accepted_us[at]);
+                assert!(us as f64 <= none_us as f64 * 1.1 + 0.3e6, "{us} us, {none_us} us");
+            }
+        }
+    }
+}
