@@ -295,11 +295,29 @@ fn init_writes_a_file_without_problems_and_only_once() {
              providers\na gate that runs counts by it within a second; next: qpatch gate check .\n"
         );
         let run = home.gate(&["check", "."]).ok();
-        let comcast = if remote.is_some_and(|text| text.len() > 3) { 28 } else { 27 };
+        let comcast = if remote.is_some_and(|text| text.len() > 3) { 112 } else { 111 };
         let expected = format!(
             "./control/concurrencydomains: no problems; {comcast} lines, 8 groups, default 20, "
         );
         assert!(run.out.starts_with(&expected), "{}", run.out);
+
+        // The same servers answer for a provider's national domains.
+        for (domain, group) in [
+            ("hotmail.fr", "group outlook"),
+            ("outlook.fr", "group outlook"),
+            ("live.co.uk", "group outlook"),
+            ("yahoo.fr", "group yahoo"),
+            ("yahoo.co.jp", "yahoo.co.jp"),
+            ("other.fr", "other.fr"),
+        ] {
+            let run = home.gate(&["check", ".", "--domain", domain]).ok();
+            let row = run.out.lines().last().unwrap();
+            assert!(
+                row.starts_with(&format!("{domain}  ")) && row.contains(&format!("  {group} ")),
+                "{}",
+                run.out
+            );
+        }
 
         let file = home.path("control/concurrencydomains");
         let before = fs::read(&file).unwrap();

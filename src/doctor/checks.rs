@@ -1,7 +1,9 @@
 //! Judging: pure functions from [`Facts`] to [`Finding`]s.
 #![forbid(unsafe_code)]
 
-use super::facts::{Cap, Compiler, Daemon, Facts, Libc};
+use qpatch_gate::table;
+
+use super::facts::{Caps, Compiler, Daemon, Facts, Libc};
 use super::launch::{Limited, Setting};
 use super::{Finding, Fix, Options, Verdict};
 
@@ -31,7 +33,8 @@ pub fn all(facts: &Facts, concurrency: u32) -> Vec<Finding> {
     let local = u64::from(facts.local.as_ref().copied().unwrap_or(10));
     vec![
         conf_spawn(facts, concurrency),
-        table(facts, concurrency),
+        domain_limits(facts, concurrency),
+        relays(facts),
         shell_files(facts, remote),
         daemon_files(facts, remote.max(local)),
         launch_files(facts, remote.max(local)),
@@ -98,7 +101,7 @@ fn conf_spawn(facts: &Facts, concurrency: u32) -> Finding {
     }
 }
 
-fn table(facts: &Facts, concurrency: u32) -> Finding {
+fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
     const NAME: &str = "domain limits";
     let file = facts.home.join("control/concurrencydomains");
     let caps = match &facts.caps {
@@ -115,29 +118,90 @@ fn table(facts: &Facts, concurrency: u32) -> Finding {
         }
         Ok(Some(caps)) => caps,
     };
-    let never: Vec<&Cap> =
-        caps.iter().filter(|cap| cap.limit.is_some_and(|limit| limit > concurrency)).collect();
-    let Some(first) = never.first() else {
+    let Caps { table, problems, text } = caps;
+    let check = format!("qpatch gate check {}", facts.home.display());
+    if let (errors @ 1.., Some(first)) = (problems.errors(), problems.worst()) {
+        let errors = if errors == 1 { "an error".to_owned() } else { format!("{errors} errors") };
+        return finding(
+            NAME,
+            Verdict::Warn,
+            format!(
+                "control/concurrencydomains has {errors}, and the gate does not use it: {first}"
+            ),
+        )
+        .fix("all of them are told by", check);
+    }
+    let lines = table.len() + table.ranges() + table.exchangers();
+    let warnings = match problems.iter().count() {
+        0 => String::new(),
+        1 => format!("; a warning, which {check} tells"),
+        warnings => format!("; {warnings} warnings, which {check} tells"),
+    };
+    let mut never: Vec<u32> = table.above(concurrency).map(|problem| problem.line).collect();
+    never.sort_unstable();
+    let Some(&first) = never.first() else {
         return finding(
             NAME,
             Verdict::Ok,
-            format!("{} lines, none above concurrencyremote {concurrency}", caps.len()),
+            format!("{lines} lines, none above concurrencyremote {concurrency}{warnings}"),
         );
     };
-    let wanted = never.iter().filter_map(|cap| cap.limit).max().unwrap_or(concurrency);
-    let domain = if first.domain.is_empty() { "the default" } else { &first.domain };
+    let numbered = (1..).zip(text.split(|&byte| byte == b'\n'));
+    let above: Vec<_> = numbered
+        .filter(|(number, _)| never.binary_search(number).is_ok())
+        .filter_map(|(_, line)| parts(line))
+        .collect();
+    let wanted =
+        above.iter().filter_map(|(_, limit, _)| limit.parse().ok()).max().unwrap_or(concurrency);
+    let (subject, _, rest) = above.first().cloned().unwrap_or_default();
+    let domain = if subject.is_empty() { "the default" } else { &subject };
     finding(
         NAME,
         Verdict::Warn,
         format!(
-            "{} of {} limits can never be reached with concurrencyremote {concurrency}: {domain} in line {}, for one",
+            "{} of {lines} limits can never be reached with concurrencyremote {concurrency}: {domain} in line {first}, for \
+             one{warnings}",
             never.len(),
-            caps.len(),
-            first.line
         ),
     )
     .fix(facts.home.join("control/concurrencyremote").display().to_string(), (2 * wanted).to_string())
-    .fix(format!("or {} line {}", file.display(), first.line), format!("{}:{concurrency}", first.domain))
+    .fix(format!("or {} line {first}", file.display()), format!("{subject}:{concurrency}{rest}"))
+}
+
+/// What a line is about, its limit, and what is behind that. Nothing of what may be a password.
+fn parts(line: &[u8]) -> Option<(String, String, String)> {
+    let line = line.trim_ascii_end();
+    let (subject, rest) = line.split_at(table::subject_len(line)?);
+    let end = rest[1..].iter().position(|&byte| byte == b':').map_or(rest.len(), |at| at + 1);
+    let shown =
+        subject.split(|&byte| matches!(byte, b'|' | b';' | b',')).next().unwrap_or_default();
+    let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    Some((text(shown), text(&rest[1..end]), text(&rest[end..])))
+}
+
+/// Relays that the gate does not look up.
+fn relays(facts: &Facts) -> Finding {
+    const NAME: &str = "relays";
+    let Some((message, _)) = facts.elsewhere.first() else {
+        return finding(NAME, Verdict::Ok, "none but those of control/smtproutes");
+    };
+    let verdict = match &facts.caps {
+        // Without limits there is nothing that could count in a wrong way.
+        Ok(None) => Verdict::Ok,
+        _ => Verdict::Note,
+    };
+    let messages = facts
+        .elsewhere
+        .iter()
+        .skip(1)
+        .fold(message.clone(), |all, (message, _)| all + "; " + message);
+    facts.elsewhere.iter().fold(
+        finding(NAME, verdict, messages),
+        |found, (_, help)| match verdict {
+            Verdict::Note => found.fix("to be considered", help.as_str()),
+            _ => found,
+        },
+    )
 }
 
 fn enough(limit: Option<u64>, needed: u64) -> bool {
@@ -574,7 +638,8 @@ mod tests {
             spawn: Ok(1000),
             remote: Ok(1000),
             local: Ok(10),
-            caps: Ok(Some(Vec::new())),
+            caps: Ok(Some(caps(b":20\n"))),
+            elsewhere: Vec::new(),
             shell: Ok(limits),
             not_told: Vec::new(),
             daemons: Ok(vec![daemon("qmail-send", 7), daemon("qmail-rspawn", 8)]),
@@ -738,8 +803,7 @@ mod tests {
         let facts = Facts { conntrack: Ok(Some((4096, 100))), ..healthy() };
         let line = "net.netfilter.nf_conntrack_max = 32768";
         assert_warns(&facts, "connection tracking", "/etc/sysctl.d/qmail.conf", line);
-        let caps = vec![Cap { domain: "big.example".to_owned(), limit: Some(1500), line: 3 }];
-        let facts = Facts { caps: Ok(Some(caps)), ..healthy() };
+        let facts = Facts { caps: Ok(Some(caps(b":20\n\nbig.example:1500\n"))), ..healthy() };
         assert_warns(&facts, "domain limits", "/q/control/concurrencyremote", "3000");
         let facts = Facts {
             settings: launch::in_unit("/etc/systemd/system/qmail.service", "TasksMax=512"),
@@ -747,6 +811,78 @@ mod tests {
         };
         let place = "/etc/systemd/system/qmail.service line 1";
         assert_warns(&facts, "processes, unit", place, "TasksMax=1060");
+    }
+
+    fn caps(text: &[u8]) -> Caps {
+        Caps::parse(text).expect("memory")
+    }
+
+    #[test]
+    fn limits_are_those_that_the_gate_counts_by() {
+        let told = |text: &str| {
+            found(&Facts { caps: Ok(Some(caps(text.as_bytes()))), ..healthy() }, "domain limits")
+        };
+        for (line, fix) in [
+            ("mx:.outlook.com:1500:outlook", "mx:.outlook.com:1000:outlook"),
+            ("192.0.2.0/24:1500", "192.0.2.0/24:1000"),
+            ("[2001:db8::]/32:1500:g:learn", "[2001:db8::]/32:1000:g:learn"),
+            ("[2001:db8::25]:1500::learn", "[2001:db8::25]:1000::learn"),
+            ("mx:1500", "mx:1000"),
+            (":1500", ":1000"),
+            ("\u{feff}a.example:1500", "a.example:1000"),
+            ("relay.example|user|S3cretPass:1500", "relay.example:1000"),
+        ] {
+            let finding = told(&format!("{line}\nfree.example:\nb.example:7\n"));
+            assert_eq!(finding.verdict, Verdict::Warn, "{line}: {finding}");
+            assert!(
+                finding.detail.starts_with("1 of 3 limits can never be reached"),
+                "{line}: {finding}"
+            );
+            let lines: Vec<_> = finding.fixes.iter().map(|fix| fix.line.as_str()).collect();
+            assert_eq!(lines, ["3000", fix]);
+            assert!(!finding.to_string().contains("S3cretPass"), "{finding}");
+        }
+        // The lowest limit of a group counts for all its lines; unlimited is above nothing.
+        for text in [
+            "a.example:1500:g\nb.example:5:g\n",
+            "a.example:\n192.0.2.0/24:\n",
+            "# a.example:1500\n",
+            ":1000\n",
+        ] {
+            let finding = told(text);
+            assert_eq!(finding.verdict, Verdict::Ok, "{finding}");
+        }
+        for (text, what) in [
+            (
+                ":20\na.example:many\n",
+                "has an error, and the gate does not use it: control/concurrencydomains:2:11: the limit is",
+            ),
+            (
+                "a.example\nb.example:5:\n",
+                "has 2 errors, and the gate does not use it: control/concurrencydomains:1:10: no colon",
+            ),
+        ] {
+            let finding = told(text);
+            assert!(finding.verdict == Verdict::Warn && finding.detail.contains(what), "{finding}");
+            assert_eq!(finding.fixes[0].line, "qpatch gate check /q");
+        }
+        let finding = told("*:20\n");
+        let detail = "1 lines, none above concurrencyremote 1000; a warning, which qpatch gate check /q tells";
+        assert_eq!((finding.verdict, finding.detail.as_str()), (Verdict::Ok, detail));
+    }
+
+    #[test]
+    fn relays_that_do_not_count_are_told() {
+        let elsewhere = vec![("authsenders chooses".to_owned(), "do this".to_owned())];
+        let facts = Facts { elsewhere: elsewhere.clone(), ..healthy() };
+        let finding = found(&facts, "relays");
+        assert_eq!(
+            (finding.verdict, finding.detail.as_str()),
+            (Verdict::Note, "authsenders chooses")
+        );
+        assert_eq!(finding.fixes[0].line, "do this");
+        let facts = Facts { elsewhere, caps: Ok(None), ..healthy() };
+        assert_eq!(found(&facts, "relays").verdict, Verdict::Ok);
     }
 
     #[test]

@@ -6,8 +6,13 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use qpatch_gate::name::Hasher;
+use qpatch_gate::problem::Problems;
+use qpatch_gate::table::{self, Table};
+
 use super::Options;
 use super::launch::{self, Setting};
+use crate::gate::elsewhere;
 
 /// Something that was looked for: what it is, or why it could not be seen.
 pub type Fact<T> = Result<T, String>;
@@ -137,15 +142,28 @@ pub struct Mount {
     pub options: String,
 }
 
-/// One line of control/concurrencydomains, as far as doctor has to understand it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cap {
-    /// The domain; empty: the default.
-    pub domain: String,
-    /// The limit; `None`: unlimited.
-    pub limit: Option<u32>,
-    /// The line, from 1.
-    pub line: usize,
+/// control/concurrencydomains, as the gate understands it.
+#[derive(Debug)]
+pub struct Caps {
+    /// What the gate would load.
+    pub table: Table,
+    /// What is wrong with it. With an error the gate does not use it.
+    pub problems: Problems,
+    /// Its lines.
+    pub text: Vec<u8>,
+}
+
+impl Caps {
+    /// Parses the file with the gate's own parser.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn parse(text: &[u8]) -> Fact<Caps> {
+        let text = table::without_mark(text).to_vec();
+        let (table, problems) = Table::parse(&text, Hasher::new(1))
+            .map_err(|_| "control/concurrencydomains: out of memory".to_owned())?;
+        Ok(Caps { table, problems, text })
+    }
 }
 
 /// Everything that was seen.
@@ -160,7 +178,9 @@ pub struct Facts {
     /// control/concurrencylocal (10 where there is none).
     pub local: Fact<u32>,
     /// control/concurrencydomains; `Ok(None)`: there is none.
-    pub caps: Fact<Option<Vec<Cap>>>,
+    pub caps: Fact<Option<Caps>>,
+    /// What is said of files that send mail to relays before control/smtproutes does.
+    pub elsewhere: Vec<(String, String)>,
     /// The limits of this process, which are those of the shell that has started it.
     pub shell: Fact<Limits>,
     /// The daemons of this qmail that run.
@@ -220,6 +240,10 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
         remote: control_number(host, &control.join("concurrencyremote"), 20),
         local: control_number(host, &control.join("concurrencylocal"), 10),
         caps: caps(host, &control.join("concurrencydomains")),
+        elsewhere: elsewhere::find(&host.path(&options.home))
+            .into_iter()
+            .map(|file| (file.message(), file.help()))
+            .collect(),
         shell: host.read("/proc/self/limits").map(|text| limits(&text)),
         daemons,
         not_told,
@@ -290,24 +314,24 @@ fn control_number(host: &Host<'_>, path: &Path, default: u32) -> Fact<u32> {
     digits.parse().map_err(|_| format!("{}: {line:?} is not a number", path.display()))
 }
 
-fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<Vec<Cap>>> {
+fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<Caps>> {
     if !is_there(host, path)? {
         return Ok(None);
     }
-    let text = host.read(path)?;
-    let mut caps = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let line = line.trim();
-        let mut parts = line.split(':');
-        let (Some(domain), Some(limit)) = (parts.next(), parts.next()) else { continue };
-        if line.starts_with('#') {
-            continue;
-        }
-        let limit = limit.trim();
-        let limit = if limit.is_empty() { None } else { limit.parse().ok() };
-        caps.push(Cap { domain: domain.trim().to_owned(), limit, line: index + 1 });
+    // As the gate does: opening a FIFO would wait.
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let metadata = fs::metadata(host.path(path)).map_err(failed)?;
+    if !metadata.is_file() {
+        return Err(format!("{}: not a regular file", path.display()));
     }
-    Ok(Some(caps))
+    if metadata.len() > table::FILE_MAX {
+        return Err(format!(
+            "{}: {} bytes are more than the gate reads",
+            path.display(),
+            metadata.len()
+        ));
+    }
+    Caps::parse(&fs::read(host.path(path)).map_err(failed)?).map(Some)
 }
 
 /// A file in the form of /proc/PID/limits.
@@ -712,12 +736,9 @@ mod tests {
         let facts = gather(&host, &Options::default());
         assert_eq!((facts.spawn, facts.remote, facts.local), (Ok(1000), Ok(900), Ok(10)));
         let caps = facts.caps.expect("readable").expect("there");
-        let caps: Vec<(&str, Option<u32>, usize)> =
-            caps.iter().map(|cap| (cap.domain.as_str(), cap.limit, cap.line)).collect();
-        assert_eq!(
-            caps,
-            [("", Some(20), 2), ("big.example", Some(50), 3), ("free.example", None, 4)]
-        );
+        assert!(caps.problems.is_empty());
+        assert_eq!((caps.table.len(), caps.table.groups().len()), (3, 1));
+        assert_eq!(facts.elsewhere, []);
         let settings: Vec<(&str, Option<u64>)> =
             facts.settings.iter().map(|one| (one.file.as_str(), one.value)).collect();
         assert_eq!(
@@ -752,7 +773,8 @@ mod tests {
         let host = Host { root: scratch.root().to_path_buf(), run: &run };
         let facts = gather(&host, &Options::default());
         // `qpatch gate init` has nowhere to write to.
-        assert_eq!(facts.caps, Err("/var/qmail/control: no such directory".to_owned()));
+        let why = facts.caps.expect_err("no folder");
+        assert_eq!(why, "/var/qmail/control: no such directory");
         assert!(facts.spawn.is_err() && facts.remote.is_err() && facts.daemons.is_err());
         assert!(facts.shell.is_err() && facts.queue.is_err() && facts.pid_max.is_err());
     }

@@ -24,7 +24,8 @@ use serde::Serialize;
 use super::status_file::{self, Why};
 use super::text::{Side, count, escaped, key_name, limit_text, limit_value, plain, table};
 use super::{
-    Done, Format, Home, content_lines, leading_number, meaning, print, read_file, unusable,
+    Done, Format, Home, content_lines, elsewhere, leading_number, meaning, print, read_file,
+    unusable,
 };
 use crate::error::Error;
 
@@ -436,6 +437,7 @@ pub fn run(args: &Check) -> Done {
         loaded.warn(warnings);
     }
     if let Some(home) = &source.home {
+        look_elsewhere(home, &mut loaded);
         look_at_permissions(home, &source, &mut loaded);
         look_at_status(home, &mut loaded);
     }
@@ -755,6 +757,17 @@ fn line_text(number: u32) -> String {
     match number {
         0 => "no line".to_string(),
         number => format!("concurrencydomains:{number}"),
+    }
+}
+
+/// Relays that are in other files than smtproutes.
+fn look_elsewhere(home: &Home, loaded: &mut Loaded) {
+    if loaded.domains.is_none() {
+        return;
+    }
+    for file in elsewhere::find(&home.0) {
+        let path = home.control(file.name);
+        loaded.findings.push(Finding::warning((&path, 0, 0), file.message(), file.help()));
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod check;
 mod domain;
+pub(crate) mod elsewhere;
 mod exchangers;
 pub mod init;
 pub mod library;
