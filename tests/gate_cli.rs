@@ -950,7 +950,9 @@ fn several_spawners_are_told_as_one() {
         "qmail_gate_done_total 140",
         "qmail_gate_key_limit{kind=\"group\",key=\"big\"} 9",
         "qmail_gate_key_running{kind=\"group\",key=\"big\"} 7",
-        "qmail_gate_key_done_total{kind=\"group\",key=\"big\"} 40",
+        "qmail_gate_key_done_total{kind=\"group\",key=\"big\",spawner=\"0\"} 10",
+        "qmail_gate_key_done_total{kind=\"group\",key=\"big\",spawner=\"2\"} 30",
+        "qmail_gate_key_busy_total{kind=\"group\",key=\"big\",spawner=\"2\"} 4",
     ] {
         assert_eq!(metrics.lines().filter(|&found| found == line).count(), 1, "{line}\n{metrics}");
     }

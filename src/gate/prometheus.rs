@@ -9,14 +9,17 @@
 //! have to leave the others' sum, and a counter that falls is taken for one that began anew, so that rate() would count
 //! all of the others' past as if it were now. What the others did is what is left of the counters of all deliveries, which
 //! never lose anything: rate(qmail_gate_done_total[5m]) without sum(rate(qmail_gate_key_done_total[5m])).
+//!
+//! **The counters of several spawners** have a label `spawner` each, for the same reason: each gate forgets keys in its own time
+//! and begins anew with them, and of a sum that falls by the part of one, rate() would count the parts of the others as new.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 use qpatch_gate::status::{InForce, KeyStatus, State, Status};
 use qpatch_gate::table::Limit;
 
-use super::status_file::Spawner;
+use super::status_file::{Spawner, counted, together};
 
 /// A metric: its name behind `qmail_gate_`, its type, what it tells.
 type Head = (&'static str, &'static str, &'static str);
@@ -228,11 +231,30 @@ pub(super) fn text(spawners: &[Spawner], status: &Status, busiest: usize) -> Str
     let (own, others) = divided(status, busiest);
     begin(&mut out, KEYS_OTHER);
     line(&mut out, KEYS_OTHER, &[], others.keys);
+    let alone: Vec<_> = counted(spawners)
+        .map(|spawner| (spawner.number.to_string(), together(std::slice::from_ref(spawner))))
+        .collect();
+    let each: Vec<_> = alone
+        .iter()
+        .map(|(number, status)| {
+            let keys = status.keys.iter().map(|key| ((key.kind, &key.name[..]), key));
+            (&number[..], keys.collect::<HashMap<_, _>>())
+        })
+        .collect();
     for (head, get, sum) in OF_KEY {
         begin(&mut out, head);
         for key in &own {
-            if let Some(value) = get(key) {
-                let labels = [("kind", key.kind.name()), ("key", &key.name[..])];
+            let labels = [("kind", key.kind.name()), ("key", &key.name[..])];
+            if head.1 == "counter" && each.len() > 1 {
+                for (number, keys) in &each {
+                    if let Some(value) =
+                        keys.get(&(key.kind, &key.name[..])).and_then(|&key| get(key))
+                    {
+                        let [kind, key] = labels;
+                        line(&mut out, head, &[kind, key, ("spawner", number)], value);
+                    }
+                }
+            } else if let Some(value) = get(key) {
                 line(&mut out, head, &labels, value);
             }
         }
