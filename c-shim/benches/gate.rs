@@ -7,7 +7,9 @@ use qpatch_gate::ffi;
 use qpatch_gate::gate::{Answer, Gate, Next, Ran};
 use qpatch_gate::name::Hasher;
 use qpatch_gate::random::Random;
-use qpatch_gate::rules::Rules;
+use qpatch_gate::rules::{KeyKind, Rules};
+use qpatch_gate::share::{Spawners, Tells, Wants};
+use qpatch_gate::shared::Shared;
 use qpatch_gate::site::Map;
 use qpatch_gate::table::Table;
 
@@ -188,6 +190,32 @@ fn through_c() {
     let _ = std::fs::remove_dir_all(directory);
 }
 
+/// The same where a queue has several spawners: what runs is told and looked up in a file.
+fn shared() {
+    let path = std::env::temp_dir().join(format!("gate-bench-shared-{}", std::process::id()));
+    println!("ask + done beside other spawners, 1000 domains");
+    for spawners in [2u32, 4, 22] {
+        std::fs::write(&path, "").unwrap();
+        let open = |seed: u32| {
+            Shared::open(path.as_os_str(), 1000, spawners, seed.into()).unwrap().unwrap()
+        };
+        let mut others: Vec<Shared> = (1..spawners).map(open).collect();
+        for i in 0..1000 {
+            let name = domain(i);
+            others[0].tell(
+                KeyKind::Domain,
+                name.as_bytes(),
+                Tells { running: 1, wants: Wants::Nothing },
+            );
+        }
+        let mut gate = gate_with(1000);
+        gate.share(Box::new(open(0)));
+        let ns = ask_and_done(&mut gate, evenly(1000), recipient);
+        println!("  {spawners:>9} spawners        {ns:9.1} ns");
+    }
+    let _ = std::fs::remove_file(path);
+}
+
 /// gate.h's struct gate_text.
 #[repr(C)]
 struct Part {
@@ -335,6 +363,7 @@ fn sites() {
 fn main() {
     asks();
     through_c();
+    shared();
     holds();
     tables();
     sites();

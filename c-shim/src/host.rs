@@ -187,6 +187,26 @@ fn join(directory: &OsStr, name: &str) -> Result<OsString, OutOfMemory> {
     Ok(path)
 }
 
+/// How many spawners the queue is meant for: hier.c makes a status file for each, `.1` being that of the second.
+fn status_files(base: &OsStr) -> Result<u32, OutOfMemory> {
+    let mut count = 1;
+    while count < COLUMNS_MAX as u32
+        && std::fs::metadata(Path::new(&numbered(base, count)?)).is_ok()
+    {
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// control/concurrencysuppl and a number, as qmail-send reads it in trees with the channels patch; what is wrong with it is
+/// qmail-send's to tell.
+fn concurrency_supplemental(control: &OsStr, number: u32) -> Result<u32, OutOfMemory> {
+    let mut name = Text::default();
+    write!(name, "concurrencysuppl{number}").map_err(|_| OutOfMemory)?;
+    let name = std::str::from_utf8(&name.bytes).unwrap_or_default();
+    Ok(concurrency_remote(&join(control, name)?).0)
+}
+
 /// The file of one of several spawners: the first has the name as it is.
 fn numbered(base: &OsStr, index: u32) -> Result<OsString, OutOfMemory> {
     if index == 0 {
@@ -296,10 +316,17 @@ impl Host {
     ) -> Result<Self, OutOfMemory> {
         let (concurrency_remote, concurrency_problem) =
             concurrency_remote(&join(control, "concurrencyremote")?);
+        let expected = status_files(status)?;
+        // Which channel is this spawner's nobody tells it. Too low a number grows with what is seen in use; with too high a one,
+        // mail that is held could fill all slots of its channel.
+        let mut capacity = concurrency_remote;
+        for number in 1..expected {
+            capacity = capacity.min(concurrency_supplemental(control, number - 1)?);
+        }
         let mut text = Text::default();
         text.bytes.try_reserve(512)?;
         let mut host = Self {
-            gate: Gate::new(slots, concurrency_remote, seed)?,
+            gate: Gate::new(slots, capacity, seed)?,
             slots,
             concurrency_remote,
             concurrency_problem,
@@ -328,7 +355,6 @@ impl Host {
             rescue_from: 0,
             text,
         };
-        let expected = host.status_files()?;
         host.restore_seen(expected)?;
         let shared = join(directory_of(status), "gateshared")?;
         if let Some(shared) =
@@ -569,17 +595,6 @@ impl Host {
             // Without memory the old name stays until the next change.
             let _ = self.name_files();
         }
-    }
-
-    /// How many spawners the queue is meant for: hier.c makes a status file for each, `.1` being that of the second.
-    fn status_files(&self) -> Result<u32, OutOfMemory> {
-        let mut count = 1;
-        while count < COLUMNS_MAX as u32
-            && std::fs::metadata(Path::new(&numbered(&self.status_base, count)?)).is_ok()
-        {
-            count += 1;
-        }
-        Ok(count)
     }
 
     /// The files that only this one of several spawners writes.

@@ -377,6 +377,22 @@ fn what_is_wrong_with_the_file_is_said_and_mail_goes_on() {
 }
 
 #[test]
+fn a_channel_with_few_deliveries_is_not_filled_with_what_is_held() {
+    let home = Home::new(2, "d0.example:1\n");
+    fs::write(home.path.join("control/concurrencysuppl0"), "10\n").unwrap();
+    // Not known to be the one or the other: 60 or 10.
+    let mut host = home.open();
+    assert_eq!(host.gate().capacity(), 10);
+    let parts = [&b"1/1\0"[..], b"sender\0", b"user@d0.example\0"];
+    let parts = Parts::new(&parts).unwrap();
+    let asks: Vec<Ask> = (0..10).map(|slot| host.ask(slot, &parts)).collect();
+    assert!(asks.contains(&Ask::Report), "{asks:?}");
+    // Nobody has said anything of the second channel: 20, as of every channel.
+    fs::remove_file(home.path.join("control/concurrencysuppl0")).unwrap();
+    assert_eq!(home.open().gate().capacity(), 20);
+}
+
+#[test]
 fn a_queue_with_one_spawner_has_no_part_in_this() {
     let home = Home::new(1, "d0.example:2\n");
     fs::remove_file(home.lock("gateshared")).unwrap();

@@ -34,6 +34,8 @@ pub struct Gated {
     pub capped: usize,
     /// Deliveries to other domains, done while the capped one was full.
     pub others: usize,
+    /// The most deliveries to a group at the same time whose mail goes over every remote channel; None where there is only one.
+    pub group_peak: Option<usize>,
     /// Starts that were made to fail before the limit was tried again; 0 where the machine does not allow it.
     pub failed_starts: usize,
     /// What is worth knowing besides.
@@ -48,8 +50,23 @@ pub fn holds(
     random: &mut Random,
     told: Told<'_>,
 ) -> Result<Gated, Error> {
-    site.set_control("concurrencydomains", &format!("{DOMAIN}:{LIMIT}\n"))?;
-    let shown = tried(site, stubs, random, told);
+    let mut group = vec![DOMAIN.to_owned()];
+    group.extend((0..site.supplemental().count).map(|number| site.supplemental_domain(number)));
+    let table = |name: &str| {
+        group.iter().map(|domain| format!("{domain}:{LIMIT}{name}\n")).collect::<String>()
+    };
+    site.set_control("concurrencydomains", &table(""))?;
+    let mut shown = tried(site, stubs, random, told);
+    if let Ok(shown) = &mut shown
+        && group.len() > 1
+    {
+        site.set_control("concurrencydomains", &table(":all-channels"))?;
+        let over_all = mail::capped(site, stubs, &group, LIMIT, random, told)?;
+        shown.group_peak = Some(over_all.peak);
+        shown.capped += over_all.capped;
+        shown.others += over_all.others;
+        shown.notes.extend(over_all.notes);
+    }
     let path = site.home().join("control/concurrencydomains");
     std::fs::remove_file(&path).map_err(Error::file("remove", &path))?;
     shown
@@ -62,11 +79,11 @@ fn tried(
     told: Told<'_>,
 ) -> Result<Gated, Error> {
     let Capped { capped, others, peak, notes } =
-        mail::capped(site, stubs, DOMAIN, LIMIT, random, told)?;
+        mail::capped(site, stubs, &[DOMAIN.to_owned()], LIMIT, random, told)?;
     // qmail-send has run on this queue: what it did not know is gone.
     let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
     let failed_starts = places_come_back(site, stubs, message)?;
-    Ok(Gated { limit: LIMIT, peak, capped, others, failed_starts, notes })
+    Ok(Gated { limit: LIMIT, peak, capped, others, group_peak: None, failed_starts, notes })
 }
 
 /// Makes more starts fail than the domain has places, and then fills its places.

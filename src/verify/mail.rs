@@ -21,6 +21,9 @@ const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
 /// Up to this many messages carry the recipients of one trial.
 pub const MESSAGES: u32 = 2000;
 
+/// So many deliveries go over each supplemental channel when the rig plays the spawners: more than 255, to see both bytes.
+const SUPPLEMENTAL: u32 = 300;
+
 /// qmail-send tries a deferred recipient again after 100 s (local) at the earliest.
 const EARLIEST_RETRY_NS: u64 = 90_000_000_000;
 
@@ -114,13 +117,37 @@ impl Plan {
         hold: Option<&str>,
         random: &mut Random,
     ) {
-        let first = self.mails.len();
-        let messages = messages.clamp(1, count.max(1)) as usize;
-        self.mails.extend((first..first + messages).map(Plan::mail));
         let domain = match channel {
             Channel::Local => "local.example",
             Channel::Remote => "remote.example",
         };
+        self.add_to(domain, messages, count, hold, random);
+    }
+
+    /// `each` recipients of every supplemental channel, one a message.
+    fn add_supplemental(
+        &mut self,
+        site: &Site,
+        each: u32,
+        hold: Option<&str>,
+        random: &mut Random,
+    ) {
+        for number in 0..site.supplemental().count {
+            self.add_to(&site.supplemental_domain(number), each, each, hold, random);
+        }
+    }
+
+    fn add_to(
+        &mut self,
+        domain: &str,
+        messages: u32,
+        count: u32,
+        hold: Option<&str>,
+        random: &mut Random,
+    ) {
+        let first = self.mails.len();
+        let messages = messages.clamp(1, count.max(1)) as usize;
+        self.mails.extend((first..first + messages).map(Plan::mail));
         for number in 0..count {
             let mode = Mode::of_mail(random);
             let address = stub::recipient(mode, hold, format_args!("{first}x{number}"), domain);
@@ -205,7 +232,7 @@ impl Plan {
     /// Compares what is left in the queue with what has to be: each message with a deferred recipient, and of its
     /// recipients exactly those still to be tried.
     fn check_queue(&self, site: &Site) -> Result<(), Error> {
-        let left = messages_left(&site.home().join("queue"))?;
+        let left = messages_left(site)?;
         let mut unknown = left.clone();
         for mail in &self.mails {
             let Some(id) = mail.id else { continue };
@@ -255,9 +282,13 @@ impl Plan {
 type Marks = BTreeMap<String, u8>;
 
 /// The messages that have an envelope in queue/info, with each recipient's mark: `T` to do, `D` done.
-fn messages_left(queue: &Path) -> Result<BTreeMap<u64, Marks>, Error> {
+fn messages_left(site: &Site) -> Result<BTreeMap<u64, Marks>, Error> {
+    let queue = site.home().join("queue");
     let mut left: BTreeMap<u64, Marks> = BTreeMap::new();
-    for dir in ["info", "local", "remote"] {
+    let supplemental = supplemental_names(site);
+    for dir in
+        ["info", "local", "remote"].into_iter().chain(supplemental.iter().map(String::as_str))
+    {
         for path in files_below(&queue.join(dir))? {
             let number =
                 path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
@@ -273,6 +304,12 @@ fn messages_left(queue: &Path) -> Result<BTreeMap<u64, Marks>, Error> {
         }
     }
     Ok(left)
+}
+
+/// What the supplemental channels are called, in queue/ and in qmail-send's log.
+fn supplemental_names(site: &Site) -> Vec<String> {
+    let channels = site.supplemental();
+    (0..channels.count).map(|number| format!("{}{number}", channels.name)).collect()
 }
 
 fn files_below(dir: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
@@ -293,7 +330,9 @@ fn files_below(dir: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
 /// Empties the site's queue. Nothing of the site may be running.
 pub fn empty_queue(site: &Site) -> Result<(), Error> {
     let queue = site.home().join("queue");
-    for dir in ["mess", "info", "local", "remote", "todo", "intd", "bounce", "pid"] {
+    let supplemental = supplemental_names(site);
+    let stock = ["mess", "info", "local", "remote", "todo", "intd", "bounce", "pid"];
+    for dir in stock.into_iter().chain(supplemental.iter().map(String::as_str)) {
         for file in files_below(&queue.join(dir))? {
             fs::remove_file(&file).map_err(Error::file("remove", &file))?;
         }
@@ -301,8 +340,11 @@ pub fn empty_queue(site: &Site) -> Result<(), Error> {
     Ok(())
 }
 
-fn set_concurrency(site: &Site, local: u32, remote: u32) -> Result<(), Error> {
+fn set_concurrency(site: &Site, local: u32, remote: u32, supplemental: u32) -> Result<(), Error> {
     site.set_control("concurrencylocal", &format!("{local}\n"))?;
+    for number in 0..site.supplemental().count {
+        site.set_control(&format!("concurrencysuppl{number}"), &format!("{supplemental}\n"))?;
+    }
     site.set_control("concurrencyremote", &format!("{remote}\n"))
 }
 
@@ -335,6 +377,8 @@ pub struct Sent {
     pub peak_remote: usize,
     /// The most local deliveries at the same time.
     pub peak_local: usize,
+    /// The most deliveries at the same time on each supplemental channel.
+    pub peak_supplemental: usize,
     /// What qmail-send has warned of besides.
     pub notes: Vec<String>,
 }
@@ -353,8 +397,9 @@ pub fn every_number(
     let mut plan = Plan::default();
     plan.add(Channel::Remote, MESSAGES / 2, spawn, None, random);
     plan.add(Channel::Local, MESSAGES / 2, local, None, random);
+    plan.add_supplemental(site, spawn.min(SUPPLEMENTAL), None, random);
     empty_queue(site)?;
-    set_concurrency(site, local, spawn)?;
+    set_concurrency(site, local, spawn, spawn)?;
     let all = plan.mails.len();
     plan.queue(site, 0..all)?;
 
@@ -437,8 +482,24 @@ pub fn every_number(
         bounces,
         peak_remote: log.peak("remote") as usize,
         peak_local: log.peak("local") as usize,
+        peak_supplemental: peak_supplemental(site, &log, spawn.min(SUPPLEMENTAL))?,
         notes,
     })
+}
+
+/// Whether qmail-send has had so many deliveries at the same time on each supplemental channel.
+fn peak_supplemental(site: &Site, log: &Log, wanted: u32) -> Result<usize, Error> {
+    let names = supplemental_names(site);
+    match names.iter().find(|name| log.peak(name) != wanted) {
+        Some(name) => Err(Error::disproved(
+            format!("qmail-send, deliveries at the same time on channel {name}"),
+            wanted.to_string(),
+            log.peak(name).to_string(),
+            format!("control/suppls* name one domain for each of {} channels", names.len()),
+        )),
+        None if names.is_empty() => Ok(0),
+        None => Ok(wanted as usize),
+    }
 }
 
 /// Answers what comes through a relay when every recipient has been answered once: bounces, and recipients that are
@@ -521,6 +582,8 @@ pub struct Crowd {
     pub remote: u32,
     /// Through qmail-lspawn.
     pub local: u32,
+    /// Through each further qmail-rspawn.
+    pub supplemental: u32,
 }
 
 /// Sends `messages` messages through the tree's qmail-send, both its spawners and the stubs, with `crowd` deliveries
@@ -543,8 +606,9 @@ pub fn through(
         Some("crowd"),
         random,
     );
+    plan.add_supplemental(site, crowd.supplemental, Some("crowd"), random);
     empty_queue(site)?;
-    set_concurrency(site, crowd.local, crowd.remote)?;
+    set_concurrency(site, crowd.local, crowd.remote, crowd.supplemental)?;
     stubs.forget();
     stubs.hold("crowd")?;
     let last = plan.mails.len();
@@ -552,7 +616,8 @@ pub fn through(
     let by_hand = last - last.min(20);
     plan.queue(site, 0..by_hand)?;
     let total = plan.recipients();
-    let together = (crowd.remote + crowd.local) as usize;
+    let all_remote = crowd.remote + crowd.supplemental * site.supplemental().count;
+    let together = (all_remote + crowd.local) as usize;
     let goal = (together + total) as u64;
     let mut rig = SendRig::start(site, Spawners::Own)?;
     for mail in &plan.mails[by_hand..] {
@@ -593,10 +658,11 @@ pub fn through(
         bounces,
         peak_remote: peak_of(Channel::Remote),
         peak_local: peak_of(Channel::Local),
+        peak_supplemental: peak_supplemental(site, &log, crowd.supplemental)?,
         notes,
     };
     for (channel, found, limit) in [
-        (Channel::Remote, sent.peak_remote, crowd.remote),
+        (Channel::Remote, sent.peak_remote, all_remote),
         (Channel::Local, sent.peak_local, crowd.local),
     ] {
         if found != limit as usize {
@@ -682,22 +748,23 @@ pub struct Capped {
     pub notes: Vec<String>,
 }
 
-/// Queues 100 mails to `domain`, whose limit is `limit`, mixed with 200 to twenty others. While `limit` deliveries to
-/// it wait, all others have to be done; then it gets its mail too, never more than `limit` at the same time.
+/// Queues 100 mails to `domains`, which together have a limit of `limit`, mixed with 200 to twenty others. While `limit`
+/// deliveries to them wait, all others have to be done; then they get their mail too, never more than `limit` at the same time.
 pub fn capped(
     site: &Site,
     stubs: &mut Stubs,
-    domain: &str,
+    domains: &[String],
     limit: u32,
     random: &mut Random,
     told: Told<'_>,
 ) -> Result<Capped, Error> {
-    let (to_capped, to_others) = (100_usize, 200_usize);
+    let (to_capped, to_others) = (100_usize.max(8 * domains.len()), 200_usize);
+    let domain = &domains.join(", ");
     let mut plan = Plan::default();
     for number in 0..to_capped + to_others {
         let mut mail = Plan::mail(number);
         let address = if number < to_capped {
-            stub::recipient(Mode::Accept, Some("capped"), number, domain)
+            stub::recipient(Mode::Accept, Some("capped"), number, &domains[number % domains.len()])
         } else {
             stub::recipient(Mode::Accept, None, number, &format!("other{}.example", number % 20))
         };
@@ -707,13 +774,14 @@ pub fn capped(
     random.shuffle(&mut plan.mails);
     empty_queue(site)?;
     // So few that not all can be held: the rest is sent away, and has to be called back.
-    set_concurrency(site, 1, site.spawn().min(60))?;
+    let few = to_capped.div_ceil(2 * domains.len());
+    set_concurrency(site, 1, site.spawn().min(60), site.spawn().min(few as u32))?;
     stubs.forget();
     stubs.hold("capped")?;
     let total = plan.mails.len();
     plan.queue(site, 0..total)?;
     let mut rig = SendRig::start(site, Spawners::Own)?;
-    let is_capped = |event: &stub::Event| event.domain() == domain;
+    let is_capped = |event: &stub::Event| domains.iter().any(|domain| event.domain() == domain);
     let places = (limit as usize).min(site.spawn() as usize);
     let others = format!("all mail to other domains while {domain} is full");
     let mut progress = Progress::default();
@@ -726,7 +794,7 @@ pub fn capped(
             .filter(|event| is_capped(event) && event.kind == EventKind::Start)
             .count();
         if started > places {
-            return Err(over_limit(domain, places, started));
+            return Err(over_limit(domains, places, started));
         }
         let delivered = rig.log().deliveries.values().filter(|delivery| {
             delivery.outcome.as_ref().is_some_and(|outcome| outcome.letter == b'K')
@@ -748,7 +816,7 @@ pub fn capped(
     check_stubs(&plan, stubs, Deferred::AfterRetryTime, |_| 1)?;
     let peak = peak(stubs.events(), is_capped);
     if peak > places {
-        return Err(over_limit(domain, places, peak));
+        return Err(over_limit(domains, places, peak));
     }
     Ok(Capped { capped: to_capped, others: to_others, peak, notes })
 }
@@ -772,12 +840,18 @@ fn check_progress(
     })
 }
 
-fn over_limit(domain: &str, limit: usize, found: usize) -> Error {
+fn over_limit(domains: &[String], limit: usize, found: usize) -> Error {
+    let why = if domains.len() > 1 {
+        "each qmail-rspawn counts for itself: hier.c has to make queue/lock/gateshared and a gatestatus for each of them, as \
+         qpatch apply (domain-gate) writes it"
+    } else {
+        "the gate is not asked before each delivery, or its account of what runs is wrong"
+    };
     Error::disproved(
-        format!("deliveries to {domain} at the same time"),
+        format!("deliveries to {} at the same time", domains.join(", ")),
         limit.to_string(),
         found.to_string(),
-        "the gate is not asked before each delivery, or its account of what runs is wrong",
+        why,
     )
 }
 
@@ -802,7 +876,7 @@ pub fn restart(
     let mut plan = Plan::default();
     plan.add(Channel::Remote, running * 2, running * 2, Some("stop"), random);
     empty_queue(site)?;
-    set_concurrency(site, 1, running)?;
+    set_concurrency(site, 1, running, running)?;
     stubs.forget();
     stubs.hold("stop")?;
     let all = plan.mails.len();
@@ -872,6 +946,7 @@ pub fn restart(
         bounces,
         peak_remote: under_way,
         peak_local: 0,
+        peak_supplemental: 0,
         notes,
     })
 }

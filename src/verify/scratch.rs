@@ -123,6 +123,7 @@ impl Scratch {
             spawn: 0,
             split: 23,
             todo: TodoLayout::Flat,
+            supplemental: Supplemental::default(),
         };
         make_dir(&base, self.identity)?;
         copy_tree(tree, &site.tree, self.identity)?;
@@ -178,6 +179,17 @@ pub struct Site {
     spawn: u32,
     split: u32,
     todo: TodoLayout,
+    supplemental: Supplemental,
+}
+
+/// The remote channels that a tree has beside the usual one, each with a qmail-rspawn of its own: trees with the channels patch,
+/// whose qmail-send chooses the channel by the recipient's domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Supplemental {
+    /// How many there are.
+    pub count: u32,
+    /// What their folders below queue/ are called, and so they are in the log: this and a number, from 0 on.
+    pub name: String,
 }
 
 impl Site {
@@ -209,6 +221,16 @@ impl Site {
     /// The compiler and its flags, word by word, as `./compile` uses them.
     pub fn cc(&self) -> &[String] {
         &self.cc
+    }
+
+    /// Its supplemental channels.
+    pub fn supplemental(&self) -> &Supplemental {
+        &self.supplemental
+    }
+
+    /// The domain whose mail goes over supplemental channel `number`.
+    pub fn supplemental_domain(&self, number: u32) -> String {
+        format!("suppl{number}.example")
     }
 
     /// How the tree lays out queue/todo.
@@ -312,7 +334,15 @@ impl Site {
         for dir in ["", "hold", "tmp"] {
             make_dir(&self.rig.join(dir), self.identity)?;
         }
-        let layout = QueueLayout::of_site(self)?;
+        self.supplemental = Supplemental::of_site(self);
+        let mut layout = QueueLayout::of_site(self)?;
+        for number in 0..self.supplemental.count {
+            layout.split.insert(format!("{}{number}", self.supplemental.name));
+            self.set_control(
+                &format!("suppls{number}"),
+                &format!("{}\n", self.supplemental_domain(number)),
+            )?;
+        }
         if layout.split.contains("todo") {
             self.todo = TodoLayout::Split;
         }
@@ -329,6 +359,16 @@ impl Site {
         make_dir(&queue.join("lock"), self.identity)?;
         self.write(&queue.join("lock/tcpto"), &[0; 1024])?;
         self.write(&queue.join("lock/sendmutex"), &[])?;
+        if layout.has_shared {
+            // What qmail-rspawns tell each other, and the files of each.
+            self.write(&queue.join("lock/gateshared"), &[])?;
+            for number in 0..=self.supplemental.count {
+                let dot = if number == 0 { String::new() } else { format!(".{number}") };
+                for name in ["gatestatus", "gatesites"] {
+                    self.write(&queue.join(format!("lock/{name}{dot}")), &[])?;
+                }
+            }
+        }
         let trigger = queue.join("lock/trigger");
         sys::mkfifo(&trigger, 0o622).map_err(Error::file("make the pipe", &trigger))?;
         self.identity.give(&trigger)?;
@@ -452,6 +492,8 @@ fn make_dir(path: &Path, identity: Identity) -> Result<(), Error> {
 struct QueueLayout {
     flat: BTreeSet<String>,
     split: BTreeSet<String>,
+    /// It makes the file by which several qmail-rspawn count together.
+    has_shared: bool,
 }
 
 impl QueueLayout {
@@ -483,6 +525,7 @@ impl QueueLayout {
         let mut layout = QueueLayout {
             flat: set(&["pid", "intd", "todo", "bounce"]),
             split: set(&["mess", "info", "local", "remote"]),
+            has_shared: source.contains("\"queue/lock/gateshared\""),
         };
         let squeezed: String = source.chars().filter(|c| !c.is_whitespace()).collect();
         for (call, names) in
@@ -497,6 +540,36 @@ impl QueueLayout {
             }
         }
         layout
+    }
+}
+
+/// What channels.h says, by way of the tree's compiler: a line.
+const CHANNELS_C: &str = "#include \"channels.h\"\n#include <stdio.h>\n#ifndef QDIR_BASENAME\n#define QDIR_BASENAME \"suppl\"\n\
+    #endif\nint main(void) { printf(\"%d %s\\n\",(int) (SUPPL_CHANNELS),QDIR_BASENAME); return 0; }\n";
+
+impl Supplemental {
+    /// None where the tree has no channels.h, or it says nothing of them.
+    fn of_site(site: &Site) -> Supplemental {
+        Self::told_by(site).unwrap_or_default()
+    }
+
+    fn told_by(site: &Site) -> Option<Supplemental> {
+        let name = "channels.h";
+        if !site.tree.join(name).exists() {
+            super::build::targets(&site.tree).ok()?.contains(name).then_some(())?;
+            // The build fails at the same place, and tells why.
+            super::build::make(site, &[name]).ok()?;
+        }
+        let (source, program) = (site.rig.join("channels.c"), site.rig.join("channels"));
+        site.write(&source, CHANNELS_C.as_bytes()).ok()?;
+        let (compiler, flags) = site.cc.split_first()?;
+        let mut command = site.command(compiler);
+        command.args(flags).args(["-w", "-I."]).arg("-o").arg(&program).arg(&source);
+        command.output().ok().filter(|output| output.status.success())?;
+        let output = site.command(&program).output().ok()?;
+        let said = String::from_utf8(output.stdout).ok()?;
+        let (count, name) = said.trim_end().split_once(' ')?;
+        Some(Supplemental { count: count.parse().ok()?, name: name.to_owned() })
     }
 }
 

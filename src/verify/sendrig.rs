@@ -37,9 +37,6 @@ pub const PROGRAMS: [&str; 6] =
 /// A program that some trees run beside qmail-send.
 pub const OPTIONAL_PROGRAMS: [&str; 1] = ["qmail-todo"];
 
-/// How many relays of a channel there may be.
-const RELAYS: [(Channel, usize); 2] = [(Channel::Local, 1), (Channel::Remote, 8)];
-
 /// In bytes, the least that a pipe can hold on Linux: as small as those of a user who has more than
 /// fs.pipe-user-pages-soft allows. So the pipes of a trial with relays are full on both sides most of the time.
 const SMALL_PIPE: usize = 4096;
@@ -207,7 +204,9 @@ impl SendRig {
             let dir = site.rig().join("relay");
             fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
             site.identity().give(&dir)?;
-            for (channel, count) in RELAYS {
+            // A few more than are known of: what no qmail-send takes is in nobody's way.
+            let remote = (1 + site.supplemental().count as usize).max(8);
+            for (channel, count) in [(Channel::Local, 1), (Channel::Remote, remote)] {
                 let link = dir.join(channel.program());
                 let _ = fs::remove_file(&link);
                 std::os::unix::fs::symlink(site.rig().join("stub"), &link)

@@ -421,11 +421,12 @@ impl<'s> Session<'s> {
                 progress.advance(done, total);
             },
         )?;
-        let detail = format!(
+        let mut detail = format!(
             "{} remote and {} local deliveries at once against spawners played by the rig, every delivery number in \
              both directions; {} reports in random order, each taken for its own",
             sent.peak_remote, sent.peak_local, sent.recipients
         );
+        detail.push_str(&on_each(&ready.site, sent.peak_supplemental));
         Ok(((), with_figures(detail, sent)))
     }
 
@@ -435,7 +436,7 @@ impl<'s> Session<'s> {
         let both = ready.machine.processes_left().map_or(u64::MAX, |left| left / 2);
         let remote = u64::from(one.min(MAX_CROWD)).min(both).max(1);
         let remote = u32::try_from(remote).unwrap_or(MAX_CROWD);
-        Crowd { remote, local: remote.min(1000) }
+        Crowd { remote, local: remote.min(1000), supplemental: remote.min(20) }
     }
 
     fn mail(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
@@ -450,11 +451,12 @@ impl<'s> Session<'s> {
             &mut self.random,
             told,
         )?;
-        let detail = format!(
+        let mut detail = format!(
             "{} messages through qmail-send, qmail-rspawn and qmail-lspawn: {} remote and {} local deliveries at once, {} \
              recipients delivered, deferred or bounced as they should, {} bounces, none lost, none twice",
             sent.messages, sent.peak_remote, sent.peak_local, sent.recipients, sent.bounces
         );
+        detail.push_str(&on_each(&ready.site, sent.peak_supplemental));
         Ok(((), with_figures(detail, sent)))
     }
 
@@ -480,11 +482,17 @@ impl<'s> Session<'s> {
         let progress = &mut *self.progress;
         let told = &mut |done, total| progress.advance(done, total);
         let gated = gate::holds(&ready.site, &mut ready.stubs, &mut self.random, told)?;
-        let detail = format!(
+        let mut detail = format!(
             "{} deliveries to a domain with a limit of {}: never more than {} at once, while {} to other domains went \
              through; its places are whole after {} failed starts",
             gated.capped, gated.limit, gated.peak, gated.others, gated.failed_starts
         );
+        if let Some(peak) = gated.group_peak {
+            detail.push_str(&format!(
+                "; a group with mail over all {} remote channels: never more than {peak} at once",
+                1 + ready.site.supplemental().count
+            ));
+        }
         let mut shown =
             Shown::new(detail).figure("limit", gated.limit as usize).figure("peak", gated.peak);
         shown.notes = gated.notes;
@@ -505,6 +513,14 @@ impl<'s> Session<'s> {
             session.step(name, |session| session.mail(&mut ready))
         })?;
         Ok(())
+    }
+}
+
+/// Of the supplemental channels, where the tree has any.
+fn on_each(site: &Site, peak: usize) -> String {
+    match site.supplemental().count {
+        0 => String::new(),
+        count => format!("; {peak} at once on each of {count} supplemental channels among them"),
     }
 }
 
