@@ -653,6 +653,9 @@ pub struct Gate {
     paused: BinaryHeap<Reverse<(u64, u32)>>,
     /// Keys of candidates with held commands whose places a site's members have.
     behind: Vec<u32>,
+    /// The slot and the handle of the command that [`Gate::next`] is about to give. It is in none of the lists any more, and what
+    /// goes wrong before the caller has it must not lose it: see [`Gate::rescue_handing`].
+    handing: Option<(u32, u32)>,
     /// What went back as busy after it was refused.
     returns: Returns,
     /// The other spawners of the queue, where there are any.
@@ -733,6 +736,7 @@ impl Gate {
             heard: Heard::default(),
             paused: BinaryHeap::new(),
             behind: Vec::new(),
+            handing: None,
             returns: Returns::default(),
             spawners: None,
             polled: VecDeque::new(),
@@ -746,6 +750,7 @@ impl Gate {
     /// A command has been read.
     pub fn ask(&mut self, now_us: u64, slot: u32, parts: &Parts<'_>) -> Answer {
         let now_us = self.clock(now_us);
+        self.handing = None;
         match self.slots.get(slot as usize).map(|slot| slot.state) {
             None | Some(State::Running) => return Answer::Go,
             Some(State::Held) => return Answer::InUse,
@@ -896,6 +901,7 @@ impl Gate {
     /// What to do about the held commands; to be called until it says [`Next::None`].
     pub fn next(&mut self, now_us: u64) -> Next {
         let now_us = self.clock(now_us);
+        self.handing = None;
         if self.sites == Order::Changed && self.resite_us(now_us) == 0 {
             self.resited_us = now_us;
             // Without memory they stay where they are until the next time.
@@ -923,10 +929,12 @@ impl Gate {
             }
             let slot = self.keys.all[at as usize].waiting.first;
             let domain = self.slots[slot as usize].domain;
+            self.handing = Some((slot, self.slots[slot as usize].command));
             let command = self.unhold(slot, at);
             self.start(slot, domain, now_us);
             // Its turn is over: the others come first.
             self.make_ready(at);
+            fault!();
             return Next::Go { slot, command };
         }
         let slot = self.waiting.first;
@@ -934,6 +942,7 @@ impl Gate {
         {
             let domain = self.slots[slot as usize].domain;
             let at = self.keys.all[domain as usize].of;
+            self.handing = Some((slot, self.slots[slot as usize].command));
             let command = self.unhold(slot, at);
             let busy = self.not_now(at, now_us);
             self.totals.expired += 1;
@@ -1069,6 +1078,7 @@ impl Gate {
     /// The delivery in this slot has ended. If it was not really tried: what qmail-send is told in place of its report.
     pub fn done(&mut self, now_us: u64, slot: u32, ran: Ran<'_>) -> Option<Busy> {
         let now_us = self.clock(now_us);
+        self.handing = None;
         let &Slot { state, domain, .. } = self.slots.get(slot as usize)?;
         match state {
             State::Free => {}
@@ -1081,9 +1091,11 @@ impl Gate {
             State::Running if domain == NONE => self.vacate(slot),
             State::Running => {
                 let at = self.keys.all[domain as usize].of;
+                fault!();
                 let key = &mut self.keys.all[at as usize];
                 key.pace.run(now_us, key.running);
                 key.running -= 1;
+                fault!();
                 let tried = match ran {
                     Ran::Yes(report) => self.ended(at, slot, report, now_us),
                     Ran::No => Try::Real,
@@ -1450,14 +1462,27 @@ impl Gate {
         self.rules.hasher
     }
 
-    /// For when the gate itself may be broken: the next slot from `from` on that is held, which is free then, and the
-    /// handle of its command. Nothing else is touched.
+    /// For when the gate itself may be broken: the slot and the command that were about to be given.
+    pub fn rescue_handing(&mut self) -> Option<(u32, u32)> {
+        let (slot, command) = self.handing.take()?;
+        self.abandon(slot);
+        Some((slot, command))
+    }
+
+    /// For the same: the next slot from `from` on that is held, which is free then, and the handle of its command. Nothing else is
+    /// touched.
     pub fn rescue(&mut self, from: u32) -> Option<(u32, u32)> {
         let slot = (from..self.slots.len() as u32)
             .find(|&slot| self.slots[slot as usize].state == State::Held)?;
-        let entry = &mut self.slots[slot as usize];
-        entry.state = State::Free;
-        Some((slot, entry.command))
+        self.abandon(slot);
+        Some((slot, self.slots[slot as usize].command))
+    }
+
+    /// For the same: the caller has the command of this slot, so it is not to be rescued.
+    pub fn abandon(&mut self, slot: u32) {
+        if let Some(entry) = self.slots.get_mut(slot as usize) {
+            entry.state = State::Free;
+        }
     }
 
     /// And a key whose mail is away: its number.
@@ -1794,6 +1819,7 @@ impl Gate {
     }
 
     fn occupy(&mut self, slot: u32, domain: u32, state: State, now_us: u64) {
+        fault!();
         let entry = &mut self.slots[slot as usize];
         entry.state = state;
         entry.domain = domain;
@@ -1807,6 +1833,7 @@ impl Gate {
 
     /// The opposite of [`Gate::occupy`]. The domain may be idle then; it is not put to rest yet.
     fn vacate(&mut self, slot: u32) {
+        fault!();
         let entry = &mut self.slots[slot as usize];
         entry.state = State::Free;
         entry.command = NONE;
@@ -1820,6 +1847,7 @@ impl Gate {
     /// A place of the domain's key is taken by a free slot.
     fn start(&mut self, slot: u32, domain: u32, now_us: u64) {
         self.occupy(slot, domain, State::Running, now_us);
+        fault!();
         let of = self.keys.all[domain as usize].of;
         let key = &mut self.keys.all[of as usize];
         key.pace.run(now_us, key.running);
@@ -1857,6 +1885,7 @@ impl Gate {
     ) -> Result<(), OutOfMemory> {
         let command = self.commands.store(parts)?;
         self.occupy(slot, domain, State::Held, now_us);
+        fault!();
         self.slots[slot as usize].command = command;
         append(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
         let at = self.keys.all[domain as usize].of;
@@ -1865,6 +1894,7 @@ impl Gate {
         key.held += 1;
         key.held_ever += 1;
         self.totals.held += 1;
+        fault!();
         self.make_ready(at);
         self.look_for_room(at);
         Ok(())
@@ -1872,7 +1902,9 @@ impl Gate {
 
     /// Frees a held slot. Its command is released, and can be read until the next `store`.
     fn unhold(&mut self, slot: u32, at: u32) -> u32 {
+        fault!();
         unlink(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
+        fault!();
         let key = &mut self.keys.all[at as usize];
         unlink(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
         key.held -= 1;
@@ -1882,7 +1914,9 @@ impl Gate {
         }
         let command = self.slots[slot as usize].command;
         self.commands.release(command);
+        fault!();
         self.vacate(slot);
+        fault!();
         command
     }
 
@@ -1951,6 +1985,7 @@ impl Gate {
     }
 
     fn send_away(&mut self, at: u32, now_us: u64, why: Why) -> Busy {
+        fault!();
         let key = &mut self.keys.all[at as usize];
         key.pace.run(now_us, key.running);
         let limit = most(key.limit());
@@ -1965,6 +2000,7 @@ impl Gate {
         }
         key.busy += 1;
         self.totals.busy += 1;
+        fault!();
         self.look_for_room(at);
         Busy { key: at, secs, why }
     }

@@ -297,6 +297,8 @@ pub struct Host {
     written_us: u64,
     dirty: bool,
     failed: bool,
+    /// The slot that a command is asked for, until there is an answer.
+    asking: Option<u32>,
     /// After a failure: where the search for held slots goes on.
     rescue_from: u32,
     text: Text,
@@ -352,6 +354,7 @@ impl Host {
             written_us: 0,
             dirty: false,
             failed: false,
+            asking: None,
             rescue_from: 0,
             text,
         };
@@ -379,9 +382,10 @@ impl Host {
         if self.failed {
             return Ask::Go;
         }
+        self.asking = Some(slot);
         let now_us = self.now_us();
         self.tick(now_us);
-        match self.gate.ask(now_us, slot, parts) {
+        let answer = match self.gate.ask(now_us, slot, parts) {
             Answer::Go => {
                 self.touch();
                 Ask::Go
@@ -399,7 +403,9 @@ impl Host {
                 self.plain_text("ZInternal error: delnum in use. (#4.3.5)\n");
                 Ask::Report
             }
-        }
+        };
+        self.asking = None;
+        answer
     }
 
     /// What there is to do about the held commands; to be called until there is nothing.
@@ -486,6 +492,7 @@ impl Host {
     pub fn drop_held(&mut self) {
         if self.failed {
             self.rescue_from = self.slots;
+            let _ = self.gate.rescue_handing();
             return;
         }
         if self.gate.held() > 0 {
@@ -518,6 +525,10 @@ impl Host {
     pub fn fail(&mut self) {
         if !self.failed {
             self.failed = true;
+            if let Some(slot) = self.asking {
+                // The answer is that it starts: it must not be given back, too.
+                self.gate.abandon(slot);
+            }
             self.gate.leave_spawners();
             let now_us = self.now_us();
             self.write_status(now_us);
@@ -525,6 +536,9 @@ impl Host {
     }
 
     fn rescue(&mut self) -> Due {
+        if let Some((slot, command)) = self.gate.rescue_handing() {
+            return Due::Go { slot, command };
+        }
         let Some((slot, command)) = self.gate.rescue(self.rescue_from) else {
             self.rescue_from = self.slots;
             return match self.gate.rescue_call() {

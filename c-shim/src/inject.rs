@@ -20,3 +20,26 @@ pub(crate) fn called() {
         panic!("injected");
     }
 }
+
+/// The place, counted from 1, at which a [`fault`] panics once more; 0: none.
+static PLACE: AtomicU32 = AtomicU32::new(0);
+
+/// Makes the `place`th call of [`fault`] from now on panic, where the gate takes or gives a place of a key or a slot.
+pub fn panics_at(place: u32) {
+    PLACE.store(place, Ordering::Relaxed);
+}
+
+/// Whether the panic of [`panics_at`] has happened.
+#[must_use]
+pub fn has_panicked() -> bool {
+    PLACE.load(Ordering::Relaxed) == 0
+}
+
+/// The gate is in the middle of taking or giving a place.
+pub(crate) fn fault() {
+    let left = PLACE.load(Ordering::Relaxed);
+    if left > 0 {
+        PLACE.store(left - 1, Ordering::Relaxed);
+        assert!(left > 1, "injected");
+    }
+}

@@ -7,6 +7,14 @@
 //! The same crate is a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no dependencies)
 //! and a library for qpatch, which checks and simulates with the code that will run.
 
+/// A place at which a test may make the gate panic. Nothing in the mail server.
+macro_rules! fault {
+    () => {
+        #[cfg(feature = "panic-injection")]
+        crate::inject::fault();
+    };
+}
+
 #[allow(missing_docs, non_camel_case_types, unreachable_pub, reason = "written by bindgen")]
 mod bindings;
 pub mod command;

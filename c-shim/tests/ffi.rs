@@ -268,6 +268,114 @@ fn after_a_panic_mail_goes_on() {
     drop(std::panic::take_hook());
 }
 
+/// A spawner with commands to two domains, whose limit is one, which counts what becomes of each.
+struct Spawner {
+    /// Of each slot: the number of the command that runs there.
+    running: Vec<Option<u32>>,
+    /// Of each slot: the number of the command that is held for it.
+    held: Vec<Option<u32>>,
+    /// Of each command: how often it was started or reported.
+    outcomes: Vec<u32>,
+}
+
+impl Spawner {
+    const SLOTS: usize = 12;
+
+    fn new() -> Self {
+        Self {
+            running: vec![None; Self::SLOTS],
+            held: vec![None; Self::SLOTS],
+            outcomes: Vec::new(),
+        }
+    }
+
+    fn command(&mut self) {
+        let is_free = |slot: &usize| self.running[*slot].is_none() && self.held[*slot].is_none();
+        let Some(slot) = (0..Self::SLOTS).find(is_free) else { return };
+        let number = self.outcomes.len() as u32;
+        self.outcomes.push(0);
+        let (message, recipient) =
+            (format!("{number}/1\0"), format!("u@d{}.example\0", number % 2));
+        let parts = [text(message.as_bytes()), text(b"s\0"), text(recipient.as_bytes())];
+        match ask_parts(slot as c_uint, &parts).0 {
+            GO => self.start(slot, number),
+            HOLD => self.held[slot] = Some(number),
+            BUSY => self.outcomes[number as usize] += 1,
+            answer => panic!("{answer}"),
+        }
+    }
+
+    fn start(&mut self, slot: usize, number: u32) {
+        assert_eq!(self.running[slot], None, "delnum in use");
+        self.running[slot] = Some(number);
+        self.outcomes[number as usize] += 1;
+    }
+
+    /// The delivery that began first ends; then what the gate gives back.
+    fn turn(&mut self) {
+        let first = (0..Self::SLOTS).filter(|&slot| self.running[slot].is_some());
+        if let Some(slot) = first.min_by_key(|&slot| self.running[slot]) {
+            let number = self.running[slot].take().unwrap();
+            let report: &[u8] = match number % 8 {
+                0 => b"ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0",
+                _ => b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0",
+            };
+            done_with(slot as c_uint, report);
+        }
+        while let Some((answer, slot, parts)) = next() {
+            let slot = slot as usize;
+            if slot >= Self::SLOTS {
+                continue;
+            }
+            let number = self.held[slot].take().expect("a command is held for it");
+            match answer {
+                GO => {
+                    assert_eq!(parts[0], format!("{number}/1\0").into_bytes());
+                    self.start(slot, number);
+                }
+                _ => self.outcomes[number as usize] += 1,
+            }
+        }
+    }
+}
+
+/// Wherever in the middle of taking or giving a place it panics: each command starts once, or is reported once.
+#[test]
+fn a_panic_at_any_place_loses_no_command() {
+    let mut place = 0;
+    loop {
+        place += 1;
+        let home = Home::new();
+        fs::write(home.path.join("concurrencydomains"), ":1::learn\n").unwrap();
+        assert_eq!(home.open(Spawner::SLOTS as c_uint), 1);
+        std::panic::set_hook(Box::new(|_| {}));
+        inject::panics_at(place);
+        let mut spawner = Spawner::new();
+        for _ in 0..9 {
+            for _ in 0..3 {
+                spawner.command();
+            }
+            spawner.turn();
+        }
+        for _ in 0..2 * Spawner::SLOTS {
+            spawner.turn();
+        }
+        drop(std::panic::take_hook());
+        assert!(spawner.held.iter().all(Option::is_none), "place {place}: {:?}", spawner.held);
+        assert!(
+            spawner.outcomes.iter().all(|&outcomes| outcomes == 1),
+            "place {place}: {:?}",
+            spawner.outcomes
+        );
+        if !inject::has_panicked() {
+            inject::panics_at(0);
+            break;
+        }
+        assert_eq!(home.status().state, State::Failed, "place {place}");
+    }
+    assert!(place > 100, "there are more places than {place}");
+}
+
 #[test]
 fn every_function_survives_a_panic() {
     let home = Home::new();
