@@ -67,7 +67,7 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages (the commands' and concurrencydomains(5)) into a folder
+    /// Write the manual pages (the commands', concurrencydomains(5) and concurrencyreplies(5)) into a folder
     Man {
         /// The folder, which must exist
         dir: PathBuf,

@@ -1,4 +1,4 @@
-//! The manual pages: those of the commands, made from their help, and concurrencydomains(5).
+//! The manual pages: those of the commands, made from their help, concurrencydomains(5) and concurrencyreplies(5).
 //!
 //! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it knows
 //! nothing of METRICS, EXIT STATUS and SEE ALSO.
@@ -10,9 +10,11 @@ use std::io;
 use clap::{Arg, ArgAction, Command};
 use clap_mangen::Man;
 
-/// The page of the gate's control file, which is written by hand.
-const CONTROL_FILE: (&str, &str) =
-    ("concurrencydomains.5", include_str!("../man/concurrencydomains.5"));
+/// The pages of the gate's control files, which are written by hand.
+const CONTROL_FILES: [(&str, &str); 2] = [
+    ("concurrencydomains.5", include_str!("../man/concurrencydomains.5")),
+    ("concurrencyreplies.5", include_str!("../man/concurrencyreplies.5")),
+];
 
 /// What 0 and 1 mean where it is not just "done" and "could not". 2 is wrong usage everywhere.
 const EXIT_STATUS: [(&str, &str, &str); 7] = [
@@ -65,8 +67,8 @@ pub fn pages(command: Command) -> io::Result<Vec<(String, String)>> {
     let mut command = command.disable_help_subcommand(true);
     command.build();
     let source = format!("qpatch {}", command.get_version().unwrap_or_default());
-    let (name, text) = CONTROL_FILE;
-    let mut pages = vec![(name.to_string(), text.to_string())];
+    let by_hand = CONTROL_FILES.iter().map(|(name, text)| (name.to_string(), text.to_string()));
+    let mut pages: Vec<_> = by_hand.collect();
     add(&command, &source, &mut pages)?;
     Ok(pages)
 }
@@ -183,6 +185,9 @@ fn see_also(name: &str) -> String {
     let pages: &[&str] = match name {
         "qpatch" => &["concurrencydomains(5)"],
         "qpatch-gate" => &["qpatch(1)", "concurrencydomains(5)"],
+        "qpatch-gate-check" => {
+            &["qpatch(1)", "qpatch-gate(1)", "concurrencydomains(5)", "concurrencyreplies(5)"]
+        }
         gate if gate.starts_with("qpatch-gate-") => {
             &["qpatch(1)", "qpatch-gate(1)", "concurrencydomains(5)"]
         }

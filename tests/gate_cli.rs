@@ -578,7 +578,7 @@ fn show_tells_how_a_domain_counts() {
              seen.example: counts as group outlook\n  from       concurrencydomains:3, its mail goes to 192.0.2.7\n{group}\n\
              down.example: counts as down.example\n  from       concurrencydomains:1 (the default)\n  \
              limit      20, follows the server; now 1\n  now        0 running, 0 held, 0 away\n  objected   N s ago\n  \
-             suspended  for N s: no connection to its server succeeds\n  \
+             suspended  for N s: nothing is started\n  \
              error      Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\n\
              far.example: counts as relay relay.example\n  from       concurrencydomains:1 (the default), by smtproutes:1\n  \
              limit      20, follows the server\n  now        nothing runs, waits or is remembered\n"

@@ -139,6 +139,12 @@ impl Words {
         &self.bytes[..self.len]
     }
 
+    /// The words without a blank at the end.
+    pub(crate) fn text(&self) -> &[u8] {
+        let words = self.as_bytes();
+        words.strip_suffix(b" ").unwrap_or(words)
+    }
+
     /// Whether it has one of these phrases, in the server's own words.
     pub(crate) fn has_any(&self, phrases: &[&str]) -> bool {
         phrases.iter().any(|phrase| self.find(phrase.as_bytes()).is_some())
@@ -158,11 +164,6 @@ impl Words {
         self.repeated[at / 64] >> (at % 64) & 1 == 1
     }
 
-    /// Adds text that is no reply's line.
-    pub(crate) fn add(&mut self, text: &[u8]) {
-        text.iter().for_each(|&byte| self.push(byte));
-    }
-
     /// Adds a line of a reply, without what stands in brackets.
     pub(crate) fn add_line(&mut self, line: &[u8]) {
         let mut rest = line;
@@ -178,13 +179,15 @@ impl Words {
             }
             let length = if closes { closed(rest) } else { None };
             closes = length.is_some();
-            self.add(b"<>");
+            self.push(b'<');
+            self.push(b'>');
             rest = &rest[length.unwrap_or_else(|| open(rest))..];
         }
         self.push(b' ');
     }
 
-    fn push(&mut self, byte: u8) {
+    /// Adds a byte; not a second blank.
+    pub(crate) fn push(&mut self, byte: u8) {
         let byte = match byte {
             0x21..=0x7e => byte.to_ascii_lowercase(),
             0x80.. => NOT_ASCII,

@@ -44,7 +44,8 @@ use crate::name::{NAME_MAX, domain_of, has_upper, without_root};
 use crate::pace::{Pace, Rate};
 use crate::random::Random;
 use crate::recall::{Heard, Recall};
-use crate::report::{self, Report, Sent};
+use crate::replies::{Meaning, PAUSE_MAX_SECS, Replies, Verdict};
+use crate::report::{self, Reader, Report, Sent};
 use crate::route::{Routes, without_credentials};
 use crate::rules::{Cap, KeyKind, Rules};
 use crate::share::{Looked, Others, Spawners, Take, Tells, Turn, Wants};
@@ -93,6 +94,9 @@ const ERROR_BYTES: usize = 120;
 /// How much one delivery counts in the guess for a new key's service time.
 const TYPICAL_WEIGHT: f64 = 1.0 / 64.0;
 
+/// The longest that a key is suspended, in seconds.
+pub const SUSPENDED_MAX_SECS: u32 = PAUSE_MAX_SECS as u32;
+
 /// The answer to a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -111,7 +115,8 @@ pub enum Answer {
 pub struct Busy {
     /// The index of the key, for [`Gate::key`]; valid until the next call. What qmail-send is told is [`Key::number`].
     pub key: u32,
-    /// Seconds, 1..=3600: until it should come again, if it is not called before; of a key that is suspended, until that ends.
+    /// Seconds: until it should come again, if it is not called before, 1..=3600; of a key that is suspended, until that ends,
+    /// 1..=[`SUSPENDED_MAX_SECS`].
     pub secs: u32,
     /// Why.
     pub why: Why,
@@ -124,12 +129,21 @@ pub enum Why {
     AtLimit,
     /// The server has refused it, and not for its own sake. It is away until it is called.
     Refused,
-    /// Nothing gets through to the server, and it is not to be tried for some seconds. It is away until it is called.
-    Paused,
+    /// Nothing is to be tried for some seconds. It is away until it is called.
+    Paused(Cause),
     /// Nor for longer than a command is held: a deferral like any other, which ages.
-    Suspended,
+    Suspended(Cause),
     /// The domain has as many of its site's places as one domain may have. It is away until it is called.
     AtPart(u32),
+}
+
+/// Why nothing is to be tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Nothing gets through to the server.
+    NoConnection,
+    /// This line of control/concurrencyreplies.
+    Rule(u32),
 }
 
 /// What to do about a held command.
@@ -211,6 +225,13 @@ enum Place {
     Nowhere,
 }
 
+/// A pause that control/concurrencyreplies wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pause {
+    until_us: u64,
+    line: u32,
+}
+
 /// What is counted together. (Or a domain that counts under such a key; those are not shown.)
 #[derive(Debug)]
 pub struct Key {
@@ -263,6 +284,8 @@ pub struct Key {
     /// How many deliveries they had at the last look.
     elsewhere: u32,
     turn: Turn,
+    /// The last pause that the operator's words wanted. It may be over.
+    pause: Option<Pause>,
     hash: u64,
     /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
     of: u32,
@@ -308,6 +331,7 @@ impl Key {
             told: false,
             elsewhere: 0,
             turn: Turn::default(),
+            pause: None,
             hash: 0,
             of: NONE,
             standing: None,
@@ -336,10 +360,34 @@ impl Key {
     /// Until when nothing starts, in microseconds, if that is so.
     #[must_use]
     pub fn suspended_until(&self, now_us: u64) -> Option<u64> {
-        match self.cap.learning {
+        self.suspension(now_us).map(|(until_us, _)| until_us)
+    }
+
+    /// The same, and why.
+    #[inline]
+    fn suspension(&self, now_us: u64) -> Option<(u64, Cause)> {
+        let learned = match self.cap.learning {
             Learning::On => self.learned.suspended_until(now_us),
             Learning::Fixed => None,
+        };
+        match (learned, self.pause_at(now_us)) {
+            (learned, Some(pause)) if learned.is_none_or(|until_us| until_us < pause.until_us) => {
+                Some((pause.until_us, Cause::Rule(pause.line)))
+            }
+            (learned, _) => learned.map(|until_us| (until_us, Cause::NoConnection)),
         }
+    }
+
+    /// A pause is prolonged by another one, and never shortened.
+    fn pause(&mut self, pause: Pause) {
+        if self.pause.is_none_or(|known| known.until_us < pause.until_us) {
+            self.pause = Some(pause);
+        }
+    }
+
+    #[inline]
+    fn pause_at(&self, now_us: u64) -> Option<Pause> {
+        self.pause.filter(|pause| pause.until_us > now_us)
     }
 
     /// When its server objected the last time; None: never, or it does not matter any more.
@@ -354,6 +402,7 @@ impl Key {
     fn admits(&self, now_us: u64) -> bool {
         match self.cap.limit {
             Limit::AtMost(0) => false,
+            _ if self.pause_at(now_us).is_some() => false,
             limit => {
                 let may =
                     self.learned.may_start(now_us, self.running, most(limit), self.cap.learning);
@@ -377,7 +426,10 @@ impl Key {
 
     /// Whether it has ever been at its limit, or its server has objected.
     fn is_contended(&self) -> bool {
-        self.held_ever > 0 || self.busy > 0 || self.learned.objected_us().is_some()
+        self.held_ever > 0
+            || self.busy > 0
+            || self.learned.objected_us().is_some()
+            || self.pause.is_some()
     }
 }
 
@@ -504,6 +556,7 @@ impl Keys {
         key.told = false;
         key.elsewhere = 0;
         key.turn = Turn::default();
+        key.pause = None;
         self.last_number = self.last_number.checked_add(1).unwrap_or(1);
         key.number = self.last_number;
         self.free.pop();
@@ -579,7 +632,14 @@ impl Keys {
             at != NONE && now_us.saturating_sub(keys.all[at as usize].idle_since_us) > KNOWN_US
         };
         while old(self, self.known.first) {
-            self.forget(self.known.first);
+            let at = self.known.first;
+            if self.all[at as usize].pause_at(now_us).is_some() {
+                // A pause may be longer.
+                self.wake(at);
+                self.rest(at, now_us);
+            } else {
+                self.forget(at);
+            }
         }
         while old(self, self.recent.first) {
             self.forget(self.recent.first);
@@ -770,8 +830,7 @@ impl Gate {
         let was_called = self.arrived(domain, at, now_us);
         let entry = &mut self.slots[slot as usize];
         entry.envelope = Envelope::NONE;
-        let learning = self.keys.all[at as usize].cap.learning;
-        if learning == Learning::On || self.rules.looks_at_addresses() {
+        if self.rules.reads_reports(self.keys.all[at as usize].cap) {
             let hasher = self.rules.hasher;
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             entry.mail = message ^ hasher.hash(parts.recipient());
@@ -1127,13 +1186,14 @@ impl Gate {
         let looks_at_addresses = self.rules.looks_at_addresses();
         let key = &mut self.keys.all[at as usize];
         note_error(&mut key.error, report);
-        if key.cap.learning == Learning::On || looks_at_addresses {
-            let sent = Own {
+        if self.rules.reads_reports(key.cap) {
+            let own = Own {
                 hasher: self.rules.hasher,
                 envelope,
                 names: [&self.keys.all[domain as usize].name, &self.rules.helo],
             };
-            let said = report::classify_of(report, &sent);
+            let reader = Reader { own, replies: &self.rules.replies };
+            let said = reader.classify(report);
             let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
             let key = &mut self.keys.all[at as usize];
             let seen = match site {
@@ -1161,6 +1221,21 @@ impl Gate {
                     self.ended_alone(domain, ended);
                 }
                 _ => {}
+            }
+            if let Some(Verdict { line, meaning: Meaning::Pause(secs) }) = said.rule {
+                let until_us = now_us.saturating_add(u64::from(secs) * 1_000_000);
+                let pause = Pause { until_us, line };
+                match site {
+                    Site::Elsewhere => {}
+                    Site::Alone => self.keys.all[domain as usize].pause(pause),
+                    _ => {
+                        self.keys.all[at as usize].pause(pause);
+                        // The other half of a site is at the same servers.
+                        if let Some(partner) = self.partner(at) {
+                            self.keys.all[partner as usize].pause(pause);
+                        }
+                    }
+                }
             }
             match said.seen {
                 // It came alone, as far as is counted; but only now is it known beside how many others of its site.
@@ -1442,6 +1517,23 @@ impl Gate {
         self.rebuild(now_us).inspect_err(|_| self.rules.sites.map = old)
     }
 
+    /// Other words count from now on. The pauses that the old ones wanted are over: whoever changes the file may have been
+    /// mistaken before.
+    pub fn set_replies(&mut self, replies: Replies, now_us: u64) {
+        self.clock(now_us);
+        self.rules.replies = replies;
+        self.paused.clear();
+        for at in 0..self.keys.all.len() as u32 {
+            let key = &mut self.keys.all[at as usize];
+            key.pause = None;
+            key.paused = false;
+            if key.place == Place::Active {
+                self.make_ready(at);
+                self.look_for_room(at);
+            }
+        }
+    }
+
     /// The name that qmail-remote gives with HELO, which servers repeat. Nothing is done without memory for it.
     pub fn set_helo(&mut self, name: &[u8]) {
         let helo = &mut self.rules.helo;
@@ -1555,6 +1647,7 @@ impl Gate {
                 (key.busy, key.done, key.held_ever, key.peak) =
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
+                key.pause = old.pause;
                 if key.cap.learning == Learning::On
                     && key.standing.is_some() == old.standing.is_some()
                 {
@@ -1967,19 +2060,20 @@ impl Gate {
     /// What is neither started nor held.
     fn not_now(&mut self, at: u32, now_us: u64) -> Busy {
         let key = &self.keys.all[at as usize];
-        let suspended_until = match key.cap.limit {
+        let suspension = match key.cap.limit {
             Limit::AtMost(0) => None,
-            _ => key.suspended_until(now_us),
+            _ => key.suspension(now_us),
         };
-        match suspended_until {
+        match suspension {
             None => self.send_away(at, now_us, Why::AtLimit),
-            Some(until_us) if until_us - now_us < HOLD_MAX_US => {
-                self.send_away(at, now_us, Why::Paused)
+            Some((until_us, cause)) if until_us - now_us < HOLD_MAX_US => {
+                self.send_away(at, now_us, Why::Paused(cause))
             }
-            Some(until_us) => {
+            Some((until_us, cause)) => {
                 self.totals.suspended += 1;
                 let secs = (until_us - now_us).div_ceil(1_000_000);
-                Busy { key: at, secs: secs.clamp(1, 3600) as u32, why: Why::Suspended }
+                let secs = secs.clamp(1, u64::from(SUSPENDED_MAX_SECS)) as u32;
+                Busy { key: at, secs, why: Why::Suspended(cause) }
             }
         }
     }

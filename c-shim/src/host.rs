@@ -1,6 +1,6 @@
 //! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
 //!
-//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs five `stat`
+//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs six `stat`
 //! calls a second; the status one `write` a second, when something changed, or one a minute, and what was seen of sites one in
 //! ten seconds. All descriptors are closed again at once, but for that of [`crate::shared`], which only a queue with several
 //! spawners has.
@@ -17,10 +17,11 @@ use std::path::Path;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::command::Parts;
-use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Gate, Key, Next, Ran, Why};
+use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Cause, Gate, Key, Next, Ran, Why};
 use crate::memory::{OutOfMemory, Text};
 use crate::problem::{self, Kind, Problem};
 use crate::process::Identity;
+use crate::replies::Replies;
 use crate::route::Routes;
 use crate::rules::KeyKind;
 use crate::share::Spawners;
@@ -274,6 +275,7 @@ pub struct Host {
     domains: Watched,
     routes: Watched,
     sites: Watched,
+    replies: Watched,
     /// The name for HELO: that of the first one that there is.
     helo: [Watched; 2],
     /// The names of the status file and of what was seen of sites, for a spawner that is alone or the first.
@@ -335,6 +337,7 @@ impl Host {
             domains: Watched::new(control, "concurrencydomains")?,
             routes: Watched::new(control, "smtproutes")?,
             sites: Watched::new(control, "concurrencysites")?,
+            replies: Watched::new(control, "concurrencyreplies")?,
             helo: [Watched::new(control, "helohost")?, Watched::new(control, "me")?],
             status_base: copy(status)?,
             seen_base: join(directory_of(status), "gatesites")?,
@@ -586,6 +589,7 @@ impl Host {
         self.look_at_domains(now_us);
         self.look_at_routes(now_us);
         self.look_at_sites(now_us);
+        self.look_at_replies(now_us);
         self.look_at_helo();
         self.look_at_spawners();
     }
@@ -699,6 +703,29 @@ impl Host {
             self.gate.set_map(map, now_us).map(|()| problem).map_err(|_| Kind::OutOfMemory)
         });
         self.sites.settle(problem::File::Sites, set);
+        self.touch();
+    }
+
+    /// With errors the last good words stay.
+    fn look_at_replies(&mut self, now_us: u64) {
+        let parsed = match self.replies.look(table::FILE_MAX) {
+            Contents::Same => return,
+            Contents::Missing => Ok((Some(Replies::default()), None)),
+            Contents::Unusable(kind) => Err(kind),
+            Contents::Read(bytes) => match Replies::parse(&bytes) {
+                Ok((replies, problems)) => {
+                    Ok(((problems.errors() == 0).then_some(replies), problems.worst()))
+                }
+                Err(OutOfMemory) => Err(Kind::OutOfMemory),
+            },
+        };
+        let set = parsed.map(|(replies, problem)| {
+            if let Some(replies) = replies {
+                self.gate.set_replies(replies, now_us);
+            }
+            problem
+        });
+        self.replies.settle(problem::File::Replies, set);
         self.touch();
     }
 
@@ -829,6 +856,7 @@ impl Host {
             self.domains.problem,
             self.routes.problem,
             self.sites.problem,
+            self.replies.problem,
             self.concurrency_problem,
             self.status_problem,
             self.seen_problem,
@@ -898,13 +926,15 @@ fn concurrency_remote(path: &OsStr) -> (u32, Option<Problem>) {
 /// B73 5 a.example has its part of its site's places, 15; not tried. (#4.4.5)
 /// B73 5 gmail.com: no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)
 /// Zgmail.com: no connection to its server succeeds, none is tried for 73 s; not tried. (#4.4.1)
+/// B73 5 gmail.com is paused by control/concurrencyreplies:7; not tried. (#4.4.5)
+/// Zgmail.com is paused by control/concurrencyreplies:7 for 1730 s; not tried. (#4.4.5)
 /// ```
 fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
     match busy.why {
-        Why::AtLimit | Why::Refused | Why::Paused | Why::AtPart(_) => {
+        Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => {
             write!(out, "B{} {} ", busy.secs, key.number)?;
         }
-        Why::Suspended => out.write_str("Z")?,
+        Why::Suspended(_) => out.write_str("Z")?,
     }
     match key.kind {
         KeyKind::Domain => {}
@@ -930,14 +960,29 @@ fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
         Limit::Unlimited => Ok(()),
     };
     match (busy.why, key.limit()) {
-        (Why::Suspended, _) => {
+        (Why::Suspended(Cause::Rule(line)), _) => {
+            return writeln!(
+                out,
+                " is paused by {}:{line} for {} s; not tried. (#4.4.5)",
+                problem::File::Replies,
+                busy.secs
+            );
+        }
+        (Why::Paused(Cause::Rule(line)), _) => {
+            return writeln!(
+                out,
+                " is paused by {}:{line}; not tried. (#4.4.5)",
+                problem::File::Replies
+            );
+        }
+        (Why::Suspended(Cause::NoConnection), _) => {
             return writeln!(
                 out,
                 ": no connection to its server succeeds, none is tried for {} s; not tried. (#4.4.1)",
                 busy.secs
             );
         }
-        (Why::Paused, _) => {
+        (Why::Paused(Cause::NoConnection), _) => {
             return out.write_str(
                 ": no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n",
             );
@@ -1014,12 +1059,20 @@ mod tests {
              greeting failed./Remote host said: 421 ?[2J/ (#4.4.5)\n"
         );
         assert_eq!(
-            told(&key, Why::Paused, 61),
+            told(&key, Why::Paused(Cause::NoConnection), 61),
             "B61 7 gmail.com: no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n"
         );
         assert_eq!(
-            told(&key, Why::Suspended, 61),
+            told(&key, Why::Suspended(Cause::NoConnection), 61),
             "Zgmail.com: no connection to its server succeeds, none is tried for 61 s; not tried. (#4.4.1)\n"
+        );
+        assert_eq!(
+            told(&key, Why::Paused(Cause::Rule(12)), 61),
+            "B61 7 gmail.com is paused by control/concurrencyreplies:12; not tried. (#4.4.5)\n"
+        );
+        assert_eq!(
+            told(&key, Why::Suspended(Cause::Rule(12)), 7200),
+            "Zgmail.com is paused by control/concurrencyreplies:12 for 7200 s; not tried. (#4.4.5)\n"
         );
         let refused = Ended {
             now_us: 2,

@@ -36,6 +36,8 @@ pub mod problem;
 pub mod process;
 pub mod random;
 pub mod recall;
+pub mod regex;
+pub mod replies;
 pub mod report;
 pub mod route;
 pub mod rules;

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::regex::Fault;
+
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
@@ -24,6 +26,8 @@ pub enum File {
     ConcurrencyRemote,
     /// control/concurrencysites
     Sites,
+    /// control/concurrencyreplies
+    Replies,
     /// queue/lock/gatestatus
     Status,
     /// queue/lock/gatesites
@@ -39,6 +43,7 @@ impl fmt::Display for File {
             Self::Routes => "control/smtproutes",
             Self::ConcurrencyRemote => "control/concurrencyremote",
             Self::Sites => "control/concurrencysites",
+            Self::Replies => "control/concurrencyreplies",
             Self::Status => "queue/lock/gatestatus",
             Self::Seen => "queue/lock/gatesites",
             Self::Shared => "queue/lock/gateshared",
@@ -123,6 +128,30 @@ pub enum Kind {
     SiteLine,
     /// Too many lines in concurrencysites, or groups in them.
     TooManySites,
+    /// A line of concurrencyreplies lacks a field.
+    ReplyFields,
+    /// Its first field is no code of refusals.
+    ReplyCode,
+    /// Its second field does not begin as a pattern.
+    PatternStart,
+    /// Its pattern has no end.
+    PatternOpen,
+    /// Something is directly behind its pattern.
+    PatternEnd,
+    /// Its pattern is wrong.
+    Pattern(Fault),
+    /// Its third field is no meaning.
+    ReplyMeaning,
+    /// The seconds of a pause are not from 1 to [`crate::replies::PAUSE_MAX_SECS`].
+    PauseSeconds,
+    /// Something is behind its meaning.
+    ReplyTail,
+    /// More than [`crate::replies::RULES_MAX`] lines, or [`crate::replies::PROGRAMS_MAX`] steps.
+    TooManyReplies,
+    /// An earlier line, whose number is here, fits whatever this one does.
+    ReplyNeverReached(u32),
+    /// It is about refusals for good, to which only a pause does something.
+    ReplyPermanent,
     /// concurrencyremote is not a number.
     NotNumber,
     /// The spawners of this queue cannot tell each other what runs; the system's error number, 0 if there is none.
@@ -157,6 +186,8 @@ impl Kind {
             | Self::SiteLine
             | Self::TooManySites
             | Self::AboveConcurrencyRemote(_)
+            | Self::ReplyNeverReached(_)
+            | Self::ReplyPermanent
             | Self::RouteNoColon
             | Self::RouteTooLong
             | Self::RouteStar
@@ -222,6 +253,35 @@ impl fmt::Display for Kind {
             Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", crate::name::VALUE_MAX),
             Self::SiteLine => f.write_str("not domain:group, so this line is ignored"),
             Self::TooManySites => f.write_str("too many lines or groups, the gate does not follow it"),
+            Self::ReplyFields => f.write_str("a line is CODE PATTERN MEANING"),
+            Self::ReplyCode => {
+                f.write_str("not a code of refusals: 421, 4xx, 4.7.28, 4.7.x and * are")
+            }
+            Self::PatternStart => {
+                f.write_str("not a pattern: /regular expression/, \"text\" and * are")
+            }
+            Self::PatternOpen => f.write_str("the pattern has no end"),
+            Self::PatternEnd => f.write_str("no blank behind the pattern"),
+            Self::Pattern(fault) => fault.fmt(f),
+            Self::ReplyMeaning => {
+                f.write_str("not a meaning: limit, rate, nothing and pause SECONDS are")
+            }
+            Self::PauseSeconds => {
+                write!(f, "not seconds from 1 to {}", crate::replies::PAUSE_MAX_SECS)
+            }
+            Self::ReplyTail => f.write_str("more behind the meaning; a comment begins with #"),
+            Self::TooManyReplies => write!(
+                f,
+                "more than {} lines, or patterns of {} steps",
+                crate::replies::RULES_MAX,
+                crate::replies::PROGRAMS_MAX
+            ),
+            Self::ReplyNeverReached(line) => {
+                write!(f, "line {line} says it for all of these; this line never counts")
+            }
+            Self::ReplyPermanent => {
+                f.write_str("a refusal for good is no deferral: only pause does something here")
+            }
             Self::NotNumber => f.write_str("not a number, so the default of 20 counts"),
             Self::CountsAlone(0) => f.write_str("cannot be used, so each limit holds per qmail-rspawn"),
             Self::CountsAlone(error) => {

@@ -65,6 +65,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::echo::{Own, Words};
+use crate::replies::{Enhanced, Meaning, Replies, Verdict};
 
 /// What a report says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub struct Report {
     pub seen: Seen,
     /// The address that qmail-remote was connected to, if it says so.
     pub peer: Option<IpAddr>,
+    /// The line of control/concurrencyreplies that counts for it.
+    pub rule: Option<Verdict>,
 }
 
 /// What a delivery saw of the server.
@@ -103,20 +106,81 @@ pub enum Sent {
     Yes,
 }
 
-const NOTHING: Report = Report { seen: Seen::Nothing, peer: None };
+const NOTHING: Report = Report { seen: Seen::Nothing, peer: None, rule: None };
 
 /// qmail-remote keeps 5000 bytes of a reply, and has one recipient. What is longer is not from it.
 const REPORT_MAX: usize = 65536;
 
+/// What else is known when a report is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    /// What the delivery sent.
+    pub own: Own<'a>,
+    /// What the operator says of replies.
+    pub replies: &'a Replies,
+}
+
 /// Reads a report of which nothing else is known.
 #[must_use]
 pub fn classify(report: &[u8]) -> Report {
-    classify_of(report, &Own::unknown())
+    Reader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
 }
 
-/// Reads the report of a delivery that sent this.
-#[must_use]
-pub fn classify_of(report: &[u8], sent: &Own<'_>) -> Report {
+/// Where in a session a reply was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// At the greeting, or when the name was given.
+    Start,
+    /// At the sender, a recipient, the DATA command, or authentication.
+    Envelope,
+    /// After the message.
+    Message,
+}
+
+impl Reader<'_> {
+    /// Reads a report.
+    #[must_use]
+    pub fn classify(&self, report: &[u8]) -> Report {
+        classify_by(self, report)
+    }
+
+    /// What a reply means that was taken as temporary, and which line of the operator's says so.
+    #[must_use]
+    pub fn temporary(&self, stage: Stage, reply: &[u8]) -> (Seen, Option<Verdict>) {
+        let sent = if stage == Stage::Message { Sent::Yes } else { Sent::No };
+        let Some(reply) = Reply::read(reply, &self.own) else { return (Seen::Deferred, None) };
+        let rule = self.replies.find(reply.code, reply.enhanced, &reply.words);
+        let is_too_many = match rule {
+            Some(rule) => matches!(rule.meaning, Meaning::Limit | Meaning::Rate),
+            None => reply.says_too_many(stage),
+        };
+        (if is_too_many { Seen::TooMany(sent) } else { Seen::Deferred }, rule)
+    }
+
+    /// What patterns are searched for in; None: it is no reply.
+    #[must_use]
+    pub fn read_as(&self, reply: &[u8]) -> Option<Vec<u8>> {
+        let reply = Reply::read(reply, &self.own)?;
+        let mut text = Vec::new();
+        text.try_reserve_exact(reply.words.text().len()).ok()?;
+        text.extend_from_slice(reply.words.text());
+        Some(text)
+    }
+
+    /// The line of the operator's that wants a pause after a reply that was taken as permanent. Other lines do not change what
+    /// becomes of the mail.
+    #[must_use]
+    pub fn permanent(&self, reply: &[u8]) -> Option<Verdict> {
+        if self.replies.is_empty() {
+            return None;
+        }
+        let reply = Reply::read(reply, &self.own)?;
+        let rule = self.replies.find(reply.code, reply.enhanced, &reply.words);
+        rule.filter(|rule| matches!(rule.meaning, Meaning::Pause(_)))
+    }
+}
+
+fn classify_by(reader: &Reader<'_>, report: &[u8]) -> Report {
     if report.len() > REPORT_MAX {
         return NOTHING;
     }
@@ -133,43 +197,38 @@ pub fn classify_of(report: &[u8], sent: &Own<'_>) -> Report {
     };
     let (own, reply) = halves(&message[1..]);
     let end = End::read(own);
-    let seen = match (message[0], recipient.map(|line| line[0]), end.kind) {
+    let (of_recipient, recipients_reply) = halves(recipient.map_or(&[], |line| &line[1..]));
+    let plain = |seen| (seen, None);
+    let (seen, rule) = match (message[0], recipient.map(|line| line[0]), end.kind) {
         (_, _, Kind::Unknown) => return NOTHING,
-        (b'K', Some(b's'), Kind::Accepted) => Seen::Deferred,
-        (b'K', Some(b'h'), Kind::Accepted) => Seen::Failed,
-        (b'K', _, Kind::Accepted) => Seen::Accepted,
-        (b'Z', _, Kind::NotConnected) => Seen::ConnectFailed,
-        (b'Z', _, Kind::Died(may_have_it)) => Seen::Died(may_have_it),
-        (b'Z', _, Kind::Refused(stage)) => temporary(stage, reply, sent),
-        (b'D', Some(b's'), Kind::GaveUp) => {
-            let (own, reply) = halves(recipient.map_or(&[], |line| &line[1..]));
-            if own.ends_with(b" does not like recipient.") {
-                temporary(Stage::Envelope, reply, sent)
-            } else {
-                Seen::Deferred
-            }
+        (b'K', Some(b's'), Kind::Accepted) => plain(Seen::Deferred),
+        (b'K', Some(b'h'), Kind::Accepted) => plain(Seen::Failed),
+        (b'K', _, Kind::Accepted) => plain(Seen::Accepted),
+        (b'Z', _, Kind::NotConnected) => plain(Seen::ConnectFailed),
+        (b'Z', _, Kind::Died(may_have_it)) => plain(Seen::Died(may_have_it)),
+        (b'Z', _, Kind::Refused(stage)) => reader.temporary(stage, reply),
+        (b'D', Some(b's'), Kind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
+            reader.temporary(Stage::Envelope, recipients_reply)
         }
-        (b'D', _, Kind::GaveUp | Kind::Refused(_)) => Seen::Failed,
+        (b'D', Some(b's'), Kind::GaveUp) => plain(Seen::Deferred),
+        (b'D', Some(b'h'), Kind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
+            (Seen::Failed, reader.permanent(recipients_reply))
+        }
+        (b'D', _, Kind::GaveUp) => plain(Seen::Failed),
+        (b'D', _, Kind::Refused(_)) => (Seen::Failed, reader.permanent(reply)),
         _ => return NOTHING,
     };
-    Report { seen, peer: end.peer }
+    Report { seen, peer: end.peer, rule }
 }
+
+/// The end of qmail-remote's words on a recipient that was refused.
+const DOES_NOT_LIKE: &[u8] = b" does not like recipient.";
 
 /// qmail-remote's own words, up to the first line feed, and the server's reply.
 fn halves(line: &[u8]) -> (&[u8], &[u8]) {
     let end = line.iter().position(|&byte| byte == b'\n').unwrap_or(line.len());
     let (own, rest) = line.split_at(end);
     (own, rest.strip_prefix(b"\nRemote host said: ").unwrap_or_default())
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// At the greeting, or when the name was given.
-    Start,
-    /// At the sender, a recipient, the DATA command, or authentication.
-    Envelope,
-    /// After the message.
-    Message,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,21 +310,12 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     word.parse::<Ipv6Addr>().ok().map(|ip| ip.to_canonical())
 }
 
-/// What a reply means that was taken as temporary.
-fn temporary(stage: Stage, reply: &[u8], own: &Own<'_>) -> Seen {
-    let sent = if stage == Stage::Message { Sent::Yes } else { Sent::No };
-    if Reply::read(reply, own).is_some_and(|reply| reply.says_too_many(stage)) {
-        Seen::TooMany(sent)
-    } else {
-        Seen::Deferred
-    }
-}
-
-struct Reply {
-    code: u16,
-    /// The subject and the detail of an enhanced status code (RFC 3463).
-    enhanced: Option<(u16, u16)>,
-    words: Words,
+/// A server's reply.
+pub(crate) struct Reply {
+    pub(crate) code: u16,
+    /// Of its first line.
+    pub(crate) enhanced: Option<Enhanced>,
+    pub(crate) words: Words,
 }
 
 /// About connections: these count with any code, whatever else is said.
@@ -355,9 +405,11 @@ const UNAVAILABLE: [&str; 3] = ["try again later", "service unavailable", "busy"
 const TIMES: [&str; 7] = ["second", "sec", "minute", "min", "hour", "1h", "1m"];
 
 impl Reply {
-    fn read(reply: &[u8], own: &Own<'_>) -> Option<Self> {
-        let (code, enhanced, _) = status(reply)?;
+    pub(crate) fn read(reply: &[u8], own: &Own<'_>) -> Option<Self> {
+        let (code, enhanced, text) = status(reply)?;
         let mut words = Words::new();
+        let codes = &reply[..reply.len() - text.len()];
+        codes.iter().for_each(|&byte| words.push(if byte == b'-' { b' ' } else { byte }));
         for line in reply.split(|&byte| byte == b'\n') {
             // A phrase may go on in the next line, behind its codes.
             words.add_line(status(line).map_or(line, |(_, _, text)| text));
@@ -407,7 +459,7 @@ impl Reply {
 }
 
 /// A code, an enhanced code (subject and detail), and the text behind.
-type Status<'a> = (u16, Option<(u16, u16)>, &'a [u8]);
+type Status<'a> = (u16, Option<Enhanced>, &'a [u8]);
 
 fn status(line: &[u8]) -> Option<Status<'_>> {
     let (digits, rest) = line.split_at_checked(3)?;

@@ -12,8 +12,10 @@
 
 use std::net::IpAddr;
 
+use crate::learn::Learning;
 use crate::memory::OutOfMemory;
 use crate::name::{Hasher, Place};
+use crate::replies::Replies;
 use crate::route::Routes;
 use crate::site::{Because, Evidence, Sites};
 pub use crate::table::Cap;
@@ -83,6 +85,8 @@ pub struct Rules {
     pub sites: Sites,
     /// The name that qmail-remote gives with HELO.
     pub helo: Vec<u8>,
+    /// control/concurrencyreplies.
+    pub replies: Replies,
 }
 
 impl Rules {
@@ -95,6 +99,7 @@ impl Rules {
             routes: Routes::new(hasher),
             sites: Sites::new(hasher),
             helo: Vec::new(),
+            replies: Replies::default(),
         }
     }
 
@@ -189,6 +194,15 @@ impl Rules {
     #[must_use]
     pub fn looks_at_addresses(&self) -> bool {
         self.table.as_ref().is_some_and(Table::has_ranges)
+    }
+
+    /// Whether it matters what a delivery of a key with this cap printed.
+    #[inline]
+    #[must_use]
+    pub fn reads_reports(&self, cap: Cap) -> bool {
+        cap.learning == Learning::On
+            || (self.table.is_some() && !self.replies.is_empty())
+            || self.looks_at_addresses()
     }
 
     /// The group of the site that is at this address.

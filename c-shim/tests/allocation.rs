@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Gate, Next, Ran};
 use qpatch_gate::random::Random;
+use qpatch_gate::replies::Replies;
 use qpatch_gate::table::Table;
 
 struct Counting;
@@ -42,6 +43,9 @@ fn none_for_a_delivery() {
     let mut gate = Gate::new(1000, 1000, 1).unwrap();
     let table = Table::parse(b":2\nbusy.example:20::learn\n", gate.hasher()).unwrap().0;
     gate.set_table(Some(table), 0).unwrap();
+    let words =
+        b"450 /no+ (such|thing)/ limit\n4xx \"is full\" nothing\n4.1.8 /[^x]{3,9}: (.*b)+/ rate\n";
+    gate.set_replies(Replies::parse(words).unwrap().0, 0);
     let recipients: Vec<String> =
         (0..3000).map(|i| format!("user{i}@{}{i}.example\0", "x".repeat(i % 7))).collect();
     let mut free: Vec<u32> = (0..1000).collect();

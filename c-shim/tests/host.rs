@@ -317,6 +317,43 @@ fn what_this_host_sent_is_not_the_servers_word() {
 }
 
 #[test]
+fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", ":9::learn\n");
+    home.write("concurrencyreplies", "450 \"slow\" rate\n");
+    let mut host = home.open(100);
+    let (fixed, lower) = (Limit::AtMost(9), Limit::AtMost(2));
+    assert_eq!(limit_after(&mut host, "a@a.example\0", "450 slow"), lower);
+    assert_eq!(limit_after(&mut host, "a@a.example\0", "450 sluggish"), fixed);
+    home.write("concurrencyreplies", "450 \"sluggish\" rate\n450 /slow(/ rate\n");
+    next_second();
+    assert_eq!(limit_after(&mut host, "a@a.example\0", "450 slow"), lower, "the last good one");
+    assert_eq!(limit_after(&mut host, "a@a.example\0", "450 sluggish"), fixed);
+    next_second();
+    host.timeout_ms();
+    assert_eq!(home.problem(), "control/concurrencyreplies:2:10: the ( is never closed");
+    home.write("concurrencyreplies", "450 \"sluggish\" pause 7200\n");
+    next_second();
+    assert_eq!(limit_after(&mut host, "a@a.example\0", "450 slow"), fixed);
+    assert_eq!(ask(&mut host, 0, "b.example"), Ask::Go);
+    let report =
+        "ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: 450 sluggish\n\0";
+    host.done(0, Ran::Yes(report.as_bytes()));
+    assert_eq!(ask(&mut host, 0, "b.example"), Ask::Report);
+    assert_eq!(
+        text(&host),
+        "Zb.example is paused by control/concurrencyreplies:1 for 7200 s; not tried. (#4.4.5)\n"
+    );
+    fs::remove_file(home.control("concurrencyreplies")).unwrap();
+    next_second();
+    assert_eq!(ask(&mut host, 0, "b.example"), Ask::Go, "without the file there is no pause");
+    next_second();
+    host.timeout_ms();
+    assert_eq!(home.problem(), "");
+}
+
+#[test]
 fn relays_count_together() {
     let home = Home::new();
     home.write("concurrencydomains", "relay.example:2\n");

@@ -693,7 +693,7 @@ fn connections_that_fail_count_for_their_domain_alone() {
         match ask_for(&mut gate, now_us, 0, "member0.example") {
             Answer::Go => drop(gate.done(now_us, 0, Ran::Yes(NOT_CONNECTED))),
             Answer::Busy(busy) => {
-                assert!(matches!(busy.why, Why::Paused | Why::Suspended | Why::AtPart(_)));
+                assert!(matches!(busy.why, Why::Paused(_) | Why::Suspended(_) | Why::AtPart(_)));
                 waited += 1;
             }
             answer => panic!("{answer:?}"),
@@ -803,7 +803,7 @@ fn mail_that_comes_in_a_short_pause_comes_back_after_it() {
     assert_eq!(gate.ask(1_000_000, 0, &parts(b"1/1\0")), Answer::Go);
     assert!(gate.done(1_000_000, 0, Ran::Yes(report)).is_some());
     let answer = gate.ask(1_000_001, 0, &parts(b"1/2\0"));
-    assert!(matches!(answer, Answer::Busy(Busy { why: Why::Paused, .. })), "{answer:?}");
+    assert!(matches!(answer, Answer::Busy(Busy { why: Why::Paused(_), .. })), "{answer:?}");
     // After the pause both are called.
     let mut called = 0;
     let mut now_us = 1_000_001;

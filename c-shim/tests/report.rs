@@ -6,12 +6,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::echo::{Envelope, Own};
 use qpatch_gate::name::Hasher;
-use qpatch_gate::report::{Report, Seen, Sent, classify, classify_of};
+use qpatch_gate::replies::Replies;
+use qpatch_gate::report::{Reader, Report, Seen, Sent, classify};
 
 const TOO_MANY: Seen = Seen::TooMany(Sent::No);
 
 fn seen(report: &str) -> (Seen, Option<String>) {
-    let Report { seen, peer } = classify(report.as_bytes());
+    let Report { seen, peer, .. } = classify(report.as_bytes());
     (seen, peer.map(|peer: IpAddr| peer.to_string()))
 }
 
@@ -490,11 +491,11 @@ fn seen_of(sender: &str, recipient: &str, helo: &str, reply: &str) -> Seen {
     let with_zero = |address: &str| [address.as_bytes(), b"\0"].concat();
     let envelope = Envelope::new(&hasher, &with_zero(sender), &with_zero(recipient));
     let domain = recipient.rsplit_once('@').map_or("", |(_, domain)| domain).to_lowercase();
-    let sent = Own { hasher, envelope, names: [domain.as_bytes(), helo.as_bytes()] };
+    let own = Own { hasher, envelope, names: [domain.as_bytes(), helo.as_bytes()] };
     let report = format!(
         "s192.0.2.1 does not like recipient.\nRemote host said: {reply}\n\0DGiving up on 192.0.2.1.\n\0"
     );
-    classify_of(report.as_bytes(), &sent).seen
+    Reader { own, replies: &Replies::default() }.classify(report.as_bytes()).seen
 }
 
 #[test]
@@ -848,9 +849,9 @@ proptest! {
         let with = |own: &[u8]| [own, b"\nRemote host said: ", &said, b"\0"].concat();
         let peer = Some(IpAddr::from([192, 0, 2, 1]));
         let read = classify(&with(b"r\0K192.0.2.1 accepted message."));
-        prop_assert_eq!(read, Report { seen: Seen::Accepted, peer });
+        prop_assert_eq!(read, Report { seen: Seen::Accepted, peer, rule: None });
         let read = classify(&with(b"DConnected to 192.0.2.1 but sender was rejected."));
-        prop_assert_eq!(read, Report { seen: Seen::Failed, peer });
+        prop_assert_eq!(read, Report { seen: Seen::Failed, peer, rule: None });
         let read = classify(&with(b"ZConnected to 192.0.2.1 but sender was rejected."));
         prop_assert_eq!(read.peer, peer);
         prop_assert!(matches!(read.seen, Seen::Deferred | Seen::TooMany(Sent::No)));

@@ -14,6 +14,8 @@ use qpatch_gate::learn::Learning;
 use qpatch_gate::literal::{self, Literal};
 use qpatch_gate::name::{Hasher, domain_of, host_part, is_of_host, is_word_for_all, without_root};
 use qpatch_gate::problem::{File, Kind, Problem, Problems, Severity};
+use qpatch_gate::regex::Fault;
+use qpatch_gate::replies::Replies;
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::{KeyKind, Resolution, Rules};
 use qpatch_gate::site::{self, Because, Map};
@@ -21,6 +23,7 @@ use qpatch_gate::status::{State, StatusError, unescaped_bytes};
 use qpatch_gate::table::{self, Limit, Table};
 use serde::Serialize;
 
+use super::replies::{self, Told, reply_argument};
 use super::status_file::{self, Why};
 use super::text::{Side, count, escaped, key_name, limit_text, limit_value, plain, table};
 use super::{
@@ -38,6 +41,12 @@ pub struct Check {
     /// Also tell under which key this domain counts, and its limit; may be repeated
     #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
+    /// Also tell what this reply of a server would mean to the gate; may be repeated
+    ///
+    /// As the server gives it, "421 4.7.0 Too many connections", or a line of qmail-send's log that
+    /// has it. Lines of control/concurrencyreplies come before the gate's own reading.
+    #[arg(long = "reply", value_name = "TEXT", value_parser = reply_argument)]
+    replies: Vec<String>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -224,6 +233,26 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::RangeHostBits => "write the lowest address of the range",
         Kind::SiteLine => "qpatch gate sites writes this file: run it again",
         Kind::TooManySites => "let fewer domains match lines with mx:",
+        Kind::ReplyFields => {
+            "write a code, a pattern and a meaning, as in: 421 /too many (connections|sessions)/ limit"
+        }
+        Kind::ReplyCode => "write the code of the replies that are meant, with x for any number",
+        Kind::PatternStart => "put the text in quotes, or a regular expression between slashes",
+        Kind::PatternOpen => {
+            "a quote or slash that is part of the pattern has a backslash before it"
+        }
+        Kind::PatternEnd => {
+            "a slash in a pattern is written \\/; case never matters, so there are no flags"
+        }
+        Kind::Pattern(fault) => fault_advice(fault),
+        Kind::ReplyMeaning => {
+            "limit: too many at once; rate: too fast; nothing: a plain deferral; pause 600: start nothing for 600 s"
+        }
+        Kind::PauseSeconds => "write whole seconds",
+        Kind::ReplyTail => "write one meaning in a line",
+        Kind::TooManyReplies => "let fewer lines, or shorter patterns, say the same",
+        Kind::ReplyNeverReached(_) => "the first line that fits counts: move it up, or remove it",
+        Kind::ReplyPermanent => "write a code that begins with 4, or a pause",
         Kind::DomainTooLong => "no name server has such a name: remove the line",
         Kind::DomainCharacter(b'@') => "write the domain only, without a user and an @",
         Kind::DomainCharacter(_) => "write the domain only, from the first column on",
@@ -269,6 +298,30 @@ pub(super) fn advice(kind: Kind) -> String {
     text.to_string()
 }
 
+fn fault_advice(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Empty => "write * for any text",
+        Fault::GroupOpen | Fault::GroupNotOpen => {
+            "a parenthesis that is meant as such is written \\( or \\)"
+        }
+        Fault::ClassOpen | Fault::ClassInClass => "a bracket that is meant as such is written \\[",
+        Fault::ClassRange => "a hyphen that is meant as such is written \\-",
+        Fault::NothingToRepeat => {
+            "a character that is meant as such has a backslash before it: \\* \\+ \\?"
+        }
+        Fault::Braces => "a brace that is meant as such is written \\{",
+        Fault::Backslash => "a backslash that is meant as such is written \\\\",
+        Fault::Escape(_) => {
+            "\\d \\s \\w \\b and their capitals have a meaning, and punctuation behind a backslash means itself"
+        }
+        Fault::NotSupported => "say it in several lines: the first one that fits counts",
+        Fault::Character(_) => "write a dot for any character",
+        Fault::RepeatTooLarge | Fault::RepeatOrder | Fault::TooLong | Fault::TooDeep => {
+            "write a shorter pattern"
+        }
+    }
+}
+
 /// Where the rules come from.
 #[derive(Clone, Debug)]
 pub(super) struct Source {
@@ -276,6 +329,7 @@ pub(super) struct Source {
     pub(super) domains: PathBuf,
     pub(super) routes: Option<PathBuf>,
     sites: Option<PathBuf>,
+    replies: Option<PathBuf>,
     seen: Option<PathBuf>,
 }
 
@@ -288,6 +342,7 @@ impl Source {
                 domains: path.to_path_buf(),
                 routes: None,
                 sites: None,
+                replies: None,
                 seen: None,
             });
         }
@@ -296,6 +351,7 @@ impl Source {
             domains: home.control("concurrencydomains"),
             routes: Some(home.control("smtproutes")),
             sites: Some(home.control("concurrencysites")),
+            replies: Some(home.control("concurrencyreplies")),
             seen: Some(home.lock("gatesites")),
             home: Some(home),
         })
@@ -381,13 +437,29 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
             Err(kind) => loaded.add_file(File::Sites, kind, path),
         }
     }
+    // Errors in these words do not touch the limits.
+    let is_usable = !loaded.findings.iter().any(Finding::is_error);
+    if let Some(path) = &source.replies {
+        match read_file(path, table::FILE_MAX) {
+            Ok(None) => {}
+            Ok(Some((_, text))) => {
+                let (replies, problems) = Replies::parse(&text).map_err(no_memory)?;
+                loaded.add(&problems, path, &text);
+                rules.replies = replies;
+            }
+            Err(kind) => loaded.add_file(File::Replies, kind, path),
+        }
+    }
+    if is_usable && loaded.findings.iter().any(Finding::is_error) {
+        rules.replies = Replies::default();
+    }
     // Nobody but the gate writes it; where it cannot be read, what the gate has seen is not known here.
     if let Some(path) = &source.seen
         && let Ok(Some((_, bytes))) = read_file(path, site::FILE_MAX)
     {
         site::read(&bytes, hasher, &mut rules.sites.seen).map_err(no_memory)?;
     }
-    if !loaded.findings.iter().any(Finding::is_error) {
+    if is_usable {
         loaded.rules = Some(rules);
     }
     Ok(loaded)
@@ -442,18 +514,20 @@ pub fn run(args: &Check) -> Done {
         look_at_status(home, &mut loaded);
     }
     let of_file = |finding: &Finding| {
-        [Some(&source.domains), source.routes.as_ref()]
+        [Some(&source.domains), source.routes.as_ref(), source.replies.as_ref()]
             .iter()
             .position(|path| path.is_some_and(|path| *path.display().to_string() == finding.file))
-            .unwrap_or(2)
+            .unwrap_or(3)
     };
     loaded.findings.sort_by_key(|finding| (of_file(finding), finding.line, finding.column));
     let answers = answers(&loaded, &args.domains);
+    let none = Replies::default();
+    let told = replies::told(loaded.rules.as_ref().map_or(&none, |r| &r.replies), &args.replies);
     match args.format {
-        Format::Table => print_table(&source, &loaded, remote, &answers, args)?,
-        Format::Json => print_json(&loaded, remote, &answers)?,
+        Format::Table => print_table(&source, &loaded, remote, &answers, &told, args)?,
+        Format::Json => print_json(&loaded, remote, &answers, &told)?,
     }
-    let failed = loaded.rules.is_none();
+    let failed = loaded.findings.iter().any(Finding::is_error);
     if failed { Err(Vec::new()) } else { Ok(()) }
 }
 
@@ -941,6 +1015,7 @@ fn print_table(
     loaded: &Loaded,
     remote: Option<Remote>,
     answers: &[Answer],
+    told: &[Told],
     args: &Check,
 ) -> Done {
     print(|out| {
@@ -970,6 +1045,9 @@ fn print_table(
             if !args.domains.is_empty() {
                 writeln!(out, "no limits of domains are told while there are errors")?;
             }
+            if !args.replies.is_empty() {
+                writeln!(out, "no replies are told while there are errors")?;
+            }
             return Ok(());
         };
         let mut facts = Vec::new();
@@ -987,6 +1065,9 @@ fn print_table(
         if !rules.routes.is_empty() {
             facts.push(count(rules.routes.len() as u64, "route"));
         }
+        if !rules.replies.is_empty() {
+            facts.push(count(rules.replies.len() as u64, "reply line"));
+        }
         if let Some(Remote { limit, from }) = remote {
             let default = if from == Whence::Default { " (qmail's default)" } else { "" };
             facts.push(format!("concurrencyremote {limit}{default}"));
@@ -995,6 +1076,15 @@ fn print_table(
             sums.push_str("; ");
         }
         writeln!(out, "{}: {sums}{}", source.domains.display(), facts.join(", "))?;
+        let has_errors = numbers(loaded).0 > 0;
+        if let (true, Some(path)) = (has_errors, &source.replies) {
+            let path = path.display();
+            writeln!(out, "{path}: the gate goes on with the last file that had no errors")?;
+        }
+        match has_errors && !told.is_empty() {
+            true => writeln!(out, "no replies are told while there are errors")?,
+            false => replies::print(out, told)?,
+        }
         if answers.is_empty() {
             return Ok(());
         }
@@ -1019,16 +1109,21 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     concurrencyremote: Option<u32>,
     domains: &'a [Answer],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    replies: &'a [Told],
 }
 
-fn print_json(loaded: &Loaded, remote: Option<Remote>, answers: &[Answer]) -> Done {
+fn print_json(loaded: &Loaded, remote: Option<Remote>, answers: &[Answer], told: &[Told]) -> Done {
     let (errors, warnings) = numbers(loaded);
+    // What is told would not be what the gate does.
+    let told = if errors > 0 { &[] } else { told };
     let report = Report {
         errors,
         warnings,
         problems: &loaded.findings,
         concurrencyremote: remote.map(|remote| remote.limit),
         domains: answers,
+        replies: told,
     };
     print(|out| {
         serde_json::to_writer_pretty(&mut *out, &report)?;

@@ -110,7 +110,7 @@ impl Domain {
             writeln!(out, "  objected   {} s ago", now_secs.saturating_sub(secs))?;
         }
         if let Some(left @ 1..) = self.suspended_until.map(|secs| secs.saturating_sub(now_secs)) {
-            writeln!(out, "  suspended  for {left} s: no connection to its server succeeds")?;
+            writeln!(out, "  suspended  for {left} s: nothing is started")?;
         }
         if !self.last_error.is_empty() {
             writeln!(out, "  error      {}", cut(&plain_of_status(&self.last_error), 87))?;

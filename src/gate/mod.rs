@@ -13,6 +13,7 @@ pub mod init;
 pub mod library;
 pub mod log;
 pub(crate) mod prometheus;
+mod replies;
 mod said;
 pub mod show;
 pub mod simulate;

@@ -12,7 +12,7 @@ use super::log::{self, End};
 
 /// What the log says of a delivery's server. Nothing, where it says nothing.
 pub(super) fn of_log(end: End, text: &[u8]) -> Report {
-    let nothing = Report { seen: Seen::Nothing, peer: None };
+    let nothing = Report { seen: Seen::Nothing, peer: None, rule: None };
     let plain = |text: &[u8]| -> Vec<u8> {
         let bytes = text.iter().map(|&byte| match byte {
             b'_' => b' ',
@@ -105,7 +105,7 @@ mod tests {
     fn check(end: End, text: &str, seen: Seen, peer: &str) {
         let found = of_log(end, &logged(text));
         let peer = (!peer.is_empty()).then(|| peer.parse().unwrap());
-        assert_eq!(found, Report { seen, peer }, "{text:?}");
+        assert_eq!(found, Report { seen, peer, rule: None }, "{text:?}");
         assert_eq!(report::classify(&report(&found)), found, "{text:?}");
     }
 

@@ -84,7 +84,7 @@ const YEAR_US: i64 = 365 * DAY_US;
 const ROWS: usize = 40;
 
 /// What a delivery said whose end the log does not tell.
-const SILENT: Report = Report { seen: Seen::Nothing, peer: None };
+const SILENT: Report = Report { seen: Seen::Nothing, peer: None, rule: None };
 /// qmail-send's channel of mail that goes to qmail-rspawn.
 const REMOTE: usize = 1;
 /// qmail-send's chanskip of that channel.
@@ -748,8 +748,8 @@ impl Machine {
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
         match busy.why {
-            Why::Suspended => key.suspended += 1,
-            Why::AtLimit | Why::Refused | Why::Paused | Why::AtPart(_) => key.busy += 1,
+            Why::Suspended(_) => key.suspended += 1,
+            Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => key.busy += 1,
         }
         if key.cap.limit == Limit::AtMost(0) {
             // It would come back again and again.
@@ -767,8 +767,8 @@ impl Machine {
     /// It waits until it is called, or until the time that the gate has told.
     fn away(&mut self, at: u32, busy: Busy) {
         let told = match busy.why {
-            Why::Suspended => Told::Deferred,
-            Why::AtLimit | Why::Refused | Why::Paused | Why::AtPart(_) => {
+            Why::Suspended(_) => Told::Deferred,
+            Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => {
                 Told::Busy { secs: busy.secs.into(), queue: self.gate.key(busy.key).number }
             }
         };

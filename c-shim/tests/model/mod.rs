@@ -368,7 +368,7 @@ impl Model {
     fn busy(&mut self, now_us: u64, slot: u32, mail: u32, busy: Busy) {
         self.free.push(Reverse(slot));
         let entry = &mut self.mails[mail as usize];
-        if busy.why == Why::Suspended {
+        if matches!(busy.why, Why::Suspended(_)) {
             // A deferral like any other: qmail-send's own time counts.
             self.seen[entry.domain as usize].deferred += 1;
             self.at(now_us + DEFERRED_US, Event::Arrive(mail));
