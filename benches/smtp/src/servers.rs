@@ -21,7 +21,7 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::error::{Error, Result, check_signals};
-use crate::milter::{Milter, Takes};
+use crate::milter::{Milter, Takes, is_taken};
 use crate::plan::{Domain, Known, Mail, Plan, Route, address, domain_name};
 use crate::qmail::Qmail;
 use crate::run::Subject as _;
@@ -558,7 +558,7 @@ fn plan(kind: &Kind, table: &str, setting: &Loop) -> Plan {
     let down = kind.filter == Filter::Down;
     let takes = |mail: usize| match kind.filter {
         Filter::None | Filter::Holds => true,
-        Filter::EverySecond => mail.is_multiple_of(2),
+        Filter::EverySecond => is_taken(mail as u32),
         Filter::Down => mail >= setting.mails / 2,
     };
     let class_of = |mail| Mail { domain: 0, class: usize::from(!takes(mail)) };
