@@ -126,7 +126,8 @@ fn domains_are_matched_by_their_exchangers() {
          added    a.example         outlook              a-example.mail.protection.outlook.com (10), concurrencydomains:3\n\
          added    alias.example     outlook              a-example.mail.protection.outlook.com (10), concurrencydomains:3\n\
          added    alone.example     mx:mx.alone.example  mx.alone.example (5), concurrencydomains:5\n\
-         added    behind.example    google               x.google.com (5), concurrencydomains:4\n\
+         added    behind.example    google               x.google.com (5), concurrencydomains:4; filter.else.example (1), at no site, is \
+         tried first\n\
          added    equal.example     outlook              x.outlook.com (5), concurrencydomains:3\n\
          added    g.example         google               aspmx.google.com (10), concurrencydomains:4\n\
          added    mx.alone.example  mx:mx.alone.example  mx.alone.example (0), concurrencydomains:5\n\

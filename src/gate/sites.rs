@@ -475,7 +475,9 @@ impl Outcome {
                 Said::Exchangers(exchangers) => match deciding(exchangers, table) {
                     Some((Exchanger { preference, name }, group, line)) => {
                         let group = &table.groups()[group as usize].name;
-                        let because = format!("{name} ({preference}), concurrencydomains:{line}");
+                        let first = tried_before(exchangers, *preference);
+                        let because =
+                            format!("{name} ({preference}), concurrencydomains:{line}{first}");
                         (Some(String::from_utf8_lossy(group).into_owned()), because)
                     }
                     None => (None, without_site(exchangers)),
@@ -587,6 +589,16 @@ impl Outcome {
             self.changed.len(),
             self.removed.len()
         )
+    }
+}
+
+/// That mail goes elsewhere as long as it can: no exchanger as preferred as the first one is at a site.
+fn tried_before(exchangers: &[Exchanger], deciding: u16) -> String {
+    match exchangers {
+        [first, ..] if first.preference < deciding => {
+            format!("; {} ({}), at no site, is tried first", first.name, first.preference)
+        }
+        _ => String::new(),
     }
 }
 
