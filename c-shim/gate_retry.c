@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include "gate_retry.h"
 
 #define SECONDS_MAX 3600
@@ -15,17 +16,28 @@ static long seconds(void)
 
 /* ---- the jobs that run */
 
+#define PASS_ALL 0 /* everybody */
+#define PASS_CALLED 1 /* so many of the busy ones, from here on */
+#define PASS_DEFERRED 2 /* the deferred ones whose time has come */
+
 struct running {
   long due; /* since when */
   long back; /* when a busy recipient wants it back at the latest; 0 if none does */
   long deferred; /* the first retry time of the recipients that their own server deferred; 0 if there are none */
+  unsigned long from; /* no busy one is before this */
+  unsigned long start; /* where this pass begins */
   unsigned int queue; /* the one in which a busy recipient waits */
   unsigned int busy; /* how many of its recipients do */
   unsigned int called; /* how many of these were called before the job was closed */
   int c;
-  unsigned int allowed; /* how many of those that are remembered as busy may be tried */
+  unsigned int allowed; /* how many recipients may still be tried in this pass */
+  unsigned int left; /* how many of busy this pass is not to see */
   int flagfull; /* 1: a deferred recipient could not be remembered */
+  int pass; /* what it is over */
+  int flagstop; /* 1: PASS_CALLED, and it has been stopped behind the last of them */
 };
+
+#define NOWHERE ((unsigned long) -1)
 
 static struct running *running = 0;
 static int numrunning = 0;
@@ -42,50 +54,126 @@ static struct running *running_get(int j)
     if (!r) return 0;
     memset(r + numrunning,0,(n - numrunning) * sizeof(struct running));
     running = r;
-    for (;numrunning < n;++numrunning) running[numrunning].allowed = ALL;
+    for (;numrunning < n;++numrunning) {
+      running[numrunning].allowed = ALL;
+      running[numrunning].from = NOWHERE;
+    }
   }
   return running + j;
 }
 
 /*
----- the recipients that are not to be tried yet, by message: those that their own server deferred, and of those that are
-busy all but the first of each job
+---- what is remembered of messages: how the pass over the called recipients goes, and the recipients that their own
+server deferred. The latter by message and position, so that a message may have any number of them.
 */
 
-struct deferred {
+struct message {
   unsigned long id;
-  unsigned long mpos; /* ALLOWANCE: queue is how many busy recipients of the job were called */
-  long retry; /* when to try it all the same */
-  unsigned int queue; /* where a busy one waits; 0: its own server deferred it */
-  unsigned int next; /* of its chain, or of the free ones; + 1 */
+  int pass; /* what the next one is to be; the six that follow are for that */
+  unsigned int allowed;
+  unsigned int left;
+  unsigned int queue;
+  unsigned long from;
+  long back;
+  long deferred;
+  unsigned int first; /* of its deferred recipients */
+  unsigned int next; /* of its chain, or of the free ones */
   int c;
 };
 
-#define ALLOWANCE ((unsigned long) -1)
+struct deferred {
+  unsigned long mpos;
+  long retry; /* when to try it all the same */
+  unsigned int message;
+  unsigned int next; /* of its chain, or of the free ones */
+  unsigned int nextof; /* of its message */
+  unsigned int prevof;
+};
 
-#define CHAINS 4096
+/* indices are + 1, and 0 is none */
+
+#define M(i) (message[(i) - 1])
+#define D(i) (deferred[(i) - 1])
+
+#define MCHAINS 4096
+#define DCHAINS 16384
+
+static struct message *message = 0;
+static unsigned int nummessage = 0; /* as allocated */
+static unsigned int freemessage = 0;
+static unsigned int usemessage = 0;
+static unsigned int mchain[MCHAINS];
 
 static struct deferred *deferred = 0;
 static unsigned int numdeferred = 0; /* as allocated */
-static unsigned int freedeferred = 0; /* index + 1 */
+static unsigned int freedeferred = 0;
 static unsigned int usedeferred = 0;
-static unsigned int chain[CHAINS]; /* index + 1 */
+static unsigned int dchain[DCHAINS];
 
-static unsigned int *deferred_chain(unsigned long id)
-{
-  return chain + (id * 2654435761UL >> 7) % CHAINS;
-}
-
-/* the link to the record of this recipient, or to the end of the chain */
-static unsigned int *deferred_find(int c, unsigned long id, unsigned long mpos)
+static unsigned int *message_find(int c, unsigned long id)
 {
   unsigned int *link;
-  struct deferred *d;
 
-  for (link = deferred_chain(id);*link;link = &d->next) {
-    d = deferred + (*link - 1);
-    if (d->id == id && d->mpos == mpos && d->c == c) break;
+  for (link = mchain + (id * 2654435761UL >> 7) % MCHAINS;*link;link = &M(*link).next)
+    if (M(*link).id == id && M(*link).c == c) break;
+  return link;
+}
+
+/* nothing is remembered of it any more */
+static void message_drop(unsigned int *link)
+{
+  unsigned int m;
+
+  m = *link;
+  *link = M(m).next;
+  M(m).next = freemessage;
+  freemessage = m;
+  if (!--usemessage) {
+    free(message);
+    message = 0;
+    nummessage = freemessage = 0;
   }
+}
+
+/* its index; 0: no memory */
+static unsigned int message_make(int c, unsigned long id)
+{
+  struct message *new;
+  unsigned int *link;
+  unsigned int n;
+  unsigned int m;
+
+  link = message_find(c,id);
+  if (*link) return *link;
+  if (!freemessage) {
+    n = nummessage + nummessage / 2 + 64;
+    if (n < nummessage || n > ((unsigned int) -1) / sizeof(struct message)) return 0;
+    new = (struct message *) realloc(message,n * sizeof(struct message));
+    if (!new) return 0;
+    message = new;
+    for (m = nummessage + 1;m <= n;++m) {
+      M(m).next = freemessage;
+      freemessage = m;
+    }
+    nummessage = n;
+    link = message_find(c,id); /* the chain's links have moved */
+  }
+  m = freemessage;
+  freemessage = M(m).next;
+  ++usemessage;
+  memset(&M(m),0,sizeof(struct message));
+  M(m).id = id;
+  M(m).c = c;
+  *link = m;
+  return m;
+}
+
+static unsigned int *deferred_find(unsigned int m, unsigned long mpos)
+{
+  unsigned int *link;
+
+  for (link = dchain + ((m * 2654435761UL) ^ (mpos * 2246822519UL >> 5)) % DCHAINS;*link;link = &D(*link).next)
+    if (D(*link).message == m && D(*link).mpos == mpos) break;
   return link;
 }
 
@@ -94,8 +182,13 @@ static void deferred_drop(unsigned int *link)
   unsigned int i;
 
   i = *link;
-  *link = deferred[i - 1].next;
-  deferred[i - 1].next = freedeferred;
+  *link = D(i).next;
+  if (D(i).nextof) D(D(i).nextof).prevof = D(i).prevof;
+  if (D(i).prevof)
+    D(D(i).prevof).nextof = D(i).nextof;
+  else
+    M(D(i).message).first = D(i).nextof;
+  D(i).next = freedeferred;
   freedeferred = i;
   if (!--usedeferred) {
     free(deferred);
@@ -104,57 +197,59 @@ static void deferred_drop(unsigned int *link)
   }
 }
 
-static void deferred_dropjob(int c, unsigned long id)
+static void forgetmessage(int c, unsigned long id)
 {
   unsigned int *link;
-  struct deferred *d;
 
-  link = deferred_chain(id);
-  while (*link) {
-    d = deferred + (*link - 1);
-    if (d->id == id && d->c == c) {
-      deferred_drop(link);
-      if (!deferred) return;
-    }
-    else
-      link = &d->next;
-  }
+  if (!usemessage) return;
+  link = message_find(c,id);
+  if (!*link) return;
+  while (M(*link).first) deferred_drop(deferred_find(*link,D(M(*link).first).mpos));
+  message_drop(link);
 }
 
-static int deferred_add(int c, unsigned long id, unsigned long mpos, long retry, unsigned int queue)
+/* 0: no memory, or the table is full */
+static int defer(int c, unsigned long id, unsigned long mpos, long retry)
 {
-  struct deferred *d;
+  struct deferred *new;
   unsigned int *link;
   unsigned int n;
   unsigned int i;
+  unsigned int m;
 
-  link = deferred_find(c,id,mpos);
+  m = message_make(c,id);
+  if (!m) return 0;
+  link = deferred_find(m,mpos);
   if (!*link) {
     if (!freedeferred) {
       n = numdeferred ? numdeferred * 2 : 64;
-      if (n > GATE_RETRY_MAX) return 0;
-      d = (struct deferred *) realloc(deferred,n * sizeof(struct deferred));
-      if (!d) return 0;
-      deferred = d;
-      for (i = numdeferred;i < n;++i) {
-        d[i].next = freedeferred;
-        freedeferred = i + 1;
+      new = 0;
+      if (n <= GATE_RETRY_MAX) new = (struct deferred *) realloc(deferred,n * sizeof(struct deferred));
+      if (!new) {
+        if (!M(m).first && !M(m).pass) message_drop(message_find(c,id));
+        return 0;
+      }
+      deferred = new;
+      for (i = numdeferred + 1;i <= n;++i) {
+        D(i).next = freedeferred;
+        freedeferred = i;
       }
       numdeferred = n;
-      link = deferred_find(c,id,mpos); /* the chains' links have moved */
+      link = deferred_find(m,mpos); /* the chain's links have moved */
     }
     i = freedeferred;
-    d = deferred + (i - 1);
-    freedeferred = d->next;
-    d->id = id;
-    d->mpos = mpos;
-    d->c = c;
-    d->next = 0;
-    *link = i;
+    freedeferred = D(i).next;
     ++usedeferred;
+    D(i).mpos = mpos;
+    D(i).message = m;
+    D(i).next = 0;
+    D(i).prevof = 0;
+    D(i).nextof = M(m).first;
+    if (M(m).first) D(M(m).first).prevof = i;
+    M(m).first = i;
+    *link = i;
   }
-  deferred[*link - 1].retry = retry;
-  deferred[*link - 1].queue = queue;
+  D(*link).retry = retry;
   return 1;
 }
 
@@ -170,10 +265,15 @@ Indices are + 1, and 0 is none.
 struct waiting {
   long when; /* it comes back at the latest */
   long due; /* it was first due */
+  long back; /* as in struct running */
+  long deferred;
+  unsigned long from;
   unsigned long id;
   unsigned long serial; /* those that were due in the same second stay in order */
   unsigned int queue; /* the number of its queue */
   unsigned int busy; /* how many of its recipients wait */
+  int c;
+  int flagin; /* 1: it is in both orders. 0: it has been called, or is none */
   struct {
     unsigned int child;
     unsigned int next;
@@ -319,14 +419,16 @@ static void queue_drop(struct queue **q)
 }
 
 /* the index of the job, as above; 0: no memory */
-static unsigned int enqueue(int c, long when, long due, unsigned long id, unsigned int number, unsigned int busy)
+static unsigned int enqueue(int c, unsigned long id, struct running *r, unsigned int busy)
 {
   static unsigned long serial = 0;
   struct waiting *w;
   struct queue **q;
+  unsigned int number;
   unsigned int n;
   unsigned int i;
 
+  number = r->queue;
   if (!channel_make(c)) return 0;
   if (!freewaiting) {
     n = numwaiting + numwaiting / 2 + 64;
@@ -335,6 +437,7 @@ static unsigned int enqueue(int c, long when, long due, unsigned long id, unsign
     if (!w) return 0;
     waiting = w;
     for (i = numwaiting + 1;i <= n;++i) {
+      W(i).flagin = 0;
       W(i).link[CLOCK].next = freewaiting;
       freewaiting = i;
     }
@@ -352,12 +455,18 @@ static unsigned int enqueue(int c, long when, long due, unsigned long id, unsign
   freewaiting = W(i).link[CLOCK].next;
   ++usewaiting;
   memset(&W(i),0,sizeof(struct waiting));
-  W(i).when = when;
-  W(i).due = due;
+  W(i).when = r->back;
+  if (r->deferred && r->deferred < r->back) W(i).when = r->deferred;
+  W(i).due = r->due;
+  W(i).back = r->back;
+  W(i).deferred = r->deferred;
+  W(i).from = r->from == NOWHERE ? 0 : r->from;
   W(i).id = id;
   W(i).serial = ++serial;
   W(i).queue = number;
   W(i).busy = busy;
+  W(i).c = c;
+  W(i).flagin = 1;
   channel[c].top = meld(CLOCK,channel[c].top,i);
   (*q)->top = meld(QUEUE,(*q)->top,i);
   return i;
@@ -368,6 +477,7 @@ static void unwait(int c, unsigned int i)
 {
   struct queue **q;
 
+  W(i).flagin = 0;
   detach(CLOCK,&channel[c].top,i);
   q = queue_find(c,W(i).queue);
   detach(QUEUE,&(*q)->top,i);
@@ -385,12 +495,28 @@ static void forget(unsigned int i)
   }
 }
 
+/* what the pass over this job is to be. Without memory it is over everybody. */
+static void plan(int c, unsigned int i, int pass, unsigned int allowed)
+{
+  unsigned int m;
+
+  m = message_make(c,W(i).id);
+  if (!m) return;
+  M(m).pass = pass;
+  M(m).allowed = allowed;
+  M(m).left = W(i).busy - allowed;
+  M(m).queue = W(i).queue;
+  M(m).from = W(i).from;
+  M(m).back = W(i).back;
+  M(m).deferred = W(i).deferred;
+}
+
 /* so many of its recipients are called, 1 or more */
 static void call(int c, unsigned int i, unsigned int most)
 {
   unwait(c,i);
-  /* without memory all of them come */
-  if (W(i).busy > most) deferred_add(c,W(i).id,ALLOWANCE,0,most);
+  /* all of a message that begins with them: a pass like any other, which sees that it is done */
+  if (W(i).busy > most || W(i).from) plan(c,i,PASS_CALLED,most);
   if (channel[c].called)
     W(channel[c].lastcalled).link[CLOCK].next = i;
   else
@@ -421,14 +547,48 @@ void gate_retry_open(int j, int c, unsigned long id, long dt)
   memset(r,0,sizeof(*r));
   r->due = dt;
   r->c = c;
+  r->from = NOWHERE;
   r->allowed = ALL;
-  if (usedeferred) {
-    link = deferred_find(c,id,ALLOWANCE);
-    if (*link) {
-      r->allowed = deferred[*link - 1].queue;
-      deferred_drop(link);
-    }
+  if (!usemessage) return;
+  link = message_find(c,id);
+  if (!*link || !M(*link).pass) return;
+  r->pass = M(*link).pass;
+  r->back = M(*link).back;
+  r->queue = M(*link).queue;
+  if (r->pass == PASS_CALLED) {
+    r->allowed = M(*link).allowed;
+    r->busy = r->left = M(*link).left;
+    r->start = M(*link).from;
+    r->deferred = M(*link).deferred;
   }
+  M(*link).pass = PASS_ALL;
+  if (!M(*link).first) message_drop(link);
+}
+
+int gate_retry_from(int j, unsigned long *mpos)
+{
+  struct running *r;
+
+  r = running_get(j);
+  if (!r || r->pass != PASS_CALLED) return 0;
+  *mpos = r->start;
+  return 1;
+}
+
+int gate_retry_seek(int fd, unsigned long mpos)
+{
+  return lseek(fd,(off_t) mpos,SEEK_SET) != (off_t) -1;
+}
+
+int gate_retry_stop(int j, unsigned long mpos)
+{
+  struct running *r;
+
+  r = running_get(j);
+  if (!r || r->pass != PASS_CALLED || r->allowed) return 0;
+  r->flagstop = 1;
+  if (mpos < r->from) r->from = mpos;
+  return 1;
 }
 
 static void sooner(long *when, long other)
@@ -439,31 +599,38 @@ static void sooner(long *when, long other)
 int gate_retry_skip(int j, int c, unsigned long id, unsigned long mpos, long now)
 {
   struct running *r;
-  struct deferred *d;
   unsigned int *link;
+  unsigned int *of;
+  int was; /* deferred, until now */
 
-  if (!usedeferred) return 0;
-  link = deferred_find(c,id,mpos);
-  if (!*link) return 0;
-  d = deferred + (*link - 1);
   r = running_get(j);
-  if (d->retry <= now || !r) {
-    deferred_drop(link);
-    return 0;
+  was = 0;
+  if (usedeferred) {
+    of = message_find(c,id);
+    if (*of) {
+      link = deferred_find(*of,mpos);
+      if (*link) {
+        if (r && D(*link).retry > now) {
+          sooner(&r->deferred,D(*link).retry);
+          return 1;
+        }
+        was = 1;
+        deferred_drop(link);
+        if (!M(*of).first && !M(*of).pass) message_drop(of);
+      }
+    }
   }
-  if (!d->queue) {
-    sooner(&r->deferred,d->retry);
+  if (!r) return 0;
+  if (r->pass == PASS_CALLED) {
+    if (!r->allowed) return 1;
+    --r->allowed;
+  }
+  if (r->pass == PASS_DEFERRED && !was) {
+    if (mpos < r->from) r->from = mpos;
+    ++r->busy;
     return 1;
   }
-  if (r->allowed) {
-    if (r->allowed != ALL) --r->allowed;
-    deferred_drop(link);
-    return 0;
-  }
-  sooner(&r->back,d->retry);
-  r->queue = d->queue;
-  ++r->busy;
-  return 1;
+  return 0;
 }
 
 /* the number at *s, which ends with the byte end, and *s behind that; 0: garbage */
@@ -503,18 +670,17 @@ void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long 
       memmove(report + 1,text,strlen(text) + 1);
       if (!r) return;
       back = seconds() + (long) secs;
-      /* the first one is tried whenever the job is; without memory so are the others, and may be busy again */
-      if (r->busy) deferred_add(c,id,mpos,back,(unsigned int) queue);
       /* in the queue that promises the least */
       if (!r->back || back <= r->back) r->queue = (unsigned int) queue;
       sooner(&r->back,back);
+      if (mpos < r->from) r->from = mpos;
       ++r->busy;
       return;
     }
   }
   if (r) {
     sooner(&r->deferred,natural);
-    if (!deferred_add(c,id,mpos,natural,0)) r->flagfull = 1;
+    if (!defer(c,id,mpos,natural)) r->flagfull = 1;
   }
 }
 
@@ -524,32 +690,36 @@ int gate_retry_close(int j, int c, unsigned long id, long *dt)
   unsigned int busy;
   unsigned int called;
   unsigned int i;
-  long when;
 
   r = running_get(j);
-  busy = called = 0;
-  if (r) {
-    busy = r->busy;
-    called = r->called;
-    r->busy = r->called = 0; /* no call looks for it here any more */
-  }
-  /* nobody wants it sooner, or somebody who was deferred would be tried too soon */
-  if (!r || r->flagfull || (!r->back && (!r->deferred || r->deferred >= *dt))) {
-    if (usedeferred) deferred_dropjob(c,id);
+  if (!r || r->flagfull) {
+    if (r) r->busy = r->called = 0;
+    forgetmessage(c,id);
     return 0;
   }
-  if (!r->back) {
+  busy = r->busy;
+  /* it came to the end of the file before it had seen as many as there should have been */
+  if (r->pass == PASS_CALLED && !r->flagstop) busy -= r->left < busy ? r->left : busy;
+  called = r->called < busy ? r->called : busy;
+  r->busy = r->called = 0; /* no call looks for it here any more */
+  if (!busy) r->back = 0;
+  if (r->back) {
+    if ((i = enqueue(c,id,r,busy))) {
+      if (called) call(c,i,called);
+      return 1;
+    }
+    /* a job that was only busy has not been tried: its natural retry time means nothing */
+    *dt = r->back;
+    if (r->deferred && r->deferred < *dt) *dt = r->deferred;
+    return 0;
+  }
+  if (r->deferred && r->deferred < *dt) {
     *dt = r->deferred;
     return 0;
   }
-  /* a job that was only busy has not been tried: its natural retry time means nothing */
-  when = r->back;
-  if (r->deferred && r->deferred < when) when = r->deferred;
-  if ((i = enqueue(c,when,r->due,id,r->queue,busy))) {
-    if (called) call(c,i,called);
-    return 1;
-  }
-  *dt = when;
+  forgetmessage(c,id);
+  /* whether it is done only a pass from the beginning sees */
+  if (r->pass == PASS_CALLED && !r->deferred) *dt = seconds();
   return 0;
 }
 
@@ -601,6 +771,8 @@ int gate_retry_due(int c, unsigned long *id, long *dt)
     /* further ahead than anything can be: the clock was set back */
     if (W(i).when > now && W(i).when <= now + SECONDS_MAX) return 0;
     unwait(c,i);
+    /* the busy ones have not been called, nor is their time over */
+    if (W(i).back > now && W(i).deferred && W(i).deferred <= now) plan(c,i,PASS_DEFERRED,0);
   }
   *id = W(i).id;
   *dt = W(i).due < now ? W(i).due : now;
@@ -616,6 +788,29 @@ long gate_retry_wakeup(long wakeup)
     if (channel[c].top)
       if (W(channel[c].top).when < wakeup) wakeup = W(channel[c].top).when;
   return wakeup;
+}
+
+int gate_retry_alarm(int c, unsigned long *id, long *dt)
+{
+  static unsigned int at = 0; /* those up to here have been looked at */
+  unsigned int i;
+  long now;
+
+  now = seconds();
+  while (at < numwaiting) {
+    i = ++at;
+    if (!W(i).flagin || W(i).c != c || !W(i).deferred) continue;
+    unwait(c,i);
+    plan(c,i,PASS_DEFERRED,0);
+    *id = W(i).id;
+    *dt = W(i).due < now ? W(i).due : now;
+    forget(i);
+    return 1;
+  }
+  at = 0;
+  if (usedeferred)
+    for (i = 1;i <= numdeferred;++i) D(i).retry = 0;
+  return 0;
 }
 
 int gate_retry_flush(int c, unsigned long *id, long *dt)
@@ -638,11 +833,15 @@ int gate_retry_flush(int c, unsigned long *id, long *dt)
     forget(i);
     return 1;
   }
-  if (usedeferred) {
+  if (usemessage) {
+    free(message);
+    message = 0;
+    nummessage = freemessage = usemessage = 0;
+    memset(mchain,0,sizeof(mchain));
     free(deferred);
     deferred = 0;
     numdeferred = freedeferred = usedeferred = 0;
-    memset(chain,0,sizeof(chain));
+    memset(dchain,0,sizeof(dchain));
   }
   return 0;
 }

@@ -34,6 +34,9 @@ void gate_test_reset(void)
   free(waiting);
   waiting = 0;
   numwaiting = freewaiting = 0;
+  free(message);
+  message = 0;
+  nummessage = freemessage = 0;
   free(deferred);
   deferred = 0;
   numdeferred = freedeferred = 0;
@@ -45,7 +48,10 @@ unsigned int gate_test_sizes(int which)
   switch(which) {
     case 0: return (unsigned int) sizeof(struct channel);
     case 1: return (unsigned int) sizeof(struct waiting);
-    case 2: return (unsigned int) sizeof(struct deferred);
+    case 2: return (unsigned int) sizeof(struct queue);
+    case 3: return (unsigned int) sizeof(struct message);
+    case 4: return (unsigned int) sizeof(struct deferred);
+    case 5: return (unsigned int) sizeof(struct running);
   }
   return 0;
 }

@@ -96,6 +96,18 @@ pub enum Closed {
     Due(i64),
 }
 
+/// What a pass is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Pass {
+    /// Everybody.
+    #[default]
+    All,
+    /// The busy ones that were called.
+    Called,
+    /// The deferred ones whose time has come.
+    Deferred,
+}
+
 /// A job that runs: jo[j] in qmail-send.
 #[derive(Clone, Copy, Debug, Default)]
 struct Running {
@@ -105,29 +117,40 @@ struct Running {
     back: Option<i64>,
     /// The first retry time of those that their own server deferred.
     deferred: Option<i64>,
+    /// No busy one is before this. None: there is none.
+    from: Option<u64>,
+    /// Where the pass begins.
+    start: u64,
     queue: u32,
     busy: u32,
     called: u32,
-    /// How many of the busy ones that are remembered may be tried. None: all.
-    allowed: Option<u32>,
+    /// How many recipients may still be tried in a pass over called ones.
+    allowed: u32,
+    /// How many of `busy` this pass is not to see.
+    left: u32,
     is_full: bool,
+    pass: Pass,
+    is_stopped: bool,
 }
 
-/// A recipient that is not to be tried yet.
+/// What the next pass over a message is to be.
 #[derive(Clone, Copy, Debug)]
-struct Remembered {
-    retry: i64,
-    /// Where it waits. None: its own server deferred it.
-    queue: Option<u32>,
+struct Plan {
+    pass: Pass,
+    allowed: u32,
+    left: u32,
+    queue: u32,
+    from: u64,
+    back: Option<i64>,
+    deferred: Option<i64>,
 }
 
-/// What is remembered of a job's recipients.
+/// What is remembered of a message.
 #[derive(Debug, Default)]
-struct Recipients {
-    /// By position in the channel's file.
-    at: BTreeMap<u64, Remembered>,
-    /// How many busy ones were called.
-    allowance: Option<u32>,
+struct Message {
+    /// When to try the recipients that their own server deferred, by position in the channel's file.
+    deferred: BTreeMap<u64, i64>,
+    plan: Option<Plan>,
 }
 
 /// When a job was due, and in which order those of one second came.
@@ -138,6 +161,9 @@ struct Waits {
     id: u64,
     latest: i64,
     due: i64,
+    back: i64,
+    deferred: Option<i64>,
+    from: u64,
     queue: u32,
     busy: u32,
 }
@@ -170,8 +196,9 @@ impl Channel {
 pub struct Retry<M: Memory = Plenty> {
     memory: M,
     running: Vec<Running>,
-    recipients: HashMap<Job, Recipients>,
-    /// How many are remembered, allowances among them, and for how many there is memory.
+    messages: HashMap<Job, Message>,
+    messages_room: usize,
+    /// How many recipients are remembered, and for how many there is memory.
     remembered: usize,
     remembered_room: usize,
     channels: Vec<Channel>,
@@ -184,13 +211,21 @@ fn sooner(when: &mut Option<i64>, other: i64) {
     *when = Some(when.map_or(other, |when| when.min(other)));
 }
 
+impl Running {
+    /// A busy recipient is here.
+    fn begins(&mut self, position: u64) {
+        self.from = Some(self.from.map_or(position, |from| from.min(position)));
+    }
+}
+
 impl<M: Memory> Retry<M> {
     /// With so much memory.
     pub fn new(memory: M) -> Self {
         Self {
             memory,
             running: Vec::new(),
-            recipients: HashMap::new(),
+            messages: HashMap::new(),
+            messages_room: 0,
             remembered: 0,
             remembered_room: 0,
             channels: Vec::new(),
@@ -215,34 +250,38 @@ impl<M: Memory> Retry<M> {
         self.running.get_mut(j)
     }
 
-    fn remember(&mut self, job: Job, position: u64, what: Remembered) -> bool {
-        let is_new =
-            self.recipients.get(&job).is_none_or(|known| !known.at.contains_key(&position));
-        if is_new && !self.one_more() {
-            return false;
-        }
-        self.recipients.entry(job).or_default().at.insert(position, what);
-        true
-    }
-
-    fn allow(&mut self, job: Job, most: u32) {
-        let is_new = self.recipients.get(&job).is_none_or(|known| known.allowance.is_none());
-        if !is_new || self.one_more() {
-            self.recipients.entry(job).or_default().allowance = Some(most);
-        }
-    }
-
-    /// Room for one more that is remembered.
-    fn one_more(&mut self) -> bool {
-        if self.remembered == self.remembered_room {
-            let room = if self.remembered_room == 0 { 64 } else { self.remembered_room * 2 };
-            if room > REMEMBERED_MAX || !self.memory.is_there() {
-                return false;
+    /// What is remembered of a message, from now on. False: no memory.
+    fn message(&mut self, job: Job) -> bool {
+        if !self.messages.contains_key(&job) {
+            if self.messages.len() == self.messages_room {
+                if !self.memory.is_there() {
+                    return false;
+                }
+                self.messages_room += self.messages_room / 2 + 64;
             }
-            self.remembered_room = room;
+            self.messages.insert(job, Message::default());
         }
-        self.remembered += 1;
         true
+    }
+
+    /// Forgets the message if nothing is remembered of it.
+    fn tidy(&mut self, job: Job) {
+        if self
+            .messages
+            .get(&job)
+            .is_some_and(|message| message.deferred.is_empty() && message.plan.is_none())
+        {
+            self.forget(job);
+        }
+    }
+
+    fn forget(&mut self, job: Job) {
+        if let Some(message) = self.messages.remove(&job) {
+            self.less(message.deferred.len());
+            if self.messages.is_empty() {
+                self.messages_room = 0;
+            }
+        }
     }
 
     fn less(&mut self, number: usize) {
@@ -252,18 +291,40 @@ impl<M: Memory> Retry<M> {
         }
     }
 
-    fn forget(&mut self, job: Job, position: u64) {
-        let Some(known) = self.recipients.get_mut(&job) else { return };
-        let number = usize::from(known.at.remove(&position).is_some());
-        if known.at.is_empty() && known.allowance.is_none() {
-            self.recipients.remove(&job);
+    /// False: no memory, or there are too many.
+    fn defer(&mut self, job: Job, position: u64, retry: i64) -> bool {
+        if !self.message(job) {
+            return false;
         }
-        self.less(number);
+        if !self.messages[&job].deferred.contains_key(&position) {
+            if self.remembered == self.remembered_room {
+                let room = if self.remembered_room == 0 { 64 } else { self.remembered_room * 2 };
+                if room > REMEMBERED_MAX || !self.memory.is_there() {
+                    self.tidy(job);
+                    return false;
+                }
+                self.remembered_room = room;
+            }
+            self.remembered += 1;
+        }
+        self.messages.entry(job).or_default().deferred.insert(position, retry);
+        true
     }
 
-    fn forget_job(&mut self, job: Job) {
-        if let Some(known) = self.recipients.remove(&job) {
-            self.less(known.at.len() + usize::from(known.allowance.is_some()));
+    /// Without memory the pass is over everybody.
+    fn plan(&mut self, channel: usize, waits: &Waits, pass: Pass, allowed: u32) {
+        let job = Job { channel, id: waits.id };
+        if self.message(job) {
+            let Waits { back, deferred, from, queue, busy, .. } = *waits;
+            self.messages.entry(job).or_default().plan = Some(Plan {
+                pass,
+                allowed,
+                left: busy - allowed,
+                queue,
+                from,
+                back: Some(back),
+                deferred,
+            });
         }
     }
 
@@ -272,45 +333,64 @@ impl<M: Memory> Retry<M> {
         if self.running(j).is_none() {
             return;
         }
-        let mut allowed = None;
-        if let Some(known) = self.recipients.get_mut(&job)
-            && known.allowance.is_some()
-        {
-            allowed = known.allowance.take();
-            if known.at.is_empty() {
-                self.recipients.remove(&job);
+        let mut running = Running { channel: job.channel, due, ..Running::default() };
+        if let Some(plan) = self.messages.get_mut(&job).and_then(|message| message.plan.take()) {
+            (running.pass, running.back, running.queue) = (plan.pass, plan.back, plan.queue);
+            if plan.pass == Pass::Called {
+                (running.allowed, running.start) = (plan.allowed, plan.from);
+                (running.busy, running.left) = (plan.left, plan.left);
+                running.deferred = plan.deferred;
             }
-            self.less(1);
+            self.tidy(job);
         }
-        self.running[j] = Running { channel: job.channel, due, allowed, ..Running::default() };
+        self.running[j] = running;
+    }
+
+    /// Where a pass over called recipients begins. None: it is another one, from the beginning.
+    pub fn from(&mut self, j: usize) -> Option<u64> {
+        self.running(j).filter(|running| running.pass == Pass::Called).map(|running| running.start)
+    }
+
+    /// Whether the pass ends before the recipient at this position.
+    pub fn stop(&mut self, j: usize, position: u64) -> bool {
+        let Some(running) = self.running(j) else { return false };
+        if running.pass != Pass::Called || running.allowed > 0 {
+            return false;
+        }
+        running.is_stopped = true;
+        running.begins(position);
+        true
     }
 
     /// Whether the recipient at this position is to be passed over.
     pub fn skip(&mut self, j: usize, job: Job, position: u64, now: i64) -> bool {
-        let Some(&what) = self.recipients.get(&job).and_then(|known| known.at.get(&position))
-        else {
-            return false;
-        };
-        let Some(running) = self.running(j).filter(|_| what.retry > now) else {
-            self.forget(job, position);
-            return false;
-        };
-        match what.queue {
-            None => {
-                sooner(&mut running.deferred, what.retry);
-                true
+        let is_there = self.running(j).is_some();
+        let retry = self.messages.get(&job).and_then(|of| of.deferred.get(&position).copied());
+        if let Some(retry) = retry {
+            if is_there && retry > now {
+                sooner(&mut self.running[j].deferred, retry);
+                return true;
             }
-            Some(_) if running.allowed != Some(0) => {
-                running.allowed = running.allowed.map(|allowed| allowed - 1);
-                self.forget(job, position);
+            self.messages.entry(job).or_default().deferred.remove(&position);
+            self.less(1);
+            self.tidy(job);
+        }
+        if !is_there {
+            return false;
+        }
+        let running = &mut self.running[j];
+        match running.pass {
+            Pass::Called if running.allowed == 0 => true,
+            Pass::Called => {
+                running.allowed -= 1;
                 false
             }
-            Some(queue) => {
-                sooner(&mut running.back, what.retry);
-                running.queue = queue;
+            Pass::Deferred if retry.is_none() => {
+                running.begins(position);
                 running.busy += 1;
                 true
             }
+            Pass::All | Pass::Deferred => false,
         }
     }
 
@@ -327,25 +407,20 @@ impl<M: Memory> Retry<M> {
         if told == Told::Done {
             return;
         }
-        let Some(&mut running) = self.running(j) else { return };
+        let Some(running) = self.running(j) else { return };
         match told {
             Told::Done => {}
             Told::Busy { secs, queue } => {
                 let back = now + secs;
-                // The first one is tried whenever the job is.
-                if running.busy > 0 {
-                    self.remember(job, position, Remembered { retry: back, queue: Some(queue) });
-                }
-                let running = &mut self.running[j];
                 if running.back.is_none_or(|before| back <= before) {
                     running.queue = queue;
                 }
                 sooner(&mut running.back, back);
+                running.begins(position);
                 running.busy += 1;
             }
             Told::Deferred => {
-                let is_known =
-                    self.remember(job, position, Remembered { retry: natural, queue: None });
+                let is_known = self.defer(job, position, natural);
                 let running = &mut self.running[j];
                 sooner(&mut running.deferred, natural);
                 running.is_full |= !is_known;
@@ -354,36 +429,48 @@ impl<M: Memory> Retry<M> {
     }
 
     /// The last delivery of job `j` is done, and the job is not: it would come back at `natural`.
-    pub fn close(&mut self, j: usize, job: Job, natural: i64) -> Closed {
+    pub fn close(&mut self, j: usize, job: Job, natural: i64, now: i64) -> Closed {
         let Some(running) = self.running(j) else {
-            self.forget_job(job);
+            self.forget(job);
             return Closed::Due(natural);
         };
-        let Running { back, deferred, is_full, due, queue, busy, called, .. } = *running;
+        let (mut busy, called) = (running.busy, running.called);
+        // It came to the end of the file before it had seen as many as there should have been.
+        if running.pass == Pass::Called && !running.is_stopped && !running.is_full {
+            busy -= running.left.min(busy);
+        }
         (running.busy, running.called) = (0, 0);
-        let wants = match (back, deferred) {
-            _ if is_full => None,
-            (None, Some(deferred)) if deferred >= natural => None,
-            (None, deferred) => deferred,
-            (Some(back), None) => Some(back),
-            (Some(back), Some(deferred)) => Some(back.min(deferred)),
-        };
-        let Some(latest) = wants else {
-            self.forget_job(job);
+        if running.is_full {
+            self.forget(job);
             return Closed::Due(natural);
-        };
-        if back.is_none() {
-            return Closed::Due(latest);
         }
-        let Some(serial) =
-            self.enqueue(job.channel, Waits { id: job.id, latest, due, queue, busy })
-        else {
-            return Closed::Due(latest);
-        };
-        if called > 0 {
-            self.call_one(job.channel, serial, called);
+        if busy == 0 {
+            running.back = None;
         }
-        Closed::Waits
+        let Running { back, deferred, due, queue, from, pass, .. } = *running;
+        if let Some(back) = back {
+            let latest = deferred.map_or(back, |deferred| deferred.min(back));
+            let from = from.unwrap_or(0);
+            let waits = Waits { id: job.id, latest, due, back, deferred, from, queue, busy };
+            return match self.enqueue(job.channel, waits) {
+                Some(serial) => {
+                    if called.min(busy) > 0 {
+                        self.call_one(job.channel, serial, called.min(busy));
+                    }
+                    Closed::Waits
+                }
+                None => Closed::Due(latest),
+            };
+        }
+        match deferred {
+            Some(deferred) if deferred < natural => Closed::Due(deferred),
+            _ => {
+                self.forget(job);
+                // Whether it is done only a pass from the beginning sees.
+                let is_part = pass == Pass::Called && deferred.is_none();
+                Closed::Due(if is_part { now } else { natural })
+            }
+        }
     }
 
     fn enqueue(&mut self, channel: usize, waits: Waits) -> Option<u64> {
@@ -414,8 +501,8 @@ impl<M: Memory> Retry<M> {
     /// So many recipients of a job are called, 1 or more.
     fn call_one(&mut self, channel: usize, serial: u64, most: u32) {
         let Some(waits) = self.channels[channel].take(serial) else { return };
-        if waits.busy > most {
-            self.allow(Job { channel, id: waits.id }, most);
+        if waits.busy > most || waits.from > 0 {
+            self.plan(channel, &waits, Pass::Called, most);
         }
         self.channels[channel].called.push_back(waits);
     }
@@ -465,7 +552,12 @@ impl<M: Memory> Retry<M> {
                 if latest > now && latest <= now + SECONDS_MAX {
                     return None;
                 }
-                of.take(serial)?
+                let waits = of.take(serial)?;
+                // The busy ones have not been called, nor is their time over.
+                if waits.back > now && waits.deferred.is_some_and(|deferred| deferred <= now) {
+                    self.plan(channel, &waits, Pass::Deferred, 0);
+                }
+                waits
             }
         };
         Some(self.gone(waits, now))
@@ -495,6 +587,26 @@ impl<M: Memory> Retry<M> {
         self.channels.iter().filter_map(|channel| channel.clock.first()).map(|&(at, _)| at).min()
     }
 
+    /// SIGALRM: the messages with deferred recipients, which all are to be tried now.
+    pub fn alarm(&mut self, channel: usize, now: i64) -> Vec<(u64, i64)> {
+        let mut out = Vec::new();
+        if let Some(of) = self.channels.get(channel) {
+            let with_deferred = of.waits.iter().filter(|(_, waits)| waits.deferred.is_some());
+            let mut serials: Vec<_> = with_deferred.map(|(&serial, _)| serial).collect();
+            serials.sort_unstable();
+            for serial in serials {
+                if let Some(waits) = self.channels[channel].take(serial) {
+                    self.plan(channel, &waits, Pass::Deferred, 0);
+                    out.push(self.gone(waits, now));
+                }
+            }
+        }
+        for message in self.messages.values_mut() {
+            message.deferred.values_mut().for_each(|retry| *retry = 0);
+        }
+        out
+    }
+
     /// A message that waits no more. With the last one, all that is remembered is forgotten.
     pub fn flush(&mut self, channel: usize, now: i64) -> Option<(u64, i64)> {
         let of = self.channels.get_mut(channel);
@@ -507,8 +619,8 @@ impl<M: Memory> Retry<M> {
         match waits {
             Some(waits) => Some(self.gone(waits, now)),
             None => {
-                self.recipients.clear();
-                (self.remembered, self.remembered_room) = (0, 0);
+                self.messages.clear();
+                (self.messages_room, self.remembered, self.remembered_room) = (0, 0, 0);
                 None
             }
         }

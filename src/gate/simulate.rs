@@ -421,12 +421,15 @@ impl Machine {
                 None => {
                     let Some(Reverse((due_secs, _, job))) = self.queue.pop() else { return };
                     self.open(job, due_secs);
-                    (job, 0)
+                    // Positions are indices here, which are few enough for this.
+                    (job, self.retry.from(job as usize).unwrap_or(0) as u32)
                 }
             };
             let now_secs = self.now_secs();
             let deliveries = &self.jobs[job as usize].deliveries;
-            while let Some(&delivery) = deliveries.get(position as usize) {
+            while let Some(&delivery) = deliveries.get(position as usize)
+                && !self.retry.stop(job as usize, position.into())
+            {
                 position += 1;
                 if delivery != NONE
                     && !self.retry.skip(
@@ -463,8 +466,9 @@ impl Machine {
             self.free_jobs.push(at);
             return;
         }
-        let natural = self.natural_secs(at);
-        if let Closed::Due(at_secs) = self.retry.close(at as usize, name_of(at), natural) {
+        let (natural, now_secs) = (self.natural_secs(at), self.now_secs());
+        let closed = self.retry.close(at as usize, name_of(at), natural, now_secs);
+        if let Closed::Due(at_secs) = closed {
             let due_us = at_secs.max(0) as u64 * 1_000_000;
             self.at(due_us.max(self.now_us), Due::Job(at));
         }

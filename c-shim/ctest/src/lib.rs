@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
     fn gate_retry_open(j: c_int, c: c_int, id: c_ulong, dt: c_long);
+    fn gate_retry_from(j: c_int, mpos: *mut c_ulong) -> c_int;
+    fn gate_retry_stop(j: c_int, mpos: c_ulong) -> c_int;
     fn gate_retry_skip(j: c_int, c: c_int, id: c_ulong, mpos: c_ulong, now: c_long) -> c_int;
     fn gate_retry_report(
         j: c_int,
@@ -22,6 +24,7 @@ unsafe extern "C" {
     fn gate_retry_call(c: c_int, delnum: c_ulong, report: *mut c_char) -> c_int;
     fn gate_retry_due(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_retry_wakeup(wakeup: c_long) -> c_long;
+    fn gate_retry_alarm(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_retry_flush(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_test_reset();
     fn gate_test_sizes(which: c_int) -> c_uint;
@@ -181,16 +184,30 @@ impl Retry {
         HEAP.with_borrow(|heap| heap.blocks.iter().map(|block| block.size).sum())
     }
 
-    /// In bytes: a channel, a job that waits, a recipient that is remembered.
-    pub fn sizes(&self) -> [u32; 3] {
+    /// In bytes: a channel, a job that waits, a queue, a message, a deferred recipient, a job that runs.
+    pub fn sizes(&self) -> [u32; 6] {
         // SAFETY: it reads constants.
-        [0, 1, 2].map(|which| unsafe { gate_test_sizes(which) })
+        [0, 1, 2, 3, 4, 5].map(|which| unsafe { gate_test_sizes(which) })
     }
 
     /// gate_retry_open
     pub fn open(&mut self, j: i32, c: i32, id: u64, dt: i64) {
         // SAFETY: gate_retry.c runs in one thread at a time: this one has the lock.
         unsafe { gate_retry_open(j, c, id, dt) }
+    }
+
+    /// gate_retry_from
+    pub fn from(&mut self, j: i32) -> Option<u64> {
+        let mut mpos = 0;
+        // SAFETY: as in `open`, and mpos lives longer than the call.
+        let is = unsafe { gate_retry_from(j, &raw mut mpos) };
+        (is != 0).then_some(mpos)
+    }
+
+    /// gate_retry_stop
+    pub fn stop(&mut self, j: i32, mpos: u64) -> bool {
+        // SAFETY: as in `open`.
+        unsafe { gate_retry_stop(j, mpos) != 0 }
     }
 
     /// gate_retry_skip
@@ -242,6 +259,14 @@ impl Retry {
     pub fn wakeup(&mut self, wakeup: i64) -> i64 {
         // SAFETY: as in `open`.
         unsafe { gate_retry_wakeup(wakeup) }
+    }
+
+    /// gate_retry_alarm
+    pub fn alarm(&mut self, c: i32) -> Option<(u64, i64)> {
+        let (mut id, mut dt) = (0, 0);
+        // SAFETY: as in `close`.
+        let is = unsafe { gate_retry_alarm(c, &raw mut id, &raw mut dt) };
+        (is != 0).then_some((id, dt))
     }
 
     /// gate_retry_flush

@@ -59,6 +59,18 @@ impl Twins {
         self.same((), ());
     }
 
+    fn from(&mut self, j: usize) -> Option<u64> {
+        let c = self.c.from(j as i32);
+        let rust = self.rust.from(j);
+        self.same(c, rust)
+    }
+
+    fn stop(&mut self, j: usize, position: u64) -> bool {
+        let c = self.c.stop(j as i32, position);
+        let rust = self.rust.stop(j, position);
+        self.same(c, rust)
+    }
+
     fn skip(&mut self, j: usize, job: Job, position: u64) -> bool {
         let c = self.c.skip(j as i32, job.channel as i32, job.id, position, self.now);
         let rust = self.rust.skip(j, job, position, self.now);
@@ -84,7 +96,7 @@ impl Twins {
     /// None if it waits.
     fn close(&mut self, j: usize, job: Job, natural: i64) -> Option<i64> {
         let c = self.c.close(j as i32, job.channel as i32, job.id, natural);
-        let rust = match self.rust.close(j, job, natural) {
+        let rust = match self.rust.close(j, job, natural, self.now) {
             Closed::Waits => None,
             Closed::Due(at) => Some(at),
         };
@@ -109,6 +121,19 @@ impl Twins {
         self.same(c, rust)
     }
 
+    /// All of them, in no order; and with memory, for that would go to the first ones.
+    fn alarm(&mut self, channel: usize) -> Vec<(u64, i64)> {
+        self.set_shortage(Shortage::None);
+        let mut c = Vec::new();
+        while let Some(message) = self.c.alarm(channel as i32) {
+            c.push(message);
+        }
+        let mut rust = self.rust.alarm(channel, self.now);
+        c.sort_unstable();
+        rust.sort_unstable();
+        self.same(c, rust)
+    }
+
     fn flush(&mut self, channel: usize) -> Option<(u64, i64)> {
         let c = self.c.flush(channel as i32);
         let rust = self.rust.flush(channel, self.now);
@@ -120,6 +145,8 @@ impl Twins {
 #[derive(Clone, Debug)]
 enum Step {
     Open { j: usize, job: Job, ago: i64 },
+    From { j: usize },
+    Stop { j: usize, position: u64 },
     Skip { j: usize, job: Job, position: u64 },
     Report { j: usize, job: Job, position: u64, natural: i64, report: Vec<u8> },
     Close { j: usize, job: Job, natural: i64 },
@@ -127,6 +154,7 @@ enum Step {
     Due { channel: usize },
     DueAll,
     Wakeup { after: i64 },
+    Alarm { channel: usize },
     Flush { channel: usize },
     Clock { by: i64 },
     Shortage(Shortage),
@@ -136,6 +164,8 @@ impl Step {
     fn take(self, on: &mut Twins) {
         match self {
             Self::Open { j, job, ago } => on.open(j, job, on.now - ago),
+            Self::From { j } => drop(on.from(j)),
+            Self::Stop { j, position } => drop(on.stop(j, position)),
             Self::Skip { j, job, position } => drop(on.skip(j, job, position)),
             Self::Report { j, job, position, natural, report } => {
                 on.report(j, job, position, on.now + natural, &report);
@@ -145,6 +175,7 @@ impl Step {
             Self::Due { channel } => drop(on.due(channel)),
             Self::DueAll => (0..CHANNELS).for_each(|channel| while on.due(channel).is_some() {}),
             Self::Wakeup { after } => drop(on.wakeup(on.now + after)),
+            Self::Alarm { channel } => drop(on.alarm(channel)),
             Self::Flush { channel } => drop(on.flush(channel)),
             Self::Clock { by } => on.set_clock((on.now + by).max(START / 2)),
             Self::Shortage(shortage) => on.set_shortage(shortage),
@@ -209,6 +240,8 @@ fn steps() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         12 => (indices(), jobs(), 0..50_i64).prop_map(|(j, job, ago)| Step::Open { j, job, ago }),
+        3 => indices().prop_map(|j| Step::From { j }),
+        6 => (indices(), positions()).prop_map(|(j, position)| Step::Stop { j, position }),
         20 => (indices(), jobs(), positions()).prop_map(|(j, job, position)| Step::Skip { j, job, position }),
         40 => (indices(), jobs(), positions(), natural(), reports()).prop_map(
             |(j, job, position, natural, report)| Step::Report { j, job, position, natural, report }
@@ -218,6 +251,7 @@ fn steps() -> impl Strategy<Value = Step> {
         10 => channels().prop_map(|channel| Step::Due { channel }),
         2 => Just(Step::DueAll),
         4 => natural().prop_map(|after| Step::Wakeup { after }),
+        1 => channels().prop_map(|channel| Step::Alarm { channel }),
         1 => channels().prop_map(|channel| Step::Flush { channel }),
         8 => by.prop_map(|by| Step::Clock { by }),
         3 => shortages.prop_map(Step::Shortage),
@@ -244,4 +278,256 @@ proptest! {
             step.take(&mut twins);
         }
     }
+}
+
+/// What the header says of memory, on a machine with 8-byte pointers.
+#[test]
+fn sizes_are_as_stated() {
+    let [channel, waiting, queue, message, deferred, running] = C::start().sizes();
+    assert!(channel <= 8208, "{channel}");
+    let stated = [96, 16, 64, 32, 80];
+    assert_eq!([waiting, queue, message, deferred, running], stated);
+}
+
+/// What the file of a message says of a recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Todo,
+    Done,
+}
+
+/// A message in a qmail-send that does what HOOKS.md says.
+struct Mail {
+    file: Vec<Mark>,
+    in_flight: Vec<bool>,
+    due: Option<i64>,
+    is_unlinked: bool,
+}
+
+/// qmail-send with one channel, whose pass and deliveries go in any order that it might.
+struct Send {
+    twins: Twins,
+    mails: Vec<Mail>,
+    /// struct job: message, references, numtodo, whether the pass has come to the end of the file.
+    jobs: Vec<Option<(u64, u32, u32, bool)>>,
+    /// Job and position.
+    pass: Option<(usize, u64)>,
+    /// Job and position of each delivery.
+    deliveries: Vec<(usize, u64)>,
+    tries: u64,
+    busy: u64,
+}
+
+const NATURAL: i64 = 400;
+
+impl Send {
+    fn new(recipients: &[usize]) -> Self {
+        let mail = |&recipients: &usize| Mail {
+            file: vec![Mark::Todo; recipients],
+            in_flight: vec![false; recipients],
+            due: Some(START),
+            is_unlinked: false,
+        };
+        Self {
+            twins: Twins::start(),
+            mails: recipients.iter().map(mail).collect(),
+            jobs: Vec::new(),
+            pass: None,
+            deliveries: Vec::new(),
+            tries: 0,
+            busy: 0,
+        }
+    }
+
+    fn job(id: u64) -> Job {
+        Job { channel: 1, id }
+    }
+
+    fn is_done(&self) -> bool {
+        self.mails.iter().all(|mail| mail.is_unlinked)
+    }
+
+    fn selprep(&mut self) {
+        while let Some((id, due)) = self.twins.due(1) {
+            let mail = &mut self.mails[id as usize];
+            assert_eq!(mail.due, None, "it is in pqchan already");
+            mail.due = Some(due);
+        }
+    }
+
+    /// pass_dochan(); false if there was nothing to do.
+    fn pass(&mut self, slots: usize) -> bool {
+        let (j, position) = match self.pass {
+            Some(pass) => pass,
+            None => {
+                let due = |mail: &Mail| mail.due.filter(|&due| due <= self.twins.now);
+                let first = (0..self.mails.len()).filter(|&at| due(&self.mails[at]).is_some());
+                let Some(at) = first.min_by_key(|&at| self.mails[at].due) else { return false };
+                let due = self.mails[at].due.take().unwrap_or_default();
+                let free = self.jobs.iter().position(Option::is_none);
+                let j = free.unwrap_or_else(|| {
+                    self.jobs.push(None);
+                    self.jobs.len() - 1
+                });
+                assert!(self.mails[at].in_flight.iter().all(|&is| !is), "two jobs of a message");
+                self.twins.open(j, Self::job(at as u64), due);
+                let from = self.twins.from(j);
+                self.jobs[j] = Some((at as u64, 1, u32::from(from.is_some()), false));
+                (j, from.unwrap_or(0))
+            }
+        };
+        self.pass = Some((j, position));
+        let Some((id, refs, todo, _)) = self.jobs[j] else { panic!("no job") };
+        if self.twins.stop(j, position) {
+            self.pass = None;
+            self.leave(j);
+            return true;
+        }
+        if self.deliveries.len() >= slots {
+            return false;
+        }
+        let Some(&mark) = self.mails[id as usize].file.get(position as usize) else {
+            self.jobs[j] = Some((id, refs, todo, true));
+            self.pass = None;
+            self.leave(j);
+            return true;
+        };
+        self.pass = Some((j, position + 1));
+        if mark == Mark::Todo {
+            self.jobs[j] = Some((id, refs, todo + 1, false));
+            if !self.twins.skip(j, Self::job(id), position) {
+                self.jobs[j] = Some((id, refs + 1, todo + 1, false));
+                let in_flight = &mut self.mails[id as usize].in_flight[position as usize];
+                assert!(!*in_flight, "tried twice at once");
+                *in_flight = true;
+                self.tries += 1;
+                self.deliveries.push((j, position));
+            }
+        }
+        true
+    }
+
+    /// del_dochan()
+    fn report(&mut self, at: usize, report: &[u8]) {
+        let (j, position) = self.deliveries.swap_remove(at);
+        let Some((id, refs, todo, at_end)) = self.jobs[j] else { panic!("no job") };
+        let natural = self.twins.now + NATURAL;
+        let said = self.twins.report(j, Self::job(id), position, natural, report);
+        let mail = &mut self.mails[id as usize];
+        mail.in_flight[position as usize] = false;
+        if said[0] == b'K' {
+            mail.file[position as usize] = Mark::Done;
+            self.jobs[j] = Some((id, refs, todo - 1, at_end));
+        }
+        self.busy += u64::from(report[0] == b'B');
+        self.leave(j);
+    }
+
+    /// job_close()
+    fn leave(&mut self, j: usize) {
+        let Some((id, refs, todo, at_end)) = self.jobs[j] else { panic!("no job") };
+        self.jobs[j] = Some((id, refs - 1, todo, at_end));
+        if refs > 1 {
+            return;
+        }
+        self.jobs[j] = None;
+        let mail = &mut self.mails[id as usize];
+        if at_end && todo == 0 {
+            assert!(mail.file.iter().all(|&mark| mark == Mark::Done), "mail is lost");
+            mail.is_unlinked = true;
+            return;
+        }
+        let natural = self.twins.now + NATURAL;
+        if let Some(due) = self.twins.close(j, Self::job(id), natural) {
+            self.mails[id as usize].due = Some(due);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// Whatever the servers and the gate say, and whenever: each recipient is tried until it is done, never twice at once, and
+    /// no file goes before.
+    #[test]
+    fn no_recipient_is_lost(
+        recipients in prop::collection::vec(prop_oneof![1..4_usize, 1..60_usize], 1..4),
+        slots in 1..30_usize,
+        acts in prop::collection::vec((0..8_u8, any::<u16>(), any::<u8>()), 1..300),
+        shortages in prop::collection::vec((0..300_usize, 0..3_u64), 0..4),
+    ) {
+        let mut send = Send::new(&recipients);
+        for (at, (act, number, what)) in acts.into_iter().enumerate() {
+            let fails = shortages.iter().find(|&&(when, _)| when == at);
+            send.twins.set_shortage(fails.map_or(Shortage::None, |&(_, request)| Shortage::At(request)));
+            send.selprep();
+            match act {
+                0..3 => {
+                    send.pass(slots);
+                }
+                3 => while send.pass(slots) {},
+                4..6 if !send.deliveries.is_empty() => {
+                    let at = usize::from(number) % send.deliveries.len();
+                    let busy = format!("B{} {} busy\n", 1 + number % 3600, 1 + what % 3);
+                    let report: &[u8] = match what % 8 {
+                        0..4 => busy.as_bytes(),
+                        4..6 => b"Kok\n",
+                        _ => b"Zlater\n",
+                    };
+                    send.report(at, report);
+                }
+                6 => {
+                    let call = format!("R{} {}\n", 1 + what % 3, 1 + number % 20);
+                    send.twins.call(1, CALL_DELNUM, call.as_bytes());
+                }
+                _ if what < 8 => {
+                    for (id, due) in send.twins.alarm(1) {
+                        send.mails[id as usize].due = Some(due);
+                    }
+                }
+                _ => send.twins.set_clock(send.twins.now + i64::from(number % 50)),
+            }
+        }
+        // And then there is room for all.
+        send.twins.set_shortage(Shortage::None);
+        for _ in 0..20 {
+            send.selprep();
+            while send.pass(slots) || !send.deliveries.is_empty() {
+                if !send.deliveries.is_empty() {
+                    send.report(0, b"Kok\n");
+                }
+                send.selprep();
+            }
+            send.twins.set_clock(send.twins.now + SECONDS_MAX);
+        }
+        prop_assert!(send.is_done(), "mail is left");
+    }
+}
+
+/// 65000 recipients of one message, called 20 at a time: each is answered once as busy, and each call is the work of those who
+/// were called.
+#[test]
+fn a_long_list() {
+    const RECIPIENTS: usize = 65_000;
+    let mut send = Send::new(&[RECIPIENTS]);
+    let mut calls = 0_u64;
+    let mut steps = 0_u64;
+    while !send.is_done() {
+        let is_first = send.busy < RECIPIENTS as u64;
+        send.selprep();
+        while send.pass(100) {
+            steps += 1;
+        }
+        while !send.deliveries.is_empty() {
+            send.report(0, if is_first { b"B3600 5 busy\n" } else { b"Kok\n" });
+        }
+        if !is_first && send.mails[0].due.is_none() && send.pass.is_none() {
+            calls += 1;
+            send.twins.call(1, CALL_DELNUM, b"R5 20\n");
+        }
+    }
+    assert_eq!(send.tries, 2 * RECIPIENTS as u64);
+    // The first and the last pass, and those between.
+    assert!(steps < 4 * RECIPIENTS as u64 + 10 * calls, "{steps}");
+    assert!(calls <= RECIPIENTS as u64 / 20 + 2, "{calls}");
 }

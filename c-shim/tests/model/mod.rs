@@ -382,7 +382,10 @@ impl Model {
         let told = Told::Busy { secs: busy.secs.into(), queue: number };
         let natural = secs(now_us + DEFERRED_US);
         self.retry.report(slot as usize, job(mail), 0, natural, told, secs(now_us));
-        assert_eq!(self.retry.close(slot as usize, job(mail), natural), Closed::Waits);
+        assert_eq!(
+            self.retry.close(slot as usize, job(mail), natural, secs(now_us)),
+            Closed::Waits
+        );
     }
 
     fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
