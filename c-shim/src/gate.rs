@@ -49,6 +49,7 @@ use crate::report::{self, Reader, Report, Sent};
 use crate::route::{Routes, without_credentials};
 use crate::rules::{Cap, KeyKind, Rules};
 use crate::share::{Looked, Others, Spawners, Take, Tells, Turn, Wants};
+use crate::shortage::{Shortage, WITNESS_US, Witness};
 use crate::site::{Because, Evidence, Map, Seen, Standing};
 use crate::table::{Limit, Table};
 
@@ -366,10 +367,7 @@ impl Key {
     /// The same, and why.
     #[inline]
     fn suspension(&self, now_us: u64) -> Option<(u64, Cause)> {
-        let learned = match self.cap.learning {
-            Learning::On => self.learned.suspended_until(now_us),
-            Learning::Fixed => None,
-        };
+        let learned = self.learned.suspended_until(now_us);
         match (learned, self.pause_at(now_us)) {
             (learned, Some(pause)) if learned.is_none_or(|until_us| until_us < pause.until_us) => {
                 Some((pause.until_us, Cause::Rule(pause.line)))
@@ -418,6 +416,11 @@ impl Key {
             Limit::AtMost(limit) if limit > 0 => Some(limit),
             _ => None,
         }
+    }
+
+    /// Whether it has a limit that stays what it is: then it matters only whether its server can be connected to.
+    fn is_fixed(&self) -> bool {
+        self.cap.learning == Learning::Fixed && matches!(self.cap.limit, Limit::AtMost(1..))
     }
 
     fn is_idle(&self) -> bool {
@@ -718,6 +721,8 @@ pub struct Gate {
     handing: Option<(u32, u32)>,
     /// What went back as busy after it was refused.
     returns: Returns,
+    /// Whether it is this machine that cannot connect.
+    shortage: Shortage,
     /// The other spawners of the queue, where there are any.
     spawners: Option<Box<dyn Spawners>>,
     /// Keys that wait for what other spawners have, or have waited: the next to be looked at first.
@@ -798,6 +803,7 @@ impl Gate {
             behind: Vec::new(),
             handing: None,
             returns: Returns::default(),
+            shortage: Shortage::default(),
             spawners: None,
             polled: VecDeque::new(),
             polled_us: 0,
@@ -830,11 +836,14 @@ impl Gate {
         let was_called = self.arrived(domain, at, now_us);
         let entry = &mut self.slots[slot as usize];
         entry.envelope = Envelope::NONE;
-        if self.rules.reads_reports(self.keys.all[at as usize].cap) {
+        let is_read = self.rules.reads_reports(self.keys.all[at as usize].cap);
+        if is_read || self.keys.all[at as usize].is_fixed() {
             let hasher = self.rules.hasher;
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             entry.mail = message ^ hasher.hash(parts.recipient());
-            entry.envelope = Envelope::new(&hasher, parts.sender(), parts.recipient());
+            if is_read {
+                entry.envelope = Envelope::new(&hasher, parts.sender(), parts.recipient());
+            }
         }
         if let Some(why) = self.waits_alone(domain, now_us) {
             let busy = match why {
@@ -844,7 +853,7 @@ impl Gate {
             self.rest_if_idle(domain, now_us);
             return Answer::Busy(busy);
         }
-        let startable = self.admits(at, now_us);
+        let startable = self.admits(at, now_us) && self.shortage.paused_until(now_us).is_none();
         let suspended_until = self.keys.all[at as usize].suspended_until(now_us);
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts anyway
         // is not asked for, because three divisions are in the answer.
@@ -977,7 +986,8 @@ impl Gate {
             self.poll(now_us);
         }
         self.look_behind();
-        while self.ready.first != NONE {
+        let blocked_until = self.shortage.paused_until(now_us);
+        while self.ready.first != NONE && blocked_until.is_none() {
             let at = self.ready.first;
             unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
             self.keys.all[at as usize].ready = false;
@@ -1095,6 +1105,9 @@ impl Gate {
     /// is held keeps to the thresholds exactly as in [`Gate::may_hold`]: one too many would be sent away and called again
     /// without end.
     fn room(&mut self, at: u32, now_us: u64) -> u32 {
+        if self.shortage.paused_until(now_us).is_some() {
+            return 0;
+        }
         let Key { of, slots, standing, recall, .. } = self.keys.all[at as usize];
         if standing.is_some() {
             // Of a site's domain, what it may have, as far as the site has room.
@@ -1210,8 +1223,8 @@ impl Gate {
                 seen,
                 counted: if site == Site::Own { Counted::Known } else { Counted::All },
             };
-            let mut tried = key.learned.end(&ended, &mut self.random);
             let is_candidate = key.kind == KeyKind::Candidates;
+            let mut tried = self.learn(at, &ended);
             match site {
                 Site::Alone => {
                     tried = self.ended_alone(domain, Ended { seen: said.seen, ..ended });
@@ -1245,15 +1258,24 @@ impl Gate {
                 }
                 _ => {}
             }
-            let returns = match tried {
-                Try::Real => false,
-                Try::NotReally => self.returns.may_return(mail),
-                Try::TooSoon => true,
-            };
-            if returns {
+            if self.goes_back(mail, tried) {
                 return tried;
             }
-            self.returns.tried(mail);
+        } else if key.is_fixed() {
+            let ended = Ended {
+                now_us,
+                started_us: since_us,
+                running: key.running,
+                beside,
+                limit: most(key.cap.limit),
+                learning: Learning::Fixed,
+                seen: report::connection(report),
+                counted: Counted::All,
+            };
+            let tried = self.learn(at, &ended);
+            if ended.seen == report::Seen::ConnectFailed && self.goes_back(mail, tried) {
+                return tried;
+            }
         }
         let key = &mut self.keys.all[at as usize];
         key.done += 1;
@@ -1263,6 +1285,54 @@ impl Gate {
         self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
         self.totals.done += 1;
         Try::Real
+    }
+
+    /// What a key's delivery says of its server, unless it is this machine that cannot connect.
+    fn learn(&mut self, at: u32, ended: &Ended) -> Try {
+        let key = &mut self.keys.all[at as usize];
+        match ended.seen {
+            report::Seen::ConnectFailed => {}
+            report::Seen::Nothing => return key.learned.end(ended, &mut self.random),
+            _ => {
+                self.shortage.connected(ended.started_us);
+                return key.learned.end(ended, &mut self.random);
+            }
+        }
+        let before = Witness { at, number: key.number, learned: key.learned };
+        let took = key.learned.has_accepted(ended.now_us, WITNESS_US);
+        let slots = &self.slots;
+        let pending = |since_us: u64| {
+            let is_new = |slot: &&Slot| slot.state == State::Running && slot.since_us >= since_us;
+            // This one is among them until its slot is free.
+            (slots.iter().filter(is_new).count() as u32).saturating_sub(1)
+        };
+        if self.shortage.failed(ended.now_us, took.then_some(before), pending) {
+            while let Some(Witness { at, number, learned }) = self.shortage.take() {
+                if let Some(key) = self.keys.all.get_mut(at as usize)
+                    && key.number == number
+                {
+                    key.learned = learned;
+                    self.make_ready(at);
+                }
+            }
+        }
+        if self.shortage.is_on(ended.now_us) {
+            return Try::NotReally;
+        }
+        self.keys.all[at as usize].learned.end(ended, &mut self.random)
+    }
+
+    /// Whether a mail goes back as busy after its delivery.
+    fn goes_back(&mut self, mail: u64, tried: Try) -> bool {
+        let returns = match tried {
+            Try::Real => false,
+            Try::NotReally => self.returns.may_return(mail),
+            Try::TooSoon => true,
+        };
+        if !returns {
+            self.returns.tried(mail);
+        }
+        returns
     }
 
     /// The address that a delivery was connected to may say to which site its next hop belongs.
@@ -1305,7 +1375,10 @@ impl Gate {
         let entry = &mut self.keys.all[domain as usize];
         // Its slot is not free yet.
         let running = entry.slots.saturating_sub(1);
-        entry.learned.end(&Ended { running, counted: Counted::All, ..ended }, &mut self.random)
+        entry.learned.end(
+            &Ended { running, beside: running, counted: Counted::All, ..ended },
+            &mut self.random,
+        )
     }
 
     /// What the server took from a domain that does not count under its site yet says of the site, and of its candidates, that it
@@ -1347,9 +1420,13 @@ impl Gate {
     /// Microseconds until [`Gate::next`] has something to do; None if nothing is held or away.
     #[must_use]
     pub fn timeout_us(&self, now_us: u64) -> Option<u64> {
-        if self.ready.first != NONE || !self.lacking.is_empty() || !self.gone.is_empty() {
+        let blocked_us = self.shortage.paused_until(now_us.max(self.now_us));
+        let blocked_us = blocked_us.map(|until_us| until_us - now_us.max(self.now_us));
+        let is_ready = self.ready.first != NONE;
+        if (is_ready && blocked_us.is_none()) || !self.lacking.is_empty() || !self.gone.is_empty() {
             return Some(0);
         }
+        let ready_us = blocked_us.filter(|_| is_ready);
         let until = |since_us: u64, us: u64| {
             us.saturating_sub(now_us.max(self.now_us).saturating_sub(since_us))
         };
@@ -1364,7 +1441,7 @@ impl Gate {
         let resite_us =
             (self.sites == Order::Changed && is_waiting).then(|| self.resite_us(now_us));
         let poll_us = (!self.polled.is_empty()).then(|| until(self.polled_us, self.poll_us));
-        [held_us, look_us, paused_us, resite_us, poll_us].into_iter().flatten().min()
+        [ready_us, held_us, look_us, paused_us, resite_us, poll_us].into_iter().flatten().min()
     }
 
     /// The parts of a command whose handle [`Gate::next`] gave.
@@ -1648,7 +1725,8 @@ impl Gate {
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
                 key.pause = old.pause;
-                if key.cap.learning == Learning::On
+                // Nothing that was learned goes on where the limit stays what it is from now on.
+                if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
                     && key.standing.is_some() == old.standing.is_some()
                 {
                     key.learned = old.learned;
@@ -2065,6 +2143,9 @@ impl Gate {
             _ => key.suspension(now_us),
         };
         match suspension {
+            None if self.shortage.paused_until(now_us).is_some() => {
+                self.send_away(at, now_us, Why::Paused(Cause::NoConnection))
+            }
             None => self.send_away(at, now_us, Why::AtLimit),
             Some((until_us, cause)) if until_us - now_us < HOLD_MAX_US => {
                 self.send_away(at, now_us, Why::Paused(cause))

@@ -335,6 +335,12 @@ impl Learned {
         if running < most { May::Start } else { May::Wait }
     }
 
+    /// Whether it accepted something within this time.
+    #[must_use]
+    pub fn has_accepted(&self, now_us: u64, within_us: u64) -> bool {
+        self.accepted_us > 0 && now_us.saturating_sub(self.accepted_us - 1) <= within_us
+    }
+
     /// Until when it is suspended, if it is.
     #[inline]
     #[must_use]
@@ -392,7 +398,7 @@ impl Learned {
     }
 
     fn took_recently(&self, now_us: u64) -> bool {
-        self.accepted_us > 0 && now_us.saturating_sub(self.accepted_us - 1) <= RECENT_US
+        self.has_accepted(now_us, RECENT_US)
     }
 
     /// One more refusal, with no answer between of a delivery that started after the first one.

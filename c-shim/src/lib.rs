@@ -43,6 +43,7 @@ pub mod route;
 pub mod rules;
 pub mod share;
 pub mod shared;
+pub mod shortage;
 pub mod site;
 pub mod status;
 pub mod table;

@@ -126,6 +126,21 @@ pub fn classify(report: &[u8]) -> Report {
     Reader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
 }
 
+/// Whether a server let itself be connected to, for who needs to know no more: [`Seen::Accepted`], [`Seen::ConnectFailed`],
+/// [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`].
+#[must_use]
+pub fn connection(report: &[u8]) -> Seen {
+    // Nearly all of them: what was accepted.
+    if let [b'r', 0, b'K', ..] = report {
+        return Seen::Accepted;
+    }
+    match classify(report).seen {
+        Seen::TooMany(_) | Seen::Failed => Seen::Deferred,
+        Seen::Died(_) => Seen::Nothing,
+        seen => seen,
+    }
+}
+
 /// Where in a session a reply was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
