@@ -19,6 +19,8 @@
 //! **What the server says** lowers a key's limit if the table lets it: see [`crate::learn`]. A delivery that was refused only
 //! because too many were running goes back to qmail-send as busy in place of its report, and is away like the others. While a
 //! key is suspended, what the gate cannot hold is deferred, as by qmail-remote's own table of time-outs, so that it ages.
+//! Where a limit is fixed, only one thing is read in its reports: whether the server can be connected to. And when hardly any server
+//! can, it is this machine: see [`crate::shortage`].
 //!
 //! **Where a queue has several spawners**, a place is also one of them all: see [`crate::share`].
 //!

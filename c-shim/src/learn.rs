@@ -1,20 +1,36 @@
 //! What a key learns of its server: how many it takes at once, and whether it is there at all. The configured limit is the
-//! ceiling; what is learned lies in 1..=limit. Time comes in, as everywhere.
+//! ceiling; what is learned lies in 1..=limit. Time comes in, as everywhere. docs/measurements.md has the figures.
 //!
-//! **Down.** An objection is a delivery that was refused because there were too many or they came too fast, or whose
-//! connection failed or broke, while others of the key were running. Then the limit becomes what still runs without it. A
-//! server with ten places to which twenty are started refuses ten; as their reports come in, one place is taken away for
-//! each of them and none is filled again, so what is left is what it accepted. Deliveries that were started before the first
-//! of these reports belong to the same objection. They take away the place that they had, no more; nothing is halved.
+//! **A refusal** is a reply that there are too many or they come too fast, a connection that failed, or one that broke. It is an
+//! objection if it is about how many were running. The question of this module is whether it is.
+//!
+//! **Down.** The first refusal at a level that is not known to work is believed. Then the limit becomes what still runs without
+//! it. A server with ten places to which twenty are started refuses ten; as their reports come in, one place is taken away
+//! for each of them and none is filled again, so what is left is what it accepted. Deliveries that were started before the
+//! first of these reports belong to the same objection. They take away the place that they had, no more; nothing is halved.
 //!
 //! **Up.** By one, once as many have been accepted as the limit is, and only those count that ended while all places were
 //! taken (as RFC 7661 has it for TCP): a server that was not asked for more has not said that it would take more.
 //!
 //! **The wall.** The level at which it was refused is remembered, as TCP CUBIC (RFC 9438) remembers its last maximum: below
 //! it the limit grows as ever, but the wall itself is tried only after 4 cohorts, then 8, 16, 32 and 64 if it holds, or
-//! after five minutes and one cohort. That is for refusals that come at once when a level has been reached. One that comes later, at a
-//! level that has been accepted for a while, is rather a chance or a server with other cares: one place less, until the
-//! next cohort.
+//! after five minutes and one cohort. That is for refusals that come at once when a level has been reached. One that comes later
+//! is rather a chance or a server with other cares: one place less, until the next cohort.
+//!
+//! **Chance.** At a level that has been accepted, a single refusal changes nothing. Refusals are added up, and each answer of another
+//! kind takes away twice what chance would make of it (the CUSUM test of E. S. Page, "Continuous Inspection Schemes", Biometrika
+//! 41, 1954). Four more than that are an objection. A server that has become less generous refuses four in a row at once.
+//! Who takes his time to refuse has accepted a level only after four times as long.
+//!
+//! **The background.** Some servers refuse however few there are: a milter that is down, greylisting in words that are listed for
+//! a limit, one bad machine of several. What is refused at a level, and in at least half of the same part further below, is not about
+//! the level. So below what was left of the limit after the first objection, refusals and acceptances of what started since are
+//! counted. Three refusals there, with two accepted among them, and the limit goes back to where it was. From then on
+//! refusals are weighed against that part of all, as against chance before, and it follows what is refused. Where the
+//! part is an eighth or more each refusal is a try: it would be the same when it comes again. If many more are refused
+//! after all, the limit falls as at first, and it takes twice the evidence the next time.
+//!
+//! A server that refuses everything is something else: then there is nothing accepted among the refusals.
 //!
 //! **Suspended.** An objection to a delivery that was alone is a failure. After three in a row, with no answer of any
 //! other kind between, nothing is started for 1 to 2 s; then one delivery at a time, each failure doubling the pause up to
@@ -23,47 +39,34 @@
 //! not be sent away as busy for ever: what [`May::Suspended`] says lies further away than the hold may last should go back
 //! as an ordinary deferral, as it does from qmail-remote's own table of time-outs (tcpto), so that it ages and bounces.
 //!
-//! **Not a try.** Refused before the message was sent, or not connected, while others of the key run or have been accepted
-//! within the last minute: [`Try::NotReally`]. A key at which nothing succeeds is down to one place after the first such
-//! round, and from then on each of its refusals is a try. And no mail goes back more than three times between two tries
-//! ([`Returns`]): what a server refuses with 421 because of its sender ages, too. A connection that broke is always a try;
-//! the server may have the message. A failed connection need not be: with the TLS patches a 421 at the greeting is one.
+//! **A socket that is closed.** sendmail with MaxDaemonChildren closes its listening socket when the last place is taken, until 15 s
+//! after places are free again; xinetd does so for 10 s. Nobody can connect then, though mail was taken just before.
+//! The pauses are 3 and 19 s there, long enough that no mail uses up its three returns. How many were running when it began
+//! is the wall, and it survives the suspension; if that level was new, it is tried again after ten minutes, then 20, 40 and
+//! 80, for each time costs all places for 20 s. A fixed limit stays what it is, and has the same pauses.
+//!
+//! **Not a try.** Refused before the message was sent, not connected, or cut off within a minute with nothing sent, while others of the
+//! key run or have been accepted within the last minute: [`Try::NotReally`]. A key at which nothing succeeds is down to
+//! one place after the first such round, and from then on each of its refusals is a try. And no mail goes back more than
+//! three times between two tries ([`Returns`]): what a server refuses with 421 because of its sender ages, too. Where the
+//! server may have the message, it is always a try.
 //!
 //! **Young.** A site that was found by addresses ([`crate::site`]) begins with refusals: whom its server took instead is of
 //! domains that are not known to go there yet, and says nothing before it is done. So there the first refusal of a delivery
 //! that was alone begins a pause, and is no try ([`Try::TooSoon`]), until the server has answered anything else or has been
 //! suspended five times. What it accepts from a domain that does not count there yet ends the pause, too.
 //!
+//! **This machine.** When connections to many keys fail together it is not the servers: see [`crate::shortage`].
+//!
 //! **Stated.** With caps of 1..=200, 20 to 200 configured, 0.05 to 60 s a delivery and refusals that take less than a
 //! quarter of that, the limit is within one of the cap from five service times on. When the objection ends, the configured
-//! limit counts again after at most 65 + 1.3 for each place, in service times of a key that has enough mail (measured: 20
-//! from 10 after 29 to 33, 200 from 1 after 221 to 229). A server that is suspended is seen to be back after 300 s at most.
+//! limit counts again after at most 65 + 1.3 for each place, in service times of a key that has enough mail. A server that is
+//! suspended is seen to be back after 300 s at most.
 //!
-//! **What others do**, in the model of tests/learning.rs (seed 1, 0.2 s log-normal with sigma 0.5, refused after 2 ms, back
-//! after 1 s, and deferred for 400 s each fourth time, whoever refused it): refused, and time as a multiple of the ideal.
-//!
-//! | | cap 10 of 20, 500 mails | cap 1 of 20, 500 mails | cap 50 of 200, 10,000 mails | no cap, 20, 10,000 mails | 2 % refused at random, the same |
-//! | --- | --- | --- | --- | --- | --- |
-//! | nothing | 11,873, 483 | 124,302, 500 | 845,125, 14 | 0, 1.01 | 206, 1.00 |
-//! | Postfix's default (+1 and -1 a delivery, from 5) | 438, 41 | 500, 8.9 | 9664, 11 | 0, 1.01 | 206, 1.00 |
-//! | Postfix, +1/N and -1/N | 40, 1.13 | 502, 8.9 | 173, 1.13 | 0, 1.02 | 206, 1.03 |
-//! | halving once a cohort, +1 a cohort (TCP's AIMD) | 21, 1.29 | 524, 8.9 | 211, 1.32 | 0, 1.01 | 206, 2.25 |
-//! | this | 13, 0.98 | 29, 0.98 | 156, 1.00 | 0, 1.01 | 206, 1.13 |
-//!
-//! (Below 1.00: the service times of that run add up to less.) Postfix's rows are the pseudocode of its
-//! SCHEDULER_README without the detection of dead destinations; its authors measured one half and one sixth of the mail
-//! refused by a server of five. A control that forgets where it was refused asks for the place above the cap again in
-//! each cohort. Postfix's 1/N is better than this at random refusals, since it waits for a whole cohort of them to go
-//! down by one more; its authors say that one bad server of K behind one address keeps it at about K, which is so here,
-//! too. It learns per destination domain, from failed connections and handshakes only; its users keep slow transports
-//! with lists of domains beside it (Mailu issue 2213). KumoMTA has fixed limits for each provider, and rules by regular
-//! expression that set others for a time (its shaping.toml: some texts to one connection and one message a minute for
-//! 90 minutes, `[TSS04]` to a pause of two hours): right for what somebody has written down.
-//!
-//! **What it costs.** A server that refuses at random, however few are running, is believed: at 1, 2 and 5 % of refusals 20
-//! places did the work in 1.02, 1.1 and 2.0 to 2.5 times the time, 200 places at 2 % in 2.3 to 2.6 times. A server that
-//! counts a session for some time after its end (0.2 ms here), and to which deliveries of equal length are handed over
-//! in step, has room for half as many, and gets them.
+//! **What it costs.** A server that counts a session for some time after its end (Exim's and sendmail's children, until they
+//! have been waited for) has one place less than it says: with five places of 1 s and 20 ms, 1.3 times the time. To which
+//! deliveries of equal length are handed over in step, it has room for half as many, and gets them. So many a minute, whatever
+//! their number at once, is not learned: the limit rises until it is refused, and pauses begin.
 
 #![forbid(unsafe_code)]
 
@@ -703,8 +706,13 @@ impl Learned {
         let closed = CLOSED_PAUSES_US
             .get(usize::from(self.pauses))
             .filter(|_| ended.seen == Seen::ConnectFailed && self.took_recently(ended.now_us));
+        let doublings = match ended.learning {
+            Learning::On => 32,
+            // What waits is always held, or comes back: none is deferred.
+            Learning::Fixed => 4,
+        };
         let longest = PAUSE_MIN_US
-            .checked_shl(u32::from(self.pauses.min(32)))
+            .checked_shl(u32::from(self.pauses.min(doublings)))
             .map_or(PAUSE_MAX_US, |us| us.min(PAUSE_MAX_US));
         let (longest, spread) = closed.map_or((longest, longest / 2), |&us| (us, us / 8));
         let pause = longest - (random.fraction() * spread as f64) as u64;
