@@ -6,7 +6,7 @@
 
 mod model;
 
-use model::{Mail, Model, Outcome, SEC, Setup, Speed, Stall};
+use model::{Kind, Mail, Model, Outcome, SEC, Setup, Speed, Stall};
 
 const FULL: f64 = 0.985;
 
@@ -367,4 +367,41 @@ fn a_server_of_ten_behind_a_hundred_domains() {
     }
     let (_, deferred, secs) = behind_ten(":20::learn\n", 100, 5, Seen::Never);
     assert!(deferred > 100 && secs > 400.0, "it would not have been needed");
+}
+
+/// 200 mails of 1 s to a server of this kind, until so many seconds; (refused, deferred, accepted, seconds of the last one).
+fn loop_of(kind: Kind, table: &'static str, mails: u32, until_secs: u64) -> (u32, u32, u32, f64) {
+    let sessions = if matches!(kind, Kind::Milter(_)) { u32::MAX } else { 5 };
+    let until_us = until_secs * SEC;
+    let outcome = backlog(
+        Setup { table, sessions, kind, until_us, mean_service_secs: 1.0, ..Setup::default() },
+        mails,
+    );
+    let accepted = outcome.mails.iter().filter(|mail| mail.ended_us > 0).count() as u32;
+    let seen = outcome.domains[0];
+    let secs = seen.last_end_us as f64 / 1e6;
+    println!(
+        "{kind:?}, {table:?}: {} refused, {} deferred, {accepted} of {mails} accepted, the last after {secs:.1} s",
+        seen.refused, seen.deferred
+    );
+    (seen.refused, seen.deferred, accepted, secs)
+}
+
+/// The loop that was run with real servers, with all that qmail-send and qmail-rspawn do.
+#[test]
+fn kinds_of_servers() {
+    let (refused, deferred, accepted, secs) = loop_of(Kind::Answers421, ":20::learn\n", 200, 400);
+    assert!(refused <= 20 && deferred == 0 && accepted == 200 && secs <= 46.0);
+    let (refused, deferred, accepted, secs) = loop_of(Kind::CutsOff, ":20::learn\n", 200, 400);
+    assert!(refused <= 20 && deferred == 0 && accepted == 200 && secs <= 46.0);
+    let (refused, deferred, accepted, secs) = loop_of(Kind::Closes(15), ":20::learn\n", 200, 400);
+    assert!(refused <= 30 && deferred == 0 && accepted == 200 && secs <= 120.0);
+    // The limit is what closes the socket: five in twenty seconds, and no mail is deferred in the first minutes.
+    let (_, deferred, accepted, _) = loop_of(Kind::Closes(15), ":5\n", 200, 120);
+    assert!(deferred <= 5 && accepted >= 25);
+    // A hundred good mails among as many that are refused: these are tried, and deferred.
+    let (_, deferred, accepted, secs) = loop_of(Kind::Milter(2), ":20::learn\n", 200, 60);
+    assert!(accepted == 100 && deferred == 100 && secs <= 20.0);
+    let (refused, _, accepted, secs) = loop_of(Kind::Milter(2), ":20::learn\n", 10_000, 390);
+    assert!(accepted == 5000 && refused <= 5500 && secs <= 275.0);
 }

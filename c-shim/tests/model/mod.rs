@@ -39,6 +39,23 @@ fn job(mail: u32) -> Job {
     Job { channel: REMOTE, id: mail.into() }
 }
 
+const CUT_OFF: &[u8] = b"ZConnected to 192.0.2.7 but connection died. (#4.4.2)\n\0";
+const NOT_CONNECTED: &[u8] = b"ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0";
+const BY_MILTER: &[u8] = b"s192.0.2.7 does not like recipient.\nRemote host said: 451 4.7.1 Service unavailable - try again later\n\0DGiving up on 192.0.2.7.\n\0";
+
+/// What the server does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Beyond its sessions it answers 421.
+    Answers421,
+    /// Beyond its sessions it closes the connection without a word.
+    CutsOff,
+    /// When the last session is taken it closes its socket, until so many seconds after one has ended.
+    Closes(u64),
+    /// It takes all, but refuses each recipient whose mail has a number that this divides, always.
+    Milter(u32),
+}
+
 /// Service time as a factor of the mean, by the time of the start.
 pub type Speed = fn(u64) -> f64;
 
@@ -55,6 +72,9 @@ pub struct Setup {
     pub stall: Stall,
     /// So many sessions at once, the server takes.
     pub sessions: u32,
+    pub kind: Kind,
+    /// The simulation ends then, whatever is left.
+    pub until_us: u64,
     pub seed: u64,
 }
 
@@ -68,6 +88,8 @@ impl Default for Setup {
             speed: |_| 1.0,
             stall: |_| false,
             sessions: u32::MAX,
+            kind: Kind::Answers421,
+            until_us: u64::MAX,
             seed: 1,
         }
     }
@@ -174,6 +196,8 @@ pub struct Model {
     timer_us: Option<u64>,
     sessions: u32,
     sessions_peak: u32,
+    /// When the server's socket opens again; 0: it is open.
+    closed_until_us: u64,
 }
 
 impl Model {
@@ -206,6 +230,7 @@ impl Model {
             timer_us: None,
             sessions: 0,
             sessions_peak: 0,
+            closed_until_us: 0,
         }
     }
 
@@ -256,6 +281,9 @@ impl Model {
             idle = if event == Event::Timer && now_us == idle_us { idle + 1 } else { 0 };
             idle_us = now_us;
             assert!(idle < 10, "at {now_us} us it wakes up without end");
+            if now_us > self.setup.until_us {
+                break;
+            }
             match event {
                 Event::Arrive(mail) => self.queue(mail, self.mails[mail as usize].born_us / SEC),
                 Event::End(slot, mail, how) => self.end(now_us, slot, mail, how),
@@ -280,7 +308,7 @@ impl Model {
                 break;
             }
         }
-        assert_eq!(self.left, 0, "mail is lost");
+        assert!(self.left == 0 || self.setup.until_us < u64::MAX, "mail is lost");
         Outcome {
             mails: self.mails,
             domains: self.seen,
@@ -389,7 +417,15 @@ impl Model {
     }
 
     fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
-        let (service_us, how) = if self.sessions < self.setup.sessions {
+        let is_refused = match self.setup.kind {
+            Kind::Answers421 | Kind::CutsOff => self.sessions >= self.setup.sessions,
+            Kind::Closes(_) => now_us < self.closed_until_us,
+            Kind::Milter(part) => mail.is_multiple_of(part),
+        };
+        let (service_us, how) = if !is_refused {
+            if self.sessions + 1 >= self.setup.sessions {
+                self.closed_until_us = u64::MAX;
+            }
             self.sessions += 1;
             self.sessions_peak = self.sessions_peak.max(self.sessions);
             (self.service_us(now_us), How::Accepted)
@@ -412,9 +448,12 @@ impl Model {
     }
 
     fn end(&mut self, now_us: u64, slot: u32, mail: u32, how: How) {
-        let report = match how {
-            How::Accepted => ACCEPTED,
-            How::Refused => REFUSED,
+        let report = match (how, self.setup.kind) {
+            (How::Accepted, _) => ACCEPTED,
+            (_, Kind::Answers421) => REFUSED,
+            (_, Kind::CutsOff) => CUT_OFF,
+            (_, Kind::Closes(_)) => NOT_CONNECTED,
+            (_, Kind::Milter(_)) => BY_MILTER,
         };
         let busy = self.gate.done(now_us, slot, Ran::Yes(report));
         let entry = &mut self.mails[mail as usize];
@@ -433,6 +472,11 @@ impl Model {
             return;
         }
         self.sessions -= 1;
+        if let Kind::Closes(secs) = self.setup.kind
+            && self.closed_until_us == u64::MAX
+        {
+            self.closed_until_us = now_us + secs * SEC;
+        }
         entry.ended_us = now_us;
         seen.last_end_us = now_us;
         seen.work_us += now_us - entry.started_us;
