@@ -256,6 +256,21 @@ fn what_the_gate_may_not_read_or_write_is_seen() {
     fs::set_permissions(home.path("control/concurrencydomains"), Permissions::from_mode(0o640))
         .unwrap();
     assert!(home.gate(&["check", "."]).ok().out.contains(": no problems; "), "the group can");
+
+    // A tree with supplemental channels: each qmail-rspawn has a file of its own, and one they share.
+    fs::write(home.path("queue/lock/gatestatus.1"), "").unwrap();
+    assert_eq!(
+        home.gate(&["check", "."]).ok().out,
+        "./queue/lock/gateshared: warning: no such file: each limit holds per qmail-rspawn, not for all of them \
+         together\n  make setup check in the patched tree, while qmail is stopped\n\
+         ./queue/lock/gatestatus.1: warning: the gate cannot write it: it belongs to user 0, and qmail-rspawn runs as \
+         user 12345\n  chown 12345 ./queue/lock/gatestatus.1\n\
+         ./control/concurrencydomains: 2 warnings; 1 line, default 20, concurrencyremote 100\n"
+    );
+    fs::write(home.path("queue/lock/gateshared"), "").unwrap();
+    chown("12345", "queue/lock/gatestatus.1");
+    chown("12345", "queue/lock/gateshared");
+    assert!(home.gate(&["check", "."]).ok().out.contains(": no problems; "));
 }
 
 #[test]
