@@ -76,10 +76,15 @@ FILES
   control/concurrencydomains, control/smtproutes, control/concurrencysites: looked at once a second at most, during the
   calls, and read again when they have changed. control/concurrencyremote: read by gate_open only, as qmail-send reads it at its start only.
   queue/lock/gatestatus: written once a second at most when something changed, and once a minute if nothing did, so that its
-  age tells whether the spawner runs. A gate that has had no limits since it was opened writes only if an earlier one has
-  left something there. It is not created: it must exist and be writable, otherwise there is no status.
+  age tells whether the spawner runs. A gate without limits writes it, too: it counts what runs. It is not created: it must
+  exist and be writable, otherwise there is no status.
   gatesites, in the same directory: where mail of each domain was seen to go. Read by gate_open, written once in ten seconds
   at most when something changed, and at the end. It must exist, too.
+  gatekept.domains, gatekept.routes, gatekept.sites, in the same directory: the last contents of the three control files that
+  could be used, of smtproutes nothing but hosts and the names of relays. Read by gate_open, which makes them count where a
+  file has a mistake or cannot be read; without the first of them, the good lines of concurrencydomains count and a limit of 20
+  for all other domains. Written when a file that was changed is good and has been at rest for a fifth of a second. They must
+  exist, too. A control file that does not exist means that there are none; a control directory that does not exist does not.
   gateshared, in the same directory: only for several qmail-rspawn. Each has a number, from 0 on: a column of that file. Number
   1 writes gatestatus.1 and gatesites.1, and so on. They must exist, too: hier.c makes as many as the tree has channels. At
   its start a gate reads the gatesites of all.

@@ -1,5 +1,9 @@
 //! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
 //!
+//! A file that cannot be used does not change what is in force. At the start, when nothing is, the copy of the last good one
+//! counts ([`crate::kept`]); without one, of concurrencydomains, the lines that are good and a limit of 20 for all other
+//! domains. Only where there is no such file there are no limits.
+//!
 //! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs six `stat`
 //! calls a second; the status one `write` a second, when something changed, or one a minute, and what was seen of sites one in
 //! ten seconds. All descriptors are closed again at once, but for that of [`crate::shared`], which only a queue with several
@@ -14,15 +18,17 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::command::Parts;
 use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Cause, Gate, Key, Next, Ran, Why};
+use crate::kept::{self, Mark};
 use crate::memory::{OutOfMemory, Text};
-use crate::problem::{self, Kind, Problem};
+use crate::name::Hasher;
+use crate::problem::{self, Kind, Problem, Problems};
 use crate::process::Identity;
 use crate::replies::Replies;
-use crate::route::Routes;
+use crate::route::{self, Routes};
 use crate::rules::KeyKind;
 use crate::share::Spawners;
 use crate::shared::{COLUMNS_MAX, Shared};
@@ -34,6 +40,15 @@ const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
 /// A gate that has nothing to say writes all the same, so that the age of the status tells whether the spawner runs.
 const HEARTBEAT_US: u64 = 60_000_000;
+/// A file that was changed so short a time ago may not be whole yet. Half a file without a mistake would be taken for good.
+const QUIET: Duration = Duration::from_millis(200);
+/// When it is looked at again, and how often before it is said that it never comes to rest.
+const LOOK_AGAIN_US: u64 = 250_000;
+const LOOKS_IN_VAIN: u32 = 5;
+/// So long the start waits for a file to come to rest; qmail-send waits meanwhile.
+const START_WAIT: Duration = Duration::from_secs(1);
+/// When a copy of a good file that could not be written is tried again.
+const KEEP_AGAIN_US: u64 = 60_000_000;
 /// What was seen of sites changes with nearly every new domain, and matters only at the next start.
 const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
@@ -66,12 +81,102 @@ impl Seen {
     }
 }
 
-/// A control file, and what has been seen of it.
+/// Where that comes from which counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// The file as it is, or that there is none.
+    File,
+    /// An earlier one.
+    Earlier,
+    /// The good lines of the file as it is.
+    Part,
+    /// Nothing has been seen yet.
+    Nothing,
+}
+
+/// A file, and which contents of it have been read.
 #[derive(Debug)]
 struct Watched {
     path: OsString,
     seen: Seen,
+}
+
+/// A control file, and what counts of it.
+#[derive(Debug)]
+struct Control {
+    file: problem::File,
+    watched: Watched,
     problem: Option<Problem>,
+    source: Source,
+    /// How often in a row it was changing when it was looked at.
+    in_vain: u32,
+    kept: Kept,
+}
+
+/// The copy of the last good contents of a control file.
+#[derive(Debug)]
+struct Kept {
+    file: problem::File,
+    path: OsString,
+    /// What it has, as far as that is known and whole.
+    mark: Option<Mark>,
+    problem: Option<Problem>,
+    /// When it could not be written.
+    failed_us: Option<u64>,
+}
+
+impl Kept {
+    fn new(file: problem::File, path: OsString) -> Self {
+        Self { file, path, mark: None, problem: None, failed_us: None }
+    }
+
+    /// What it has, if that is whole, and when it was written, in seconds since 1970.
+    fn read(&mut self) -> Option<(Vec<u8>, u64)> {
+        let (seen, bytes) =
+            match read_if(&self.path, table::FILE_MAX + kept::HEAD as u64, Seen::Nothing) {
+                // A tree that was patched by an earlier qpatch has none; that is said when there is something to be kept.
+                Ok((_, None)) => return None,
+                Ok((seen, Some(bytes))) => (seen, bytes),
+                Err(kind) => {
+                    self.problem = Some(Problem::of_file(self.file, kind));
+                    return None;
+                }
+            };
+        if bytes.is_empty() {
+            return None;
+        }
+        let Some((contents, mark)) = kept::contents(&bytes) else {
+            self.problem = Some(Problem::of_file(self.file, Kind::KeptNotWhole));
+            return None;
+        };
+        self.mark = Some(mark);
+        let written_secs = match seen {
+            Seen::File { modified: (secs, _), .. } => u64::try_from(secs).unwrap_or(0),
+            Seen::Nothing | Seen::Missing | Seen::Unusable(_) => 0,
+        };
+        let length = contents.len();
+        let mut bytes = bytes;
+        bytes.drain(..bytes.len() - length);
+        Some((bytes, written_secs))
+    }
+
+    /// Makes it have this, if it has something else; None: that there is no file.
+    fn write(&mut self, contents: Option<&[u8]>, now_us: u64) {
+        if contents.map(Mark::of) == self.mark && self.failed_us.is_none() && self.problem.is_none()
+        {
+            return;
+        }
+        // Nothing is kept where nothing can be.
+        if contents.is_none() && read_if(&self.path, 0, Seen::Nothing) == Ok((Seen::Missing, None))
+        {
+            self.problem = None;
+            return;
+        }
+        let written = kept::write(&self.path, contents);
+        self.mark = written.unwrap_or(None);
+        self.failed_us = written.is_err().then_some(now_us);
+        self.problem = written.err().map(|kind| Problem::of_file(self.file, kind));
+    }
 }
 
 enum Contents {
@@ -83,7 +188,7 @@ enum Contents {
 
 impl Watched {
     fn new(directory: &OsStr, name: &str) -> Result<Self, OutOfMemory> {
-        Ok(Self { path: join(directory, name)?, seen: Seen::Nothing, problem: None })
+        Ok(Self { path: join(directory, name)?, seen: Seen::Nothing })
     }
 
     /// What is new about it. What is unusable is reported once, until it is something else.
@@ -99,35 +204,208 @@ impl Watched {
         contents
     }
 
-    /// What became of what was read. Without memory it is read again at the next look.
-    fn settle(&mut self, file: problem::File, set: Result<Option<Problem>, Kind>) {
-        if set == Err(Kind::OutOfMemory) {
-            self.seen = Seen::Nothing;
-        }
-        self.problem = set.unwrap_or_else(|kind| Some(Problem::of_file(file, kind)));
+    /// Whether what was read is all of it: nobody has changed it meanwhile, or shortly before.
+    fn is_whole(&self) -> bool {
+        let now = std::fs::metadata(Path::new(&self.path));
+        !is_young(&self.seen) && now.is_ok_and(|now| Seen::of(&now) == self.seen)
     }
 }
 
-/// What a control file that has no errors holds, and its worst warning; what stands for a missing one; None if nothing is new.
-fn loaded<T>(
-    file: &mut Watched,
-    missing: impl FnOnce() -> T,
-    parse: impl FnOnce(&[u8]) -> Result<(T, Option<Problem>), OutOfMemory>,
-) -> Option<Result<(T, Option<Problem>), Kind>> {
-    match file.look(table::FILE_MAX) {
-        Contents::Same => None,
-        Contents::Missing => Some(Ok((missing(), None))),
-        Contents::Unusable(kind) => Some(Err(kind)),
-        Contents::Read(bytes) => Some(parse(&bytes).map_err(|_| Kind::OutOfMemory)),
+impl Control {
+    fn new(
+        file: problem::File,
+        watched: Watched,
+        (lock, kept, as_kept): (&OsStr, &str, problem::File),
+    ) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            file,
+            watched,
+            problem: None,
+            source: Source::Nothing,
+            in_vain: 0,
+            kept: Kept::new(as_kept, join(lock, kept)?),
+        })
     }
+
+    /// What is new about it. What is changing just now is nothing new; but if it never stops, that it does.
+    fn look(&mut self) -> Contents {
+        let contents = self.watched.look(table::FILE_MAX);
+        let is_at_rest = match contents {
+            Contents::Read(_) => self.watched.is_whole(),
+            Contents::Missing => !self.is_just_taken_away(),
+            Contents::Same | Contents::Unusable(_) => true,
+        };
+        if !is_at_rest {
+            self.watched.seen = Seen::Nothing;
+            self.in_vain += 1;
+            let is_news = self.in_vain == LOOKS_IN_VAIN || self.source == Source::Nothing;
+            return if is_news { Contents::Unusable(Kind::Changing) } else { Contents::Same };
+        }
+        self.in_vain = 0;
+        contents
+    }
+
+    /// Whether what is there now may be something else in an instant.
+    fn is_restless(&self) -> bool {
+        match std::fs::metadata(Path::new(&self.watched.path)) {
+            Ok(metadata) => metadata.is_file() && is_young(&Seen::of(&metadata)),
+            Err(error) => error.kind() == ErrorKind::NotFound && self.is_just_taken_away(),
+        }
+    }
+
+    /// Whether it may be there again in an instant: something was made or removed in its folder, and a copy of it is kept,
+    /// which is so until it has been away for good.
+    fn is_just_taken_away(&self) -> bool {
+        let folder = std::fs::metadata(Path::new(directory_of(&self.watched.path)));
+        self.kept.mark.is_some() && folder.is_ok_and(|folder| is_young(&Seen::of(&folder)))
+    }
+
+    /// Looks again at what could not be kept, if it is time for that.
+    fn keep_again(&mut self, now_us: u64) {
+        let is_time = |at_us: u64| now_us.saturating_sub(at_us) >= KEEP_AGAIN_US;
+        if self.kept.failed_us.is_some_and(is_time) {
+            self.kept.failed_us = Some(now_us);
+            // Where there is none, the file itself need not be read again for it.
+            if std::fs::metadata(Path::new(&self.kept.path)).is_ok() {
+                self.watched.seen = Seen::Nothing;
+            }
+        }
+    }
+
+    /// What became of what was read. Without memory it is read again at the next look.
+    fn settle(&mut self, set: Result<Option<Problem>, Kind>) {
+        if set == Err(Kind::OutOfMemory) {
+            self.watched.seen = Seen::Nothing;
+        }
+        self.problem = set.unwrap_or_else(|kind| Some(Problem::of_file(self.file, kind)));
+    }
+
+    /// What is to be said of it: what is wrong with it, what counts in its place, and what is wrong with the copy.
+    fn problems(&self) -> [Option<Problem>; 3] {
+        let counts = match self.source {
+            Source::File | Source::Nothing => None,
+            Source::Earlier => Some(Kind::EarlierCounts),
+            Source::Part => Some(Kind::PartCounts(CONCURRENCY_REMOTE)),
+        };
+        [self.problem, counts.map(|kind| Problem::of_file(self.file, kind)), self.kept.problem]
+    }
+}
+
+/// Whether a file was changed so short a time ago that more may come.
+fn is_young(seen: &Seen) -> bool {
+    let Seen::File { modified: (secs, nanos), .. } = *seen else { return false };
+    let (Ok(secs), Ok(nanos)) = (u64::try_from(secs), u32::try_from(nanos)) else { return false };
+    // A time to come is none.
+    let age = UNIX_EPOCH
+        .checked_add(Duration::new(secs, nanos))
+        .map(|at| SystemTime::now().duration_since(at));
+    age.is_some_and(|age| age.is_ok_and(|age| age < QUIET))
+}
+
+/// A control file that has no errors, only warnings. Nothing of it may be kept but what is safe to be seen.
+trait Plain: Sized {
+    fn none(hasher: Hasher) -> Self;
+    fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory>;
+    fn set(self, gate: &mut Gate, now_us: u64) -> Result<(), OutOfMemory>;
+    fn keep(text: Vec<u8>) -> Result<Vec<u8>, OutOfMemory>;
+}
+
+impl Plain for Routes {
+    fn none(hasher: Hasher) -> Self {
+        Self::new(hasher)
+    }
+
+    fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
+        Self::parse(text, hasher)
+    }
+
+    fn set(self, gate: &mut Gate, now_us: u64) -> Result<(), OutOfMemory> {
+        gate.set_routes(self, now_us)
+    }
+
+    fn keep(text: Vec<u8>) -> Result<Vec<u8>, OutOfMemory> {
+        let mut kept = Text::default();
+        route::without_secrets(&text, &mut kept)?;
+        Ok(kept.bytes)
+    }
+}
+
+impl Plain for Map {
+    fn none(hasher: Hasher) -> Self {
+        Self::new(hasher)
+    }
+
+    fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
+        Self::parse(text, hasher)
+    }
+
+    fn set(self, gate: &mut Gate, now_us: u64) -> Result<(), OutOfMemory> {
+        gate.set_map(self, now_us)
+    }
+
+    fn keep(text: Vec<u8>) -> Result<Vec<u8>, OutOfMemory> {
+        Ok(text)
+    }
+}
+
+/// Looks at a file, and makes count what is new about it. Whether anything is.
+fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) -> bool {
+    file.keep_again(now_us);
+    let contents = file.look();
+    let hasher = gate.hasher();
+    let mut load = |text: &[u8]| -> Result<Option<Problem>, Kind> {
+        let parsed = T::parse(text, hasher)
+            .and_then(|(value, problems)| value.set(gate, now_us).map(|()| problems.worst()));
+        parsed.map_err(|_| Kind::OutOfMemory)
+    };
+    let set = match contents {
+        Contents::Same => return false,
+        Contents::Missing => {
+            file.source = Source::File;
+            file.kept.write(None, now_us);
+            T::none(hasher).set(gate, now_us).map(|()| None).map_err(|_| Kind::OutOfMemory)
+        }
+        Contents::Unusable(kind) => {
+            let something_counts = match file.source {
+                Source::Nothing => file.kept.read().is_some_and(|(text, _)| load(&text).is_ok()),
+                Source::File | Source::Earlier | Source::Part => true,
+            };
+            if something_counts {
+                file.source = Source::Earlier;
+            }
+            Err(kind)
+        }
+        Contents::Read(text) => {
+            let loaded = load(&text);
+            if loaded.is_ok() {
+                file.source = Source::File;
+                if let Ok(kept) = T::keep(text) {
+                    file.kept.write(Some(&kept), now_us);
+                }
+            }
+            loaded
+        }
+    };
+    file.settle(set);
+    true
 }
 
 /// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
 fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
+    // A link that leads nowhere, or a folder that is away, is no missing file: somebody has meant one to be there.
+    let missing = |error: std::io::Error| {
+        let is_there = std::fs::symlink_metadata(Path::new(path)).is_ok();
+        let has_folder =
+            std::fs::metadata(Path::new(directory_of(path))).is_ok_and(|folder| folder.is_dir());
+        match is_there || !has_folder {
+            true => Err(unreadable(error)),
+            false => Ok((Seen::Missing, None)),
+        }
+    };
     // Looked at before it is opened: opening a FIFO would wait for a writer.
     let metadata = match std::fs::metadata(Path::new(path)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Seen::Missing, None)),
+        Err(error) if error.kind() == ErrorKind::NotFound => return missing(error),
         Err(error) => return Err(unreadable(error)),
         Ok(metadata) => metadata,
     };
@@ -138,7 +416,7 @@ fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>
         return Ok((known, None));
     }
     let mut file = match File::open(Path::new(path)) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Seen::Missing, None)),
+        Err(error) if error.kind() == ErrorKind::NotFound => return missing(error),
         opened => opened.map_err(unreadable)?,
     };
     let metadata = file.metadata().map_err(unreadable)?;
@@ -272,10 +550,11 @@ pub struct Host {
     slots: u32,
     concurrency_remote: u32,
     concurrency_problem: Option<Problem>,
-    domains: Watched,
-    routes: Watched,
-    sites: Watched,
+    domains: Control,
+    routes: Control,
+    sites: Control,
     replies: Watched,
+    replies_problem: Option<Problem>,
     /// The name for HELO: that of the first one that there is.
     helo: [Watched; 2],
     /// The names of the status file and of what was seen of sites, for a spawner that is alone or the first.
@@ -292,8 +571,6 @@ pub struct Host {
     generation: u64,
     identity: Identity,
     loaded_secs: u64,
-    /// The table is an earlier one: the file as it is cannot be used.
-    kept: bool,
     start: Instant,
     looked_us: u64,
     written_us: u64,
@@ -329,21 +606,35 @@ impl Host {
         }
         let mut text = Text::default();
         text.bytes.try_reserve(512)?;
+        let lock = directory_of(status);
         let mut host = Self {
             gate: Gate::new(slots, capacity, seed)?,
             slots,
             concurrency_remote,
             concurrency_problem,
-            domains: Watched::new(control, "concurrencydomains")?,
-            routes: Watched::new(control, "smtproutes")?,
-            sites: Watched::new(control, "concurrencysites")?,
+            domains: Control::new(
+                problem::File::Domains,
+                Watched::new(control, "concurrencydomains")?,
+                (lock, "gatekept.domains", problem::File::KeptDomains),
+            )?,
+            routes: Control::new(
+                problem::File::Routes,
+                Watched::new(control, "smtproutes")?,
+                (lock, "gatekept.routes", problem::File::KeptRoutes),
+            )?,
+            sites: Control::new(
+                problem::File::Sites,
+                Watched::new(control, "concurrencysites")?,
+                (lock, "gatekept.sites", problem::File::KeptSites),
+            )?,
             replies: Watched::new(control, "concurrencyreplies")?,
+            replies_problem: None,
             helo: [Watched::new(control, "helohost")?, Watched::new(control, "me")?],
             status_base: copy(status)?,
             seen_base: join(directory_of(status), "gatesites")?,
             status_path: copy(status)?,
             status_problem: None,
-            seen_path: join(directory_of(status), "gatesites")?,
+            seen_path: join(lock, "gatesites")?,
             seen_problem: None,
             seen_written: 0,
             seen_written_us: 0,
@@ -351,7 +642,6 @@ impl Host {
             generation: 0,
             identity: Identity::of_self(),
             loaded_secs: 0,
-            kept: false,
             start: Instant::now(),
             looked_us: 0,
             written_us: 0,
@@ -370,13 +660,9 @@ impl Host {
             host.gate.share(Box::new(shared));
             host.name_files()?;
         }
+        host.come_to_rest();
         host.look(0);
-        // What an earlier process has left there is not so any more, also if there is nothing to limit now.
-        let is_left_over =
-            || std::fs::metadata(Path::new(&host.status_path)).is_ok_and(|status| status.len() > 0);
-        if host.dirty || is_left_over() {
-            host.write_status(0);
-        }
+        host.write_status(0);
         Ok(host)
     }
 
@@ -560,9 +846,22 @@ impl Host {
         self.start.elapsed().as_micros() as u64
     }
 
-    /// The status has to be written. Not in stock mode, which is to be stock in this, too.
+    /// The status has to be written, also without limits: what runs is counted all the same.
     fn touch(&mut self) {
-        self.dirty = self.gate.rules().table.is_some() || self.dirty;
+        self.dirty = true;
+    }
+
+    /// Waits for control files that are being replaced at this very moment, but not for long. Of a file that does not come to
+    /// rest nothing is taken: see [`Control::look`].
+    fn come_to_rest(&mut self) {
+        let until = self.start + START_WAIT;
+        for file in [&mut self.domains, &mut self.routes, &mut self.sites] {
+            // What is wrong with it is told when it is needed.
+            let _ = file.kept.read();
+            while file.is_restless() && Instant::now() < until {
+                std::thread::sleep(QUIET / 10);
+            }
+        }
     }
 
     /// What is to be done once a second.
@@ -587,11 +886,18 @@ impl Host {
     fn look(&mut self, now_us: u64) {
         self.looked_us = now_us;
         self.look_at_domains(now_us);
-        self.look_at_routes(now_us);
-        self.look_at_sites(now_us);
+        let routes = follow::<Routes>(&mut self.routes, &mut self.gate, now_us);
+        let sites = follow::<Map>(&mut self.sites, &mut self.gate, now_us);
+        if routes || sites {
+            self.touch();
+        }
         self.look_at_replies(now_us);
         self.look_at_helo();
         self.look_at_spawners();
+        let changing = [&self.domains, &self.routes, &self.sites].map(|file| file.in_vain);
+        if changing.iter().any(|&in_vain| (1..LOOKS_IN_VAIN).contains(&in_vain)) {
+            self.looked_us = now_us.saturating_sub(LOOK_US - LOOK_AGAIN_US);
+        }
     }
 
     /// Who else is at the queue. In the first second nothing can have changed.
@@ -626,84 +932,64 @@ impl Host {
     }
 
     fn look_at_domains(&mut self, now_us: u64) {
-        let contents = self.domains.look(table::FILE_MAX);
-        if matches!(contents, Contents::Same) {
-            return;
-        }
-        // Until the file as it is turns out to be of use.
-        self.kept = true;
-        let problem = match contents {
-            Contents::Same => None,
+        self.domains.keep_again(now_us);
+        let set = match self.domains.look() {
+            Contents::Same => return,
             Contents::Missing => {
-                let had = self.gate.rules().table.is_some() || self.domains.problem.is_some();
-                let problem = self.gate.set_table(None, now_us).err().map(|_| Kind::OutOfMemory);
-                self.kept = problem.is_some();
-                self.dirty |= had;
-                problem.map(|kind| Problem::of_file(problem::File::Domains, kind))
+                let set = self.gate.set_table(None, now_us).map_err(|_| Kind::OutOfMemory);
+                if set.is_ok() {
+                    self.domains.source = Source::File;
+                    self.domains.kept.write(None, now_us);
+                }
+                set.map(|()| None)
             }
-            Contents::Unusable(kind) => Some(Problem::of_file(problem::File::Domains, kind)),
-            Contents::Read(bytes) => self.load_table(&bytes, now_us),
+            Contents::Unusable(kind) => {
+                let table = Table::new(self.gate.hasher());
+                self.fall_back(table, now_us).and(Err(kind))
+            }
+            Contents::Read(text) => self.load_table(&text, now_us),
         };
-        if let Some(Problem { kind: Kind::OutOfMemory, .. }) = problem {
-            self.domains.seen = Seen::Nothing;
-        }
-        self.dirty |= problem.is_some();
-        self.domains.problem = problem;
+        self.domains.settle(set);
         self.touch();
     }
 
     /// Loads a table; what is wrong with it.
-    fn load_table(&mut self, bytes: &[u8], now_us: u64) -> Option<Problem> {
-        let out_of_memory = Some(Problem::of_file(problem::File::Domains, Kind::OutOfMemory));
-        let Ok((table, problems)) = Table::parse(bytes, self.gate.hasher()) else {
-            return out_of_memory;
-        };
-        if problems.errors() == 0 {
-            if self.gate.set_table(Some(table), now_us).is_err() {
-                return out_of_memory;
-            }
+    fn load_table(&mut self, text: &[u8], now_us: u64) -> Result<Option<Problem>, Kind> {
+        let parsed = Table::parse(text, self.gate.hasher());
+        let (table, problems) = parsed.map_err(|_| Kind::OutOfMemory)?;
+        if problems.errors() > 0 {
+            self.fall_back(table, now_us)?;
+        } else {
+            self.gate.set_table(Some(table), now_us).map_err(|_| Kind::OutOfMemory)?;
             self.loaded_secs = unix_secs();
-            self.kept = false;
+            self.domains.source = Source::File;
+            self.domains.kept.write(Some(text), now_us);
         }
-        problems.worst()
+        Ok(problems.worst())
     }
 
-    fn look_at_routes(&mut self, now_us: u64) {
-        let loaded = match loaded(
-            &mut self.routes,
-            || Routes::new(self.gate.hasher()),
-            |bytes| {
-                let (routes, problems) = Routes::parse(bytes, self.gate.hasher())?;
-                Ok((routes, problems.worst()))
-            },
-        ) {
-            Some(loaded) => loaded,
-            None => return,
-        };
-        let set = loaded.and_then(|(routes, problem)| {
-            self.gate.set_routes(routes, now_us).map(|()| problem).map_err(|_| Kind::OutOfMemory)
-        });
-        self.routes.settle(problem::File::Routes, set);
-        self.touch();
-    }
-
-    fn look_at_sites(&mut self, now_us: u64) {
-        let loaded = match loaded(
-            &mut self.sites,
-            || Map::new(self.gate.hasher()),
-            |bytes| {
-                let (map, problems) = Map::parse(bytes, self.gate.hasher())?;
-                Ok((map, problems.worst()))
-            },
-        ) {
-            Some(loaded) => loaded,
-            None => return,
-        };
-        let set = loaded.and_then(|(map, problem)| {
-            self.gate.set_map(map, now_us).map(|()| problem).map_err(|_| Kind::OutOfMemory)
-        });
-        self.sites.settle(problem::File::Sites, set);
-        self.touch();
+    /// The file cannot be used. What counts already goes on to count; at the start, the copy of the last good one; without
+    /// any, the good lines.
+    fn fall_back(&mut self, mut good_lines: Table, now_us: u64) -> Result<(), Kind> {
+        let is_whole = matches!(self.domains.source, Source::File | Source::Earlier);
+        if is_whole && self.gate.rules().table.is_some() {
+            self.domains.source = Source::Earlier;
+            return Ok(());
+        }
+        if let Some((text, written_secs)) = self.domains.kept.read()
+            && let Ok((table, problems)) = Table::parse(&text, self.gate.hasher())
+            && problems.errors() == 0
+        {
+            self.gate.set_table(Some(table), now_us).map_err(|_| Kind::OutOfMemory)?;
+            self.loaded_secs = written_secs;
+            self.domains.source = Source::Earlier;
+            return Ok(());
+        }
+        good_lines.limit_others(CONCURRENCY_REMOTE).map_err(|_| Kind::OutOfMemory)?;
+        self.gate.set_table(Some(good_lines), now_us).map_err(|_| Kind::OutOfMemory)?;
+        self.loaded_secs = unix_secs();
+        self.domains.source = Source::Part;
+        Ok(())
     }
 
     /// With errors the last good words stay.
@@ -725,7 +1011,11 @@ impl Host {
             }
             problem
         });
-        self.replies.settle(problem::File::Replies, set);
+        if set == Err(Kind::OutOfMemory) {
+            self.replies.seen = Seen::Nothing;
+        }
+        self.replies_problem =
+            set.unwrap_or_else(|kind| Some(Problem::of_file(problem::File::Replies, kind)));
         self.touch();
     }
 
@@ -837,8 +1127,11 @@ impl Host {
         };
         let in_force = match state {
             State::Stock | State::Failed => InForce::None,
-            State::Limits if self.kept => InForce::Kept,
-            State::Limits => InForce::File,
+            State::Limits => match self.domains.source {
+                Source::File | Source::Nothing => InForce::File,
+                Source::Earlier => InForce::Kept,
+                Source::Part => InForce::Part,
+            },
         };
         let frame = Frame {
             generation: self.generation,
@@ -852,17 +1145,14 @@ impl Host {
             loaded_secs: self.loaded_secs,
             now_us,
         };
-        let problems = [
-            self.domains.problem,
-            self.routes.problem,
-            self.sites.problem,
-            self.replies.problem,
-            self.concurrency_problem,
-            self.status_problem,
-            self.seen_problem,
-            self.gate.spawners().and_then(Spawners::problem),
-        ];
-        if status::write(&mut self.status_text, &frame, &self.gate, &problems).is_err() {
+        let [domains, routes, sites] =
+            [&self.domains, &self.routes, &self.sites].map(Control::problems);
+        let others = [self.concurrency_problem, self.status_problem, self.seen_problem];
+        let shared = self.gate.spawners().and_then(Spawners::problem);
+        let problems = [domains, routes, sites, others, [self.replies_problem, shared, None]];
+        if status::write(&mut self.status_text, &frame, &self.gate, problems.as_flattened())
+            .is_err()
+        {
             return;
         }
         let written = overwrite(&self.status_path, &self.status_text.bytes);
@@ -1097,10 +1387,18 @@ mod tests {
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
         std::fs::write(path.join("status"), old).unwrap();
+        std::fs::write(path.join("gatekept.domains"), "").unwrap();
         if let Some(domains) = domains {
-            std::fs::write(path.join("concurrencydomains"), domains).unwrap();
+            put(path.as_os_str(), domains);
         }
         path.into_os_string()
+    }
+
+    /// Changes concurrencydomains, an hour ago: the time that passes here is not the file system's.
+    fn put(home: &OsStr, domains: &str) {
+        let mut file = File::create(Path::new(home).join("concurrencydomains")).unwrap();
+        file.write_all(domains.as_bytes()).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
     }
 
     fn read(home: &OsStr) -> Result<status::Status, status::StatusError> {
@@ -1127,20 +1425,21 @@ mod tests {
             assert_eq!((status.generation, status.in_force), (minute, InForce::File));
         }
         // It sees then what became of its files, with nobody asking for a delivery.
-        let domains = Path::new(&home).join("concurrencydomains");
-        std::fs::write(&domains, ":2O\n").unwrap();
+        put(&home, ":2O\n");
         pass(&mut host, 60);
         host.timeout_ms();
         let status = read(&home).unwrap();
         assert_eq!(
             (status.in_force, status.state, status.problems.len()),
-            (InForce::Kept, State::Limits, 1)
+            (InForce::Kept, State::Limits, 2)
         );
-        std::fs::write(&domains, ":2\n# now\n").unwrap();
+        put(&home, ":2\n# now\n");
         pass(&mut host, 60);
         host.timeout_ms();
         assert_eq!(read(&home).unwrap().in_force, InForce::File);
-        std::fs::remove_file(&domains).unwrap();
+        std::fs::remove_file(Path::new(&home).join("concurrencydomains")).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        File::open(Path::new(&home)).unwrap().set_modified(long_ago).unwrap();
         pass(&mut host, 60);
         host.timeout_ms();
         let status = read(&home).unwrap();
@@ -1155,14 +1454,9 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_without_limits_writes_where_another_has_written() {
-        let home = home("stock", "", None);
+    fn a_gate_without_limits_writes_too() {
+        let home = home("stock", "qpatch-gate\t1\t7\nstate\tlimits\nend\t7\n", None);
         let status = join(&home, "status").unwrap();
-        let mut host = Host::open(10, &home, &status, 1).unwrap();
-        pass(&mut host, 600);
-        assert_eq!(host.timeout_ms(), None, "nothing wakes it");
-        assert_eq!(read(&home), Err(status::StatusError::Empty));
-        std::fs::write(Path::new(&status), "qpatch-gate\t1\t7\nstate\tlimits\nend\t7\n").unwrap();
         let mut host = Host::open(10, &home, &status, 1).unwrap();
         let now = read(&home).unwrap();
         assert_eq!(

@@ -25,6 +25,7 @@ pub mod host;
 pub mod index;
 #[cfg(feature = "panic-injection")]
 pub mod inject;
+pub mod kept;
 pub mod learn;
 mod list;
 pub mod literal;

@@ -34,6 +34,12 @@ pub enum File {
     Seen,
     /// queue/lock/gateshared
     Shared,
+    /// queue/lock/gatekept.domains
+    KeptDomains,
+    /// queue/lock/gatekept.routes
+    KeptRoutes,
+    /// queue/lock/gatekept.sites
+    KeptSites,
 }
 
 impl fmt::Display for File {
@@ -47,6 +53,9 @@ impl fmt::Display for File {
             Self::Status => "queue/lock/gatestatus",
             Self::Seen => "queue/lock/gatesites",
             Self::Shared => "queue/lock/gateshared",
+            Self::KeptDomains => "queue/lock/gatekept.domains",
+            Self::KeptRoutes => "queue/lock/gatekept.routes",
+            Self::KeptSites => "queue/lock/gatekept.sites",
         })
     }
 }
@@ -110,6 +119,8 @@ pub enum Kind {
     TooBig(u64, u64),
     /// The file cannot be opened or read; the system's error number, 0 if there is none.
     Unreadable(i32),
+    /// The file cannot be written; the system's error number, 0 if there is none.
+    Unwritable(i32),
     /// A line of smtproutes without a colon: qmail-remote ignores it.
     RouteNoColon,
     /// A name in smtproutes that is longer than [`crate::name::NAME_MAX`]: the gate does not follow it.
@@ -164,6 +175,15 @@ pub enum Kind {
     SharedCrowded,
     /// No memory.
     OutOfMemory,
+    /// The file is not used as long as it changes all the time.
+    Changing,
+    /// What counts is the last file that had no errors.
+    EarlierCounts,
+    /// There is no earlier file without errors: what counts is the lines that have none, and for every other domain the limit
+    /// that is here.
+    PartCounts(u32),
+    /// A copy of the last good file that is not whole.
+    KeptNotWhole,
     /// More problems than are listed; how many more.
     More(u32),
 }
@@ -242,6 +262,7 @@ impl fmt::Display for Kind {
             Self::TooBig(size, max) => write!(f, "{size} bytes are too many, {max} is the most"),
             Self::Unreadable(0) => f.write_str("cannot be read"),
             Self::Unreadable(error) => write!(f, "cannot be read (error {error})"),
+            Self::Unwritable(error) => write!(f, "cannot be written (error {error})"),
             Self::RouteNoColon => f.write_str("no colon: qmail-remote ignores this line"),
             Self::RouteTooLong => f.write_str("the name is too long, the gate does not follow this route"),
             Self::RouteStar => f.write_str("* is no wildcard in smtproutes"),
@@ -297,6 +318,12 @@ impl fmt::Display for Kind {
                 f.write_str("too many destinations at once, so the limits of some hold per qmail-rspawn")
             }
             Self::OutOfMemory => f.write_str("out of memory"),
+            Self::Changing => f.write_str("it changes all the time"),
+            Self::EarlierCounts => f.write_str("the last one that had no errors counts"),
+            Self::PartCounts(limit) => {
+                write!(f, "no earlier one without errors is known: its good lines count, and a limit of {limit} for all other domains")
+            }
+            Self::KeptNotWhole => f.write_str("not whole, so it is not used"),
             Self::More(count) => write!(f, "{count} more problems"),
         }
     }

@@ -135,6 +135,36 @@ impl Routes {
     }
 }
 
+/// Writes a file anew with nothing in it but hosts and names of relays: what may be kept of it. Read again, it has the same
+/// routes.
+///
+/// # Errors
+/// No memory.
+pub fn without_secrets(text: &[u8], out: &mut memory::Text) -> Result<(), OutOfMemory> {
+    for (_, line) in lines_of(text) {
+        let content = trimmed(line);
+        let Some(colon) = content.iter().position(|&byte| byte == b':') else { continue };
+        if !is_content(line) || colon > NAME_MAX {
+            continue;
+        }
+        let (host, address) = (&content[..colon], &content[colon + 1..]);
+        let literal;
+        let (open, name, close) = match relay(address) {
+            Relay::None | Relay::Unclear => (&b":"[..], &[][..], &b"\n"[..]),
+            Relay::Name(name) if name.len() > NAME_MAX => continue,
+            Relay::Name(name) => (&b":"[..], name, &b"\n"[..]),
+            Relay::Address(address) => {
+                literal = Literal::new(address);
+                (&b":["[..], literal.name(), &b"]\n"[..])
+            }
+        };
+        for part in [host, open, name, close] {
+            out.push(part)?;
+        }
+    }
+    Ok(())
+}
+
 /// What of qmail-remote's words may be shown. A qmail-remote that does not know credentials takes them for a part of the host's
 /// name, and repeats all of it: `Sorry, I couldn't find any host named relay.example|user|password. (#5.1.2)`. Then nothing of
 /// the name is shown: it may begin with the user's.

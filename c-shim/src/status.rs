@@ -12,7 +12,7 @@
 //! state  limits | stock | failed
 //! slots  CONF-SPAWN  CONCURRENCYREMOTE  IN-USE  HELD
 //! total  ASKED  BUSY  HELD  EXPIRED  DONE  REFUSED  SUSPENDED
-//! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970  file | kept | none
+//! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970  file | kept | part | none
 //! sites  MAPPED  SEEN
 //! problem  TEXT
 //! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER
@@ -27,7 +27,8 @@
 //!
 //! START-TICKS, PROGRAM and NAMESPACE are the process's as Linux tells them ([`crate::process`]); 0 and nothing where it does
 //! not. `file`: the limits of control/concurrencydomains as it is now are in force; `kept`: that file cannot be used, and those
-//! of an earlier one are; `none`: no limit is.
+//! of an earlier one are; `part`: no earlier one is known, and its good lines are, with 20 for all other domains; `none`: no
+//! limit is.
 //!
 //! # Versions
 //! What a later version adds stands at the end of a line, or in a line of a new kind. A reader passes over fields that are more
@@ -89,6 +90,8 @@ pub enum InForce {
     File,
     /// Those of an earlier one, because the file as it is cannot be used.
     Kept,
+    /// The good lines of the file as it is, and 20 for all other domains: it cannot be used, and no earlier one is known.
+    Part,
     /// None.
     None,
 }
@@ -100,6 +103,7 @@ impl InForce {
         match self {
             Self::File => "file",
             Self::Kept => "kept",
+            Self::Part => "part",
             Self::None => "none",
         }
     }
@@ -500,7 +504,7 @@ impl Status {
                 self.domains = domains.parse().ok()?;
                 self.routes = routes.parse().ok()?;
                 self.loaded_secs = loaded.parse().ok()?;
-                let words = [InForce::File, InForce::Kept, InForce::None];
+                let words = [InForce::File, InForce::Kept, InForce::Part, InForce::None];
                 self.in_force = match added.first() {
                     Some(word) => words
                         .into_iter()

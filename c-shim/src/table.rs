@@ -292,6 +292,18 @@ impl Table {
         Ok(index)
     }
 
+    /// For a file of which only a part can be used: no domain without a line of its own has more than `most`.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn limit_others(&mut self, most: u32) -> Result<(), OutOfMemory> {
+        let default = self.find(b"").filter(Line::is_default);
+        if default.is_none_or(|line| line.cap.limit > Limit::AtMost(most)) {
+            self.lines.insert(b"", most, 0)?;
+        }
+        Ok(())
+    }
+
     /// The line that a name matches.
     #[must_use]
     pub fn find(&self, name: &[u8]) -> Option<Line> {

@@ -80,7 +80,9 @@ impl Build {
         fs::create_dir_all(path.join("queue/mess")).unwrap();
         fs::create_dir_all(path.join("queue/lock")).unwrap();
         fs::create_dir_all(path.join("control")).unwrap();
-        fs::write(path.join("queue/lock/gatestatus"), "").unwrap();
+        for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+            fs::write(path.join("queue/lock").join(file), "").unwrap();
+        }
         fs::write(path.join("control/concurrencyremote"), "120\n").unwrap();
         fs::write(path.join("control/concurrencydomains"), "busy.example:3\n:20\n").unwrap();
         Self { path }

@@ -29,7 +29,9 @@ impl Home {
         let path = std::env::temp_dir().join(format!("gate-host-{}-{number}", std::process::id()));
         fs::create_dir_all(path.join("control")).unwrap();
         fs::create_dir_all(path.join("lock")).unwrap();
-        fs::write(path.join("lock/gatestatus"), "").unwrap();
+        for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+            fs::write(path.join("lock").join(file), "").unwrap();
+        }
         Self { path }
     }
 
@@ -113,11 +115,16 @@ fn without_a_file_it_is_stock() {
     for slot in 0..10 {
         assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
     }
-    for slot in 0..10 {
+    for slot in 0..9 {
         host.done(slot, Ran::Yes(b"r\0Kok\0"));
     }
-    assert_eq!(host.timeout_ms(), None);
-    assert_eq!(home.status(), Err(StatusError::Empty), "nothing is written");
+    // What runs is counted all the same.
+    next_second();
+    host.due();
+    let status = home.status().unwrap();
+    assert_eq!((status.state, status.in_use, status.totals.done), (State::Stock, 1, 9));
+    assert_eq!((status.keys[0].limit, status.keys[0].running), (Limit::Unlimited, 1));
+    assert_eq!(status.problems, [""; 0]);
 }
 
 #[test]
@@ -203,7 +210,9 @@ fn bad_files_leave_the_last_good_table() {
         slot += 1;
         next_second();
         host.due();
-        assert_eq!(home.problem(), expected);
+        let earlier = "control/concurrencydomains: the last one that had no errors counts";
+        let problem = home.problem();
+        assert_eq!(problem.trim_end_matches(earlier).trim_end_matches("; "), expected);
     };
 
     home.write("concurrencydomains", "a.example:1O\n");
@@ -252,26 +261,342 @@ fn bad_files_leave_the_last_good_table() {
 }
 
 #[test]
-fn a_bad_file_at_the_start_is_stock_and_seen() {
+fn without_a_good_file_ever_its_good_lines_count_and_twenty_for_all_others() {
     let home = Home::new();
-    home.write("concurrencydomains", "a.example\n");
+    home.write("concurrencydomains", "a.example\nb.example:2\nfree.example:\n:500\n");
     home.write("concurrencyremote", "many\n");
     home.write("smtproutes", "nonsense\n");
     let mut host = home.open(100);
-    for slot in 0..5 {
-        assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
-    }
+    assert_eq!(
+        ["a.example", "b.example", "free.example", "c.example"].map(|domain| limit(&host, domain)),
+        [20, 2, u32::MAX, 20]
+    );
     let status = home.status().unwrap();
-    assert_eq!(status.state, State::Stock);
+    assert_eq!(status.state, State::Limits);
     assert_eq!(
         status.problems,
         [
             "control/concurrencydomains:1:10: no colon: a line is domain:limit[:group[:learn|fixed]]",
+            "control/concurrencydomains: no earlier one without errors is known: its good lines count, and a limit of 20 for \
+             all other domains",
             "control/smtproutes:1: no colon: qmail-remote ignores this line",
             "control/concurrencyremote:1: not a number, so the default of 20 counts",
         ]
     );
     assert_eq!(status.concurrency_remote, 20);
+    // It goes with the file, as long as that is not good; a default below 20 stays.
+    home.write("concurrencydomains", "a.example:7\nb.example\n:5\n");
+    next_second();
+    host.due();
+    assert_eq!(["a.example", "b.example"].map(|domain| limit(&host, domain)), [7, 5]);
+    home.write("concurrencydomains", ":400\n");
+    next_second();
+    host.due();
+    assert_eq!(limit(&host, "a.example"), 400);
+}
+
+/// How many deliveries to a domain may run at once.
+fn limit(host: &Host, domain: &str) -> u32 {
+    match host.gate().rules().resolve(domain.as_bytes()).cap.limit {
+        Limit::AtMost(limit) => limit,
+        Limit::Unlimited => u32::MAX,
+    }
+}
+
+/// Makes a control file in the place of another that cannot be used.
+type Break = fn(&Home, &str);
+
+const BREAKS: [(&str, Break); 7] = [
+    ("a mistake", |home, name| home.write(name, "a.example:1O\n:\n")),
+    ("binary", |home, name| {
+        home.write(name, (0..50_000u32).map(|i| ((i * i) >> 3) as u8).collect::<Vec<u8>>());
+    }),
+    ("no right to read it", |home, name| {
+        home.write(name, ":\n");
+        // As good as that for root, too: a link to itself.
+        fs::remove_file(home.control(name)).unwrap();
+        std::os::unix::fs::symlink(name, home.control(name)).unwrap();
+    }),
+    ("a link that leads nowhere", |home, name| {
+        let _ = fs::remove_file(home.control(name));
+        std::os::unix::fs::symlink("away", home.control(name)).unwrap();
+    }),
+    ("a folder", |home, name| {
+        let _ = fs::remove_file(home.control(name));
+        fs::create_dir(home.control(name)).unwrap();
+    }),
+    ("too large", |home, name| {
+        let _ = fs::remove_file(home.control(name));
+        fs::File::create(home.control(name)).unwrap().set_len(100 << 20).unwrap();
+    }),
+    ("control is away", |home, _| {
+        fs::rename(home.path.join("control"), home.path.join("gone")).unwrap()
+    }),
+];
+
+#[test]
+fn the_last_good_table_counts_after_a_restart() {
+    for (what, make) in BREAKS {
+        let home = Home::new();
+        home.write("concurrencydomains", "# mine\na.example:3:g:learn\n:30\n");
+        drop(home.open(100));
+        make(&home, "concurrencydomains");
+        for _ in 0..2 {
+            let host = home.open(100);
+            let limits = ["a.example", "b.example"].map(|domain| limit(&host, domain));
+            assert_eq!(limits, [3, 30], "{what}");
+            let status = home.status().unwrap();
+            assert_eq!((status.state, status.domains), (State::Limits, 2), "{what}");
+            assert!(status.loaded_secs > 0, "{what}");
+            let [wrong, counts, ..] = &status.problems[..] else { panic!("{what}: {status:?}") };
+            assert!(wrong.starts_with("control/concurrencydomains:"), "{what}: {wrong}");
+            assert_eq!(
+                counts,
+                "control/concurrencydomains: the last one that had no errors counts"
+            );
+        }
+    }
+}
+
+/// An operator who has removed it wants no limits, and none of an earlier file later.
+#[test]
+fn without_the_file_there_are_no_limits_whatever_was_kept() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":3\n");
+    drop(home.open(100));
+    assert!(fs::metadata(home.path.join("lock/gatekept.domains")).unwrap().len() > 0);
+    fs::remove_file(home.control("concurrencydomains")).unwrap();
+    let host = home.open(100);
+    assert_eq!(limit(&host, "a.example"), u32::MAX);
+    assert_eq!((home.status().unwrap().state, home.problem()), (State::Stock, String::new()));
+    assert_eq!(fs::metadata(home.path.join("lock/gatekept.domains")).unwrap().len(), 0);
+    drop(host);
+    home.write("concurrencydomains", ":x\n");
+    assert_eq!(limit(&home.open(100), "a.example"), 20);
+}
+
+#[test]
+fn routes_and_sites_count_after_a_restart_and_no_secret_is_kept() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":20\nmx:.outlook.com:2:outlook\n");
+    home.write(
+        "smtproutes",
+        "a.example:relay.example|user|S3cret\nb.example:[2001:DB8::0:1]:26 user S3cret\n.c.example:\n# S3cret\n\
+         d.example:user:S3cret@r.example\n:Smart.Example:587|u|S3cret\n",
+    );
+    home.write("concurrencysites", "a.example:outlook\nrelay.example:outlook\n");
+    let domains = ["a.example", "b.example", "x.c.example", "d.example", "e.example"];
+    let keys = |host: &Host| {
+        domains.map(|domain| {
+            let name = host.gate().rules().resolve(domain.as_bytes()).name;
+            String::from_utf8(name.to_vec()).unwrap()
+        })
+    };
+    let before = keys(&home.open(100));
+    assert_eq!(before, ["outlook", "2001:db8::1", "x.c.example", "d.example", "smart.example"]);
+    for file in fs::read_dir(home.path.join("lock")).unwrap() {
+        let bytes = fs::read(file.unwrap().path()).unwrap();
+        assert!(!bytes.windows(6).any(|window| window == b"S3cret"));
+        assert!(!bytes.windows(4).any(|window| window == b"user" || window == b"|u|S"));
+    }
+    for (what, make) in
+        BREAKS.into_iter().filter(|(what, _)| ["a folder", "too large"].contains(what))
+    {
+        make(&home, "smtproutes");
+        make(&home, "concurrencysites");
+        let host = home.open(100);
+        assert_eq!(keys(&host), before, "{what}");
+        let problems = home.status().unwrap().problems;
+        assert!(
+            problems.contains(
+                &"control/smtproutes: the last one that had no errors counts".to_string()
+            )
+        );
+        drop(host);
+        for name in ["smtproutes", "concurrencysites"] {
+            let _ = fs::remove_dir(home.control(name));
+        }
+    }
+}
+
+/// What a crash, a full disk or somebody else leaves of the copy.
+#[test]
+fn a_copy_that_is_not_whole_counts_for_nothing() {
+    let home = Home::new();
+    home.write("concurrencydomains", "a.example:3\n:30\n");
+    let kept = home.path.join("lock/gatekept.domains");
+    drop(home.open(100));
+    let whole = fs::read(&kept).unwrap();
+    home.write("concurrencydomains", "nonsense\n");
+    let other = [&whole[..whole.len() - 3], b"99\n"].concat();
+    for (what, bytes) in [
+        ("cut", &whole[..whole.len() - 4]),
+        ("cut in the first line", &whole[..20]),
+        ("changed", &other),
+        ("zeros", &[0; 100]),
+        ("noise", b"\xff\xfe\n:::\n"),
+    ] {
+        fs::write(&kept, bytes).unwrap();
+        let host = home.open(100);
+        assert_eq!(
+            ["a.example", "b.example"].map(|domain| limit(&host, domain)),
+            [20, 20],
+            "{what}"
+        );
+        assert!(
+            home.problem().contains("; queue/lock/gatekept.domains: not whole, so it is not used"),
+            "{what}"
+        );
+    }
+    fs::write(&kept, &whole).unwrap();
+    assert_eq!(limit(&home.open(100), "a.example"), 3);
+    // The next good file mends it.
+    fs::write(&kept, &other).unwrap();
+    home.write("concurrencydomains", "a.example:4\n");
+    assert_eq!(limit(&home.open(100), "a.example"), 4);
+    assert_eq!(home.problem(), "");
+    home.write("concurrencydomains", "nonsense\n");
+    assert_eq!(limit(&home.open(100), "a.example"), 4);
+}
+
+#[test]
+fn where_nothing_can_be_kept_it_is_said_and_mail_goes_on() {
+    let home = Home::new();
+    let kept = home.path.join("lock/gatekept.domains");
+    fs::remove_file(&kept).unwrap();
+    home.write("concurrencydomains", ":3\n");
+    let mut host = home.open(100);
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    assert_eq!(limit(&host, "a.example"), 3);
+    assert_eq!(home.problem(), "queue/lock/gatekept.domains: cannot be written (error 2)");
+    assert!(!kept.exists(), "it is not created");
+    fs::create_dir(&kept).unwrap();
+    drop(host);
+    assert_eq!(limit(&home.open(100), "a.example"), 3);
+    assert_eq!(home.problem(), "queue/lock/gatekept.domains: not a regular file");
+    fs::remove_dir(&kept).unwrap();
+    // A device that is full.
+    if fs::metadata("/dev/full").is_ok() {
+        std::os::unix::fs::symlink("/dev/full", &kept).unwrap();
+        assert_eq!(limit(&home.open(100), "a.example"), 3);
+        assert_eq!(home.problem(), "queue/lock/gatekept.domains: not a regular file");
+    }
+}
+
+/// Only what has changed is written: the file's times say so.
+#[test]
+fn a_copy_is_written_when_it_changes_and_only_then() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":3\n");
+    let kept = home.path.join("lock/gatekept.domains");
+    drop(home.open(100));
+    let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let set_old =
+        || fs::File::options().write(true).open(&kept).unwrap().set_modified(old).unwrap();
+    let is_old = || fs::metadata(&kept).unwrap().modified().unwrap() == old;
+    set_old();
+    let mut host = home.open(100);
+    assert!(is_old());
+    home.write("concurrencydomains", ":3\n");
+    next_second();
+    host.due();
+    assert!(is_old(), "another file with the same contents");
+    home.write("concurrencydomains", ":4\n");
+    next_second();
+    host.due();
+    assert!(!is_old());
+    home.write("concurrencydomains", ":nonsense\n");
+    set_old();
+    next_second();
+    host.due();
+    assert!(is_old(), "nothing bad is kept");
+}
+
+/// Dropped, also by a test that fails, it ends what another thread does.
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Whoever replaces the files all the time while the gate starts, in one way or the other.
+fn replacing(write: impl Fn(&Path, &[u8]) + Sync) {
+    let home = Home::new();
+    // Half of it has no mistake, and says something else: no limit for a domain of the second half.
+    let text: String = (0..2000).map(|i| format!("d{i:04}.example:{}\n", 1 + i % 2)).collect();
+    home.write("concurrencydomains", &text);
+    drop(home.open(100));
+    let kept = fs::read(home.path.join("lock/gatekept.domains")).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                write(&home.control("concurrencydomains"), text.as_bytes());
+            }
+        });
+        let _stop = Stop(&stop);
+        for _ in 0..5 {
+            let mut host = home.open(100);
+            for domain in ["d0000.example", "d1998.example"] {
+                assert_eq!(limit(&host, domain), 1);
+            }
+            assert_eq!(home.status().unwrap().domains, 2000);
+            next_second();
+            host.due();
+            assert_eq!(limit(&host, "d1998.example"), 1);
+        }
+    });
+    assert_eq!(fs::read(home.path.join("lock/gatekept.domains")).unwrap(), kept);
+}
+
+#[test]
+fn a_file_that_is_renamed_into_place_all_the_time() {
+    replacing(|path, text| {
+        fs::write(path.with_extension("new"), text).unwrap();
+        fs::rename(path.with_extension("new"), path).unwrap();
+    });
+}
+
+#[test]
+fn a_file_that_is_overwritten_all_the_time() {
+    replacing(|path, text| {
+        let mut file = fs::File::create(path).unwrap();
+        for part in text.chunks(text.len() / 4 + 1) {
+            std::io::Write::write_all(&mut file, part).unwrap();
+            sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+#[test]
+fn a_file_that_is_removed_and_made_anew_all_the_time() {
+    replacing(|path, text| {
+        fs::remove_file(path).unwrap();
+        sleep(Duration::from_millis(1));
+        fs::write(path, text).unwrap();
+        sleep(Duration::from_millis(1));
+    });
+}
+
+/// Somebody writes a file slowly, just when the gate starts: what is there at first has no mistake, and is not all.
+#[test]
+fn a_file_that_is_half_written_at_the_start_is_waited_for() {
+    let home = Home::new();
+    let path = home.control("concurrencydomains");
+    let mut file = fs::File::create(&path).unwrap();
+    let slow = std::thread::spawn(move || {
+        for line in ["a.example:3\n", "b.example:4\n", ":5\n"] {
+            std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
+            sleep(Duration::from_millis(100));
+        }
+    });
+    let host = home.open(100);
+    slow.join().unwrap();
+    let limits = ["a.example", "b.example", "c.example"].map(|domain| limit(&host, domain));
+    // On a machine that lets the writer wait for longer than the gate does, all have 20 until it is done.
+    assert!([[3, 4, 5], [20, 20, 20]].contains(&limits), "{limits:?}");
 }
 
 /// Runs three deliveries at once to a key that learns, and lets the server say this to the first one: the limit that is learned.

@@ -292,6 +292,10 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::ProcessesHidden => "mount /proc without hidepid",
         Kind::SharedCrowded => "raise limits that are far below what the servers take",
         Kind::OutOfMemory => "make room, then run it again",
+        Kind::Unwritable(_) => "make it writable for qmailr, and room on its disk",
+        Kind::Changing => "end what writes it all the time",
+        Kind::EarlierCounts | Kind::PartCounts(_) => "correct the file",
+        Kind::KeptNotWhole => "the gate writes it anew with the next good control file",
         Kind::More(_) => "correct the others first",
         Kind::Unreadable(_) => "",
     };
@@ -862,7 +866,9 @@ fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
                 mode & 0o7777
             );
             let help = format!("chmod 644 {}", path.display());
-            loaded.findings.push(Finding::warning((path, 0, 0), message, help));
+            loaded.findings.push(Finding::new(Severity::Error, (path, 0, 0), message, help));
+            // The gate does not use it, either.
+            loaded.rules = None;
         }
     }
     let Some(tcpto) = tcpto else { return };
@@ -875,7 +881,16 @@ fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
         let help = advice(Kind::CountsAlone(0));
         loaded.findings.push(Finding::warning((&home.lock("gateshared"), 0, 0), message, help));
     }
-    let names = ["gatestatus", "gateshared"].into_iter().chain(others.iter().map(String::as_str));
+    let kept = ["gatekept.domains", "gatekept.routes", "gatekept.sites"];
+    if home.lock("gatestatus").exists() {
+        for path in kept.map(|name| home.lock(name)).iter().filter(|path| !path.exists()) {
+            let message = "no such file: what the control file says is not kept, so after a restart a mistake in it counts at once";
+            let help = "make setup check in the patched tree, while qmail is stopped";
+            loaded.findings.push(Finding::warning((path, 0, 0), message, help));
+        }
+    }
+    let names = ["gatestatus", "gateshared"].into_iter().chain(kept);
+    let names = names.chain(others.iter().map(String::as_str));
     for path in names.map(|name| home.lock(name)) {
         let Ok(file) = std::fs::metadata(&path) else { continue };
         if file.is_file() && file.uid() != tcpto.uid() {

@@ -47,7 +47,7 @@ const OF_SPAWNER: [Row<Spawner>; 4] = [
         (
             "limits_in_force",
             "gauge",
-            "1: the limits of control/concurrencydomains as it is. 0: no limits, or those of an earlier file.",
+            "1: the limits of control/concurrencydomains as it is. 0: no limits, those of an earlier file, or a part.",
         ),
         |spawner| (spawner.status.in_force == InForce::File).into(),
     ),

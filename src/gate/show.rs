@@ -280,6 +280,9 @@ impl View {
                 (State::Limits, InForce::Kept | InForce::None) => {
                     "limits count, but not those of control/concurrencydomains as it is"
                 }
+                (State::Limits, InForce::Part) => {
+                    "of control/concurrencydomains only the good lines count, and a limit of 20 for all other domains"
+                }
                 (State::Stock, _) => {
                     "no limits: it has found no control/concurrencydomains that it can use"
                 }
