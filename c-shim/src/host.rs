@@ -42,6 +42,9 @@ const WRITE_US: u64 = 1_000_000;
 const HEARTBEAT_US: u64 = 60_000_000;
 /// A file that was changed so short a time ago may not be whole yet. Half a file without a mistake would be taken for good.
 const QUIET: Duration = Duration::from_millis(200);
+/// The same for a file that has less than half of what it had, or is away: whoever overwrites or replaces it may have been kept
+/// waiting in the middle of that.
+const LONG_QUIET: Duration = Duration::from_secs(3);
 /// When it is looked at again, and how often before it is said that it never comes to rest.
 const LOOK_AGAIN_US: u64 = 250_000;
 const LOOKS_IN_VAIN: u32 = 5;
@@ -205,9 +208,9 @@ impl Watched {
     }
 
     /// Whether what was read is all of it: nobody has changed it meanwhile, or shortly before.
-    fn is_whole(&self) -> bool {
+    fn is_whole(&self, quiet: Duration) -> bool {
         let now = std::fs::metadata(Path::new(&self.path));
-        !is_young(&self.seen) && now.is_ok_and(|now| Seen::of(&now) == self.seen)
+        !is_young(&self.seen, quiet) && now.is_ok_and(|now| Seen::of(&now) == self.seen)
     }
 }
 
@@ -231,7 +234,7 @@ impl Control {
     fn look(&mut self) -> Contents {
         let contents = self.watched.look(table::FILE_MAX);
         let is_at_rest = match contents {
-            Contents::Read(_) => self.watched.is_whole(),
+            Contents::Read(ref text) => self.watched.is_whole(self.quiet(text.len() as u64)),
             Contents::Missing => !self.is_just_taken_away(),
             Contents::Same | Contents::Unusable(_) => true,
         };
@@ -245,10 +248,18 @@ impl Control {
         contents
     }
 
+    /// How long a file of so many bytes has to be at rest.
+    fn quiet(&self, length: u64) -> Duration {
+        match self.kept.mark {
+            Some(mark) if length < mark.length() / 2 => LONG_QUIET,
+            _ => QUIET,
+        }
+    }
+
     /// Whether what is there now may be something else in an instant.
     fn is_restless(&self) -> bool {
         match std::fs::metadata(Path::new(&self.watched.path)) {
-            Ok(metadata) => metadata.is_file() && is_young(&Seen::of(&metadata)),
+            Ok(file) => file.is_file() && is_young(&Seen::of(&file), self.quiet(file.len())),
             Err(error) => error.kind() == ErrorKind::NotFound && self.is_just_taken_away(),
         }
     }
@@ -257,7 +268,8 @@ impl Control {
     /// which is so until it has been away for good.
     fn is_just_taken_away(&self) -> bool {
         let folder = std::fs::metadata(Path::new(directory_of(&self.watched.path)));
-        self.kept.mark.is_some() && folder.is_ok_and(|folder| is_young(&Seen::of(&folder)))
+        self.kept.mark.is_some()
+            && folder.is_ok_and(|folder| is_young(&Seen::of(&folder), LONG_QUIET))
     }
 
     /// Looks again at what could not be kept, if it is time for that.
@@ -292,14 +304,14 @@ impl Control {
 }
 
 /// Whether a file was changed so short a time ago that more may come.
-fn is_young(seen: &Seen) -> bool {
+fn is_young(seen: &Seen, quiet: Duration) -> bool {
     let Seen::File { modified: (secs, nanos), .. } = *seen else { return false };
     let (Ok(secs), Ok(nanos)) = (u64::try_from(secs), u32::try_from(nanos)) else { return false };
     // A time to come is none.
     let age = UNIX_EPOCH
         .checked_add(Duration::new(secs, nanos))
         .map(|at| SystemTime::now().duration_since(at));
-    age.is_some_and(|age| age.is_ok_and(|age| age < QUIET))
+    age.is_some_and(|age| age.is_ok_and(|age| age < quiet))
 }
 
 /// A control file that has no errors, only warnings. Nothing of it may be kept but what is safe to be seen.

@@ -43,6 +43,12 @@ impl Mark {
             sum: contents.iter().fold(0xcbf2_9ce4_8422_2325, step),
         }
     }
+
+    /// How many bytes the contents have.
+    #[must_use]
+    pub fn length(self) -> u64 {
+        self.length
+    }
 }
 
 fn head(mark: Mark) -> Result<Text, OutOfMemory> {

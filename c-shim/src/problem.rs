@@ -318,7 +318,7 @@ impl fmt::Display for Kind {
                 f.write_str("too many destinations at once, so the limits of some hold per qmail-rspawn")
             }
             Self::OutOfMemory => f.write_str("out of memory"),
-            Self::Changing => f.write_str("it changes all the time"),
+            Self::Changing => f.write_str("it was changed just now, or changes all the time"),
             Self::EarlierCounts => f.write_str("the last one that had no errors counts"),
             Self::PartCounts(limit) => {
                 write!(f, "no earlier one without errors is known: its good lines count, and a limit of {limit} for all other domains")

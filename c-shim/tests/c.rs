@@ -158,6 +158,8 @@ fn glue() {
 
     // Without the control file it is stock.
     fs::remove_file(build.path.join("control/concurrencydomains")).unwrap();
+    // Nor one that is kept, as after three seconds without.
+    fs::write(build.path.join("queue/lock/gatekept.domains"), "").unwrap();
     let output = run(&mut build.command(&program, "run"));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "wrong: over the limit\n");
 

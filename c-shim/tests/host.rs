@@ -142,7 +142,8 @@ fn a_file_that_appears_counts_what_runs_already() {
     fs::remove_file(home.control("concurrencydomains")).unwrap();
     let (due, ms) = wait_for_due(&mut host);
     assert!(matches!(due, Due::Go { slot: 4, .. }), "stock again");
-    assert!(ms < 1200, "{ms} ms");
+    // Not at once: somebody might be putting another one there.
+    assert!((2500..5000).contains(&ms), "{ms} ms");
 }
 
 #[test]
@@ -330,7 +331,7 @@ const BREAKS: [(&str, Break); 7] = [
         fs::File::create(home.control(name)).unwrap().set_len(100 << 20).unwrap();
     }),
     ("control is away", |home, _| {
-        fs::rename(home.path.join("control"), home.path.join("gone")).unwrap()
+        fs::rename(home.path.join("control"), home.path.join("gone")).unwrap();
     }),
 ];
 
@@ -366,6 +367,8 @@ fn without_the_file_there_are_no_limits_whatever_was_kept() {
     drop(home.open(100));
     assert!(fs::metadata(home.path.join("lock/gatekept.domains")).unwrap().len() > 0);
     fs::remove_file(home.control("concurrencydomains")).unwrap();
+    assert_eq!(limit(&home.open(100), "a.example"), 3, "it may be there again in an instant");
+    sleep(Duration::from_millis(3100));
     let host = home.open(100);
     assert_eq!(limit(&host, "a.example"), u32::MAX);
     assert_eq!((home.status().unwrap().state, home.problem()), (State::Stock, String::new()));
@@ -1025,7 +1028,7 @@ fn the_map_of_sites_is_reloaded_and_the_last_good_one_kept() {
     host.due();
     assert_eq!(keys(&host, domains), ["outlook", "b.example"], "the last good one");
     fs::remove_dir(home.control("concurrencysites")).unwrap();
-    next_second();
+    sleep(Duration::from_millis(3100));
     host.due();
     assert_eq!(keys(&host, domains), domains);
 }
