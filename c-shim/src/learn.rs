@@ -373,15 +373,30 @@ impl Learned {
         Try::Real
     }
 
+    /// A delivery of a key with a fixed limit was accepted. False if there is more to do: [`Learned::end`].
+    #[inline]
+    pub fn accepted_as_ever(&mut self, now_us: u64) -> bool {
+        let is_as_ever =
+            self.failures == 0 && self.level == FREE && self.trial_us == 0 && self.proved == 0;
+        if is_as_ever {
+            self.accepted_us = now_us.saturating_add(1);
+        }
+        is_as_ever
+    }
+
     /// The limit stays what it is. But while a server that has just taken mail lets nobody connect, there are pauses.
     fn end_of_fixed(&mut self, ended: &Ended, random: &mut Random) -> Try {
-        if self.failures == 0 && self.level != FREE || self.trial_us > 0 || self.proved > 0 {
+        if self.failures == 0 && (self.level != FREE || self.trial_us > 0 || self.proved > 0) {
             // It has learned until now.
             *self = Self::NEW;
         }
         let is_of_run = self.failures > 0 && ended.started_us < self.run_us;
         match ended.seen {
             Seen::Accepted | Seen::Deferred | Seen::Failed if is_of_run => {
+                self.accepted_us = ended.now_us.saturating_add(1);
+            }
+            // Nearly always.
+            Seen::Accepted | Seen::Deferred | Seen::Failed if self.failures == 0 => {
                 self.accepted_us = ended.now_us.saturating_add(1);
             }
             Seen::Accepted | Seen::Deferred | Seen::Failed => {

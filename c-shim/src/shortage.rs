@@ -86,6 +86,14 @@ impl Shortage {
         self.pauses > 0 && now_us < self.until_us.saturating_add(WINDOW_US)
     }
 
+    /// Whether nothing failed to connect of late: then [`Shortage::connected`] has nothing to do.
+    #[inline]
+    #[must_use]
+    pub fn is_quiet(&self, now_us: u64) -> bool {
+        let is_old = now_us.saturating_sub(self.since_us) > WINDOW_US;
+        self.pauses == 0 && (self.failures == 0 || is_old)
+    }
+
     /// A delivery that was started then was connected.
     #[inline]
     pub fn connected(&mut self, started_us: u64) {
