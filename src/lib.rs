@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+mod date;
 pub mod diff;
 pub mod doctor;
 pub mod edit;

@@ -55,8 +55,10 @@ impl Rig {
         fs::write(self.path("control").join(name), text).unwrap();
     }
 
+    /// The map without the days when its domains were seen.
     fn map(&self) -> String {
-        fs::read_to_string(self.path("control/concurrencysites")).unwrap_or_default()
+        let text = fs::read_to_string(self.path("control/concurrencysites")).unwrap_or_default();
+        text.split_inclusive('\n').filter(|line| !line.starts_with("# seen ")).collect()
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -104,7 +106,7 @@ fn domains_are_matched_by_their_exchangers() {
     dns.says("g.example", mx(&[(20, "alt.aspmx.google.com."), (10, "aspmx.google.com.")]));
     dns.says("alone.example", mx(&[(5, "mx.alone.example.")]));
     dns.says("else.example", mx(&[(5, "mx.else.example.")]));
-    // The most preferred one that matches, whatever is before or behind it.
+    // A spare makes no member: mail goes to the most preferred one.
     dns.says(
         "behind.example",
         mx(&[(1, "filter.else.example."), (5, "x.google.com."), (9, "x.outlook.com.")]),
@@ -127,18 +129,16 @@ fn domains_are_matched_by_their_exchangers() {
          added    a.example         outlook              a-example.mail.protection.outlook.com (10), concurrencydomains:3\n\
          added    alias.example     outlook              a-example.mail.protection.outlook.com (10), concurrencydomains:3\n\
          added    alone.example     mx:mx.alone.example  mx.alone.example (5), concurrencydomains:5\n\
-         added    behind.example    google               x.google.com (5), concurrencydomains:4; filter.else.example (1), at no site, is \
-         tried first\n\
          added    equal.example     outlook              x.outlook.com (5), concurrencydomains:3\n\
          added    g.example         google               aspmx.google.com (10), concurrencydomains:4\n\
          added    mx.alone.example  mx:mx.alone.example  mx.alone.example (0), concurrencydomains:5\n\
          unknown  loop.example      -                    too many aliases, or a loop of them\n\
          \n\
-         11 names looked up: 10 answered, of which 3 at no site; 1 not answered\n\
-         ./control/concurrencysites: 7 domains, 7 added, 0 changed, 0 removed; written\n"
+         11 names looked up: 10 answered, of which 4 at no site; 1 not answered\n\
+         ./control/concurrencysites: 6 domains, 6 added, 0 changed, 0 removed; written\n"
     );
     let expected = "a.example:outlook\nalias.example:outlook\nalone.example:mx:mx.alone.example\n\
-                    behind.example:google\nequal.example:outlook\ng.example:google\n\
+                    equal.example:outlook\ng.example:google\n\
                     mx.alone.example:mx:mx.alone.example\n";
     assert_eq!(rig.map(), format!("{HEAD}{expected}"));
     let file = rig.path("control/concurrencysites");
@@ -147,14 +147,13 @@ fn domains_are_matched_by_their_exchangers() {
 
     // Once more, now for those of the map only: nothing changes, and nothing is written.
     let report = rig.json(&[]);
-    assert_eq!((&report["asked"], &report["written"]), (&7.into(), &false.into()));
+    assert_eq!((&report["asked"], &report["written"]), (&6.into(), &false.into()));
     assert_eq!(fs::metadata(&file).unwrap().ino(), before.ino());
 
     // They say other things now.
     dns.says("a.example", mx(&[(10, "aspmx.google.com.")]));
     dns.says("alone.example", Says::Code(ResponseCode::NXDomain));
     dns.says("g.example", mx(&[(0, ".")]));
-    dns.says("behind.example", mx(&[(10, "mx.else.example.")]));
     dns.says("equal.example", Says::NoData);
     rig.control("concurrencydomains", &format!("{LIMITS}mx.alone.example:4\n"));
     let out = rig.sites(&[]).ok().out;
@@ -164,17 +163,56 @@ fn domains_are_matched_by_their_exchangers() {
          changed  a.example         google  aspmx.google.com (10), concurrencydomains:4; was outlook\n\
          changed  alias.example     google  aspmx.google.com (10), concurrencydomains:4; was outlook\n\
          removed  alone.example     -       no such domain; was mx:mx.alone.example\n\
-         removed  behind.example    -       mx.else.example (10) matches no line; was google\n\
          removed  equal.example     -       equal.example (0) matches no line; was outlook\n\
          removed  g.example         -       it takes no mail (null MX); was google\n\
          removed  mx.alone.example  -       concurrencydomains:6 speaks of it; was mx:mx.alone.example\n\
          \n\
-         6 names looked up: 6 answered, of which 4 at no site; 0 not answered\n\
-         ./control/concurrencysites: 2 domains, 0 added, 2 changed, 5 removed; written\n"
+         5 names looked up: 5 answered, of which 3 at no site; 0 not answered\n\
+         ./control/concurrencysites: 2 domains, 0 added, 2 changed, 4 removed; written\n"
     );
     assert_eq!(rig.map(), format!("{HEAD}a.example:google\nalias.example:google\n"));
     let left: Vec<_> = fs::read_dir(rig.path("control")).unwrap().collect();
     assert_eq!(left.len(), 2, "nothing is left over");
+}
+
+/// What was a member by a spare leaves the map, and the reason is told.
+#[test]
+fn a_spare_exchanger_makes_no_member() {
+    let rig = Rig::new(LIMITS);
+    rig.control("concurrencysites", "spare.example:google\n");
+    let exchangers = [(10, "mx.own.example."), (20, "x.google.com."), (30, "x.outlook.com.")];
+    rig.dns.says("spare.example", mx(&exchangers));
+    let out = rig.sites(&[]).ok().out;
+    assert_eq!(
+        out,
+        "CHANGE   DOMAIN         SITE  BECAUSE\n\
+         removed  spare.example  -     mx.own.example (10) is tried first, before x.google.com (20), concurrencydomains:4; was \
+         google\n\
+         \n\
+         1 name looked up: 1 answered, of which 1 at no site; 0 not answered\n\
+         ./control/concurrencysites: 0 domains, 0 added, 0 changed, 1 removed; written\n"
+    );
+}
+
+/// A domain of which nothing was seen for long is not asked for any more; what is seen stays, however old.
+#[test]
+fn what_is_unseen_for_long_leaves_the_map() {
+    let rig = Rig::new(LIMITS);
+    for domain in ["new.example", "old.example", "back.example"] {
+        rig.dns.says(domain, mx(&[(1, "x.outlook.com.")]));
+    }
+    rig.control(
+        "concurrencysites",
+        "new.example:outlook\n# seen 2020-01-02\nback.example:outlook\nold.example:outlook\n",
+    );
+    let report = rig.json(&["--domain", "back.example"]);
+    assert_eq!(report["asked"], 2);
+    assert_eq!(domains(&report["removed"]), ["old.example"]);
+    assert_eq!(report["removed"][0]["because"], "not seen since 2020-01-02");
+    assert_eq!(rig.map(), format!("{HEAD}back.example:outlook\nnew.example:outlook\n"));
+    let text = fs::read_to_string(rig.path("control/concurrencysites")).unwrap();
+    let days: Vec<_> = text.lines().filter(|line| line.starts_with("# seen 20")).collect();
+    assert_eq!(days.len(), 1, "both were seen today: {text}");
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn date(text: &[u8]) -> Option<(Stamp, &[u8])> {
     let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
     let is_zone =
         rest[..end].iter().all(|byte| matches!(byte, b'+' | b'-' | b':' | b'Z' | b'0'..=b'9'));
-    let days = days_since_1970(year, month, day)?;
+    let days = crate::date::days_since_1970(year, month, day)?;
     is_zone.then_some(((days * 86_400 * SECOND + time, precision), &rest[end..]))
 }
 
@@ -184,7 +184,7 @@ fn syslog(text: &[u8]) -> Option<(Stamp, &[u8])> {
     let rest = text[3..].strip_prefix(b" ")?;
     let (day, rest) = number(rest.strip_prefix(b" ").unwrap_or(rest))?;
     let (time, precision, rest) = time_of_day(rest.strip_prefix(b" ")?)?;
-    let days = days_since_1970(1970, month, day)?;
+    let days = crate::date::days_since_1970(1970, month, day)?;
     Some(((days * 86_400 * SECOND + time, precision), rest))
 }
 
@@ -197,16 +197,6 @@ fn time_of_day(text: &[u8]) -> Option<(i64, Precision, &[u8])> {
     }
     let (micros, precision, rest) = fraction(rest);
     Some(((hours * 3600 + minutes * 60 + secs) as i64 * SECOND + micros, precision, rest))
-}
-
-/// Of the Gregorian calendar. The years are counted from March on, so that a leap day is the last of its year.
-fn days_since_1970(year: u64, month: u64, day: u64) -> Option<i64> {
-    if !(1..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day - 1;
-    Some(days as i64 - 719_468)
 }
 
 /// What qmail-send's line says; None if it is none.
@@ -393,7 +383,7 @@ mod tests {
     #[test]
     fn days() {
         for (date, days) in [((1970, 1, 1), 0), ((2000, 2, 29), 11_016), ((2024, 12, 31), 20_088)] {
-            assert_eq!(days_since_1970(date.0, date.1, date.2), Some(days));
+            assert_eq!(crate::date::days_since_1970(date.0, date.1, date.2), Some(days));
         }
     }
 

@@ -6,9 +6,14 @@
 //! that a line other than the default one speaks of needs no look-up, for such a line comes first; where smtproutes sends a
 //! domain to a relay, the relay is looked up.
 //!
-//! **Which site.** That of the most preferred exchanger that matches a line. Exchangers that match none are passed over:
-//! some domains have a filter before, or a spare behind, and the site is where their mail can go. Among equally preferred
-//! ones the line that comes first in the file counts; DNS gives them in any order.
+//! **Which site.** That of the most preferred exchangers: there mail goes as long as they are up. Among equally preferred ones
+//! the line that comes first in the file counts; DNS gives them in any order. A less preferred exchanger makes no member:
+//! whoever owns a domain may name a provider's servers as its spares, and its mail would take places there that it
+//! does not need.
+//!
+//! **How long.** A comment above the domains tells the day when mail for them was seen last, or that they were asked for. After
+//! [`UNSEEN_DAYS`] days a domain leaves the map; when mail to it is seen again it comes back at the next run. The map has
+//! [`DOMAINS_MAX`] domains at most, those that were seen last.
 //!
 //! **What is not answered** stays as it was. Only an answer (another exchanger, no such domain, no mail there) changes the
 //! map, and if there is none at all, nothing is touched.
@@ -39,6 +44,7 @@ use super::log::{self, Event};
 use super::status_file::{self, Unread, Why};
 use super::text::{Side, count, plain, table};
 use super::{Done, Format, Home, content_lines, print, read_file, unusable};
+use crate::date;
 use crate::error::Error;
 
 /// Arguments of `qpatch gate sites`.
@@ -102,6 +108,12 @@ const TIMEOUT_SECS: u32 = 5;
 const TOTAL: Duration = Duration::from_secs(600);
 /// So many names are looked up at most.
 const NAMES_MAX: usize = 100_000;
+/// The map has so many domains at most.
+const DOMAINS_MAX: usize = 100_000;
+/// A domain leaves the map after so many days in which nothing was seen of it.
+const UNSEEN_DAYS: i64 = 30;
+/// What a comment begins with that tells the day when the domains below it were seen last.
+const SEEN: &str = "# seen ";
 /// So many rows are printed for people.
 const ROWS: usize = 1000;
 
@@ -129,6 +141,8 @@ enum NotAsked {
     Line(u32),
     /// Its relay is looked up instead.
     Route(u32),
+    /// It was not seen since this day.
+    Unseen(i64),
 }
 
 impl Names<'_> {
@@ -187,30 +201,68 @@ impl Names<'_> {
     }
 }
 
-/// The lines of control/concurrencysites that the gate uses; of two for the same domain the later one.
-fn mapped(text: &[u8]) -> BTreeMap<String, String> {
-    let lines = content_lines(text).filter_map(|(_, line)| {
-        let colon = line.iter().position(|&byte| byte == b':')?;
+/// What the map says of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mapped {
+    group: String,
+    /// The day when it was seen last, from 1970-01-01 on.
+    seen: i64,
+}
+
+/// The lines of control/concurrencysites that the gate uses; of two for the same domain the later one. What stands below no
+/// [`SEEN`] was seen `today`.
+fn mapped(text: &[u8], today: i64) -> BTreeMap<String, Mapped> {
+    let mut seen = today;
+    let mut map = BTreeMap::new();
+    for line in text.split(|&byte| byte == b'\n') {
+        if let Some(day) = line.strip_prefix(SEEN.as_bytes()) {
+            let day = std::str::from_utf8(day).ok().and_then(|day| date::from_iso(day.trim_end()));
+            seen = day.unwrap_or(today).min(today);
+            continue;
+        }
+        let Some((_, line)) = content_lines(line).next() else { continue };
+        let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
         let fits = |name: &[u8]| {
             !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(u8::is_ascii_graphic)
         };
         let (domain, group) = (&line[..colon], &line[colon + 1..]);
-        if !fits(domain) || domain[0] == b'.' || !fits(group) {
-            return None;
+        if fits(domain) && domain[0] != b'.' && fits(group) {
+            let domain = String::from_utf8_lossy(without_root(domain)).to_ascii_lowercase();
+            let group = String::from_utf8_lossy(group).into_owned();
+            map.insert(domain, Mapped { group, seen });
         }
-        let domain = String::from_utf8_lossy(without_root(domain)).to_ascii_lowercase();
-        Some((domain, String::from_utf8_lossy(group).into_owned()))
-    });
-    lines.collect()
+    }
+    map
 }
 
-/// The exchanger that decides, and its line of concurrencydomains: the most preferred one that matches.
-fn deciding<'a>(exchangers: &'a [Exchanger], table: &Table) -> Option<(&'a Exchanger, u32, u32)> {
+/// An exchanger that matches a line of concurrencydomains: the most preferred one, and its group and line.
+fn matching<'a>(exchangers: &'a [Exchanger], table: &Table) -> Option<(&'a Exchanger, u32, u32)> {
     let matches = exchangers.iter().filter_map(|exchanger| {
         let (group, line) = table.find_exchanger(exchanger.name.as_bytes())?;
         Some((exchanger, group, line))
     });
     matches.min_by_key(|&(exchanger, _, line)| (exchanger.preference, line))
+}
+
+/// The site of a domain with these exchangers: the index of the group, if its mail goes there, and why or why not.
+fn site_of(exchangers: &[Exchanger], table: &Table) -> (Option<u32>, String) {
+    let Some(first) = exchangers.iter().min_by_key(|exchanger| exchanger.preference) else {
+        return (None, "its exchangers have no names".to_string());
+    };
+    let matched =
+        matching(exchangers, table).map(|(Exchanger { preference, name }, group, line)| {
+            (group, *preference, format!("{name} ({preference}), concurrencydomains:{line}"))
+        });
+    match matched {
+        Some((group, preference, because)) if preference == first.preference => {
+            (Some(group), because)
+        }
+        Some((_, _, because)) => {
+            let first = format!("{} ({}) is tried first", first.name, first.preference);
+            (None, format!("{first}, before {because}"))
+        }
+        None => (None, format!("{} ({}) matches no line", first.name, first.preference)),
+    }
 }
 
 /// Runs it.
@@ -243,7 +295,9 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
         Ok(read) => read.map(|(_, text)| text),
         Err(kind) => return Err(unusable(path, kind)),
     };
-    let old = text.as_deref().map(mapped).unwrap_or_default();
+    let today = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let today = (today / 86_400) as i64;
+    let old = text.as_deref().map(|text| mapped(text, today)).unwrap_or_default();
     let mut outcome = Outcome {
         file: path.display().to_string(),
         dry_run: args.dry_run,
@@ -296,8 +350,12 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60);
     let start = start as usize % old.len().max(1);
     let mut not_asked = HashMap::new();
+    let seen: HashSet<String> = names.list.iter().map(|(name, _)| name.clone()).collect();
+    let is_seen = |name: &String| seen.contains(name) || relays.contains(name.as_bytes());
     for name in old.keys().skip(start).chain(old.keys().take(start)) {
-        if let Some(why) = names.add_mapped(name.as_bytes()) {
+        if !is_seen(name) && today - old[name].seen > UNSEEN_DAYS {
+            not_asked.insert(name.as_str(), NotAsked::Unseen(old[name].seen));
+        } else if let Some(why) = names.add_mapped(name.as_bytes()) {
             not_asked.insert(name.as_str(), why);
         }
     }
@@ -321,7 +379,13 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
     if outcome.asked > 0 && outcome.answered == 0 {
         return Err(unanswered(path, &said, args));
     }
-    let new = outcome.compare(&old, &list, &said, &not_asked, table);
+    let mut new = outcome.compare(&old, &list, &said, &not_asked, table);
+    for (name, mapped) in &mut new {
+        if !old.contains_key(name) || is_seen(name) {
+            mapped.seen = today;
+        }
+    }
+    outcome.bound(&mut new, &old);
     outcome.domains = new.len() as u64;
     if new != old && !args.dry_run {
         write(path, &new)?;
@@ -373,10 +437,17 @@ fn unanswered(path: &Path, said: &[Said], args: &Sites) -> Error {
 }
 
 /// Writes the map beside the old one, and puts it in its place. A link there is replaced, not followed.
-fn write(path: &Path, map: &BTreeMap<String, String>) -> Result<(), Error> {
+fn write(path: &Path, map: &BTreeMap<String, Mapped>) -> Result<(), Error> {
     let mut text = HEAD.to_string();
-    for (domain, group) in map {
-        text.push_str(&format!("{domain}:{group}\n"));
+    let mut days: BTreeMap<i64, Vec<(&String, &String)>> = BTreeMap::new();
+    for (domain, Mapped { group, seen }) in map {
+        days.entry(*seen).or_default().push((domain, group));
+    }
+    for (day, domains) in days.iter().rev() {
+        text.push_str(&format!("{SEEN}{}\n", date::iso(*day)));
+        for (domain, group) in domains {
+            text.push_str(&format!("{domain}:{group}\n"));
+        }
     }
     let read = Map::parse(text.as_bytes(), Hasher::new(1)).ok();
     if read.is_none_or(|(read, problems)| read.len() != map.len() || !problems.is_empty()) {
@@ -444,15 +515,16 @@ impl Outcome {
     /// The new map.
     fn compare(
         &mut self,
-        old: &BTreeMap<String, String>,
+        old: &BTreeMap<String, Mapped>,
         list: &[(String, Hop)],
         said: &[Said],
         not_asked: &HashMap<&str, NotAsked>,
         table: &Table,
-    ) -> BTreeMap<String, String> {
+    ) -> BTreeMap<String, Mapped> {
         let mut new = BTreeMap::new();
+        let seen_of = |name: &str| old.get(name).map_or(0, |mapped| mapped.seen);
         for ((name, _), said) in list.iter().zip(said) {
-            let was = old.get(name);
+            let was = old.get(name).map(|mapped| &mapped.group);
             let (group, because) = match said {
                 Said::Nothing(why) => {
                     let change = Change {
@@ -463,7 +535,8 @@ impl Outcome {
                     };
                     match was {
                         Some(was) => {
-                            new.insert(name.clone(), was.clone());
+                            let kept = Mapped { group: was.clone(), seen: seen_of(name) };
+                            new.insert(name.clone(), kept);
                             self.kept.push(change);
                         }
                         None => self.unknown.push(change),
@@ -472,16 +545,11 @@ impl Outcome {
                 }
                 Said::NoDomain => (None, "no such domain".to_string()),
                 Said::NoMail => (None, "it takes no mail (null MX)".to_string()),
-                Said::Exchangers(exchangers) => match deciding(exchangers, table) {
-                    Some((Exchanger { preference, name }, group, line)) => {
-                        let group = &table.groups()[group as usize].name;
-                        let first = tried_before(exchangers, *preference);
-                        let because =
-                            format!("{name} ({preference}), concurrencydomains:{line}{first}");
-                        (Some(String::from_utf8_lossy(group).into_owned()), because)
-                    }
-                    None => (None, without_site(exchangers)),
-                },
+                Said::Exchangers(exchangers) => {
+                    let (group, because) = site_of(exchangers, table);
+                    let name = group.map(|group| &table.groups()[group as usize].name);
+                    (name.map(|name| String::from_utf8_lossy(name).into_owned()), because)
+                }
             };
             // A line of 256 bytes and more cannot be the name of a group here.
             let group = group.filter(|group| group.len() <= NAME_MAX);
@@ -502,7 +570,7 @@ impl Outcome {
                 (now, was) => self.changed.push(change(now.as_ref(), was)),
             }
             if let Some(group) = group {
-                new.insert(name.clone(), group);
+                new.insert(name.clone(), Mapped { group, seen: seen_of(name) });
             }
         }
         let asked: HashSet<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
@@ -510,6 +578,7 @@ impl Outcome {
             let because = match not_asked.get(name.as_str()) {
                 Some(NotAsked::Line(line)) => format!("concurrencydomains:{line} speaks of it"),
                 Some(NotAsked::Route(line)) => format!("smtproutes:{line} sends it to a relay"),
+                Some(NotAsked::Unseen(day)) => format!("not seen since {}", date::iso(*day)),
                 None if is_name(name) => {
                     // There were too many.
                     new.insert(name.clone(), was.clone());
@@ -517,7 +586,7 @@ impl Outcome {
                 }
                 None => "no DNS has such a name".to_string(),
             };
-            let (domain, was) = (name.clone(), Some(was.clone()));
+            let (domain, was) = (name.clone(), Some(was.group.clone()));
             self.removed.push(Change { domain, group: None, was, because });
         }
         let lists = [&mut self.added, &mut self.changed, &mut self.removed];
@@ -525,6 +594,31 @@ impl Outcome {
             list.sort_by(|a, b| a.domain.cmp(&b.domain));
         }
         new
+    }
+
+    /// Keeps the domains that were seen last, as many as the map may have.
+    fn bound(&mut self, new: &mut BTreeMap<String, Mapped>, old: &BTreeMap<String, Mapped>) {
+        let Some(more) = new.len().checked_sub(DOMAINS_MAX).filter(|&more| more > 0) else {
+            return;
+        };
+        let mut days: Vec<i64> = new.values().map(|mapped| mapped.seen).collect();
+        days.sort_unstable();
+        let oldest = days[more - 1];
+        // Of those that were seen on the last day that goes, as many as there is no room for; those go first that are new.
+        let mut at_oldest = more - days.partition_point(|&day| day < oldest);
+        let mut goes: HashSet<String> = HashSet::new();
+        for is_known in [false, true] {
+            for (name, mapped) in &*new {
+                let leaves = mapped.seen < oldest || (mapped.seen == oldest && at_oldest > 0);
+                if leaves && old.contains_key(name) == is_known && goes.insert(name.clone()) {
+                    at_oldest -= usize::from(mapped.seen == oldest);
+                }
+            }
+        }
+        new.retain(|name, _| !goes.contains(name));
+        self.added.retain(|change| !goes.contains(&change.domain));
+        let more = count(goes.len() as u64, "domain");
+        self.notes.push(format!("{more} left out: the map has {DOMAINS_MAX} at the most"));
     }
 
     fn table(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -592,20 +686,39 @@ impl Outcome {
     }
 }
 
-/// That mail goes elsewhere as long as it can: no exchanger as preferred as the first one is at a site.
-fn tried_before(exchangers: &[Exchanger], deciding: u16) -> String {
-    match exchangers {
-        [first, ..] if first.preference < deciding => {
-            format!("; {} ({}), at no site, is tried first", first.name, first.preference)
-        }
-        _ => String::new(),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Why exchangers are at no site.
-fn without_site(exchangers: &[Exchanger]) -> String {
-    match exchangers {
-        [] => "its exchangers have no names".to_string(),
-        [first, ..] => format!("{} ({}) matches no line", first.name, first.preference),
+    #[test]
+    fn the_map_keeps_what_was_seen_last() {
+        let entry = |day: i64| Mapped { group: "g".to_string(), seen: day };
+        let all = DOMAINS_MAX + 10;
+        let mut new: BTreeMap<_, _> = (0..all)
+            .map(|at| (format!("d{at:07}.example"), entry(if at < 4 { 1 } else { 2 })))
+            .collect();
+        let mut old = new.clone();
+        // Of those of the second day these are new.
+        for at in all - 3..all {
+            old.remove(&format!("d{at:07}.example"));
+        }
+        let mut outcome = Outcome::default();
+        outcome.bound(&mut new, &old);
+        assert_eq!(new.len(), DOMAINS_MAX);
+        let has = |at: usize| new.contains_key(&format!("d{at:07}.example"));
+        assert!(!(0..4).any(has) && !(all - 3..all).any(has) && !(4..7).any(has));
+        assert!((7..all - 3).all(has));
+        assert_eq!(outcome.notes, ["10 domains left out: the map has 100000 at the most"]);
+        outcome.bound(&mut new, &old);
+        assert_eq!((new.len(), outcome.notes.len()), (DOMAINS_MAX, 1));
+    }
+
+    #[test]
+    fn days_of_the_map() {
+        let today = date::from_iso("2026-11-28").unwrap();
+        let text = b"# by hand\na.example:x\n# seen 2026-10-01\nb.example:x\n# seen tomorrow\nc.example:x\n\
+                     # seen 2030-01-01\nd.example:x\n";
+        let days: Vec<_> = mapped(text, today).into_values().map(|mapped| mapped.seen).collect();
+        assert_eq!(days, [today, date::from_iso("2026-10-01").unwrap(), today, today]);
     }
 }
