@@ -342,11 +342,14 @@ impl Spawner {
 /// Wherever in the middle of taking or giving a place it panics: each command starts once, or is reported once.
 #[test]
 fn a_panic_at_any_place_loses_no_command() {
+    let home = Home::new();
+    fs::write(home.path.join("concurrencydomains"), ":1::learn\n").unwrap();
     let mut place = 0;
     loop {
         place += 1;
-        let home = Home::new();
-        fs::write(home.path.join("concurrencydomains"), ":1::learn\n").unwrap();
+        // The same home each time: a new file would be waited for.
+        close();
+        fs::write(home.path.join("status"), "").unwrap();
         assert_eq!(home.open(Spawner::SLOTS as c_uint), 1);
         std::panic::set_hook(Box::new(|_| {}));
         inject::panics_at(place);
