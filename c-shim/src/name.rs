@@ -61,8 +61,21 @@ pub fn is_host(name: &[u8]) -> bool {
 /// empty name.
 #[must_use]
 pub fn is_word_for_all(name: &[u8]) -> bool {
-    const WORDS: [&[u8]; 8] = [b"*", b".", b"*.", b".*", b"*.*", b"all", b"any", b"default"];
-    WORDS.iter().any(|word| name.eq_ignore_ascii_case(word))
+    const WORDS: [&[u8]; 3] = [b"all", b"any", b"default"];
+    let is_pattern = |name: &[u8]| {
+        name.iter()
+            .all(|byte| matches!(byte, b'*' | b'.' | b'?' | b'%' | b'"' | b'\'' | b'<' | b'>'))
+    };
+    !name.is_empty()
+        && (is_pattern(name) || WORDS.iter().any(|word| name.eq_ignore_ascii_case(word)))
+}
+
+/// Where a name has a printable character that no host's name has: no mail goes to such a host. Not for stars, about which there
+/// is more to say, and not for what begins as an address in brackets.
+#[must_use]
+pub fn not_of_host(name: &[u8]) -> Option<usize> {
+    let is_odd = |&byte: &u8| byte.is_ascii_graphic() && !is_of_host(byte) && byte != b'*';
+    if name.starts_with(b"[") { None } else { name.iter().position(is_odd) }
 }
 
 /// What of a text may be the name of a host: the beginning of it, up to what no host's name has.

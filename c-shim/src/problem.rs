@@ -99,8 +99,12 @@ pub enum Kind {
     DomainAll,
     /// What is in brackets is no address.
     DomainLiteral,
-    /// A character that ends the relay's name in lines of smtproutes, and that no host's name has.
+    /// A word or a star where an exchanger's name is expected.
+    ExchangerAll,
+    /// A character that no host's name has; some of them end the relay's name in lines of smtproutes.
     DomainNotHost(u8),
+    /// A byte order mark in the domain: the file was put together from several.
+    DomainMark,
     /// The file is in UTF-16.
     Utf16,
     /// A dot at the end of the domain; it is looked up without.
@@ -129,6 +133,8 @@ pub enum Kind {
     RouteStar,
     /// A word in smtproutes that other software takes for all hosts.
     RouteAll,
+    /// A character in a host of smtproutes that no host's name has.
+    RouteNotHost(u8),
     /// smtproutes begins with a byte order mark, which qmail-remote takes for a part of the first host.
     RouteMark,
     /// What stands for the relay in smtproutes is no name of a host: the gate does not follow it.
@@ -197,7 +203,9 @@ impl Kind {
             | Self::DomainStar
             | Self::DomainAll
             | Self::DomainLiteral
+            | Self::ExchangerAll
             | Self::DomainNotHost(_)
+            | Self::DomainMark
             | Self::DomainRoot
             | Self::Duplicate(_)
             | Self::GroupDisagrees(_)
@@ -212,6 +220,7 @@ impl Kind {
             | Self::RouteTooLong
             | Self::RouteStar
             | Self::RouteAll
+            | Self::RouteNotHost(_)
             | Self::RouteMark
             | Self::RouteUnclear
             | Self::TooManyRoutes
@@ -248,6 +257,8 @@ impl fmt::Display for Kind {
             Self::DomainAll => f.write_str("no domain has this name: the empty one stands for all other domains"),
             Self::DomainLiteral => f.write_str("what is in the brackets is no address"),
             Self::DomainNotHost(byte) => write!(f, "no host's name has {}", Byte(byte)),
+            Self::ExchangerAll => f.write_str("no mail exchanger has this name"),
+            Self::DomainMark => f.write_str("a byte order mark, which counts for a part of the domain"),
             Self::Utf16 => f.write_str("the file is in UTF-16"),
             Self::DomainRoot => f.write_str("the dot at the domain's end is ignored"),
             Self::Duplicate(line) => write!(f, "the domain is in line {line} already; this line counts"),
@@ -267,6 +278,7 @@ impl fmt::Display for Kind {
             Self::RouteTooLong => f.write_str("the name is too long, the gate does not follow this route"),
             Self::RouteStar => f.write_str("* is no wildcard in smtproutes"),
             Self::RouteAll => f.write_str("no host has this name: the empty one stands for all others"),
+            Self::RouteNotHost(byte) => write!(f, "no host's name has {}: the line does nothing", Byte(byte)),
             Self::RouteMark => {
                 f.write_str("a byte order mark, which qmail-remote takes for a part of this line: the line does not count")
             }

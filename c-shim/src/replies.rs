@@ -17,7 +17,7 @@ use crate::echo::Words;
 use crate::memory::{self, OutOfMemory};
 use crate::problem::{File, Kind, Problems};
 use crate::regex::{self, Regex, contains};
-use crate::table::{is_content, lines_of, trimmed};
+use crate::table::{is_content, is_utf16, lines_of, trimmed, without_mark};
 
 /// So many lines with a meaning.
 pub const RULES_MAX: usize = 500;
@@ -174,6 +174,11 @@ impl Replies {
         let mut problems = Problems::new(File::Replies);
         let mut this = Self::default();
         let mut steps = 0;
+        if is_utf16(text) {
+            problems.add(0, 0, Kind::Utf16);
+            return Ok((this, problems));
+        }
+        let text = without_mark(text);
         for (number, line) in lines_of(text).filter(|(_, line)| is_content(line)) {
             let rule = match Rule::parse(number, trimmed(line)) {
                 Ok(rule) => rule,
@@ -408,6 +413,16 @@ mod tests {
         let reply = crate::report::Reply::read(reply.as_bytes(), &Own::unknown()).unwrap();
         let verdict = replies.find(reply.code, reply.enhanced, &reply.words)?;
         Some((verdict.line, verdict.meaning))
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_line() {
+        let (replies, problems) = parse("\u{feff}421 \"full\" limit\r\n");
+        assert_eq!(problems, [""; 0]);
+        assert_eq!(found(&replies, "421 full"), Some((1, Meaning::Limit)));
+        let (replies, problems) = Replies::parse(b"\xff\xfe4\x002\x001\x00\n\x00").unwrap();
+        assert_eq!(replies.len(), 0);
+        assert_eq!(problems.worst().map(|problem| problem.kind), Some(Kind::Utf16));
     }
 
     #[test]

@@ -15,7 +15,8 @@ use std::net::IpAddr;
 use crate::literal::{self, Literal};
 use crate::memory::{self, OutOfMemory};
 use crate::name::{
-    Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_of_host, is_word_for_all, without_root,
+    Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_of_host, is_word_for_all, not_of_host,
+    without_root,
 };
 use crate::problem::{File, Kind, Problems};
 use crate::table::{MARK, is_content, is_utf16, lines_of, trimmed};
@@ -78,6 +79,8 @@ impl Routes {
                 problems.add(number, 0, Kind::RouteStar);
             } else if is_word_for_all(host) {
                 problems.add(number, 0, Kind::RouteAll);
+            } else if let Some(at) = not_of_host(host) {
+                problems.add(number, at + 1, Kind::RouteNotHost(host[at]));
             }
             if colon > NAME_MAX || relay.len() > NAME_MAX {
                 problems.add(number, 0, Kind::RouteTooLong);
@@ -278,7 +281,8 @@ mod tests {
     #[test]
     fn there_are_no_wildcards_and_no_marks() {
         let (routes, problems) = Routes::parse(
-            b"*:relay.example\n*.example:r\nALL:r\nany:r\n.:r\nall.example:r\n",
+            b"*:relay.example\n*.example:r\nALL:r\nany:r\n.:r\nall.example:r\n@a.example:r\nu@a.example:r\n\
+              192.0.2.0/24:r\n[192.0.2.1]:r\n",
             Hasher::new(1),
         )
         .unwrap();
@@ -289,6 +293,9 @@ mod tests {
             (3, Kind::RouteAll),
             (4, Kind::RouteAll),
             (5, Kind::RouteAll),
+            (7, Kind::RouteNotHost(b'@')),
+            (8, Kind::RouteNotHost(b'@')),
+            (9, Kind::RouteNotHost(b'/')),
         ];
         assert_eq!(kinds, expected);
         assert_eq!(relay(&routes, "a.example"), None);

@@ -22,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::learn::Learning;
 use crate::literal::{self, Literal};
 use crate::memory::{self, OutOfMemory};
-use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_word_for_all};
+use crate::name::{Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_word_for_all, not_of_host};
 use crate::problem::{File, Kind, Problem, Problems};
 
 /// The highest limit that can be written. conf-spawn's highest is 65000, so what is above that is never reached.
@@ -589,7 +589,13 @@ fn fields<'a>(content: &'a [u8], line: u32, problems: &mut Problems) -> Option<F
     let of = if subject.contains(&b'/') {
         range(subject, line, problems)
     } else if begins_with_mx(subject) {
-        Of::Exchanger(domain(&subject[3..], 4, line, problems))
+        let name = &subject[3..];
+        if is_word_for_all(name) {
+            problems.add(line, 4, Kind::ExchangerAll);
+            Of::Exchanger(name)
+        } else {
+            Of::Exchanger(domain(name, 4, line, problems))
+        }
     } else if let Some(address) = literal::bracketed(subject) {
         Of::Literal(address)
     } else {
@@ -668,13 +674,15 @@ fn domain<'a>(name: &'a [u8], column: usize, line: u32, problems: &mut Problems)
     if let Some(at) = bare.iter().position(bad) {
         problems.add(line, column + at, Kind::DomainCharacter(bare[at]));
     } else if let Some(at) = bare.iter().position(|byte| !byte.is_ascii()) {
-        problems.add(line, column + at, Kind::DomainNotAscii);
+        let is_mark = bare[at..].starts_with(MARK);
+        let kind = if is_mark { Kind::DomainMark } else { Kind::DomainNotAscii };
+        problems.add(line, column + at, kind);
     }
     if let Some(at) = bare.iter().position(|&byte| byte == b'*') {
         problems.add(line, column + at, Kind::DomainStar);
     } else if bare.first() == Some(&b'[') {
         problems.add(line, column, Kind::DomainLiteral);
-    } else if let Some(at) = bare.iter().position(|byte| matches!(byte, b'|' | b';' | b',')) {
+    } else if let Some(at) = not_of_host(bare).filter(|&at| bare[at] != b'@') {
         problems.add(line, column + at, Kind::DomainNotHost(bare[at]));
     }
     bare
@@ -821,13 +829,20 @@ mod tests {
 
     #[test]
     fn words_for_all_domains_are_told() {
-        for word in ["*", ".", "*.", ".*", "*.*", "default", "ALL", "Any"] {
+        for word in [
+            "*", ".", "*.", ".*", "*.*", "**", "..", "?", "%", "\"*\"", "<*>", "default", "ALL",
+            "Any",
+        ] {
             let (table, problems) = parse(format!("{word}:20\n").as_bytes());
             assert_eq!(problems, [(1, 1, Kind::DomainAll)], "{word}");
             assert_eq!(Kind::DomainAll.severity(), crate::problem::Severity::Warning);
             assert_eq!(limit_of(&table, "other.example"), None, "{word}");
         }
-        assert_eq!(parse(b"mx:*:20\n").1, [(1, 4, Kind::DomainAll)]);
+        assert_eq!(parse(b"mx:*:20\n").1, [(1, 4, Kind::ExchangerAll)]);
+        for odd in ["?.example", "\"gmail.com\"", "gmail.com=20", "gmail.com,yahoo.com"] {
+            let (_, problems) = parse(format!("{odd}:20\n").as_bytes());
+            assert!(matches!(problems[..], [(1, _, Kind::DomainNotHost(_))]), "{odd} {problems:?}");
+        }
         assert_eq!(parse(b"*.example:20\n").1, [(1, 1, Kind::DomainStar)]);
         assert_eq!(parse(b"all.example:20\n").1, []);
     }
@@ -840,10 +855,8 @@ mod tests {
         assert_eq!(parse(b"\xef\xbb\xbf# a comment\r\n:20\r\n").1, []);
         assert_eq!(parse(b"\xef\xbb\xbf").1, []);
         // Not at the beginning it is a part of a name.
-        assert_eq!(
-            parse("a.example:1\n\u{feff}:20\n".as_bytes()).1,
-            [(2, 1, Kind::DomainNotAscii)]
-        );
+        assert_eq!(parse("a.example:1\n\u{feff}:20\n".as_bytes()).1, [(2, 1, Kind::DomainMark)]);
+        assert_eq!(parse("\u{feff}\u{feff}:20\n".as_bytes()).1, [(1, 1, Kind::DomainMark)]);
         for text in
             [&b"\xff\xfe:\x00\x32\x00\n\x00"[..], b"\xfe\xff\x00:\x00\x32\x00\n", b"\xff\xfe"]
         {

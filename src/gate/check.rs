@@ -12,7 +12,9 @@ use clap::Args;
 use qpatch_gate::gate::CONCURRENCY_REMOTE;
 use qpatch_gate::learn::Learning;
 use qpatch_gate::literal::{self, Literal};
-use qpatch_gate::name::{Hasher, domain_of, host_part, is_of_host, is_word_for_all, without_root};
+use qpatch_gate::name::{
+    Hasher, domain_of, host_part, is_of_host, is_word_for_all, not_of_host, without_root,
+};
 use qpatch_gate::problem::{File, Kind, Problem, Problems, Severity};
 use qpatch_gate::regex::Fault;
 use qpatch_gate::replies::Replies;
@@ -177,8 +179,7 @@ fn instead(kind: Kind, line: &[u8]) -> Option<String> {
             let colon = line.iter().position(|&byte| byte == b':')?;
             let (name, rest) = (&line[..colon], plain(&line[colon..]));
             if !mx.is_empty() {
-                let name = if is_word_for_all(name) { String::new() } else { below(name)? };
-                return Some(format!("write {mx}{name}{rest}"));
+                return Some(format!("write {mx}{}{rest}", below(name)?));
             }
             (name, rest, "domains")
         }
@@ -257,10 +258,19 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::DomainCharacter(b'@') => "write the domain only, without a user and an @",
         Kind::DomainCharacter(_) => "write the domain only, from the first column on",
         Kind::DomainNotAscii => "write the domain's xn-- form, which mail carries",
-        Kind::DomainStar => "write a dot instead of the star and its dot",
+        Kind::DomainStar => {
+            "write .example.com:LIMIT for all below example.com; nothing stands for a part of a name"
+        }
         Kind::DomainAll => "write :LIMIT for all other domains",
         Kind::DomainLiteral => {
             "write an address, as in [192.0.2.1]:20 and [2001:db8::25]:20, or no brackets"
+        }
+        Kind::ExchangerAll => {
+            "write its name, as in mx:mx.example.com:LIMIT, or mx:.example.com:LIMIT for all below example.com"
+        }
+        Kind::DomainMark => "remove it: files that were put together had one each",
+        Kind::DomainNotHost(byte) if !matches!(byte, b'|' | b';' | b',') => {
+            "write the name only, as mail carries it"
         }
         Kind::DomainNotHost(_) => {
             "write the name only: what a route has behind it does not belong here, where others can read it"
@@ -278,7 +288,7 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::Unreadable(libc::EACCES | libc::EPERM) => "run qpatch as root, or let it be read",
         Kind::RouteNoColon => "write host:relay, host:relay:port or host:",
         Kind::RouteTooLong => "no name server has such a name: remove the line",
-        Kind::RouteStar | Kind::RouteAll => {
+        Kind::RouteStar | Kind::RouteAll | Kind::RouteNotHost(_) => {
             "write :RELAY for all other hosts, .example.com:RELAY for those below example.com"
         }
         Kind::RouteMark => "save the file without it, as plain text",
@@ -789,7 +799,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
     for (number, line) in content_lines(text) {
         let Some(host) = host_of(line) else { continue };
         // Nothing comes by these lines.
-        if is_word_for_all(host) || host.contains(&b'*') {
+        if is_word_for_all(host) || host.contains(&b'*') || not_of_host(host).is_some() {
             continue;
         }
         let Some((relay, place)) = rules.routes.find(host) else { continue };
