@@ -51,7 +51,7 @@ Times are in seconds since 1970.
 Where a tree has several remote channels, each has a qmail\\-rspawn, and those metrics that tell of one have a label \\fBspawner\\fR: \
 0 for queue/lock/gatestatus, 1 for gatestatus.1; so have the counters of keys. All others are of all together.
 .PP
-The metrics of keys have the labels \\fBkind\\fR (domain, relay, group) and \\fBkey\\fR, the name: bytes that are not printable \
+The metrics of keys have the labels \\fBkind\\fR (domain, relay, group, candidates) and \\fBkey\\fR, the name: bytes that are not printable \
 ASCII are \\fB%\\fR and two hexadecimal digits, here as in every other output, and so is \\fB%\\fR. A key has series of its own if it is a \
 group, a relay, or a domain with a line of its own in concurrencydomains, if it is or was at its limit, or if it is one of \
 the \\fB\\-\\-busiest\\fR of the rest. The others are added up under \\fBkind=\"other\"\\fR, but not their counters: with a key that gets \

@@ -21,11 +21,11 @@
 
 use crate::name::{Hasher, domain_of, without_root};
 
-/// So much of a reply is looked at, in bytes without what is left out.
+/// How much of a reply is looked at, in bytes, not counting what is left out.
 pub const WORDS_MAX: usize = 1024;
 
-/// The sender and the recipient of a delivery, but for the recipient's domain: hashes, and lengths in bytes; 0 for what there is
-/// not, or what is longer than 255.
+/// The sender and the recipient of a delivery without the recipient's domain, as hashes and lengths in bytes. A length is 0
+/// where the part is missing, or is longer than 255.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope {
     hashes: [u32; 3],

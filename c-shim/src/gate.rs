@@ -55,20 +55,20 @@ use crate::shortage::{Shortage, WITNESS_US, Witness};
 use crate::site::{Because, Evidence, Map, Seen, Standing};
 use crate::table::{Limit, Table};
 
-/// A command is held so long at most, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
+/// The longest time that a command is held, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
 pub const HOLD_MAX_US: u64 = 60_000_000;
 
 /// A key may hold this many times what is left of what all keys may hold.
 const ALPHA: u32 = 4;
 
-/// Keys with mail that is away are looked at so often, in microseconds, whatever else happens.
+/// How often keys with mail that is away are looked at, in microseconds, whatever else happens.
 const LOOK_US: u64 = 500_000;
 
 /// A place that another spawner gives back is noticed within this time, in microseconds; half of it on average. With no time
 /// between, two that stand in each other's way would do so again. It costs 50 wake-ups a second while mail waits for what others have:
 /// 0.9 us each with one such key, 23 us with as many as are looked at in one go (4 spawners), a thousandth of a processor.
 const POLL_US: std::ops::RangeInclusive<u64> = 10_000..=30_000;
-/// So many columns of other spawners are looked through each time at most: 3 of 42 keys, 21 of 6. The other keys come at the next
+/// The most columns of other spawners that are read each time: 3 of 42 keys, 21 of 6. The other keys have their turn at the next
 /// times.
 const POLL_READS: u32 = 128;
 
@@ -90,10 +90,10 @@ const RECENT_KEYS: usize = 256;
 const KNOWN_KEYS: usize = 4096;
 const KNOWN_US: u64 = 3600 * 1_000_000;
 
-/// An empty list of keys keeps room for so many.
+/// How many keys an empty list of keys keeps room for.
 const KEPT_ENTRIES: usize = 64;
 
-/// The last error of a key is cut to so many bytes.
+/// The length in bytes to which the last error of a key is cut.
 const ERROR_BYTES: usize = 120;
 
 /// How much one delivery counts in the guess for a new key's service time.
@@ -212,7 +212,7 @@ struct Slot {
     since_us: u64,
     /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
     mail: u64,
-    /// By which what the server repeats of the delivery is known. Only where its report is read.
+    /// By this it is known what the server repeats of the delivery. Only where the report is read.
     envelope: Envelope,
     of_key: Link,
     of_all: Link,
@@ -230,7 +230,7 @@ enum Place {
     Nowhere,
 }
 
-/// A pause that control/concurrencyreplies wants.
+/// A pause that control/concurrencyreplies asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pause {
     until_us: u64,
@@ -284,12 +284,12 @@ pub struct Key {
     polled: bool,
     /// Other spawners have the places that it could take, or it is their turn.
     blocked: bool,
-    /// The others have been told of something that is not nothing.
+    /// The others have been told that it runs or wants something.
     told: bool,
     /// How many deliveries they had at the last look.
     elsewhere: u32,
     turn: Turn,
-    /// The last pause that the operator's words wanted. It may be over.
+    /// The last pause that control/concurrencyreplies asked for. It may be over.
     pause: Option<Pause>,
     hash: u64,
     /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
@@ -905,9 +905,9 @@ impl Gate {
         was_called
     }
 
-    /// How many slots, running and held, a domain that counts under a site by its address may have: of the places of a site's members
-    /// three quarters, so that one domain whose server hangs leaves some to the others (a line of its own for the domain
-    /// gives it all); one as a candidate, until the site has taken its mail. All for other domains.
+    /// How many slots, running and held, a domain may have that counts under a site by its address. A member has three
+    /// quarters of the members' places, so that one domain whose server hangs leaves some to the others (a line of its own
+    /// takes the domain out of this). A candidate has one, until the site has taken its mail. Other domains have all.
     fn part(&self, domain: u32) -> u32 {
         let entry = &self.keys.all[domain as usize];
         let whole = self.keys.all[entry.of as usize].limit();
@@ -919,8 +919,8 @@ impl Gate {
         }
     }
 
-    /// Why no more of a site's domain may start though the site had room, if that is so: it has its part, or it is suspended
-    /// because no connection to it succeeds.
+    /// Why no more of a site's domain may start though the site has room: the domain has its part, or it is suspended because
+    /// no connection to it succeeds. None: it may.
     fn waits_alone(&self, domain: u32, now_us: u64) -> Option<May> {
         let entry = &self.keys.all[domain as usize];
         entry.standing?;
@@ -952,9 +952,10 @@ impl Gate {
         self.keys.find(Keys::hash(kind, self.rules.hasher.hash(&key.name)))
     }
 
-    /// How many of this key may run beside the other key of its site; as many as it likes where it has none, and for a site's
-    /// members, of whose places candidates take none. Candidates have the places that the members leave while no
-    /// member waits, and always a quarter as many as the site has, or one: so that they become members however busy it is.
+    /// How many of this key may run beside the other key of its site. There is no such limit for a key without another one,
+    /// nor for a site's members: candidates take none of their places. Candidates have the places that the members leave
+    /// while no member waits. They always have a quarter as many as the site has, or one, so that they become members
+    /// however busy it is.
     fn beside_partner(&self, at: u32) -> u32 {
         if self.key(at).kind != KeyKind::Candidates {
             return u32::MAX;
@@ -1485,7 +1486,7 @@ impl Gate {
         (key.of == at).then_some(key)
     }
 
-    /// Counts for each key what is away under the numbers of its domains.
+    /// Counts, for each key, what is away under the numbers of its domains.
     pub fn count_parted(&mut self) {
         for key in &mut self.keys.all {
             key.parted = 0;
@@ -1652,7 +1653,7 @@ impl Gate {
         self.rules.hasher
     }
 
-    /// For when the gate itself may be broken: the slot and the command that were about to be given.
+    /// For the time after a panic, when the gate may be broken: the slot and the command that were about to be given.
     pub fn rescue_handing(&mut self) -> Option<(u32, u32)> {
         let (slot, command) = self.handing.take()?;
         self.abandon(slot);

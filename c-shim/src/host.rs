@@ -40,24 +40,24 @@ const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
 /// A gate that has nothing to say writes all the same, so that the age of the status tells whether the spawner runs.
 const HEARTBEAT_US: u64 = 60_000_000;
-/// A file that was changed so short a time ago may not be whole yet. Half a file without a mistake would be taken for good.
+/// A file that was changed within this time may not be whole yet. Half a file without a mistake would be taken for a good one.
 const QUIET: Duration = Duration::from_millis(200);
-/// The same for a file that has less than half of what it had, or is away: whoever overwrites or replaces it may have been kept
-/// waiting in the middle of that.
+/// The same for a file that has less than half of what it had, or is missing: whoever overwrites or replaces it may have been
+/// kept waiting in the middle of that.
 const LONG_QUIET: Duration = Duration::from_secs(3);
-/// When it is looked at again, and how often before it is said that it never comes to rest.
+/// When such a file is looked at again, and after how many looks the status says that it never comes to rest.
 const LOOK_AGAIN_US: u64 = 250_000;
 const LOOKS_IN_VAIN: u32 = 5;
-/// So long the start waits for a file to come to rest; qmail-send waits meanwhile.
+/// How long the start waits for a file to come to rest; qmail-send waits meanwhile.
 const START_WAIT: Duration = Duration::from_secs(1);
-/// When a copy of a good file that could not be written is tried again.
+/// After how long a copy that could not be written is tried again.
 const KEEP_AGAIN_US: u64 = 60_000_000;
-/// What was seen of sites changes with nearly every new domain, and matters only at the next start.
+/// What was seen of sites changes with nearly every new domain, and matters only at the next start: so it is written less often.
 const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
 const SLACK_MS: u64 = 2;
 
-/// A file with a name is not larger, in bytes.
+/// The largest file with a name, in bytes.
 const NAME_FILE_MAX: u64 = 4096;
 
 /// How much of a key's name a report shows, in bytes.
@@ -84,7 +84,7 @@ impl Seen {
     }
 }
 
-/// Where that comes from which counts.
+/// Where the contents that count come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     /// The file as it is, or that there is none.
@@ -121,7 +121,7 @@ struct Control {
 struct Kept {
     file: problem::File,
     path: OsString,
-    /// What it has, as far as that is known and whole.
+    /// What the copy has, if that is known and whole.
     mark: Option<Mark>,
     problem: Option<Problem>,
     /// When it could not be written.
@@ -163,7 +163,7 @@ impl Kept {
         Some((bytes, written_secs))
     }
 
-    /// Makes it have this, if it has something else; None: that there is no file.
+    /// Writes this into it, if it has something else. None: there is no file.
     fn write(&mut self, contents: Option<&[u8]>, now_us: u64) {
         if contents.map(Mark::of) == self.mark && self.failed_us.is_none() && self.problem.is_none()
         {
@@ -230,7 +230,7 @@ impl Control {
         })
     }
 
-    /// What is new about it. What is changing just now is nothing new; but if it never stops, that it does.
+    /// What is new about it. A file that is changing just now is not news yet. If it never stops changing, that is news.
     fn look(&mut self) -> Contents {
         let contents = self.watched.look(table::FILE_MAX);
         let is_at_rest = match contents {
@@ -314,7 +314,7 @@ fn is_young(seen: &Seen, quiet: Duration) -> bool {
     age.is_some_and(|age| age.is_ok_and(|age| age < quiet))
 }
 
-/// A control file that has no errors, only warnings. Nothing of it may be kept but what is safe to be seen.
+/// A control file that has no errors, only warnings. Only what anybody may see is kept of it.
 trait Plain: Sized {
     fn none(hasher: Hasher) -> Self;
     fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory>;
@@ -360,7 +360,7 @@ impl Plain for Map {
     }
 }
 
-/// Looks at a file, and makes count what is new about it. Whether anything is.
+/// Looks at a file, and puts in force what is new about it. True if anything is.
 fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) -> bool {
     file.keep_again(now_us);
     let contents = file.look();
@@ -405,7 +405,7 @@ fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) -> bool {
 /// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
 fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
-    // A link that leads nowhere, or a folder that is away, is no missing file: somebody has meant one to be there.
+    // A dangling link, or a folder that is missing, is not the same as a missing file: somebody has meant one to be there.
     let missing = |error: std::io::Error| {
         let is_there = std::fs::symlink_metadata(Path::new(path)).is_ok();
         let has_folder =
@@ -1004,7 +1004,7 @@ impl Host {
         Ok(())
     }
 
-    /// With errors the last good words stay.
+    /// If the file has errors, the last good words stay.
     fn look_at_replies(&mut self, now_us: u64) {
         let parsed = match self.replies.look(table::FILE_MAX) {
             Contents::Same => return,

@@ -23,7 +23,7 @@ use std::path::Path;
 use crate::memory::{OutOfMemory, Text};
 use crate::problem::Kind;
 
-/// Of the first line, in bytes.
+/// The length of the first line, in bytes.
 pub const HEAD: usize = 12 + 2 + 21 + 17;
 
 /// Which contents are in a kept file.

@@ -20,7 +20,7 @@
 //! **Chance.** At a level that has been accepted, a single refusal changes nothing. Refusals are added up, and each answer of another
 //! kind takes away twice what chance would make of it (the CUSUM test of E. S. Page, "Continuous Inspection Schemes", Biometrika
 //! 41, 1954). Four more than that are an objection. A server that has become less generous refuses four in a row at once.
-//! Who takes his time to refuse has accepted a level only after four times as long.
+//! A server that refuses slowly has accepted a level only after four times as long as a refusal takes.
 //!
 //! **The background.** Some servers refuse however few there are: a milter that is down, greylisting in words that are listed for
 //! a limit, one bad machine of several. What is refused at a level, and in at least half of the same part further below, is not about
@@ -64,9 +64,10 @@
 //! suspended is seen to be back after 300 s at most.
 //!
 //! **What it costs.** A server that counts a session for some time after its end (Exim's and sendmail's children, until they
-//! have been waited for) has one place less than it says: with five places of 1 s and 20 ms, 1.3 times the time. To which
-//! deliveries of equal length are handed over in step, it has room for half as many, and gets them. So many a minute, whatever
-//! their number at once, is not learned: the limit rises until it is refused, and pauses begin.
+//! have been waited for) has one place less than it says: with five places of 1 s and 20 ms, 1.3 times the time. Where
+//! deliveries of equal length are handed over in step, such a server has room for half as many, and gets half as many. What
+//! a server allows a minute, whatever their number at once, is not learned: the limit rises until it is refused, and pauses
+//! begin.
 
 #![forbid(unsafe_code)]
 
@@ -124,17 +125,17 @@ const WEIGHT: f32 = 2.0;
 const BELOW: f32 = 3.0;
 /// With so many accepted among them.
 const BELOW_ACCEPTED: f32 = 2.0;
-/// And if they are at least so much of the part that was refused at first.
+/// And if their share is at least this part of the share that was refused at first.
 const BELOW_PART: f32 = 0.5;
-/// Of the last so many deliveries, about, those counts are.
+/// These counts are of about the last so many deliveries.
 const BELOW_DELIVERIES: f32 = 64.0;
-/// Of the last so many deliveries, about, the background is the mean.
+/// The background is the mean of about the last so many deliveries.
 const BACKGROUND_DELIVERIES: f32 = 128.0;
 const BACKGROUND_MIN: f32 = 0.02;
 const BACKGROUND_MAX: f32 = 0.9;
 /// Where a greater part is refused, whatever the number, each refusal is a try.
 const BACKGROUND_TRIES: f32 = 0.125;
-/// But not before so many answers since it was noticed: it may have been wrong.
+/// But not before so many answers have come since the background was noticed: that may have been a mistake.
 const BACKGROUND_TESTED: u8 = 20;
 /// How often the required evidence for a background is doubled when it has been wrong.
 const DOUBTS_MAX: u8 = 3;
@@ -581,7 +582,7 @@ impl Learned {
                 return Weighed::Background;
             }
         }
-        // Who takes his time to refuse may still do so with what started when the level was new.
+        // A server that refuses slowly may still refuse what started when the level was new.
         let took_us = ended.now_us.saturating_sub(ended.started_us);
         let proved_us = self.proved_us.saturating_add(took_us.saturating_mul(SLOW));
         if refused <= u32::from(self.proved)

@@ -27,10 +27,9 @@ use std::fmt;
 
 use crate::memory::{self, OutOfMemory};
 
-/// The longest program of one pattern, in steps: about the number of characters, with repeated parts as often as they are
-/// repeated.
+/// The longest program of one pattern, in steps: about the number of its characters, each counted as often as it is repeated.
 pub const PROGRAM_MAX: usize = 1024;
-/// Groups in groups.
+/// How deep groups may be nested.
 const DEPTH_MAX: u32 = 32;
 /// The highest number in braces.
 pub const REPEAT_MAX: u16 = 255;
@@ -453,7 +452,7 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// The longest run is what is searched for.
+    /// The longest run is the one that is searched for.
     fn end_run(&mut self) {
         if self.run.len() > self.needle.len() {
             std::mem::swap(&mut self.run, &mut self.needle);
@@ -607,7 +606,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// The steps from `start` on are to be repeated.
+    /// Repeats the steps from `start` on.
     fn repeat(&mut self, start: usize, least: u16, most: Option<u16>) -> Result<(), Error> {
         let length = self.steps.len() - start;
         if most == Some(0) || length == 0 {

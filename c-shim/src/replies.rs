@@ -19,9 +19,9 @@ use crate::problem::{File, Kind, Problems};
 use crate::regex::{self, Regex, contains};
 use crate::table::{is_content, is_utf16, lines_of, trimmed, without_mark};
 
-/// So many lines with a meaning.
+/// The most lines with a meaning.
 pub const RULES_MAX: usize = 500;
-/// The steps of all regular expressions together.
+/// The most steps of all regular expressions together.
 pub const PROGRAMS_MAX: usize = 16384;
 /// The longest pause in seconds.
 pub const PAUSE_MAX_SECS: u16 = 7200;

@@ -30,7 +30,7 @@ pub enum KeyKind {
     Relay,
     /// The lines of concurrencydomains with one group, and the domains of its sites.
     Group,
-    /// The domains that a group's sites have refused and that they have taken no mail from yet.
+    /// The domains whose mail a group's sites have refused, and have not taken yet.
     Candidates,
 }
 

@@ -11,15 +11,15 @@
 //! **Whose turn it is.** A gate notices at once that it has given a place back itself, and what others give back only when it
 //! looks. Without a rule it would keep its places for ever. So:
 //!
-//! - As long as a gate has less than an equal part it takes what is free. The equal part is what is left of the limit by
-//!   those that want no more, through those that do. All such parts fit under the limit at once.
-//! - Beyond that it does not get ahead of another that wants more, but for the places that do not divide: these are taken in
-//!   turns of half a second. (With a limit of 1, that is the only place.)
+//! - As long as a gate has less than an equal share it takes what is free. The equal share is what those that want no more
+//!   leave of the limit, divided by the number of those that do. All such shares fit under the limit at once.
+//! - Beyond that it does not get ahead of another that wants more, but for the places that do not divide: the gates take
+//!   these in turns of half a second. (With a limit of 1, that is the only place.)
 //! - A place that is left to the others and is not taken by them is taken after a tenth of a second all the same, and nothing is
-//!   left to them for the second that follows: who wants and does not take may be stopped, or wait for its own disk.
+//!   left to them for the second that follows: a gate that wants and does not take may be stopped, or wait for its own disk.
 //!
-//! The alternative was a share of the limit for each spawner that is alive. It needs no count, but a limit below the number of
-//! spawners cannot be divided, and with one busy channel all other shares would be idle.
+//! The alternative was a fixed share of the limit for each spawner that is alive. It needs no count, but a limit below the
+//! number of spawners cannot be divided, and with one busy channel all other shares would be idle.
 
 #![forbid(unsafe_code)]
 

@@ -16,13 +16,13 @@
 //! An entry that does not fit its tag is half written, or that of an owner which is not known yet: the owners are read again, then
 //! the entry. Nothing depends on how much of a write a reader sees at once.
 //!
-//! **Who is dead does not count.** An owner is alive as long as there is a process of its number that started at its time
+//! **The dead do not count.** An owner is alive as long as there is a process of its number that started at its time
 //! (/proc/PID/stat); also when it is stopped. A zombie is dead. All spawners run as the same user. A column is taken over under a
 //! lock (flock) that is held for some microseconds and never waited for but at the start, and there for a fifth of a second at
 //! most. With another BOOT, the hash of the kernel's boot number, all are dead.
 //!
-//! **Why a file that is read and written, and not mapped.** `make setup` cuts it to length 0, and a process dies of a mapping of
-//! what was cut (SIGBUS). A read only finds less. It costs 2 to 3 microseconds a delivery (benches/gate.rs), of a thousand
+//! **Why the file is read and written, and not mapped.** `make setup` cuts it to length 0, and a process that has mapped it
+//! would die of that (SIGBUS). A read only finds less. It costs 2 to 3 microseconds a delivery (benches/gate.rs), of a thousand
 //! that qmail-remote takes to start, and no unsafe code. The order that taking a place needs (first told, then looked) is that of
 //! the system calls of one thread, with a fence between: what the kernel writes to and reads from the page cache for a
 //! thread are that processor's stores and loads.
@@ -53,7 +53,7 @@ const MAGIC: u64 = u64::from_be_bytes(*b"qgshare1");
 const HEADER: usize = 4096;
 const OWNERS: usize = 1024;
 const OWNER: usize = 32;
-/// At most so many spawners share a queue. Public trees have 22 remote channels at most, and after a crash of qmail-send the old
+/// The most spawners that share a queue. Public trees have 22 remote channels at most, and after a crash of qmail-send the old
 /// ones are still there for a while.
 pub const COLUMNS_MAX: usize = 64;
 const ENTRY: usize = 16;
@@ -61,10 +61,10 @@ const ENTRY: usize = 16;
 /// in one bucket once in a million.
 const BUCKET: usize = 8;
 const BUCKETS: std::ops::RangeInclusive<u32> = 256..=8192;
-/// How long the lock is waited for at the start: so many times, so long.
+/// How long the start waits for the lock: how often it tries, and how long it waits between.
 const LOCK_TRIES: u32 = 200;
 const LOCK_WAIT: Duration = Duration::from_millis(1);
-/// A read of an entry that does not fit its tag is made again.
+/// How often an entry is read that does not fit its tag.
 const READS: u32 = 4;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,15 +1,15 @@
-//! A shortage of this machine: no ports left, no route, no memory for sockets. Then connections to all servers fail at once, and it is
-//! not the servers.
+//! A shortage of this machine: no ports left, no route, no memory for sockets. Then connections to all servers fail at once,
+//! and the servers are not the cause.
 //!
 //! **The signs.** Within [`WINDOW_US`] at least [`WITNESSES`] keys whose servers have taken mail within [`WITNESS_US`] fail to connect.
 //! There are as many failures as deliveries of which it is not known yet whether they have connected, those that
 //! were started within the same time. And of what was started since the first failure hardly anything connects. Then the limits of
-//! these keys become again what they were before, nothing starts for 2 s, and what could not connect was not really tried.
+//! these keys become what they were before, nothing starts for 2 s, and what could not connect was not really tried.
 //! If it goes on so after that, the pause becomes 8, 16, and then 30 s.
 //!
-//! **Who counts.** Only keys that took mail of late are witnesses. Whoever lists a thousand dead domains has none. Whoever
-//! owns many that are alive, and lets them die together, would need half of all that is started here as well, and
-//! has pauses of some seconds for it. A hosting company that is down with fifty domains is not half of what is started, where
+//! **Who counts.** Only keys that took mail of late are witnesses, so a list of a thousand dead domains has none. Somebody
+//! who owns many live domains, and lets them die together, would also need half of all that is started here, and would
+//! gain pauses of some seconds by it. A hosting company that is down with fifty domains is not half of what is started, where
 //! there is other mail; where there is none, a pause of 2 s harms nobody.
 //!
 //! A resolver that is dead says nothing of servers anyway: see [`crate::report`].
@@ -18,24 +18,24 @@
 
 use crate::learn::Learned;
 
-/// Failures so close together belong together, in microseconds.
+/// Failures within this time belong together, in microseconds.
 pub const WINDOW_US: u64 = 2_000_000;
-/// So many keys must fail to connect.
+/// How many keys must fail to connect.
 pub const WITNESSES: usize = 5;
-/// Of so many it is remembered what was known of their servers before.
+/// The most keys of which it is remembered what was known of their servers before.
 const WITNESSES_MAX: usize = 128;
 /// A key counts if its server has taken mail within this time, in microseconds.
 pub const WITNESS_US: u64 = 600_000_000;
-/// How long nothing starts: the first time, the second, and so on. All are shorter than a command is held; and the first three together
-/// last long enough that no mail uses up what it may go back while it is over within 26 s.
+/// How long nothing starts: the first time, the second, and so on. All are shorter than a command is held. The first three
+/// together last 26 s: if the shortage is over by then, no mail has used up its returns.
 pub const PAUSES_US: [u64; 4] = [2_000_000, 8_000_000, 16_000_000, 30_000_000];
 
-/// A key that failed to connect.
+/// A key whose deliveries failed to connect.
 #[derive(Clone, Copy, Debug)]
 pub struct Witness {
     /// Its index among the keys.
     pub at: u32,
-    /// Its number, by which it is known that it is still that key.
+    /// Its number, which tells whether it is still that key.
     pub number: u32,
     /// What was known of its server before.
     pub learned: Learned,
@@ -50,7 +50,7 @@ pub struct Shortage {
     since_us: u64,
     failures: u32,
     connected: u32,
-    /// After so many failures the others are counted: rarely, because that takes a look at each slot.
+    /// The number of failures at which the others are counted: rarely, because that takes a look at each slot.
     count_at: u32,
     /// Until when nothing starts; 0: no pause since the last connection.
     until_us: u64,

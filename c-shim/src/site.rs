@@ -29,10 +29,10 @@ use crate::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, is_host, without_root};
 use crate::problem::{File, Kind, Problems};
 use crate::table::{Table, is_content, lines_of, trimmed, without_mark};
 
-/// So many members of sites are known by the address that they were seen at; about 6 MB.
+/// The most members of sites that are known by the address at which they were seen; about 6 MB.
 pub const SEEN_MAX: usize = 50_000;
 
-/// So many candidates are. Fewer, so that names that strangers choose push no member out.
+/// The most candidates. They have a list of their own, so that names that strangers choose push no member out.
 pub const CANDIDATES_MAX: usize = 5_000;
 
 /// control/concurrencysites.

@@ -68,7 +68,7 @@ pub struct Sites {
     /// Ask this name server instead of those in /etc/resolv.conf; may be repeated
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = server)]
     server: Vec<SocketAddr>,
-    /// So long is waited for an answer; each question is asked twice
+    /// How long to wait for an answer; each question is asked twice
     #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_SECS,
         value_parser = clap::value_parser!(u32).range(1..=60))]
     timeout: u32,
@@ -102,19 +102,19 @@ fn server(value: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// So long is waited for an answer, in seconds, if nobody says otherwise.
+/// How long to wait for an answer, in seconds, without --timeout.
 const TIMEOUT_SECS: u32 = 5;
-/// All look-ups together take so long at most; what is left then stays as it was until the next time.
+/// The longest time for all look-ups together; what is left then stays as it was until the next run.
 const TOTAL: Duration = Duration::from_secs(600);
-/// So many names are looked up at most.
+/// The most names that are looked up in one run.
 const NAMES_MAX: usize = 100_000;
-/// The map has so many domains at most.
+/// The most domains in the map.
 const DOMAINS_MAX: usize = 100_000;
-/// A domain leaves the map after so many days in which nothing was seen of it.
+/// After so many days without mail seen for it, a domain leaves the map.
 const UNSEEN_DAYS: i64 = 30;
-/// What a comment begins with that tells the day when the domains below it were seen last.
+/// How a comment begins that tells on which day the domains below it were last seen.
 const SEEN: &str = "# seen ";
-/// So many rows are printed for people.
+/// The most rows that are printed for people.
 const ROWS: usize = 1000;
 
 /// The first line of the file.

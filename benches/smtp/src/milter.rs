@@ -16,7 +16,7 @@ use crate::sink::mail_of;
 pub enum Takes {
     /// All.
     All,
-    /// Those whose mail [`is_taken`]; the others get the mail server's own words for "the filter says: not now".
+    /// Takes those whose mail [`is_taken`]; the others get the mail server's own words for "the filter says: not now".
     EverySecond,
 }
 
