@@ -1581,6 +1581,7 @@ impl Gate {
             self.absent.clear();
             self.paused.clear();
             self.behind.clear();
+            self.polled.clear();
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ impl Shortage {
         if self.pauses > 0 && started_us >= self.until_us {
             *self = Self::default();
         } else if self.failures > 0 && started_us >= self.since_us {
-            self.connected += 1;
+            self.connected = self.connected.saturating_add(1);
         }
     }
 

@@ -10,13 +10,15 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::Ran;
+use qpatch_gate::gate::{Answer, Gate, Next, Ran};
 use qpatch_gate::host::{Ask, Due, Host};
+use qpatch_gate::problem::Problem;
 use qpatch_gate::random::Random;
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::share::{Others, Spawners, Tells, Wants};
+use qpatch_gate::share::{Looked, Others, Spawners, Tells, Wants};
 use qpatch_gate::shared::Shared;
 use qpatch_gate::status::{Status, StatusError};
+use qpatch_gate::table::Table;
 
 /// A qmail home for so many spawners, removed in the end.
 struct Home {
@@ -419,4 +421,51 @@ fn each_has_a_status_of_its_own_and_moves_to_one_that_is_left() {
         third.due();
     }
     drop(second);
+}
+
+/// Spawners that always have all places.
+#[derive(Debug)]
+struct AllTaken;
+
+impl Spawners for AllTaken {
+    fn tell(&mut self, _: KeyKind, _: &[u8], _: Tells) {}
+
+    fn others(&mut self, _: KeyKind, _: &[u8]) -> Others {
+        Others { running: 1, resting: 1, ..Others::default() }
+    }
+
+    fn look(&mut self) -> Looked {
+        Looked::Same
+    }
+
+    fn index(&self) -> u32 {
+        0
+    }
+
+    fn problem(&self) -> Option<Problem> {
+        None
+    }
+
+    fn alive(&self) -> u32 {
+        1
+    }
+
+    fn leave(&mut self) {}
+}
+
+#[test]
+fn a_spawner_that_was_stopped_for_hours_looks_at_no_key_that_is_gone() {
+    let mut gate = Gate::new(10, 10, 1).unwrap();
+    gate.share(Box::new(AllTaken));
+    let (table, _) = Table::parse(b":1\n", gate.hasher()).unwrap();
+    gate.set_table(Some(table), 0).unwrap();
+    let command: [&[u8]; 3] = [b"1", b"s@x.example", b"u@d.example"];
+    assert_eq!(gate.ask(1, 0, &Parts::new(&command).unwrap()), Answer::Hold);
+    gate.drop_held();
+    // It was stopped before it had looked again for a place; then all keys are too old at once.
+    let now_us = 3 * 3600 * 1_000_000;
+    gate.tidy(now_us).unwrap();
+    assert_eq!(gate.keys().count(), 0);
+    assert_eq!(gate.next(now_us), Next::None);
+    assert_eq!(gate.timeout_us(now_us), None);
 }

@@ -268,7 +268,7 @@ pub(super) fn text(spawners: &[Spawner], status: &Status, busiest: usize) -> Str
 /// The keys with series of their own, in the order of the status, and the sums of the others.
 fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, Others) {
     let has_reason = |key: &&KeyStatus| {
-        key.named || key.held + key.away > 0 || key.held_ever > 0 || key.busy > 0
+        key.named || key.held > 0 || key.away > 0 || key.held_ever > 0 || key.busy > 0
     };
     let mut rest: Vec<_> = status.keys.iter().filter(|key| !has_reason(key)).collect();
     // By what it did as long as it is known, not by what it does now, so that it is the same ones each time.
@@ -276,7 +276,8 @@ fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, Others) {
     let rest: HashSet<_> = rest.iter().skip(busiest).map(|key| (key.kind, &key.name)).collect();
     let is_own = |key: &&KeyStatus| !rest.contains(&(key.kind, &key.name));
     let (own, others): (Vec<_>, Vec<_>) = status.keys.iter().partition(is_own);
-    let mut sum = Others { keys: status.unlisted + others.len() as u64, ..Others::default() };
+    let mut sum =
+        Others { keys: status.unlisted.saturating_add(others.len() as u64), ..Others::default() };
     for key in others {
         sum.running += f64::from(key.running);
         sum.held += f64::from(key.held);

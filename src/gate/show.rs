@@ -177,7 +177,7 @@ impl Readings {
     /// Deliveries of a key a second: between two readings, or by the gate's own word if there is only one.
     fn rate(&self, status: &Status, key: &KeyStatus, now_secs: u64) -> f64 {
         // What was written a second ago or two is as good as now; since an older time nothing has happened.
-        let idle_secs = now_secs.saturating_sub(status.written_secs + 2);
+        let idle_secs = now_secs.saturating_sub(status.written_secs.saturating_add(2));
         let end_secs = status.written_secs + idle_secs;
         let name = (key.kind, key.name.clone());
         let old = self.0.iter().find_map(|reading| {
@@ -198,7 +198,7 @@ impl Readings {
     }
 
     fn forget(&mut self, now_secs: u64) {
-        while self.0.len() > 1 && self.0[0].written_secs + 2 * RATE_SECS < now_secs {
+        while self.0.len() > 1 && self.0[0].written_secs.saturating_add(2 * RATE_SECS) < now_secs {
             self.0.pop_front();
         }
     }
@@ -222,7 +222,8 @@ impl View {
         let now_secs = now.map_or(0, |since| since.as_secs());
         let mut status = together(&spawners);
         status.keys.sort_by(|a, b| {
-            let activity = |key: &KeyStatus| (key.running + key.held, key.busy, key.done);
+            let activity =
+                |key: &KeyStatus| (key.running.saturating_add(key.held), key.busy, key.done);
             activity(b)
                 .cmp(&activity(a))
                 .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
@@ -339,7 +340,7 @@ impl View {
             count(totals.busy, "busy answer"),
             totals.expired
         )?;
-        if totals.refused + totals.suspended > 0 {
+        if totals.refused > 0 || totals.suspended > 0 {
             writeln!(
                 out,
                 "       {} refused because there were too many, {} deferred because no connection succeeds",
@@ -352,7 +353,7 @@ impl View {
         };
         let (lines, routes) = (count(status.domains, "line"), count(status.routes, "route"));
         writeln!(out, "rules: {lines}, {routes}; {loaded}")?;
-        if status.mapped + status.seen > 0 {
+        if status.mapped > 0 || status.seen > 0 {
             let mapped = count(status.mapped, "domain");
             let seen = count(status.seen, "next hop");
             writeln!(out, "sites: {mapped} of concurrencysites, {seen} seen at an address")?;
@@ -649,6 +650,37 @@ mod tests {
         assert_eq!(rate(&status(1020, 200, 9.9), 1020), 9.9, "the others are too old");
         assert_eq!(rate(&status(1022, 4, 9.9), 1022), 2.0, "the key was forgotten in between");
         assert!(rate(&status(1022, 4, 9.9), 2000) < 0.001);
+    }
+
+    #[test]
+    fn the_largest_numbers_are_numbers() {
+        let mut largest = status(u64::MAX, u64::MAX, f64::MAX);
+        largest.totals.refused = u64::MAX;
+        largest.totals.suspended = u64::MAX;
+        (largest.mapped, largest.seen, largest.unlisted) = (u64::MAX, u64::MAX, u64::MAX);
+        let key = &mut largest.keys[0];
+        (key.running, key.held, key.away, key.busy) = (u32::MAX, u32::MAX, u32::MAX, u64::MAX);
+        (key.objected_secs, key.suspended_secs) = (u64::MAX, u64::MAX);
+        // Two of one spawner, as `--watch` sees them, and another spawner beside it.
+        let mut readings = HashMap::new();
+        for generation in [1, 2] {
+            let spawners = [0, 1].map(|number| Spawner {
+                number,
+                status: Status { generation, ..largest.clone() },
+                process: Process::Unknown,
+            });
+            let view = View::new(spawners.into(), &mut readings);
+            let mut text = Vec::new();
+            view.table(&mut text).unwrap();
+            assert!(String::from_utf8(text).unwrap().contains(&u64::MAX.to_string()));
+            assert!(serde_json::to_string(&view.report()).is_ok());
+            assert!(prometheus::text(&view.spawners, &view.status, 0).contains("1844674407370955"));
+        }
+        let mut readings = Readings::default();
+        readings.add(&status(u64::MAX, 1, 1.0));
+        readings.add(&status(1, 1, 1.0));
+        readings.forget(2);
+        assert_eq!(readings.0.len(), 2);
     }
 
     #[test]
