@@ -91,6 +91,9 @@ fn the_files_of_each_spawner_are_installed() {
     assert_eq!(
         names,
         [
+            "gatekept.domains",
+            "gatekept.routes",
+            "gatekept.sites",
             "gateshared",
             "gatesites",
             "gatesites.1",

@@ -401,6 +401,11 @@ impl Key {
         }
     }
 
+    /// When it may start something again, if that is a matter of time.
+    fn starts_from(&self, now_us: u64) -> Option<u64> {
+        self.suspended_until(now_us).or_else(|| self.learned.handover_until(now_us))
+    }
+
     fn admits(&self, now_us: u64) -> bool {
         match self.cap.limit {
             Limit::AtMost(0) => false,
@@ -2124,7 +2129,7 @@ impl Gate {
         if is_startable {
             key.ready = true;
             append(&mut self.ready, at, &mut self.keys.links, |link| link);
-        } else if let Some(until_us) = key.suspended_until(self.now_us)
+        } else if let Some(until_us) = key.starts_from(self.now_us)
             && !key.paused
             && self.paused.try_reserve(1).is_ok()
         {

@@ -43,7 +43,8 @@
 //! after places are free again; xinetd does so for 10 s. Nobody can connect then, though mail was taken just before.
 //! The pauses are 3 and 19 s there, long enough that no mail uses up its three returns. How many were running when it began
 //! is the wall, and it survives the suspension; if that level was new, it is tried again after ten minutes, then 20, 40 and
-//! 80, for each time costs all places for 20 s. A fixed limit stays what it is, and has the same pauses.
+//! 80, for each time costs all places for 20 s. A fixed limit stays what it is, and has the same pauses. If it closes again
+//! below that level, it was at a handover ([`HANDOVER_US`]): then a place that has become free waits a little.
 //!
 //! **Not a try.** Refused before the message was sent, not connected, or cut off within a minute with nothing sent, while others of the
 //! key run or have been accepted within the last minute: [`Try::NotReally`]. A key at which nothing succeeds is down to
@@ -82,6 +83,14 @@ pub enum Learning {
     /// The configured limit counts, always.
     Fixed,
 }
+
+/// Where the server closes its socket at its limit, and again at a lower level, nothing starts for this time after a delivery has
+/// ended. A server that forks for each session counts the child until it has been waited for: a session that comes at once in
+/// place of one that has ended takes one place more than there are, and the socket is closed for seconds. sendmail 8.17.1 with
+/// MaxDaemonChildren=5 closed it at four deliveries of 1 s, and again at three (benches/smtp, S7).
+pub const HANDOVER_US: u64 = 200_000;
+/// Twice the time for each further closing, so often.
+const CLOSES_MAX: u8 = 4;
 
 /// So many deliveries in a row, each alone, must find nothing that works before the key is suspended.
 pub const FAILURES: u8 = 3;
@@ -202,6 +211,12 @@ pub struct Learned {
     first: bool,
     /// Whether the level was a new one when the refusals in a row began.
     was_new: bool,
+    /// The level at which the server closed its socket the first time; 0: it has not.
+    closed_at: u16,
+    /// How often it has closed it at a lower level since: at a handover.
+    closes: u8,
+    /// Until when the place of a delivery that has ended may still be taken there, if it does; 0: nothing has ended.
+    handover_us: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,6 +288,8 @@ pub enum May {
     Wait,
     /// Not before this time, in microseconds.
     Suspended(u64),
+    /// Not before this time, in microseconds: the server may still count one that has just ended ([`HANDOVER_US`]).
+    Handover(u64),
 }
 
 impl Default for Learned {
@@ -312,6 +329,9 @@ impl Learned {
         height: Height::New,
         first: false,
         was_new: false,
+        closed_at: 0,
+        closes: 0,
+        handover_us: 0,
     };
 
     /// How many may run: 1..=`limit`, or 0 if that is 0.
@@ -330,6 +350,9 @@ impl Learned {
     pub fn may_start(&self, now_us: u64, running: u32, limit: u32, learning: Learning) -> May {
         if let Some(until_us) = self.suspended_until(now_us) {
             return May::Suspended(until_us);
+        }
+        if let Some(until_us) = self.handover_until(now_us) {
+            return May::Handover(until_us);
         }
         let most = match learning {
             Learning::On => self.effective(limit, learning),
@@ -352,6 +375,13 @@ impl Learned {
         (self.suspended_us > now_us).then_some(self.suspended_us)
     }
 
+    /// Until when a place that has become free waits, because the server's own may still be taken; see [`HANDOVER_US`].
+    #[inline]
+    #[must_use]
+    pub fn handover_until(&self, now_us: u64) -> Option<u64> {
+        (self.handover_us > now_us).then_some(self.handover_us)
+    }
+
     /// When the server objected the last time to how many there were; None: never, or it does not matter any more.
     #[must_use]
     pub fn objected_us(&self) -> Option<u64> {
@@ -360,6 +390,10 @@ impl Learned {
 
     /// A delivery ended.
     pub fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
+        if self.closes > 0 {
+            let wait_us = HANDOVER_US << (self.closes - 1);
+            self.handover_us = ended.now_us.saturating_add(wait_us);
+        }
         if ended.learning == Learning::Fixed {
             return self.end_of_fixed(ended, random);
         }
@@ -377,8 +411,11 @@ impl Learned {
     /// A delivery of a key with a fixed limit was accepted. False if there is more to do: [`Learned::end`].
     #[inline]
     pub fn accepted_as_ever(&mut self, now_us: u64) -> bool {
-        let is_as_ever =
-            self.failures == 0 && self.level == FREE && self.trial_us == 0 && self.proved == 0;
+        let is_as_ever = self.failures == 0
+            && self.level == FREE
+            && self.trial_us == 0
+            && self.proved == 0
+            && self.closes == 0;
         if is_as_ever {
             self.accepted_us = now_us.saturating_add(1);
         }
@@ -401,11 +438,21 @@ impl Learned {
                 self.accepted_us = ended.now_us.saturating_add(1);
             }
             Seen::Accepted | Seen::Deferred | Seen::Failed => {
-                *self = Self { accepted_us: ended.now_us.saturating_add(1), ..Self::NEW };
+                *self = Self {
+                    accepted_us: ended.now_us.saturating_add(1),
+                    closed_at: self.closed_at,
+                    closes: self.closes,
+                    handover_us: self.handover_us,
+                    ..Self::NEW
+                };
             }
             Seen::ConnectFailed if ended.running > 0 || self.took_recently(ended.now_us) => {
                 self.in_a_row(ended);
                 if self.failures >= FAILURES {
+                    if self.pauses == 0 {
+                        self.closes_again(self.closed_at > 0);
+                        self.closed_at = 1;
+                    }
                     self.pause(ended, random);
                     self.level = ended.running.clamp(1, u32::from(FREE)) as u16;
                 }
@@ -710,8 +757,20 @@ impl Learned {
         {
             // It closed its socket when so many were running, or it is down: then that is tried soon.
             self.wall = self.closers.max(2);
+            if self.closed_at == 0 {
+                self.closed_at = self.wall;
+            } else if self.wall < self.closed_at && self.closes < CLOSES_MAX {
+                // Not so many were too many, but one that came in the place of another that had just ended.
+                self.closes_again(true);
+                self.wall = self.closed_at;
+            }
             self.closings = if self.was_new { (self.closings + 1).min(16) } else { 0 };
         }
+    }
+
+    /// The server has closed its socket; `is_handover`: at a handover, as far as is known.
+    fn closes_again(&mut self, is_handover: bool) {
+        self.closes = (self.closes + u8::from(is_handover)).min(CLOSES_MAX);
     }
 
     /// Nothing starts for a while. False if the delivery was under way when the last pause began.

@@ -115,12 +115,12 @@ fn a_socket_that_is_closed_at_the_limit() {
             assert!(mails > 2000 || outcome.makespan_secs() <= 120.0);
         }
     }
-    // With children that linger it is two below, or three.
+    // With children that linger it closes one below, too, at a handover: from then on each place waits a little.
     for sigma in [0.0, 0.3] {
         let setup = Setup { linger_secs: 0.02, ..setup(20, 200, sigma) };
         let outcome = learning("closed, a child lingers", kind, 5, &setup, 50.0);
         assert_eq!((outcome.accepted, outcome.deferred), (200, 0));
-        assert!(outcome.makespan_secs() <= 180.0);
+        assert!(outcome.makespan_secs() <= 120.0);
     }
     // A fixed limit stays what it is, though each round closes the socket: then there are pauses, and few real tries.
     for limit in [4, 5, 20] {

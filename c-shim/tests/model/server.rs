@@ -284,6 +284,11 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             match control.may_start(now_us, running, setup.limit) {
                 May::Start => {}
                 May::Wait => break,
+                May::Handover(until_us) => {
+                    sequence += 1;
+                    events.push(Reverse((until_us, sequence, Event::Wake)));
+                    break;
+                }
                 May::Suspended(until_us) => {
                     if suspended != until_us {
                         suspended = until_us;
