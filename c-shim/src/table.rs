@@ -682,7 +682,8 @@ fn domain<'a>(name: &'a [u8], column: usize, line: u32, problems: &mut Problems)
         problems.add(line, column + at, Kind::DomainStar);
     } else if bare.first() == Some(&b'[') {
         problems.add(line, column, Kind::DomainLiteral);
-    } else if let Some(at) = not_of_host(bare).filter(|&at| bare[at] != b'@') {
+    } else if let Some(at) = not_of_host(bare).filter(|_| !bare.iter().any(bad)) {
+        // One problem is enough for a name that has an error.
         problems.add(line, column + at, Kind::DomainNotHost(bare[at]));
     }
     bare
