@@ -13,7 +13,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::Metadata;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -427,7 +427,7 @@ fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>
     if Seen::of(&metadata) == known {
         return Ok((known, None));
     }
-    let mut file = match File::open(Path::new(path)) {
+    let mut file = match kept::at_once().read(true).open(Path::new(path)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return missing(error),
         opened => opened.map_err(unreadable)?,
     };
@@ -1188,7 +1188,7 @@ fn overwrite(path: &OsStr, bytes: &[u8]) -> Result<(), Kind> {
     if !std::fs::metadata(Path::new(path)).map_err(unreadable)?.is_file() {
         return Err(Kind::NotRegular);
     }
-    let mut file = OpenOptions::new().write(true).open(Path::new(path)).map_err(unreadable)?;
+    let mut file = kept::at_once().write(true).open(Path::new(path)).map_err(unreadable)?;
     file.write_all(bytes).map_err(unreadable)?;
     file.set_len(bytes.len() as u64).map_err(unreadable)
 }
@@ -1334,6 +1334,7 @@ mod tests {
     use crate::learn::{Counted, Ended, Learning};
     use crate::random::Random;
     use crate::rules::Cap;
+    use std::fs::File;
 
     fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
         let cap = Cap { limit: Limit::AtMost(limit), learning: Learning::On };

@@ -18,6 +18,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::memory::{OutOfMemory, Text};
@@ -51,6 +52,23 @@ impl Mark {
     }
 }
 
+/// O_NONBLOCK, without which an open of a FIFO waits for somebody at its other end. A file is looked at before it is opened, but
+/// may be a FIFO by then.
+const NO_WAIT: i32 = match cfg!(all(
+    target_os = "linux",
+    any(target_arch = "x86", target_arch = "x86_64", target_arch = "arm", target_arch = "aarch64")
+)) {
+    true => 0o4000,
+    false => 0,
+};
+
+/// Options with which no open waits.
+pub(crate) fn at_once() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(NO_WAIT);
+    options
+}
+
 fn head(mark: Mark) -> Result<Text, OutOfMemory> {
     let mut text = Text::default();
     text.bytes.try_reserve_exact(HEAD)?;
@@ -76,7 +94,7 @@ pub fn write(path: &OsStr, contents: Option<&[u8]>) -> Result<Option<Mark>, Kind
     if !std::fs::metadata(Path::new(path)).map_err(unwritable)?.is_file() {
         return Err(Kind::NotRegular);
     }
-    let mut file = OpenOptions::new().write(true).open(Path::new(path)).map_err(unwritable)?;
+    let mut file = at_once().write(true).open(Path::new(path)).map_err(unwritable)?;
     let Some(contents) = contents else {
         return file.set_len(0).map(|()| None).map_err(unwritable);
     };
@@ -120,6 +138,23 @@ mod tests {
         let (one, other) = (file(b"a.example:10\n"), file(b"a.example:99\n"));
         assert_eq!(contents(&[&one[..HEAD], &other[HEAD..]].concat()), None);
         assert_eq!(contents(&[0; 4096]), None);
+    }
+
+    #[test]
+    fn a_fifo_is_not_waited_for() {
+        let path = std::env::temp_dir().join(format!("gate-fifo-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let (tell, told) = std::sync::mpsc::channel();
+        let opened = path.clone();
+        std::thread::spawn(move || {
+            let read = at_once().read(true).open(&opened).is_ok();
+            let _ = tell.send((read, at_once().write(true).open(&opened).is_ok()));
+        });
+        let told = told.recv_timeout(std::time::Duration::from_secs(60));
+        let _ = std::fs::remove_file(&path);
+        assert_eq!(told, Ok((true, false)));
     }
 
     #[test]
