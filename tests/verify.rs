@@ -247,8 +247,9 @@ fn an_interrupted_proof_leaves_nothing_behind() {
     let fixture = patched(Dialect::StockAnsi, Gate::Out);
     for last_step in ["build", "qmail-send numbers"] {
         let tmp = tmpdir();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_qpatch"))
-            .arg("verify")
+        // A shell makes what it starts in the background ignore SIGINT.
+        let mut child = Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_qpatch"), "verify"])
             .arg(fixture.path())
             .env("TMPDIR", tmp.path())
             .stdout(Stdio::piped())
