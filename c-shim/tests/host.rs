@@ -753,7 +753,8 @@ fn the_status_file_tells_what_happens() {
         (6, 2, 1, 1)
     );
     assert_eq!(status.pid, std::process::id());
-    assert!(status.problems.is_empty() && status.unlisted == 0);
+    let odd = "control/concurrencydomains:2:2: no host's name has '%'";
+    assert_eq!((&status.problems[..], status.unlisted), (&[odd.to_string()][..], 0));
     assert_eq!(status.in_force, InForce::File);
     let identity = Identity::of_self();
     assert_eq!(

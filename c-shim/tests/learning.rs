@@ -18,7 +18,8 @@ mod server;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::learn::{
-    Counted, Ended, Learned, Learning, May, PAUSE_MAX_US, PAUSE_MIN_US, RETURNS_MAX, Returns, Try,
+    Counted, Ended, HANDOVER_US, Learned, Learning, May, PAUSE_MAX_US, PAUSE_MIN_US, RETURNS_MAX,
+    Returns, Try,
 };
 use qpatch_gate::random::Random;
 use qpatch_gate::report::{Seen, Sent};
@@ -457,6 +458,13 @@ fn any_seen() -> impl Strategy<Value = Seen> {
     ]
 }
 
+/// When a place that has become free does not wait any more; that is soon.
+fn after_handover(state: &Learned, now_us: u64) -> u64 {
+    let at_us = state.handover_until(now_us).unwrap_or(now_us);
+    assert!(at_us - now_us <= HANDOVER_US << 3);
+    at_us
+}
+
 proptest! {
     /// Whatever a server does, and whatever the clock and the configuration do.
     #[test]
@@ -501,9 +509,11 @@ proptest! {
             if let Some(until_us) = state.suspended_until(now_us) {
                 prop_assert!(before.suspended_until(now_us).is_some() || until_us - now_us <= PAUSE_MAX_US);
                 prop_assert!(!matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed));
-                prop_assert_eq!(state.may_start(until_us, 0, limit.max(1), Learning::On), May::Start, "a probe");
+                let at_us = after_handover(&state, now_us).max(until_us);
+                prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), May::Start, "a probe");
             } else {
-                prop_assert_eq!(state.may_start(now_us, 0, limit.max(1), Learning::On), May::Start, "never starves");
+                let at_us = after_handover(&state, now_us);
+                prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), May::Start, "never starves");
             }
             prop_assert!(tried == Try::Real || matches!(seen, TOO_MANY | Seen::ConnectFailed | Seen::Died(Sent::No)));
             prop_assert_eq!(state.effective(limit, Learning::Fixed), limit);
@@ -520,15 +530,17 @@ proptest! {
             let tried = state.end(&ended, &mut random);
             prop_assert!(tried == Try::Real || seen == Seen::ConnectFailed);
             prop_assert_eq!(state.effective(9, Learning::Fixed), 9);
+            let at_us = after_handover(&state, now_us);
             match state.suspended_until(now_us) {
-                None => prop_assert_eq!(state.may_start(now_us, 0, 9, Learning::Fixed), May::Start),
+                None => prop_assert_eq!(state.may_start(at_us, 0, 9, Learning::Fixed), May::Start),
                 Some(until_us) => {
                     prop_assert!(until_us - now_us < 60 * SEC);
-                    prop_assert_eq!(state.may_start(until_us, 0, 9, Learning::Fixed), May::Start);
+                    let at_us = at_us.max(until_us);
+                    prop_assert_eq!(state.may_start(at_us, 0, 9, Learning::Fixed), May::Start);
                 }
             }
             if matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed) {
-                prop_assert_eq!(state.may_start(now_us, 8, 9, Learning::Fixed), May::Start);
+                prop_assert_eq!(state.may_start(at_us, 8, 9, Learning::Fixed), May::Start);
             }
         }
     }

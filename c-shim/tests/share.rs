@@ -39,7 +39,9 @@ impl Home {
             fs::write(path.join(format!("lock/gatestatus{dot}")), "").unwrap();
             fs::write(path.join(format!("lock/gatesites{dot}")), "").unwrap();
         }
-        fs::write(path.join("lock/gateshared"), "").unwrap();
+        for name in ["gateshared", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+            fs::write(path.join("lock").join(name), "").unwrap();
+        }
         Self { path }
     }
 
