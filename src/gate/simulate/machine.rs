@@ -1,0 +1,706 @@
+//! qmail-send and qmail-rspawn around the gate, on the log's time.
+//!
+//! What is not in the log is modelled: mail that was sent away waits until the gate calls it, and qmail-send makes at most
+//! 3000 passes a second over mail that waits for it. What qmail-send does with such mail says the twin of its code
+//! ([`qpatch_gate_model::retry`]). It keeps not recipients but jobs: one message's recipients of one pass, which are those that the
+//! log begins one after the other. A job comes back when all its deliveries have ended, not before, and then tries
+//! as many of its busy recipients as were called. One that its own server has deferred, or whose key is suspended,
+//! waits for its own time, which is nextretry()'s.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+use qpatch_gate::command::Parts;
+use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, SLOTS_MAX, Why};
+use qpatch_gate::learn::Learning;
+use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
+use qpatch_gate::report::{Report, Seen};
+use qpatch_gate::rules::KeyKind;
+use qpatch_gate::table::{Cap, Limit};
+use qpatch_gate_model::retry::{Closed, Job, Retry, Told};
+use serde::Serialize;
+
+use crate::gate::said;
+
+/// qmail-send's passes over mail that is due; as in the gate's tests.
+const PASS_US: u64 = 1_000_000 / 3000;
+/// So many deliveries may wait at once; more are left out.
+pub(super) const WAITING_MAX: usize = 1_000_000;
+/// When there are more keys, those that were never limited are summed up.
+pub(super) const KEYS_MAX: usize = 100_000;
+
+/// What a delivery said whose end the log does not tell.
+pub(super) const SILENT: Report = Report { seen: Seen::Nothing, peer: None, rule: None };
+/// qmail-send's channel of mail that goes to qmail-rspawn.
+const REMOTE: usize = 1;
+/// qmail-send's chanskip of that channel.
+const SKIP_SECS: i64 = 20;
+/// A pass that nothing stops has its next recipient sooner. If none comes, it has seen the last one.
+const READ_US: u64 = 10_000;
+
+const UNKNOWN: u64 = u64::MAX;
+/// As the time of a start: it would never be.
+const PARKED: u64 = u64::MAX - 1;
+const NONE: u32 = u32::MAX;
+
+/// What counts together, in the log and with limits.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) kind: KeyKind,
+    pub(super) name: Vec<u8>,
+    /// An address that counts here.
+    pub(super) recipient: Vec<u8>,
+    pub(super) cap: Cap,
+    /// Open in the log.
+    pub(super) open: u32,
+    pub(super) open_peak: u32,
+    pub(super) running: u32,
+    pub(super) peak: u32,
+    /// Waiting or running.
+    pub(super) live: u32,
+    pub(super) deliveries: u64,
+    pub(super) waited: u64,
+    pub(super) waited_us: u64,
+    pub(super) waited_max_us: u64,
+    pub(super) busy: u64,
+    /// Limit 0: would not have started.
+    pub(super) never: u64,
+    /// Refused because of too many, or connected to nobody.
+    pub(super) objections: u64,
+    /// Of these, those that would have gone back as busy.
+    pub(super) refused: u64,
+    /// Deferred because no connection succeeded.
+    pub(super) suspended: u64,
+    /// The lowest limit that was learned.
+    pub(super) lowest: Limit,
+}
+
+impl Key {
+    fn is_forgettable(&self) -> bool {
+        let did_nothing = self.waited == 0 && self.busy == 0 && self.never == 0;
+        self.open == 0 && self.live == 0 && did_nothing && self.objections == 0
+    }
+}
+
+/// Keys that are not kept apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Others {
+    pub(super) keys: u64,
+    pub(super) deliveries: u64,
+    pub(super) peak_before: u32,
+}
+
+/// A delivery that waits or runs.
+#[derive(Clone, Copy, Debug)]
+struct Delivery {
+    key: u32,
+    slot: u32,
+    asked_us: u64,
+    /// [`UNKNOWN`] before it has started.
+    started_us: u64,
+    /// [`UNKNOWN`] before the log has told.
+    service_us: u64,
+    /// Its job, and which of its recipients it is.
+    job: u32,
+    position: u32,
+    /// What the log says of its end.
+    said: Report,
+    /// What that means to qmail-send.
+    told: Told,
+    round: Round,
+}
+
+/// Which try of a delivery it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// The one in the log.
+    First,
+    /// It has been refused and went back; what it would say now is not known.
+    Again,
+}
+
+/// A message's recipients of one pass.
+#[derive(Debug, Default)]
+struct Recipients {
+    /// Its message's number in the queue.
+    message: u64,
+    born_us: u64,
+    /// Their deliveries, in the order of the message's file; [`NONE`] for those that are done.
+    deliveries: Vec<u32>,
+    /// How many are not done.
+    left: u32,
+    /// The pass over them, and those that are in slots: as in qmail-send's struct job.
+    refs: u32,
+    /// Those whose next try is in the log as a delivery of its own.
+    deferred: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// A delivery ends.
+    End(u32),
+    /// The pass of the log has seen the last recipient of this job, unless it has more of them now.
+    Read(u32, u32),
+    /// The time of a job has come that nobody has called.
+    Job(u32),
+    /// qmail-send turns to mail that is due.
+    Pass,
+}
+
+/// qmail-send and qmail-rspawn around the gate.
+#[derive(Debug)]
+pub(super) struct Machine {
+    gate: Gate,
+    pub(super) keys: Vec<Key>,
+    /// By kind and name.
+    index: HashMap<Vec<u8>, u32>,
+    free_keys: Vec<u32>,
+    name: Vec<u8>,
+    sweep_at: usize,
+    pub(super) others: Others,
+    deliveries: Vec<Delivery>,
+    free: Vec<u32>,
+    events: BinaryHeap<Reverse<(u64, u64, Due)>>,
+    sequence: u64,
+    /// The deliveries in the slots.
+    pub(super) slots: Vec<u32>,
+    free_slots: Vec<u32>,
+    /// Mail that was sent away.
+    retry: Retry,
+    jobs: Vec<Recipients>,
+    free_jobs: Vec<u32>,
+    /// The job of the log's pass.
+    reads: Option<u32>,
+    /// The job of the pass over what waited, and its next recipient.
+    passes: Option<(u32, u32)>,
+    /// Jobs that are due, and wait for a pass: that which was due first, in seconds, in front.
+    queue: BinaryHeap<Reverse<(i64, u64, u32)>>,
+    pass_at_us: u64,
+    pass_is_due: bool,
+    pub(super) now_us: u64,
+    tidied_us: u64,
+    pub(super) last_end_us: u64,
+    pub(super) in_use_peak: u32,
+    pub(super) held_peak: u32,
+}
+
+impl Machine {
+    pub(super) fn new(gate: Gate) -> Self {
+        Self {
+            gate,
+            keys: Vec::new(),
+            index: HashMap::new(),
+            free_keys: Vec::new(),
+            name: Vec::new(),
+            sweep_at: KEYS_MAX,
+            others: Others::default(),
+            deliveries: Vec::new(),
+            free: Vec::new(),
+            events: BinaryHeap::new(),
+            sequence: 0,
+            slots: Vec::new(),
+            free_slots: Vec::new(),
+            retry: Retry::default(),
+            jobs: Vec::new(),
+            free_jobs: Vec::new(),
+            reads: None,
+            passes: None,
+            queue: BinaryHeap::new(),
+            pass_at_us: 0,
+            pass_is_due: false,
+            now_us: 0,
+            tidied_us: 0,
+            last_end_us: 0,
+            in_use_peak: 0,
+            held_peak: 0,
+        }
+    }
+
+    /// There are at least so many slots from now on.
+    pub(super) fn grow(&mut self, slots: u32) {
+        for slot in self.slots.len() as u32..slots.min(SLOTS_MAX) {
+            self.slots.push(NONE);
+            self.free_slots.push(slot);
+        }
+    }
+
+    /// Lets everything happen that is due until then.
+    pub(super) fn advance(&mut self, to_us: u64) {
+        loop {
+            let event_us = self.events.peek().map(|&Reverse((at_us, ..))| at_us);
+            let hold_us = self.gate.timeout_us(self.now_us).map(|us| self.now_us + us);
+            let back_us = self.retry.next().map(|at_secs| at_secs.max(0) as u64 * 1_000_000);
+            let Some(at_us) = event_us.into_iter().chain(hold_us).chain(back_us).min() else {
+                break;
+            };
+            if at_us > to_us {
+                break;
+            }
+            self.now_us = self.now_us.max(at_us);
+            if event_us == Some(at_us)
+                && let Some(Reverse((_, _, due))) = self.events.pop()
+            {
+                match due {
+                    Due::End(delivery) => self.end(delivery),
+                    Due::Read(job, recipients) => {
+                        if self.reads == Some(job)
+                            && self.jobs[job as usize].deliveries.len() == recipients as usize
+                        {
+                            self.reads = None;
+                            self.leave(job);
+                        }
+                    }
+                    Due::Job(job) => self.queue(job, self.now_secs()),
+                    Due::Pass => {
+                        self.pass_is_due = false;
+                        self.pass();
+                    }
+                }
+            }
+            self.settle();
+        }
+        self.now_us = self.now_us.max(to_us);
+    }
+
+    /// After each step: held deliveries start, and the next pass is planned.
+    fn settle(&mut self) {
+        loop {
+            match self.gate.next(self.now_us) {
+                Next::None => break,
+                Next::Go { slot, .. } => self.start(self.slots[slot as usize]),
+                Next::Busy { slot, busy, .. } => self.send_away(self.slots[slot as usize], busy),
+                Next::Call(call) => self.retry.call(REMOTE, call.number, call.most),
+            }
+        }
+        while let Some((job, due_secs)) = self.retry.due(REMOTE, self.now_secs()) {
+            self.queue(job as u32, due_secs);
+        }
+        let has_work = self.passes.is_some() || !self.queue.is_empty();
+        if !self.pass_is_due && has_work && !self.free_slots.is_empty() {
+            self.pass_is_due = true;
+            self.at(self.now_us.max(self.pass_at_us), Due::Pass);
+        }
+        if self.now_us >= self.tidied_us + 1_000_000 {
+            self.tidied_us = self.now_us;
+            // Without memory to give memory back there is nothing to be done.
+            let _ = self.gate.tidy(self.now_us);
+        }
+    }
+
+    fn now_secs(&self) -> i64 {
+        (self.now_us / 1_000_000) as i64
+    }
+
+    fn queue(&mut self, job: u32, due_secs: i64) {
+        self.sequence += 1;
+        self.queue.push(Reverse((due_secs, self.sequence, job)));
+    }
+
+    /// A job without recipients.
+    fn job(&mut self, message: u64) -> u32 {
+        let at = self.free_jobs.pop().unwrap_or_else(|| {
+            self.jobs.push(Recipients::default());
+            self.jobs.len() as u32 - 1
+        });
+        let job = &mut self.jobs[at as usize];
+        (job.message, job.born_us) = (message, self.now_us);
+        at
+    }
+
+    fn add(&mut self, job: u32, at: u32) {
+        let recipients = &mut self.jobs[job as usize];
+        recipients.left += 1;
+        recipients.deliveries.push(at);
+        let position = recipients.deliveries.len() as u32 - 1;
+        let delivery = &mut self.deliveries[at as usize];
+        (delivery.job, delivery.position) = (job, position);
+    }
+
+    /// A pass over a job begins.
+    fn open(&mut self, job: u32, due_secs: i64) {
+        self.jobs[job as usize].refs += 1;
+        self.retry.open(job as usize, name_of(job), due_secs);
+    }
+
+    /// qmail-send's pass_dochan, but for the log's own pass: up to the next recipient that is to be tried.
+    fn pass(&mut self) {
+        while !self.free_slots.is_empty() {
+            let (job, mut position) = match self.passes {
+                Some(passes) => passes,
+                None => {
+                    let Some(Reverse((due_secs, _, job))) = self.queue.pop() else { return };
+                    self.open(job, due_secs);
+                    // Positions are indices here, which are few enough for this.
+                    (job, self.retry.from(job as usize).unwrap_or(0) as u32)
+                }
+            };
+            let now_secs = self.now_secs();
+            let deliveries = &self.jobs[job as usize].deliveries;
+            while let Some(&delivery) = deliveries.get(position as usize)
+                && !self.retry.stop(job as usize, position.into())
+            {
+                position += 1;
+                if delivery != NONE
+                    && !self.retry.skip(
+                        job as usize,
+                        name_of(job),
+                        u64::from(position - 1),
+                        now_secs,
+                    )
+                    && let Some(slot) = self.free_slots.pop()
+                {
+                    self.passes = Some((job, position));
+                    self.ask(delivery, slot);
+                    return;
+                }
+            }
+            self.passes = None;
+            self.leave(job);
+        }
+    }
+
+    /// qmail-send's job_close.
+    fn leave(&mut self, at: u32) {
+        let job = &mut self.jobs[at as usize];
+        job.refs -= 1;
+        if job.refs > 0 {
+            return;
+        }
+        if job.left == 0 {
+            // Nothing of it waits here, so nothing is remembered.
+            for position in std::mem::take(&mut job.deferred) {
+                self.retry.skip(at as usize, name_of(at), position.into(), i64::MAX);
+            }
+            *job = Recipients::default();
+            self.free_jobs.push(at);
+            return;
+        }
+        let (natural, now_secs) = (self.natural_secs(at), self.now_secs());
+        let closed = self.retry.close(at as usize, name_of(at), natural, now_secs);
+        if let Closed::Due(at_secs) = closed {
+            let due_us = at_secs.max(0) as u64 * 1_000_000;
+            self.at(due_us.max(self.now_us), Due::Job(at));
+        }
+    }
+
+    /// When qmail-send would try it again: its nextretry(). It takes the time at which a job begins; this is the time at which one
+    /// of its deliveries ends, for a job of the log has no other.
+    fn natural_secs(&self, job: u32) -> i64 {
+        let born_secs = (self.jobs[job as usize].born_us / 1_000_000) as i64;
+        let tries = (self.now_secs() - born_secs).isqrt() + SKIP_SECS;
+        born_secs + tries * tries
+    }
+
+    /// qmail-send hears of a delivery.
+    fn tell(&mut self, at: u32, told: Told) {
+        let Delivery { job, position, .. } = self.deliveries[at as usize];
+        let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
+        self.retry.report(job as usize, name_of(job), position.into(), natural, told, now_secs);
+    }
+
+    /// This delivery comes no more.
+    fn finish(&mut self, at: u32) {
+        let Delivery { key, job, position, .. } = self.deliveries[at as usize];
+        self.keys[key as usize].live -= 1;
+        let recipients = &mut self.jobs[job as usize];
+        recipients.deliveries[position as usize] = NONE;
+        recipients.left -= 1;
+        self.leave(job);
+    }
+
+    fn at(&mut self, at_us: u64, due: Due) {
+        self.sequence += 1;
+        self.events.push(Reverse((at_us, self.sequence, due)));
+    }
+
+    /// The key of a recipient, and its number.
+    pub(super) fn key(&mut self, recipient: &[u8]) -> u32 {
+        let domain = domain_of(recipient);
+        let (kind, cap) = match domain {
+            // Without an @ there is no domain, and the gate lets it pass.
+            None => {
+                self.name.clear();
+                self.name.extend_from_slice(b"(no @)");
+                (KeyKind::Domain, Cap::NONE)
+            }
+            Some(domain) => {
+                let domain = without_root(domain);
+                let domain = &domain[domain.len().saturating_sub(NAME_MAX)..];
+                let found = self.gate.rules().resolve(domain);
+                self.name.clear();
+                self.name.extend_from_slice(found.name);
+                self.name.make_ascii_lowercase();
+                (found.kind, found.cap)
+            }
+        };
+        self.name.push(kind as u8);
+        if let Some(&at) = self.index.get(&self.name) {
+            return at;
+        }
+        if self.index.len() >= self.sweep_at {
+            self.sweep();
+        }
+        let address = domain.map_or(b"x".to_vec(), |domain| {
+            let domain = &domain[domain.len().saturating_sub(NAME_MAX + 1)..];
+            [b"@", domain].concat()
+        });
+        let key = Key {
+            kind,
+            name: self.name[..self.name.len() - 1].to_vec(),
+            recipient: address,
+            cap,
+            open: 0,
+            open_peak: 0,
+            running: 0,
+            peak: 0,
+            live: 0,
+            deliveries: 0,
+            waited: 0,
+            waited_us: 0,
+            waited_max_us: 0,
+            busy: 0,
+            never: 0,
+            objections: 0,
+            refused: 0,
+            suspended: 0,
+            lowest: cap.limit,
+        };
+        let at = match self.free_keys.pop() {
+            Some(at) => {
+                self.keys[at as usize] = key;
+                at
+            }
+            None => {
+                self.keys.push(key);
+                self.keys.len() as u32 - 1
+            }
+        };
+        self.index.insert(self.name.clone(), at);
+        at
+    }
+
+    /// Sums up keys that nothing has happened to.
+    fn sweep(&mut self) {
+        let Self { keys, index, free_keys, others, .. } = self;
+        index.retain(|_, &mut at| {
+            let key = &mut keys[at as usize];
+            let forget = key.is_forgettable();
+            if forget {
+                others.keys += 1;
+                others.deliveries += key.deliveries;
+                others.peak_before = others.peak_before.max(key.open_peak);
+                key.deliveries = 0;
+                free_keys.push(at);
+            }
+            !forget
+        });
+        self.sweep_at = KEYS_MAX.max(2 * self.index.len());
+    }
+
+    /// A delivery has been handed out now. None if too many wait already.
+    pub(super) fn arrive(&mut self, key: u32, message: u64) -> Option<u32> {
+        let delivery = Delivery {
+            key,
+            slot: NONE,
+            asked_us: self.now_us,
+            started_us: UNKNOWN,
+            service_us: UNKNOWN,
+            job: NONE,
+            position: NONE,
+            said: SILENT,
+            told: Told::Done,
+            round: Round::First,
+        };
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.deliveries[at as usize] = delivery;
+                at
+            }
+            None if self.deliveries.len() >= WAITING_MAX => return None,
+            None => {
+                self.deliveries.push(delivery);
+                self.deliveries.len() as u32 - 1
+            }
+        };
+        self.keys[key as usize].live += 1;
+        match self.free_slots.pop() {
+            // It does not queue up behind mail that is due: the log says that this was its pass.
+            Some(slot) => {
+                let job = self.reads(message);
+                self.add(job, at);
+                let recipients = self.jobs[job as usize].deliveries.len() as u32;
+                self.at(self.now_us + READ_US, Due::Read(job, recipients));
+                self.ask(at, slot);
+            }
+            None => {
+                let job = self.job(message);
+                self.add(job, at);
+                self.queue(job, self.now_secs());
+            }
+        }
+        self.settle();
+        Some(at)
+    }
+
+    /// The job that the log's pass has begun with this message.
+    fn reads(&mut self, message: u64) -> u32 {
+        if let Some(job) = self.reads {
+            if self.jobs[job as usize].message == message {
+                return job;
+            }
+            self.leave(job);
+        }
+        let job = self.job(message);
+        self.open(job, self.now_secs());
+        self.reads = Some(job);
+        job
+    }
+
+    /// The log tells that a delivery ended now, and how.
+    pub(super) fn tell_end(&mut self, at: u32, said: Report, told: Told) {
+        let now_us = self.now_us;
+        let delivery = &mut self.deliveries[at as usize];
+        (delivery.said, delivery.told) = (said, told);
+        delivery.service_us = now_us - delivery.asked_us;
+        match delivery.started_us {
+            UNKNOWN => {}
+            PARKED => self.free.push(at),
+            started_us => {
+                let end_us = started_us + delivery.service_us;
+                self.at(end_us, Due::End(at));
+            }
+        }
+    }
+
+    fn ask(&mut self, at: u32, slot: u32) {
+        self.pass_at_us = self.now_us + PASS_US;
+        let Delivery { key, job, .. } = self.deliveries[at as usize];
+        let job = &mut self.jobs[job as usize];
+        job.refs += 1;
+        let message = job.message;
+        self.deliveries[at as usize].slot = slot;
+        self.slots[slot as usize] = at;
+        let recipient = &self.keys[key as usize].recipient;
+        let message = message.to_string();
+        let answer = match Parts::new(&[message.as_bytes(), b"", recipient]) {
+            Some(parts) => self.gate.ask(self.now_us, slot, &parts),
+            None => Answer::Go,
+        };
+        match answer {
+            Answer::Go | Answer::InUse => self.start(at),
+            Answer::Hold => {}
+            Answer::Busy(busy) => self.send_away(at, busy),
+        }
+        self.in_use_peak = self.in_use_peak.max(self.gate.in_use());
+        self.held_peak = self.held_peak.max(self.gate.held());
+    }
+
+    fn start(&mut self, at: u32) {
+        let delivery = &mut self.deliveries[at as usize];
+        delivery.started_us = self.now_us;
+        let Delivery { key, asked_us, started_us, service_us, round, .. } = *delivery;
+        if round == Round::Again {
+            self.at(started_us, Due::End(at));
+            return;
+        }
+        let key = &mut self.keys[key as usize];
+        key.running += 1;
+        key.peak = key.peak.max(key.running);
+        let waited_us = started_us - asked_us;
+        if waited_us > 0 {
+            key.waited += 1;
+            key.waited_us += waited_us;
+            key.waited_max_us = key.waited_max_us.max(waited_us);
+        }
+        if service_us != UNKNOWN {
+            self.at(started_us + service_us, Due::End(at));
+        }
+    }
+
+    fn end(&mut self, at: u32) {
+        let Delivery { key, slot, said, told, round, job, position, .. } =
+            self.deliveries[at as usize];
+        self.free_slots.push(slot);
+        let key = &mut self.keys[key as usize];
+        if round == Round::Again {
+            self.gate.done(self.now_us, slot, Ran::No);
+            self.finish(at);
+            self.free.push(at);
+            return;
+        }
+        let back = self.gate.done(self.now_us, slot, Ran::Yes(&said::report(&said)));
+        key.running -= 1;
+        self.last_end_us = self.last_end_us.max(self.now_us);
+        if said::is_objection(said.seen) {
+            key.objections += 1;
+            if key.cap.learning == Learning::On
+                && let Some(of_gate) = self.gate.find_key(key.kind, &key.name)
+            {
+                key.lowest = key.lowest.min(of_gate.limit());
+            }
+        }
+        match back {
+            None => {
+                self.tell(at, told);
+                if told != Told::Done {
+                    self.jobs[job as usize].deferred.push(position);
+                }
+                self.finish(at);
+                self.free.push(at);
+            }
+            Some(busy) => {
+                key.refused += 1;
+                self.deliveries[at as usize].round = Round::Again;
+                self.away(at, busy);
+            }
+        }
+    }
+
+    fn send_away(&mut self, at: u32, busy: Busy) {
+        let Delivery { key, slot, service_us, .. } = self.deliveries[at as usize];
+        self.free_slots.push(slot);
+        let key = &mut self.keys[key as usize];
+        match busy.why {
+            Why::Suspended(_) => key.suspended += 1,
+            Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => key.busy += 1,
+        }
+        if key.cap.limit == Limit::AtMost(0) {
+            // It would come back again and again.
+            key.never += 1;
+            self.finish(at);
+            self.deliveries[at as usize].started_us = PARKED;
+            if service_us != UNKNOWN {
+                self.free.push(at);
+            }
+            return;
+        }
+        self.away(at, busy);
+    }
+
+    /// It waits until it is called, or until the time that the gate has told.
+    fn away(&mut self, at: u32, busy: Busy) {
+        let told = match busy.why {
+            Why::Suspended(_) => Told::Deferred,
+            Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => {
+                Told::Busy { secs: busy.secs.into(), queue: self.gate.key(busy.key).number }
+            }
+        };
+        self.tell(at, told);
+        self.leave(self.deliveries[at as usize].job);
+    }
+    /// Nothing runs or waits, and every delivery, slot and job can be used again.
+    #[cfg(test)]
+    pub(super) fn assert_over(&self) {
+        assert_eq!(self.free.len(), self.deliveries.len(), "every delivery ended");
+        assert_eq!(self.free_slots.len(), self.slots.len(), "every slot is free");
+        assert_eq!(self.free_jobs.len(), self.jobs.len(), "every job is done");
+        for key in &self.keys {
+            assert_eq!((key.live, key.running), (0, 0));
+        }
+    }
+}
+
+/// As qmail-send's half knows it.
+fn name_of(job: u32) -> Job {
+    Job { channel: REMOTE, id: job.into() }
+}

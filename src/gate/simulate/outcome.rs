@@ -1,0 +1,370 @@
+//! What came out, for people and for programs.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use qpatch_gate::learn::Learning;
+use qpatch_gate::rules::KeyKind;
+use qpatch_gate::table::Limit;
+use serde::Serialize;
+
+use super::machine::{Key, Others, WAITING_MAX};
+use super::replay::{Lines, Run, Slots};
+use crate::gate::text::{Side, count, escaped, key_name, limit_text, limit_value, table};
+
+/// So many keys are printed for people.
+const ROWS: usize = 40;
+
+/// What came out. Times are in seconds.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    file: String,
+    #[serde(skip)]
+    rules: u64,
+    #[serde(skip)]
+    default: Limit,
+    concurrencyremote: u32,
+    #[serde(skip)]
+    slots: Slots,
+    lines: Lines,
+    deliveries: u64,
+    seconds: f64,
+    /// The most at once, of all domains.
+    peak_before: u32,
+    /// The most that ran or were held at once, with limits.
+    slots_with_limits: u32,
+    held_peak: u32,
+    waited: u64,
+    mean_wait: f64,
+    max_wait: f64,
+    /// Over all deliveries.
+    added_delay: f64,
+    busy_answers: u64,
+    never_started: u64,
+    /// Deliveries that were refused because of too many, or connected to nobody.
+    objections: u64,
+    /// How much later the last one ends.
+    last_end_later: f64,
+    keys: Vec<Row>,
+    others: Others,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(skip)]
+    key_kind: KeyKind,
+    kind: &'static str,
+    key: String,
+    #[serde(skip)]
+    at_most: Limit,
+    /// null is unlimited.
+    limit: Option<u32>,
+    deliveries: u64,
+    peak_before: u32,
+    peak_with_limits: u32,
+    waited: u64,
+    mean_wait: f64,
+    max_wait: f64,
+    added_delay: f64,
+    busy_answers: u64,
+    never_started: u64,
+    learns: bool,
+    objections: u64,
+    /// Of the objections, those that would have gone back as busy.
+    refused: u64,
+    /// Deferred because no connection succeeded.
+    suspended: u64,
+    #[serde(skip)]
+    lowest: Limit,
+    /// null is unlimited.
+    lowest_limit: Option<u32>,
+}
+
+fn secs(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+fn mean(us: u64, of: u64) -> f64 {
+    if of == 0 { 0.0 } else { secs(us) / of as f64 }
+}
+
+impl Outcome {
+    pub(super) fn new(path: &Path, rules: u64, default: Limit, run: &Run) -> Self {
+        let machine = &run.machine;
+        let mut keys: Vec<&Key> = machine.keys.iter().filter(|key| key.deliveries > 0).collect();
+        keys.sort_by(|a, b| {
+            let rank = |key: &Key| (key.never, key.waited_us, key.open_peak, key.deliveries);
+            rank(b)
+                .cmp(&rank(a))
+                .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
+        });
+        let sum = |get: fn(&Key) -> u64| keys.iter().map(|key| get(key)).sum::<u64>();
+        let waited_us = sum(|key| key.waited_us);
+        let row = |key: &&Key| Row {
+            key_kind: key.kind,
+            kind: key.kind.name(),
+            key: escaped(&key.name),
+            at_most: key.cap.limit,
+            limit: limit_value(key.cap.limit),
+            deliveries: key.deliveries,
+            peak_before: key.open_peak,
+            peak_with_limits: key.peak,
+            waited: key.waited,
+            mean_wait: mean(key.waited_us, key.waited),
+            max_wait: secs(key.waited_max_us),
+            added_delay: mean(key.waited_us, key.deliveries - key.never),
+            busy_answers: key.busy,
+            never_started: key.never,
+            learns: key.cap.learning == Learning::On,
+            objections: key.objections,
+            refused: key.refused,
+            suspended: key.suspended,
+            lowest: key.lowest,
+            lowest_limit: limit_value(key.lowest),
+        };
+        let waited = sum(|key| key.waited);
+        let never = sum(|key| key.never);
+        Self {
+            file: path.display().to_string(),
+            rules,
+            default,
+            concurrencyremote: machine.slots.len() as u32,
+            slots: run.slots,
+            lines: run.lines,
+            deliveries: run.deliveries,
+            seconds: secs(run.clock.now_us),
+            peak_before: run.open_remote_peak,
+            slots_with_limits: machine.in_use_peak,
+            held_peak: machine.held_peak,
+            waited,
+            mean_wait: mean(waited_us, waited),
+            max_wait: secs(keys.iter().map(|key| key.waited_max_us).max().unwrap_or(0)),
+            added_delay: mean(waited_us, run.deliveries - never),
+            busy_answers: sum(|key| key.busy),
+            never_started: never,
+            objections: sum(|key| key.objections),
+            last_end_later: secs(machine.last_end_us.saturating_sub(run.last_end_us)),
+            keys: keys.iter().map(row).collect(),
+            others: machine.others,
+        }
+    }
+
+    pub(super) fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+        let from = match self.slots {
+            Slots::Given => "",
+            Slots::Status => " (as the log says)",
+            Slots::Used => " (the log has no status lines)",
+        };
+        writeln!(
+            out,
+            "limits: {}: {}, default {}; concurrencyremote {}{from}",
+            self.file,
+            count(self.rules, "line"),
+            limit_text(self.default),
+            self.concurrencyremote
+        )?;
+        let deliveries = deliveries(self.deliveries);
+        writeln!(
+            out,
+            "log:    {deliveries} to remote recipients in {}, {} at once at most",
+            time(self.seconds),
+            self.peak_before
+        )?;
+        writeln!(
+            out,
+            "result: {} would have waited, {} in the mean and {} at most; {}; the last one ends {} later",
+            self.waited,
+            time(self.mean_wait),
+            time(self.max_wait),
+            count(self.busy_answers, "busy answer"),
+            time(self.last_end_later)
+        )?;
+        for note in self.notes() {
+            writeln!(out, "note:   {note}")?;
+        }
+        writeln!(out)?;
+        let columns = [
+            ("KEY", Side::Left),
+            ("LIMIT", Side::Right),
+            ("DELIVERIES", Side::Right),
+            ("PEAK", Side::Right),
+            ("WITH LIMIT", Side::Right),
+            ("WAITED", Side::Right),
+            ("MEAN WAIT", Side::Right),
+            ("MAX WAIT", Side::Right),
+            ("ADDED DELAY", Side::Right),
+            ("BUSY", Side::Right),
+        ];
+        let row = |row: &Row| {
+            [
+                key_name(row.key_kind, &row.key),
+                limit_text(row.at_most),
+                row.deliveries.to_string(),
+                row.peak_before.to_string(),
+                row.peak_with_limits.to_string(),
+                row.waited.to_string(),
+                time(row.mean_wait),
+                time(row.max_wait),
+                time(row.added_delay),
+                row.busy_answers.to_string(),
+            ]
+        };
+        let mut rows: Vec<_> = self.keys.iter().take(ROWS).map(row).collect();
+        rows.push([
+            "all".to_string(),
+            String::new(),
+            self.deliveries.to_string(),
+            self.peak_before.to_string(),
+            String::new(),
+            self.waited.to_string(),
+            time(self.mean_wait),
+            time(self.max_wait),
+            time(self.added_delay),
+            self.busy_answers.to_string(),
+        ]);
+        table(out, columns, &rows)?;
+        let more = self.keys.len().saturating_sub(ROWS) as u64 + self.others.keys;
+        if more > 0 {
+            writeln!(
+                out,
+                "{} of less interest left out; --format json has more",
+                count(more, "key")
+            )?;
+        }
+        self.learned(out)
+    }
+
+    /// The keys that learn and were objected to.
+    fn learned(&self, out: &mut dyn Write) -> io::Result<()> {
+        let columns = [
+            ("LEARNS", Side::Left),
+            ("LIMIT", Side::Right),
+            ("LOWEST", Side::Right),
+            ("OBJECTIONS", Side::Right),
+            ("BACK AS BUSY", Side::Right),
+            ("SUSPENDED", Side::Right),
+        ];
+        let rows: Vec<_> = self
+            .learning()
+            .take(ROWS)
+            .map(|row| {
+                [
+                    key_name(row.key_kind, &row.key),
+                    limit_text(row.at_most),
+                    limit_text(row.lowest),
+                    row.objections.to_string(),
+                    row.refused.to_string(),
+                    row.suspended.to_string(),
+                ]
+            })
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        table(out, columns, &rows)
+    }
+
+    fn learning(&self) -> impl Iterator<Item = &Row> {
+        self.keys.iter().filter(|row| row.learns && row.objections > 0)
+    }
+
+    /// What to know about these figures.
+    fn notes(&self) -> Vec<String> {
+        let lines = &self.lines;
+        let mut notes = Vec::new();
+        let mut note = |number: u64, text: String| {
+            if number > 0 {
+                notes.push(text);
+            }
+        };
+        let unusable = lines.no_stamp + lines.foreign;
+        note(
+            unusable,
+            format!(
+                "{} of {} not used: {} without a time stamp, {} not of qmail-send; the first is line {}",
+                unusable,
+                count(lines.read, "line"),
+                lines.no_stamp,
+                lines.foreign,
+                lines.first_unusable
+            ),
+        );
+        note(
+            lines.ends_only,
+            format!("{} that began before the log", count(lines.ends_only, "end")),
+        );
+        note(
+            lines.starts_only,
+            format!(
+                "{} whose end is not in the log, taken as ended with it or at a restart",
+                count(lines.starts_only, "beginning")
+            ),
+        );
+        note(
+            lines.restarts,
+            format!("the numbers of deliveries began anew {}", times(lines.restarts)),
+        );
+        note(lines.set_back, format!("the clock was set back {}", times(lines.set_back)));
+        note(
+            lines.gaps,
+            format!("nothing for more than a day {}, taken as a day each", times(lines.gaps)),
+        );
+        note(
+            lines.whole_seconds.into(),
+            "the time stamps have whole seconds, so times and peaks are that exact".to_string(),
+        );
+        let learned = self.learning().count() as u64;
+        let back: u64 = self.keys.iter().map(|row| row.refused).sum();
+        note(
+            learned,
+            "whom a server refused in the log it refuses here, with however few beside; what it had taken with fewer \
+             is not known, so limits fall lower and rise later than they would"
+                .to_string(),
+        );
+        note(
+            back,
+            format!(
+                "gone back as busy: {back}; not tried once more here, because their next tries are in the log"
+            ),
+        );
+        note(
+            u64::from(learned == 0) * self.objections,
+            format!(
+                "{} refused because of too many, or connected to nobody; no line for them learns",
+                deliveries(self.objections)
+            ),
+        );
+        note(
+            lines.busy_already,
+            format!(
+                "{} in the log already: this server had a gate, and what it held counts as running",
+                count(lines.busy_already, "busy answer")
+            ),
+        );
+        note(
+            lines.left_out,
+            format!(
+                "{} left out because {WAITING_MAX} waited: the limits are far below what was sent",
+                lines.left_out
+            ),
+        );
+        note(
+            self.never_started,
+            format!("{} would not have started: their limit is 0", self.never_started),
+        );
+        notes
+    }
+}
+
+fn deliveries(number: u64) -> String {
+    if number == 1 { "1 delivery".to_string() } else { format!("{number} deliveries") }
+}
+
+fn times(number: u64) -> String {
+    if number == 1 { "once".to_string() } else { format!("{number} times") }
+}
+
+fn time(seconds: f64) -> String {
+    format!("{seconds:.1} s")
+}
