@@ -62,7 +62,7 @@ fn the_error_is_as_quoted() {
     assert_eq!(run.code, 1);
     let in_one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let printed = in_one_line(&run.err);
-    for document in [include_str!("../README.md"), include_str!("../patches/README.md")] {
+    for document in [include_str!("../docs/going-live.md"), include_str!("../patches/README.md")] {
         let start = document.find("qpatch: spawn.c: big-concurrency:").expect("the error");
         let quoted = &document[start..start + document[start..].find("```").expect("its end")];
         assert!(printed.contains(&in_one_line(quoted)), "{quoted}\n{printed}");
