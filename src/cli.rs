@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -142,6 +142,15 @@ struct Verify {
     /// Try this compiler instead of the one in conf-cc
     #[arg(long, value_name = "CC")]
     cc: Option<String>,
+    /// Only this step, and what it needs: build, chkspawn, fd_set, machine, qmail-rspawn, qmail-lspawn,
+    /// qmail-send-numbers, mail, restart, gate, fortify. May be given several times
+    #[arg(long, value_name = "STEP,...", value_delimiter = ',', value_parser = steps(),
+        hide_possible_values = true)]
+    only: Vec<String>,
+    /// Copy the files of this folder into the copy's control folder, for spawners that want files of
+    /// their own (LDAP). Files that decide where mail goes and how much at once are left out
+    #[arg(long, value_name = "DIR")]
+    control: Option<PathBuf>,
     /// Keep the copy, to look inside
     #[arg(long)]
     keep: bool,
@@ -182,6 +191,13 @@ fn patch_ids() -> PossibleValuesParser {
     PossibleValuesParser::new(patches::ALL.map(|p| p.id))
 }
 
+/// The steps of a proof that can be asked for.
+fn steps() -> PossibleValuesParser {
+    PossibleValuesParser::new(
+        verify::Part::ALL.map(|part| PossibleValue::new(part.name()).alias(part.step())),
+    )
+}
+
 /// Run the command line `args`.
 pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args).and_then(Cli::checked) {
@@ -192,7 +208,7 @@ pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Apply(args) => apply(&args, NEXT).and_then(|()| verify_applied(&args)),
+        Command::Apply(args) => apply(&args, Next::Told).and_then(|()| verify_applied(&args)),
         Command::Diff(choice) => diff(&choice),
         Command::Revert(args) => revert(&args),
         Command::Status(args) => status(&args),
@@ -318,11 +334,30 @@ fn read_patches(
         .collect()
 }
 
-/// What an operator does after an apply.
-const NEXT: &str = "; `qpatch revert` puts all back. Next: qpatch verify, then make setup check";
+/// Whether apply tells what an operator does after it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Told,
+    Untold,
+}
 
-/// `next` comes after what was done.
-fn apply(args: &Apply, next: &str) -> Done {
+impl Next {
+    fn words(self, tree: &Path) -> String {
+        if self == Next::Untold {
+            return String::new();
+        }
+        let back = "; `qpatch revert` puts all back. Next:";
+        match verify::scratch::check_tree(tree) {
+            Ok(()) => format!("{back} qpatch verify, then make setup check"),
+            Err(verify::Error::NotBuilt { why, .. }) => {
+                format!("{back} make setup check\nqpatch verify cannot build this tree: {why}")
+            }
+            Err(_) => format!("{back} make setup check"),
+        }
+    }
+}
+
+fn apply(args: &Apply, next: Next) -> Done {
     let tree = Tree::open(&args.choice.tree).map_err(one)?;
     if args.dry_run {
         let plan = args.choice.plan(&tree)?;
@@ -331,7 +366,7 @@ fn apply(args: &Apply, next: &str) -> Done {
             tell_spawn(out, &args.choice, &tree)?;
             for change in &plan.changes {
                 let verb = if change.old.is_some() { "would change" } else { "would make" };
-                writeln!(out, "{verb} {}", change.name)?;
+                writeln!(out, "{verb} {}", tree.shown(&change.name))?;
             }
             match plan.changes.len() {
                 0 => writeln!(out, "nothing to change"),
@@ -366,7 +401,7 @@ fn apply(args: &Apply, next: &str) -> Done {
         tell_spawn(out, &args.choice, &tree)?;
         match plan.changes.len() {
             0 => writeln!(out, "nothing to change"),
-            n => writeln!(out, "{}{next}", files(n, "changed")),
+            n => writeln!(out, "{}{}", files(n, "changed"), next.words(tree.root())),
         }
     })
 }
@@ -403,13 +438,24 @@ fn verify_applied(args: &Apply) -> Done {
 fn diff(choice: &Choice) -> Done {
     let tree = Tree::open(&choice.tree).map_err(one)?;
     let plan = choice.plan(&tree)?;
-    let (binary, text): (Vec<_>, Vec<_>) = plan.changes.iter().partition(|c| c.new.contains(&0));
+    let (above, inside): (Vec<_>, Vec<_>) =
+        plan.changes.iter().partition(|c| tree.is_above(&c.name));
+    let (binary, text): (Vec<_>, Vec<_>) = inside.into_iter().partition(|c| c.new.contains(&0));
     print(|out| {
         for change in &text {
             out.write_all(&crate::diff::unified(change))?;
         }
         Ok(())
     })?;
+    for change in above {
+        let first = change.new.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        eprintln!(
+            "qpatch: warning: {} lies one folder up, where patch does not go, and is not in the diff; put this into its \
+             first line: {}",
+            tree.shown(&change.name),
+            String::from_utf8_lossy(first)
+        );
+    }
     for change in binary {
         eprintln!(
             "qpatch: warning: {} is no text and not in the diff; `qpatch gate library > TREE/{}` \
@@ -483,6 +529,8 @@ fn verify_tree(args: &Verify) -> Done {
         cc: args.cc.clone(),
         keep: if args.keep { Keep::Yes } else { Keep::No },
         seed: args.seed,
+        only: args.only.iter().filter_map(|name| verify::Part::named(name)).collect(),
+        control: args.control.clone(),
         ..verify::Options::default()
     };
     prove(&args.tree, &options, args.format)
@@ -506,6 +554,7 @@ fn prove(tree: &Path, options: &verify::Options, format: Format) -> Done {
             verify::die_of(signal);
             return Err(Vec::new());
         }
+        Err(verify::Error::Tree(error)) => return Err(one(error)),
         Err(error) => return Err(one(Error::new("", error.to_string(), ""))),
     };
     print(|out| match format {
@@ -560,7 +609,7 @@ fn demo(spawn: u32) -> Done {
     print(|out| {
         writeln!(out, "apply --spawn {spawn} to a built-in tree (as qmail-1.03: K&R, one byte)")
     })?;
-    apply(&Apply { choice, dry_run: false, verify: false }, "")?;
+    apply(&Apply { choice, dry_run: false, verify: false }, Next::Untold)?;
     print(|out| writeln!(out, "\nverify"))?;
     prove(&tree, &verify::Options::default(), Format::Table)
 }

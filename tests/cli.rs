@@ -24,7 +24,7 @@ fn refused(fixture: &Fixture, args: &[&str], code: i32, text: &str) {
 fn a_folder_that_is_not_qmail() {
     let fixture = Fixture::new(Dialect::StockKr);
     fs::remove_file(fixture.path().join("qmail-send.c")).unwrap();
-    for command in ["apply", "diff", "revert", "status"] {
+    for command in ["apply", "diff", "revert", "status", "verify"] {
         refused(
             &fixture,
             &[command],
@@ -140,6 +140,15 @@ fn a_choice_of_no_patch_is_wrong_usage() {
     let help = qpatch(&["apply", "--help"]).ok().out;
     let ids = "toolchain, big-concurrency, fd-setsize, domain-gate]";
     assert_eq!(help.matches(ids).count(), 2, "{help}");
+}
+
+#[test]
+fn a_step_that_verify_does_not_have_is_wrong_usage() {
+    let run = qpatch(&["verify", "--only", "spawner", "/"]);
+    assert_eq!((run.code, run.out.as_str()), (2, ""), "{}", run.err);
+    let what = "error: invalid value 'spawner' for '--only <STEP,...>'\n  [possible values: build, chkspawn, fd_set, machine, \
+                qmail-rspawn, qmail-lspawn, qmail-send-numbers, mail, restart, gate, fortify]\n";
+    assert!(run.err.starts_with(what), "{}", run.err);
 }
 
 #[test]

@@ -382,7 +382,7 @@ fn a_place_comes_back_however_a_delivery_ends() {
 
     // The same through qmail-send; and fork fails.
     let Rig { site, stubs, .. } = &mut rig;
-    let gated = gate::holds(site, stubs, &mut Random::new(1), &mut |_, _| {}).unwrap();
+    let gated = gate::holds(site, stubs, u32::MAX, &mut Random::new(1), &mut |_, _| {}).unwrap();
     if gated.failed_starts == 0 {
         tell("skipped: failures of fork: this system cannot make a running process see them");
     }

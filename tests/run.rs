@@ -242,7 +242,7 @@ fn the_errors_of_new_compilers_do_not_stop_the_build() {
     let modern = |spawn: u32, std: &str| SiteConfig {
         spawn: Some(spawn),
         cc: Some(format!("gcc -std={std} {}", ERRORS_OF_GCC_14.join(" "))),
-        cflags: Vec::new(),
+        ..SiteConfig::default()
     };
     // Not stock-kr, which has other reasons not to build.
     let old = Fixture::new(Dialect::TwoByte);

@@ -76,7 +76,8 @@ fn tried(tree: &Path) -> Result<String, String> {
         return Ok(line);
     }
     let (_dir, patched) = copy(tree);
-    for (spawn, only) in [(1000, vec![]), (65000, vec![Part::Spawners, Part::Numbers])] {
+    for (spawn, only) in [(1000, vec![]), (65000, vec![Part::Rspawn, Part::Lspawn, Part::Numbers])]
+    {
         qpatch_on(&patched, &["apply", "--spawn", &spawn.to_string()])?;
         let options = Options { only, ..Options::default() };
         let outcome = verify::run(&patched, &options, &mut Silent).map_err(|e| e.to_string())?;

@@ -114,7 +114,7 @@ fn a_stock_tree_at_1000() {
 fn the_classic_patch_and_recipe_at_40000() {
     let outcome = disproved(
         &classic(),
-        &["--spawn", "40000"],
+        &["--spawn", "40000", "--only", "chkspawn,fd_set,qmail-rspawn"],
         "qmail-rspawn",
         &[
             "qmail-rspawn, delivery number 32768: expected ",
@@ -131,7 +131,11 @@ fn the_classic_patch_and_recipe_at_40000() {
 
 #[test]
 fn the_classic_patch_and_recipe_under_fortify() {
-    let options = Options { spawn: Some(1000), only: vec![Part::Fortify], ..Options::default() };
+    let options = Options {
+        spawn: Some(1000),
+        only: vec![Part::Chkspawn, Part::FdSet, Part::Fortify],
+        ..Options::default()
+    };
     let outcome = verify::run(classic().path(), &options, &mut Silent).unwrap();
     assert!(!outcome.ok());
     let step = |name: &str| outcome.steps.iter().find(|step| step.name == name).unwrap();
@@ -184,7 +188,7 @@ fn a_place_that_is_not_given_back_after_a_failed_fork() {
     );
     let outcome = disproved(
         &fixture,
-        &[],
+        &["--only", "qmail-rspawn", "--only", "qmail-lspawn"],
         "qmail-rspawn",
         &[
             "again after fork fails: expected K, found Z ",
@@ -313,7 +317,7 @@ fn a_qmail_lspawn_that_wants_more_than_there_is() {
     );
     let outcome = disproved(
         &fixture,
-        &[],
+        &["--only", "qmail-lspawn,qmail-send-numbers,mail"],
         "qmail-lspawn",
         &["ended by exit code 112 at its start", "control files of its own"],
     );
@@ -323,4 +327,131 @@ fn a_qmail_lspawn_that_wants_more_than_there_is() {
     };
     assert_eq!(verdict("qmail-send numbers"), "pass");
     assert_eq!(verdict("mail"), "skipped");
+}
+
+/// Few descriptors are told as a limit of the machine, and not as a call of the system that went wrong.
+#[test]
+fn a_machine_with_few_descriptors() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    for (files, only) in [(64, "qmail-rspawn,mail,gate"), (40, "qmail-send-numbers,mail")] {
+        let run = proof(&fixture, &["--spawn", "60", "--only", only], files);
+        let allows = format!(
+            "this machine allows {} deliveries at once, not 60 (RLIMIT_NOFILE {files})",
+            (files - 16) / 2
+        );
+        assert!(run.out.contains(&allows), "wanted {allows:?}, found\n{}", run.out);
+        run.ok();
+    }
+}
+
+#[test]
+fn steps_that_nobody_asked_for() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    let run = proof(&fixture, &["--only", "chkspawn", "--only", "fd_set"], FILES).ok();
+    let steps =
+        ["machine", "qmail-rspawn", "qmail-lspawn", "qmail-send numbers", "mail", "restart"];
+    for step in steps.into_iter().chain(["gate", "fortify build"]) {
+        let line = format!("\nskip  {step:<22}  not asked for\n");
+        assert!(run.out.contains(&line), "wanted {line:?}, found\n{}", run.out);
+    }
+    assert!(run.out.contains("\n3 steps hold at conf-spawn "), "{}", run.out);
+    // One between others: what comes before it is not tried.
+    let run = proof(&fixture, &["--only", "restart"], FILES).ok();
+    for line in ["\nskip  mail                    not asked for\n", "\nok    restart "] {
+        assert!(run.out.contains(line), "wanted {line:?}, found\n{}", run.out);
+    }
+    // What was asked for and is not there has not been proved.
+    let reason = "a gate, as --only asks for it, found none; qpatch apply (domain-gate) puts it in";
+    disproved(&fixture, &["--only", "gate"], "gate", &[reason]);
+}
+
+#[test]
+fn a_spawner_that_wants_a_control_file() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    fixture.replace(
+        "qmail-lspawn.c",
+        "  if (argc < 2) _exit(100);\n",
+        "  if (open_read(\"../../control/ldapserver\") == -1) _exit(112);\n  \
+         if (open_read(\"../../control/ldap/password\") == -1) _exit(112);\n",
+    );
+    let control = tempfile::tempdir().unwrap();
+    fs::write(control.path().join("ldapserver"), "localhost\n").unwrap();
+    fs::create_dir(control.path().join("ldap")).unwrap();
+    fs::write(control.path().join("ldap/password"), "secret\n").unwrap();
+    // With these as they are on a server, the rig could not work.
+    for (name, text) in [("me", "mail.example\n"), ("concurrencyremote", "0\n"), ("locals", "")] {
+        fs::write(control.path().join(name), text).unwrap();
+    }
+    let dir = control.path().to_str().unwrap();
+    proof(&fixture, &["--only", "qmail-lspawn,mail", "--control", dir], FILES).ok();
+    let run = proof(&fixture, &["--control", "/nonexistent"], FILES);
+    let said = "qpatch: cannot read /nonexistent: No such file or directory (os error 2)\n";
+    assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (1, "", said));
+}
+
+/// The conf-* files of s/qmail lie one folder up, and its home is in conf-home.
+#[test]
+fn settings_one_folder_up() {
+    let outer = tempfile::tempdir().unwrap();
+    let src = outer.path().join("src");
+    Dialect::StockAnsi.write(&src).unwrap();
+    let makefile = fs::read_to_string(src.join("Makefile")).unwrap();
+    fs::write(
+        src.join("Makefile"),
+        makefile.replace("conf-", "../conf-").replace("conf-qmail", "conf-home"),
+    )
+    .unwrap();
+    for entry in entries(&src).iter().filter(|name| name.starts_with("conf-")) {
+        let up = if entry == "conf-qmail" { "conf-home" } else { entry };
+        fs::rename(src.join(entry), outer.path().join(up)).unwrap();
+    }
+    let before = common::snapshot(outer.path());
+    let tree = src.to_str().unwrap();
+    let applied = common::qpatch(&["apply", "--spawn", "300", tree]).ok();
+    assert!(
+        applied.out.ends_with("Next: qpatch verify, then make setup check\n"),
+        "{}",
+        applied.out
+    );
+    let spawn = fs::read_to_string(outer.path().join("conf-spawn")).unwrap();
+    assert!(spawn.starts_with("300\n"), "{spawn}");
+    assert_eq!(entries(&src).iter().find(|name| name.starts_with("conf-")), None);
+    let diff = common::qpatch(&["diff", "--spawn", "400", tree]).ok();
+    assert_eq!(diff.out, "");
+    assert!(diff.err.contains("../conf-spawn lies one folder up"), "{}", diff.err);
+    common::qpatch(&["verify", "--only", "qmail-rspawn,mail", tree]).ok();
+    common::qpatch(&["revert", tree]).ok();
+    assert_eq!(common::bytes(&common::snapshot(outer.path())), common::bytes(&before));
+}
+
+/// A fork whose own configure makes what verify has to set: apply knows the tree, and sends nobody to verify.
+#[test]
+fn settings_that_a_configure_makes() {
+    for (name, template, script) in [
+        ("conf-qmail", Some("conf-qmail.in"), Some("default.configure")),
+        ("conf-ld", None, Some("configure")),
+        ("conf-cc", None, None),
+    ] {
+        let fixture = Fixture::new(Dialect::StockAnsi);
+        fs::rename(fixture.path().join(name), fixture.path().join(template.unwrap_or("kept")))
+            .unwrap();
+        if let Some(script) = script {
+            let from = template.unwrap_or("kept");
+            fixture.write(script, &format!("#!/bin/sh\nsed s/a/a/ {from} > {name}\n"));
+        }
+        let why = match script {
+            Some(script) => format!("it has no {name}, which its {script} makes: run that first"),
+            None => format!("it has no {name}"),
+        };
+        if name != "conf-cc" {
+            let applied = fixture.qpatch(&["apply", "--spawn", "1000"]).ok();
+            let next =
+                format!("Next: make setup check\nqpatch verify cannot build this tree: {why}\n");
+            assert!(applied.out.ends_with(&next), "wanted {next:?}, found {:?}", applied.out);
+        }
+        let verify = fixture.qpatch(&["verify"]);
+        let path = fixture.path().display();
+        let said = format!("qpatch: {path}: verify cannot build this tree: {why}\n");
+        assert_eq!((verify.code, verify.out.as_str(), verify.err.as_str()), (1, "", &*said));
+    }
 }

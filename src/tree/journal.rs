@@ -301,7 +301,18 @@ impl<'a> Session<'a> {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.tree.root().join(name)
+        self.tree.path(name)
+    }
+
+    /// Have what was renamed on the disk: the tree's folder, and the one above it where that has changed.
+    fn sync_folders(&self, journal: &Journal) -> Result<()> {
+        sync_dir(self.tree.root())?;
+        match self.tree.root().parent() {
+            Some(above) if journal.files.iter().any(|e| self.tree.is_above(&e.name)) => {
+                sync_dir(above)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn digest_of(&self, name: &str) -> Option<String> {
@@ -434,7 +445,7 @@ impl<'a> Session<'a> {
             self.check_unchanged(entry)?;
             self.put(&new.join(&entry.name), &entry.name, None)?;
         }
-        sync_dir(self.tree.root())?;
+        self.sync_folders(journal)?;
         journal.state = State::Applied;
         for entry in &mut journal.files {
             entry.before = None;
@@ -534,7 +545,7 @@ impl<'a> Session<'a> {
             fs::set_permissions(&path, mode)
                 .map_err(|e| Error::io(&path, "set the mode of", &e))?;
         }
-        sync_dir(self.tree.root())?;
+        self.sync_folders(journal)?;
         self.clear()
     }
 

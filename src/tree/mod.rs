@@ -31,8 +31,10 @@ pub(crate) const MARKS: [&str; 4] = ["Makefile", "spawn.c", "qmail-send.c", "qma
 #[derive(Debug)]
 pub struct Tree {
     root: PathBuf,
-    /// Names of the regular files directly in it, and of links to such files inside the tree.
+    /// Names of the regular files directly in it, and of links to such files inside the tree, and those of `above`.
     names: BTreeSet<String>,
+    /// Names of the conf-* files that lie one folder up, where the Makefile looks for them (`../conf-spawn`, as in s/qmail).
+    above: BTreeSet<String>,
 }
 
 impl Tree {
@@ -50,7 +52,7 @@ impl Tree {
                 "name the folder that holds qmail's Makefile and spawn.c",
             ));
         }
-        let names = file_names(&root)?;
+        let mut names = file_names(&root)?;
         let missing: Vec<_> = MARKS.iter().filter(|m| !names.contains(**m)).copied().collect();
         if !missing.is_empty() {
             let help = match below(&root) {
@@ -63,7 +65,13 @@ impl Tree {
                 help,
             ));
         }
-        Ok(Tree { root, names })
+        let mut tree = Tree { root, names: BTreeSet::new(), above: BTreeSet::new() };
+        let makefile = read_file(&tree.root.join("Makefile")).unwrap_or_default();
+        tree.above = confs_above(&tree.root, &makefile);
+        tree.above.retain(|name| !names.contains(name));
+        names.extend(tree.above.iter().cloned());
+        tree.names = names;
+        Ok(tree)
     }
 
     /// The tree's folder, absolute and without links.
@@ -76,6 +84,25 @@ impl Tree {
     #[must_use]
     pub fn names(&self) -> &BTreeSet<String> {
         &self.names
+    }
+
+    /// Whether `name` is a conf-* file that lies one folder up, where the Makefile looks for it.
+    #[must_use]
+    pub fn is_above(&self, name: &str) -> bool {
+        self.above.contains(name)
+    }
+
+    /// Where the file `name` is, or would be; links are not followed.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        let folder = if self.is_above(name) { self.root.parent() } else { None };
+        folder.unwrap_or(&self.root).join(name)
+    }
+
+    /// `name` as it is seen from the tree's folder, for people: `../conf-spawn` where it lies one folder up.
+    #[must_use]
+    pub fn shown(&self, name: &str) -> String {
+        if self.is_above(name) { format!("../{name}") } else { name.to_string() }
     }
 
     /// The bytes of the files whose names end in `end`, without those that cannot be read.
@@ -105,9 +132,10 @@ impl Tree {
     /// # Errors
     /// If a link leads out of the tree, or to nothing.
     pub fn resolve(&self, name: &str) -> Result<PathBuf> {
-        let path = self.root.join(name);
+        let path = self.path(name);
         let real = path.canonicalize().map_err(|e| Error::io(&path, "read", &e))?;
-        if !real.starts_with(&self.root) {
+        let inside = if self.is_above(name) { self.root.parent() } else { Some(&*self.root) };
+        if !inside.is_some_and(|inside| real.starts_with(inside)) {
             return Err(Error::new(
                 path.display(),
                 format!("a symbolic link that leads out of the tree, to {}", real.display()),
@@ -151,6 +179,18 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
         ));
     }
     fs::read(path).map_err(|e| Error::io(path, "read", &e))
+}
+
+/// The conf-* files one folder up from `root` that `makefile` names.
+fn confs_above(root: &Path, makefile: &[u8]) -> BTreeSet<String> {
+    let Some(parent) = root.parent() else { return BTreeSet::new() };
+    let text = String::from_utf8_lossy(makefile);
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    text.split("../conf-")
+        .skip(1)
+        .map(|rest| format!("conf-{}", rest.split(|c| !plain(c)).next().unwrap_or_default()))
+        .filter(|name| parent.join(name).is_file())
+        .collect()
 }
 
 /// Names of the regular files in `root`, and of links that may lead to one.

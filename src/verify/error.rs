@@ -13,12 +13,14 @@ use crate::error::NOT_PERMITTED;
 pub enum Error {
     /// A signal asked the process to stop; its number.
     Interrupted(i32),
-    /// The directory is not a qmail source tree.
-    NotATree {
-        /// The directory.
+    /// The folder is not a qmail source tree, or one of its files cannot be read.
+    Tree(crate::error::Error),
+    /// It is one, but not one that can be built as it is.
+    NotBuilt {
+        /// The folder.
         tree: PathBuf,
-        /// The file that every tree has and this one lacks, and what to do about it.
-        missing: String,
+        /// What is in the way, and what to do about it.
+        why: String,
     },
     /// No directory in which a copy can be made and run.
     NoPlace {
@@ -118,8 +120,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Interrupted(signal) => write!(f, "stopped by signal {signal}"),
-            Error::NotATree { tree, missing } => {
-                write!(f, "{}: not a qmail source tree: {missing}", tree.display())
+            Error::Tree(error) => error.fmt(f),
+            Error::NotBuilt { tree, why } => {
+                write!(f, "{}: verify cannot build this tree: {why}", tree.display())
             }
             Error::NoPlace { tried } => {
                 f.write_str("found no directory to make a copy in")?;
@@ -133,9 +136,11 @@ impl fmt::Display for Error {
                 if source.kind() == io::ErrorKind::PermissionDenied {
                     write!(f, "; {NOT_PERMITTED}")?;
                 }
-                Ok(())
+                f.write_str(too_few(source))
             }
-            Error::System { action, source } => write!(f, "cannot {action}: {source}"),
+            Error::System { action, source } => {
+                write!(f, "cannot {action}: {source}{}", too_few(source))
+            }
             Error::Program { program, source } if source.kind() == io::ErrorKind::NotFound => {
                 write!(f, "cannot run {program}: there is no such program in PATH; install it")
             }
@@ -148,7 +153,9 @@ impl fmt::Display for Error {
                     "cannot run {program}: {source}; is it installed where an unprivileged user finds it in PATH?"
                 )
             }
-            Error::Program { program, source } => write!(f, "cannot run {program}: {source}"),
+            Error::Program { program, source } => {
+                write!(f, "cannot run {program}: {source}{}", too_few(source))
+            }
             Error::Build(failure) => failure.fmt(f),
             Error::Timeout { waited_for, seconds, seen } => {
                 write!(f, "waited for {waited_for}, and nothing happened for {seconds} s; {seen}")
@@ -158,6 +165,15 @@ impl fmt::Display for Error {
             }
             Error::Disproved(disproof) => disproof.fmt(f),
         }
+    }
+}
+
+/// What to do where a limit of this process was in the way.
+fn too_few(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EMFILE) => "; raise the limit on open files (ulimit -n), and try again",
+        Some(libc::EAGAIN) => "; raise the limit on processes (ulimit -u), and try again",
+        _ => "",
     }
 }
 

@@ -43,25 +43,29 @@ pub struct Gated {
 }
 
 /// Sends 100 mails to a domain with a limit of 5 among mails to others, through the tree's own qmail-send, and makes
-/// starts fail at qmail-rspawn.
+/// starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner: with very little, the limit is
+/// lower.
 pub fn holds(
     site: &Site,
     stubs: &mut Stubs,
+    room: u32,
     random: &mut Random,
     told: Told<'_>,
 ) -> Result<Gated, Error> {
+    // One delivery to another domain has to fit in beside those of the capped one.
+    let limit = LIMIT.min(room.saturating_sub(1)).max(1);
     let mut group = vec![DOMAIN.to_owned()];
     group.extend((0..site.supplemental().count).map(|number| site.supplemental_domain(number)));
     let table = |name: &str| {
-        group.iter().map(|domain| format!("{domain}:{LIMIT}{name}\n")).collect::<String>()
+        group.iter().map(|domain| format!("{domain}:{limit}{name}\n")).collect::<String>()
     };
     site.set_control("concurrencydomains", &table(""))?;
-    let mut shown = tried(site, stubs, random, told);
+    let mut shown = tried(site, stubs, limit, room, random, told);
     if let Ok(shown) = &mut shown
         && group.len() > 1
     {
         site.set_control("concurrencydomains", &table(":all-channels"))?;
-        let over_all = mail::capped(site, stubs, &group, LIMIT, random, told)?;
+        let over_all = mail::capped(site, stubs, &group, limit, room, random, told)?;
         shown.group_peak = Some(over_all.peak);
         shown.capped += over_all.capped;
         shown.others += over_all.others;
@@ -75,20 +79,27 @@ pub fn holds(
 fn tried(
     site: &Site,
     stubs: &mut Stubs,
+    limit: u32,
+    room: u32,
     random: &mut Random,
     told: Told<'_>,
 ) -> Result<Gated, Error> {
     let Capped { capped, others, peak, notes } =
-        mail::capped(site, stubs, &[DOMAIN.to_owned()], LIMIT, random, told)?;
+        mail::capped(site, stubs, &[DOMAIN.to_owned()], limit, room, random, told)?;
     // qmail-send has run on this queue: what it did not know is gone.
     let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
-    let failed_starts = places_come_back(site, stubs, message)?;
-    Ok(Gated { limit: LIMIT, peak, capped, others, group_peak: None, failed_starts, notes })
+    let failed_starts = places_come_back(site, stubs, limit, message)?;
+    Ok(Gated { limit, peak, capped, others, group_peak: None, failed_starts, notes })
 }
 
 /// Makes more starts fail than the domain has places, and then fills its places.
-fn places_come_back(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<usize, Error> {
-    let failures = (4 * LIMIT).min(site.spawn());
+fn places_come_back(
+    site: &Site,
+    stubs: &mut Stubs,
+    limit: u32,
+    message: MessageId,
+) -> Result<usize, Error> {
+    let failures = (4 * limit).min(site.spawn());
     let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
     let command = |number: u32, hold: Option<&str>| Command {
         number,
@@ -106,7 +117,9 @@ fn places_come_back(site: &Site, stubs: &mut Stubs, message: MessageId) -> Resul
         spawner.send(&command(number, None));
         match spawner.wait(stubs, "a refusal while fork fails", |seen| seen.reports >= 1) {
             // It is held, as if the domain were full, though nothing runs.
-            Err(Error::Timeout { .. }) => return Err(not_given_back(failed, "a refusal", "none")),
+            Err(Error::Timeout { .. }) => {
+                return Err(not_given_back(limit, failed, "a refusal", "none"));
+            }
             other => other?,
         }
         failed += spawner.take_reports().iter().filter(|report| report.letter == b'Z').count();
@@ -117,7 +130,7 @@ fn places_come_back(site: &Site, stubs: &mut Stubs, message: MessageId) -> Resul
     }
     stubs.forget();
     stubs.hold("gate")?;
-    let wanted = LIMIT.min(site.spawn());
+    let wanted = limit.min(site.spawn());
     for number in 0..wanted {
         spawner.send(&command(number, Some("gate")));
     }
@@ -130,7 +143,12 @@ fn places_come_back(site: &Site, stubs: &mut Stubs, message: MessageId) -> Resul
         Ok(()) if started >= wanted as usize => {}
         Ok(()) | Err(Error::Timeout { .. }) => {
             let at_once = |count: usize| format!("{count} deliveries at the same time");
-            return Err(not_given_back(failed, &at_once(wanted as usize), &at_once(started)));
+            return Err(not_given_back(
+                limit,
+                failed,
+                &at_once(wanted as usize),
+                &at_once(started),
+            ));
         }
         Err(error) => return Err(error),
     }
@@ -138,9 +156,9 @@ fn places_come_back(site: &Site, stubs: &mut Stubs, message: MessageId) -> Resul
     Ok(failed)
 }
 
-fn not_given_back(failed: usize, expected: &str, found: &str) -> Error {
+fn not_given_back(limit: u32, failed: usize, expected: &str, found: &str) -> Error {
     Error::disproved(
-        format!("qmail-rspawn, mail to {DOMAIN} (limit {LIMIT}) after {failed} starts had failed"),
+        format!("qmail-rspawn, mail to {DOMAIN} (limit {limit}) after {failed} starts had failed"),
         expected,
         found,
         "the gate's place of a delivery that could not be started is not given back: the domain gets fewer and fewer, \

@@ -749,12 +749,14 @@ pub struct Capped {
 }
 
 /// Queues 100 mails to `domains`, which together have a limit of `limit`, mixed with 200 to twenty others. While `limit`
-/// deliveries to them wait, all others have to be done; then they get their mail too, never more than `limit` at the same time.
+/// deliveries to them wait, all others have to be done; then they get their mail too, never more than `limit` at the same
+/// time. The machine has room for `room` deliveries of one spawner.
 pub fn capped(
     site: &Site,
     stubs: &mut Stubs,
     domains: &[String],
     limit: u32,
+    room: u32,
     random: &mut Random,
     told: Told<'_>,
 ) -> Result<Capped, Error> {
@@ -775,7 +777,8 @@ pub fn capped(
     empty_queue(site)?;
     // So few that not all can be held: the rest is sent away, and has to be called back.
     let few = to_capped.div_ceil(2 * domains.len());
-    set_concurrency(site, 1, site.spawn().min(60), site.spawn().min(few as u32))?;
+    let most = site.spawn().min(room);
+    set_concurrency(site, 1, most.min(60), most.min(few as u32))?;
     stubs.forget();
     stubs.hold("capped")?;
     let total = plan.mails.len();

@@ -14,14 +14,15 @@ use std::process::Command;
 use super::error::Error;
 use super::identity::Identity;
 use super::sys;
+use crate::tree::Tree;
 
 /// Larger than any qmail tree (with its objects a few tens of megabytes): a wrong directory is noticed before it is
 /// copied.
 const MAX_BYTES: u64 = 1 << 30;
 const MAX_FILES: u64 = 100_000;
 
-/// The files without which verify does not take a directory for a qmail source tree.
-const MARKS: [&str; 5] = ["Makefile", "conf-spawn", "conf-qmail", "spawn.c", "qmail-send.c"];
+/// The conf-* files by which a Makefile tells the programs where qmail's home is: s/qmail's is conf-home.
+const HOMES: [&str; 2] = ["conf-qmail", "conf-home"];
 
 /// Whether the scratch directory outlives its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,6 +51,8 @@ pub struct SiteConfig {
     pub cc: Option<String>,
     /// Further words for the end of conf-cc's first line.
     pub cflags: Vec<String>,
+    /// A folder whose files are copied into the home's control/, but for those that the rig writes or relies on.
+    pub control: Option<PathBuf>,
 }
 
 impl Scratch {
@@ -112,10 +115,11 @@ impl Scratch {
 
     /// Copies `tree` into a new site called `name` and configures the copy. Nothing is compiled yet.
     pub fn site(&self, tree: &Path, name: &str, config: &SiteConfig) -> Result<Site, Error> {
-        check_tree(tree)?;
+        let settings = Settings::of_tree(tree)?;
         let base = self.root.join(name);
         let site = Site {
             tree: base.join("tree"),
+            settings,
             home: base.join("home"),
             rig: base.join("rig"),
             identity: self.identity,
@@ -127,14 +131,16 @@ impl Scratch {
         };
         make_dir(&base, self.identity)?;
         copy_tree(tree, &site.tree, self.identity)?;
+        site.settings.copy_above(tree, &base, self.identity)?;
         site.configure(config)
     }
 
     /// Copies `tree` to a directory called `name`, to be changed before a site is made of it.
     pub fn copy(&self, tree: &Path, name: &str) -> Result<PathBuf, Error> {
-        check_tree(tree)?;
+        let settings = Settings::of_tree(tree)?;
         let copy = self.root.join(name);
         copy_tree(tree, &copy, self.identity)?;
+        settings.copy_above(tree, &self.root, self.identity)?;
         Ok(copy)
     }
 
@@ -172,6 +178,7 @@ pub enum TodoLayout {
 #[derive(Debug)]
 pub struct Site {
     tree: PathBuf,
+    settings: Settings,
     home: PathBuf,
     rig: PathBuf,
     identity: Identity,
@@ -250,7 +257,7 @@ impl Site {
         ld.push(self.rig.join("link.o").display().to_string());
         self.set_conf("conf-cc", &cc.join(" "))?;
         self.set_conf("conf-ld", &ld.join(" "))?;
-        self.set_conf("conf-qmail", &self.home.display().to_string())?;
+        self.set_conf(self.settings.home, &self.home.display().to_string())?;
         if let Some(spawn) = config.spawn {
             self.set_conf("conf-spawn", &spawn.to_string())?;
         }
@@ -265,11 +272,39 @@ impl Site {
                 "qpatch apply --spawn N",
             ));
         }
-        if self.tree.join("conf-split").exists() {
+        if self.conf_path("conf-split").exists() {
             self.split = self.conf_number("conf-split")?.max(1);
         }
         self.make_home()?;
+        if let Some(control) = &config.control {
+            self.copy_control(control, &self.home.join("control"))?;
+        }
         Ok(self)
+    }
+
+    /// Copies what is in the folder `from`, and in folders in it, where nothing is yet and the rig does not rely on what
+    /// qmail does without.
+    fn copy_control(&self, from: &Path, to: &Path) -> Result<(), Error> {
+        let entries = fs::read_dir(from).map_err(Error::file("read", from))?;
+        for entry in entries {
+            let name = entry.map_err(Error::file("read", from))?.file_name();
+            let (from, to) = (from.join(&name), to.join(&name));
+            if is_of_the_rig(&name.to_string_lossy()) || to.exists() {
+                continue;
+            }
+            let metadata = fs::metadata(&from).map_err(Error::file("look at", &from))?;
+            if metadata.is_dir() {
+                make_dir(&to, self.identity)?;
+                self.copy_control(&from, &to)?;
+            } else if metadata.is_file() {
+                let bytes = fs::read(&from).map_err(Error::file("read", &from))?;
+                self.write(&to, &bytes)?;
+                // There may be a password in it.
+                fs::set_permissions(&to, fs::Permissions::from_mode(0o600))
+                    .map_err(Error::file("set the mode of", &to))?;
+            }
+        }
+        Ok(())
     }
 
     fn conf_words(&self, name: &str) -> Result<Vec<String>, Error> {
@@ -277,8 +312,15 @@ impl Site {
         Ok(line.split_whitespace().map(str::to_owned).collect())
     }
 
+    /// Where a conf-* file of the copy is: one folder up in some trees.
+    fn conf_path(&self, name: &str) -> PathBuf {
+        let above = self.settings.above.contains(name);
+        let folder = self.tree.parent().filter(|_| above).unwrap_or(&self.tree);
+        folder.join(name)
+    }
+
     fn conf_line(&self, name: &str) -> Result<String, Error> {
-        let path = self.tree.join(name);
+        let path = self.conf_path(name);
         let bytes = fs::read(&path).map_err(Error::file("read", &path))?;
         let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
         Ok(String::from_utf8_lossy(line).trim().to_owned())
@@ -298,7 +340,7 @@ impl Site {
 
     /// Replaces the first line of a conf-* file, which is what the Makefile reads; the rest explains it and stays.
     pub fn set_conf(&self, name: &str, value: &str) -> Result<(), Error> {
-        let path = self.tree.join(name);
+        let path = self.conf_path(name);
         let old = match fs::read(&path) {
             Ok(old) => old,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -456,29 +498,93 @@ impl MessageId {
     }
 }
 
-/// Checks that `tree` is a qmail source tree.
+/// Checks that `tree` is a qmail source tree, and one that verify can build.
 pub fn check_tree(tree: &Path) -> Result<(), Error> {
-    let metadata = fs::metadata(tree).map_err(Error::file("look at", tree))?;
-    if !metadata.is_dir() {
-        return Err(Error::NotATree {
-            tree: tree.to_path_buf(),
-            missing: "it is not a directory".to_owned(),
-        });
-    }
-    for name in MARKS {
-        if !tree.join(name).exists() {
-            let hint = if tree.join("configure").exists() {
-                "; if the tree makes it with its own configure, run that first"
-            } else {
-                "; name the directory in which the tree's Makefile and spawn.c lie"
-            };
-            return Err(Error::NotATree {
-                tree: tree.to_path_buf(),
-                missing: format!("it has no {name}{hint}"),
-            });
+    Settings::of_tree(tree).map(|_| ())
+}
+
+/// Where a tree keeps the settings that verify changes in its copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Settings {
+    /// The file that tells where qmail's home is.
+    home: &'static str,
+    /// The conf-* files that lie one folder up.
+    above: BTreeSet<String>,
+}
+
+impl Settings {
+    /// By the same rule as every other command: see [`Tree::open`].
+    fn of_tree(path: &Path) -> Result<Settings, Error> {
+        let tree = Tree::open(path).map_err(Error::Tree)?;
+        let no = |why: String| Error::NotBuilt { tree: path.to_path_buf(), why };
+        for name in ["conf-spawn", "conf-cc", "conf-ld"] {
+            if !tree.names().contains(name) {
+                return Err(no(missing(&tree, name)));
+            }
         }
+        let makefile = tree.read("Makefile").map_err(Error::Tree)?;
+        let makefile = String::from_utf8_lossy(&makefile);
+        let Some(home) = HOMES.into_iter().find(|name| makefile.contains(name)) else {
+            let names = HOMES.join(" nor ");
+            return Err(no(format!(
+                "its Makefile names neither {names}, so the copy cannot get a qmail home of its own"
+            )));
+        };
+        if !tree.names().contains(home) {
+            return Err(no(missing(&tree, home)));
+        }
+        let above = tree.names().iter().filter(|name| tree.is_above(name)).cloned().collect();
+        Ok(Settings { home, above })
     }
-    Ok(())
+
+    /// Copies what lies one folder up from `tree` to the folder `to`.
+    fn copy_above(&self, tree: &Path, to: &Path, identity: Identity) -> Result<(), Error> {
+        let tree = Tree::open(tree).map_err(Error::Tree)?;
+        for name in &self.above {
+            let bytes = tree.read(name).map_err(Error::Tree)?;
+            let path = to.join(name);
+            fs::write(&path, bytes).map_err(Error::file("write", &path))?;
+            identity.give(&path)?;
+        }
+        Ok(())
+    }
+}
+
+/// That `tree` has no `name`, and what makes it, where that is known.
+fn missing(tree: &Tree, name: &str) -> String {
+    let template = format!("{name}.in");
+    let is_script = |script: &&String| script.ends_with("configure") || script.ends_with(".sh");
+    let script = tree.names().iter().filter(is_script).find(|script| {
+        let text = tree.read(script).unwrap_or_default();
+        let wanted = if tree.names().contains(&template) { &template } else { name };
+        memchr::memmem::find(&text, wanted.as_bytes()).is_some()
+    });
+    match script {
+        Some(script) => format!("it has no {name}, which its {script} makes: run that first"),
+        None => format!("it has no {name}"),
+    }
+}
+
+/// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control` brings of these
+/// is left out.
+fn is_of_the_rig(name: &str) -> bool {
+    const NAMES: [&str; 13] = [
+        "me",
+        "defaultdomain",
+        "defaulthost",
+        "plusdomain",
+        "envnoathost",
+        "percenthack",
+        "smtproutes",
+        "queuelifetime",
+        "bouncefrom",
+        "bouncehost",
+        "doublebounceto",
+        "doublebouncehost",
+        "virtualdomains",
+    ];
+    const STARTS: [&str; 4] = ["locals", "concurrency", "suppls", "gate"];
+    NAMES.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
 }
 
 fn make_dir(path: &Path, identity: Identity) -> Result<(), Error> {
@@ -649,11 +755,11 @@ impl Copier {
         self.files += 1;
         self.bytes += metadata.len();
         if self.files > MAX_FILES || self.bytes > MAX_BYTES {
-            return Err(Error::NotATree {
-                tree: self.root.clone(),
-                missing: "it is too large to be one; name the directory in which spawn.c lies"
-                    .to_owned(),
-            });
+            return Err(Error::Tree(crate::error::Error::new(
+                self.root.display(),
+                "too large to be a qmail source tree",
+                "name the folder that holds qmail's Makefile and spawn.c, and nothing else",
+            )));
         }
         fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
         let mode = metadata.permissions().mode() | 0o600;
@@ -701,7 +807,10 @@ mod tests {
     fn a_directory_that_is_no_tree_is_named_with_what_it_lacks() {
         let scratch = Scratch::new(Path::new("/"), None, Keep::No).expect("scratch");
         let error = check_tree(scratch.root()).expect_err("empty directory");
-        assert!(error.to_string().contains("it has no Makefile"), "{error}");
+        assert!(
+            error.to_string().contains("not a qmail source tree: it has no Makefile"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -28,7 +28,7 @@ use super::protocol::{Command, Report, Width};
 use super::scratch::Site;
 use super::spawner::{Channel, IDLE, likely_cause_of_death, search_path};
 use super::stub::Stubs;
-use super::sys::{self, Interest, Polled, Watch};
+use super::sys::{self, Interest, Polled, Resource, Watch};
 
 /// The programs of a tree that [`SendRig`] needs; further ones where a tree has them.
 pub const PROGRAMS: [&str; 6] =
@@ -204,8 +204,11 @@ impl SendRig {
             let dir = site.rig().join("relay");
             fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
             site.identity().give(&dir)?;
-            // A few more than are known of: what no qmail-send takes is in nobody's way.
-            let remote = (1 + site.supplemental().count as usize).max(8);
+            // A few more than are known of: what no qmail-send takes is in nobody's way. Each takes two descriptors, which
+            // are scarce on some machines.
+            let known = 1 + site.supplemental().count as usize;
+            let room = sys::limit(Resource::OpenFiles).map_or(u64::MAX, |limit| limit.soft);
+            let remote = if room > 64 + 2 * known as u64 { known.max(8) } else { known };
             for (channel, count) in [(Channel::Local, 1), (Channel::Remote, remote)] {
                 let link = dir.join(channel.program());
                 let _ = fs::remove_file(&link);

@@ -27,6 +27,9 @@ const MAX_CROWD: u32 = 4096;
 /// The C library's own FD_SETSIZE: the descriptor from which on a raised one, and fortify's check, begin to matter.
 const STOCK_FD_SETSIZE: u64 = 1024;
 
+/// Why a step was skipped that `--only` leaves out.
+const NOT_ASKED: &str = "not asked for";
+
 /// How many deliveries are under way when qmail-send is stopped.
 const UNDER_WAY: u32 = 100;
 
@@ -155,31 +158,32 @@ impl<'s> Session<'s> {
         let held = self.spawners("", &mut plain)?;
         let spawners = held.both();
         // The rig plays both: a qmail-lspawn that cannot be run here is not needed.
-        let numbers =
-            self.part(Part::Numbers, "qmail-send numbers", held.remote, |session, name| {
-                session.step(name, |session| session.every_number(&mut plain))
-            })?;
-        let mail = self.part(Part::Mail, "mail", spawners && numbers, |session, name| {
+        let numbers = self.part(Part::Numbers, held.remote, |session, name| {
+            session.step(name, |session| session.every_number(&mut plain))
+        })?;
+        let mail = self.part(Part::Mail, spawners && numbers, |session, name| {
             session.step(name, |session| session.mail(&mut plain))
         })?;
-        self.part(Part::Restart, "restart", spawners && mail, |session, name| {
+        self.part(Part::Restart, spawners && mail, |session, name| {
             session.step(name, |session| session.restart(&mut plain))
         })?;
         if gate::is_in(self.tree) {
-            self.part(Part::Gate, "gate", spawners && mail, |session, name| {
+            self.part(Part::Gate, spawners && mail, |session, name| {
                 session.step(name, |session| session.gate(&mut plain))
             })?;
-        } else if self.wants(Part::Gate) {
-            self.skip("gate", "the tree has no gate (domain-gate is not applied)");
+        } else if self.options.only.contains(&Part::Gate) {
+            self.step::<()>(Part::Gate.step(), |_| {
+                let next = "qpatch apply (domain-gate) puts it in";
+                Err(Error::disproved("the tree", "a gate, as --only asks for it", "none", next))
+            })?;
+        } else {
+            self.part(Part::Gate, true, |session, name| {
+                session.skip(name, "the tree has no gate (domain-gate is not applied)");
+                Ok(None)
+            })?;
         }
         drop(plain);
-        if self.wants(Part::Fortify) {
-            if spawners && mail {
-                self.fortified()?;
-            } else {
-                self.skip("fortify build", "not tried, because an earlier step failed");
-            }
-        }
+        self.part(Part::Fortify, spawners && mail, |session, _| session.fortified().map(Some))?;
         Ok(())
     }
 
@@ -187,11 +191,12 @@ impl<'s> Session<'s> {
     fn part(
         &mut self,
         part: Part,
-        name: &str,
         possible: bool,
         body: impl FnOnce(&mut Self, &str) -> Result<Option<()>, Error>,
     ) -> Result<bool, Error> {
+        let name = part.step();
         if !self.wants(part) {
+            self.skip(name, NOT_ASKED);
             return Ok(true);
         }
         if !possible {
@@ -218,13 +223,24 @@ impl<'s> Session<'s> {
         let Some(site) = built else { return Ok(None) };
         self.spawn = site.spawn();
         self.cc = site.cc().join(" ");
-        if build::targets(site.tree())?.contains("chkspawn") {
-            self.step("chkspawn", |_| chkspawn(&site))?;
-        } else {
-            self.skip("chkspawn", "the tree has none");
+        let has_chkspawn = build::targets(site.tree())?.contains("chkspawn");
+        self.part(Part::Chkspawn, true, |session, name| {
+            if has_chkspawn {
+                return session.step(name, |_| chkspawn(&site));
+            }
+            session.skip(name, "the tree has none");
+            Ok(None)
+        })?;
+        self.fd_set_holds =
+            self.part(Part::FdSet, true, |session, name| session.step(name, |_| fd_sets(&site)))?;
+        let runs = |part: &Part| !matches!(part, Part::Build | Part::Chkspawn | Part::FdSet);
+        if self.options.only.is_empty() || self.options.only.iter().any(runs) {
+            return self.step(Part::Machine.step(), |session| session.install(site));
         }
-        self.fd_set_holds = self.step("fd_set", |_| fd_sets(&site))?.is_some();
-        self.step("machine", |session| session.install(site))
+        for part in Part::ALL.iter().filter(|part| runs(part)) {
+            self.skip(part.step(), NOT_ASKED);
+        }
+        Ok(None)
     }
 
     /// Builds everything; where chkspawn stands in the way, it is silenced (its own step tells what it says), so that
@@ -234,6 +250,7 @@ impl<'s> Session<'s> {
             spawn: self.options.spawn,
             cc: self.options.cc.clone(),
             cflags: self.options.cflags.clone(),
+            control: self.options.control.clone(),
         };
         config.cflags.extend(cflags.iter().map(|flag| (*flag).to_owned()));
         let site = self.scratch.site(self.tree, name, &config)?;
@@ -286,15 +303,17 @@ impl<'s> Session<'s> {
     }
 
     fn spawners(&mut self, prefix: &str, ready: &mut Ready) -> Result<Held, Error> {
-        if !self.wants(Part::Spawners) && prefix.is_empty() {
-            // Later parts need to know the protocol.
-            let spawner = Spawner::start(&ready.site, &mut ready.stubs, Channel::Remote)?;
-            ready.width = Some(spawner.width());
-            return Ok(Held { remote: true, local: true });
-        }
         let mut held = Held { remote: false, local: false };
-        for channel in [Channel::Remote, Channel::Local] {
+        for (channel, part) in [(Channel::Remote, Part::Rspawn), (Channel::Local, Part::Lspawn)] {
             let name = format!("{prefix}{channel}");
+            if prefix.is_empty() && !self.wants(part) {
+                self.skip(&name, NOT_ASKED);
+                match channel {
+                    Channel::Remote => held.remote = true,
+                    Channel::Local => held.local = true,
+                }
+                continue;
+            }
             let fd_set_holds = self.fd_set_holds;
             let proved = self.step(&name, |session| {
                 session.spawner(ready, channel).map_err(|error| match error {
@@ -410,7 +429,10 @@ impl<'s> Session<'s> {
     }
 
     fn every_number(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
-        let width = ready.width.unwrap_or(Width::Two);
+        let width = match ready.width {
+            Some(width) => width,
+            None => Spawner::start(&ready.site, &mut ready.stubs, Channel::Remote)?.width(),
+        };
         let progress = &mut *self.progress;
         let sent = mail::every_number(
             &ready.site,
@@ -481,7 +503,8 @@ impl<'s> Session<'s> {
     fn gate(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
         let progress = &mut *self.progress;
         let told = &mut |done, total| progress.advance(done, total);
-        let gated = gate::holds(&ready.site, &mut ready.stubs, &mut self.random, told)?;
+        let room = Self::crowd(ready).remote;
+        let gated = gate::holds(&ready.site, &mut ready.stubs, room, &mut self.random, told)?;
         let mut detail = format!(
             "{} deliveries to a domain with a limit of {}: never more than {} at once, while {} to other domains went \
              through; its places are whole after {} failed starts",
@@ -508,10 +531,12 @@ impl<'s> Session<'s> {
         self.cc = cc;
         let Some(site) = site else { return Ok(()) };
         let (mut ready, _) = self.install(site)?;
-        let spawners = self.spawners("fortify ", &mut ready)?.both();
-        self.part(Part::Fortify, "fortify mail", spawners, |session, name| {
-            session.step(name, |session| session.mail(&mut ready))
-        })?;
+        let name = "fortify mail";
+        if self.spawners("fortify ", &mut ready)?.both() {
+            self.step(name, |session| session.mail(&mut ready))?;
+        } else {
+            self.skip(name, "not tried, because an earlier step failed");
+        }
         Ok(())
     }
 }

@@ -328,6 +328,8 @@ pub(crate) fn pidfd(pid: u32) -> Option<std::os::fd::OwnedFd> {
 /// standard library uses to report a failed exec may be among those closed: then the child aborts instead, which the
 /// caller sees as a child that ended at once.
 pub(crate) fn map_descriptors(command: &mut Command, map: Vec<(RawFd, RawFd)>, below: RawFd) {
+    // Just above the targets: with a low RLIMIT_NOFILE there is not much room.
+    let above = map.iter().map(|(_, target)| target + 1).fold(below, RawFd::max);
     let setup = move || -> io::Result<()> {
         // Copies above every target first, so that no target overwrites a source that is still needed.
         let mut copies = [-1 as RawFd; 16];
@@ -336,7 +338,7 @@ pub(crate) fn map_descriptors(command: &mut Command, map: Vec<(RawFd, RawFd)>, b
         }
         for (copy, (source, _)) in copies.iter_mut().zip(&map) {
             // SAFETY: F_DUPFD_CLOEXEC takes an integer; a bad source is reported as an error.
-            *copy = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, 64) };
+            *copy = unsafe { libc::fcntl(*source, libc::F_DUPFD_CLOEXEC, above) };
             if *copy < 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -34,6 +34,7 @@ pub(crate) fn config(spawn: u32, cflags: &[&str]) -> SiteConfig {
         spawn: Some(spawn),
         cc: None,
         cflags: cflags.iter().map(|flag| (*flag).to_owned()).collect(),
+        ..SiteConfig::default()
     }
 }
 
