@@ -20,7 +20,7 @@ fn run(rule_text: &str, lang: Lang, input: &[u8]) -> Result {
         Err(error) => return Result::Error(format!("{error}\n")),
     };
     let mut bytes = input.to_vec();
-    for rule in patch.sections.iter().flat_map(|s| &s.rules) {
+    for rule in patch.sections.iter().flat_map(rule::Section::rules) {
         match edit::examine(rule, lang, &Source::new(lang, &bytes)) {
             State::Done => {}
             State::Fits { edits } => bytes = edit::apply(&bytes, &edits),

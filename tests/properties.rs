@@ -59,7 +59,7 @@ proptest! {
     fn shipped_rules_take_any_bytes(bytes in almost_c()) {
         for patch in shipped() {
             for section in &patch.sections {
-                for rule in &section.rules {
+                for rule in section.rules() {
                     let source = Source::new(Lang::C, &bytes);
                     if let State::Fits { edits } = edit::examine(rule, Lang::C, &source) {
                         let after = edit::apply(&bytes, &edits);
@@ -79,7 +79,7 @@ proptest! {
         let text = format!("file a.c\n@@ all : t\n{}\n=x\n", hunk.join("\n"));
         if let Ok(patch) = rule::parse("x", "x.rule", &text, &Parameters::new(), &[]) {
             for lang in [Lang::C, Lang::Text] {
-                let _ = edit::examine(&patch.sections[0].rules[0], lang, &Source::new(lang, &bytes));
+                let _ = edit::examine(&patch.sections[0].rules()[0], lang, &Source::new(lang, &bytes));
             }
         }
     }
@@ -143,7 +143,7 @@ fn patched(bytes: &[u8]) -> (Vec<u8>, usize) {
     let mut bytes = bytes.to_vec();
     let mut made = 0;
     for patch in shipped() {
-        for rule in patch.sections.iter().flat_map(|s| &s.rules) {
+        for rule in patch.sections.iter().flat_map(rule::Section::rules) {
             if let State::Fits { edits } =
                 edit::examine(rule, Lang::C, &Source::new(Lang::C, &bytes))
             {
@@ -183,6 +183,279 @@ fn white_space_does_not_change_what_applies() {
                     around(&want)
                 );
             }
+        }
+    }
+}
+
+/// Rule files to change a word of.
+const RULE_FILES: [&str; 5] = [
+    include_str!("../patches/toolchain/rule"),
+    include_str!("../patches/big-concurrency/rule"),
+    include_str!("../patches/fd-setsize/rule"),
+    include_str!("../patches/domain-gate/rule"),
+    "files *.c | *.h as c when spawn with function f and calls g or include h.h unless a | b except c.c\n\
+     @@ in f() | g() all together : one\n?$n = 1 | <number>\n x = $n;\n ...\n-y($$z);\n+y(${spawn});\n\
+     @| or : another\n-w;\n+y;\n@& in g() any : a further place\n-v;\n+u;\n=?$n = 2 | <string>\n=y($n);\n\n!v;\n\
+     refuse *.c with identifier q and no-include r.h : of another kind\n",
+];
+
+/// A file, line by line, each in words.
+type Lines = Vec<Vec<String>>;
+
+/// What of a rule file the parser has to keep, line by line. Where it takes words in any order they are sorted.
+fn lines_of(text: &str) -> Lines {
+    let sorted = |line: &str| {
+        let mut words: Vec<_> = line.split_whitespace().map(str::to_string).collect();
+        words.sort();
+        words
+    };
+    let mut lang = Lang::C;
+    let mut out = Lines::new();
+    let mut previous = ' ';
+    for line in text.lines() {
+        let first = line.chars().next().unwrap_or(' ');
+        match first {
+            '#' => {}
+            _ if line.trim().is_empty() => {}
+            '@' => {
+                out.push(sorted(&line.replacen(':', " : ", usize::from(!line.starts_with("@|")))));
+            }
+            ' ' | '+' | '-' => out.push(vec![line.to_string()]),
+            '?' => out.push(sorted(&line.replacen('=', " = ", 1))),
+            '=' | '!' if line[1..].starts_with('?') => {
+                out.push(sorted(&line.replacen("?$", "? $", 1).replacen(
+                    '=',
+                    " = ",
+                    1 + usize::from(first == '='),
+                )));
+            }
+            '=' | '!' => {
+                if previous != first {
+                    out.push(vec![first.to_string()]);
+                } else if lang == Lang::Text {
+                    out.last_mut().unwrap().push("\n".to_string());
+                }
+                let source = Source::new(lang, &line.as_bytes()[1..]);
+                let words = (0..source.tokens.len())
+                    .map(|i| String::from_utf8(source.text(i).into_owned()).unwrap());
+                let end = |word: String| {
+                    if lang == Lang::Text && word == "$" { "\n".to_string() } else { word }
+                };
+                out.last_mut().unwrap().extend(words.map(end));
+            }
+            _ => {
+                let words: Vec<_> = line.split_whitespace().collect();
+                let given = words.iter().position(|w| *w == "as").and_then(|n| words.get(n + 1));
+                lang = match given {
+                    Some(&"c") => Lang::C,
+                    Some(&"text") => Lang::Text,
+                    _ => Lang::of(words.get(1).unwrap_or(&"")),
+                };
+                out.push(sorted(line));
+            }
+        }
+        previous =
+            if line.get(1..).is_some_and(|rest| rest.starts_with('?')) { '?' } else { first };
+    }
+    out
+}
+
+/// A rule file that says what `patch` has.
+fn written(patch: &Patch) -> String {
+    use rule::{
+        Absent, Alternative, Condition, Count, Element, Mark, Need, Purpose, Reach, Scope, Work,
+    };
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let lets = |pattern: &rule::Pattern, mark: &str| {
+        let alternative = |a: &Alternative| match a {
+            Alternative::Token(_, bytes) => text(bytes),
+            Alternative::Kind(Kind::Number) => "<number>".to_string(),
+            Alternative::Kind(Kind::Str) => "<string>".to_string(),
+            Alternative::Kind(_) => "<identifier>".to_string(),
+        };
+        let line = |(name, of): (&String, &Vec<Alternative>)| {
+            format!(
+                "{mark}?${name} = {}\n",
+                of.iter().map(alternative).collect::<Vec<_>>().join(" | ")
+            )
+        };
+        pattern.lets.iter().map(line).collect::<String>()
+    };
+    let hunk = |hunk: &rule::Hunk| {
+        let mark = |mark| match mark {
+            Mark::Context => ' ',
+            Mark::Remove => '-',
+            Mark::Add => '+',
+        };
+        let lines = hunk.lines.iter().map(|l| format!("{}{}\n", mark(l.mark), l.text));
+        lets(&hunk.pattern, "") + &lines.collect::<String>()
+    };
+    let post = |pattern: &rule::Pattern, mark: &str| {
+        let element = |e: &Element| match e {
+            Element::Token(Kind::LineEnd, _) => format!("\n{mark}"),
+            Element::Token(Kind::Directive, _) => format!("\n{mark}#"),
+            Element::Token(_, bytes) => format!(" {}", text(bytes)),
+            Element::Variable(name) => format!(" ${name}"),
+            Element::Run(name) => format!(" $${name}"),
+            Element::Gap => " ...".to_string(),
+        };
+        let elements = pattern.elements.iter().map(element).collect::<String>();
+        format!("{}{mark}{elements}\n\n", lets(pattern, mark))
+    };
+    let place = |part: &rule::Part| {
+        let scope = match &part.scope {
+            Scope::File => String::new(),
+            Scope::Function(names) => format!("in {}()", names.join("() | ")),
+            Scope::Target(name) => format!("in target {name}"),
+            Scope::BeforeIncludes => "before includes".to_string(),
+            Scope::AfterIncludes => "after includes".to_string(),
+            Scope::End => "at end".to_string(),
+            Scope::FirstLine => "first line".to_string(),
+        };
+        match part.count {
+            Count::Once => scope,
+            Count::All => scope + " all",
+            Count::Any => scope + " any",
+        }
+    };
+    let condition = |c: &Condition| match c {
+        Condition::Function(name) => format!("function {name}"),
+        Condition::Calls(name) => format!("calls {name}"),
+        Condition::Identifier(name) => format!("identifier {name}"),
+        Condition::Include(name) => format!("include {name}"),
+        Condition::NoInclude(name) => format!("no-include {name}"),
+    };
+    let mut out = String::new();
+    for section in &patch.sections {
+        let optional = if section.select.absent == Absent::Skip { "?" } else { "" };
+        out += &match (&section.work, section.select.reach) {
+            (Work::Create(_), _) => "create".to_string(),
+            (Work::Refuse(_), _) => "refuse".to_string(),
+            (_, Reach::First) => format!("file{optional}"),
+            (_, Reach::All) => format!("files{optional}"),
+        };
+        out += &format!(" {}", section.select.names.join(" | "));
+        out += match section.lang {
+            None => "",
+            Some(Lang::C) => " as c",
+            Some(Lang::Text) => " as text",
+        };
+        out += &section.when.iter().map(|name| format!(" when {name}")).collect::<String>();
+        let with = section.select.with.iter();
+        let with: Vec<_> =
+            with.map(|any| any.iter().map(condition).collect::<Vec<_>>().join(" or ")).collect();
+        if !with.is_empty() {
+            out += &format!(" with {}", with.join(" and "));
+        }
+        for (word, names) in [("unless", &section.unless), ("except", &section.select.except)] {
+            if !names.is_empty() {
+                out += &format!(" {word} {}", names.join(" | "));
+            }
+        }
+        match &section.work {
+            Work::Rules(_) => out += "\n",
+            Work::Refuse(reason) => out += &format!(" : {reason}\n"),
+            Work::Create(content) => match content.strip_prefix(b"the file ") {
+                Some(name) => out += &format!(" from {}\n", text(name)),
+                None => {
+                    out += "\n";
+                    out += &text(content).lines().map(|l| format!("+{l}\n")).collect::<String>();
+                }
+            },
+        }
+        for rule in section.rules() {
+            for (n, part) in rule.parts.iter().enumerate() {
+                match n {
+                    0 => {
+                        out += &format!("@@ {}", place(part));
+                        out += if rule.together { " together" } else { "" };
+                        out += if rule.purpose == Purpose::Repair { " repair" } else { "" };
+                        out += if rule.need == Need::Optional { " optional" } else { "" };
+                        out += &format!(" : {}\n", rule.title);
+                    }
+                    _ => out += &format!("@& {} : a further place\n", place(part)),
+                }
+                for (n, variant) in part.variants.iter().enumerate() {
+                    if n > 0 {
+                        out += &format!("@| {}\n", variant.title);
+                    }
+                    out += &hunk(variant);
+                }
+            }
+            out += &rule.done.iter().map(|p| post(p, "=")).collect::<String>();
+            out += &rule.never.iter().map(|p| post(p, "!")).collect::<String>();
+        }
+    }
+    out
+}
+
+/// The rule file `text` as the parser understands it, written out again; its own lines with the parameter put in.
+fn read_and_written(text: &str) -> Result<(Lines, Lines), String> {
+    const SPAWN: &str = "424242";
+    let parameters = rule::PARAMETERS.map(|name| (name.to_string(), SPAWN.to_string()));
+    let names: Vec<_> = text.split_whitespace().collect();
+    let contents: Vec<_> =
+        names.iter().map(|name| format!("the file {name}").into_bytes()).collect();
+    let kept: Vec<(&str, &[u8])> =
+        names.iter().copied().zip(contents.iter().map(Vec::as_slice)).collect();
+    let patch =
+        rule::parse("x", "x.rule", text, &parameters.into(), &kept).map_err(|e| e.to_string())?;
+    // The title of a further place is not kept: it is a remark.
+    let further = |line: &str| match (line.starts_with("@&"), line.find(':')) {
+        (true, Some(at)) => format!("{} : a further place\n", &line[..at]),
+        _ => format!("{line}\n"),
+    };
+    let text: String = text.lines().map(further).collect();
+    Ok((lines_of(&text.replace("${spawn}", SPAWN)), lines_of(&written(&patch))))
+}
+
+#[test]
+fn the_parser_keeps_every_word_of_the_rule_files() {
+    for text in RULE_FILES {
+        let (own, again) = read_and_written(text).unwrap();
+        for (own, again) in own.iter().zip(&again) {
+            assert_eq!(own, again);
+        }
+        assert_eq!(own.len(), again.len());
+    }
+}
+
+/// What is done to a word.
+#[derive(Clone, Copy, Debug)]
+enum Mistake {
+    Dropped,
+    Doubled,
+    Misspelt,
+}
+
+proptest! {
+    /// A rule file with one word dropped, doubled or misspelt is an error, or means just what it says: the parser never
+    /// drops a word and never reads one as something else.
+    #[test]
+    fn a_wrong_word_is_an_error_or_means_what_it_says(
+        file in 0..RULE_FILES.len(),
+        word in any::<proptest::sample::Index>(),
+        mistake in prop_oneof![Just(Mistake::Dropped), Just(Mistake::Doubled), Just(Mistake::Misspelt)],
+        letter in any::<proptest::sample::Index>(),
+    ) {
+        let text = RULE_FILES[file];
+        let words: Vec<_> = text.split_whitespace().collect();
+        let word = words[word.index(words.len())];
+        let at = word.as_ptr() as usize - text.as_ptr() as usize;
+        let new = match mistake {
+            Mistake::Dropped => String::new(),
+            Mistake::Doubled => format!("{word} {word}"),
+            Mistake::Misspelt => {
+                let n = letter.index(word.len());
+                if !word.is_char_boundary(n) || !word.is_char_boundary(n + 1) {
+                    return Ok(());
+                }
+                format!("{}{}{}", &word[..n], if &word[n..=n] == "z" { "q" } else { "z" }, &word[n + 1..])
+            }
+        };
+        let mistaken = format!("{}{new}{}", &text[..at], &text[at + word.len()..]);
+        if let Ok((own, again)) = read_and_written(&mistaken) {
+            prop_assert_eq!(own, again, "{:?} {}", mistake, word);
         }
     }
 }

@@ -11,7 +11,9 @@ use crate::edit::{self, Edit, Misfit, State};
 use crate::error::{Error, Result};
 use crate::lex::{Kind, Lang, Source};
 use crate::matcher;
-use crate::rule::{Absent, Condition, Need, Patch, Purpose, Scope, Section, Select};
+use crate::rule::{
+    Absent, Condition, Need, Patch, Purpose, Reach, Scope, Section, Select, Work as Does,
+};
 
 const MAKEFILE: &str = "Makefile";
 
@@ -124,8 +126,16 @@ impl Plan {
         for patch in patches {
             let mut rules = Vec::new();
             let mut evidence = Evidence::default();
-            for section in &patch.sections {
-                work.section(tree, section, &mut rules, &mut evidence)?;
+            match work.refused(tree, patch)? {
+                Some(refused) => {
+                    evidence.misfit = true;
+                    rules.push(refused);
+                }
+                None => {
+                    for section in &patch.sections {
+                        work.section(tree, section, &mut rules, &mut evidence)?;
+                    }
+                }
             }
             reports.push(Report { patch: patch.id.clone(), standing: evidence.standing(), rules });
         }
@@ -172,7 +182,7 @@ impl Plan {
             let together: BTreeSet<usize> = patch
                 .sections
                 .iter()
-                .flat_map(|s| &s.rules)
+                .flat_map(Section::rules)
                 .filter(|r| r.together)
                 .map(|r| r.line)
                 .collect();
@@ -302,34 +312,46 @@ impl Work {
     }
 
     /// The files that a section is about; `Err` has the words for a misfit.
-    fn selected(&self, tree: &Tree, select: &Select) -> std::result::Result<Vec<String>, String> {
-        match select {
-            Select::Create { name, .. } => Ok(vec![name.clone()]),
-            Select::Name { names, absent } => match names.iter().find(|n| self.has(tree, n)) {
-                Some(name) => Ok(vec![name.clone()]),
-                None if names.iter().any(|n| self.is_missed(tree, n)) => Err(MISSED.to_string()),
-                None if *absent == Absent::Skip => Ok(Vec::new()),
-                None => Err("the tree has no such file".to_string()),
-            },
-            Select::Glob { globs, with, except, absent } => {
-                if let Some(name) = globs.iter().find(|g| self.is_missed(tree, g)) {
-                    return Err(format!("{name}: {MISSED}"));
-                }
-                let mut found = Vec::new();
-                for name in self.new.keys() {
-                    let taken = globs.iter().any(|g| glob_takes(g, name))
-                        && !except.contains(name)
-                        && with.iter().all(|any| any.iter().any(|c| self.condition(name, c)));
-                    if taken {
-                        found.push(name.clone());
-                    }
-                }
-                if found.is_empty() && *absent == Absent::Error {
-                    return Err(self.nothing_selected(with));
-                }
-                Ok(found)
+    fn selected(
+        &mut self,
+        tree: &Tree,
+        select: &Select,
+    ) -> Result<std::result::Result<Vec<String>, String>> {
+        if let Some(name) = select.names.iter().find(|name| self.is_missed(tree, name))
+            && (select.reach == Reach::All || !select.names.iter().any(|n| self.has(tree, n)))
+        {
+            return Ok(Err(match select.reach {
+                Reach::All => format!("{name}: {MISSED}"),
+                Reach::First => MISSED.to_string(),
+            }));
+        }
+        let mut found = Vec::new();
+        for name in &select.names {
+            // A glob takes C files, which have been read; other files are read when they are named.
+            let taken: Vec<_> = if name.contains('*') {
+                self.new.keys().filter(|file| glob_takes(name, file)).cloned().collect()
+            } else if self.has(tree, name) {
+                self.load(tree, name)?;
+                vec![name.clone()]
+            } else {
+                Vec::new()
+            };
+            found.extend(taken.into_iter().filter(|file| {
+                !select.except.contains(file)
+                    && select.with.iter().all(|any| any.iter().any(|c| self.condition(file, c)))
+            }));
+        }
+        match select.reach {
+            Reach::First => found.truncate(1),
+            Reach::All => {
+                found.sort();
+                found.dedup();
             }
         }
+        if found.is_empty() && select.absent == Absent::Error {
+            return Ok(Err(self.nothing_selected(&select.with)));
+        }
+        Ok(Ok(found))
     }
 
     /// Whether `name`, a C source or conf-cc, is missing although the tree's makefile builds from it. qmail
@@ -397,6 +419,23 @@ impl Work {
                 .any(|bytes| has(bytes))
     }
 
+    /// The first section that says why `patch` does not fit this tree. What its other rules would find is then no news.
+    fn refused(&mut self, tree: &Tree, patch: &Patch) -> Result<Option<RuleReport>> {
+        for section in &patch.sections {
+            let Does::Refuse(reason) = &section.work else { continue };
+            if section.unless.iter().any(|n| self.has(tree, n)) {
+                continue;
+            }
+            let selected = self.selected(tree, &section.select)?.unwrap_or_default();
+            if let Some(file) = selected.into_iter().next() {
+                let title = "this tree is not of its kind".to_string();
+                let (line, outcome) = (section.line, Outcome::Misfit(reason.clone()));
+                return Ok(Some(RuleReport { file, title, line, outcome }));
+            }
+        }
+        Ok(None)
+    }
+
     fn section(
         &mut self,
         tree: &Tree,
@@ -407,24 +446,29 @@ impl Work {
         if section.unless.iter().any(|n| self.has(tree, n)) {
             return Ok(());
         }
-        if let Select::Create { name, content } = &section.select {
-            let outcome = self.create(tree, name, content)?;
-            match &outcome {
-                Outcome::Done => evidence.done = true,
-                Outcome::Misfit(_) => evidence.misfit = true,
-                _ => evidence.made = true,
+        let rules = match &section.work {
+            Does::Rules(rules) => rules,
+            Does::Refuse(_) => return Ok(()),
+            Does::Create(content) => {
+                let name = &section.select.names[0];
+                let outcome = self.create(tree, name, content)?;
+                match &outcome {
+                    Outcome::Done => evidence.done = true,
+                    Outcome::Misfit(_) => evidence.misfit = true,
+                    _ => evidence.made = true,
+                }
+                let (file, title) = (name.clone(), "a file of the patch".to_string());
+                reports.push(RuleReport { file, title, line: section.line, outcome });
+                return Ok(());
             }
-            let title = "a file of the patch".to_string();
-            reports.push(RuleReport { file: name.clone(), title, line: section.line, outcome });
-            return Ok(());
-        }
-        let names = match self.selected(tree, &section.select) {
+        };
+        let names = match self.selected(tree, &section.select)? {
             Ok(names) => names,
             Err(why) => {
                 evidence.misfit = true;
                 reports.push(RuleReport {
-                    file: select_name(&section.select),
-                    title: section.rules[0].title.clone(),
+                    file: section.select.names.join(" or "),
+                    title: rules[0].title.clone(),
                     line: section.line,
                     outcome: Outcome::Misfit(why),
                 });
@@ -433,7 +477,7 @@ impl Work {
         };
         for name in names {
             self.load(tree, &name)?;
-            for rule in &section.rules {
+            for rule in rules {
                 let lang = section.lang.unwrap_or_else(|| Lang::of(&name));
                 let bytes = &self.new[&name];
                 let source = Source::new(lang, bytes);
@@ -569,14 +613,6 @@ fn place(name: &str, misfit: &Misfit) -> String {
     match misfit.line() {
         Some(line) => format!("{name}:{line}: {misfit}"),
         None => misfit.to_string(),
-    }
-}
-
-fn select_name(select: &Select) -> String {
-    match select {
-        Select::Name { names, .. } => names.join(" or "),
-        Select::Glob { globs, .. } => globs.join(" "),
-        Select::Create { name, .. } => name.clone(),
     }
 }
 
