@@ -51,7 +51,7 @@ fn gated_of(fixture: &Fixture, programs: &[&str], limits: &str, concurrency_remo
 fn furnish(site: &Site, limits: &str, concurrency_remote: u32) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/remote.c");
     let program = site.rig().join("remote");
-    run(process::Command::new(&site.cc()[0])
+    run(process::Command::new("cc")
         .args(["-O2", "-o"])
         .arg(&program)
         .arg(format!("-DRIG=\"{}\"", site.rig().display()))

@@ -455,3 +455,113 @@ fn settings_that_a_configure_makes() {
         assert_eq!((verify.code, verify.out.as_str(), verify.err.as_str()), (1, "", &*said));
     }
 }
+
+/// The tree's ./compile and ./load give the first lines of conf-cc and conf-ld to a shell, in the tree; and so does verify.
+#[test]
+fn a_compiler_line_that_only_a_shell_understands() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    fs::create_dir_all(fixture.path().join("two words")).unwrap();
+    fixture.write("two words/there.h", "#define THERE WORD\n");
+    fixture.write("flags", "-DWORD=1 -DTWO=2\n");
+    for source in ["spawn.c", "qmail-lspawn.c", "hier.c"] {
+        let old = fixture.read(source);
+        let check = "#include \"there.h\"\n#if THERE + TWO != 3\n#error no\n#endif\n";
+        fixture.write(source, &format!("{old}{check}"));
+    }
+    // A channel of which only what these flags define tells.
+    fixture.write(
+        "channels.h",
+        "#include \"there.h\"\n#if THERE\n#define SUPPL_CHANNELS 0\n#else\n#error no\n#endif\n",
+    );
+    let rest = "\nThe second line `exit 1` \"counts for nothing.\n";
+    fixture.write(
+        "conf-cc",
+        &format!("${{NO_SUCH:-cc}} -O2 `cat flags | head -1` -I\"two words\" -DX=\"a b\"{rest}"),
+    );
+    fixture
+        .write("conf-ld", &format!("$(echo cc | tr x y) `test -d 'two words' && echo -g`{rest}"));
+    let run = proof(&fixture, &["--only", "fd_set,qmail-rspawn,qmail-lspawn,mail"], FILES).ok();
+    assert!(run.out.contains("-I\"two words\" -DX=\"a b\"\""), "{}", run.out);
+    assert!(
+        run.out.contains("descriptors in each of chkspawn.c, qmail-send.c, spawn.c"),
+        "{}",
+        run.out
+    );
+    // Another compiler in place of the first word, which is not the first blank's.
+    fixture.write("conf-cc", "`echo no such program` `cat flags` -I\"two words\"\n");
+    fixture.write("conf-ld", "'no such program'\n");
+    proof(&fixture, &["--only", "qmail-rspawn", "--cc", "cc -O1"], FILES).ok();
+}
+
+/// Numbers that a distribution has fixed, in a source that no rule makes; and ids that are asked for when a program runs.
+#[test]
+fn ids_that_the_tree_does_not_make_of_its_users() {
+    let fixed = Fixture::new(Dialect::StockAnsi);
+    let makefile = fixed.read("Makefile");
+    let at = makefile.find("auto_uids.c: auto-uid").unwrap();
+    let end = at + makefile[at..].find("\n\n").unwrap() + 1;
+    fixed.write("Makefile", &format!("{}{}", &makefile[..at], &makefile[end..]));
+    let users = ["a", "d", "l", "o", "p", "q", "r", "s"];
+    let ids: Vec<String> = users
+        .iter()
+        .enumerate()
+        .map(|(at, user)| format!("int auto_uid{user} = {};\n", 64010 + at))
+        .collect();
+    let numbers = format!("{}int auto_gidq = 64010, auto_gidn = 65531;\n", ids.concat());
+    fixed.write("auto_uids.c", &numbers);
+
+    let asked = Fixture::new(Dialect::StockAnsi);
+    let makefile = fixed.read("Makefile");
+    let start = "load qmail-start.o auto_uids.o rest.a base.a\n\t./load qmail-start auto_uids.o rest.a base.a";
+    assert!(makefile.contains(start));
+    asked.write(
+        "Makefile",
+        &makefile.replace(start, &start.replace("uids.o", "uids.o auto_qmail.o")),
+    );
+    let ask = "#include <stdio.h>\n#include <sys/stat.h>\n#include <unistd.h>\nextern char auto_qmail[];\n\
+               static int id(const char *kind)\n{\n  struct stat st;\n  char name[1000];\n  \
+               sprintf(name,\"%s/owners/%s\",auto_qmail,kind);\n  if (stat(name,&st) == -1) _exit(111);\n  \
+               return kind[0] == 'u' ? st.st_uid : st.st_gid;\n}\n";
+    let all: Vec<String> = users
+        .iter()
+        .map(|user| format!("uid{user}"))
+        .chain(["gidq".into(), "gidn".into()])
+        .collect();
+    let defined: String = all.iter().map(|id| format!("int auto_{id};\n")).collect();
+    let set: String = all.iter().map(|id| format!("  auto_{id} = id(\"{id}\");\n")).collect();
+    let start = "__attribute__((constructor)) static void ids(void)\n";
+    asked.write("auto_uids.c", &format!("{ask}{defined}{start}{{\n{set}}}\n"));
+    for tree in [fixed, asked] {
+        proof(&tree, &["--only", "qmail-lspawn,mail"], FILES).ok();
+    }
+}
+
+/// What a program says itself comes before what may be guessed.
+#[test]
+fn the_last_words_of_a_program_that_ends_at_once() {
+    let fixture = patched(Dialect::StockKr, Gate::Out);
+    let start = "int main(int argc, char **argv)\n{\n  static char *send[] = { \"qmail-send\", 0 };\n  int i;\n";
+    let says = |words: &str| {
+        format!(
+            "  write(2,\"fatal: {words}\\n\",{});\n  _exit(111);\n",
+            "fatal: \n".len() + words.len()
+        )
+    };
+    let lspawn = fixture.read("qmail-lspawn.c");
+    let initialize = lspawn.find("  if (argc < 2) _exit(100);\n").unwrap();
+    fixture.write(
+        "qmail-lspawn.c",
+        &format!(
+            "{}{}{}",
+            &lspawn[..initialize],
+            says("no directory server"),
+            &lspawn[initialize..]
+        ),
+    );
+    fixture.replace("qmail-start.c", start, &format!("{start}\n{}", says("no ids")));
+    let guess = "it may want control files of its own";
+    for (step, words) in [("qmail-lspawn", "no directory server"), ("restart", "no ids")] {
+        let said = format!("; its last words: \"fatal: {words}\"; {guess}");
+        disproved(&fixture, &["--only", step], step, &[&said]);
+    }
+}

@@ -55,23 +55,20 @@ pub fn prepare(site: &Site) -> Result<(), Error> {
     let source = site.rig().join("link.c");
     site.write(&source, LINK_C.as_bytes())?;
     let object = site.rig().join("link.o");
-    let mut words = site.cc().iter();
-    let compiler = words.next().cloned().unwrap_or_else(|| "cc".to_owned());
-    let mut command = site.command(&compiler);
+    let mut command = site.compiler();
     command
-        .args(words)
         .args(["-w", "-fno-lto", "-c", "-o"])
         .arg(&object)
         .arg(format!("-DRIG=\"{}\"", site.rig().display()))
         .arg(format!("-DRIG_UID={}", site.identity().uid()))
         .arg(format!("-DRIG_GID={}", site.identity().gid()))
         .arg(&source);
-    let (status, output) = run_captured(command, &compiler, PATIENCE)?;
+    let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
     if status.success() {
         return Ok(());
     }
     Err(Error::Build(Box::new(BuildFailure {
-        command: format!("{compiler} link.c"),
+        command: format!("{} link.c", site.cc()),
         how: describe(status),
         lines: telling_lines(&String::from_utf8_lossy(&output)),
         cause: Some("the compiler of conf-cc cannot compile a small correct program".to_owned()),

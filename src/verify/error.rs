@@ -67,8 +67,12 @@ pub enum Error {
         program: String,
         /// How it ended, as in "signal 6 (abort)".
         how: String,
-        /// What it was doing, and the likely cause where that is known.
+        /// What it was doing.
         context: String,
+        /// Its last words on standard error or in the log; empty where there are none.
+        said: String,
+        /// The likely cause, where that is known; else empty.
+        cause: &'static str,
     },
     /// The tree does not do what it has to.
     Disproved(Box<Disproof>),
@@ -160,8 +164,13 @@ impl fmt::Display for Error {
             Error::Timeout { waited_for, seconds, seen } => {
                 write!(f, "waited for {waited_for}, and nothing happened for {seconds} s; {seen}")
             }
-            Error::Died { program, how, context } => {
-                write!(f, "{program} ended by {how} {context}")
+            Error::Died { program, how, context, said, cause } => {
+                write!(f, "{program} ended by {how} {context}")?;
+                // First what it has said itself, then what may be guessed.
+                if !said.is_empty() {
+                    write!(f, "; its last words: {said:?}")?;
+                }
+                if cause.is_empty() { Ok(()) } else { write!(f, "; {cause}") }
             }
             Error::Disproved(disproof) => disproof.fmt(f),
         }

@@ -42,6 +42,8 @@ pub struct Log {
     pub bounces: usize,
     /// Lines that begin with "warning:" or "alert:", and others that say something is wrong.
     pub complaints: Vec<String>,
+    /// The last line that is none of those that qmail-send writes in the ordinary way.
+    pub last: String,
     /// By channel: the most deliveries at the same time, and the limit that a status line told.
     pub peaks: HashMap<String, (u32, u32)>,
     /// By channel: deliveries without an outcome. qmail-1.01 has no status lines.
@@ -81,6 +83,9 @@ impl Log {
             self.exiting = true;
         } else if line.starts_with("warning:") || line.starts_with("alert:") {
             self.complain(line);
+            line.clone_into(&mut self.last);
+        } else if !line.starts_with("info msg ") && !line.is_empty() {
+            line.clone_into(&mut self.last);
         }
     }
 

@@ -180,6 +180,16 @@ pub(crate) fn run_captured(
     Ok((status, output))
 }
 
+/// What is at the end of what a program has said, on one line, for an error; empty where it has said nothing.
+pub(crate) fn last_words(said: &[u8]) -> String {
+    const MOST: usize = 400;
+    let text = String::from_utf8_lossy(said);
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let shown = lines[lines.len().saturating_sub(5)..].join(" | ");
+    let from = shown.char_indices().rev().nth(MOST).map_or(0, |(at, _)| at);
+    shown[from..].to_owned()
+}
+
 fn last_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     text.trim_end().lines().next_back().unwrap_or("none").to_owned()

@@ -14,6 +14,8 @@ use std::process::Command;
 use super::error::Error;
 use super::identity::Identity;
 use super::sys;
+use crate::edit::{self, Edit};
+use crate::lex::{Kind, Lang, Source};
 use crate::tree::Tree;
 
 /// Larger than any qmail tree (with its objects a few tens of megabytes): a wrong directory is noticed before it is
@@ -23,6 +25,11 @@ const MAX_FILES: u64 = 100_000;
 
 /// The conf-* files by which a Makefile tells the programs where qmail's home is: s/qmail's is conf-home.
 const HOMES: [&str; 2] = ["conf-qmail", "conf-home"];
+
+/// The last letters of qmail's users (auto_uida: alias, daemon, log, owner, passwd, queue, remote, send) and groups (queue,
+/// nofiles).
+const UIDS: [char; 8] = ['a', 'd', 'l', 'o', 'p', 'q', 'r', 's'];
+const GIDS: [char; 2] = ['q', 'n'];
 
 /// Whether the scratch directory outlives its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,7 +56,7 @@ pub struct SiteConfig {
     pub spawn: Option<u32>,
     /// The compiler, in place of the first word of conf-cc and conf-ld; their flags stay.
     pub cc: Option<String>,
-    /// Further words for the end of conf-cc's first line.
+    /// Further words for the end of conf-cc's first line, which a shell reads.
     pub cflags: Vec<String>,
     /// A folder whose files are copied into the home's control/, but for those that the rig writes or relies on.
     pub control: Option<PathBuf>,
@@ -123,7 +130,7 @@ impl Scratch {
             home: base.join("home"),
             rig: base.join("rig"),
             identity: self.identity,
-            cc: Vec::new(),
+            cc: String::new(),
             spawn: 0,
             split: 23,
             todo: TodoLayout::Flat,
@@ -182,7 +189,7 @@ pub struct Site {
     home: PathBuf,
     rig: PathBuf,
     identity: Identity,
-    cc: Vec<String>,
+    cc: String,
     spawn: u32,
     split: u32,
     todo: TodoLayout,
@@ -225,9 +232,17 @@ impl Site {
         self.spawn
     }
 
-    /// The compiler and its flags, word by word, as `./compile` uses them.
-    pub fn cc(&self) -> &[String] {
+    /// The first line of conf-cc: the compiler and its flags, as a line of a shell.
+    pub fn cc(&self) -> &str {
         &self.cc
+    }
+
+    /// The compiler with its flags, to be given further ones. As in `./compile`, a shell reads the line, in the tree: there may be
+    /// quotes, variables and commands in backquotes in it.
+    pub(crate) fn compiler(&self) -> Command {
+        let mut command = self.command("sh");
+        command.arg("-c").arg(format!("exec {} \"$@\"", self.cc)).arg("sh");
+        command
     }
 
     /// Its supplemental channels.
@@ -246,17 +261,20 @@ impl Site {
     }
 
     fn configure(mut self, config: &SiteConfig) -> Result<Site, Error> {
-        let mut cc = self.conf_words("conf-cc")?;
-        let mut ld = self.conf_words("conf-ld")?;
+        let (mut cc, mut ld) = (self.conf_line("conf-cc")?, self.conf_line("conf-ld")?);
         if let Some(wanted) = &config.cc {
-            let wanted: Vec<String> = wanted.split_whitespace().map(str::to_owned).collect();
-            cc.splice(..cc.len().min(1), wanted.iter().cloned());
-            ld.splice(..ld.len().min(1), wanted);
+            for line in [&mut cc, &mut ld] {
+                line.replace_range(..first_word(line), wanted);
+            }
         }
-        cc.extend(config.cflags.iter().cloned());
-        ld.push(self.rig.join("link.o").display().to_string());
-        self.set_conf("conf-cc", &cc.join(" "))?;
-        self.set_conf("conf-ld", &ld.join(" "))?;
+        for flag in &config.cflags {
+            cc.push(' ');
+            cc.push_str(flag);
+        }
+        ld.push(' ');
+        ld.push_str(&self.rig.join("link.o").display().to_string());
+        self.set_conf("conf-cc", &cc)?;
+        self.set_conf("conf-ld", &ld)?;
         self.set_conf(self.settings.home, &self.home.display().to_string())?;
         if let Some(spawn) = config.spawn {
             self.set_conf("conf-spawn", &spawn.to_string())?;
@@ -275,11 +293,53 @@ impl Site {
         if self.conf_path("conf-split").exists() {
             self.split = self.conf_number("conf-split")?.max(1);
         }
+        self.set_ids()?;
         self.make_home()?;
         if let Some(control) = &config.control {
             self.copy_control(control, &self.home.join("control"))?;
         }
         Ok(self)
+    }
+
+    /// Gives the programs of the copy the rig's ids where the tree does not make auto_uids.c of qmail's users (there, link.c
+    /// does): fixed numbers in a source that no rule makes, and ids that programs ask the owners of files in QMAIL/owners for.
+    fn set_ids(&self) -> Result<(), Error> {
+        let rules = super::build::targets(&self.tree)?;
+        for entry in fs::read_dir(&self.tree).map_err(Error::file("read", &self.tree))? {
+            let name = entry.map_err(Error::file("read", &self.tree))?.file_name();
+            let text = name.to_string_lossy();
+            if !text.ends_with(".c") || rules.contains(text.as_ref()) {
+                continue;
+            }
+            let path = self.tree.join(&name);
+            let Ok(source) = fs::read(&path) else { continue };
+            if memchr::memmem::find(&source, b"/owners/").is_some() {
+                self.make_owners()?;
+            }
+            if memchr::memmem::find(&source, b"auto_").is_some()
+                && let Some(changed) = with_ids(&source, self.identity)
+            {
+                let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+                let _ = fs::remove_file(&path);
+                self.write(&path, &changed)?;
+                let file = fs::File::options().write(true).open(&path);
+                let set = file.and_then(|file| file.set_modified(modified?));
+                set.map_err(Error::file("set the time of", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_owners(&self) -> Result<(), Error> {
+        let owners = self.home.join("owners");
+        make_dir(&owners, self.identity)?;
+        for user in UIDS {
+            self.write(&owners.join(format!("uid{user}")), &[])?;
+        }
+        for group in GIDS {
+            self.write(&owners.join(format!("gid{group}")), &[])?;
+        }
+        Ok(())
     }
 
     /// Copies what is in the folder `from`, and in folders in it, where nothing is yet and the rig does not rely on what
@@ -305,11 +365,6 @@ impl Site {
             }
         }
         Ok(())
-    }
-
-    fn conf_words(&self, name: &str) -> Result<Vec<String>, Error> {
-        let line = self.conf_line(name)?;
-        Ok(line.split_whitespace().map(str::to_owned).collect())
     }
 
     /// Where a conf-* file of the copy is: one folder up in some trees.
@@ -565,6 +620,50 @@ fn missing(tree: &Tree, name: &str) -> String {
     }
 }
 
+/// `source` with the ids of `identity` wherever it defines one of qmail's (`int auto_uidq = 64011;`); `None` where it does not.
+fn with_ids(source: &[u8], identity: Identity) -> Option<Vec<u8>> {
+    let c = Source::new(Lang::C, source);
+    let mut edits = Vec::new();
+    for at in 0..c.tokens.len().saturating_sub(2) {
+        let name = c.text(at);
+        let of = |start: &[u8], ends: &[char]| {
+            let end = name.strip_prefix(start).filter(|end| end.len() == 1);
+            end.is_some_and(|end| ends.contains(&char::from(end[0])))
+        };
+        let id = if of(b"auto_uid", &UIDS) {
+            identity.uid()
+        } else if of(b"auto_gid", &GIDS) {
+            identity.gid()
+        } else {
+            continue;
+        };
+        if c.is(at + 1, Kind::Punct, "=") && c.tokens[at + 2].kind == Kind::Number {
+            let range = c.tokens[at + 2].span.clone();
+            edits.push(Edit { range, text: id.to_string().into_bytes() });
+        }
+    }
+    (!edits.is_empty()).then(|| edit::apply(source, &edits))
+}
+
+/// Where the first word of a shell's line ends: at the first blank that is in no quotes, no backquotes and no brackets.
+fn first_word(line: &str) -> usize {
+    let (mut quote, mut depth, mut escaped) = (None, 0_u32, false);
+    let start = line.len() - line.trim_start().len();
+    for (at, c) in line.char_indices().skip(start) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quote != Some('\'') => escaped = true,
+            '\'' | '"' | '`' if quote == Some(c) => quote = None,
+            '\'' | '"' | '`' if quote.is_none() => quote = Some(c),
+            '(' | '{' if quote.is_none() => depth += 1,
+            ')' | '}' if quote.is_none() => depth = depth.saturating_sub(1),
+            ' ' | '\t' if quote.is_none() && depth == 0 => return at,
+            _ => {}
+        }
+    }
+    line.len()
+}
+
 /// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control` brings of these
 /// is left out.
 fn is_of_the_rig(name: &str) -> bool {
@@ -668,9 +767,8 @@ impl Supplemental {
         }
         let (source, program) = (site.rig.join("channels.c"), site.rig.join("channels"));
         site.write(&source, CHANNELS_C.as_bytes()).ok()?;
-        let (compiler, flags) = site.cc.split_first()?;
-        let mut command = site.command(compiler);
-        command.args(flags).args(["-w", "-I."]).arg("-o").arg(&program).arg(&source);
+        let mut command = site.compiler();
+        command.args(["-w", "-I."]).arg("-o").arg(&program).arg(&source);
         command.output().ok().filter(|output| output.status.success())?;
         let output = site.command(&program).output().ok()?;
         let said = String::from_utf8(output.stdout).ok()?;
@@ -681,10 +779,9 @@ impl Supplemental {
 
 /// What of a source the tree's compiler would see; `None` if it finds fault with it.
 fn preprocessed(site: &Site, source: &[u8]) -> Option<String> {
-    let (program, flags) = site.cc.split_first()?;
     let path = site.rig.join("preprocess.c");
     site.write(&path, source).ok()?;
-    let output = site.command(program).args(flags).args(["-E", "-P", "-I."]).arg(&path).output();
+    let output = site.compiler().args(["-E", "-P", "-I."]).arg(&path).output();
     let output = output.ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -697,7 +794,12 @@ fn copy_tree(from: &Path, to: &Path, identity: Identity) -> Result<(), Error> {
     };
     let from = fs::canonicalize(from).map_err(Error::file("look at", from))?;
     let rules = super::build::targets(&from)?;
-    let mut copier = Copier { root: from.clone(), built, rules, identity, bytes: 0, files: 0 };
+    let makefile = fs::read(from.join("Makefile")).unwrap_or_default();
+    let mut lines = makefile.split(|byte| *byte == b'\n');
+    let all_rules =
+        !lines.any(|line| line.starts_with(b"include") || line.starts_with(b"-include"));
+    let mut copier =
+        Copier { root: from.clone(), built, rules, all_rules, identity, bytes: 0, files: 0 };
     copier.directory(&from, to)
 }
 
@@ -705,6 +807,8 @@ struct Copier {
     root: PathBuf,
     built: BTreeSet<String>,
     rules: BTreeSet<String>,
+    /// The Makefile includes no other.
+    all_rules: bool,
     identity: Identity,
     bytes: u64,
     files: u64,
@@ -779,7 +883,11 @@ impl Copier {
             return name.ends_with(".o");
         }
         let object = name.ends_with(".o") || name.ends_with(".a");
-        self.built.contains(name) || (object && self.rules.contains(name))
+        let is_made = self.rules.contains(name);
+        // TARGETS still lists auto_uids.c where a fork ships it and has dropped its rule.
+        let is_listed =
+            self.built.contains(name) && (is_made || !self.all_rules || !name.ends_with(".c"));
+        is_listed || (object && is_made)
     }
 }
 
@@ -811,6 +919,37 @@ mod tests {
             error.to_string().contains("not a qmail source tree: it has no Makefile"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_first_word_of_a_line_may_have_blanks() {
+        for (line, end) in [
+            ("cc -O2", 2),
+            ("cc", 2),
+            ("", 0),
+            (" cc -O2", 3),
+            ("`which gcc` -O2", 11),
+            ("$(head -1 a) -O2", 12),
+            ("${CC:-c c} -O2", 10),
+            ("'my cc' -O2", 7),
+            ("my\\ cc -O2", 6),
+            ("\"my 'cc\" '-O2'", 8),
+        ] {
+            assert_eq!(first_word(line), end, "{line}");
+        }
+    }
+
+    #[test]
+    fn ids_in_a_source_become_the_rig_s() {
+        let identity = Identity::for_tree(Path::new("/")).expect("an identity");
+        let source =
+            b"int auto_uida = 64010;\nint auto_gidq=64010, auto_other = 1;\n/* auto_uids = 7 */\n";
+        let (uid, gid) = (identity.uid(), identity.gid());
+        let wanted = format!(
+            "int auto_uida = {uid};\nint auto_gidq={gid}, auto_other = 1;\n/* auto_uids = 7 */\n"
+        );
+        assert_eq!(with_ids(source, identity), Some(wanted.into_bytes()));
+        assert_eq!(with_ids(b"if (uid == auto_uidq) auto_uidr = getuid();", identity), None);
     }
 
     #[test]

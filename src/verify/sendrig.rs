@@ -17,13 +17,13 @@ use std::fs::{self, File};
 use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::Error;
 use super::log::Log;
 use super::pipes::Incoming;
-use super::process::{Process, describe, interrupted};
+use super::process::{Process, describe, interrupted, last_words};
 use super::protocol::{Command, Report, Width};
 use super::scratch::Site;
 use super::spawner::{Channel, IDLE, likely_cause_of_death, search_path};
@@ -40,6 +40,9 @@ pub const OPTIONAL_PROGRAMS: [&str; 1] = ["qmail-todo"];
 /// In bytes, the least that a pipe can hold on Linux: as small as those of a user who has more than
 /// fs.pipe-user-pages-soft allows. So the pipes of a trial with relays are full on both sides most of the time.
 const SMALL_PIPE: usize = 4096;
+
+/// The file of the rig that takes what is said on standard error.
+const ERRORS: &str = "errors";
 
 /// Who plays the spawners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +66,8 @@ pub struct SendRig {
     pipe: Incoming,
     relays: Vec<Relay>,
     idle: Duration,
+    /// The file that is standard error of qmail-start, and of what it starts where it leaves that open.
+    errors: PathBuf,
 }
 
 /// The rig's end of one spawner that it plays itself.
@@ -233,6 +238,7 @@ impl SendRig {
             pipe: Incoming::new(reader)?,
             relays,
             idle: IDLE,
+            errors: site.rig().join(ERRORS),
         })
     }
 
@@ -380,7 +386,10 @@ impl SendRig {
             "qmail-send after SIGTERM",
             "\"status: exiting\" and exit code 0",
             describe(status),
-            self.log.complaints.last().cloned().unwrap_or_default(),
+            match self.said() {
+                said if said.is_empty() => said,
+                said => format!("its last words: {said:?}"),
+            },
         ))
     }
 
@@ -389,19 +398,24 @@ impl SendRig {
             Ok(status) => status,
             Err(error) => return error,
         };
-        let mut context = format!(
+        let context = format!(
             "while the rig waited for {waiting_for}; {} deliveries had started, {} had ended",
             self.log.deliveries.len(),
             self.log.ended
         );
-        if let Some(complaint) = self.log.complaints.last() {
-            context.push_str(&format!("; its last words: {complaint}"));
+        Error::Died {
+            program: "qmail-send".to_owned(),
+            how: describe(status),
+            context,
+            said: self.said(),
+            cause: likely_cause_of_death(status),
         }
-        let cause = likely_cause_of_death(status);
-        if !cause.is_empty() {
-            context.push_str(&format!("; {cause}"));
-        }
-        Error::Died { program: "qmail-send".to_owned(), how: describe(status), context }
+    }
+
+    /// What the programs have said last, on standard error or, if nothing there, in the log.
+    fn said(&self) -> String {
+        let said = fs::read(&self.errors).unwrap_or_default();
+        if last_words(&said).is_empty() { self.log.last.clone() } else { last_words(&said) }
     }
 }
 
@@ -414,9 +428,12 @@ pub fn start_own(site: &Site) -> Result<(PipeReader, Process), Error> {
 fn start_programs(site: &Site, path: std::ffi::OsString) -> Result<(PipeReader, Process), Error> {
     let (reader, writer) = io::pipe().map_err(Error::system("make a pipe"))?;
     let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
+    let errors = site.rig().join(ERRORS);
+    site.write(&errors, &[])?;
+    let said = File::options().append(true).open(&errors).map_err(Error::file("open", &errors))?;
     let mut command = site.command(site.home().join("bin/qmail-start"));
     command.arg("./Mailbox").env("PATH", path).current_dir("/");
-    let map = vec![(null.as_raw_fd(), 0), (writer.as_raw_fd(), 1), (null.as_raw_fd(), 2)];
+    let map = vec![(null.as_raw_fd(), 0), (writer.as_raw_fd(), 1), (said.as_raw_fd(), 2)];
     // Nothing above 2 is open when qmail-start begins, as under a supervisor.
     sys::map_descriptors(&mut command, map, 16);
     let process = Process::start(command, "qmail-start")?;

@@ -222,7 +222,7 @@ impl<'s> Session<'s> {
         })?;
         let Some(site) = built else { return Ok(None) };
         self.spawn = site.spawn();
-        self.cc = site.cc().join(" ");
+        self.cc = site.cc().to_owned();
         let has_chkspawn = build::targets(site.tree())?.contains("chkspawn");
         self.part(Part::Chkspawn, true, |session, name| {
             if has_chkspawn {
@@ -255,7 +255,7 @@ impl<'s> Session<'s> {
         config.cflags.extend(cflags.iter().map(|flag| (*flag).to_owned()));
         let site = self.scratch.site(self.tree, name, &config)?;
         self.spawn = site.spawn();
-        self.cc = site.cc().join(" ");
+        self.cc = site.cc().to_owned();
         build::prepare(&site)?;
         let rules = build::targets(site.tree())?;
         let mut wanted: Vec<&str> = sendrig::PROGRAMS.to_vec();
@@ -283,7 +283,7 @@ impl<'s> Session<'s> {
         let detail = format!(
             "{programs} programs in {:.1} s with \"{}\"",
             started.elapsed().as_secs_f64(),
-            site.cc().join(" ")
+            site.cc().to_owned()
         );
         Ok((site, Shown::new(detail).figure("programs", programs)))
     }

@@ -2,13 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::Error;
 use super::pipes::{Incoming, Outgoing};
-use super::process::{Process, describe, interrupted};
+use super::process::{Process, describe, interrupted, last_words};
 use super::protocol::{self, Command, Report, Width};
 use super::scratch::Site;
 use super::stub::Stubs;
@@ -110,6 +112,7 @@ impl Spawner {
         );
         let process = Process::start(command, channel.program())?;
         drop((child_in, child_out));
+        let errors = site.rig().join(format!("{}.errors", channel.program()));
         let mut spawner = Spawner {
             channel,
             process,
@@ -120,8 +123,13 @@ impl Spawner {
             reports: Vec::new(),
             idle: IDLE,
         };
-        spawner.greet(stubs)?;
-        Ok(spawner)
+        match spawner.greet(stubs) {
+            Err(Error::Died { program, how, context, cause, .. }) => {
+                let said = said_at_start(site, channel, &errors)?;
+                Err(Error::Died { program, how, context, said, cause })
+            }
+            greeted => greeted.map(|()| spawner),
+        }
     }
 
     fn greet(&mut self, stubs: &mut Stubs) -> Result<(), Error> {
@@ -288,17 +296,33 @@ impl Spawner {
             Ok(status) => status,
             Err(error) => return error,
         };
-        let cause = likely_cause_of_death(status);
         Error::Died {
             program: self.channel.program().to_owned(),
             how: describe(status),
-            context: if cause.is_empty() {
-                context.to_owned()
-            } else {
-                format!("{context}; {cause}")
-            },
+            context: context.to_owned(),
+            said: String::new(),
+            cause: likely_cause_of_death(status),
         }
     }
+}
+
+/// What a spawner says on standard error when it is started with nothing to do. Qmail-start closes that, and so does
+/// [`Spawner::start`]; so this starts another one, after one has ended at its start, to learn why.
+fn said_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String, Error> {
+    site.write(errors, &[])?;
+    let file = File::options().append(true).open(errors).map_err(Error::file("open", errors))?;
+    let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
+    let sink = File::options().write(true).open("/dev/null");
+    let sink = sink.map_err(Error::file("open", "/dev/null"))?;
+    let mut command = channel.command(site);
+    let map = vec![(null.as_raw_fd(), 0), (sink.as_raw_fd(), 1), (file.as_raw_fd(), 2)];
+    sys::map_descriptors(&mut command, map, 7);
+    match Process::start(command, channel.program())?.wait(Duration::from_secs(5)) {
+        Err(error @ Error::Interrupted(_)) => return Err(error),
+        // What it has said is all that matters.
+        _ => {}
+    }
+    Ok(last_words(&fs::read(errors).unwrap_or_default()))
 }
 
 /// What usually kills a spawner in this way.
@@ -316,8 +340,7 @@ pub(crate) fn likely_cause_of_death(status: std::process::ExitStatus) -> &'stati
         _ => match status.code() {
             // As qmail's programs exit when they cannot read what they need.
             Some(111 | 112) => {
-                "it may want control files of its own (a fork with LDAP or SQL), which verify does not make: what needs this \
-                 program cannot be tried here"
+                "it may want control files of its own (a fork with LDAP or SQL): verify --control DIR gives it those in DIR"
             }
             _ => "",
         },

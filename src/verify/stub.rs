@@ -340,10 +340,8 @@ fn compile(site: &Site) -> Result<Linked, Error> {
     site.write(&source, STUB_C.as_bytes())?;
     let mut last = None;
     for linked in [Linked::Statically, Linked::Dynamically] {
-        let mut words = site.cc().iter();
-        let compiler = words.next().cloned().unwrap_or_else(|| "cc".to_owned());
-        let mut command = site.command(&compiler);
-        command.args(words).arg("-w");
+        let mut command = site.compiler();
+        command.arg("-w");
         if linked == Linked::Statically {
             command.arg("-static");
         }
@@ -352,13 +350,13 @@ fn compile(site: &Site) -> Result<Linked, Error> {
             .arg("-o")
             .arg(site.rig().join("stub"))
             .arg(&source);
-        let (status, output) = run_captured(command, &compiler, PATIENCE)?;
+        let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
         if status.success() {
             return Ok(linked);
         }
         let lines = String::from_utf8_lossy(&output).lines().take(12).map(str::to_owned).collect();
         last = Some(BuildFailure {
-            command: format!("{compiler} stub.c"),
+            command: format!("{} stub.c", site.cc()),
             how: describe(status),
             lines,
             cause: Some(
