@@ -565,3 +565,18 @@ fn the_last_words_of_a_program_that_ends_at_once() {
         disproved(&fixture, &["--only", step], step, &[&said]);
     }
 }
+
+/// In a container, the first process may reap nobody: what qmail-send leaves behind when it is killed would stay for ever.
+#[test]
+fn a_proof_reaps_all_that_it_has_started() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    let dir = tmpdir();
+    let counter = dir.path().join("count-orphans");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/count_orphans.c");
+    run(Command::new("cc").arg("-o").arg(&counter).arg(source)).ok();
+    let run = run(Command::new(&counter)
+        .args([env!("CARGO_BIN_EXE_qpatch"), "verify", "--only", "qmail-rspawn,mail,restart"])
+        .arg(fixture.path()))
+    .ok();
+    assert_eq!(run.out.lines().last(), Some("0"), "{}", run.out);
+}

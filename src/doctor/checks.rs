@@ -265,12 +265,22 @@ fn too_low(facts: &Facts, what: Limited, needed: u64) -> Vec<&Setting> {
         .collect()
 }
 
+/// A list that is not longer than a line: what it has more of is counted.
+fn first_few(names: &[String]) -> String {
+    const SHOWN: usize = 3;
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
+}
+
 fn running(facts: &Facts) -> Result<&[Daemon], String> {
     match &facts.daemons {
         Err(why) => Err(why.clone()),
         Ok(daemons) if daemons.is_empty() && !facts.not_told.is_empty() => Err(format!(
-            "running: {}; only root can see whether that is the qmail in {}",
-            facts.not_told.join(", "),
+            "running: {}; only root can see whether that is the qmail in {} (in a container perhaps not even root)",
+            first_few(&facts.not_told),
             facts.home.display()
         )),
         Ok(daemons) if daemons.is_empty() => {
@@ -736,9 +746,13 @@ mod tests {
         let not_told = vec!["qmail-send (process 7)".to_owned()];
         let facts = Facts { daemons: Ok(Vec::new()), not_told, ..healthy() };
         let finding = found(&facts, "descriptors, qmail");
-        let why =
-            "running: qmail-send (process 7); only root can see whether that is the qmail in /q";
+        let why = "running: qmail-send (process 7); only root can see whether that is the qmail in /q (in a container perhaps not even root)";
         assert_eq!((finding.verdict, finding.detail.as_str()), (Verdict::Unknown, why));
+        // However many there are, it is a line.
+        let many: Vec<String> = (1..=22).map(|pid| format!("qmail-send (process {pid})")).collect();
+        let shown =
+            "qmail-send (process 1), qmail-send (process 2), qmail-send (process 3) and 19 more";
+        assert_eq!(first_few(&many), shown);
     }
 
     #[test]

@@ -353,7 +353,7 @@ fn field_kib(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The processes of the machine by name.
+/// The processes of the machine by name, without those that have ended and that nobody has waited for.
 fn processes(host: &Host<'_>) -> Fact<Vec<(u32, String)>> {
     let proc = host.path("/proc");
     let entries = fs::read_dir(&proc).map_err(|error| format!("/proc: {error}"))?;
@@ -362,6 +362,12 @@ fn processes(host: &Host<'_>) -> Fact<Vec<(u32, String)>> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
+        let stat = host.read(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name before it is in brackets, and may have any in it.
+        let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+        if state.is_some_and(|state| state.starts_with(['Z', 'X'])) {
+            continue;
+        }
         if let Ok(name) = host.read(format!("/proc/{pid}/comm")) {
             found.push((pid, name.trim().to_owned()));
         }
@@ -704,6 +710,9 @@ mod tests {
             // A package's, with its programs elsewhere.
             ("proc/16/comm", "qmail-send\n"),
             ("proc/16/limits", limits),
+            // One that has ended, and that its parent does not wait for.
+            ("proc/17/comm", "qmail-send\n"),
+            ("proc/17/stat", "17 (qmail-send) Z 1 17 17 0 -1 4228108 0\n"),
             ("proc/13/comm", "qmail-remote\n"),
             ("proc/13/status", "Name: qmail-remote\nRssAnon: 640 kB\n"),
             ("proc/loadavg", "0 0 0 1/77 99\n"),

@@ -159,6 +159,7 @@ pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Resul
         std::fs::read_dir(control).map_err(Error::file("read", control))?;
     }
     let _signals = sys::SignalGuard::install().map_err(Error::system("catch signals"))?;
+    sys::adopt_orphans();
     let _limits = limits::Raised::raise();
     let scratch = scratch::Scratch::new(tree, options.scratch_parent.as_deref(), options.keep)?;
     let seed =

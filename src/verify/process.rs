@@ -87,6 +87,7 @@ impl Process {
         // The group first: once its leader is reaped, its number may belong to somebody else.
         let _ = sys::kill_group(self.id(), libc::SIGKILL);
         let status = self.child.wait().map_err(Error::system(format!("wait for {}", self.name)))?;
+        sys::reap_group(self.id());
         self.status = Some(status);
         Ok(status)
     }
@@ -97,6 +98,7 @@ impl Process {
             let _ = sys::kill_group(self.id(), libc::SIGKILL);
             let _ = self.child.kill();
             self.status = self.child.wait().ok();
+            sys::reap_group(self.id());
         }
     }
 }

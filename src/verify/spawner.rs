@@ -317,10 +317,10 @@ fn said_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String,
     let mut command = channel.command(site);
     let map = vec![(null.as_raw_fd(), 0), (sink.as_raw_fd(), 1), (file.as_raw_fd(), 2)];
     sys::map_descriptors(&mut command, map, 7);
-    match Process::start(command, channel.program())?.wait(Duration::from_secs(5)) {
-        Err(error @ Error::Interrupted(_)) => return Err(error),
-        // What it has said is all that matters.
-        _ => {}
+    // How it ends does not matter, only what it has said.
+    let ended = Process::start(command, channel.program())?.wait(Duration::from_secs(5));
+    if let Err(error @ Error::Interrupted(_)) = ended {
+        return Err(error);
     }
     Ok(last_words(&fs::read(errors).unwrap_or_default()))
 }

@@ -272,6 +272,31 @@ pub(crate) fn kill_group(leader: u32, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Whoever is left without a parent below this process becomes its child, where the system has such a thing (Linux), and not that of
+/// the first process, which in a container may never reap anybody. From then on it is to be reaped here: [`reap_group`].
+pub(crate) fn adopt_orphans() {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: PR_SET_CHILD_SUBREAPER takes an integer. A kernel that does not know it refuses, which is harmless.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong) };
+    }
+}
+
+/// Waits for every child of this process that is in the process group `leader`, until there is none. All of them have been sent
+/// SIGKILL, and the group's leader has been waited for just now.
+pub(crate) fn reap_group(leader: u32) {
+    let Some(leader) = libc::pid_t::try_from(leader).ok().filter(|&leader| leader > 1) else {
+        return;
+    };
+    loop {
+        // SAFETY: a null status is allowed; nothing is written.
+        let reaped = unsafe { libc::waitpid(-leader, std::ptr::null_mut(), 0) };
+        if reaped < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return;
+        }
+    }
+}
+
 /// How a child process stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildState {
