@@ -73,15 +73,16 @@ THREADS
   One thread. Not from a signal handler, and not between fork or vfork and exec.
 
 FILES
-  control/concurrencydomains, control/smtproutes, control/concurrencysites: looked at once a second at most, during the
-  calls, and read again when they have changed. control/concurrencyremote: read by gate_open only, as qmail-send reads it at its start only.
+  control/concurrencydomains, control/smtproutes, control/concurrencysites, control/concurrencyreplies, and control/authsenders
+  if qmail-remote reads that: looked at once a second at most, during the calls, and read again when they have changed.
+  control/concurrencyremote: read by gate_open only, as qmail-send reads it at its start only.
   queue/lock/gatestatus: written once a second at most when something changed, and once a minute if nothing did, so that its
   age tells whether the spawner runs. A gate without limits writes it, too: it counts what runs. It is not created: it must
   exist and be writable, otherwise there is no status.
   gatesites, in the same directory: where mail of each domain was seen to go. Read by gate_open, written once in ten seconds
   at most when something changed, and at the end. It must exist, too.
-  gatekept.domains, gatekept.routes, gatekept.sites, in the same directory: the last contents of the three control files that
-  could be used, of smtproutes nothing but hosts and the names of relays. Read by gate_open, which makes them count where a
+  gatekept.domains, gatekept.routes, gatekept.sites, gatekept.senders, gatekept.replies, in the same directory: the last contents of
+  these control files that could be used, of smtproutes and authsenders nothing but hosts, senders and the names of relays. Read by gate_open, which makes them count where a
   file has a mistake or cannot be read; without the first of them, the good lines of concurrencydomains count and a limit of 20
   for all other domains. Written when a file that was changed is good and has been at rest for a fifth of a second (three
   seconds, if it has become less than half as long, or is gone). They must exist, too. A control file that does not exist means
@@ -127,9 +128,11 @@ struct gate_next {
 /*
 slots: conf-spawn. control: the directory of the control files, NULL for "../../control". status: the status file, NULL
 for "../lock/gatestatus". Relative names are relative to the working directory at each call (a spawner's is queue/mess).
+reads: what the tree's qmail-remote asks for a relay beside smtproutes: words, separated by spaces; "authsenders" is
+control/authsenders, "!@" the line of smtproutes for mail without a sender. Other words mean nothing; NULL is nothing.
 Returns 1, or 0 when there will be no gate (out of memory, slots out of range, already open): every answer is GATE_GO.
 */
-extern int gate_open(unsigned int slots, const char *control, const char *status);
+extern int gate_open(unsigned int slots, const char *control, const char *status, const char *reads);
 
 /*
 part[0..parts): the command as it was read, the recipient last.

@@ -1,4 +1,9 @@
 #include "gate_glue.h"
+#include "gate_reads.h"
+
+/* What this tree's qmail-remote asks for a relay beside smtproutes: the Makefile looks for it in qmail-remote.c, and
+   writes gate_reads.h. qpatch finds this text in the program, too. */
+#define GATE_READS "qmail-remote reads:" GATE_READS_SENDERS GATE_READS_BOUNCES
 
 #ifndef GATE_CONTROL
 #define GATE_CONTROL "../../control"
@@ -14,7 +19,7 @@ char *gateglue_text = "Zqmail-spawn gate error. (#4.3.5)\n";
 
 void gateglue_open(unsigned int slots)
 {
-  gate_open(slots,GATE_CONTROL,GATE_STATUS);
+  gate_open(slots,GATE_CONTROL,GATE_STATUS,GATE_READS);
 }
 
 int gateglue_ask(unsigned int slot, stralloc **cmd)

@@ -5,6 +5,7 @@ mod channels;
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use channels::with_channels;
@@ -82,6 +83,21 @@ fn the_files_of_each_spawner_are_installed() {
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh"]).arg(home.path()).current_dir(fixture.path());
     run(&mut command).ok();
+    // Once more, while something is kept: it is there afterwards, and what else is wrong with it is put right.
+    let kept = home.path().join("queue/lock/gatekept.domains");
+    let seen = home.path().join("queue/lock/gatesites.2");
+    for path in [&kept, &seen] {
+        fs::write(path, "kept\n").unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+    }
+    let tcpto = home.path().join("queue/lock/tcpto");
+    fs::write(&tcpto, "x").unwrap();
+    run(Command::new("make").args(["setup", "check"]).current_dir(fixture.path())).ok();
+    for path in [&kept, &seen] {
+        assert_eq!(fs::read_to_string(path).unwrap(), "kept\n");
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+    assert_eq!(fs::read(&tcpto).unwrap(), [0; 1024], "of others nothing is kept");
     let mut names: Vec<String> = fs::read_dir(home.path().join("queue/lock"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -92,7 +108,9 @@ fn the_files_of_each_spawner_are_installed() {
         names,
         [
             "gatekept.domains",
+            "gatekept.replies",
             "gatekept.routes",
+            "gatekept.senders",
             "gatekept.sites",
             "gateshared",
             "gatesites",

@@ -23,6 +23,16 @@ use qpatch_gate::host::{Ask, Host};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// What hier.c makes for the gate.
+const GATE_FILES: [&str; 6] = [
+    "gatestatus",
+    "gatekept.domains",
+    "gatekept.routes",
+    "gatekept.sites",
+    "gatekept.senders",
+    "gatekept.replies",
+];
+
 fn gate(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qpatch"));
     command.current_dir(dir).arg("gate").args(args);
@@ -90,7 +100,7 @@ impl Home {
         let home = Self(tempfile::tempdir().unwrap());
         fs::create_dir_all(home.path("control")).unwrap();
         fs::create_dir_all(home.path("queue/lock")).unwrap();
-        for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+        for file in GATE_FILES {
             fs::write(home.path("queue/lock").join(file), "").unwrap();
         }
         home
@@ -235,7 +245,7 @@ fn what_the_gate_may_not_read_or_write_is_seen() {
     chown("12345:12345", "queue/lock/tcpto");
     fs::set_permissions(home.path("control/concurrencydomains"), Permissions::from_mode(0o600))
         .unwrap();
-    for kept in ["domains", "routes"] {
+    for kept in ["domains", "routes", "replies"] {
         chown("12345", &format!("queue/lock/gatekept.{kept}"));
     }
     fs::remove_file(home.path("queue/lock/gatekept.routes")).unwrap();

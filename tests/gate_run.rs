@@ -33,6 +33,16 @@ use qpatch_gate::table::Limit;
 use rig::{Rig, config, tell};
 use trees::{Gate, patched};
 
+/// What hier.c makes for the gate.
+const GATE_FILES: [&str; 6] = [
+    "gatestatus",
+    "gatekept.domains",
+    "gatekept.routes",
+    "gatekept.sites",
+    "gatekept.senders",
+    "gatekept.replies",
+];
+
 const BUSY: &str = "busy.example";
 const SENDER: &str = "sender@sender.example";
 const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
@@ -61,7 +71,7 @@ fn furnish(site: &Site, limits: &str, concurrency_remote: u32) {
     fs::remove_file(&remote).unwrap();
     symlink(program, remote).unwrap();
     // As the tree's hier.c makes them.
-    for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+    for file in GATE_FILES {
         site.write(&site.home().join("queue/lock").join(file), b"").unwrap();
     }
     site.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
@@ -1080,4 +1090,38 @@ fn no_password_of_a_relay_leaves_the_spawner() {
     assert!(said.contains("2001:db8::25"), "{said}");
     let said = said.to_ascii_lowercase();
     assert!(!said.contains(SECRET) && !said.contains("mailuser"), "{said}");
+}
+
+/// A tree whose qmail-remote chooses relays by senders, as the SMTP AUTH patches do: the Makefile sees it, and the gate counts by
+/// these relays.
+#[test]
+fn a_tree_that_routes_by_senders_counts_by_their_relays() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.replace(
+        "qmail-remote.c",
+        "static stralloc routes = {0};\n",
+        "static stralloc routes = {0};\nchar *senderfile = \"control/authsenders\";\n",
+    );
+    fixture.qpatch(&["apply", "--spawn", "1000", "--gate"]).ok();
+    let mut rig = gated_of(&fixture, &["qmail-rspawn"], ":20\nrelay.example:2\n", 100);
+    let lines = "@sender.example:relay.example:587|user|S3cretPass\n";
+    rig.site.set_control("authsenders", lines).unwrap();
+    let lock = rig.site.home().join("queue/lock");
+    rig.stubs.hold("all").unwrap();
+    let mut rspawn = Spawning::start(&mut rig);
+    for (number, domain) in (0..).zip(["a.example", "b.example", "c.example", "d.example"]) {
+        rspawn.send(number, stub::recipient(Mode::Accept, Some("all"), number, domain));
+    }
+    rspawn.started(2);
+    let status = status(&rspawn.rig.site, "two to wait", |status| status.held == 2);
+    let relay = status.keys.iter().find(|key| key.name == "relay.example").unwrap();
+    assert_eq!((relay.limit, relay.running), (Limit::AtMost(2), 2));
+    rspawn.rig.stubs.release("all").unwrap();
+    assert!(rspawn.reports(4).iter().all(|report| report.letter == b'K'));
+    assert_eq!(peak(rspawn.rig.stubs.events(), |_| true), 2);
+    rspawn.end();
+    for name in GATE_FILES {
+        let text = fs::read(lock.join(name)).unwrap();
+        assert!(!String::from_utf8_lossy(&text).contains("S3cretPass"), "{name}");
+    }
 }

@@ -39,7 +39,7 @@ impl Rig {
         let rig = Self { home: tempfile::tempdir().unwrap(), dns: Dns::new(), timeout: "60" };
         fs::create_dir_all(rig.path("control")).unwrap();
         fs::create_dir_all(rig.path("queue/lock")).unwrap();
-        let kept = ["gatekept.domains", "gatekept.routes", "gatekept.sites"];
+        let kept = ["gatekept.domains", "gatekept.routes", "gatekept.sites", "gatekept.replies"];
         for file in ["gatestatus", "gatesites"].into_iter().chain(kept) {
             fs::write(rig.path("queue/lock").join(file), "").unwrap();
         }

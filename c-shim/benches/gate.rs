@@ -166,8 +166,9 @@ fn through_c() {
     std::fs::write(directory.join("status"), "").unwrap();
     let string = |path: &std::path::Path| std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let (control, status) = (string(&directory), string(&directory.join("status")));
-    // SAFETY: both are strings that end with a zero byte.
-    assert_eq!(unsafe { ffi::gate_open(1000, control.as_ptr(), status.as_ptr()) }, 1);
+    let (control, status, reads) = (control.as_ptr(), status.as_ptr(), std::ptr::null());
+    // SAFETY: both strings live on, and end with a zero byte.
+    assert_eq!(unsafe { ffi::gate_open(1000, control, status, reads) }, 1);
     let recipients = recipients(1000);
     const CALLS: usize = 500_000;
     let start = Running::now();

@@ -27,6 +27,7 @@ unsafe extern "C" {
         slots: ::core::ffi::c_uint,
         control: *const ::core::ffi::c_char,
         status: *const ::core::ffi::c_char,
+        reads: *const ::core::ffi::c_char,
     ) -> ::core::ffi::c_int;
 }
 unsafe extern "C" {

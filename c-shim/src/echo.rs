@@ -24,17 +24,17 @@ use crate::name::{Hasher, domain_of, without_root};
 /// How much of a reply is looked at, in bytes, not counting what is left out.
 pub const WORDS_MAX: usize = 1024;
 
-/// The sender and the recipient of a delivery without the recipient's domain, as hashes and lengths in bytes. A length is 0
-/// where the part is missing, or is longer than 255.
+/// The sender and the recipient of a delivery, as hashes and lengths in bytes; the recipient's domain only where
+/// [`Envelope::with_domain`] has added it. A length is 0 where the part is missing, or is longer than 255.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    hashes: [u32; 3],
-    lengths: [u8; 3],
+    hashes: [u32; 4],
+    lengths: [u8; 4],
 }
 
 impl Envelope {
     /// Nothing is known.
-    pub const NONE: Self = Self { hashes: [0; 3], lengths: [0; 3] };
+    pub const NONE: Self = Self { hashes: [0; 4], lengths: [0; 4] };
 
     /// Of a sender and a recipient as qmail-rspawn reads them, with zero bytes at the end.
     #[must_use]
@@ -43,14 +43,25 @@ impl Envelope {
         let (recipient, _) = halves(recipient);
         let mut this = Self::NONE;
         for (at, part) in [sender, recipient, of_sender].into_iter().enumerate() {
-            if let Ok(length) = u8::try_from(part.len())
-                && length > 0
-            {
-                this.hashes[at] = hasher.hash(part) as u32;
-                this.lengths[at] = length;
-            }
+            this.put(at, hasher, part);
         }
         this
+    }
+
+    /// The same with the recipient's domain, for where [`Own::names`] does not have it.
+    #[must_use]
+    pub fn with_domain(mut self, hasher: &Hasher, recipient: &[u8]) -> Self {
+        self.put(3, hasher, halves(recipient).1);
+        self
+    }
+
+    fn put(&mut self, at: usize, hasher: &Hasher, part: &[u8]) {
+        if let Ok(length) = u8::try_from(part.len())
+            && length > 0
+        {
+            self.hashes[at] = hasher.hash(part) as u32;
+            self.lengths[at] = length;
+        }
     }
 }
 
@@ -97,7 +108,7 @@ impl Own<'_> {
     }
 
     /// All that is known. What is empty has length 0.
-    fn sent(&self) -> [(Part, Sent); 5] {
+    fn sent(&self) -> [(Part, Sent); 6] {
         let of_envelope = |at: usize| Sent {
             hash: self.envelope.hashes[at],
             length: usize::from(self.envelope.lengths[at]),
@@ -107,6 +118,7 @@ impl Own<'_> {
             (Part::Local, of_envelope(0)),
             (Part::Local, of_envelope(1)),
             (Part::Name, of_envelope(2)),
+            (Part::Name, of_envelope(3)),
             (Part::Name, of_name(self.names[0])),
             (Part::Name, of_name(self.names[1])),
         ]

@@ -27,6 +27,7 @@ use crate::bindings::{self, gate_next as NextOut, gate_text as PartIn};
 use crate::command::{PARTS, Parts};
 use crate::gate::Ran;
 use crate::host::{Ask, Done, Due, Host};
+use crate::sender::Reads;
 
 const NONE: c_int = bindings::GATE_NONE as c_int;
 const GO: c_int = bindings::GATE_GO as c_int;
@@ -123,9 +124,15 @@ export! {
     /// See gate.h.
     ///
     /// # Safety
-    /// `control` and `status` are NULL or strings that end with a zero byte.
-    fn gate_open(host, slots: c_uint, control: *const c_char, status: *const c_char) -> c_int = 0;
-    [c_uint, *const c_char, *const c_char] {
+    /// `control`, `status` and `reads` are NULL or strings that end with a zero byte.
+    fn gate_open(
+        host,
+        slots: c_uint,
+        control: *const c_char,
+        status: *const c_char,
+        reads: *const c_char
+    ) -> c_int = 0;
+    [c_uint, *const c_char, *const c_char, *const c_char] {
         if host.is_some() {
             return None;
         }
@@ -133,8 +140,11 @@ export! {
         std::panic::set_hook(Box::new(|_| {}));
         let seed = RandomState::new().hash_one(slots);
         // SAFETY: the caller passes NULL or strings.
-        let (control, status) = unsafe { (path(control, "../../control"), path(status, "../lock/gatestatus")) };
-        *host = Some(Host::open(slots, control, status, seed).ok()?);
+        let (control, status, reads) = unsafe {
+            (path(control, "../../control"), path(status, "../lock/gatestatus"), path(reads, ""))
+        };
+        let reads = Reads::parse(reads.as_bytes());
+        *host = Some(Host::open_beside(slots, control, status, reads, seed).ok()?);
         Some(1)
     }
 }

@@ -50,6 +50,7 @@ use crate::replies::{Meaning, PAUSE_MAX_SECS, Replies, Verdict};
 use crate::report::{self, Reader, Report, Sent};
 use crate::route::{Routes, without_credentials};
 use crate::rules::{Cap, KeyKind, Rules};
+use crate::sender::{Reads, Senders};
 use crate::share::{Looked, Others, Spawners, Take, Tells, Turn, Wants};
 use crate::shortage::{Shortage, WITNESS_US, Witness};
 use crate::site::{Because, Evidence, Map, Seen, Standing};
@@ -836,7 +837,7 @@ impl Gate {
             self.look_again(now_us);
         }
         let Some(domain) =
-            domain_of(parts.recipient()).and_then(|domain| self.domain(domain, now_us).ok())
+            domain_of(parts.recipient()).and_then(|domain| self.entry(domain, parts, now_us).ok())
         else {
             self.occupy(slot, NONE, State::Running, now_us);
             return Answer::Go;
@@ -851,6 +852,9 @@ impl Gate {
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             entry.mail = message ^ hasher.hash(parts.recipient());
             entry.envelope = Envelope::new(&hasher, parts.sender(), parts.recipient());
+            if self.keys.all[domain as usize].kind != KeyKind::Domain {
+                entry.envelope = entry.envelope.with_domain(&hasher, parts.recipient());
+            }
         } else if self.keys.all[at as usize].is_fixed() {
             // Where it is asked for most, no hash: the recipients of one message at one domain have their returns together, and so
             // have messages whose numbers end alike.
@@ -1368,10 +1372,10 @@ impl Gate {
             report::Seen::Accepted => Evidence::Took,
             _ => Evidence::Answered,
         };
-        let name = &self.keys.all[domain as usize].name;
+        let Key { kind, ref name, .. } = self.keys.all[domain as usize];
         // Without memory it is not known.
         if let Some(peer) = said.peer
-            && self.rules.note(name, peer, evidence) == Ok(true)
+            && self.rules.note(kind, name, peer, evidence) == Ok(true)
         {
             self.sites = Order::Changed;
         }
@@ -1392,7 +1396,8 @@ impl Gate {
         if self.sites == Order::Kept && said.seen != report::Seen::TooMany(Sent::No) {
             return Site::Other;
         }
-        let now = self.rules.resolve(&entry.name);
+        let hash = self.rules.hasher.hash(&entry.name);
+        let now = self.rules.resolve_entry(entry.kind, hash, &entry.name);
         let by_address = matches!(now.site, Some(Because::Address(..) | Because::Refused(..)));
         if by_address && now.cap.learning == Learning::On { Site::New } else { Site::Other }
     }
@@ -1411,7 +1416,8 @@ impl Gate {
     /// What the server took from a domain that does not count under its site yet says of the site, and of its candidates, that it
     /// takes mail.
     fn accepted_at_site(&mut self, domain: u32, ended: Ended) {
-        let site = self.rules.resolve(&self.keys.all[domain as usize].name);
+        let Key { kind, ref name, .. } = self.keys.all[domain as usize];
+        let site = self.rules.resolve_entry(kind, self.rules.hasher.hash(name), name);
         let name_hash = self.rules.hasher.hash(site.name);
         let of = self.keys.all[domain as usize].of;
         for kind in [KeyKind::Group, KeyKind::Candidates] {
@@ -1612,6 +1618,17 @@ impl Gate {
         self.rebuild(now_us).inspect_err(|_| self.rules.routes = old)
     }
 
+    /// Other senders count from now on, made with [`Gate::hasher`]. What runs and is held stays with the relay that it had: its
+    /// qmail-remote has looked there already, or it is one delivery more or less.
+    pub fn set_senders(&mut self, senders: Senders) {
+        self.rules.senders = senders;
+    }
+
+    /// What the tree's qmail-remote reads; before the first delivery.
+    pub fn set_reads(&mut self, reads: Reads) {
+        self.rules.reads = reads;
+    }
+
     /// Another map of sites counts from now on, made with [`Gate::hasher`].
     ///
     /// # Errors
@@ -1709,13 +1726,16 @@ impl Gate {
         for old in idle.chain(in_use) {
             let key = &self.keys.all[old as usize];
             let hash = rules.hasher.hash(&key.name);
-            moved[old as usize] = if key.kind == KeyKind::Domain {
-                add_domain(&mut keys, rules, hash, &key.name, now_us, None)?
-            } else if let Some(cap) = rules.cap_of(key.kind, &key.name) {
-                keys.activate(key.kind, hash, &key.name, cap, now_us, None)?
-            } else {
-                NONE
-            };
+            // A relay that senders have is like a domain; others come with their domains, or only have a past.
+            let has_own = key.slots > 0 || key.of != old;
+            moved[old as usize] =
+                if key.kind == KeyKind::Domain || (key.kind == KeyKind::Relay && has_own) {
+                    add_entry(&mut keys, rules, (key.kind, hash, &key.name), now_us, None)?
+                } else if let Some(cap) = rules.cap_of(key.kind, &key.name) {
+                    keys.activate(key.kind, hash, &key.name, cap, now_us, None)?
+                } else {
+                    NONE
+                };
         }
         for (old, key) in (0u32..).zip(&self.keys.all) {
             if key.place == Place::Active && moved[old as usize] == NONE {
@@ -1994,11 +2014,40 @@ impl Gate {
         self.now_us
     }
 
+    /// The entry that a delivery belongs to: that of its domain, or of the relay that its sender has.
+    #[inline]
+    fn entry(&mut self, domain: &[u8], parts: &Parts<'_>, now_us: u64) -> Result<u32, OutOfMemory> {
+        if self.rules.reads.any()
+            && let Some(at) = self.relay_of_sender(domain, parts.sender(), now_us)?
+        {
+            return Ok(at);
+        }
+        self.domain(domain, now_us)
+    }
+
+    fn relay_of_sender(
+        &mut self,
+        domain: &[u8],
+        sender: &[u8],
+        now_us: u64,
+    ) -> Result<Option<u32>, OutOfMemory> {
+        let end = sender.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        let Some(relay) = self.rules.by_sender(&sender[..end]) else { return Ok(None) };
+        let domain = known_part(domain);
+        let hasher = self.rules.hasher;
+        if !self.rules.sender_decides(hasher.hash(domain), domain) {
+            return Ok(None);
+        }
+        let hash = hasher.hash(relay.name);
+        let guess = (self.typical_us > 0.0).then_some(self.typical_us * 1e-6);
+        let kind = KeyKind::Relay;
+        add_entry(&mut self.keys, &self.rules, (kind, hash, relay.name), now_us, guess).map(Some)
+    }
+
     /// The entry of a domain, which may have no slot yet. A domain that is longer than [`NAME_MAX`] is known by its end: no
     /// name server has it, so qmail-remote connects to nobody unless a route's suffix matches.
     fn domain(&mut self, domain: &[u8], now_us: u64) -> Result<u32, OutOfMemory> {
-        let domain = without_root(domain);
-        let domain = &domain[domain.len().saturating_sub(NAME_MAX)..];
+        let domain = known_part(domain);
         let hash = self.rules.hasher.hash(domain);
         if let Some(table) = &self.rules.table {
             table.prefetch(hash);
@@ -2008,7 +2057,7 @@ impl Gate {
             return Ok(at);
         }
         let guess = (self.typical_us > 0.0).then_some(self.typical_us * 1e-6);
-        add_domain(&mut self.keys, &self.rules, hash, domain, now_us, guess)
+        add_new(&mut self.keys, &self.rules, (KeyKind::Domain, hash, domain), now_us, guess)
     }
 
     fn rest_if_idle(&mut self, at: u32, now_us: u64) {
@@ -2209,26 +2258,45 @@ impl Gate {
     }
 }
 
-/// A new entry for a domain that has none, and one for the key that it counts under, if that is another.
-fn add_domain(
+/// What of a domain is looked up.
+fn known_part(domain: &[u8]) -> &[u8] {
+    let domain = without_root(domain);
+    &domain[domain.len().saturating_sub(NAME_MAX)..]
+}
+
+/// The entry for a domain, or for a relay that a sender has: kind, hash of the name, name.
+fn add_entry(
     keys: &mut Keys,
     rules: &Rules,
-    hash: u64,
-    domain: &[u8],
+    entry: (KeyKind, u64, &[u8]),
+    now_us: u64,
+    guess_secs: Option<f64>,
+) -> Result<u32, OutOfMemory> {
+    if let Some(at) = keys.find(Keys::hash(entry.0, entry.1)) {
+        keys.wake(at);
+        return Ok(at);
+    }
+    add_new(keys, rules, entry, now_us, guess_secs)
+}
+
+/// A new entry where there is none, and one for the key that it counts under, if that is another.
+fn add_new(
+    keys: &mut Keys,
+    rules: &Rules,
+    (kind, hash, name): (KeyKind, u64, &[u8]),
     now_us: u64,
     guess_secs: Option<f64>,
 ) -> Result<u32, OutOfMemory> {
     // The entry first: what the rules need comes into the cache meanwhile.
-    let key_hash = Keys::hash(KeyKind::Domain, hash);
-    let at = keys.add(KeyKind::Domain, key_hash, domain, Cap::NONE, now_us, guess_secs)?;
-    let found = rules.resolve_hashed(hash, domain);
+    let at = keys.add(kind, Keys::hash(kind, hash), name, Cap::NONE, now_us, guess_secs)?;
+    let found = rules.resolve_entry(kind, hash, name);
     keys.all[at as usize].cap = found.cap;
     keys.all[at as usize].standing = match found.site {
         Some(Because::Address(..)) => Some(Standing::Member),
         Some(Because::Refused(..)) => Some(Standing::Candidate),
         Some(Because::Map(_) | Because::Literal(..)) | None => None,
     };
-    if found.kind == KeyKind::Domain {
+    if found.kind == kind {
         return Ok(at);
     }
     let of = keys.activate(

@@ -27,9 +27,10 @@ use crate::memory::{OutOfMemory, Text};
 use crate::name::Hasher;
 use crate::problem::{self, Kind, Problem, Problems};
 use crate::process::Identity;
-use crate::replies::Replies;
+use crate::replies::{self, Replies};
 use crate::route::{self, Routes};
 use crate::rules::KeyKind;
+use crate::sender::{Asked, Reads, Senders};
 use crate::share::Spawners;
 use crate::shared::{COLUMNS_MAX, Shared};
 use crate::site::{self, Map};
@@ -231,8 +232,8 @@ impl Control {
     }
 
     /// What is new about it. A file that is changing just now is not news yet. If it never stops changing, that is news.
-    fn look(&mut self) -> Contents {
-        let contents = self.watched.look(table::FILE_MAX);
+    fn look(&mut self, max: u64) -> Contents {
+        let contents = self.watched.look(max);
         let is_at_rest = match contents {
             Contents::Read(ref text) => self.watched.is_whole(self.quiet(text.len() as u64)),
             Contents::Missing => !self.is_just_taken_away(),
@@ -314,8 +315,11 @@ fn is_young(seen: &Seen, quiet: Duration) -> bool {
     age.is_some_and(|age| age.is_ok_and(|age| age < quiet))
 }
 
-/// A control file that has no errors, only warnings. Only what anybody may see is kept of it.
+/// A control file of which, with an error in it, nothing is used. Only what anybody may see is kept of it.
 trait Plain: Sized {
+    /// The longest one that is read, in bytes.
+    const MAX: u64 = table::FILE_MAX;
+
     fn none(hasher: Hasher) -> Self;
     fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory>;
     fn set(self, gate: &mut Gate, now_us: u64) -> Result<(), OutOfMemory>;
@@ -342,6 +346,46 @@ impl Plain for Routes {
     }
 }
 
+impl Plain for Senders {
+    fn none(hasher: Hasher) -> Self {
+        Self::new(hasher)
+    }
+
+    fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
+        Self::parse(text, hasher)
+    }
+
+    fn set(self, gate: &mut Gate, _now_us: u64) -> Result<(), OutOfMemory> {
+        gate.set_senders(self);
+        Ok(())
+    }
+
+    fn keep(text: Vec<u8>) -> Result<Vec<u8>, OutOfMemory> {
+        <Routes as Plain>::keep(text)
+    }
+}
+
+impl Plain for Replies {
+    const MAX: u64 = replies::FILE_MAX;
+
+    fn none(_hasher: Hasher) -> Self {
+        Self::default()
+    }
+
+    fn parse(text: &[u8], _hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
+        Self::parse(text)
+    }
+
+    fn set(self, gate: &mut Gate, now_us: u64) -> Result<(), OutOfMemory> {
+        gate.set_replies(self, now_us);
+        Ok(())
+    }
+
+    fn keep(text: Vec<u8>) -> Result<Vec<u8>, OutOfMemory> {
+        Ok(text)
+    }
+}
+
 impl Plain for Map {
     fn none(hasher: Hasher) -> Self {
         Self::new(hasher)
@@ -360,46 +404,67 @@ impl Plain for Map {
     }
 }
 
+/// What became of the contents of a file.
+enum Loaded {
+    /// They count. There may be a warning.
+    Good(Option<Problem>),
+    /// They have an error, and do not.
+    Bad(Problem),
+}
+
+fn load<T: Plain>(gate: &mut Gate, text: &[u8], now_us: u64) -> Result<Loaded, OutOfMemory> {
+    let (value, problems) = T::parse(text, gate.hasher())?;
+    match problems.worst() {
+        Some(worst) if problems.errors() > 0 => Ok(Loaded::Bad(worst)),
+        worst => value.set(gate, now_us).map(|()| Loaded::Good(worst)),
+    }
+}
+
 /// Looks at a file, and puts in force what is new about it. True if anything is.
 fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) -> bool {
     file.keep_again(now_us);
-    let contents = file.look();
-    let hasher = gate.hasher();
-    let mut load = |text: &[u8]| -> Result<Option<Problem>, Kind> {
-        let parsed = T::parse(text, hasher)
-            .and_then(|(value, problems)| value.set(gate, now_us).map(|()| problems.worst()));
-        parsed.map_err(|_| Kind::OutOfMemory)
-    };
-    let set = match contents {
+    let set = match file.look(T::MAX) {
         Contents::Same => return false,
         Contents::Missing => {
             file.source = Source::File;
             file.kept.write(None, now_us);
-            T::none(hasher).set(gate, now_us).map(|()| None).map_err(|_| Kind::OutOfMemory)
+            T::none(gate.hasher()).set(gate, now_us).map(|()| None).map_err(|_| Kind::OutOfMemory)
         }
         Contents::Unusable(kind) => {
-            let something_counts = match file.source {
-                Source::Nothing => file.kept.read().is_some_and(|(text, _)| load(&text).is_ok()),
-                Source::File | Source::Earlier | Source::Part => true,
-            };
-            if something_counts {
-                file.source = Source::Earlier;
-            }
+            fall_back::<T>(file, gate, now_us);
             Err(kind)
         }
-        Contents::Read(text) => {
-            let loaded = load(&text);
-            if loaded.is_ok() {
+        Contents::Read(text) => match load::<T>(gate, &text, now_us) {
+            Ok(Loaded::Good(warning)) => {
                 file.source = Source::File;
                 if let Ok(kept) = T::keep(text) {
                     file.kept.write(Some(&kept), now_us);
                 }
+                Ok(warning)
             }
-            loaded
-        }
+            Ok(Loaded::Bad(error)) => {
+                fall_back::<T>(file, gate, now_us);
+                Ok(Some(error))
+            }
+            Err(OutOfMemory) => Err(Kind::OutOfMemory),
+        },
     };
     file.settle(set);
     true
+}
+
+/// The file cannot be used. What counts goes on to count; at the start, the copy of the last good one.
+fn fall_back<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) {
+    let something_counts = match file.source {
+        Source::Nothing => file
+            .kept
+            .read()
+            .is_some_and(|(text, _)| matches!(load::<T>(gate, &text, now_us), Ok(Loaded::Good(_)))),
+        Source::File | Source::Earlier | Source::Part => true,
+    };
+    if something_counts {
+        file.source = Source::Earlier;
+    }
 }
 
 /// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
@@ -565,8 +630,9 @@ pub struct Host {
     domains: Control,
     routes: Control,
     sites: Control,
-    replies: Watched,
-    replies_problem: Option<Problem>,
+    /// Only where qmail-remote reads it.
+    senders: Option<Control>,
+    replies: Control,
     /// The name for HELO: that of the first one that there is.
     helo: [Watched; 2],
     /// The names of the status file and of what was seen of sites, for a spawner that is alone or the first.
@@ -607,6 +673,20 @@ impl Host {
         status: &OsStr,
         seed: u64,
     ) -> Result<Self, OutOfMemory> {
+        Self::open_beside(slots, control, status, Reads::default(), seed)
+    }
+
+    /// The same beside a qmail-remote that reads more than smtproutes.
+    ///
+    /// # Errors
+    /// As those of [`Host::open`].
+    pub fn open_beside(
+        slots: u32,
+        control: &OsStr,
+        status: &OsStr,
+        reads: Reads,
+        seed: u64,
+    ) -> Result<Self, OutOfMemory> {
         let (concurrency_remote, concurrency_problem) =
             concurrency_remote(&join(control, "concurrencyremote")?);
         let expected = status_files(status)?;
@@ -639,8 +719,19 @@ impl Host {
                 Watched::new(control, "concurrencysites")?,
                 (lock, "gatekept.sites", problem::File::KeptSites),
             )?,
-            replies: Watched::new(control, "concurrencyreplies")?,
-            replies_problem: None,
+            senders: match reads.senders {
+                Asked::No => None,
+                Asked::Yes => Some(Control::new(
+                    problem::File::Senders,
+                    Watched::new(control, "authsenders")?,
+                    (lock, "gatekept.senders", problem::File::KeptSenders),
+                )?),
+            },
+            replies: Control::new(
+                problem::File::Replies,
+                Watched::new(control, "concurrencyreplies")?,
+                (lock, "gatekept.replies", problem::File::KeptReplies),
+            )?,
             helo: [Watched::new(control, "helohost")?, Watched::new(control, "me")?],
             status_base: copy(status)?,
             seen_base: join(directory_of(status), "gatesites")?,
@@ -663,6 +754,7 @@ impl Host {
             rescue_from: 0,
             text,
         };
+        host.gate.set_reads(reads);
         host.restore_seen(expected)?;
         let shared = join(directory_of(status), "gateshared")?;
         if let Some(shared) =
@@ -867,7 +959,8 @@ impl Host {
     /// rest nothing is taken: see [`Control::look`].
     fn come_to_rest(&mut self) {
         let until = self.start + START_WAIT;
-        for file in [&mut self.domains, &mut self.routes, &mut self.sites] {
+        let all = [&mut self.domains, &mut self.routes, &mut self.sites, &mut self.replies];
+        for file in all.into_iter().chain(&mut self.senders) {
             // What is wrong with it is told when it is needed.
             let _ = file.kept.read();
             while file.is_restless() && Instant::now() < until {
@@ -900,14 +993,17 @@ impl Host {
         self.look_at_domains(now_us);
         let routes = follow::<Routes>(&mut self.routes, &mut self.gate, now_us);
         let sites = follow::<Map>(&mut self.sites, &mut self.gate, now_us);
-        if routes || sites {
+        let replies = follow::<Replies>(&mut self.replies, &mut self.gate, now_us);
+        let senders = match &mut self.senders {
+            Some(senders) => follow::<Senders>(senders, &mut self.gate, now_us),
+            None => false,
+        };
+        if routes || sites || replies || senders {
             self.touch();
         }
-        self.look_at_replies(now_us);
         self.look_at_helo();
         self.look_at_spawners();
-        let changing = [&self.domains, &self.routes, &self.sites].map(|file| file.in_vain);
-        if changing.iter().any(|&in_vain| (1..LOOKS_IN_VAIN).contains(&in_vain)) {
+        if self.controls().any(|file| (1..LOOKS_IN_VAIN).contains(&file.in_vain)) {
             self.looked_us = now_us.saturating_sub(LOOK_US - LOOK_AGAIN_US);
         }
     }
@@ -945,7 +1041,7 @@ impl Host {
 
     fn look_at_domains(&mut self, now_us: u64) {
         self.domains.keep_again(now_us);
-        let set = match self.domains.look() {
+        let set = match self.domains.look(table::FILE_MAX) {
             Contents::Same => return,
             Contents::Missing => {
                 let set = self.gate.set_table(None, now_us).map_err(|_| Kind::OutOfMemory);
@@ -1004,31 +1100,10 @@ impl Host {
         Ok(())
     }
 
-    /// If the file has errors, the last good words stay.
-    fn look_at_replies(&mut self, now_us: u64) {
-        let parsed = match self.replies.look(table::FILE_MAX) {
-            Contents::Same => return,
-            Contents::Missing => Ok((Some(Replies::default()), None)),
-            Contents::Unusable(kind) => Err(kind),
-            Contents::Read(bytes) => match Replies::parse(&bytes) {
-                Ok((replies, problems)) => {
-                    Ok(((problems.errors() == 0).then_some(replies), problems.worst()))
-                }
-                Err(OutOfMemory) => Err(Kind::OutOfMemory),
-            },
-        };
-        let set = parsed.map(|(replies, problem)| {
-            if let Some(replies) = replies {
-                self.gate.set_replies(replies, now_us);
-            }
-            problem
-        });
-        if set == Err(Kind::OutOfMemory) {
-            self.replies.seen = Seen::Nothing;
-        }
-        self.replies_problem =
-            set.unwrap_or_else(|kind| Some(Problem::of_file(problem::File::Replies, kind)));
-        self.touch();
+    /// The control files that are watched, in the order in which they are told of.
+    fn controls(&self) -> impl Iterator<Item = &Control> {
+        let all = [&self.domains, &self.routes, &self.sites, &self.replies];
+        all.into_iter().chain(&self.senders)
     }
 
     /// As in qmail-remote: the first line of helohost, else that of me. Problems with these are qmail-remote's to tell.
@@ -1157,11 +1232,13 @@ impl Host {
             loaded_secs: self.loaded_secs,
             now_us,
         };
-        let [domains, routes, sites] =
-            [&self.domains, &self.routes, &self.sites].map(Control::problems);
-        let others = [self.concurrency_problem, self.status_problem, self.seen_problem];
+        let mut problems = [[None; 3]; 7];
+        for (to, control) in problems.iter_mut().zip(self.controls()) {
+            *to = control.problems();
+        }
         let shared = self.gate.spawners().and_then(Spawners::problem);
-        let problems = [domains, routes, sites, others, [self.replies_problem, shared, None]];
+        problems[5] = [self.concurrency_problem, self.status_problem, self.seen_problem];
+        problems[6][0] = shared;
         if status::write(&mut self.status_text, &frame, &self.gate, problems.as_flattened())
             .is_err()
         {

@@ -1,4 +1,4 @@
-//! queue/lock/gatekept.domains, .routes and .sites: the last control files of each kind that could be used, so that a
+//! queue/lock/gatekept.domains, .routes, .sites, .senders and .replies: the last control files of each kind that could be used, so that a
 //! restart does not open the gate when the file itself has a mistake or cannot be read.
 //!
 //! ```text

@@ -42,6 +42,7 @@ pub mod replies;
 pub mod report;
 pub mod route;
 pub mod rules;
+pub mod sender;
 pub mod share;
 pub mod shared;
 pub mod shortage;

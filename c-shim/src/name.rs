@@ -1,8 +1,8 @@
 //! Domain names as the gate sees them: bytes, ASCII case-insensitive, looked up as qmail looks up smtproutes.
 //!
-//! Two hashes: one of whole names, eight bytes at a time; and one of `.suffixes`, from the end to the beginning, so that one
-//! pass over a name gives the hashes of all of them. Both are seeded: whoever chooses recipients must not be able to choose
-//! collisions.
+//! Two hashes: one of whole names, eight bytes at a time; and one of `.suffixes`, and of senders' `@suffixes`, from the end to the
+//! beginning, so that one pass over a name gives the hashes of all of them. Both are seeded: whoever chooses recipients must not
+//! be able to choose collisions.
 
 #![forbid(unsafe_code)]
 
@@ -139,7 +139,7 @@ impl Hasher {
         (state ^ u64::from(byte.to_ascii_lowercase())).wrapping_mul(self.factor)
     }
 
-    /// The hash of a suffix that begins with a dot, as [`NameMap::find`] makes it.
+    /// The hash of a suffix that begins with a dot or an `@`, as [`NameMap::find`] makes it.
     fn hash_suffix(&self, suffix: &[u8]) -> u64 {
         mix(suffix.iter().rev().fold(!self.start, |state, &byte| self.step(state, byte)))
     }
@@ -378,7 +378,7 @@ impl NameMap {
         if name.is_empty() {
             return Ok(self.default.replace((value, line)).map(|(_, line)| line));
         }
-        let is_suffix = name[0] == b'.';
+        let is_suffix = matches!(name[0], b'.' | b'@');
         let hash = if is_suffix { self.hasher.hash_suffix(name) } else { self.hasher.hash(name) };
         let home = self.home(hash);
         // Packed, or without a place.
@@ -414,12 +414,40 @@ impl NameMap {
                 return Some((self.places.value(at), Place(at)));
             }
             if self.has_suffixes
-                && let Some(at) = self.find_suffix(host)
+                && let Some(at) = self.find_suffix(host, |byte| byte == b'.')
             {
                 return Some((self.places.value(at), Place(at)));
             }
         }
+        self.default()
+    }
+
+    /// Looks a sender up as qmail-remote's patches for SMTP AUTH look it up in authsenders: the whole address, then what begins
+    /// with each of its dots and `@`, the longest first, then the empty name.
+    #[must_use]
+    pub fn find_sender(&self, sender: &[u8]) -> Option<(u32, Place)> {
+        if self.len > 0 {
+            let whole = (sender.len() <= NAME_MAX).then(|| self.hasher.hash(sender));
+            let found = whole.and_then(|hash| self.probe(hash).ok());
+            let is_first = |byte| matches!(byte, b'.' | b'@');
+            if let Some(at) = found.or_else(|| self.find_suffix(sender, is_first)) {
+                return Some((self.places.value(at), Place(at)));
+            }
+        }
+        self.default()
+    }
+
+    /// What the empty name has.
+    #[must_use]
+    pub fn default(&self) -> Option<(u32, Place)> {
         self.default.map(|(value, _)| (value, Place::DEFAULT))
+    }
+
+    /// What this very name has, which begins neither with a dot nor with an `@`.
+    #[must_use]
+    pub fn find_own(&self, name: &[u8]) -> Option<(u32, Place)> {
+        let at = (self.len > 0).then(|| self.probe(self.hasher.hash(name)))?.ok()?;
+        Some((self.places.value(at), Place(at)))
     }
 
     /// Whether this very name is in it.
@@ -483,7 +511,8 @@ impl NameMap {
         Ok(())
     }
 
-    fn find_suffix(&self, host: &[u8]) -> Option<usize> {
+    #[inline]
+    fn find_suffix(&self, host: &[u8], is_first: impl Fn(u8) -> bool) -> Option<usize> {
         // Names in the map are at most NAME_MAX long, so the rest of a longer host need not be looked at.
         let tail = &host[host.len().saturating_sub(NAME_MAX)..];
         let mut suffixes = [0u64; SUFFIX_MAX];
@@ -491,7 +520,7 @@ impl NameMap {
         let mut state = !self.hasher.start;
         for &byte in tail.iter().rev() {
             state = self.hasher.step(state, byte);
-            if byte == b'.' {
+            if is_first(byte) {
                 suffixes[count] = state;
                 count += 1;
             }

@@ -22,6 +22,8 @@ pub enum File {
     Domains,
     /// control/smtproutes
     Routes,
+    /// control/authsenders
+    Senders,
     /// control/concurrencyremote
     ConcurrencyRemote,
     /// control/concurrencysites
@@ -40,6 +42,10 @@ pub enum File {
     KeptRoutes,
     /// queue/lock/gatekept.sites
     KeptSites,
+    /// queue/lock/gatekept.senders
+    KeptSenders,
+    /// queue/lock/gatekept.replies
+    KeptReplies,
 }
 
 impl fmt::Display for File {
@@ -47,6 +53,7 @@ impl fmt::Display for File {
         f.write_str(match self {
             Self::Domains => "control/concurrencydomains",
             Self::Routes => "control/smtproutes",
+            Self::Senders => "control/authsenders",
             Self::ConcurrencyRemote => "control/concurrencyremote",
             Self::Sites => "control/concurrencysites",
             Self::Replies => "control/concurrencyreplies",
@@ -56,6 +63,8 @@ impl fmt::Display for File {
             Self::KeptDomains => "queue/lock/gatekept.domains",
             Self::KeptRoutes => "queue/lock/gatekept.routes",
             Self::KeptSites => "queue/lock/gatekept.sites",
+            Self::KeptSenders => "queue/lock/gatekept.senders",
+            Self::KeptReplies => "queue/lock/gatekept.replies",
         })
     }
 }

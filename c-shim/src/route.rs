@@ -42,8 +42,17 @@ impl Routes {
     /// # Errors
     /// No memory.
     pub fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
+        Self::parse_file(File::Routes, text, hasher)
+    }
+
+    /// The same for smtproutes, or for a file with senders in place of hosts.
+    pub(crate) fn parse_file(
+        file: File,
+        text: &[u8],
+        hasher: Hasher,
+    ) -> Result<(Self, Problems), OutOfMemory> {
         let mut routes = Self::new(hasher);
-        let mut problems = Problems::new(File::Routes);
+        let mut problems = Problems::new(file);
         routes.lines = NameMap::with_room(
             hasher,
             lines_of(text).filter(|(_, line)| is_content(line)).count(),
@@ -75,7 +84,9 @@ impl Routes {
                 }
             };
             let host = &content[..colon];
-            if host.contains(&b'*') {
+            if file != File::Routes {
+                // Senders have any characters.
+            } else if host.contains(&b'*') {
                 problems.add(number, 0, Kind::RouteStar);
             } else if is_word_for_all(host) {
                 problems.add(number, 0, Kind::RouteAll);
@@ -110,6 +121,16 @@ impl Routes {
     #[must_use]
     pub fn find_hashed(&self, hash: u64, host: &[u8]) -> Option<(&[u8], Place)> {
         self.lines.find_hashed(hash, host).and_then(|found| self.relay(found))
+    }
+
+    /// The same for a sender, in a file of senders.
+    pub(crate) fn find_sender(&self, sender: &[u8]) -> Option<(&[u8], Place)> {
+        self.lines.find_sender(sender).and_then(|found| self.relay(found))
+    }
+
+    /// The same for a host that has a line of its own.
+    pub(crate) fn find_own(&self, host: &[u8]) -> Option<(&[u8], Place)> {
+        self.lines.find_own(host).and_then(|found| self.relay(found))
     }
 
     fn relay(&self, (at, place): (u32, Place)) -> Option<(&[u8], Place)> {

@@ -7,6 +7,10 @@
 //! 3. The group of the default line.
 //! 4. The relay, with the limit of the relay's own name.
 //! 5. The domain itself.
+//!
+//! In trees whose qmail-remote asks for a relay by the sender ([`crate::sender`]), such a relay is the next hop whatever the
+//! domain is, and smtproutes is not asked. Then 2. to 4. are what the relay has: the line with its name, or the default line, and the
+//! group of that.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +21,7 @@ use crate::memory::OutOfMemory;
 use crate::name::{Hasher, Place};
 use crate::replies::Replies;
 use crate::route::Routes;
+use crate::sender::{Asked, BOUNCES, Reads, Senders};
 use crate::site::{Because, Evidence, Sites};
 pub use crate::table::Cap;
 use crate::table::{Limit, Line, Table};
@@ -66,10 +71,28 @@ pub struct Resolution<'a> {
     pub cap: Cap,
     /// The line of concurrencydomains that says so.
     pub line: Option<Line>,
-    /// The line of smtproutes that was followed.
-    pub route: Option<Place>,
+    /// The line of smtproutes or authsenders that was followed.
+    pub route: Option<Way>,
     /// Why it counts for a site, if it does. There is no line then.
     pub site: Option<Because>,
+}
+
+/// A line that names a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Of smtproutes.
+    Host(Place),
+    /// Of authsenders.
+    Sender(Place),
+}
+
+/// A relay that is chosen by the sender, and the line that says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BySender<'a> {
+    /// Its name, in lower case.
+    pub name: &'a [u8],
+    /// The line.
+    pub way: Way,
 }
 
 /// All files, parsed. Without concurrencydomains everything is unlimited, and smtproutes does not matter.
@@ -81,6 +104,10 @@ pub struct Rules {
     pub table: Option<Table>,
     /// control/smtproutes.
     pub routes: Routes,
+    /// What else the tree's qmail-remote asks for relays.
+    pub reads: Reads,
+    /// control/authsenders, if it reads that.
+    pub senders: Senders,
     /// control/concurrencysites, and the addresses that were seen.
     pub sites: Sites,
     /// The name that qmail-remote gives with HELO.
@@ -97,19 +124,95 @@ impl Rules {
             hasher,
             table: None,
             routes: Routes::new(hasher),
+            reads: Reads::default(),
+            senders: Senders::new(hasher),
             sites: Sites::new(hasher),
             helo: Vec::new(),
             replies: Replies::default(),
         }
     }
 
-    /// The line of concurrencydomains that a resolution comes from, and the line of smtproutes that it went through; from
-    /// 1, and 0 for none.
+    /// The line of concurrencydomains that a resolution comes from, and the line of smtproutes or authsenders that it went
+    /// through; from 1, and 0 for none.
     #[must_use]
     pub fn lines(&self, found: &Resolution<'_>) -> (u32, u32) {
         let of_table =
             self.table.as_ref().zip(found.line).map_or(0, |(table, line)| table.number(&line));
-        (of_table, found.route.map_or(0, |route| self.routes.number(route)))
+        let of_way = match found.route {
+            None => 0,
+            Some(Way::Host(place)) => self.routes.number(place),
+            Some(Way::Sender(place)) => self.senders.number(place),
+        };
+        (of_table, of_way)
+    }
+
+    /// The relay for a sender, without zero bytes at its end, if senders choose relays.
+    #[must_use]
+    pub fn by_sender(&self, sender: &[u8]) -> Option<BySender<'_>> {
+        self.table.as_ref()?;
+        if self.reads.senders == Asked::Yes
+            && let Some((name, place)) = self.senders.find(sender)
+        {
+            return Some(BySender { name, way: Way::Sender(place) });
+        }
+        if self.reads.bounces == Asked::Yes && sender.is_empty() {
+            let found = self.routes.find_own(BOUNCES);
+            return found.map(|(name, place)| BySender { name, way: Way::Host(place) });
+        }
+        None
+    }
+
+    /// Whether the relay that a sender has is the next hop of mail to a domain, whose hash is known: unless the domain's own line
+    /// puts it into a group.
+    #[must_use]
+    pub fn sender_decides(&self, hash: u64, domain: &[u8]) -> bool {
+        let own = self.table.as_ref().and_then(|table| own_line(table, hash, domain));
+        !own.is_some_and(own_decides)
+    }
+
+    /// The key and the limit of a domain, without a dot at its end, for mail that goes to the relay of its sender, if that has one.
+    #[must_use]
+    pub fn resolve_for<'a>(
+        &'a self,
+        domain: &'a [u8],
+        relay: Option<BySender<'a>>,
+    ) -> Resolution<'a> {
+        let hash = self.hasher.hash(domain);
+        match relay {
+            Some(BySender { name, way }) if self.sender_decides(hash, domain) => {
+                self.resolve_relay(name, Some(way))
+            }
+            _ => self.resolve_hashed(hash, domain),
+        }
+    }
+
+    /// The key and the limit of what deliveries go to: a domain, or a relay that was chosen by the sender.
+    #[must_use]
+    pub fn resolve_entry<'a>(&'a self, kind: KeyKind, hash: u64, name: &'a [u8]) -> Resolution<'a> {
+        match kind {
+            KeyKind::Relay => self.resolve_relay(name, None),
+            KeyKind::Domain | KeyKind::Group | KeyKind::Candidates => {
+                self.resolve_hashed(hash, name)
+            }
+        }
+    }
+
+    fn resolve_relay<'a>(&'a self, name: &'a [u8], route: Option<Way>) -> Resolution<'a> {
+        let next_hop = NextHop { name, hash: self.hasher.hash(name), route };
+        let found = Resolution {
+            kind: KeyKind::Relay,
+            name,
+            cap: Cap::NONE,
+            line: None,
+            route,
+            site: None,
+        };
+        let Some(table) = &self.table else { return found };
+        let line = table.find_relay(name);
+        if let Some((group, because)) = self.site(&next_hop, line, table) {
+            return of_site(table, group, because, found);
+        }
+        line.map_or(found, |line| of_line(table, line, found))
     }
 
     /// The key and the limit of a domain, without a dot at its end.
@@ -130,22 +233,12 @@ impl Rules {
             site: None,
         };
         let Some(table) = &self.table else { return unlimited };
-        let own = match domain {
-            [b'[', ..] => table.find_domain(hash, domain),
-            _ => table.find_hashed(hash, domain),
-        };
-        let of_line = |line: Line, kind, name, route| {
-            let group = line.group.map(|index| &table.groups()[index as usize]);
-            let (kind, name) =
-                group.map_or((kind, name), |group| (KeyKind::Group, &group.name[..]));
-            Resolution { kind, name, cap: line.cap, line: Some(line), route, site: None }
-        };
+        let own = own_line(table, hash, domain);
         // Most tables have no routes and no sites: what the domain's own line says is enough then.
-        let own_decides = |line: Line| line.group.is_some() && !line.is_default();
         let nothing_else_can =
             !table.has_ranges() && self.routes.is_empty() && self.sites.map.is_empty();
         if nothing_else_can || own.is_some_and(own_decides) {
-            return own.map_or(unlimited, |line| of_line(line, KeyKind::Domain, domain, None));
+            return own.map_or(unlimited, |line| of_line(table, line, unlimited));
         }
         let next_hop = self.next_hop(hash, domain);
         let line = match next_hop.route {
@@ -153,33 +246,18 @@ impl Rules {
             None => own,
         };
         if let Some((group, because)) = self.site(&next_hop, line, table) {
-            let group = &table.groups()[group as usize];
-            let (kind, cap) = match because {
-                Because::Refused(..) => (KeyKind::Candidates, of_candidates(group.cap())),
-                Because::Map(_) | Because::Literal(..) | Because::Address(..) => {
-                    (KeyKind::Group, group.cap())
-                }
-            };
-            return Resolution {
-                kind,
-                name: &group.name,
-                cap,
-                route: next_hop.route,
-                site: Some(because),
-                ..unlimited
-            };
+            let route = next_hop.route;
+            return of_site(table, group, because, Resolution { route, ..unlimited });
         }
         if let Some(line) = own
             && line.group.is_some()
         {
-            return of_line(line, KeyKind::Domain, domain, None);
+            return of_line(table, line, unlimited);
         }
         let NextHop { name, route, .. } = next_hop;
         let kind = if route.is_some() { KeyKind::Relay } else { KeyKind::Domain };
-        match line {
-            Some(line) => of_line(line, kind, name, route),
-            None => Resolution { kind, name, route, ..unlimited },
-        }
+        let found = Resolution { kind, name, route, ..unlimited };
+        line.map_or(found, |line| of_line(table, line, found))
     }
 
     /// Where the mail of a domain, whose hash is known, goes.
@@ -212,19 +290,25 @@ impl Rules {
         table.find_address(peer).map(|range| &table.groups()[range.group as usize].name[..])
     }
 
-    /// A delivery to a domain was at this address. Whether another site may count for its next hop from now on.
+    /// A delivery to a domain, or to a relay, was at this address. Whether another site may count for its next hop from now on.
     ///
     /// # Errors
     /// No memory: nothing is noted.
     pub fn note(
         &mut self,
-        domain: &[u8],
+        kind: KeyKind,
+        name: &[u8],
         peer: IpAddr,
         evidence: Evidence,
     ) -> Result<bool, OutOfMemory> {
         let Some(table) = &self.table else { return Ok(false) };
-        let hash = self.hasher.hash(domain);
-        let next_hop = next_hop(&self.routes, self.hasher, hash, domain);
+        let hash = self.hasher.hash(name);
+        let next_hop = match kind {
+            KeyKind::Domain => next_hop(&self.routes, self.hasher, hash, name),
+            KeyKind::Relay | KeyKind::Group | KeyKind::Candidates => {
+                NextHop { name, hash, route: None }
+            }
+        };
         self.sites.seen.note(next_hop.hash, next_hop.name, peer, evidence, table)
     }
 
@@ -292,9 +376,47 @@ fn of_candidates(cap: Cap) -> Cap {
     }
 }
 
+fn own_line(table: &Table, hash: u64, domain: &[u8]) -> Option<Line> {
+    match domain {
+        [b'[', ..] => table.find_domain(hash, domain),
+        _ => table.find_hashed(hash, domain),
+    }
+}
+
+/// Whether a domain's own line puts it into a group, whatever else there is.
+fn own_decides(line: Line) -> bool {
+    line.group.is_some() && !line.is_default()
+}
+
+/// What a line says of what has been found so far. Its group counts for whatever next hop there is.
+fn of_line<'a>(table: &'a Table, line: Line, found: Resolution<'a>) -> Resolution<'a> {
+    let group = line.group.map(|index| &table.groups()[index as usize]);
+    let (kind, name) =
+        group.map_or((found.kind, found.name), |group| (KeyKind::Group, &group.name[..]));
+    Resolution { kind, name, cap: line.cap, line: Some(line), ..found }
+}
+
+fn of_site<'a>(
+    table: &'a Table,
+    group: u32,
+    because: Because,
+    found: Resolution<'a>,
+) -> Resolution<'a> {
+    let group = &table.groups()[group as usize];
+    let (kind, cap) = match because {
+        Because::Refused(..) => (KeyKind::Candidates, of_candidates(group.cap())),
+        Because::Map(_) | Because::Literal(..) | Because::Address(..) => {
+            (KeyKind::Group, group.cap())
+        }
+    };
+    Resolution { kind, name: &group.name, cap, site: Some(because), ..found }
+}
+
 fn next_hop<'a>(routes: &'a Routes, hasher: Hasher, hash: u64, domain: &'a [u8]) -> NextHop<'a> {
     match routes.find_hashed(hash, domain) {
-        Some((name, route)) => NextHop { name, hash: hasher.hash(name), route: Some(route) },
+        Some((name, place)) => {
+            NextHop { name, hash: hasher.hash(name), route: Some(Way::Host(place)) }
+        }
         None => NextHop { name: domain, hash, route: None },
     }
 }
@@ -306,8 +428,8 @@ pub struct NextHop<'a> {
     pub name: &'a [u8],
     /// The hash of the name.
     pub hash: u64,
-    /// The line of smtproutes that says so.
-    pub route: Option<Place>,
+    /// The line that says so, of smtproutes or authsenders.
+    pub route: Option<Way>,
 }
 
 #[cfg(test)]
@@ -395,7 +517,7 @@ mod tests {
         assert_eq!(resolved(&mapped, "x.example"), group("g", 1));
         let mut seen = rules("192.0.2.0/24:1\n", "");
         let address = "192.0.2.9".parse().unwrap();
-        seen.note(b"x.example", address, Evidence::Took).unwrap();
+        seen.note(KeyKind::Domain, b"x.example", address, Evidence::Took).unwrap();
         assert_eq!(resolved(&seen, "x.example"), group("192.0.2.0/24", 1));
     }
 

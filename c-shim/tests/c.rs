@@ -6,6 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+/// What hier.c makes for the gate.
+const GATE_FILES: [&str; 6] = [
+    "gatestatus",
+    "gatekept.domains",
+    "gatekept.routes",
+    "gatekept.sites",
+    "gatekept.senders",
+    "gatekept.replies",
+];
+
 #[path = "../../build/staticlib.rs"]
 mod staticlib;
 
@@ -80,7 +90,7 @@ impl Build {
         fs::create_dir_all(path.join("queue/mess")).unwrap();
         fs::create_dir_all(path.join("queue/lock")).unwrap();
         fs::create_dir_all(path.join("control")).unwrap();
-        for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+        for file in GATE_FILES {
             fs::write(path.join("queue/lock").join(file), "").unwrap();
         }
         fs::write(path.join("control/concurrencyremote"), "120\n").unwrap();

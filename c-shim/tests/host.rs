@@ -14,8 +14,19 @@ use qpatch_gate::gate::Ran;
 use qpatch_gate::host::{Ask, Done, Due, Host};
 use qpatch_gate::process::Identity;
 use qpatch_gate::rules::KeyKind;
+use qpatch_gate::sender::Reads;
 use qpatch_gate::status::{Escaped, InForce, State, Status, StatusError};
 use qpatch_gate::table::Limit;
+
+/// What hier.c makes for the gate.
+const GATE_FILES: [&str; 6] = [
+    "gatestatus",
+    "gatekept.domains",
+    "gatekept.routes",
+    "gatekept.sites",
+    "gatekept.senders",
+    "gatekept.replies",
+];
 
 /// A qmail home with control and queue/lock, removed in the end.
 struct Home {
@@ -29,7 +40,7 @@ impl Home {
         let path = std::env::temp_dir().join(format!("gate-host-{}-{number}", std::process::id()));
         fs::create_dir_all(path.join("control")).unwrap();
         fs::create_dir_all(path.join("lock")).unwrap();
-        for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+        for file in GATE_FILES {
             fs::write(path.join("lock").join(file), "").unwrap();
         }
         Self { path }
@@ -51,6 +62,18 @@ impl Home {
             slots,
             self.path.join("control").as_os_str(),
             self.path.join("lock/gatestatus").as_os_str(),
+            1,
+        )
+        .unwrap()
+    }
+
+    /// Beside a qmail-remote that reads more than smtproutes.
+    fn open_beside(&self, reads: &str) -> Host {
+        Host::open_beside(
+            100,
+            self.path.join("control").as_os_str(),
+            self.path.join("lock/gatestatus").as_os_str(),
+            Reads::parse(reads.as_bytes()),
             1,
         )
         .unwrap()
@@ -660,7 +683,11 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
     assert_eq!(limit_after(&mut host, "a@a.example\0", "450 sluggish"), fixed);
     next_second();
     host.timeout_ms();
-    assert_eq!(home.problem(), "control/concurrencyreplies:2:10: the ( is never closed");
+    assert_eq!(
+        home.problem(),
+        "control/concurrencyreplies:2:10: the ( is never closed; \
+         control/concurrencyreplies: the last one that had no errors counts"
+    );
     home.write("concurrencyreplies", "450 \"sluggish\" pause 7200\n");
     next_second();
     assert_eq!(limit_after(&mut host, "a@a.example\0", "450 slow"), fixed);
@@ -674,7 +701,8 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
         "Zb.example is paused by control/concurrencyreplies:1 for 7200 s; not tried. (#4.4.5)\n"
     );
     fs::remove_file(home.control("concurrencyreplies")).unwrap();
-    next_second();
+    // It may be there again in an instant.
+    sleep(Duration::from_millis(3100));
     assert_eq!(ask(&mut host, 0, "b.example"), Ask::Go, "without the file there is no pause");
     next_second();
     host.timeout_ms();
@@ -697,6 +725,174 @@ fn relays_count_together() {
         matches!(host.due(), Due::Go { slot: 2, .. }),
         "b.example does not count there any more"
     );
+}
+
+/// Mail of this sender; the answer.
+fn ask_from(host: &mut Host, slot: u32, sender: &str, domain: &str) -> Ask {
+    let (sender, recipient) = (format!("{sender}\0"), format!("user@{domain}\0"));
+    host.ask(slot, &Parts::new(&[b"1/1\0", sender.as_bytes(), recipient.as_bytes()]).unwrap())
+}
+
+const SENDERS: &str =
+    "@a.example:relay.example:587|user|S3cret\nu@a.example:\n.b.example:[192.0.2.25]|user|S3cret\n";
+
+fn running(host: &Host, kind: KeyKind, name: &str) -> u32 {
+    host.gate().find_key(kind, name.as_bytes()).map_or(0, |key| key.running)
+}
+
+#[test]
+fn a_relay_by_the_sender_is_the_key_where_qmail_remote_reads_it() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write(
+        "concurrencydomains",
+        ":20\nrelay.example:2\ngrouped.example:9:group\n192.0.2.0/24:3:site\nown.example:1\n",
+    );
+    home.write("smtproutes", "x.example:other.example\n!@:bounces.example|user|S3cret\n");
+    home.write("authsenders", SENDERS);
+    let mut host = home.open_beside("qmail-remote reads: authsenders");
+    assert_eq!(ask_from(&mut host, 0, "s@a.example", "x.example"), Ask::Go);
+    assert_eq!(ask_from(&mut host, 1, "s@a.example", "own.example"), Ask::Go);
+    assert_eq!(ask_from(&mut host, 2, "t@A.EXAMPLE", "y.example"), Ask::Hold, "2 of 2 places");
+    assert_eq!(running(&host, KeyKind::Relay, "relay.example"), 2);
+    // A domain's own group comes first, as it does before smtproutes; an empty relay means smtproutes; and the rest.
+    assert_eq!(ask_from(&mut host, 3, "s@a.example", "grouped.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Group, "group"), 1);
+    assert_eq!(ask_from(&mut host, 4, "u@a.example", "x.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Relay, "other.example"), 1);
+    assert_eq!(ask_from(&mut host, 5, "s@elsewhere.example", "own.example"), Ask::Go);
+    assert_eq!(ask_from(&mut host, 6, "s@elsewhere.example", "own.example"), Ask::Hold);
+    assert_eq!(running(&host, KeyKind::Domain, "own.example"), 1);
+    // The address of a relay may be a site's.
+    assert_eq!(ask_from(&mut host, 7, "s@sub.b.example", "z.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Group, "site"), 1);
+    // This qmail-remote does not know the line for bounces.
+    assert_eq!(ask_from(&mut host, 8, "", "q.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Domain, "q.example"), 1);
+    assert_eq!(host.done(0, Ran::Yes(b"r\0Kok\0")), Done::AsItIs);
+    assert!(matches!(host.due(), Due::Go { slot: 2, .. }));
+    // Other limits: what runs is counted on, under the new keys.
+    // (A file that has become much shorter would not count so soon.)
+    let long = "#".repeat(100) + "\n";
+    home.write("concurrencydomains", format!(":20\nrelay.example:5:relays\n{long}"));
+    next_second();
+    assert_eq!(ask_from(&mut host, 10, "s@a.example", "x.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Group, "relays"), 3);
+    home.write("concurrencydomains", format!(":20\n{long}"));
+    next_second();
+    assert_eq!(ask_from(&mut host, 11, "s@a.example", "x.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Relay, "relay.example"), 4);
+    for slot in [1, 2, 3, 4, 5, 7, 8, 10, 11] {
+        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+    }
+    while let Due::Go { slot, .. } = host.due() {
+        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+    }
+    assert_eq!(running(&host, KeyKind::Relay, "relay.example"), 0);
+    assert_eq!(host.gate().in_use(), 0);
+    // Another file.
+    home.write("authsenders", format!("@a.example:relay2.example user S3cret\n{long}"));
+    next_second();
+    assert_eq!(ask_from(&mut host, 12, "s@a.example", "x.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Relay, "relay2.example"), 1);
+    next_second();
+    host.due();
+    let written = fs::read_dir(home.path.join("lock")).unwrap();
+    for file in written.map(|entry| entry.unwrap().path()) {
+        let text = String::from_utf8_lossy(&fs::read(&file).unwrap()).into_owned();
+        assert!(!text.contains("S3cret"), "{}: {text}", file.display());
+    }
+    assert_eq!(
+        home.problem(),
+        "control/smtproutes:2:1: no host's name has '!': the line does nothing"
+    );
+}
+
+#[test]
+fn bounces_have_a_relay_of_their_own_where_qmail_remote_knows_one() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", ":20\n");
+    home.write("smtproutes", "!@:bounces.example|user|S3cret\n:relay.example\n");
+    home.write("authsenders", SENDERS);
+    let mut host = home.open_beside("!@");
+    assert_eq!(ask_from(&mut host, 0, "", "x.example"), Ask::Go);
+    assert_eq!(ask_from(&mut host, 1, "s@a.example", "x.example"), Ask::Go);
+    assert_eq!(running(&host, KeyKind::Relay, "bounces.example"), 1);
+    assert_eq!(running(&host, KeyKind::Relay, "relay.example"), 1, "authsenders is not read");
+    home.write("smtproutes", "#".repeat(100));
+    next_second();
+    assert_eq!(ask_from(&mut host, 2, "", "x.example"), Ask::Go);
+    assert_eq!(
+        running(&host, KeyKind::Domain, "x.example"),
+        2,
+        "it and what ran by the other route"
+    );
+}
+
+/// The words of a server are its own, also where the relay is the key and not the recipient's domain.
+#[test]
+fn the_recipients_domain_is_no_word_of_a_relay() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", ":20::learn\n");
+    home.write("authsenders", ":relay.example\n");
+    let mut host = home.open_beside("authsenders");
+    let refused = b"s450 4.7.1 throttled.example: try again\0Zrelay does not like recipient.\nRemote host said: \
+        450 4.7.1 throttled.example: try again\nGiving up on 192.0.2.1.\n\0";
+    for slot in 0..5 {
+        assert_eq!(ask_from(&mut host, slot, "s@a.example", "throttled.example"), Ask::Go);
+    }
+    for slot in 0..5 {
+        assert_eq!(host.done(slot, Ran::Yes(refused)), Done::AsItIs, "{}", text(&host));
+    }
+    let key = host.gate().find_key(KeyKind::Relay, b"relay.example").unwrap();
+    assert_eq!(key.limit(), Limit::AtMost(20));
+}
+
+#[test]
+fn senders_and_the_operators_words_count_after_a_restart() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", ":20\nrelay.example:1\n");
+    home.write("authsenders", SENDERS);
+    home.write("concurrencyreplies", "4xx \"overload\" pause 100\n");
+    drop(at_rest(&home, |home| home.open_beside("authsenders")));
+    let kept = fs::read_to_string(home.path.join("lock/gatekept.senders")).unwrap();
+    assert!(kept.contains("@a.example:relay.example\n") && !kept.contains("S3cret"), "{kept}");
+    // Both are of no use at the next start.
+    fs::remove_file(home.control("authsenders")).unwrap();
+    fs::create_dir(home.control("authsenders")).unwrap();
+    home.write("concurrencyreplies", "4xx \"overload\" pause 100\n4xx \"x\" nonsense\n");
+    let mut host = at_rest(&home, |home| home.open_beside("authsenders"));
+    assert_eq!(ask_from(&mut host, 0, "s@a.example", "x.example"), Ask::Go);
+    assert_eq!(ask_from(&mut host, 1, "s@a.example", "y.example"), Ask::Hold);
+    host.done(
+        0,
+        Ran::Yes(
+            b"s\0ZConnected to 192.0.2.1 but greeting failed.\nRemote host said: 421 overload\n\0",
+        ),
+    );
+    let key = host.gate().find_key(KeyKind::Relay, b"relay.example").unwrap();
+    assert!(key.suspended_until(2_000_000).is_some(), "{key:?}");
+    next_second();
+    host.due();
+    let problems = home.status().unwrap().problems;
+    assert_eq!(
+        problems,
+        [
+            "control/concurrencyreplies:2:9: not a meaning: limit, rate, nothing and pause SECONDS are",
+            "control/concurrencyreplies: the last one that had no errors counts",
+            "control/authsenders: not a regular file",
+            "control/authsenders: the last one that had no errors counts",
+        ]
+    );
+}
+
+/// Opens a gate when what has just been written is at rest.
+fn at_rest(home: &Home, open: impl Fn(&Home) -> Host) -> Host {
+    sleep(Duration::from_millis(250));
+    open(home)
 }
 
 #[test]

@@ -39,7 +39,13 @@ impl Home {
             fs::write(path.join(format!("lock/gatestatus{dot}")), "").unwrap();
             fs::write(path.join(format!("lock/gatesites{dot}")), "").unwrap();
         }
-        for name in ["gateshared", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
+        for name in [
+            "gateshared",
+            "gatekept.domains",
+            "gatekept.routes",
+            "gatekept.sites",
+            "gatekept.replies",
+        ] {
             fs::write(path.join("lock").join(name), "").unwrap();
         }
         Self { path }

@@ -19,7 +19,8 @@ use qpatch_gate::problem::{File, Kind, Problem, Problems, Severity};
 use qpatch_gate::regex::Fault;
 use qpatch_gate::replies::Replies;
 use qpatch_gate::route::Routes;
-use qpatch_gate::rules::{KeyKind, Resolution, Rules};
+use qpatch_gate::rules::{KeyKind, Resolution, Rules, Way};
+use qpatch_gate::sender::{Asked, Reads, Senders};
 use qpatch_gate::site::{self, Because, Map};
 use qpatch_gate::status::{State, StatusError, unescaped_bytes};
 use qpatch_gate::table::{self, Limit, Table};
@@ -43,6 +44,11 @@ pub struct Check {
     /// Also tell under which key this domain counts, and its limit; may be repeated
     #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
+    /// Tell it for mail of this sender, where qmail-remote chooses relays by senders (control/authsenders)
+    ///
+    /// Without it, for a sender that has no line of its own. An empty one is that of bounces.
+    #[arg(long, value_name = "ADDRESS", requires = "domains")]
+    sender: Option<String>,
     /// Also tell what this reply of a server would mean to the gate; may be repeated
     ///
     /// As the server gives it, "421 4.7.0 Too many connections", or a line of qmail-send's log that
@@ -130,6 +136,10 @@ impl Finding {
             _ => None,
         };
         let help = help.unwrap_or_else(|| advice(problem.kind));
+        let help = match problem.file {
+            File::Senders => help.replace("host:", "sender:"),
+            _ => help,
+        };
         Self::new(problem.severity(), place, meaning(problem.kind), help)
     }
 
@@ -342,6 +352,7 @@ pub(super) struct Source {
     home: Option<Home>,
     pub(super) domains: PathBuf,
     pub(super) routes: Option<PathBuf>,
+    senders: Option<PathBuf>,
     sites: Option<PathBuf>,
     replies: Option<PathBuf>,
     seen: Option<PathBuf>,
@@ -355,6 +366,7 @@ impl Source {
                 home: None,
                 domains: path.to_path_buf(),
                 routes: None,
+                senders: None,
                 sites: None,
                 replies: None,
                 seen: None,
@@ -364,6 +376,7 @@ impl Source {
         Ok(Self {
             domains: home.control("concurrencydomains"),
             routes: Some(home.control("smtproutes")),
+            senders: Some(home.control("authsenders")),
             sites: Some(home.control("concurrencysites")),
             replies: Some(home.control("concurrencyreplies")),
             seen: Some(home.lock("gatesites")),
@@ -440,6 +453,21 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
             Err(kind) => loaded.add_file(File::Routes, kind, path),
         }
     }
+    if let Some(home) = &source.home {
+        rules.reads = elsewhere::followed(&home.0);
+        loaded.leave_out_bounces(rules.reads, source.routes.as_deref());
+    }
+    if let Some(path) = source.senders.as_ref().filter(|_| rules.reads.senders == Asked::Yes) {
+        match read_file(path, table::FILE_MAX) {
+            Ok(None) => {}
+            Ok(Some((_, text))) => {
+                let (senders, problems) = Senders::parse(&text, hasher).map_err(no_memory)?;
+                loaded.add(&problems, path, &text);
+                rules.senders = senders;
+            }
+            Err(kind) => loaded.add_file(File::Senders, kind, path),
+        }
+    }
     if let Some(path) = &source.sites {
         match read_file(path, table::FILE_MAX) {
             Ok(None) => {}
@@ -500,6 +528,26 @@ impl Loaded {
         self.findings.push(Finding::of_problem(&problem, path, &[]));
     }
 
+    /// The line for mail without a sender does something, though no host has such a name.
+    fn leave_out_bounces(&mut self, reads: Reads, routes: Option<&Path>) {
+        let Some(routes) = routes.map(|path| path.display().to_string()) else { return };
+        let lines = content_lines(&self.routes);
+        let is_meant =
+            |line: &[u8]| host_of(line).is_some_and(|host| elsewhere::is_for_bounces(host, reads));
+        let meant: Vec<u32> =
+            lines.filter(|(_, line)| is_meant(line)).map(|(number, _)| number).collect();
+        let said = meaning(Kind::RouteNotHost(b'!'));
+        self.findings.retain(|finding| {
+            finding.file != routes || finding.message != said || !meant.contains(&finding.line)
+        });
+        // The gate itself goes on to say it in its status.
+        for number in meant {
+            let kind = Kind::RouteNotHost(b'!');
+            let problem = Problem { file: File::Routes, line: number, column: 1, kind };
+            self.said.insert(problem.to_string());
+        }
+    }
+
     /// Adds warnings of one sort.
     fn warn(&mut self, mut warnings: Vec<Finding>) {
         let more = warnings.len().saturating_sub(LISTED);
@@ -534,7 +582,7 @@ pub fn run(args: &Check) -> Done {
             .unwrap_or(3)
     };
     loaded.findings.sort_by_key(|finding| (of_file(finding), finding.line, finding.column));
-    let answers = answers(&loaded, &args.domains);
+    let answers = answers(&loaded, &args.domains, args.sender.as_deref());
     let none = Replies::default();
     let told = replies::told(loaded.rules.as_ref().map_or(&none, |r| &r.replies), &args.replies);
     match args.format {
@@ -891,12 +939,21 @@ fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
         let help = advice(Kind::CountsAlone(0));
         loaded.findings.push(Finding::warning((&home.lock("gateshared"), 0, 0), message, help));
     }
-    let kept = ["gatekept.domains", "gatekept.routes", "gatekept.sites"];
+    let all = [
+        "gatekept.domains",
+        "gatekept.routes",
+        "gatekept.sites",
+        "gatekept.replies",
+        "gatekept.senders",
+    ];
+    let follows_senders = elsewhere::followed(&home.0).senders == Asked::Yes;
+    let kept = all.into_iter().filter(|name| *name != "gatekept.senders" || follows_senders);
+    let kept: Vec<_> = kept.collect();
     if home.lock("gatestatus").exists() {
-        for path in kept.map(|name| home.lock(name)).iter().filter(|path| !path.exists()) {
+        for path in kept.iter().map(|name| home.lock(name)).filter(|path| !path.exists()) {
             let message = "no such file: what the control file says is not kept, so after a restart a mistake in it counts at once";
             let help = "make setup check in the patched tree, while qmail is stopped";
-            loaded.findings.push(Finding::warning((path, 0, 0), message, help));
+            loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
         }
     }
     let names = ["gatestatus", "gateshared"].into_iter().chain(kept);
@@ -965,6 +1022,9 @@ struct Answer {
     line: u32,
     /// The line of smtproutes; 0 for none.
     route: u32,
+    /// The line of authsenders, if the sender chooses the relay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authsenders: Option<u32>,
     /// Whether the limit follows the server.
     learns: bool,
     /// Why it counts for a site, if it does.
@@ -974,12 +1034,20 @@ struct Answer {
     row: [String; 4],
 }
 
-fn answers(loaded: &Loaded, domains: &[String]) -> Vec<Answer> {
+/// No sender has it: what it finds is what counts for senders without a line of their own.
+const NO_SENDER: &str = "\0";
+
+fn answers(loaded: &Loaded, domains: &[String], sender: Option<&str>) -> Vec<Answer> {
     let Some(rules) = &loaded.rules else { return Vec::new() };
+    let relay = rules.by_sender(sender.unwrap_or(NO_SENDER).as_bytes());
     let answer = |domain: &String| {
         let asked = domain_bytes(domain);
-        let found = rules.resolve(&asked);
+        let found = rules.resolve_for(&asked, relay);
         let (line, route) = rules.lines(&found);
+        let (route, authsenders) = match found.route {
+            Some(Way::Sender(_)) => (0, Some(route)),
+            Some(Way::Host(_)) | None => (route, None),
+        };
         let (domain, key) = (escaped(&asked), escaped(found.name.to_ascii_lowercase()));
         let row = [
             key_name(KeyKind::Domain, &domain),
@@ -995,6 +1063,7 @@ fn answers(loaded: &Loaded, domains: &[String]) -> Vec<Answer> {
             limit,
             line,
             route,
+            authsenders,
             learns: found.cap.learning == Learning::On,
             site: found.site.map(site_text),
             row,
@@ -1010,8 +1079,10 @@ pub(super) fn from(rules: &Rules, found: &Resolution<'_>) -> String {
     if found.line.is_some_and(|line| line.is_default()) {
         from.push_str(" (the default)");
     }
-    if route > 0 {
-        from.push_str(&format!(", by smtproutes:{route}"));
+    match found.route {
+        Some(Way::Host(_)) => from.push_str(&format!(", by smtproutes:{route}")),
+        Some(Way::Sender(_)) => from.push_str(&format!(", by authsenders:{route}")),
+        None => {}
     }
     from
 }
@@ -1089,6 +1160,9 @@ fn print_table(
         }
         if !rules.routes.is_empty() {
             facts.push(count(rules.routes.len() as u64, "route"));
+        }
+        if !rules.senders.is_empty() {
+            facts.push(count(rules.senders.len() as u64, "sender line"));
         }
         if !rules.replies.is_empty() {
             facts.push(count(rules.replies.len() as u64, "reply line"));

@@ -1,11 +1,14 @@
 //! Files that send mail to a relay before control/smtproutes is asked, in trees whose qmail-remote reads them.
 //!
-//! The gate does not look relays up there: qmail-remote is not readable by qmailr (its mode is 0711), so that the gate cannot
-//! tell whether this one reads such a file, and a file that is not read must not count. Whoever runs `gate check` or `doctor`
-//! is mostly root, can tell, and is told what is not counted. What is in these files is never shown: there are passwords.
+//! At run time the gate cannot tell whether this qmail-remote reads such a file: it is not readable by qmailr (its mode is 0711). So
+//! the Makefile of a patched tree looks into qmail-remote.c, and qmail-rspawn has the answer. What the gate does not follow is told
+//! here: whoever runs `gate check` or `doctor` is mostly root, and can read both programs. What is in these files is never
+//! shown: there are passwords.
 
 use std::fs;
 use std::path::Path;
+
+use qpatch_gate::sender::{Asked, BOUNCES, Reads};
 
 /// Such a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,19 @@ pub(crate) struct Elsewhere {
     chosen_by: &'static str,
     /// Whether this qmail-remote reads it.
     pub(crate) read: Read,
+    /// What this qmail-rspawn does about it.
+    followed: Followed,
+}
+
+/// What a qmail-rspawn does about a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Followed {
+    /// The gate never follows this one.
+    Never,
+    /// It could, but this program was made from a tree whose qmail-remote.c does not read it, or by an earlier qpatch.
+    No,
+    /// It does.
+    Yes,
 }
 
 /// Whether qmail-remote reads a file.
@@ -25,6 +41,8 @@ pub(crate) enum Read {
     Yes,
     /// There is no program, it may not be read, or it is a script.
     Unknown,
+    /// The program does not have the file's name.
+    No,
 }
 
 /// All that are known: authsenders of the SMTP AUTH patches by Erwin Hoffmann, which sagredo's, s/qmail's and other trees have;
@@ -36,10 +54,14 @@ const FILES: [(&str, &str); 3] = [
     ("moresmtproutes.cdb", "the recipient"),
 ];
 
+/// Before what qmail-rspawn knows of qmail-remote; see gate_glue.c.
+const MARK: &[u8] = b"qmail-remote reads:";
+
 /// A control file that is larger has no routes that somebody wrote; a program that is larger is none of qmail's.
 const MAX: u64 = 64 << 20;
 
-/// The files that `home` has and that its qmail-remote reads, or may read.
+/// The files that `home` has and of which not everything is as it should be: qmail-remote reads one, or may read it, and the gate
+/// does not follow it; or the other way round.
 pub(crate) fn find(home: &Path) -> Vec<Elsewhere> {
     let there = FILES.into_iter().filter(|(name, _)| has_content(&home.join("control").join(name)));
     let there: Vec<_> = there.collect();
@@ -47,18 +69,51 @@ pub(crate) fn find(home: &Path) -> Vec<Elsewhere> {
         return Vec::new();
     }
     let programs = programs(&home.join("bin"));
-    let found = there.into_iter().filter_map(|(name, chosen_by)| {
-        Some(Elsewhere { name, chosen_by, read: reads(&programs, name)? })
+    let follows = followed(home);
+    let found = there.into_iter().map(|(name, chosen_by)| {
+        let followed = match (name, follows.senders) {
+            ("authsenders", Asked::Yes) => Followed::Yes,
+            ("authsenders", Asked::No) => Followed::No,
+            _ => Followed::Never,
+        };
+        Elsewhere { name, chosen_by, read: reads(&programs, name), followed }
     });
-    found.collect()
+    let is_wrong = |file: &Elsewhere| match (file.read, file.followed) {
+        (Read::Yes | Read::Unknown, Followed::Yes) => false,
+        (Read::No, Followed::No | Followed::Never) => false,
+        (Read::Yes | Read::Unknown, _) | (Read::No, Followed::Yes) => true,
+    };
+    found.filter(is_wrong).collect()
+}
+
+/// What the gate in this home's qmail-rspawn asks for relays beside smtproutes. Nothing where it cannot be read.
+pub(crate) fn followed(home: &Path) -> Reads {
+    let path = home.join("bin/qmail-rspawn");
+    let program = if is_regular(&path) { fs::read(path).ok() } else { None };
+    let Some(program) = program else { return Reads::default() };
+    let Some(at) = program.windows(MARK.len()).position(|window| window == MARK) else {
+        return Reads::default();
+    };
+    let words = program[at..].split(|&byte| byte == 0).next().unwrap_or_default();
+    Reads::parse(words)
+}
+
+/// Whether a line of smtproutes is for mail without a sender, and this home's gate follows it.
+pub(crate) fn is_for_bounces(host: &[u8], reads: Reads) -> bool {
+    host == BOUNCES && reads.bounces == Asked::Yes
 }
 
 impl Elsewhere {
     /// What is the matter with it.
     pub(crate) fn message(&self) -> String {
-        let Self { name, chosen_by, read } = self;
+        let Self { name, chosen_by, read, followed } = self;
+        if *followed == Followed::Yes {
+            return format!(
+                "the gate counts mail by the relays of {name}, and this qmail-remote does not read it: such mail counts wrongly"
+            );
+        }
         let whether = match read {
-            Read::Yes => "",
+            Read::Yes | Read::No => "",
             Read::Unknown => ", if this qmail-remote reads it",
         };
         format!(
@@ -69,10 +124,15 @@ impl Elsewhere {
 
     /// What can be done.
     pub(crate) fn help(&self) -> String {
-        format!(
-            "write a relay for all mail into smtproutes, in the same form; nothing limits all that goes to another one of {}",
-            self.name
-        )
+        match self.followed {
+            Followed::Never => format!(
+                "write a relay for all mail into smtproutes, in the same form; nothing limits all that goes to another one of {}",
+                self.name
+            ),
+            Followed::No | Followed::Yes => {
+                "make setup check in the tree that this qmail-remote is from, patched by this qpatch: its qmail-rspawn knows".to_string()
+            }
+        }
     }
 }
 
@@ -109,11 +169,10 @@ fn programs(bin: &Path) -> Option<Vec<Vec<u8>>> {
     (!programs.is_empty() && programs.iter().all(is_program)).then_some(programs)
 }
 
-/// None: it does not.
-fn reads(programs: &Option<Vec<Vec<u8>>>, name: &str) -> Option<Read> {
-    let Some(programs) = programs else { return Some(Read::Unknown) };
+fn reads(programs: &Option<Vec<Vec<u8>>>, name: &str) -> Read {
+    let Some(programs) = programs else { return Read::Unknown };
     let has = |bytes: &Vec<u8>| bytes.windows(name.len()).any(|window| window == name.as_bytes());
-    programs.iter().any(has).then_some(Read::Yes)
+    if programs.iter().any(has) { Read::Yes } else { Read::No }
 }
 
 #[cfg(test)]
@@ -143,6 +202,14 @@ mod tests {
         assert_eq!(found(), [("authsenders", Read::Yes)]);
         write("bin/qmail-remote", b"#!/bin/sh\nexec qmail-remote.orig \"$@\"\n");
         assert_eq!(found(), [("authsenders", Read::Unknown)], "a script may run anything");
+        write("bin/qmail-rspawn", b"\x7fELF\0qmail-remote reads: authsenders\0authsenders\0");
+        assert_eq!(found(), [], "the gate follows it");
+        write("bin/qmail-remote", b"\x7fELF\0control/smtproutes\0");
+        assert_eq!(found(), [("authsenders", Read::No)], "another qmail-remote has been installed");
+        assert!(find(home.path())[0].message().contains("does not read it"));
+        write("bin/qmail-rspawn", b"\x7fELF\0qmail-remote reads:\0authsenders\0");
+        assert_eq!(found(), [], "neither does");
+        write("bin/qmail-remote", b"#!/bin/sh\nexec qmail-remote.orig \"$@\"\n");
         write("control/qmtproutes", b"b.example:qmtp.example\n");
         write("control/moresmtproutes.cdb", &[0; 2048]);
         assert_eq!(found(), [("authsenders", Read::Unknown), ("qmtproutes", Read::Unknown)]);
