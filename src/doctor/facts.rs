@@ -1,8 +1,7 @@
-//! Looking: every file and program that doctor asks, read through a [`Host`], so that a test can imitate a machine in a
+//! Looking: everything that doctor asks the machine, read through a [`Host`], so that a test can imitate a machine in a
 //! directory.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,105 +10,12 @@ use qpatch_gate::problem::Problems;
 use qpatch_gate::table::{self, Table};
 
 use super::Options;
-use super::launch::{self, Setting};
+use super::host::{Fact, Host};
+use super::launch::conf;
+use super::launch::limits::Setting;
+use super::launch::{self, Launch};
+use super::process::{self, Daemons, Limits, Remotes, field_kib};
 use crate::gate::elsewhere;
-
-/// Something that was looked for: what it is, or why it could not be seen.
-pub type Fact<T> = Result<T, String>;
-
-/// Runs a program and returns what it printed.
-pub type Runner<'h> = &'h dyn Fn(&Path, &[&str], &str) -> Result<String, String>;
-
-/// A machine to look at.
-pub struct Host<'h> {
-    /// What stands for `/`.
-    pub root: PathBuf,
-    /// Runs a program of the machine with arguments and standard input.
-    pub run: Runner<'h>,
-}
-
-impl fmt::Debug for Host<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Host").field("root", &self.root).finish_non_exhaustive()
-    }
-}
-
-impl Host<'static> {
-    /// This machine.
-    pub fn this_machine() -> Host<'static> {
-        Host { root: PathBuf::from("/"), run: &run_program }
-    }
-}
-
-impl Host<'_> {
-    fn path(&self, path: impl AsRef<Path>) -> PathBuf {
-        let path = path.as_ref();
-        self.root.join(path.strip_prefix("/").unwrap_or(path))
-    }
-
-    fn read(&self, path: impl AsRef<Path>) -> Fact<String> {
-        let path = path.as_ref();
-        let bytes =
-            fs::read(self.path(path)).map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    }
-
-    fn number(&self, path: &str) -> Fact<u64> {
-        let text = self.read(path)?;
-        text.trim().parse().map_err(|_| format!("{path}: {:?} is not a number", text.trim()))
-    }
-}
-
-fn run_program(program: &Path, args: &[&str], input: &str) -> Result<String, String> {
-    use std::io::Write as _;
-    use std::process::{Command, Stdio};
-    let name = program.display();
-    let failed = |error: std::io::Error| format!("cannot run {name}: {error}");
-    let mut child = Command::new(program)
-        .args(args)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A program that does not read its input is none the worse for it.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(format!("{name} failed ({})", output.status))
-    }
-}
-
-/// The limits of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
-    /// Soft limit on descriptors; `None`: unlimited.
-    pub files: Option<u64>,
-    /// Hard limit on descriptors.
-    pub files_hard: Option<u64>,
-    /// Soft limit on processes of the user.
-    pub processes: Option<u64>,
-}
-
-/// A qmail daemon that runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Daemon {
-    /// Its name.
-    pub name: String,
-    /// Its process.
-    pub pid: u32,
-    /// Its limits.
-    pub limits: Fact<Limits>,
-    /// The program file has been replaced since it was started; `None`: cannot be seen.
-    pub replaced: Option<bool>,
-    /// The smallest pids.max of its control group and those above: the limit and how many there are now.
-    pub unit_processes: Option<(u64, u64)>,
-}
 
 /// A C library.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -183,16 +89,10 @@ pub struct Facts {
     pub elsewhere: Vec<(String, String)>,
     /// The limits of this process, which are those of the shell that has started it.
     pub shell: Fact<Limits>,
-    /// The daemons of this qmail that run.
-    pub daemons: Fact<Vec<Daemon>>,
-    /// The daemons that run, and perhaps belong to another qmail: names and processes.
-    pub not_told: Vec<String>,
-    /// Limits that are set where qmail is started.
-    pub settings: Vec<Setting>,
-    /// The scripts and units that start qmail.
-    pub starters: Vec<String>,
-    /// What could hold a limit and could not be read.
-    pub unread: Vec<String>,
+    /// The daemons that run.
+    pub daemons: Fact<Daemons>,
+    /// What starts qmail.
+    pub launch: Launch,
     /// kernel.pid_max.
     pub pid_max: Fact<u64>,
     /// kernel.threads-max.
@@ -201,8 +101,12 @@ pub struct Facts {
     pub threads: Fact<u64>,
     /// Memory that is free for programs, in KiB.
     pub memory_kib: Fact<u64>,
-    /// Running qmail-remote: how many, and their own memory together in KiB.
-    pub remotes: Option<(u64, u64)>,
+    /// Memory of the qmail-remotes that run.
+    pub remotes: Option<Remotes>,
+    /// Pages that the pipes of one user may have before new ones get less (fs.pipe-user-pages-soft), or none (-hard).
+    pub pipe_pages: (Fact<u64>, Fact<u64>),
+    /// Control files that give outgoing connections an address of the machine.
+    pub outgoing: Vec<String>,
     /// First and last ephemeral port.
     pub ports: Fact<(u32, u32)>,
     /// Connection tracking: the limit and how many there are; `Ok(None)`: not in use.
@@ -218,20 +122,13 @@ pub struct Facts {
 /// Looks at everything.
 pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
     let control = options.home.join("control");
-    let Launchers { settings, starters, mut unread } = launchers(host, &options.home);
-    let (daemons, not_told) = match daemons(host, &options.home) {
-        Ok((ours, not_told)) => (Ok(ours), not_told),
-        Err(why) => (Err(why), Vec::new()),
-    };
+    let mut launch = launch::find(host, &options.home);
     let mut limits_conf = Vec::new();
-    for file in files_of(host, "/etc/security", "limits.conf").into_iter().chain(files_of(
-        host,
-        "/etc/security/limits.d",
-        ".conf",
-    )) {
+    let confs = host.files_of("/etc/security", "limits.conf").into_iter();
+    for file in confs.chain(host.files_of("/etc/security/limits.d", ".conf")) {
         match host.read(&file) {
-            Ok(text) => limits_conf.extend(launch::in_limits_conf(&file, &text, "qmailr")),
-            Err(why) => unread.push(why),
+            Ok(text) => limits_conf.extend(conf::limits(&file, &text, "qmailr")),
+            Err(why) => launch.unread.push(why),
         }
     }
     Facts {
@@ -244,12 +141,9 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
             .into_iter()
             .map(|file| (file.message(), file.help()))
             .collect(),
-        shell: host.read("/proc/self/limits").map(|text| limits(&text)),
-        daemons,
-        not_told,
-        settings,
-        starters,
-        unread,
+        shell: host.read("/proc/self/limits").map(|text| process::limits(&text)),
+        daemons: process::daemons(host, &options.home),
+        launch,
         pid_max: host.number("/proc/sys/kernel/pid_max"),
         threads_max: host.number("/proc/sys/kernel/threads-max"),
         threads: host.read("/proc/loadavg").and_then(|text| {
@@ -263,7 +157,12 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
             field_kib(&text, "MemAvailable")
                 .ok_or_else(|| "/proc/meminfo: no MemAvailable".to_owned())
         }),
-        remotes: remotes(host, &options.home),
+        remotes: process::remotes(host, &options.home),
+        pipe_pages: (
+            host.number("/proc/sys/fs/pipe-user-pages-soft"),
+            host.number("/proc/sys/fs/pipe-user-pages-hard"),
+        ),
+        outgoing: outgoing(host, &options.home),
         ports: host.read("/proc/sys/net/ipv4/ip_local_port_range").and_then(|text| {
             let mut numbers = text.split_whitespace().map(str::parse::<u32>);
             match (numbers.next(), numbers.next()) {
@@ -334,138 +233,25 @@ fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<Caps>> {
     Caps::parse(&fs::read(host.path(path)).map_err(failed)?).map(Some)
 }
 
-/// A file in the form of /proc/PID/limits.
-fn limits(text: &str) -> Limits {
-    let row = |name: &str| -> (Option<u64>, Option<u64>) {
-        let Some(rest) = text.lines().find_map(|line| line.strip_prefix(name)) else {
-            return (None, None);
-        };
-        let mut values = rest.split_whitespace().map(|value| value.parse().ok());
-        (values.next().flatten(), values.next().flatten())
-    };
-    let (files, files_hard) = row("Max open files");
-    let (processes, _) = row("Max processes");
-    Limits { files, files_hard, processes }
-}
+/// Control files of the patches that bind an outgoing connection to an address of the machine.
+const OUTGOING: [&str; 8] = [
+    "outgoingip",
+    "outgoingips",
+    "outgoingipv6",
+    "bindroutes",
+    "smtpbindroutes",
+    "domainips",
+    "domainbindings",
+    "smtpbinding",
+];
 
-fn field_kib(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
-    line.split_whitespace().nth(1)?.parse().ok()
-}
-
-/// The processes of the machine by name, without those that have ended and that nobody has waited for.
-fn processes(host: &Host<'_>) -> Fact<Vec<(u32, String)>> {
-    let proc = host.path("/proc");
-    let entries = fs::read_dir(&proc).map_err(|error| format!("/proc: {error}"))?;
-    let mut found = Vec::new();
-    for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let stat = host.read(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name before it is in brackets, and may have any in it.
-        let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
-        if state.is_some_and(|state| state.starts_with(['Z', 'X'])) {
-            continue;
-        }
-        if let Ok(name) = host.read(format!("/proc/{pid}/comm")) {
-            found.push((pid, name.trim().to_owned()));
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// The program that a process runs, as the machine sees it; only root and its own user may know.
-fn program_of(host: &Host<'_>, pid: u32) -> Option<PathBuf> {
-    fs::read_link(host.path(format!("/proc/{pid}/exe"))).ok()
-}
-
-/// Whether a process belongs to the qmail in `home`: there may be another one on the machine. None: cannot be seen.
-fn belongs(host: &Host<'_>, pid: u32, home: &Path) -> Option<bool> {
-    let real = fs::canonicalize(host.path(home)).unwrap_or_else(|_| home.to_path_buf());
-    let is_below = |path: PathBuf| path.starts_with(home) || path.starts_with(&real);
-    // A package may have the programs elsewhere; all daemons work in the queue or in the home.
-    let cwd = fs::read_link(host.path(format!("/proc/{pid}/cwd"))).ok();
-    match (program_of(host, pid).map(is_below), cwd.map(is_below)) {
-        (None, None) => None,
-        (program, cwd) => Some(program == Some(true) || cwd == Some(true)),
-    }
-}
-
-/// The daemons of the qmail in `home`, and the names of those that cannot be told from them.
-fn daemons(host: &Host<'_>, home: &Path) -> Fact<(Vec<Daemon>, Vec<String>)> {
-    let names = ["qmail-send", "qmail-lspawn", "qmail-rspawn"];
-    let mut ours = Vec::new();
-    let mut not_told = Vec::new();
-    for (pid, name) in processes(host)? {
-        match names.contains(&name.as_str()).then(|| belongs(host, pid, home)) {
-            Some(Some(true)) => ours.push((pid, name)),
-            Some(None) => not_told.push(format!("{name} (process {pid})")),
-            Some(Some(false)) | None => {}
-        }
-    }
-    let ours = ours
-        .into_iter()
-        .map(|(pid, name)| Daemon {
-            name,
-            pid,
-            limits: host.read(format!("/proc/{pid}/limits")).map(|text| limits(&text)),
-            replaced: program_of(host, pid)
-                .map(|program| program.to_string_lossy().ends_with(" (deleted)")),
-            unit_processes: unit_processes(host, pid),
-        })
-        // One that has ended meanwhile has no limits, and needs none.
-        .filter(|daemon| {
-            daemon.limits.is_ok() || host.path(format!("/proc/{}", daemon.pid)).exists()
-        })
-        .collect();
-    Ok((ours, not_told))
-}
-
-fn unit_processes(host: &Host<'_>, pid: u32) -> Option<(u64, u64)> {
-    let text = host.read(format!("/proc/{pid}/cgroup")).ok()?;
-    let mut tightest: Option<(u64, u64)> = None;
-    for line in text.lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let mount = match parts.next()? {
-            "" => "/sys/fs/cgroup",
-            "pids" => "/sys/fs/cgroup/pids",
-            _ => continue,
-        };
-        let mut dir = PathBuf::from(mount).join(parts.next()?.trim_start_matches('/'));
-        while dir.starts_with(mount) {
-            let most = host.number(&dir.join("pids.max").display().to_string());
-            let now = host.number(&dir.join("pids.current").display().to_string());
-            if let (Ok(most), Ok(now)) = (most, now)
-                && tightest.is_none_or(|(least, _)| most < least)
-            {
-                tightest = Some((most, now));
-            }
-            if !dir.pop() {
-                break;
-            }
-        }
-    }
-    tightest
-}
-
-fn remotes(host: &Host<'_>, home: &Path) -> Option<(u64, u64)> {
-    let mut count = 0;
-    let mut kib = 0;
-    for (pid, name) in processes(host).ok()? {
-        // How much one takes is about the same, whosever it is.
-        if name != "qmail-remote" || belongs(host, pid, home) == Some(false) {
-            continue;
-        }
-        // Its own memory: the program and the libraries are there once for all.
-        let status = host.read(format!("/proc/{pid}/status")).ok();
-        if let Some(own) = status.and_then(|text| field_kib(&text, "RssAnon")) {
-            count += 1;
-            kib += own;
-        }
-    }
-    (count > 0).then_some((count, kib))
+fn outgoing(host: &Host<'_>, home: &Path) -> Vec<String> {
+    let read = elsewhere::read_by_remote(&host.path(home), &OUTGOING).into_iter();
+    let told = read.map(|(name, read)| match read {
+        elsewhere::Read::Unknown => format!("control/{name} (if this qmail-remote reads it)"),
+        elsewhere::Read::Yes | elsewhere::Read::No => format!("control/{name}"),
+    });
+    told.collect()
 }
 
 fn conntrack(host: &Host<'_>) -> Fact<Option<(u64, u64)>> {
@@ -475,98 +261,6 @@ fn conntrack(host: &Host<'_>) -> Fact<Option<(u64, u64)>> {
     }
     let count = host.number("/proc/sys/net/netfilter/nf_conntrack_count").unwrap_or(0);
     Ok(Some((host.number(max)?, count)))
-}
-
-struct Launchers {
-    settings: Vec<Setting>,
-    starters: Vec<String>,
-    unread: Vec<String>,
-}
-
-/// The names of the files in `dir` that end in `suffix`, with the directory.
-fn files_of(host: &Host<'_>, dir: &str, suffix: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(host.path(dir)) else { return Vec::new() };
-    let mut files: Vec<String> = entries
-        .flatten()
-        .filter(|entry| !entry.path().is_dir())
-        .map(|entry| format!("{dir}/{}", entry.file_name().to_string_lossy()))
-        .filter(|file| file.ends_with(suffix))
-        .collect();
-    files.sort();
-    files
-}
-
-fn dirs_of(host: &Host<'_>, dir: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(host.path(dir)) else { return Vec::new() };
-    let mut dirs: Vec<String> = entries
-        .flatten()
-        .filter(|entry| entry.path().is_dir())
-        .map(|entry| format!("{dir}/{}", entry.file_name().to_string_lossy()))
-        .collect();
-    dirs.sort();
-    dirs
-}
-
-/// Finds what starts qmail, where the usual guides put it.
-fn launchers(host: &Host<'_>, home: &Path) -> Launchers {
-    let home = home.display().to_string();
-    let mut scripts = vec![format!("{home}/rc")];
-    for dir in [
-        &format!("{home}/supervise"),
-        "/var/qmail/supervise",
-        "/service",
-        "/etc/service",
-        "/var/service",
-        "/etc/sv",
-    ] {
-        scripts.extend(dirs_of(host, dir).into_iter().map(|dir| format!("{dir}/run")));
-    }
-    scripts.extend(
-        files_of(host, "/etc/init.d", "").into_iter().filter(|file| file.contains("qmail")),
-    );
-    scripts.push("/etc/rc.local".to_owned());
-    let mut units = Vec::new();
-    for dir in [
-        "/etc/systemd/system",
-        "/lib/systemd/system",
-        "/usr/lib/systemd/system",
-        "/run/systemd/system",
-    ] {
-        let named =
-            |file: &String| file.rsplit('/').next().is_some_and(|name| name.contains("qmail"));
-        units.extend(files_of(host, dir, ".service").into_iter().filter(named));
-        for drop_in in dirs_of(host, dir).into_iter().filter(named) {
-            units.extend(files_of(host, &drop_in, ".conf"));
-        }
-    }
-    let mut found = Launchers { settings: Vec::new(), starters: Vec::new(), unread: Vec::new() };
-    let mut seen = std::collections::BTreeSet::new();
-    for (file, is_unit) in scripts
-        .into_iter()
-        .map(|file| (file, false))
-        .chain(units.into_iter().map(|file| (file, true)))
-    {
-        // /service/NAME is often a link to supervise/NAME, and /lib one to /usr/lib: the same file once.
-        let Ok(real) = fs::canonicalize(host.path(&file)) else { continue };
-        if !seen.insert(real) {
-            continue;
-        }
-        match host.read(&file) {
-            Err(why) => found.unread.push(why),
-            Ok(text) if is_unit => {
-                found.settings.extend(launch::in_unit(&file, &text));
-                if !file.ends_with(".conf") {
-                    found.starters.push(file);
-                }
-            }
-            Ok(text) if launch::starts_qmail(&text, &home) => {
-                found.settings.extend(launch::in_script(&file, &text));
-                found.starters.push(file);
-            }
-            Ok(_) => {}
-        }
-    }
-    found
 }
 
 fn compiler(host: &Host<'_>, cc: &str) -> Fact<Compiler> {
@@ -605,10 +299,7 @@ fn queue_mount(host: &Host<'_>, home: &Path) -> Fact<Mount> {
     }
     let queue = home.join("queue");
     // Links are followed where they can be; a queue that nobody else may enter has a path all the same.
-    let real = match fs::canonicalize(host.path(&queue)) {
-        Ok(real) => real.strip_prefix(&host.root).map_or(queue, |rest| Path::new("/").join(rest)),
-        Err(_) => queue,
-    };
+    let real = host.real(&queue).unwrap_or(queue);
     let mounts = host.read("/proc/mounts")?;
     mount_of(&mounts, &real).ok_or_else(|| "/proc/mounts does not tell".to_owned())
 }
@@ -636,17 +327,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limits_file_is_read() {
-        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
-                    Max processes             96364                unlimited            processes \n\
-                    Max open files            1024                 20000                files     \n";
-        let expected =
-            Limits { files: Some(1024), files_hard: Some(20000), processes: Some(96364) };
-        assert_eq!(limits(text), expected);
-        assert_eq!(limits(""), Limits::default());
-    }
-
-    #[test]
     fn showctl_tells_conf_spawn() {
         assert_eq!(
             spawn_in_showctl("user-ext delimiter: -.\nsilent concurrency limit: 1000.\n"),
@@ -666,6 +346,9 @@ mod tests {
         assert_eq!(compiler_of(musl), Compiler { libc: Libc::Nameless, fortify: 0 });
         assert_eq!(compiler_of("#define __FreeBSD__ 14\n").libc, Libc::Other("FreeBSD".to_owned()));
     }
+
+    use crate::doctor::launch::limits::Value;
+    use crate::doctor::process::{Group, Measure};
 
     /// Writes an imitation of a machine.
     fn machine(files: &[(&str, &str)]) -> crate::verify::scratch::Scratch {
@@ -691,8 +374,13 @@ mod tests {
             ("var/qmail/rc", "#!/bin/sh\nexec env - PATH=x qmail-start ./Mailbox\n"),
             ("var/qmail/queue/lock/x", ""),
             ("service/qmail/run", "exec softlimit -o 1024 /var/qmail/rc\n"),
+            ("proc/1/comm", "init\n"),
+            ("proc/1/limits", "Max open files  512 512 files\n"),
             ("service/smtpd/run", "exec softlimit -o 50 qmail-smtpd\n"),
-            ("etc/systemd/system/qmail.service", "[Service]\nLimitNOFILE=1024\n"),
+            (
+                "etc/systemd/system/qmail.service",
+                "[Service]\nExecStart=/var/qmail/rc\nLimitNOFILE=1024\n",
+            ),
             ("etc/systemd/system/qmail.service.d/more.conf", "[Service]\nTasksMax=512\n"),
             ("etc/systemd/system/other.service", "[Service]\nLimitNOFILE=1\n"),
             ("etc/security/limits.conf", "qmailr hard nproc 100\n"),
@@ -700,8 +388,13 @@ mod tests {
             ("proc/12/comm", "qmail-rspawn\n"),
             ("proc/12/limits", limits),
             ("proc/12/cgroup", "0::/system.slice/qmail.service\n"),
-            ("sys/fs/cgroup/system.slice/qmail.service/pids.max", "512\n"),
+            ("sys/fs/cgroup/system.slice/qmail.service/pids.max", "max\n"),
             ("sys/fs/cgroup/system.slice/qmail.service/pids.current", "4\n"),
+            ("sys/fs/cgroup/system.slice/pids.max", "800\n"),
+            ("sys/fs/cgroup/system.slice/pids.current", "44\n"),
+            ("sys/fs/cgroup/system.slice/memory.max", "1024000\n"),
+            ("sys/fs/cgroup/system.slice/memory.current", "204800\n"),
+            ("sys/fs/cgroup/system.slice/memory.stat", "anon 5\ninactive_file 102400\n"),
             // Those of two other installations, of which one cannot be looked into.
             ("proc/14/comm", "qmail-send\n"),
             ("proc/14/limits", limits),
@@ -710,11 +403,14 @@ mod tests {
             // A package's, with its programs elsewhere.
             ("proc/16/comm", "qmail-send\n"),
             ("proc/16/limits", limits),
-            // One that has ended, and that its parent does not wait for.
-            ("proc/17/comm", "qmail-send\n"),
-            ("proc/17/stat", "17 (qmail-send) Z 1 17 17 0 -1 4228108 0\n"),
             ("proc/13/comm", "qmail-remote\n"),
-            ("proc/13/status", "Name: qmail-remote\nRssAnon: 640 kB\n"),
+            ("proc/13/status", "Name: qmail-remote\nRssAnon: 115 kB\nVmPTE: 39 kB\n"),
+            ("proc/13/smaps_rollup", "0-1 ---p 0 0 0 [rollup]\nRss: 1400 kB\nPss: 117 kB\n"),
+            ("proc/17/comm", "qmail-remote\n"),
+            ("proc/17/stat", "17 (qmail-remote) Z 1\n"),
+            ("proc/17/status", "Name: qmail-remote\nVmPTE: 999 kB\n"),
+            ("proc/18/comm", "qmail-send\n"),
+            ("proc/18/stat", "18 (a) b) Z 1\n"),
             ("proc/loadavg", "0 0 0 1/77 99\n"),
             ("proc/meminfo", "MemAvailable: 1000000 kB\n"),
             ("proc/mounts", "/dev/a / ext4 rw 0 0\n"),
@@ -748,31 +444,38 @@ mod tests {
         assert!(caps.problems.is_empty());
         assert_eq!((caps.table.len(), caps.table.groups().len()), (3, 1));
         assert_eq!(facts.elsewhere, []);
-        let settings: Vec<(&str, Option<u64>)> =
-            facts.settings.iter().map(|one| (one.file.as_str(), one.value)).collect();
+        let starts: Vec<(&str, Option<&str>, Value)> = facts
+            .launch
+            .starts
+            .iter()
+            .map(|one| (one.file.as_str(), one.unit.as_deref(), one.states[0].files[0].soft.value))
+            .collect();
+        // rc is started by run, whose hard limit is that of process 1.
         assert_eq!(
-            settings,
+            starts,
             [
-                ("/service/qmail/run", Some(1024)),
-                ("/etc/systemd/system/qmail.service", Some(1024)),
-                ("/etc/systemd/system/qmail.service.d/more.conf", Some(512)),
+                ("/etc/systemd/system/qmail.service", Some("qmail.service"), Value::Number(1024)),
+                ("/service/qmail/run", None, Value::Number(512)),
             ]
         );
-        let starters = ["/var/qmail/rc", "/service/qmail/run", "/etc/systemd/system/qmail.service"];
-        assert_eq!(facts.starters, starters);
+        assert_eq!(facts.launch.services[0].tasks[0].most, 512);
         let daemons = facts.daemons.expect("seen");
-        let pids: Vec<u32> = daemons.iter().map(|daemon| daemon.pid).collect();
+        let pids: Vec<u32> = daemons.ours.iter().map(|daemon| daemon.pid).collect();
         assert_eq!(pids, [12, 16]);
-        assert_eq!(facts.not_told, ["qmail-lspawn (process 15)"]);
-        assert_eq!((daemons[0].pid, daemons[0].unit_processes), (12, Some((512, 4))));
-        assert_eq!(daemons[0].limits.as_ref().expect("seen").files, Some(1024));
+        assert_eq!(daemons.not_told, ["qmail-lspawn (process 15)"]);
+        let group = Group { path: "/system.slice".to_owned(), most: 800, now: 44, others: 40 };
+        assert_eq!((daemons.ours[0].pid, &daemons.ours[0].group), (12, &Some(group)));
+        assert_eq!(daemons.ours[0].group_memory_kib, Some(900));
+        assert_eq!(daemons.ours[0].limits.as_ref().expect("seen").files, Some(1024));
         assert_eq!(facts.limits_conf.len(), 1);
-        assert_eq!(facts.remotes, Some((1, 640)));
+        // One that has ended is not counted, nor is a daemon that has.
+        let measure = Measure::Proportional;
+        assert_eq!(facts.remotes, Some(Remotes { count: 1, kib: 117 + 39, measure }));
         assert_eq!((facts.threads, facts.memory_kib), (Ok(77), Ok(1_000_000)));
         assert_eq!(facts.ports, Ok((32768, 60999)));
         assert_eq!(facts.conntrack, Ok(Some((65536, 12))));
         assert_eq!(facts.queue.expect("mounted").kind, "ext4");
-        assert_eq!(facts.unread, Vec::<String>::new());
+        assert_eq!(facts.launch.unread, Vec::<String>::new());
     }
 
     #[test]

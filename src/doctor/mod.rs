@@ -7,7 +7,9 @@
 
 pub mod checks;
 pub mod facts;
+pub mod host;
 pub mod launch;
+pub mod process;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -153,12 +155,12 @@ pub fn installed(home: &Path) -> Result<PathBuf, Error> {
 
 /// Examines this machine.
 pub fn examine(options: &Options) -> Report {
-    let host = facts::Host::this_machine();
+    let host = host::Host::this_machine();
     examine_host(&host, options)
 }
 
 /// Examines `host`, which may be an imitation.
-pub fn examine_host(host: &facts::Host<'_>, options: &Options) -> Report {
+pub fn examine_host(host: &host::Host<'_>, options: &Options) -> Report {
     let facts = facts::gather(host, options);
     let concurrency = checks::concurrency(&facts, options);
     Report { home: options.home.clone(), concurrency, findings: checks::all(&facts, concurrency) }

@@ -103,6 +103,21 @@ pub(crate) fn is_for_bounces(host: &[u8], reads: Reads) -> bool {
     host == BOUNCES && reads.bounces == Asked::Yes
 }
 
+/// Those of the control files `names` that are there and that the qmail-remote of `home` reads, or may read.
+pub(crate) fn read_by_remote<'n>(home: &Path, names: &[&'n str]) -> Vec<(&'n str, Read)> {
+    let has_bytes = |name: &str| {
+        fs::metadata(home.join("control").join(name))
+            .is_ok_and(|file| file.is_file() && file.len() > 0)
+    };
+    let there: Vec<&str> = names.iter().copied().filter(|name| has_bytes(name)).collect();
+    if there.is_empty() {
+        return Vec::new();
+    }
+    let programs = programs(&home.join("bin"));
+    let all = there.into_iter().map(|name| (name, reads(&programs, name)));
+    all.filter(|(_, read)| *read != Read::No).collect()
+}
+
 impl Elsewhere {
     /// What is the matter with it.
     pub(crate) fn message(&self) -> String {

@@ -1,0 +1,141 @@
+//! What qmail itself is set up for: its control files, and the limits per domain.
+#![forbid(unsafe_code)]
+
+use qpatch_gate::table;
+
+use super::super::facts::{Caps, Facts};
+use super::super::{Finding, Verdict};
+use super::{finding, unknown};
+
+pub(super) fn conf_spawn(facts: &Facts, concurrency: u32) -> Finding {
+    const NAME: &str = "conf-spawn";
+    let control = facts.home.join("control/concurrencyremote");
+    let remote = match &facts.remote {
+        Ok(remote) => *remote,
+        Err(why) => return unknown(NAME, why.clone()),
+    };
+    match &facts.spawn {
+        Err(why) => unknown(NAME, format!("{why}; concurrencyremote is {remote}")),
+        Ok(spawn) if concurrency > *spawn || remote > *spawn => {
+            let wanted = concurrency.max(remote);
+            finding(
+                NAME,
+                Verdict::Warn,
+                format!("the installed qmail runs at most {spawn} deliveries of each kind, whatever is set: {wanted} are wanted"),
+            )
+            .fix("in the source tree", format!("qpatch apply . --spawn {wanted} && make setup check"))
+        }
+        Ok(spawn) if remote < concurrency => finding(
+            NAME,
+            Verdict::Warn,
+            format!("concurrencyremote is {remote}, {concurrency} are wanted; the installed qmail can run {spawn}"),
+        )
+        .fix(control.display().to_string(), concurrency.to_string()),
+        Ok(spawn) => {
+            finding(NAME, Verdict::Ok, format!("concurrencyremote is {remote}; the installed qmail can run {spawn}"))
+        }
+    }
+}
+
+pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
+    const NAME: &str = "domain limits";
+    let file = facts.home.join("control/concurrencydomains");
+    let caps = match &facts.caps {
+        Err(why) => return unknown(NAME, why.clone()),
+        Ok(None) => {
+            return finding(
+                NAME,
+                Verdict::Note,
+                format!(
+                    "none: one domain may take all {concurrency} deliveries (there is no control/concurrencydomains)"
+                ),
+            )
+            .fix("a file to start from", format!("qpatch gate init {}", facts.home.display()));
+        }
+        Ok(Some(caps)) => caps,
+    };
+    let Caps { table, problems, text } = caps;
+    let check = format!("qpatch gate check {}", facts.home.display());
+    if let (errors @ 1.., Some(first)) = (problems.errors(), problems.worst()) {
+        let errors = if errors == 1 { "an error".to_owned() } else { format!("{errors} errors") };
+        return finding(
+            NAME,
+            Verdict::Warn,
+            format!(
+                "control/concurrencydomains has {errors}, and the gate does not use it: {first}"
+            ),
+        )
+        .fix("all of them are told by", check);
+    }
+    let lines = table.len() + table.ranges() + table.exchangers();
+    let warnings = match problems.iter().count() {
+        0 => String::new(),
+        1 => format!("; a warning, which {check} tells"),
+        warnings => format!("; {warnings} warnings, which {check} tells"),
+    };
+    let mut never: Vec<u32> = table.above(concurrency).map(|problem| problem.line).collect();
+    never.sort_unstable();
+    let Some(&first) = never.first() else {
+        return finding(
+            NAME,
+            Verdict::Ok,
+            format!("{lines} lines, none above concurrencyremote {concurrency}{warnings}"),
+        );
+    };
+    let numbered = (1..).zip(text.split(|&byte| byte == b'\n'));
+    let above: Vec<_> = numbered
+        .filter(|(number, _)| never.binary_search(number).is_ok())
+        .filter_map(|(_, line)| parts(line))
+        .collect();
+    let wanted =
+        above.iter().filter_map(|(_, limit, _)| limit.parse().ok()).max().unwrap_or(concurrency);
+    let (subject, _, rest) = above.first().cloned().unwrap_or_default();
+    let domain = if subject.is_empty() { "the default" } else { &subject };
+    finding(
+        NAME,
+        Verdict::Warn,
+        format!(
+            "{} of {lines} limits can never be reached with concurrencyremote {concurrency}: {domain} in line {first}, for \
+             one{warnings}",
+            never.len(),
+        ),
+    )
+    .fix(facts.home.join("control/concurrencyremote").display().to_string(), (2 * wanted).to_string())
+    .fix(format!("or {} line {first}", file.display()), format!("{subject}:{concurrency}{rest}"))
+}
+
+/// What a line is about, its limit, and what is behind that. Nothing of what may be a password.
+fn parts(line: &[u8]) -> Option<(String, String, String)> {
+    let line = line.trim_ascii_end();
+    let (subject, rest) = line.split_at(table::subject_len(line)?);
+    let end = rest[1..].iter().position(|&byte| byte == b':').map_or(rest.len(), |at| at + 1);
+    let shown =
+        subject.split(|&byte| matches!(byte, b'|' | b';' | b',')).next().unwrap_or_default();
+    let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    Some((text(shown), text(&rest[1..end]), text(&rest[end..])))
+}
+
+/// Relays that the gate does not look up.
+pub(super) fn relays(facts: &Facts) -> Finding {
+    const NAME: &str = "relays";
+    let Some((message, _)) = facts.elsewhere.first() else {
+        return finding(NAME, Verdict::Ok, "none but those of control/smtproutes");
+    };
+    let verdict = match &facts.caps {
+        // Without limits there is nothing that could count in a wrong way.
+        Ok(None) => Verdict::Ok,
+        _ => Verdict::Note,
+    };
+    let messages = facts
+        .elsewhere
+        .iter()
+        .skip(1)
+        .fold(message.clone(), |all, (message, _)| all + "; " + message);
+    facts.elsewhere.iter().fold(
+        finding(NAME, verdict, messages),
+        |found, (_, help)| match verdict {
+            Verdict::Note => found.fix("to be considered", help.as_str()),
+            _ => found,
+        },
+    )
+}

@@ -1,0 +1,396 @@
+//! Limits of a process: where they are set, and what is in force after several of them.
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limited {
+    /// Open descriptors of a process.
+    OpenFiles,
+    /// Processes of a user.
+    Processes,
+    /// Processes of a systemd unit, or of a slice.
+    UnitProcesses,
+}
+
+/// How much is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// So much.
+    Number(u64),
+    /// Everything.
+    Unlimited,
+    /// That much or less: the program takes no more than the hard limit, which could not be seen.
+    AtMost(u64),
+    /// Cannot be known from what was read.
+    Unknown,
+}
+
+impl Value {
+    /// Whether it is enough. `None`: cannot be known.
+    pub fn allows(self, needed: u64) -> Option<bool> {
+        match self {
+            Value::Unlimited => Some(true),
+            Value::Number(most) => Some(most >= needed),
+            Value::AtMost(most) if most < needed => Some(false),
+            Value::AtMost(_) | Value::Unknown => None,
+        }
+    }
+
+    fn is_above(self, hard: Value) -> bool {
+        match (self, hard) {
+            (Value::Number(this), Value::Number(hard)) => this > hard,
+            (Value::Unlimited, Value::Number(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// A line that sets a limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// What is limited.
+    pub what: Limited,
+    /// To how much.
+    pub value: Value,
+    /// The file.
+    pub file: String,
+    /// The line in it, from 1.
+    pub line: usize,
+    /// The line's text.
+    pub text: String,
+    /// The part of the text that is the number.
+    pub(super) number: String,
+    /// Where in the text that part is to be looked for.
+    pub(super) from: usize,
+}
+
+impl Setting {
+    /// A line whose number is found by itself.
+    pub fn new(
+        what: Limited,
+        value: Value,
+        file: &str,
+        line: usize,
+        text: &str,
+        number: &str,
+    ) -> Setting {
+        let (file, text, number) = (file.to_owned(), text.to_owned(), number.to_owned());
+        Setting { what, value, file, line, text, number, from: 0 }
+    }
+
+    /// The line as it should be, with `value` in place of the number.
+    pub fn with(&self, value: u64) -> String {
+        // In "1024:4096" the second one is the hard limit.
+        let new = match self.number.split_once(':') {
+            Some((_, hard)) if hard.parse().is_ok_and(|hard: u64| hard < value) => {
+                value.to_string()
+            }
+            Some((_, hard)) => format!("{value}:{hard}"),
+            None => value.to_string(),
+        };
+        let (before, rest) = match self.text.split_at_checked(self.from) {
+            Some((before, rest)) if rest.contains(&self.number) => (before, rest),
+            _ => ("", self.text.as_str()),
+        };
+        format!("{before}{}", rest.replacen(&self.number, &new, 1))
+    }
+
+    /// The file and the line.
+    pub fn place(&self) -> String {
+        format!("{} line {}", self.file, self.line)
+    }
+}
+
+/// A limit that comes from what starts a program, with no line for it in what was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Given {
+    /// What gives it, as in "WHAT gives 1024".
+    pub by: String,
+    /// Whether it is certain that the program gets it, and not only likely.
+    pub certain: bool,
+    /// Where it can be raised, and what stands before the number there.
+    pub raise: Option<(String, String)>,
+}
+
+/// Where a limit comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A line sets it.
+    Set(Rc<Setting>),
+    /// What starts the program has it.
+    Given(Rc<Given>),
+    /// Nothing was found that sets it.
+    NotFound,
+}
+
+/// A limit and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// How much.
+    pub value: Value,
+    /// From where.
+    pub source: Source,
+}
+
+impl Bound {
+    /// One of which nothing is known.
+    pub const NOT_FOUND: Bound = Bound { value: Value::Unknown, source: Source::NotFound };
+}
+
+/// The soft limit, which counts, and the hard limit, up to which programs can raise it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The soft limit.
+    pub soft: Bound,
+    /// The hard limit.
+    pub hard: Bound,
+}
+
+impl Pair {
+    /// Of which nothing is known.
+    pub const NOT_FOUND: Pair = Pair { soft: Bound::NOT_FOUND, hard: Bound::NOT_FOUND };
+
+    /// Both from one source.
+    pub fn given(soft: Value, hard: Value, by: &Rc<Given>) -> Pair {
+        let bound = |value| Bound { value, source: Source::Given(Rc::clone(by)) };
+        Pair { soft: bound(soft), hard: bound(hard) }
+    }
+}
+
+/// Which of the two limits a command sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The soft one.
+    Soft,
+    /// The hard one.
+    Hard,
+    /// Both.
+    Both,
+}
+
+/// What a command does if the soft limit would be above the hard one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Above {
+    /// It fails, and nothing changes.
+    Fails,
+    /// It takes the hard limit.
+    Capped,
+}
+
+/// What a limit is set to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amount {
+    /// A value.
+    Value(Value),
+    /// The soft limit of now.
+    Soft,
+    /// The hard limit of now.
+    Hard,
+}
+
+/// A command that sets a limit.
+#[derive(Debug, Clone)]
+pub struct Change {
+    /// Which of the two.
+    pub part: Part,
+    /// To what.
+    pub amount: Amount,
+    /// If that is too much.
+    pub above: Above,
+    /// The line.
+    pub setting: Rc<Setting>,
+}
+
+/// What the machine itself allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// fs.nr_open: no process may open more, root's neither.
+    pub nr_open: Option<u64>,
+    /// Whether root may raise a hard limit, which it may not in most containers.
+    pub may_raise: bool,
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine { nr_open: None, may_raise: true }
+    }
+}
+
+/// More ways than this to come to one place are not followed one by one.
+const WAYS_MAX: usize = 16;
+
+/// What may be in force at a place of a script: more than one where it depends on what only the running script knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// Descriptors.
+    pub files: Vec<Pair>,
+    /// Processes of the user.
+    pub processes: Vec<Pair>,
+}
+
+impl State {
+    /// The one with which something starts.
+    pub fn new(files: Pair, processes: Pair) -> State {
+        State { files: vec![files], processes: vec![processes] }
+    }
+
+    /// Of which nothing is known.
+    pub fn not_found() -> State {
+        State::new(Pair::NOT_FOUND, Pair::NOT_FOUND)
+    }
+
+    /// What may be in force of one kind.
+    pub fn of(&self, what: Limited) -> &[Pair] {
+        match what {
+            Limited::OpenFiles => &self.files,
+            Limited::Processes | Limited::UnitProcesses => &self.processes,
+        }
+    }
+
+    /// Whether what a command sets is in force.
+    pub fn is(&self, change: &Change) -> bool {
+        let set = |bound: &Bound| bound.source == Source::Set(Rc::clone(&change.setting));
+        self.of(change.setting.what).iter().all(|pair| set(&pair.soft) || set(&pair.hard))
+    }
+
+    /// Carries out a command.
+    pub fn apply(&mut self, change: &Change, machine: Machine) {
+        let is_files = change.setting.what == Limited::OpenFiles;
+        let pairs = match change.setting.what {
+            Limited::OpenFiles => &mut self.files,
+            Limited::Processes | Limited::UnitProcesses => &mut self.processes,
+        };
+        for pair in pairs.iter_mut() {
+            let value = match change.amount {
+                Amount::Value(value) => value,
+                Amount::Soft => pair.soft.value,
+                Amount::Hard => pair.hard.value,
+            };
+            let new = Bound { value, source: Source::Set(Rc::clone(&change.setting)) };
+            // Nobody may have more than the kernel's own limit, and not everybody more than the hard limit.
+            let most = machine.nr_open.filter(|_| is_files).map_or(Value::Unlimited, Value::Number);
+            let is_refused =
+                value.is_above(most) || (!machine.may_raise && value.is_above(pair.hard.value));
+            match change.part {
+                Part::Both | Part::Hard if is_refused => {
+                    if change.above == Above::Capped {
+                        pair.soft = pair.hard.clone();
+                    }
+                }
+                Part::Both => *pair = Pair { soft: new.clone(), hard: new },
+                Part::Hard if pair.soft.value.is_above(value) && change.above == Above::Fails => {}
+                Part::Hard => {
+                    if pair.soft.value.is_above(value) {
+                        pair.soft = new.clone();
+                    }
+                    pair.hard = new;
+                }
+                Part::Soft if value.is_above(pair.hard.value) => {
+                    if change.above == Above::Capped {
+                        pair.soft = pair.hard.clone();
+                    }
+                }
+                Part::Soft => {
+                    // From a hard limit that cannot be seen nothing more is known than that.
+                    let value = match (value, pair.hard.value, change.above) {
+                        (Value::Number(most), Value::Unknown | Value::AtMost(_), Above::Capped) => {
+                            Value::AtMost(most)
+                        }
+                        (value, ..) => value,
+                    };
+                    pair.soft = Bound { value, ..new };
+                }
+            }
+        }
+    }
+
+    /// Either this state or `other`.
+    pub fn join(&mut self, other: &State) {
+        for (pairs, others) in
+            [(&mut self.files, &other.files), (&mut self.processes, &other.processes)]
+        {
+            for pair in others {
+                if !pairs.contains(pair) {
+                    pairs.push(pair.clone());
+                }
+            }
+            if pairs.len() > WAYS_MAX {
+                *pairs = vec![Pair::NOT_FOUND];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(part: Part, amount: Amount, above: Above) -> Change {
+        let setting = Setting {
+            what: Limited::OpenFiles,
+            value: Value::Unknown,
+            file: "run".to_owned(),
+            line: 1,
+            text: String::new(),
+            number: String::new(),
+            from: 0,
+        };
+        Change { part, amount, above, setting: Rc::new(setting) }
+    }
+
+    fn after(soft: Value, hard: Value, changes: &[(Part, Amount, Above)]) -> (Value, Value) {
+        let by = Rc::new(Given { by: String::new(), certain: true, raise: None });
+        let mut state = State::new(Pair::given(soft, hard, &by), Pair::NOT_FOUND);
+        for &(part, amount, above) in changes {
+            state.apply(
+                &change(part, amount, above),
+                Machine { nr_open: Some(10_000), may_raise: true },
+            );
+        }
+        (state.files[0].soft.value, state.files[0].hard.value)
+    }
+
+    #[test]
+    fn a_hard_limit_is_a_ceiling_or_a_failure() {
+        use Value::{AtMost, Number, Unknown, Unlimited};
+        let soft = |value, above| (Part::Soft, Amount::Value(value), above);
+        let (start, hard) = (Number(1024), Number(4096));
+        let capped = soft(Number(9999), Above::Capped);
+        assert_eq!(after(start, hard, &[capped]), (Number(4096), Number(4096)));
+        let fails = soft(Number(9999), Above::Fails);
+        assert_eq!(after(start, hard, &[fails]), (Number(1024), Number(4096)));
+        let both = (Part::Both, Amount::Value(Number(9999)), Above::Fails);
+        assert_eq!(after(start, hard, &[both]), (Number(9999), Number(9999)));
+        assert_eq!(after(start, Unknown, &[capped]), (AtMost(9999), Unknown));
+        assert_eq!(after(start, Unlimited, &[capped]), (Number(9999), Unlimited));
+        let to_hard = (Part::Soft, Amount::Hard, Above::Fails);
+        assert_eq!(after(start, hard, &[to_hard]), (hard, hard));
+        // "ulimit -n unlimited" never works: fs.nr_open is always less.
+        let all = (Part::Both, Amount::Value(Unlimited), Above::Fails);
+        assert_eq!(after(start, hard, &[all]), (start, hard));
+        let lower = (Part::Hard, Amount::Value(Number(100)), Above::Fails);
+        assert_eq!(after(start, hard, &[lower]), (start, hard));
+        let lower = (Part::Hard, Amount::Value(Number(100)), Above::Capped);
+        assert_eq!(after(start, hard, &[lower]), (Number(100), Number(100)));
+    }
+
+    #[test]
+    fn the_line_to_write_differs_in_the_number_alone() {
+        let line = |text: &str, number: &str, from| Setting {
+            text: text.to_owned(),
+            number: number.to_owned(),
+            from,
+            ..(*change(Part::Soft, Amount::Hard, Above::Fails).setting).clone()
+        };
+        let same = line("softlimit -m 1024 -o 1024 qmail-start", "1024", 21);
+        assert_eq!(same.with(2005), "softlimit -m 1024 -o 2005 qmail-start");
+        assert_eq!(
+            line("LimitNOFILE=1024:4096", "1024:4096", 0).with(2005),
+            "LimitNOFILE=2005:4096"
+        );
+        assert_eq!(line("LimitNOFILE=1024:2000", "1024:2000", 0).with(2005), "LimitNOFILE=2005");
+        assert_eq!(line("ulimit -n 7", "7", 99).with(8), "ulimit -n 8");
+    }
+}

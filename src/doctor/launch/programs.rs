@@ -1,0 +1,534 @@
+//! The programs that a start script consists of: those that set a limit and start another program, those that start
+//! another one and leave the limits as they are, and those that only talk of one.
+//!
+//! What each of them does with its options was tried with dash 0.5.12, bash 5.2, ksh93u+m, zsh 5.9, busybox 1.35,
+//! daemontools 0.76, runit 2.1.2, s6 2.11.1 and util-linux 2.38 (2.41 refuses a number with a suffix); perp's runlimit, and nosh, go by their manuals.
+#![forbid(unsafe_code)]
+
+use super::limits::{Above, Amount, Limited, Part, Value};
+use super::script::{Field, Shell, Target};
+
+/// A limit that a command sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Set<'f> {
+    /// What is limited.
+    pub what: Limited,
+    /// Which of the two limits.
+    pub part: Part,
+    /// To what.
+    pub amount: Amount,
+    /// If that is too much.
+    pub above: Above,
+    /// The word that has the number.
+    pub field: &'f Field,
+    /// The number as it is written.
+    pub number: &'f str,
+}
+
+/// What comes after a word of a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next<'f> {
+    /// The shell becomes the program after so many words.
+    Exec(usize),
+    /// A program that starts the one after so many words.
+    Pass(usize),
+    /// The shell's own limits.
+    Ulimit,
+    /// Sets limits, and starts the program after so many words, or (own) sets those of the shell.
+    Limits {
+        /// The limits.
+        sets: Vec<Set<'f>>,
+        /// Words of its own.
+        skipped: usize,
+        /// Those of the shell.
+        own: bool,
+    },
+    /// Runs the word with this index as a script.
+    Text(Shell, usize),
+    /// Its other words are none that it starts.
+    Mentions,
+    /// It is looked for.
+    Target(Target),
+    /// Nobody knows; its words may be what it starts.
+    Other,
+}
+
+/// Commands that name programs and start none.
+const MENTIONS: [&str; 62] = [
+    "echo",
+    "printf",
+    "kill",
+    "killall",
+    "pkill",
+    "pidof",
+    "pgrep",
+    "svc",
+    "svok",
+    "svstat",
+    "svup",
+    "sv",
+    "s6-svc",
+    "s6-svstat",
+    "s6-svok",
+    "s6-svwait",
+    "ps",
+    "grep",
+    "egrep",
+    "fgrep",
+    "test",
+    "[",
+    "[[",
+    "rm",
+    "touch",
+    "logger",
+    "tail",
+    "head",
+    "cat",
+    "chown",
+    "chmod",
+    "chgrp",
+    "ls",
+    "cd",
+    "mkdir",
+    "ln",
+    "cp",
+    "mv",
+    "stat",
+    "type",
+    "which",
+    "killproc",
+    "pidofproc",
+    "checkproc",
+    "checkpid",
+    "status",
+    "systemctl",
+    "service",
+    "rc-service",
+    "einfo",
+    "ebegin",
+    "eend",
+    "eerror",
+    "ewarn",
+    "success",
+    "failure",
+    "trap",
+    "sed",
+    "awk",
+    "alias",
+    "install",
+    "find",
+];
+
+/// What comes after a word, whose name is without its path.
+pub(super) fn next<'f>(name: &str, args: &'f [Field], is_first: bool, in_shell: bool) -> Next<'f> {
+    match name {
+        "exec" if in_shell => return Next::Exec(exec_options(args)),
+        "command" | "builtin" | "time" if in_shell => return Next::Pass(0),
+        "ulimit" if in_shell && is_first => return Next::Ulimit,
+        "limit" | "unlimit" if in_shell && is_first => return Next::Ulimit,
+        "softlimit" => return options(args, &SOFTLIMIT),
+        "hardlimit" => return options(args, &Options { part: Part::Both, ..SOFTLIMIT }),
+        "s6-softlimit" => return options(args, &Options { flags: "hH", ..SOFTLIMIT }),
+        "chpst" => return options(args, &CHPST),
+        "runlimit" => {
+            return options(args, &Options { flags: "EhV", values: "acdflmoprstF", ..SOFTLIMIT });
+        }
+        "ulimit" if !in_shell => {
+            return options(args, &Options { flags: "HS", values: "nu", part: Part::Both });
+        }
+        "prlimit" => return prlimit(args),
+        "qmail-start" | "qmail-send" | "qmail-rspawn" => return Next::Target(Target::Qmail),
+        "svscan" | "svscanboot" | "runsvdir" | "runsvdir-start" | "s6-svscan" | "perpd"
+        | "perpboot" | "service-manager" => {
+            return Next::Target(Target::Supervisor);
+        }
+        "start-stop-daemon" => {
+            let stops = |field: &Field| {
+                matches!(
+                    field.text.as_str(),
+                    "-K" | "--stop"
+                        | "-T"
+                        | "--status"
+                        | "-H"
+                        | "--help"
+                        | "-V"
+                        | "--version"
+                        | "--signal"
+                )
+            };
+            let own = args.iter().take_while(|field| field.text != "--");
+            return if own.into_iter().any(stops) { Next::Mentions } else { Next::Other };
+        }
+        _ => {}
+    }
+    if is_first && (MENTIONS.contains(&name) || name.starts_with("log_")) {
+        return Next::Mentions;
+    }
+    if let Some(shell) = Shell::named(name) {
+        // The text is the first word that is no option, after an option with a c.
+        let mut has_text = false;
+        for (index, field) in args.iter().enumerate() {
+            match field.text.strip_prefix(['-', '+']) {
+                Some(letters) if !letters.is_empty() => {
+                    has_text |= !letters.starts_with('-') && letters.contains('c');
+                    // csh -cf TEXT
+                }
+                _ if has_text => return Next::Text(shell, index),
+                _ => return Next::Pass(index),
+            }
+        }
+        return Next::Other;
+    }
+    if matches!(name, "su" | "runuser" | "setpriv" | "script")
+        && let Some(index) =
+            args.iter().position(|field| matches!(field.text.as_str(), "-c" | "--command"))
+    {
+        return Next::Text(Shell::Unknown, index + 1);
+    }
+    if matches!(name, "execlineb") && args.first().is_some_and(|field| field.text.contains('c')) {
+        return Next::Text(Shell::Unknown, 1);
+    }
+    Next::Other
+}
+
+/// exec has -a NAME, -c and -l.
+fn exec_options(args: &[Field]) -> usize {
+    let mut skipped = 0;
+    while let Some(letters) = args.get(skipped).and_then(|field| field.text.strip_prefix('-')) {
+        skipped += if letters.ends_with('a') { 2 } else { 1 };
+    }
+    skipped.min(args.len())
+}
+
+/// A program that takes its limits as options with one letter.
+struct Options {
+    /// The letters without a value.
+    flags: &'static str,
+    /// The letters with one.
+    values: &'static str,
+    /// Which limit it sets.
+    part: Part,
+}
+
+const SOFTLIMIT: Options = Options { flags: "", values: "acdflmoprst", part: Part::Soft };
+const CHPST: Options = Options { flags: "vVP012", values: "uUb/enlLmdopfct", part: Part::Soft };
+
+fn options<'f>(args: &'f [Field], options: &Options) -> Next<'f> {
+    let mut sets = Vec::new();
+    let mut part = options.part;
+    let mut at = 0;
+    while let Some(field) = args.get(at) {
+        if is_unknown(field) {
+            // Options from outside, as in Gentoo's `softlimit ${SOFTLIMIT_OPTS}`.
+            sets.extend(anything(field, part, Above::Capped));
+            at += 1;
+            continue;
+        }
+        let Some(letters) = field.text.strip_prefix('-').filter(|letters| !letters.is_empty())
+        else {
+            break;
+        };
+        at += 1;
+        if letters == "-" {
+            break;
+        }
+        for (index, letter) in letters.char_indices() {
+            if options.flags.contains(letter) {
+                match letter {
+                    'h' if options.flags == "hH" => part = Part::Hard,
+                    'H' if options.flags == "hH" => part = Part::Both,
+                    'H' => part = Part::Hard,
+                    'S' => part = Part::Soft,
+                    _ => {}
+                }
+                continue;
+            }
+            if !options.values.contains(letter) {
+                // Not an option of this program: it will not start.
+                return Next::Limits { sets, skipped: at, own: false };
+            }
+            let rest = &letters[index + letter.len_utf8()..];
+            let (value, number) = if rest.is_empty() {
+                let value = args.get(at);
+                at += 1;
+                (value, value.map_or("", |value| value.text.as_str()))
+            } else {
+                (Some(field), rest)
+            };
+            let what = match letter {
+                'o' | 'n' if letter == 'o' || options.values == "nu" => Limited::OpenFiles,
+                'p' | 'u' if letter == 'p' || options.values == "nu" => Limited::Processes,
+                _ => break,
+            };
+            if let Some(value) = value {
+                let amount = amount(number, value.known);
+                sets.push(Set { what, part, amount, above: Above::Capped, field: value, number });
+            }
+            break;
+        }
+    }
+    Next::Limits { sets, skipped: at.min(args.len()), own: false }
+}
+
+/// Whether all of a word comes from where it cannot be read.
+fn is_unknown(field: &Field) -> bool {
+    !field.known && field.text.starts_with(['$', '`'])
+}
+
+/// Any limit that a word may set.
+fn anything(field: &Field, part: Part, above: Above) -> [Set<'_>; 2] {
+    [Limited::OpenFiles, Limited::Processes].map(|what| Set {
+        what,
+        part,
+        amount: Amount::Value(Value::Unknown),
+        above,
+        field,
+        number: &field.text,
+    })
+}
+
+fn amount(number: &str, known: bool) -> Amount {
+    match number {
+        "=" | "^" | "hard" => Amount::Hard,
+        "unlimited" => Amount::Value(Value::Unlimited),
+        digits if known => Amount::Value(digits.parse().map_or(Value::Unknown, Value::Number)),
+        _ => Amount::Value(Value::Unknown),
+    }
+}
+
+/// util-linux: `prlimit --nofile=SOFT:HARD`, `-nN`; with --pid it starts nothing.
+fn prlimit(args: &[Field]) -> Next<'_> {
+    let mut sets = Vec::new();
+    let mut at = 0;
+    let mut own = None;
+    while let Some(field) = args.get(at) {
+        let Some(option) = field.text.strip_prefix('-').filter(|option| !option.is_empty()) else {
+            break;
+        };
+        at += 1;
+        if option == "-" {
+            break;
+        }
+        let (name, value) = match option.strip_prefix('-') {
+            Some(long) => {
+                long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value)))
+            }
+            None => {
+                let letter = &option[..option.chars().next().map_or(0, char::len_utf8)];
+                let value = &option[letter.len()..];
+                (
+                    letter,
+                    Some(value.strip_prefix('=').unwrap_or(value))
+                        .filter(|value| !value.is_empty()),
+                )
+            }
+        };
+        let what = match name {
+            "nofile" | "n" => Limited::OpenFiles,
+            "nproc" | "u" => Limited::Processes,
+            "pid" | "p" => {
+                let pid = value.or_else(|| args.get(at).map(|field| field.text.as_str()));
+                own = Some(pid == Some("$$"));
+                if value.is_none() {
+                    at += 1;
+                }
+                continue;
+            }
+            "output" | "o" if value.is_none() => {
+                at += 1;
+                continue;
+            }
+            _ => continue,
+        };
+        let Some(number) = value else { continue };
+        let part = |text: &str| match text {
+            "unlimited" => Value::Unlimited,
+            // It takes the digits at the start and drops the rest: 64K is 64.
+            digits if field.known => {
+                let end = digits.bytes().take_while(u8::is_ascii_digit).count();
+                digits[..end].parse().map_or(Value::Unknown, Value::Number)
+            }
+            _ => Value::Unknown,
+        };
+        let mut push = |part, value, number| {
+            sets.push(Set {
+                what,
+                part,
+                amount: Amount::Value(value),
+                above: Above::Fails,
+                field,
+                number,
+            });
+        };
+        match number.split_once(':') {
+            None => push(Part::Both, part(number), number),
+            Some((soft, "")) => push(Part::Soft, part(soft), number),
+            Some(("", hard)) => push(Part::Hard, part(hard), number),
+            Some((soft, hard)) => {
+                push(Part::Both, part(hard), number);
+                push(Part::Soft, part(soft), number);
+            }
+        }
+    }
+    match own {
+        Some(true) => Next::Limits { sets, skipped: at, own: true },
+        // Another process's.
+        Some(false) => Next::Mentions,
+        None => Next::Limits { sets, skipped: at.min(args.len()), own: false },
+    }
+}
+
+/// What a shell's `ulimit`, or `limit`, sets.
+pub(super) fn ulimit(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
+    if let Some(field) = args.first().filter(|field| is_unknown(field)) {
+        return anything(field, Part::Both, Above::Fails).to_vec();
+    }
+    match shell {
+        Shell::Csh => csh_limit(args),
+        Shell::Dash | Shell::Ksh => last_letter(shell, args),
+        Shell::Bash | Shell::Zsh | Shell::Busybox | Shell::Unknown => each_letter(shell, args),
+    }
+}
+
+fn letter(shell: Shell, letter: char) -> Option<Limited> {
+    match letter {
+        'n' => Some(Limited::OpenFiles),
+        'u' if shell != Shell::Dash => Some(Limited::Processes),
+        'p' if shell == Shell::Dash => Some(Limited::Processes),
+        _ => None,
+    }
+}
+
+fn shell_amount(shell: Shell, field: &Field, number: &str) -> Option<Amount> {
+    if !field.known {
+        return Some(Amount::Value(Value::Unknown));
+    }
+    Some(match (number, shell) {
+        ("unlimited", Shell::Zsh) => Amount::Hard,
+        ("unlimited", _) => Amount::Value(Value::Unlimited),
+        ("hard", Shell::Bash | Shell::Zsh | Shell::Unknown) => Amount::Hard,
+        ("soft", Shell::Bash | Shell::Unknown) => Amount::Soft,
+        (digits, _) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            match shell {
+                // Arithmetic: a zero in front makes it octal.
+                Shell::Ksh if digits.len() > 1 && digits.starts_with('0') => Amount::Value(
+                    u64::from_str_radix(digits, 8).map_or(Value::Unknown, Value::Number),
+                ),
+                _ => Amount::Value(digits.parse().map_or(Value::Unlimited, Value::Number)),
+            }
+        }
+        (_, Shell::Ksh) => Amount::Value(Value::Unknown),
+        // A mistake that the shell reports, without setting anything.
+        _ => return None,
+    })
+}
+
+/// dash and ksh: options without values, the last ones count, then one value.
+fn last_letter(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
+    let mut what = None;
+    let (mut soft, mut hard) = (false, false);
+    let mut at = 0;
+    while let Some(letters) = args.get(at).and_then(|field| field.text.strip_prefix('-')) {
+        if letters.is_empty() {
+            break;
+        }
+        at += 1;
+        if letters == "-" {
+            break;
+        }
+        for one in letters.chars() {
+            match one {
+                // dash goes by the last of the two.
+                'S' => (soft, hard) = (true, hard && shell == Shell::Ksh),
+                'H' => (soft, hard) = (soft && shell == Shell::Ksh, true),
+                'u' if shell == Shell::Dash => return Vec::new(),
+                one if one.is_ascii_digit() => return Vec::new(),
+                one => what = letter(shell, one),
+            }
+        }
+    }
+    let part = match (soft, hard) {
+        (true, false) => Part::Soft,
+        (false, true) => Part::Hard,
+        _ => Part::Both,
+    };
+    match (what, &args[at..]) {
+        (Some(what), [field]) => match shell_amount(shell, field, &field.text) {
+            Some(amount) => {
+                vec![Set { what, part, amount, above: Above::Fails, field, number: &field.text }]
+            }
+            None => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+/// bash, zsh and busybox: each letter has its value, attached (not in zsh) or in the next word.
+fn each_letter(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
+    let (mut soft, mut hard) = (false, false);
+    let mut given = Vec::new();
+    let mut at = 0;
+    while let Some(field) = args.get(at) {
+        let Some(letters) = field.text.strip_prefix('-') else { break };
+        at += 1;
+        for (index, one) in letters.char_indices() {
+            match one {
+                'S' => soft = true,
+                'H' => hard = true,
+                one => {
+                    let attached = &letters[index + one.len_utf8()..];
+                    let next = args.get(at).filter(|next| !next.text.starts_with('-'));
+                    let (value, number) = if !attached.is_empty() {
+                        if shell == Shell::Zsh {
+                            return Vec::new();
+                        }
+                        (Some(field), attached)
+                    } else {
+                        at += usize::from(next.is_some());
+                        (next, next.map_or("", |next| next.text.as_str()))
+                    };
+                    if let (Some(what), Some(value)) = (letter(shell, one), value) {
+                        let Some(amount) = shell_amount(shell, value, number) else {
+                            return Vec::new();
+                        };
+                        given.push((what, amount, value, number));
+                    }
+                    break;
+                }
+            }
+        }
+    }
+    let part = match (soft, hard) {
+        (true, false) => Part::Soft,
+        (false, true) => Part::Hard,
+        (false, false) if shell == Shell::Zsh => Part::Soft,
+        _ => Part::Both,
+    };
+    // zsh lowers the soft limit with the hard one.
+    let above =
+        if shell == Shell::Zsh && part == Part::Hard { Above::Capped } else { Above::Fails };
+    let set = |(what, amount, field, number)| Set { what, part, amount, above, field, number };
+    given.into_iter().map(set).collect()
+}
+
+/// csh: `limit [-h] descriptors N`, `unlimit descriptors`.
+fn csh_limit(args: &[Field]) -> Vec<Set<'_>> {
+    let hard = args.first().is_some_and(|field| field.text == "-h");
+    let args = if hard { &args[1..] } else { args };
+    let Some(name) = args.first() else { return Vec::new() };
+    let what = match name.text.as_str() {
+        "descriptors" | "openfiles" | "-n" => Limited::OpenFiles,
+        "maxproc" | "-u" => Limited::Processes,
+        _ => return Vec::new(),
+    };
+    let part = if hard { Part::Both } else { Part::Soft };
+    let (field, amount) = match args.get(1) {
+        None => (name, Amount::Hard),
+        Some(field) if field.text == "unlimited" => (field, Amount::Hard),
+        Some(field) if !field.known => (field, Amount::Value(Value::Unknown)),
+        Some(field) => {
+            (field, Amount::Value(field.text.parse().map_or(Value::Unknown, Value::Number)))
+        }
+    };
+    vec![Set { what, part, amount, above: Above::Fails, field, number: &field.text }]
+}

@@ -1,0 +1,368 @@
+//! What doctor says of whole machines: each file of tests/doctor_cases is a machine, as a list of files, and what doctor says of
+//! it. `QPATCH_BLESS=1` writes what it says now.
+//!
+//! And: what doctor takes the shells' and the limit programs' own commands for is compared with what they do here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use qpatch::doctor::host::Host;
+use qpatch::doctor::launch::limits::{Given, Machine, Pair, State, Value};
+use qpatch::doctor::launch::script::{Called, Shell, Walk, World};
+use qpatch::doctor::{Options, examine_host};
+
+/// What the cases are about; the rest of a report has tests of its own.
+const NAMES: [&str; 4] = ["start scripts", "unit settings", "processes, unit", "memory"];
+
+/// Every machine has these.
+const BASE: [(&str, &str); 8] = [
+    ("proc/meminfo", "MemTotal: 8000000 kB\nMemAvailable: 4000000 kB\n"),
+    ("proc/sys/kernel/pid_max", "4194304\n"),
+    ("proc/sys/kernel/threads-max", "62000\n"),
+    ("proc/sys/fs/nr_open", "1048576\n"),
+    ("var/qmail/control/concurrencyremote", "1000\n"),
+    ("var/qmail/bin/qmail-start", "\x7fELF\0"),
+    ("usr/bin/dash", "\x7fELF\0"),
+    ("bin/busybox", "\x7fELF\0"),
+];
+
+/// Writes a machine. A line `-- PATH` begins a file, `-- PATH -> TARGET` is a link, `-- PATH/` a folder.
+fn machine(text: &str, root: &Path) {
+    let write = |path: &str, text: &str| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    let link = |path: &str, target: &str| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(target, path).unwrap();
+    };
+    for (path, text) in BASE {
+        write(path, text);
+    }
+    if !text.contains("\n-- bin/sh ") {
+        link("bin/sh", "/usr/bin/dash");
+    }
+    for file in text.split("\n-- ").skip(1) {
+        let (head, body) = file.split_once('\n').unwrap_or((file, ""));
+        let body = if body.is_empty() { String::new() } else { format!("{body}\n") };
+        match head.split_once(" -> ") {
+            Some((path, target)) => link(path, target),
+            None => write(head, &body),
+        }
+    }
+}
+
+fn said(text: &str) -> String {
+    let root = tempfile::tempdir().unwrap();
+    machine(text, root.path());
+    let run = |_: &Path, _: &[&str], _: &str| Err("nothing runs here".to_owned());
+    let host = Host { root: root.path().to_path_buf(), run: &run };
+    let report = examine_host(&host, &Options::default());
+    let findings = report.findings.iter().filter(|finding| NAMES.contains(&finding.name));
+    // Only what differs from case to case.
+    let findings = findings.filter(|finding| {
+        let usual = finding.detail.starts_with("3906 MiB free, 195 MiB needed")
+            || finding.detail == "no systemd unit starts qmail"
+            || finding.detail.starts_with("no qmail-send is running that can be seen")
+            || finding.detail.starts_with("none of qmail.service stops mail")
+            || finding.detail.starts_with(
+                "qmail.service may have 9300, by systemd's own DefaultTasksMax of 15%",
+            );
+        !usual
+    });
+    findings.map(|finding| format!("{finding}\n")).collect()
+}
+
+#[test]
+fn machines() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doctor_cases");
+    let bless = std::env::var_os("QPATCH_BLESS").is_some();
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for entry in fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let (given, wanted) = text.split_once("\n== doctor\n").unwrap_or((text.as_str(), ""));
+        let said = said(given);
+        count += 1;
+        if said == wanted {
+        } else if bless {
+            fs::write(&path, format!("{given}\n== doctor\n{said}")).unwrap();
+        } else {
+            wrong.push(format!("{}:\n{said}wanted:\n{wanted}", path.display()));
+        }
+    }
+    assert!(count > 100, "{count}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A machine with nothing but a shell.
+struct Bare(Shell);
+
+impl World for Bare {
+    fn called(&self, _: &str) -> Called {
+        Called::Other
+    }
+    fn shell(&self) -> Shell {
+        self.0
+    }
+    fn machine(&self) -> Machine {
+        Machine { nr_open: None, may_raise: false }
+    }
+    fn is_rc(&self, _: &str) -> bool {
+        false
+    }
+    fn is_known(&self, _: &str) -> bool {
+        false
+    }
+}
+
+/// What doctor takes a script for, when it starts with 1000 and 5000 descriptors: soft and hard limit at qmail-start.
+fn taken_for(script: &str, shell: Shell) -> Option<(u64, u64)> {
+    let by = std::rc::Rc::new(Given { by: String::new(), certain: true, raise: None });
+    let pair = Pair::given(Value::Number(1000), Value::Number(5000), &by);
+    let world = Bare(shell);
+    let mut walk = Walk::new(&world);
+    walk.script("run", script, &State::new(pair, Pair::NOT_FOUND), &BTreeMap::new());
+    let [reach] = walk.found.reaches.as_slice() else { return None };
+    let (pair, rest) = reach.state.files.split_first()?;
+    let values = |pair: &Pair| (pair.soft.value, pair.hard.value);
+    if rest.iter().any(|other| values(other) != values(pair)) {
+        return None;
+    }
+    match (pair.soft.value, pair.hard.value) {
+        (Value::Number(soft), Value::Number(hard)) => Some((soft, hard)),
+        _ => None,
+    }
+}
+
+/// What a shell and its programs do: qmail-start prints its limits.
+fn really(script: &str, shell: &[&str]) -> Option<(u64, u64)> {
+    let dir = tempfile::tempdir().unwrap();
+    let start = dir.path().join("qmail-start");
+    fs::write(&start, "#!/bin/sh\necho limits $(ulimit -Sn) $(ulimit -Hn)\n").unwrap();
+    fs::set_permissions(&start, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let run = dir.path().join("run");
+    fs::write(&run, script).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
+    // Not even root may go above the hard limit again.
+    let begin = "ulimit -Sn 1000; ulimit -Hn 5000; exec \"$@\"";
+    let begin = [
+        "setpriv",
+        "--bounding-set=-sys_resource",
+        "--inh-caps=-sys_resource",
+        "sh",
+        "-c",
+        begin,
+        "sh",
+    ];
+    let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    let begin = if is_root { &begin[..] } else { &begin[3..] };
+    let mut command = Command::new(begin[0]);
+    command.args(&begin[1..]).args(shell).arg(&run).env("PATH", path);
+    let output = command.output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let limits = text.lines().find_map(|line| line.strip_prefix("limits "))?;
+    let (soft, hard) = limits.split_once(' ')?;
+    Some((soft.parse().ok()?, hard.parse().ok()?))
+}
+
+fn is_there(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':').any(|dir| Path::new(dir).join(program).is_file())
+}
+
+/// Spellings of ulimit, and scripts around it.
+const ULIMITS: [&str; 44] = [
+    "ulimit -n 100",
+    "ulimit -Sn 100",
+    "ulimit -S -n 100",
+    "ulimit -Hn 2000",
+    "ulimit -H -n 2000",
+    "ulimit -Hn 500",
+    "ulimit -n hard",
+    "ulimit -Sn hard",
+    "ulimit -n soft",
+    "ulimit -n unlimited",
+    "ulimit -SHn 100",
+    "ulimit -SHn 2000",
+    "ulimit -HSn 2000",
+    "ulimit -n 4k",
+    "ulimit -n 100 -u 50000",
+    "ulimit -n100",
+    "ulimit -Sn 9000",
+    "ulimit -n 9000",
+    "ulimit -n '100'",
+    "ulimit -n 0100",
+    "ulimit -n 0x64",
+    "ulimit 100000",
+    "ulimit -n",
+    "ulimit -n 100\nulimit -Sn 50",
+    "ulimit -n 100; ulimit -n 200",
+    "ulimit -n 200 && ulimit -n 100",
+    "ulimit -n 9000 2>/dev/null || ulimit -n 300",
+    "ulimit -n 300 || ulimit -n 100",
+    "N=100; ulimit -n $N",
+    "N=100\nulimit -n ${N}",
+    "N=; ulimit -n ${N:-300}",
+    "O='-n 100'; ulimit $O",
+    "( ulimit -n 100 )",
+    "{ ulimit -n 100; }",
+    "ulimit -n 100 | cat",
+    "f() { ulimit -n 100; }; f",
+    "f() { ulimit -n 100; }",
+    "ulimit -n \\\n 100",
+    "# ulimit -n 100",
+    "cat <<END >/dev/null\nulimit -n 100\nEND",
+    "echo ulimit -n 100 >/dev/null",
+    "eval 'ulimit -n 100'",
+    "if true; then ulimit -n 100; else ulimit -n 100; fi",
+    "case x in x) ulimit -n 100;; *) ulimit -n 100;; esac",
+];
+
+#[test]
+fn shells_do_what_doctor_takes_their_limits_for() {
+    let shells: [(&[&str], Shell); 5] = [
+        (&["dash"], Shell::Dash),
+        (&["bash"], Shell::Bash),
+        (&["ksh"], Shell::Ksh),
+        (&["zsh"], Shell::Zsh),
+        (&["busybox", "sh"], Shell::Busybox),
+    ];
+    let mut wrong = Vec::new();
+    for (command, shell) in shells {
+        if !is_there(command[0]) {
+            eprintln!("skipped: {} is not installed", command[0]);
+            continue;
+        }
+        // A zsh that does not find its modules has no ulimit.
+        if really("ulimit -n 100 || exit\nexec qmail-start\n", command).is_none() {
+            eprintln!("skipped: {} has no ulimit", command[0]);
+            continue;
+        }
+        for line in ULIMITS {
+            let script = format!("{line}\nexec qmail-start\n");
+            let (taken, real) = (taken_for(&script, shell), really(&script, command));
+            // What doctor says that it cannot know is no mistake.
+            if taken != real && taken.is_some() {
+                wrong.push(format!("{command:?} {line:?}: taken for {taken:?}, is {real:?}"));
+            }
+            if taken.is_none() && shell == Shell::Dash {
+                wrong.push(format!("{command:?} {line:?}: not understood, is {real:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Commands that start qmail-start under a limit.
+const PROGRAMS: [&str; 36] = [
+    "softlimit -o 100 qmail-start",
+    "softlimit -o100 qmail-start",
+    "softlimit -o = qmail-start",
+    "softlimit -o 9000 qmail-start",
+    "softlimit -m 90000000 -o 100 -o 200 qmail-start",
+    "softlimit -o 4k qmail-start",
+    "chpst -o 100 qmail-start",
+    "chpst -o 9000 qmail-start",
+    "chpst -vo 100 qmail-start",
+    "chpst -m 90000000 -o 300 qmail-start",
+    "s6-softlimit -o 100 qmail-start",
+    "s6-softlimit -o 9000 qmail-start",
+    "s6-softlimit -H -o 100 qmail-start",
+    "s6-softlimit -h -o 2000 qmail-start",
+    "s6-softlimit -o = qmail-start",
+    "s6-softlimit -Ho100 qmail-start",
+    "prlimit --nofile=100 qmail-start",
+    "prlimit --nofile=100: qmail-start",
+    "prlimit --nofile=:2000 qmail-start",
+    "prlimit --nofile=100:2000 qmail-start",
+    "prlimit -n100 qmail-start",
+    "prlimit -n=100 qmail-start",
+    "prlimit --nofile=64K qmail-start",
+    "prlimit --pid $$ --nofile=100:2000; qmail-start",
+    "exec env -i PATH=\"$PATH\" softlimit -o 100 qmail-start ./Mailbox",
+    "exec env -i PATH=\"$PATH\" prlimit --nofile=100 qmail-start ./Mailbox",
+    "exec nice -n 5 prlimit -n100 qmail-start",
+    "exec prlimit -n2000 prlimit -n100: qmail-start",
+    "exec sh -c 'ulimit -n 100; exec qmail-start'",
+    "exec sh -c \"ulimit -n 100; exec qmail-start\"",
+    "sh -ec 'ulimit -n 100 && qmail-start' 2>&1",
+    "setsid -w sh -c 'ulimit -Sn 100; qmail-start' </dev/null",
+    "exec -a qmail prlimit -n100 qmail-start",
+    "command prlimit -n100 qmail-start",
+    "nohup prlimit -n100 qmail-start 2>/dev/null",
+    "timeout 60 prlimit -n100 qmail-start",
+];
+
+#[test]
+fn programs_do_what_doctor_takes_them_for() {
+    let mut wrong = Vec::new();
+    for line in PROGRAMS {
+        let own = ["softlimit", "chpst", "s6-softlimit", "prlimit"];
+        let missing = own.into_iter().find(|program| {
+            line.split_whitespace().any(|word| word == *program) && !is_there(program)
+        });
+        if let Some(missing) = missing {
+            eprintln!("skipped: {missing} is not installed");
+            continue;
+        }
+        let script = format!("{line}\n");
+        let real = really(&script, &["bash"]);
+        let taken = taken_for(&script, Shell::Bash);
+        // A program that refuses its options starts nothing.
+        if taken != real && real.is_some() {
+            wrong.push(format!("{line:?}: taken for {taken:?}, is {real:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn scripts_of_any_bytes_are_followed_without_an_end() {
+    // Each of them once made a parser stand still or recurse without end.
+    for text in [
+        "f() { f; }; f",
+        "f() { g; }\ng() { f; }\ng",
+        ". run",
+        "eval 'eval \"$0\"'",
+        "((((",
+        "))))",
+        "case",
+        "case x in",
+        "if",
+        "while",
+        "for",
+        "function",
+        "f()",
+        "<<",
+        "<<E\n",
+        "\"",
+        "'",
+        "$(",
+        "${",
+        "`",
+        "\\",
+        "{",
+        "}",
+        "fi; done; esac",
+        "x=$(ulimit -n 5",
+        "((i<5))",
+        "[[ a < b ]]",
+        "<(",
+        "a <(b) >(c)",
+        "case x in (a) b;; c",
+        "then",
+        "é=1; echo 'ü",
+        "$",
+    ] {
+        for head in ["", "#!/bin/execlineb -P\n", "#!/sbin/openrc-run\n", "#!/usr/bin/perl\n"] {
+            let _ = taken_for(&format!("{head}{text}"), Shell::Dash);
+            let _ = taken_for(&format!("{head}{text}\nexec qmail-start\n"), Shell::Unknown);
+        }
+    }
+}
