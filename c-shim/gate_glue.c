@@ -64,17 +64,36 @@ int gateglue_next(unsigned int *slot, stralloc **cmd)
   return r;
 }
 
+/* text goes before the zero byte at the end, or nowhere when there is no memory for it */
+static void addline(stralloc *output, const char *text)
+{
+  unsigned int n;
+  char *to;
+
+  for (n = 0;text[n];++n) ;
+  if (!stralloc_readyplus(output,n)) return;
+  to = output->s + output->len - 1;
+  while ((*to++ = *text++)) ;
+  output->len += n;
+}
+
 int gateglue_done(unsigned int slot, stralloc *output)
 {
   const char *text;
+  int r;
 
   text = 0;
-  if (!output)
+  if (!output) {
     gate_done(slot,(char *) 0,0,(const char **) 0);
-  else if (gate_done(slot,output->len ? output->s : "",output->len,&text) == GATE_BUSY && text) {
+    return 0;
+  }
+  r = gate_done(slot,output->len ? output->s : "",output->len,&text);
+  if (!text) return 0;
+  if (r == GATE_BUSY) {
     gateglue_text = (char *) text;
     return 1;
   }
+  if (output->len) addline(output,text);
   return 0;
 }
 

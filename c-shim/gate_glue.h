@@ -33,7 +33,8 @@ extern int gateglue_next(unsigned int *slot, stralloc **cmd);
 
 /*
 The delivery has ended. output: what it printed; null when none ran.
-1: it was not really tried; write gateglue_text in place of its report. 0: write the report.
+1: it was not really tried; write gateglue_text in place of its report. 0: write the report, of which output may have one
+line more now.
 */
 extern int gateglue_done(unsigned int slot, stralloc *output);
 

@@ -250,6 +250,11 @@ export! {
         };
         match host.done(slot, ran) {
             Done::AsItIs => Some(GO),
+            Done::WithLine => {
+                // SAFETY: as below.
+                unsafe { *text = host.text().as_ptr().cast() };
+                Some(GO)
+            }
             Done::Instead => {
                 // SAFETY: a delivery that has not run is never reported instead, so text is not NULL. The text stays until the
                 // next call changes it.

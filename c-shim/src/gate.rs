@@ -195,6 +195,15 @@ pub enum Ran<'a> {
     No,
 }
 
+/// How long a delivery took, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Its command was held for so long, 1 or more.
+    pub held_ms: u32,
+    /// It has run for so long since.
+    pub ran_ms: u64,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Free,
@@ -210,6 +219,8 @@ struct Slot {
     command: u32,
     /// How many others of its key were running when it was started.
     beside: u32,
+    /// How long its command was held, in milliseconds, 1 or more; 0: not at all.
+    held_ms: u32,
     since_us: u64,
     /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
     mail: u64,
@@ -783,6 +794,7 @@ impl Gate {
             domain: NONE,
             command: NONE,
             beside: 0,
+            held_ms: 0,
             since_us: 0,
             mail: 0,
             envelope: Envelope::NONE,
@@ -1021,8 +1033,11 @@ impl Gate {
             let slot = self.keys.all[at as usize].waiting.first;
             let domain = self.slots[slot as usize].domain;
             self.handing = Some((slot, self.slots[slot as usize].command));
+            let held_us = now_us.saturating_sub(self.slots[slot as usize].since_us);
             let command = self.unhold(slot, at);
             self.start(slot, domain, now_us);
+            let held_ms = u32::try_from(held_us / 1000).unwrap_or(u32::MAX);
+            self.slots[slot as usize].held_ms = held_ms.max(1);
             // Its turn is over: the others come first.
             self.make_ready(at);
             fault!();
@@ -1167,6 +1182,17 @@ impl Gate {
     /// The slots that run nothing.
     fn not_running(&self) -> u32 {
         (self.capacity + self.held()).saturating_sub(self.in_use)
+    }
+
+    /// How long the delivery in this slot was held, and how long it has run, if it runs and was held.
+    #[must_use]
+    pub fn times(&self, now_us: u64, slot: u32) -> Option<Times> {
+        let &Slot { state, held_ms, since_us, .. } = self.slots.get(slot as usize)?;
+        let was_held = state == State::Running && held_ms > 0;
+        was_held.then(|| Times {
+            held_ms,
+            ran_ms: now_us.max(self.now_us).saturating_sub(since_us) / 1000,
+        })
     }
 
     /// The delivery in this slot has ended. If it was not really tried: what qmail-send is told in place of its report.
@@ -2072,6 +2098,7 @@ impl Gate {
         entry.state = state;
         entry.domain = domain;
         entry.since_us = now_us;
+        entry.held_ms = 0;
         self.in_use += 1;
         self.capacity = self.capacity.max(self.in_use);
         if domain != NONE {

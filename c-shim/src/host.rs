@@ -21,13 +21,16 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::command::Parts;
-use crate::gate::{Answer, Busy, CONCURRENCY_REMOTE, Call, Cause, Gate, Key, Next, Ran, Why};
+use crate::gate::{
+    Answer, Busy, CONCURRENCY_REMOTE, Call, Cause, Gate, Key, Next, Ran, Times, Why,
+};
 use crate::kept::{self, Mark};
 use crate::memory::{OutOfMemory, Text};
 use crate::name::Hasher;
 use crate::problem::{self, Kind, Problem, Problems};
 use crate::process::Identity;
 use crate::replies::{self, Replies};
+use crate::report;
 use crate::route::{self, Routes};
 use crate::rules::KeyKind;
 use crate::sender::{Asked, Reads, Senders};
@@ -616,6 +619,8 @@ pub enum Ask {
 pub enum Done {
     /// It goes to qmail-send.
     AsItIs,
+    /// It goes there with [`Host::text`] as its last line: how long it was held, and how long it ran.
+    WithLine,
     /// [`Host::text`] goes there instead: it was not really tried.
     Instead,
 }
@@ -697,7 +702,7 @@ impl Host {
             capacity = capacity.min(concurrency_supplemental(control, number - 1)?);
         }
         let mut text = Text::default();
-        text.bytes.try_reserve(512)?;
+        text.bytes.try_reserve(576)?;
         let lock = directory_of(status);
         let mut host = Self {
             gate: Gate::new(slots, capacity, seed)?,
@@ -832,12 +837,22 @@ impl Host {
             return Done::AsItIs;
         }
         let now_us = self.now_us();
+        let times = self.gate.times(now_us, slot);
         let busy = self.gate.done(now_us, slot, ran);
         self.touch();
-        match busy {
-            None => Done::AsItIs,
-            Some(busy) => {
+        match (busy, times, ran) {
+            (None, Some(times), Ran::Yes(report)) if report::takes_a_line(report) => {
+                self.text.bytes.clear();
+                self.times_text(times);
+                Done::WithLine
+            }
+            (None, ..) => Done::AsItIs,
+            (Some(busy), times, _) => {
                 self.busy_text(busy);
+                if let Some(times) = times {
+                    self.text.bytes.pop();
+                    self.times_text(times);
+                }
                 Done::Instead
             }
         }
@@ -1188,6 +1203,15 @@ impl Host {
         // It fits into what has been reserved; if it did not, the text would end early.
         let _ = write_busy(&mut self.text, key, busy);
         let _ = self.text.push(b"\0");
+    }
+
+    /// Adds the line from which the log tells when a delivery started that was held. For reports that only qmail-send's log
+    /// shows: what bounces is for the sender, who has nothing to do with it.
+    fn times_text(&mut self, Times { held_ms, ran_ms }: Times) {
+        let secs = |ms: u64| (ms / 1000, ms % 1000);
+        let ((held, held_part), (ran, ran_part)) = (secs(held_ms.into()), secs(ran_ms));
+        // As in busy_text.
+        let _ = write!(self.text, "Held {held}.{held_part:03} s, ran {ran}.{ran_part:03} s.\n\0");
     }
 
     fn call_text(&mut self, Call { number, most }: Call) {

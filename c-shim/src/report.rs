@@ -141,6 +141,22 @@ pub fn connection(report: &[u8]) -> Seen {
     }
 }
 
+/// Whether qmail-rspawn, which makes one text of the lines of a report, ends it with the last of them, and makes a success or
+/// a deferral of it: then a line can be added that only qmail-send's log shows. What fails for good goes to the sender.
+#[must_use]
+pub fn takes_a_line(report: &[u8]) -> bool {
+    let Some(whole) = report.strip_suffix(&[0]) else { return false };
+    let mut lines = whole.split(|&byte| byte == 0);
+    let (first, second, third) = (lines.next(), lines.next(), lines.next());
+    let letter = |line: Option<&[u8]>| line.and_then(|line| line.first().copied());
+    match (letter(first), letter(second), third) {
+        (Some(b'K' | b'Z'), None, None) => second.is_none(),
+        // That of a message that was not given up is shown behind that of the recipient, if it is no better.
+        (Some(b's'), Some(b'Z' | b'D'), None) | (Some(b'r'), Some(b'K' | b'Z'), None) => true,
+        _ => false,
+    }
+}
+
 /// Where in a session a reply was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {

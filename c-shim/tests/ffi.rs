@@ -119,7 +119,11 @@ fn next() -> Option<(c_int, c_uint, Vec<Vec<u8>>)> {
 }
 
 fn done(slot: c_uint) {
-    assert_eq!(done_with(slot, b"r\0Kaccepted\0"), (GO, None));
+    let (answer, line) = done_with(slot, b"r\0Kaccepted\0");
+    assert_eq!(answer, GO);
+    if let Some(line) = line {
+        assert!(line.starts_with("Held ") && line.ends_with(" s.\n"), "{line:?}");
+    }
 }
 
 /// What gate_done says, and its text.
@@ -185,6 +189,11 @@ fn a_command_comes_back_as_it_was() {
         .to_vec();
     assert_eq!(next(), Some((GO, 7, parts)));
     assert_eq!((held(), next()), (0, None));
+    let (answer, line) = done_with(7, b"r\0Kaccepted\0");
+    assert_eq!(answer, GO);
+    assert!(line.is_some_and(|line| line.starts_with("Held 0.0") && line.contains(" s, ran 0.0")));
+    assert_eq!(ask(7, "a.example"), GO);
+    assert_eq!(done_with(7, b"r\0Kaccepted\0"), (GO, None), "it was not held");
 }
 
 #[test]

@@ -1377,3 +1377,51 @@ fn what_an_earlier_build_wrote_of_relays_is_gone_at_once() {
         }
     }
 }
+
+/// What [`Host::done`] makes of a report, and the text that goes with it.
+fn done(host: &mut Host, slot: u32, report: &[u8]) -> (Done, String) {
+    let done = host.done(slot, Ran::Yes(report));
+    (done, if done == Done::AsItIs { String::new() } else { text(host) })
+}
+
+#[test]
+fn the_log_is_told_how_long_a_delivery_was_held() {
+    const ACCEPTED: &[u8] = b"r\0K192.0.2.1 accepted message.\n\0";
+    const REFUSED: &[u8] =
+        b"ZConnected to 192.0.2.1 but greeting failed.\nRemote host said: 421 too many\n\0";
+    let home = Home::new();
+    home.write("concurrencydomains", ":2::learn\n");
+    let mut host = home.open(100);
+    let starts = |host: &mut Host, held: u32, ended: u32, report: &[u8]| {
+        assert_eq!(ask(host, held, "a.example"), Ask::Hold);
+        sleep(Duration::from_millis(20));
+        let ended = done(host, ended, report);
+        assert!(matches!(host.due(), Due::Go { slot, .. } if slot == held));
+        ended
+    };
+    for slot in 0..2 {
+        assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
+    }
+    // Those that were not held have no such line.
+    assert_eq!(starts(&mut host, 2, 0, ACCEPTED), (Done::AsItIs, String::new()));
+    sleep(Duration::from_millis(30));
+    let (is, line) = starts(&mut host, 3, 2, ACCEPTED);
+    assert_eq!(is, Done::WithLine);
+    let times = line.strip_prefix("Held ").unwrap().strip_suffix(" s.\n").unwrap();
+    let (held, ran) = times.split_once(" s, ran ").unwrap();
+    let millis = |text: &str| {
+        let (secs, millis) = text.split_once('.').unwrap();
+        assert_eq!(millis.len(), 3, "{line:?}");
+        secs.parse::<u64>().unwrap() * 1000 + millis.parse::<u64>().unwrap()
+    };
+    assert!(millis(held) >= 20 && millis(ran) >= 50, "{line:?}");
+    // What fails for good goes to the sender, and what could not be run has no report.
+    assert_eq!(starts(&mut host, 4, 3, b"DSorry. (#5.1.2)\n\0").0, Done::AsItIs);
+    assert_eq!(starts(&mut host, 5, 4, b"").0, Done::AsItIs);
+    // One that goes back because it was refused was held, too.
+    let (is, text) = done(&mut host, 5, REFUSED);
+    assert_eq!(is, Done::Instead);
+    let (refused, line) = text.split_once('\n').unwrap();
+    assert!(refused.starts_with('B') && refused.ends_with(" (#4.4.5)"), "{text:?}");
+    assert!(line.starts_with("Held 0.0") && line.ends_with(" s.\n"), "{text:?}");
+}

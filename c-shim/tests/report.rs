@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use qpatch_gate::echo::{Envelope, Own};
 use qpatch_gate::name::Hasher;
 use qpatch_gate::replies::Replies;
-use qpatch_gate::report::{Reader, Report, Seen, Sent, classify};
+use qpatch_gate::report::{Reader, Report, Seen, Sent, classify, takes_a_line};
 
 const TOO_MANY: Seen = Seen::TooMany(Sent::No);
 
@@ -864,5 +864,39 @@ proptest! {
         let part = &whole[..at.min(whole.len())];
         let wanted = if part.len() == whole.len() { classify(whole).seen } else { Seen::Nothing };
         prop_assert_eq!(classify(part).seen, wanted);
+    }
+}
+
+/// qmail-rspawn's report() prints the first line from its second byte on, and then the second one if it is no worse.
+#[test]
+fn a_line_is_added_where_only_the_log_shows_it() {
+    for report in [
+        &b"r\0K192.0.2.1 accepted message.\n\0"[..],
+        b"K192.0.2.1 accepted message.\n\0",
+        b"ZConnected to 192.0.2.1 but connection died. (#4.4.2)\n\0",
+        b"s192.0.2.1 does not like recipient.\n\0DGiving up on 192.0.2.1.\n\0",
+        b"r\0Z192.0.2.1 failed on DATA command.\n\0",
+        b"s\0Z\0",
+    ] {
+        assert!(takes_a_line(report), "{}", report.escape_ascii());
+    }
+    for report in [
+        // What fails for good goes to the sender.
+        &b"h192.0.2.1 does not like recipient.\n\0DGiving up on 192.0.2.1.\n\0"[..],
+        b"DSorry.\n\0",
+        b"r\0D192.0.2.1 failed after I sent the message.\n\0",
+        // The second line is not shown.
+        b"s\0Kaccepted\0",
+        // These are not what qmail-remote prints for one recipient, or end in the middle.
+        b"",
+        b"\0",
+        b"Kaccepted",
+        b"r\0Kaccepted",
+        b"r\0Kaccepted\0\0",
+        b"Kno supported AUTH method found\0r\0Kaccepted\0",
+        b"r\0r\0Kaccepted\0",
+        b"x\0Kaccepted\0",
+    ] {
+        assert!(!takes_a_line(report), "{}", report.escape_ascii());
     }
 }

@@ -2,7 +2,7 @@
 A spawner without processes: what spawn.c does with the glue, on commands that this program makes up.
 glue MODE [COMMANDS], in a directory DIR/queue/mess with ../../control and ../lock/gatestatus.
   run       deliveries to a busy domain and to others; every command ends once, with the right strings
-  memory    as run, but stralloc_copyb fails now and then
+  memory    as run, but stralloc_copyb and stralloc_readyplus fail now and then
   panic     as run, after a call in which the gate panics (needs a gate built for that)
   overflow  writes behind an array: a sanitizer that is on must stop this
 */
@@ -19,6 +19,21 @@ extern void gate_inject_panics(unsigned int calls) __attribute__((weak));
 
 static unsigned int commands = 5000;
 static int failcopies = 0;
+
+int stralloc_readyplus(sa,n)
+stralloc *sa;
+unsigned int n;
+{
+  static unsigned int calls = 0;
+
+  if (failcopies && ++calls % 7 == 0) return 0;
+  if (sa->a < sa->len + n) {
+    sa->s = realloc(sa->s,sa->len + n);
+    if (!sa->s) abort();
+    sa->a = sa->len + n;
+  }
+  return 1;
+}
 
 int stralloc_copyb(sa,s,n)
 stralloc *sa;
@@ -51,6 +66,7 @@ static unsigned int ended = 0;
 static unsigned int busy = 0;
 static unsigned int calls = 0;
 static unsigned int held = 0;
+static unsigned int lines = 0;
 static unsigned int nomem = 0;
 static int flagpanic = 0;
 
@@ -154,17 +170,28 @@ static void next(void)
 
 static void finish(unsigned int slot)
 {
-  static char text[] = "r10.0.0.1 accepted message.\0Kok\0";
+  static char text[] = "r\0K10.0.0.1 accepted message.\n\0";
+  unsigned int len = sizeof text - 1;
+  unsigned int n[4];
   stralloc output;
 
-  output.s = text;
-  output.len = sizeof text - 1;
-  output.a = sizeof text;
+  output.s = malloc(len); /* not a byte more */
+  if (!output.s) abort();
+  memcpy(output.s,text,len);
+  output.len = len;
+  output.a = len;
   d[slot].used = 0;
   --running;
   if (d[slot].command % 4) --busyrunning;
   ++ended;
-  gateglue_done(slot,&output);
+  if (gateglue_done(slot,&output)) die("not really tried");
+  if (memcmp(output.s,text,len - 1) || output.s[output.len - 1]) die("report");
+  if (output.len > len) {
+    if (sscanf(output.s + len - 1,"Held %u.%3u s, ran %u.%3u s.\n",n,n + 1,n + 2,n + 3) != 4) die(output.s + 2);
+    if (strlen(output.s + 2) != output.len - 3 || output.s[output.len - 2] != '\n') die("line");
+    ++lines;
+  }
+  free(output.s);
 }
 
 static void run(void)
@@ -242,6 +269,7 @@ int main(int argc, char **argv)
   if (busyrunning) die("busyrunning");
   for (slot = 0;slot < SLOTS;++slot) if (d[slot].used || waiting[slot]) die("left over");
   gateglue_drop();
+  if (held && !flagpanic && !lines) die("no line for what was held");
   printf("commands %u ended %u held %u busy %u nomem %u calls %u\n",commands,ended,held,busy,nomem,calls);
   free(messid.s);
   free(sender.s);

@@ -9,5 +9,6 @@ typedef struct stralloc {
 } stralloc;
 
 extern int stralloc_copyb();
+extern int stralloc_readyplus();
 
 #endif
