@@ -15,6 +15,7 @@ pub mod error;
 pub mod fixture;
 pub mod gate;
 pub mod lex;
+pub mod log;
 pub mod man;
 pub mod matcher;
 pub mod patches;

@@ -11,7 +11,6 @@ pub(crate) mod elsewhere;
 mod exchangers;
 pub mod init;
 pub mod library;
-pub mod log;
 pub(crate) mod prometheus;
 mod replies;
 mod said;
@@ -62,6 +61,16 @@ enum Command {
     /// mail would have waited, how many busy answers there would have been. Limits that learn are
     /// told what servers said in the log; what they would have said to fewer deliveries at once
     /// nobody knows, so such limits fall lower here than they would.
+    ///
+    /// Where the server has a gate already, its log says how long each delivery was held, and mail
+    /// that was sent away as busy counts as one that waited: so the log tells what a higher limit
+    /// would do, too. Times are read as these write them: multilog, svlogd (-t, -tt, -ttt), s6-log
+    /// (t, T), tai64nlocal, splogger, syslogd, rsyslog and syslog-ng, journalctl (each -o but cat),
+    /// docker logs -t, docker compose logs -t, and kubectl logs --timestamps. Files that gzip, xz,
+    /// zstd or bzip2 have packed are unpacked by these programs. Several queues in one log (IndiMail)
+    /// count together. A log in local time without a zone is followed through the change to daylight
+    /// saving time and back where an hour is missing or comes twice. Exits with 1 if there is no
+    /// delivery in the log that can be read.
     Simulate(simulate::Simulate),
     /// Look up whose mail exchangers are at a site, and write control/concurrencysites
     ///

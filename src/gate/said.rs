@@ -1,6 +1,6 @@
 //! What a line of qmail-send's log tells of a report.
 //!
-//! qmail-send writes the report's text with `_` for spaces, `/` for line feeds and `?` for what cannot be printed; so which
+//! qmail-send writes the report's text with `_` for spaces and for what cannot be printed, and `/` for line feeds; so which
 //! of these a server itself had written is not known. It does not matter to the gate, which reads digits and words. What
 //! qmail-rspawn does before is undone here: it puts the text of the recipient's line before that of the message's.
 
@@ -8,11 +8,12 @@ use std::net::IpAddr;
 
 use qpatch_gate::report::{self, Report, Seen, Sent};
 
-use super::log::{self, End};
+use crate::log::event::{self, End};
 
 /// What the log says of a delivery's server. Nothing, where it says nothing.
 pub(super) fn of_log(end: End, text: &[u8]) -> Report {
     let nothing = Report { seen: Seen::Nothing, peer: None, rule: None };
+    let text = event::without_times(text);
     let plain = |text: &[u8]| -> Vec<u8> {
         let bytes = text.iter().map(|&byte| match byte {
             b'_' => b' ',
@@ -26,14 +27,14 @@ pub(super) fn of_log(end: End, text: &[u8]) -> Report {
         End::Failure => report::classify(&lines(&plain(text), [b'h', b'D'])),
         End::Deferral => report::classify(&lines(&plain(text), [b's', b'Z'])),
         End::Refused => {
-            let said = log::refused(text).unwrap_or_default();
+            let said = event::refused(text).unwrap_or_default();
             match report::classify(&lines(&plain(said), [b's', b'Z'])) {
                 said @ Report { seen: Seen::TooMany(_) | Seen::ConnectFailed, .. } => said,
                 // The gate cuts texts, and it knew.
                 cut => Report { seen: Seen::TooMany(Sent::No), ..cut },
             }
         }
-        End::Mangled | End::Busy => nothing,
+        End::Mangled | End::Busy | End::Suspended => nothing,
     }
 }
 
@@ -96,7 +97,7 @@ mod tests {
             b'\n' => b'/',
             b' ' => b'_',
             byte @ 33..=126 => byte,
-            _ => b'?',
+            _ => b'_',
         });
         bytes.collect()
     }

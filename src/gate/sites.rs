@@ -40,12 +40,13 @@ use serde::Serialize;
 
 use super::check::{self, Source, domain_argument};
 use super::exchangers::{Asker, Exchanger, Hop, Said, is_name};
-use super::log::{self, Event};
 use super::status_file::{self, Unread, Why};
 use super::text::{Side, count, plain, table};
 use super::{Done, Format, Home, content_lines, print, read_file, unusable};
 use crate::date;
 use crate::error::Error;
+use crate::log::Log;
+use crate::log::event::Event;
 
 /// Arguments of `qpatch gate sites`.
 #[derive(Debug, Args)]
@@ -395,13 +396,11 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
 }
 
 fn add_logs(names: &mut Names<'_>, paths: &[PathBuf]) -> Result<(), Error> {
-    let mut input = log::open(paths)?;
-    let mut line = Vec::new();
-    let all = || paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
-    while log::next_line(&mut input, &mut line)
-        .map_err(|error| Error::new(all(), format!("cannot be read: {error}"), ""))?
-    {
-        if let Ok((_, Event::Start { recipient, .. })) = log::parse(&line)
+    let mut log = Log::open(paths)?;
+    while let Some(entry) = log.next_entry()? {
+        if let Ok(line) = entry.line
+            && let Event::Start { recipient, channel, .. } = line.event
+            && channel != b"local"
             && let Some(domain) = domain_of(recipient)
         {
             names.add_domain(domain);

@@ -1,7 +1,9 @@
-//! qmail-send's log, read line by line. Pure: text in, an account of deliveries out. The format is described in the
-//! manual page qmail-log(5).
+//! What qmail-send's log, read line by line, says of one run. Pure: text in, an account of deliveries out. The format is
+//! described in the manual page qmail-log(5); [`crate::log::event`] reads it.
 
 use std::collections::{BTreeMap, HashMap};
+
+use crate::log::event::{self, End, Event};
 
 /// A delivery that qmail-send has started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,107 +60,79 @@ impl Log {
     pub fn take(&mut self, bytes: &[u8]) {
         self.partial.extend_from_slice(bytes);
         let Some(end) = self.partial.iter().rposition(|byte| *byte == b'\n') else { return };
-        let lines = String::from_utf8_lossy(&self.partial[..end]).into_owned();
-        self.partial.drain(..=end);
-        for line in lines.lines() {
+        let lines: Vec<u8> = self.partial.drain(..=end).collect();
+        for line in lines.split(|byte| *byte == b'\n') {
             self.line(line);
         }
     }
 
-    fn line(&mut self, line: &str) {
-        if let Some(rest) = line.strip_prefix("starting delivery ") {
-            self.start(rest);
-        } else if let Some(rest) = line.strip_prefix("delivery ") {
-            self.end(rest, line);
-        } else if line.starts_with("new msg ") {
-            self.new_messages += 1;
-        } else if line.starts_with("end msg ") {
-            self.ended_messages += 1;
-        } else if line.starts_with("bounce msg ") {
-            self.bounces += 1;
-        } else if let Some(rest) = line.strip_prefix("status:") {
-            self.status(rest);
-        } else if line == "exiting" {
-            // qmail-1.01; later ones make a status line of it.
-            self.exiting = true;
-        } else if line.starts_with("warning:") || line.starts_with("alert:") {
-            self.complain(line);
-            line.clone_into(&mut self.last);
-        } else if !line.starts_with("info msg ") && !line.is_empty() {
-            line.clone_into(&mut self.last);
+    fn line(&mut self, line: &[u8]) {
+        let complaint = || String::from_utf8_lossy(line).into_owned();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match event::parse(line).map(|said| said.event) {
+            Some(Event::Start { number, message, channel, recipient }) => {
+                self.start(number, message, text(channel), text(recipient));
+            }
+            Some(Event::End { number, end, text: report }) => {
+                let letter = match end {
+                    End::Success => b'K',
+                    End::Failure => b'D',
+                    End::Deferral | End::Busy | End::Suspended | End::Refused => b'Z',
+                    End::Mangled => {
+                        self.complain(complaint());
+                        b'?'
+                    }
+                };
+                self.end(number, Outcome { letter, text: text(report) }, complaint);
+            }
+            Some(Event::Status(status)) => {
+                for (channel, used, limit) in status.channels() {
+                    let peak = self.peaks.entry(text(channel)).or_default();
+                    *peak = (peak.0.max(used), limit);
+                }
+            }
+            Some(Event::NewMessage { .. }) => self.new_messages += 1,
+            Some(Event::EndMessage { .. }) => self.ended_messages += 1,
+            Some(Event::Bounce) => self.bounces += 1,
+            Some(Event::Complaint) => {
+                self.complain(complaint());
+                self.last = complaint();
+            }
+            Some(Event::Exiting) => self.exiting = true,
+            Some(Event::Other) if line.starts_with(b"info msg ") => {}
+            // A delivery's line that cannot be read would be missing from the account.
+            None if event::is_meant_as_delivery(line) => self.complain(complaint()),
+            None if line.is_empty() => {}
+            Some(Event::Other) | None => self.last = complaint(),
         }
     }
 
-    fn complain(&mut self, line: &str) {
+    fn complain(&mut self, line: String) {
         // A daemon that complains without end must not fill the memory.
         if self.complaints.len() < 1000 {
-            self.complaints.push(line.to_owned());
+            self.complaints.push(line);
         }
     }
 
-    // "17: msg 4711 to remote r@host"
-    fn start(&mut self, rest: &str) {
-        let parsed = rest.split_once(": msg ").and_then(|(id, rest)| {
-            let (message, rest) = rest.split_once(" to ")?;
-            let (channel, recipient) = rest.split_once(' ')?;
-            Some((
-                id.parse().ok()?,
-                message.parse().ok()?,
-                channel.to_owned(),
-                recipient.to_owned(),
-            ))
-        });
-        if let Some((id, message, channel, recipient)) = parsed {
-            let running = self.running.entry(channel.clone()).or_default();
-            *running += 1;
-            let peak = self.peaks.entry(channel.clone()).or_default();
-            peak.0 = peak.0.max(*running);
-            self.deliveries.insert(id, Started { message, channel, recipient, outcome: None });
-        }
+    fn start(&mut self, number: u64, message: u64, channel: String, recipient: String) {
+        let running = self.running.entry(channel.clone()).or_default();
+        *running += 1;
+        let peak = self.peaks.entry(channel.clone()).or_default();
+        peak.0 = peak.0.max(*running);
+        self.deliveries.insert(number, Started { message, channel, recipient, outcome: None });
     }
 
-    // "17: success: text" and so on; "17: report mangled, will defer"
-    fn end(&mut self, rest: &str, line: &str) {
-        let Some((id, rest)) = rest.split_once(": ") else { return };
-        let Ok(id) = id.parse::<u64>() else { return };
-        let (word, text) = rest.split_once(": ").unwrap_or((rest, ""));
-        let letter = match word {
-            "success" => b'K',
-            "deferral" => b'Z',
-            "failure" => b'D',
-            _ => {
-                self.complain(line);
-                b'?'
-            }
-        };
-        match self.deliveries.get_mut(&id) {
+    fn end(&mut self, number: u64, outcome: Outcome, line: impl FnOnce() -> String) {
+        match self.deliveries.get_mut(&number) {
             Some(delivery) if delivery.outcome.is_none() => {
-                delivery.outcome = Some(Outcome { letter, text: text.to_owned() });
-                self.order.push(id);
+                delivery.outcome = Some(outcome);
+                self.order.push(number);
                 if let Some(running) = self.running.get_mut(&delivery.channel) {
                     *running = running.saturating_sub(1);
                 }
                 self.ended += 1;
             }
-            _ => self.complain(&format!("unexpected: {line}")),
-        }
-    }
-
-    // " local 0/10 remote 3/20 exitasap"
-    fn status(&mut self, rest: &str) {
-        if rest.trim() == "exiting" {
-            self.exiting = true;
-            return;
-        }
-        let words: Vec<&str> = rest.split_whitespace().collect();
-        for pair in words.windows(2) {
-            let [channel, figures] = pair else { continue };
-            let parsed = figures
-                .split_once('/')
-                .and_then(|(used, limit)| Some((used.parse().ok()?, limit.parse().ok()?)));
-            let Some((used, limit)) = parsed else { continue };
-            let peak = self.peaks.entry((*channel).to_owned()).or_default();
-            *peak = (peak.0.max(used), limit);
+            _ => self.complain(format!("unexpected: {}", line())),
         }
     }
 

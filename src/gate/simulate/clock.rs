@@ -1,33 +1,50 @@
 //! The log's time, which goes on whatever the computer's clock did.
+//!
+//! Local times jump where daylight saving time begins and ends. In which zone a log was written it does not say, so the jump is
+//! seen by itself: an hour back, or an hour that is missing, give or take ten minutes without a line, on a day and at a time at
+//! which it may be. What else goes back was set back, and goes on from there.
+
+use crate::log::stamp::{Basis, Stamp};
 
 /// A clock that goes back by no more than this was read by two writers in turn.
 const JITTER_US: i64 = 5_000_000;
 /// Without a line for longer than this, part of the log is missing, or the clock was wrong. No delivery takes so long.
 const GAP_MAX_US: i64 = DAY_US;
-const DAY_US: i64 = 86_400_000_000;
-const YEAR_US: i64 = 365 * DAY_US;
+const DAY_US: i64 = 24 * HOUR_US;
+const HOUR_US: i64 = 3_600_000_000;
+/// Of the kind that times without a year are in.
+const YEAR_US: i64 = 366 * DAY_US;
+/// The 29th of February in such a year.
+const LEAP_DAY: i64 = 59;
+/// So long no line may come when the clocks are changed.
+const QUIET_US: i64 = 600_000_000;
 
 /// The log's clock: from 0 on, never back.
 #[derive(Debug, Default)]
 pub(super) struct Clock {
     pub(super) now_us: u64,
-    pub(super) offset_us: Option<i64>,
+    offset_us: Option<i64>,
+    last: Option<Stamp>,
+    /// There was a 29th of February.
+    is_leap: bool,
     pub(super) set_back: u64,
     pub(super) gaps: u64,
+    /// How often daylight saving time began or ended.
+    pub(super) changed: u64,
 }
 
 impl Clock {
-    pub(super) fn at(&mut self, stamp_us: i64) -> u64 {
+    pub(super) fn at(&mut self, stamp: Stamp) -> u64 {
+        let Stamp { us: stamp_us, basis, .. } = stamp;
         let mut offset_us = *self.offset_us.get_or_insert(stamp_us);
-        let mut since_us = stamp_us.saturating_sub(offset_us);
-        let mut behind_us = (self.now_us as i64).saturating_sub(since_us);
-        if behind_us > YEAR_US - 30 * DAY_US && (0..YEAR_US + DAY_US).contains(&stamp_us) {
-            // Syslog's new year.
-            offset_us -= YEAR_US;
-            since_us += YEAR_US;
-            behind_us -= YEAR_US;
-            self.offset_us = Some(offset_us);
+        let last = self.last.replace(stamp).unwrap_or(stamp);
+        if basis == Basis::NewYear {
+            offset_us = offset_us.saturating_add(self.new_year(last, stamp_us));
         }
+        offset_us = offset_us.saturating_add(self.summer(last, stamp));
+        self.offset_us = Some(offset_us);
+        let since_us = stamp_us.saturating_sub(offset_us);
+        let behind_us = (self.now_us as i64).saturating_sub(since_us);
         if behind_us > JITTER_US {
             // Whatever clock it is now, it goes on from here.
             self.set_back += 1;
@@ -42,35 +59,163 @@ impl Clock {
         self.now_us = self.now_us.max(u64::try_from(since_us).unwrap_or(0));
         self.now_us
     }
+
+    /// How much later the beginning is from now on, if times without a year have come to a new one, or over a day that this
+    /// year does not have.
+    fn new_year(&mut self, last: Stamp, stamp_us: i64) -> i64 {
+        let (last_day, day) = (last.us.div_euclid(DAY_US), stamp_us.div_euclid(DAY_US));
+        self.is_leap |= day == LEAP_DAY;
+        if last.us.saturating_sub(stamp_us) > YEAR_US - 30 * DAY_US {
+            self.is_leap = false;
+            return -YEAR_US;
+        }
+        if !self.is_leap && last_day < LEAP_DAY && day > LEAP_DAY { DAY_US } else { 0 }
+    }
+
+    /// The same for daylight saving time.
+    fn summer(&mut self, last: Stamp, Stamp { us, basis, .. }: Stamp) -> i64 {
+        let is_local = |basis| matches!(basis, Basis::Local | Basis::NewYear);
+        if !is_local(basis) || last.basis != basis || !may_change(basis, us) {
+            return 0;
+        }
+        let ahead_us = us.saturating_sub(last.us);
+        let hour = |us: i64| us.div_euclid(HOUR_US);
+        let to_hour = HOUR_US - last.us.rem_euclid(HOUR_US);
+        let change_us = if (-HOUR_US..=QUIET_US - HOUR_US).contains(&ahead_us) {
+            -HOUR_US
+        } else if (HOUR_US..HOUR_US + QUIET_US).contains(&ahead_us)
+            && hour(us) == hour(last.us) + 2
+            && to_hour <= QUIET_US
+        {
+            HOUR_US
+        } else {
+            return 0;
+        };
+        self.changed += 1;
+        change_us
+    }
+}
+
+/// Whether clocks are changed at this time somewhere: in the night to a Sunday, in the months of spring and autumn.
+fn may_change(basis: Basis, us: i64) -> bool {
+    let (days, hour) = (us.div_euclid(DAY_US), us.rem_euclid(DAY_US) / HOUR_US);
+    let is_sunday = match basis {
+        // 1970-01-04 was one.
+        Basis::Local => days.rem_euclid(7) == 3,
+        // Of which year nobody knows.
+        _ => true,
+    };
+    let month = match basis {
+        Basis::Local => crate::date::iso(days).get(5..7).and_then(|month| month.parse().ok()),
+        _ => u32::try_from(days / 31 + 1).ok(),
+    };
+    // Days over 31 are too few for a month now and then: one more at each end does no harm.
+    let is_month = month.is_some_and(|month| matches!(month, 3..=4 | 9..=11))
+        || (basis == Basis::NewYear && month.is_some_and(|month| matches!(month, 2 | 8)));
+    is_sunday && is_month && hour <= 4
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::log::stamp::Precision;
+
+    fn stamp(us: i64, basis: Basis) -> Stamp {
+        Stamp { us, precision: Precision::Fine, basis }
+    }
+
+    fn seen(basis: Basis, secs: &[i64]) -> (Vec<u64>, [u64; 3]) {
+        let mut clock = Clock::default();
+        let seen =
+            secs.iter().map(|secs| clock.at(stamp(secs * 1_000_000, basis)) / 1_000_000).collect();
+        (seen, [clock.set_back, clock.gaps, clock.changed])
+    }
 
     #[test]
     fn clocks_that_are_set_back_go_on() {
+        let (secs, told) = seen(Basis::Universal, &[100, 110, 109, 112, 50, 51, 112, 3000]);
+        assert_eq!(secs, [0, 10, 10, 12, 12, 13, 74, 2962]);
+        assert_eq!(told, [1, 0, 0]);
         let mut clock = Clock::default();
-        let secs = [100, 110, 109, 112, 50, 51, 112, 3000];
-        let seen = secs.map(|secs| clock.at(secs * 1_000_000) / 1_000_000);
-        assert_eq!(seen, [0, 10, 10, 12, 12, 13, 74, 2962]);
-        assert_eq!((clock.set_back, clock.gaps), (1, 0));
-        assert_eq!(clock.at(i64::MAX), clock_secs(2962 + 86_400));
-        assert_eq!(clock.at(i64::MAX - 10), clock_secs(2962 + 86_400));
-        assert_eq!(clock.at(5_000_000), clock_secs(2962 + 86_400));
-        assert_eq!(clock.at(7_000_000), clock_secs(2964 + 86_400));
+        let mut at = |us| clock.at(stamp(us, Basis::Universal)) / 1_000_000;
+        assert_eq!(at(0), 0);
+        assert_eq!(at(i64::MAX), 86_400);
+        assert_eq!(at(i64::MAX - 10), 86_400);
+        assert_eq!(at(5_000_000), 86_400);
+        assert_eq!(at(7_000_000), 86_402);
+        assert_eq!(at(i64::MIN), 86_402);
         assert_eq!((clock.set_back, clock.gaps), (2, 1));
-    }
-
-    fn clock_secs(secs: u64) -> u64 {
-        secs * 1_000_000
     }
 
     #[test]
     fn a_year_that_nobody_knows_ends() {
-        let mut clock = Clock::default();
-        let seen = [364 * DAY_US, YEAR_US - 1_000_000, 0, 5_000_000].map(|stamp| clock.at(stamp));
-        assert_eq!(seen.map(|us| us / 1_000_000), [0, 86_399, 86_400, 86_405]);
-        assert_eq!((clock.set_back, clock.gaps), (0, 0));
+        const DAY: i64 = 86_400;
+        let (secs, told) =
+            seen(Basis::NewYear, &[365 * DAY, 366 * DAY - 1, 0, 5, 58 * DAY, 60 * DAY - 1]);
+        assert_eq!(secs[..4], [0, 86_399, 86_400, 86_405]);
+        assert_eq!(told[0], 0);
+    }
+
+    #[test]
+    fn a_year_has_a_leap_day_or_not() {
+        const DAY: i64 = 86_400;
+        // From the 28th of February to the 1st of March, a second later.
+        let (secs, told) = seen(Basis::NewYear, &[59 * DAY - 1, 60 * DAY]);
+        assert_eq!((&secs[..], told), (&[0, 1][..], [0, 0, 0]));
+        let (secs, told) = seen(Basis::NewYear, &[59 * DAY - 1, 59 * DAY, 60 * DAY - 1, 60 * DAY]);
+        assert_eq!((&secs[..], told), (&[0, 1, 86_400, 86_401][..], [0, 0, 0]));
+    }
+
+    #[test]
+    fn daylight_saving_time_begins_and_ends() {
+        let local = |text: &str| {
+            let line = format!("{text} new msg 1");
+            crate::log::line::read(line.as_bytes(), None, 0).unwrap().stamp.unwrap()
+        };
+        for (texts, secs, changed) in [
+            // Berlin, 2023.
+            (
+                ["2023-10-29 02:59:50.5", "2023-10-29 02:00:10.5", "2023-10-29 02:59:59.5"],
+                [0, 20, 3609],
+                1,
+            ),
+            (
+                ["2023-03-26 01:59:50.5", "2023-03-26 03:00:10.5", "2023-03-26 03:00:20.5"],
+                [0, 20, 30],
+                1,
+            ),
+            (["Oct 29 02:59:50", "Oct 29 02:00:10", "Oct 29 03:00:00"], [0, 20, 3610], 1),
+            (["Mar 26 01:59:50", "Mar 26 03:00:10", "Mar 26 03:00:20"], [0, 20, 30], 1),
+            // An hour in which nothing came, at another time.
+            (
+                ["2023-03-26 11:59:50.5", "2023-03-26 13:00:10.5", "2023-03-26 13:00:20.5"],
+                [0, 3620, 3630],
+                0,
+            ),
+            (
+                ["2023-03-27 01:59:50.5", "2023-03-27 03:00:10.5", "2023-03-27 03:00:20.5"],
+                [0, 3620, 3630],
+                0,
+            ),
+            (
+                ["2023-03-26 01:30:00.5", "2023-03-26 03:00:10.5", "2023-03-26 03:00:20.5"],
+                [0, 5410, 5420],
+                0,
+            ),
+            // Times with a zone do not jump.
+            (
+                [
+                    "2023-10-29 02:59:50.5+02:00",
+                    "2023-10-29 02:00:10.5+01:00",
+                    "2023-10-29 02:59:59.5+01:00",
+                ],
+                [0, 20, 3609],
+                0,
+            ),
+        ] {
+            let mut clock = Clock::default();
+            let seen = texts.map(|text| clock.at(local(text)) / 1_000_000);
+            assert_eq!((seen, clock.changed, clock.set_back), (secs, changed, 0), "{texts:?}");
+        }
     }
 }

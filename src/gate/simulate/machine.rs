@@ -38,9 +38,6 @@ const SKIP_SECS: i64 = 20;
 /// A pass that nothing stops has its next recipient sooner. If none comes, it has seen the last one.
 const READ_US: u64 = 10_000;
 
-const UNKNOWN: u64 = u64::MAX;
-/// As the time of a start: it would never be.
-const PARKED: u64 = u64::MAX - 1;
 const NONE: u32 = u32::MAX;
 
 /// What counts together, in the log and with limits.
@@ -51,8 +48,10 @@ pub(super) struct Key {
     /// An address that counts here.
     pub(super) recipient: Vec<u8>,
     pub(super) cap: Cap,
-    /// Open in the log.
+    /// How many the log has that are not over by [`super::replay`]'s account.
     pub(super) open: u32,
+    /// How many run in the log.
+    pub(super) open_now: u32,
     pub(super) open_peak: u32,
     pub(super) running: u32,
     pub(super) peak: u32,
@@ -95,10 +94,11 @@ pub(super) struct Others {
 struct Delivery {
     key: u32,
     slot: u32,
+    /// When it was handed out first.
     asked_us: u64,
-    /// [`UNKNOWN`] before it has started.
-    started_us: u64,
-    /// [`UNKNOWN`] before the log has told.
+    /// When it was handed out last.
+    tried_us: u64,
+    /// How long it runs.
     service_us: u64,
     /// Its job, and which of its recipients it is.
     job: u32,
@@ -182,6 +182,9 @@ pub(super) struct Machine {
     pub(super) last_end_us: u64,
     pub(super) in_use_peak: u32,
     pub(super) held_peak: u32,
+    /// What qmail-send would log.
+    #[cfg(test)]
+    pub(super) log: super::written::Written,
 }
 
 impl Machine {
@@ -213,6 +216,8 @@ impl Machine {
             last_end_us: 0,
             in_use_peak: 0,
             held_peak: 0,
+            #[cfg(test)]
+            log: super::written::Written::default(),
         }
     }
 
@@ -450,6 +455,7 @@ impl Machine {
             recipient: address,
             cap,
             open: 0,
+            open_now: 0,
             open_peak: 0,
             running: 0,
             peak: 0,
@@ -497,18 +503,24 @@ impl Machine {
         self.sweep_at = KEYS_MAX.max(2 * self.index.len());
     }
 
-    /// A delivery has been handed out now. None if too many wait already.
-    pub(super) fn arrive(&mut self, key: u32, message: u64) -> Option<u32> {
+    /// A delivery is handed out now, which runs for so long and says this. False if too many wait already.
+    pub(super) fn arrive(
+        &mut self,
+        key: u32,
+        message: u64,
+        service_us: u64,
+        (said, told): (Report, Told),
+    ) -> bool {
         let delivery = Delivery {
             key,
             slot: NONE,
             asked_us: self.now_us,
-            started_us: UNKNOWN,
-            service_us: UNKNOWN,
+            tried_us: self.now_us,
+            service_us,
             job: NONE,
             position: NONE,
-            said: SILENT,
-            told: Told::Done,
+            said,
+            told,
             round: Round::First,
         };
         let at = match self.free.pop() {
@@ -516,7 +528,7 @@ impl Machine {
                 self.deliveries[at as usize] = delivery;
                 at
             }
-            None if self.deliveries.len() >= WAITING_MAX => return None,
+            None if self.deliveries.len() >= WAITING_MAX => return false,
             None => {
                 self.deliveries.push(delivery);
                 self.deliveries.len() as u32 - 1
@@ -539,7 +551,7 @@ impl Machine {
             }
         }
         self.settle();
-        Some(at)
+        true
     }
 
     /// The job that the log's pass has begun with this message.
@@ -556,29 +568,16 @@ impl Machine {
         job
     }
 
-    /// The log tells that a delivery ended now, and how.
-    pub(super) fn tell_end(&mut self, at: u32, said: Report, told: Told) {
-        let now_us = self.now_us;
-        let delivery = &mut self.deliveries[at as usize];
-        (delivery.said, delivery.told) = (said, told);
-        delivery.service_us = now_us - delivery.asked_us;
-        match delivery.started_us {
-            UNKNOWN => {}
-            PARKED => self.free.push(at),
-            started_us => {
-                let end_us = started_us + delivery.service_us;
-                self.at(end_us, Due::End(at));
-            }
-        }
-    }
-
     fn ask(&mut self, at: u32, slot: u32) {
         self.pass_at_us = self.now_us + PASS_US;
         let Delivery { key, job, .. } = self.deliveries[at as usize];
         let job = &mut self.jobs[job as usize];
         job.refs += 1;
         let message = job.message;
-        self.deliveries[at as usize].slot = slot;
+        #[cfg(test)]
+        self.log.start(self.now_us, at, message, &self.keys[key as usize].recipient);
+        (self.deliveries[at as usize].slot, self.deliveries[at as usize].tried_us) =
+            (slot, self.now_us);
         self.slots[slot as usize] = at;
         let recipient = &self.keys[key as usize].recipient;
         let message = message.to_string();
@@ -596,30 +595,28 @@ impl Machine {
     }
 
     fn start(&mut self, at: u32) {
-        let delivery = &mut self.deliveries[at as usize];
-        delivery.started_us = self.now_us;
-        let Delivery { key, asked_us, started_us, service_us, round, .. } = *delivery;
+        let Delivery { key, asked_us, service_us, round, .. } = self.deliveries[at as usize];
         if round == Round::Again {
-            self.at(started_us, Due::End(at));
+            self.at(self.now_us, Due::End(at));
             return;
         }
         let key = &mut self.keys[key as usize];
         key.running += 1;
         key.peak = key.peak.max(key.running);
-        let waited_us = started_us - asked_us;
+        let waited_us = self.now_us - asked_us;
         if waited_us > 0 {
             key.waited += 1;
             key.waited_us += waited_us;
             key.waited_max_us = key.waited_max_us.max(waited_us);
         }
-        if service_us != UNKNOWN {
-            self.at(started_us + service_us, Due::End(at));
-        }
+        self.at(self.now_us.saturating_add(service_us), Due::End(at));
     }
 
     fn end(&mut self, at: u32) {
-        let Delivery { key, slot, said, told, round, job, position, .. } =
-            self.deliveries[at as usize];
+        let delivery = self.deliveries[at as usize];
+        #[cfg(test)]
+        let Delivery { service_us, tried_us, .. } = delivery;
+        let Delivery { key, slot, said, told, round, job, position, .. } = delivery;
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
         if round == Round::Again {
@@ -629,6 +626,8 @@ impl Machine {
             return;
         }
         let back = self.gate.done(self.now_us, slot, Ran::Yes(&said::report(&said)));
+        #[cfg(test)]
+        self.log.end(self.now_us, at, told, (service_us, tried_us), back.is_some());
         key.running -= 1;
         self.last_end_us = self.last_end_us.max(self.now_us);
         if said::is_objection(said.seen) {
@@ -657,8 +656,10 @@ impl Machine {
     }
 
     fn send_away(&mut self, at: u32, busy: Busy) {
-        let Delivery { key, slot, service_us, .. } = self.deliveries[at as usize];
+        let Delivery { key, slot, .. } = self.deliveries[at as usize];
         self.free_slots.push(slot);
+        #[cfg(test)]
+        self.log.busy(self.now_us, at, matches!(busy.why, Why::Suspended(_)));
         let key = &mut self.keys[key as usize];
         match busy.why {
             Why::Suspended(_) => key.suspended += 1,
@@ -668,10 +669,7 @@ impl Machine {
             // It would come back again and again.
             key.never += 1;
             self.finish(at);
-            self.deliveries[at as usize].started_us = PARKED;
-            if service_us != UNKNOWN {
-                self.free.push(at);
-            }
+            self.free.push(at);
             return;
         }
         self.away(at, busy);

@@ -1,9 +1,9 @@
 //! `qpatch gate simulate`: what limits would have done to the deliveries in a log.
 //!
-//! The gate's own core runs on the log's clock. A delivery asks when the log says that it was handed to qmail-rspawn, and
-//! runs for as long as it did then. That time is known when the log comes to its end, which is never too late: with limits
-//! a delivery starts no sooner than without, so it ends no sooner. So one pass over the log is enough, and what is kept is
-//! what runs or waits.
+//! The gate's own core runs on the log's clock. A delivery asks when the log says that it was handed to qmail-rspawn first, and
+//! runs for as long as it did then. So it comes to the machine when the log has told of its end, in the order in which the
+//! deliveries were handed out; the machine's time is behind what has been read of the log by no more than the longest of
+//! them. What is kept is what is between, and what runs or waits.
 //!
 //! How a delivery ended is in the log, too: the text of its report. The gate hears it, so limits that learn do, and mail finds
 //! its site by the address that took it. But what a server would have said had there been fewer is not known: whom it
@@ -11,15 +11,17 @@
 //! back as busy, because it was refused beside others, takes its place for no time when it comes again: what became of
 //! its next try is in the log, as a delivery of its own.
 //!
-//! [`machine`] is qmail-send and qmail-rspawn around the gate, [`replay`] takes a log through it, [`clock`] is the log's
-//! time, and [`outcome`] is what comes out.
+//! [`account`] makes whole deliveries of a log's lines, [`clock`] is their time, [`machine`] is qmail-send and qmail-rspawn
+//! around the gate, [`replay`] takes the deliveries through it, and [`outcome`] is what comes out.
 
+mod account;
 mod clock;
 mod machine;
 mod outcome;
 mod replay;
+#[cfg(test)]
+mod written;
 
-use std::io::{self, Read};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -27,12 +29,13 @@ use qpatch_gate::gate::{CONCURRENCY_REMOTE, Gate, SLOTS_MAX};
 use qpatch_gate::table::{Limit, Table};
 
 use super::check::{Source, load};
-use super::log::{self, Event};
 use super::text::count;
 use super::{Done, Format, print};
 use crate::error::Error;
+use crate::log::Log;
+use account::Account;
 use outcome::Outcome;
-use replay::{Lines, Run, Slots};
+use replay::{Run, Slots};
 
 /// Arguments of `qpatch gate simulate`.
 #[derive(Debug, Args)]
@@ -41,9 +44,9 @@ pub struct Simulate {
     /// whose smtproutes, concurrencysites and known sites then count, too
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
-    /// qmail-send's log, - for standard input; may be repeated: they are read one after the other.
-    /// Its lines begin with a time: as multilog (@40000000...), tai64nlocal, splogger or syslog write
-    /// it, in ISO 8601, or in seconds since 1970
+    /// qmail-send's log, - for standard input; may be repeated. Files are read in the order of their
+    /// first times. Times are as multilog, svlogd, s6-log, tai64nlocal, splogger, syslog daemons,
+    /// journalctl, docker and kubectl write them; gzip, xz, zstd and bzip2 are unpacked
     #[arg(long, value_name = "LOG", required = true)]
     log: Vec<PathBuf>,
     /// Further logs: what a shell makes of `--log /var/log/qmail/@*`
@@ -57,8 +60,8 @@ pub struct Simulate {
     format: Format,
 }
 
-/// So much of the log is looked through for the first status line.
-const AHEAD_BYTES: u64 = 1 << 20;
+/// So many lines are looked through for status lines before the first delivery.
+const AHEAD_LINES: u64 = 20_000;
 
 /// Runs it.
 ///
@@ -77,19 +80,17 @@ pub fn run(args: &Simulate) -> Done {
 
 fn simulate(args: &Simulate) -> Result<Outcome, Error> {
     let logs = [&args.log[..], &args.more].concat();
-    let mut input = log::open(&logs)?;
+    let mut log = Log::open(&logs)?;
     let name = logs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
-    let unread = |error: io::Error| Error::new(&name, format!("cannot be read: {error}"), "");
 
-    let mut ahead = Vec::new();
-    if args.concurrencyremote.is_none() {
-        (&mut input).take(AHEAD_BYTES).read_to_end(&mut ahead).map_err(unread)?;
+    let mut account = Account::default();
+    while args.concurrencyremote.is_none()
+        && account.lines.read < AHEAD_LINES
+        && let Some(entry) = log.next_entry()?
+    {
+        account.entry(&entry);
     }
-    let status = ahead.split(|&byte| byte == b'\n').find_map(|line| match log::parse(line) {
-        Ok((_, Event::Status { concurrency_remote })) => Some(concurrency_remote),
-        _ => None,
-    });
-    let (slots, concurrency_remote) = match (args.concurrencyremote, status) {
+    let (slots, concurrency_remote) = match (args.concurrencyremote, account.concurrency_remote()) {
         (Some(given), _) => (Slots::Given, given),
         (None, Some(status)) => (Slots::Status, status),
         (None, None) => (Slots::Used, CONCURRENCY_REMOTE),
@@ -109,30 +110,40 @@ fn simulate(args: &Simulate) -> Result<Outcome, Error> {
     *gate.seen_mut() = rules.sites.seen;
     gate.set_map(rules.sites.map, 0).map_err(no_memory)?;
 
-    let mut run = Run::new(gate, slots);
-    run.machine.grow(concurrency_remote);
-    let mut input = (&ahead[..]).chain(input);
-    let mut line = Vec::new();
-    while log::next_line(&mut input, &mut line).map_err(unread)? {
-        run.line(&line);
+    let mut run = Run::new(gate, slots, concurrency_remote);
+    loop {
+        run.take(&mut account);
+        let Some(entry) = log.next_entry()? else { break };
+        account.entry(&entry);
     }
-    run.finish();
+    account.finish(&log);
+    run.finish(&mut account);
     if run.deliveries == 0 {
-        return Err(no_delivery(&name, &run.lines));
+        return Err(no_delivery(&name, &account));
     }
-    Ok(Outcome::new(&source.domains, lines, default, &run))
+    Ok(Outcome::new(&source.domains, lines, default, &run, &account))
 }
 
-fn no_delivery(name: &str, lines: &Lines) -> Error {
+/// Nothing could be used: why, and the first line of which that is so.
+fn no_delivery(name: &str, account: &Account) -> Error {
+    let lines = &account.lines;
     let mut what = format!("no delivery to a remote recipient in {}", count(lines.read, "line"));
     if lines.no_stamp > 0 {
         let which = match lines.no_stamp {
             all if all == lines.read => "all".to_string(),
             some => some.to_string(),
         };
-        what.push_str(&format!(
-            ", {which} of which were passed over because they begin with no time"
-        ));
+        what.push_str(&format!(", {which} of which have no time that is known"));
+    }
+    let first = match &lines.first_unusable {
+        none if none.is_empty() => account.first_stranger().unwrap_or_default(),
+        first => first,
+    };
+    if !first.is_empty() {
+        what.push_str(&format!("; the first line that is of no use is {first}"));
+    }
+    for cut in &lines.cut {
+        what.push_str(&format!("; ends too early: {cut}"));
     }
     let expected =
         "@40000000499602dc075bca00 starting delivery 1: msg 2 to remote user@example.com";
@@ -140,8 +151,8 @@ fn no_delivery(name: &str, lines: &Lines) -> Error {
     let help = match lines.no_stamp {
         0 => "name the log of qmail-send",
         _ => {
-            "name the log of qmail-send; times are read as multilog, tai64nlocal, splogger and syslog \
-             write them, in ISO 8601, and in seconds since 1970"
+            "name the log of qmail-send, with the times that its logger writes: \
+             man qpatch-gate-simulate lists them. journalctl -o cat and docker logs without -t leave them out"
         }
     };
     Error::new(name, what, help)

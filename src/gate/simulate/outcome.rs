@@ -8,8 +8,9 @@ use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::Limit;
 use serde::Serialize;
 
+use super::account::{Account, Lines};
 use super::machine::{Key, Others, WAITING_MAX};
-use super::replay::{Lines, Run, Slots};
+use super::replay::{Run, Slots};
 use crate::gate::text::{Side, count, escaped, key_name, limit_text, limit_value, table};
 
 /// So many keys are printed for people.
@@ -89,7 +90,13 @@ fn mean(us: u64, of: u64) -> f64 {
 }
 
 impl Outcome {
-    pub(super) fn new(path: &Path, rules: u64, default: Limit, run: &Run) -> Self {
+    pub(super) fn new(
+        path: &Path,
+        rules: u64,
+        default: Limit,
+        run: &Run,
+        account: &Account,
+    ) -> Self {
         let machine = &run.machine;
         let mut keys: Vec<&Key> = machine.keys.iter().filter(|key| key.deliveries > 0).collect();
         keys.sort_by(|a, b| {
@@ -130,10 +137,10 @@ impl Outcome {
             default,
             concurrencyremote: machine.slots.len() as u32,
             slots: run.slots,
-            lines: run.lines,
+            lines: account.lines.clone(),
             deliveries: run.deliveries,
-            seconds: secs(run.clock.now_us),
-            peak_before: run.open_remote_peak,
+            seconds: secs(account.clock.now_us),
+            peak_before: run.running_peak,
             slots_with_limits: machine.in_use_peak,
             held_peak: machine.held_peak,
             waited,
@@ -282,12 +289,35 @@ impl Outcome {
         note(
             unusable,
             format!(
-                "{} of {} not used: {} without a time stamp, {} not of qmail-send; the first is line {}",
+                "{} of {} not used: {} without a time stamp, {} not of qmail-send; the first is {}",
                 unusable,
                 count(lines.read, "line"),
                 lines.no_stamp,
                 lines.foreign,
                 lines.first_unusable
+            ),
+        );
+        note(
+            lines.others,
+            format!(
+                "{} of other programs: {}",
+                count(lines.others, "line"),
+                lines.other_programs.join(", ")
+            ),
+        );
+        for cut in &lines.cut {
+            note(1, format!("ends too early, and is used as far as it goes: {cut}"));
+        }
+        note(
+            lines.reordered.into(),
+            "the files are read in the order of their first times, not as they were named"
+                .to_string(),
+        );
+        note(
+            lines.queues.saturating_sub(1),
+            format!(
+                "{} queues or hosts have numbers of their own; what they deliver counts together here",
+                lines.queues
             ),
         );
         note(
@@ -306,6 +336,13 @@ impl Outcome {
             format!("the numbers of deliveries began anew {}", times(lines.restarts)),
         );
         note(lines.set_back, format!("the clock was set back {}", times(lines.set_back)));
+        note(
+            lines.clock_changes,
+            format!(
+                "daylight saving time began or ended {}, as an hour that is missing or comes twice says",
+                times(lines.clock_changes)
+            ),
+        );
         note(
             lines.gaps,
             format!("nothing for more than a day {}, taken as a day each", times(lines.gaps)),
@@ -335,12 +372,32 @@ impl Outcome {
                 deliveries(self.objections)
             ),
         );
+        let has_times = lines.held_already > 0;
         note(
-            lines.busy_already,
+            lines.held_already,
             format!(
-                "{} in the log already: this server had a gate, and what it held counts as running",
+                "this server has a gate: {} held and {} in the log, taken as deliveries that waited",
+                lines.held_already,
                 count(lines.busy_already, "busy answer")
             ),
+        );
+        note(
+            u64::from(!has_times) * lines.busy_already,
+            format!(
+                "{} in the log already, and nothing of what was held: what a gate of an older qpatch held counts as running",
+                count(lines.busy_already, "busy answer")
+            ),
+        );
+        note(
+            lines.suspended_already,
+            format!(
+                "{} in the log that a server is not tried for a time: left out",
+                count(lines.suspended_already, "answer")
+            ),
+        );
+        note(
+            lines.still_away,
+            format!("{} still away at the end of the log: left out", deliveries(lines.still_away)),
         );
         note(
             lines.left_out,

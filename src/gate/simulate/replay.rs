@@ -1,72 +1,41 @@
-//! A log, line by line, through the machine.
+//! The deliveries of a log, one after the other, through the machine.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
-use qpatch_gate::gate::{Gate, SLOTS_MAX};
-use qpatch_gate::report::Report;
-use qpatch_gate_model::retry::Told;
-use serde::Serialize;
+use qpatch_gate::gate::Gate;
 
-use super::clock::Clock;
-use super::machine::{Machine, SILENT};
-use crate::gate::log::{self, Event, Precision, Unusable};
-use crate::gate::said;
+use super::account::{Account, Try};
+use super::machine::Machine;
 
-/// So many deliveries may be open in the log: as many as there are slots, in both spawners.
-const OPEN_MAX: usize = 2 * SLOTS_MAX as usize;
+/// What a gate that the log has already started when another had ended started a little before the log tells of that end: the
+/// report has to get there. It is not taken as another one at once.
+const REPORT_US: u64 = 50_000;
 
-/// A delivery that the log has begun and not ended.
-#[derive(Clone, Copy, Debug)]
-enum Open {
-    Local,
-    Remote {
-        key: u32,
-        /// None if it was left out.
-        delivery: Option<u32>,
-    },
+/// When a delivery of the log begins or ends to run: at what time, by which line, and whose key it is.
+type Change = Reverse<(u64, u64, Is, u32)>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Is {
+    Over,
+    Running,
 }
 
-/// What the log was like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Lines {
-    pub(super) read: u64,
-    /// No time stamp.
-    pub(super) no_stamp: u64,
-    /// Not qmail-send's.
-    pub(super) foreign: u64,
-    /// The first of both, from 1; 0 if there is none.
-    pub(super) first_unusable: u64,
-    /// Ends of deliveries whose beginnings are not in the log.
-    pub(super) ends_only: u64,
-    /// Beginnings whose ends are not in the log.
-    pub(super) starts_only: u64,
-    /// Busy answers that the log has already.
-    pub(super) busy_already: u64,
-    /// Deliveries that were left out because too many waited.
-    pub(super) left_out: u64,
-    /// The clock was set back.
-    pub(super) set_back: u64,
-    /// More than a day without a line; each is taken as a day.
-    pub(super) gaps: u64,
-    /// The numbers of deliveries began anew.
-    pub(super) restarts: u64,
-    /// Stamps have no fractions of seconds.
-    pub(super) whole_seconds: bool,
-}
-
-/// A log, line by line, through the machine.
+/// The machine, and beside it what the log says.
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) machine: Machine,
-    pub(super) clock: Clock,
-    open: BTreeMap<u64, Open>,
-    open_remote: u32,
-    pub(super) open_remote_peak: u32,
-    last_number: u64,
-    pub(super) last_end_us: u64,
     pub(super) deliveries: u64,
-    pub(super) lines: Lines,
     pub(super) slots: Slots,
+    /// What ran in the log, and when.
+    changes: BinaryHeap<Change>,
+    running: u32,
+    /// The most that ran at once in the log.
+    pub(super) running_peak: u32,
+    /// When the last one ended in the log.
+    pub(super) last_end_us: u64,
+    /// Deliveries that were left out because too many waited.
+    left_out: u64,
 }
 
 /// Who says how many slots there are.
@@ -81,121 +50,85 @@ pub(super) enum Slots {
 }
 
 impl Run {
-    pub(super) fn new(gate: Gate, slots: Slots) -> Self {
+    pub(super) fn new(gate: Gate, slots: Slots, concurrency_remote: u32) -> Self {
+        let mut machine = Machine::new(gate);
+        machine.grow(concurrency_remote);
         Self {
-            machine: Machine::new(gate),
-            clock: Clock::default(),
-            open: BTreeMap::new(),
-            open_remote: 0,
-            open_remote_peak: 0,
-            last_number: 0,
-            last_end_us: 0,
+            machine,
             deliveries: 0,
-            lines: Lines::default(),
             slots,
+            changes: BinaryHeap::new(),
+            running: 0,
+            running_peak: 0,
+            last_end_us: 0,
+            left_out: 0,
         }
     }
 
-    pub(super) fn line(&mut self, line: &[u8]) {
-        self.lines.read += 1;
-        let (stamp_us, precision, event) = match log::parse(line) {
-            Ok(((stamp_us, precision), event)) => (stamp_us, precision, event),
-            Err(_) if line.trim_ascii().is_empty() => return,
-            Err(unusable) => {
-                match unusable {
-                    Unusable::NoStamp => self.lines.no_stamp += 1,
-                    Unusable::Foreign => self.lines.foreign += 1,
-                }
-                if self.lines.first_unusable == 0 {
-                    self.lines.first_unusable = self.lines.read;
-                }
-                return;
-            }
+    /// All deliveries whose ends are known.
+    pub(super) fn take(&mut self, account: &mut Account) {
+        match self.slots {
+            Slots::Given => {}
+            Slots::Status => self.machine.grow(account.concurrency_remote().unwrap_or(0)),
+            Slots::Used => self.machine.grow(account.open_peak),
+        }
+        while let Some(try_) = account.next_try() {
+            self.deliver(&try_);
+        }
+    }
+
+    fn deliver(&mut self, try_: &Try) {
+        let Try { asked_us, started_us, ended_us, lines, message, was_held, .. } = *try_;
+        self.until(asked_us, lines[0]);
+        self.machine.advance(asked_us);
+        let at = self.machine.key(&try_.recipient);
+        let key = &mut self.machine.keys[at as usize];
+        key.deliveries += 1;
+        key.open += 1;
+        self.deliveries += 1;
+        let ran_us = ended_us.saturating_sub(started_us);
+        let (from_us, line) = if was_held {
+            (started_us + REPORT_US.min(ran_us / 4), u64::MAX)
+        } else {
+            (started_us, lines[1])
         };
-        let now_us = self.clock.at(stamp_us);
-        self.lines.whole_seconds |= precision == Precision::Seconds;
-        if !matches!(event, Event::Status { .. } | Event::Other) {
-            self.machine.advance(now_us);
-        }
-        match event {
-            Event::Start { number, message, recipient } => {
-                self.number(number);
-                self.open_remote += 1;
-                self.open_remote_peak = self.open_remote_peak.max(self.open_remote);
-                if self.slots == Slots::Used {
-                    self.machine.grow(self.open_remote);
-                }
-                let at = self.machine.key(recipient);
-                let key = &mut self.machine.keys[at as usize];
-                key.deliveries += 1;
-                key.open += 1;
-                key.open_peak = key.open_peak.max(key.open);
-                self.deliveries += 1;
-                let delivery = self.machine.arrive(at, message);
-                self.lines.left_out += u64::from(delivery.is_none());
-                self.open.insert(number, Open::Remote { key: at, delivery });
-            }
-            Event::StartLocal { number } => {
-                self.number(number);
-                self.open.insert(number, Open::Local);
-            }
-            Event::End { number, end, text } => match self.open.remove(&number) {
-                None => self.lines.ends_only += 1,
-                Some(open) => {
-                    self.lines.busy_already += u64::from(end == log::End::Busy);
-                    let told = match end {
-                        log::End::Success | log::End::Failure => Told::Done,
-                        log::End::Deferral
-                        | log::End::Mangled
-                        | log::End::Busy
-                        | log::End::Refused => Told::Deferred,
-                    };
-                    self.end(open, said::of_log(end, text), told);
-                }
-            },
-            Event::Status { concurrency_remote } => {
-                if self.slots == Slots::Status {
-                    self.machine.grow(concurrency_remote);
-                }
-            }
-            Event::Other => {}
+        self.changes.push(Reverse((from_us, line, Is::Running, at)));
+        self.changes.push(Reverse((ended_us, lines[2].max(lines[1] + 1), Is::Over, at)));
+        self.last_end_us = self.last_end_us.max(ended_us);
+        if !self.machine.arrive(at, message, ran_us, (try_.said, try_.told)) {
+            self.left_out += 1;
         }
     }
 
-    /// A new delivery has this number.
-    fn number(&mut self, number: u64) {
-        if number <= self.last_number {
-            self.lines.restarts += 1;
-            self.cut_off(0);
-        }
-        self.last_number = number;
-        self.cut_off(OPEN_MAX - 1);
-    }
-
-    fn end(&mut self, open: Open, said: Report, told: Told) {
-        let Open::Remote { key, delivery } = open else { return };
-        self.open_remote -= 1;
-        self.machine.keys[key as usize].open -= 1;
-        self.last_end_us = self.machine.now_us;
-        if let Some(delivery) = delivery {
-            self.machine.tell_end(delivery, said, told);
-        }
-    }
-
-    /// The oldest deliveries are not told to end any more: now, then.
-    fn cut_off(&mut self, left: usize) {
-        while self.open.len() > left
-            && let Some((_, open)) = self.open.pop_first()
+    /// What ran in the log up to this time and line.
+    fn until(&mut self, us: u64, by_line: u64) {
+        while let Some(&Reverse((at_us, line, is, key))) = self.changes.peek()
+            && (at_us, line) < (us, by_line)
         {
-            self.lines.starts_only += u64::from(matches!(open, Open::Remote { .. }));
-            self.end(open, SILENT, Told::Done);
+            self.changes.pop();
+            let key = &mut self.machine.keys[key as usize];
+            match is {
+                Is::Running => {
+                    key.open_now += 1;
+                    key.open_peak = key.open_peak.max(key.open_now);
+                    self.running += 1;
+                    self.running_peak = self.running_peak.max(self.running);
+                }
+                Is::Over => {
+                    key.open_now -= 1;
+                    key.open -= 1;
+                    self.running -= 1;
+                }
+            }
         }
     }
+
     /// The log is over: what runs or waits comes to its end.
-    pub(super) fn finish(&mut self) {
-        self.cut_off(0);
+    pub(super) fn finish(&mut self, account: &mut Account) {
+        self.take(account);
+        self.until(u64::MAX, u64::MAX);
         self.machine.advance(u64::MAX - 1);
-        (self.lines.set_back, self.lines.gaps) = (self.clock.set_back, self.clock.gaps);
+        account.lines.left_out += self.left_out;
     }
 }
 
@@ -203,22 +136,32 @@ impl Run {
 mod tests {
     use super::*;
     use crate::gate::simulate::machine::KEYS_MAX;
+    use crate::log::{Entry, Log};
+    use qpatch_gate::gate::SLOTS_MAX;
     use qpatch_gate::route::Routes;
     use qpatch_gate::rules::KeyKind;
     use qpatch_gate::table::{Limit, Table};
 
     fn run(rules: &str, concurrency_remote: u32, log: &str) -> Run {
+        run_and_account(rules, concurrency_remote, log).0
+    }
+
+    fn run_and_account(rules: &str, concurrency_remote: u32, log: &str) -> (Run, Account) {
         let mut gate = Gate::new(SLOTS_MAX, concurrency_remote, 1).unwrap();
         let (table, _) = Table::parse(rules.as_bytes(), gate.hasher()).unwrap();
         gate.set_table(Some(table), 0).unwrap();
         gate.set_routes(Routes::new(gate.hasher()), 0).unwrap();
-        let mut run = Run::new(gate, Slots::Given);
-        run.machine.grow(concurrency_remote);
-        for line in log.lines() {
-            run.line(line.as_bytes());
+        let mut run = Run::new(gate, Slots::Given, concurrency_remote);
+        let mut account = Account::default();
+        for (line, number) in log.lines().zip(1..) {
+            let text = line.as_bytes();
+            let line = crate::log::line::read(text, None, 0);
+            account.entry(&Entry { file: "log", number, text, line });
+            run.take(&mut account);
         }
-        run.finish();
-        run
+        account.finish(&Log::open(&[]).unwrap());
+        run.finish(&mut account);
+        (run, account)
     }
 
     /// Deliveries to one domain, one every `every_ms`, that take `service_ms` each.
@@ -392,18 +335,175 @@ mod tests {
         assert_eq!(run.machine.others.peak_before, 1);
     }
 
+    /// What is to be the same when a log is replayed with the limits that it was made with.
+    #[derive(Debug)]
+    struct Figures {
+        deliveries: u64,
+        /// From the first line to the last end.
+        whole_secs: f64,
+        /// From being handed out first to the start, of all.
+        waited_secs: f64,
+        peaks: Vec<(Vec<u8>, u32)>,
+    }
+
+    fn figures(run: &Run) -> Figures {
+        let keys = run.machine.keys.iter().filter(|key| key.deliveries > 0);
+        let mut peaks: Vec<_> = keys.clone().map(|key| (key.name.clone(), key.peak)).collect();
+        peaks.sort();
+        Figures {
+            deliveries: run.deliveries,
+            whole_secs: run.machine.last_end_us as f64 / 1e6,
+            waited_secs: keys.map(|key| key.waited_us).sum::<u64>() as f64 / 1e6,
+            peaks,
+        }
+    }
+
+    /// Deliveries of messages: when each is handed out, in ms, its message, its domain, and how long it takes.
+    fn log_of(deliveries: &[(u64, u64, &str, u64)]) -> String {
+        let mut lines = Vec::new();
+        let stamp = |ms: u64| format!("{}.{:03}", ms / 1000, ms % 1000);
+        for (number, (at_ms, message, domain, ms)) in (1..).zip(deliveries) {
+            let start =
+                format!("starting delivery {number}: msg {message} to remote u{number}@{domain}");
+            lines.push((*at_ms, format!("{} {start}\n", stamp(*at_ms))));
+            let end_ms = at_ms + ms;
+            lines.push((end_ms, format!("{} delivery {number}: success: ok/\n", stamp(end_ms))));
+        }
+        lines.sort_by_key(|&(ms, _)| ms);
+        lines.into_iter().map(|(_, line)| line).collect()
+    }
+
+    /// A log without a gate, made a log with one by these limits: replayed with them, it has its own times again.
+    #[track_caller]
+    fn comes_back(what: &str, rules: &str, slots: u32, log: &str) -> (Figures, Run, Account) {
+        let made = run(rules, slots, log);
+        made.machine.assert_over();
+        let own = figures(&made);
+        let (again, account) = run_and_account(rules, slots, &made.machine.log.text());
+        again.machine.assert_over();
+        let found = figures(&again);
+        let near = |own: f64, found: f64| (own - found).abs() <= 0.05 * own + 0.05;
+        assert_eq!((own.deliveries, &own.peaks), (found.deliveries, &found.peaks), "{what}");
+        assert!(near(own.whole_secs, found.whole_secs), "{what}: {own:?} {found:?}");
+        assert!(near(own.waited_secs, found.waited_secs), "{what}: {own:?} {found:?}");
+        // And what the log itself says of what ran.
+        for key in again.machine.keys.iter().filter(|key| key.deliveries > 0) {
+            assert_eq!(key.open_peak, key.peak, "{what}: {}", key.name.escape_ascii());
+        }
+        assert!(near(own.whole_secs, again.last_end_us as f64 / 1e6), "{what}");
+        eprintln!("{what}: {own:?} {found:?}");
+        (own, again, account)
+    }
+
+    #[test]
+    fn a_log_of_a_server_with_a_gate_gives_back_its_own_times() {
+        // The operator's first question: 60 mails at once, 2 s each, 5 at once.
+        let burst = |count: u64, every_ms: u64, ms: u64| -> Vec<(u64, u64, &str, u64)> {
+            (1..=count).map(|n| (1_000_000 + n * every_ms, n, "a.example", ms)).collect()
+        };
+        let (own, _, account) = comes_back("60 at once", ":5\n", 255, &log_of(&burst(60, 1, 2000)));
+        assert!((24.0..25.2).contains(&own.whole_secs), "{own:?}");
+        assert_eq!((account.lines.held_already, account.lines.busy_already), (55, 0));
+        // With few slots most go back as busy, and come again.
+        let (_, _, account) = comes_back("busy", ":5\n", 20, &log_of(&burst(200, 1, 2000)));
+        assert!(account.lines.busy_already > 100, "{:?}", account.lines);
+        // More than the limit takes, for as long as it lasts.
+        comes_back("steady", ":10\n", 100, &log_of(&burst(1500, 150, 2000)));
+        comes_back("below", ":10\n", 100, &log_of(&burst(1500, 250, 2000)));
+        comes_back("one at a time", ":1\n", 40, &log_of(&burst(100, 300, 500)));
+        // Several domains and a group, and messages with many recipients, of different lengths.
+        let mut random = 7u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        let domains = ["a.example", "b.example", "c.example", "d.example", "e.example"];
+        let mut mixed = Vec::new();
+        let mut at_ms = 1_000_000;
+        for message in 1..=300 {
+            at_ms += next(1500);
+            for _ in 0..=next(8) {
+                at_ms += 1;
+                mixed.push((at_ms, message, domains[next(5) as usize], 100 + next(4000)));
+            }
+        }
+        comes_back("mixed", "a.example:3\nb.example:4:g\nc.example:4:g\n:6\n", 60, &log_of(&mixed));
+        comes_back("mixed, wide", "a.example:3\n:20\n", 1000, &log_of(&mixed));
+    }
+
+    #[test]
+    fn a_higher_limit_is_simulated_from_a_log_with_a_lower_one() {
+        let burst: Vec<_> = (1..=60).map(|n| (1_000_000 + n, n, "a.example", 2000)).collect();
+        let log = log_of(&burst);
+        let held = run(":5\n", 255, &log);
+        let text = held.machine.log.text();
+        for (rules, secs) in [(":10\n", 12.0), (":20\n", 6.0), (":\n", 2.0), (":4\n", 30.0)] {
+            let (again, _) = run_and_account(rules, 255, &text);
+            let found = again.machine.last_end_us as f64 / 1e6;
+            assert!((secs..secs * 1.05 + 0.2).contains(&found), "{rules}: {found}");
+        }
+        // The same when the slots are few, and most of it came back as busy.
+        let text = run(":5\n", 20, &log).machine.log.text();
+        let (again, account) = run_and_account(":10\n", 255, &text);
+        assert!(account.lines.busy_already > 20);
+        let found = again.machine.last_end_us as f64 / 1e6;
+        assert!((12.0..12.8).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn what_bounces_starts_in_its_turn() {
+        // The gate has no line for it; it started after those that were handed out before.
+        let burst: Vec<_> = (1..=60).map(|n| (1_000_000 + n, n, "a.example", 2000)).collect();
+        let text = run(":5\n", 255, &log_of(&burst)).machine.log.text();
+        let mut bounced = 0;
+        let text: String = text
+            .lines()
+            .map(|line| match line.split_once(" success: ") {
+                Some((before, _)) if before.ends_with("7:") && line.contains("Held_") => {
+                    bounced += 1;
+                    format!("{before} failure: no_such_user/\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert_eq!(bounced, 6);
+        let (again, _) = run_and_account(":5\n", 255, &text);
+        let secs = again.machine.last_end_us as f64 / 1e6;
+        assert!((24.0..25.2).contains(&secs), "{secs}");
+        let key = &again.machine.keys[0];
+        assert!(key.open_peak <= 6, "{}", key.open_peak);
+    }
+
+    #[test]
+    fn several_queues_in_one_log() {
+        let burst = |from: u64| -> Vec<_> {
+            (0..20).map(|n| (from + n * 5, n + 1, "a.example", 2000)).collect()
+        };
+        // The same numbers of messages and deliveries in each.
+        let mut lines = Vec::new();
+        for (queue, from) in
+            [(" queue1", 1_000_000), (" queue2", 1_000_001), (" queue3", 1_000_002)]
+        {
+            lines.extend(log_of(&burst(from)).lines().map(|line| format!("{line}{queue}\n")));
+        }
+        lines.sort_by_key(|line| line.split(' ').next().unwrap().parse::<f64>().unwrap().to_bits());
+        let (run, account) = run_and_account(":60\n", 255, &lines.concat());
+        assert_eq!(run.machine.keys.len(), 1);
+        assert_eq!((run.deliveries, run.running_peak), (60, 60));
+        assert_eq!((account.lines.queues, account.lines.restarts), (3, 0));
+        assert_eq!((account.lines.ends_only, account.lines.starts_only), (0, 0));
+    }
+
     #[test]
     fn starts_without_ends_are_bounded() {
         let mut log = String::new();
-        for n in 1..=OPEN_MAX as u64 + 100 {
-            log.push_str(&format!("1.0 starting delivery {n}: msg 1 to local u\n"));
+        let most = 2 * u64::from(SLOTS_MAX) + 100;
+        for n in 1..=most {
+            log.push_str(&format!("1.0 starting delivery {n}: msg 1 to remote u@a.example\n"));
         }
-        let mut run = run(":1\n", 10, &log);
-        assert_eq!(run.open.len(), 0);
-        for n in 1..=OPEN_MAX as u64 + 100 {
-            run.number(n);
-            run.open.insert(n, Open::Local);
-        }
-        assert_eq!(run.open.len(), OPEN_MAX);
+        let (run, account) = run_and_account(":\n", 10, &log);
+        assert_eq!((run.deliveries, account.lines.starts_only), (most, most));
+        assert_eq!(account.open_peak, 2 * SLOTS_MAX);
+        run.machine.assert_over();
     }
 }

@@ -1,0 +1,464 @@
+//! What a log tells of deliveries, each as a whole: from the time when it was handed out first to its report.
+//!
+//! They come in the order in which they were handed out, each when its end is known. Of a server that has a gate already, the
+//! log has more than one beginning for a delivery that was sent away as busy; they are one, which begins with the first. Such
+//! a gate says how long it held what it held ([`crate::log::event::held`]): how long a delivery ran is known from that, not from
+//! the time between its beginning and its end, in which it may only have waited. What fails for good has no such line, because
+//! its text goes to the sender; but the deliveries to one domain start in their order, so it did not start before those that
+//! were handed out earlier.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use qpatch_gate::gate::SLOTS_MAX;
+use qpatch_gate::name::domain_of;
+use qpatch_gate::report::Report;
+use qpatch_gate_model::retry::Told;
+use serde::Serialize;
+
+use super::clock::Clock;
+use super::machine::SILENT;
+use crate::gate::said;
+use crate::gate::text::escaped;
+use crate::log::event::{self, End, Event};
+use crate::log::line::{Foreign, Line};
+use crate::log::stamp::Precision;
+use crate::log::{Entry, Log};
+
+/// So many deliveries may be open in the log: as many as there are slots, in both spawners.
+const OPEN_MAX: usize = 2 * SLOTS_MAX as usize;
+/// So many deliveries may wait for one that began before them, and has not ended.
+const TRIES_MAX: usize = 1_000_000;
+/// So many queues, hosts and programs are kept apart.
+const ORIGINS_MAX: usize = 4096;
+/// So many programs are known by name.
+const TAGS_MAX: usize = 64;
+/// So many domains are known whose deliveries were held.
+const DOMAINS_MAX: usize = 100_000;
+/// And of each so many deliveries.
+const RECENT: usize = 16;
+/// So much of a line is shown.
+const SHOWN: usize = 80;
+
+/// A delivery, from first to last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Try {
+    /// When it was handed out first.
+    pub(super) asked_us: u64,
+    /// When it started.
+    pub(super) started_us: u64,
+    /// When it ended.
+    pub(super) ended_us: u64,
+    /// Which lines of the log these were: what happens at the same time happens in this order.
+    pub(super) lines: [u64; 3],
+    /// Its message; of several queues each has its own.
+    pub(super) message: u64,
+    /// The address.
+    pub(super) recipient: Box<[u8]>,
+    /// What the log says of its end.
+    pub(super) said: Report,
+    /// What that means to qmail-send.
+    pub(super) told: Told,
+    /// The log's own gate held it, or sent it away before.
+    pub(super) was_held: bool,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Begun, and not ended.
+    Open,
+    /// Sent away as busy.
+    Away,
+    /// Ended.
+    Over,
+    /// It has not run.
+    Gone,
+}
+
+/// What the log was like.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Lines {
+    pub(super) read: u64,
+    /// No time stamp.
+    pub(super) no_stamp: u64,
+    /// Nobody knows whose: they are not of qmail-send, and no other program says that they are its.
+    pub(super) foreign: u64,
+    /// Of other programs.
+    pub(super) others: u64,
+    /// The names of some of them.
+    pub(super) other_programs: Vec<String>,
+    /// The first without a time, or of nobody: file:line, and what is there. Empty if there is none.
+    pub(super) first_unusable: String,
+    /// Ends of deliveries whose beginnings are not in the log.
+    pub(super) ends_only: u64,
+    /// Beginnings whose ends are not in the log.
+    pub(super) starts_only: u64,
+    /// Busy answers that the log has already.
+    pub(super) busy_already: u64,
+    /// Deliveries that waited at the end of the log, sent away as busy by its own gate.
+    pub(super) still_away: u64,
+    /// Answers of the log's own gate that a server is not to be tried for a time.
+    pub(super) suspended_already: u64,
+    /// Deliveries that the log's own gate held, by its own account.
+    pub(super) held_already: u64,
+    /// Deliveries that were left out because too many waited.
+    pub(super) left_out: u64,
+    /// The clock was set back.
+    pub(super) set_back: u64,
+    /// Daylight saving time began or ended.
+    pub(super) clock_changes: u64,
+    /// More than a day without a line; each is taken as a day.
+    pub(super) gaps: u64,
+    /// The numbers of deliveries began anew.
+    pub(super) restarts: u64,
+    /// Queues, or hosts and programs, whose numbers are their own.
+    pub(super) queues: u64,
+    /// Stamps have no fractions of seconds.
+    pub(super) whole_seconds: bool,
+    /// Files that end too early, and why.
+    pub(super) cut: Vec<String>,
+    /// The files were not named in the order of their times.
+    pub(super) reordered: bool,
+}
+
+/// One qmail-send.
+#[derive(Debug, Default)]
+struct Origin {
+    last_number: u64,
+    /// By number; None: a local delivery.
+    open: BTreeMap<u64, Option<u64>>,
+    /// concurrencyremote and that of further channels, as status lines have it.
+    limit: u32,
+}
+
+/// Lines that are none of qmail-send's.
+#[derive(Debug)]
+struct Strangers {
+    lines: u64,
+    /// The first, as [`Lines::first_unusable`].
+    first: String,
+    first_read: u64,
+}
+
+/// The account of a log.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    pub(super) clock: Clock,
+    pub(super) lines: Lines,
+    /// The most deliveries open at once.
+    pub(super) open_peak: u32,
+    open: u32,
+    origins: HashMap<u64, Origin>,
+    /// In the order in which they were handed out; the first one is number `first`.
+    tries: VecDeque<Try>,
+    first: u64,
+    /// What was sent away, by queue, message and recipient.
+    away: HashMap<u64, u64>,
+    /// By domain: when deliveries that were held were handed out, and started.
+    held: HashMap<u64, VecDeque<(u64, u64)>>,
+    /// By program.
+    strangers: BTreeMap<Vec<u8>, Strangers>,
+    tags: Vec<Vec<u8>>,
+}
+
+impl Account {
+    /// Takes a line.
+    pub(super) fn entry(&mut self, entry: &Entry<'_>) {
+        self.lines.read += 1;
+        match &entry.line {
+            Ok(line) => {
+                if line.stamp.is_none() {
+                    self.lines.no_stamp += 1;
+                    self.unusable(entry);
+                }
+                self.line(line);
+            }
+            Err(foreign) => self.foreign(foreign, entry),
+        }
+    }
+
+    fn unusable(&mut self, entry: &Entry<'_>) {
+        if self.lines.first_unusable.is_empty() {
+            self.lines.first_unusable = shown(entry);
+        }
+    }
+
+    fn foreign(&mut self, foreign: &Foreign<'_>, entry: &Entry<'_>) {
+        if foreign.stamp.is_none() {
+            self.lines.no_stamp += 1;
+            self.unusable(entry);
+            return;
+        }
+        // A line about a delivery that cannot be read is no other program's, whatever its name.
+        let tag = if foreign.is_broken { b"" } else { foreign.tag };
+        let is_known = self.strangers.contains_key(tag) || self.strangers.len() < TAGS_MAX;
+        let tag = if is_known { tag } else { b"" };
+        let read = self.lines.read;
+        let strangers = self.strangers.entry(tag.to_vec()).or_insert_with(|| Strangers {
+            lines: 0,
+            first: shown(entry),
+            first_read: read,
+        });
+        strangers.lines += 1;
+    }
+
+    fn line(&mut self, line: &Line<'_>) {
+        let Some(stamp) = line.stamp else { return };
+        let now_us = self.clock.at(stamp);
+        self.lines.whole_seconds |= stamp.precision == Precision::Seconds;
+        if self.tags.len() < TAGS_MAX && !self.tags.iter().any(|tag| tag == line.tag) {
+            self.tags.push(line.tag.to_vec());
+        }
+        let is_known = self.origins.contains_key(&line.origin) || self.origins.len() < ORIGINS_MAX;
+        let origin = if is_known { line.origin } else { 0 };
+        match line.event {
+            Event::Start { number, channel: b"local", .. } => {
+                self.number(origin, number, now_us);
+                self.origin(origin).open.insert(number, None);
+            }
+            Event::Start { number, message, recipient, .. } => {
+                self.number(origin, number, now_us);
+                self.start(origin, number, (message, recipient), now_us);
+            }
+            Event::End { number, end, text } => match self.origin(origin).open.remove(&number) {
+                None => self.lines.ends_only += 1,
+                Some(None) => {}
+                Some(Some(at)) => self.end(at, (end, text), now_us),
+            },
+            Event::Status(status) => {
+                let limits = status.channels().filter(|&(channel, ..)| channel != b"local");
+                let limit = limits.fold(0u32, |sum, (.., limit)| sum.saturating_add(limit));
+                let origin = self.origin(origin);
+                origin.limit = origin.limit.max(limit);
+            }
+            _ => {}
+        }
+    }
+
+    fn origin(&mut self, origin: u64) -> &mut Origin {
+        self.origins.entry(origin).or_default()
+    }
+
+    /// A new delivery has this number.
+    fn number(&mut self, origin: u64, number: u64, now_us: u64) {
+        let known = self.origin(origin);
+        let is_new_life = number <= known.last_number;
+        known.last_number = number;
+        if is_new_life {
+            self.lines.restarts += 1;
+            self.cut_off(origin, 0, now_us);
+        }
+        self.cut_off(origin, OPEN_MAX - 1, now_us);
+    }
+
+    fn start(&mut self, origin: u64, number: u64, (message, recipient): (u64, &[u8]), now_us: u64) {
+        self.open += 1;
+        self.open_peak = self.open_peak.max(self.open);
+        let message = if origin == 0 { message } else { mixed(origin, message) };
+        let line = self.lines.read;
+        let known = self.away.remove(&hash(message, recipient));
+        if let Some(at) = known
+            && let Some(try_) = self.get(at)
+        {
+            try_.state = State::Open;
+            (try_.started_us, try_.lines[1]) = (now_us, line);
+            self.origin(origin).open.insert(number, Some(at));
+            return;
+        }
+        if self.tries.len() >= TRIES_MAX
+            && let Some(first) = self.tries.front_mut()
+        {
+            // It will not be told any more: what comes of it is not known.
+            first.state = State::Gone;
+            self.lines.left_out += 1;
+        }
+        self.tries.push_back(Try {
+            asked_us: now_us,
+            started_us: now_us,
+            ended_us: now_us,
+            lines: [line; 3],
+            message,
+            recipient: recipient.into(),
+            said: SILENT,
+            told: Told::Done,
+            was_held: false,
+            state: State::Open,
+        });
+        let at = self.first + self.tries.len() as u64 - 1;
+        self.origin(origin).open.insert(number, Some(at));
+    }
+
+    fn get(&mut self, at: u64) -> Option<&mut Try> {
+        let at = usize::try_from(at.checked_sub(self.first)?).ok()?;
+        self.tries.get_mut(at)
+    }
+
+    fn end(&mut self, at: u64, (end, text): (End, &[u8]), now_us: u64) {
+        self.open = self.open.saturating_sub(1);
+        let line = self.lines.read;
+        match end {
+            End::Busy => {
+                self.lines.busy_already += 1;
+                if let Some(try_) = self.get(at) {
+                    (try_.state, try_.was_held) = (State::Away, true);
+                    let hash = hash(try_.message, &try_.recipient);
+                    self.away.insert(hash, at);
+                }
+                return;
+            }
+            End::Suspended => {
+                self.lines.suspended_already += 1;
+                if let Some(try_) = self.get(at) {
+                    try_.state = State::Gone;
+                }
+                return;
+            }
+            End::Success | End::Failure | End::Deferral | End::Mangled | End::Refused => {}
+        }
+        let told = match end {
+            End::Success | End::Failure => Told::Done,
+            _ => Told::Deferred,
+        };
+        let held = event::held(text);
+        self.lines.held_already += u64::from(held.is_some());
+        let Some(try_) = self.get(at) else { return };
+        (try_.state, try_.said, try_.told) = (State::Over, said::of_log(end, text), told);
+        (try_.ended_us, try_.lines[2]) = (now_us, line);
+        let Try { asked_us, started_us, recipient, .. } = try_.clone();
+        let domain = domain_hash(&recipient);
+        let started_us = match held {
+            Some(held) => {
+                let started_us = now_us.saturating_sub(held.ran_us).max(started_us);
+                if self.held.len() >= DOMAINS_MAX {
+                    self.held.clear();
+                }
+                let recent = self.held.entry(domain).or_default();
+                if recent.len() >= RECENT {
+                    recent.pop_front();
+                }
+                recent.push_back((asked_us, started_us));
+                started_us
+            }
+            // The gate says nothing of what bounces, or what could not be run.
+            None if end == End::Failure || text.starts_with(b"qmail-remote_") => {
+                let recent = self.held.get(&domain).into_iter().flatten();
+                let before = recent.filter(|&&(asked, _)| asked <= asked_us);
+                let after_us = before.map(|&(_, started)| started).max();
+                after_us.map_or(started_us, |after_us| after_us.max(started_us).min(now_us))
+            }
+            None => started_us,
+        };
+        if let Some(try_) = self.get(at) {
+            try_.was_held |= started_us > try_.started_us;
+            try_.started_us = started_us;
+        }
+    }
+
+    /// The oldest deliveries of a qmail-send are not told to end any more: now, then.
+    fn cut_off(&mut self, origin: u64, left: usize, now_us: u64) {
+        while let known = self.origin(origin)
+            && known.open.len() > left
+            && let Some((_, open)) = known.open.pop_first()
+        {
+            let Some(at) = open else { continue };
+            self.lines.starts_only += 1;
+            self.open = self.open.saturating_sub(1);
+            let line = self.lines.read;
+            if let Some(try_) = self.get(at) {
+                try_.state = State::Over;
+                (try_.ended_us, try_.lines[2]) = (now_us, line);
+            }
+        }
+    }
+
+    /// The next delivery, if its end is known.
+    pub(super) fn next_try(&mut self) -> Option<Try> {
+        loop {
+            match self.tries.front()?.state {
+                State::Open | State::Away => return None,
+                State::Over | State::Gone => {}
+            }
+            let try_ = self.tries.pop_front()?;
+            self.first += 1;
+            if try_.state == State::Over {
+                return Some(try_);
+            }
+        }
+    }
+
+    /// The log is over. What is open ends now, and what is away has never run.
+    pub(super) fn finish(&mut self, log: &Log) {
+        let now_us = self.clock.now_us;
+        let mut origins: Vec<u64> = self.origins.keys().copied().collect();
+        origins.sort_unstable();
+        for origin in origins {
+            self.cut_off(origin, 0, now_us);
+        }
+        for try_ in &mut self.tries {
+            if try_.state == State::Away {
+                try_.state = State::Gone;
+                self.lines.still_away += 1;
+            }
+        }
+        let lines = &mut self.lines;
+        (lines.set_back, lines.gaps) = (self.clock.set_back, self.clock.gaps);
+        lines.clock_changes = self.clock.changed;
+        lines.queues = self.origins.values().filter(|origin| origin.last_number > 0).count() as u64;
+        (lines.cut, lines.reordered) = (log.cut().to_vec(), log.is_reordered());
+        let mut first_foreign: Option<&Strangers> = None;
+        for (tag, strangers) in &self.strangers {
+            // A program whose lines are never qmail-send's is plainly another one.
+            if !tag.is_empty() && !self.tags.contains(tag) {
+                lines.others += strangers.lines;
+                if lines.other_programs.len() < 5 {
+                    lines.other_programs.push(escaped(tag));
+                }
+                continue;
+            }
+            lines.foreign += strangers.lines;
+            if first_foreign.is_none_or(|first| strangers.first_read < first.first_read) {
+                first_foreign = Some(strangers);
+            }
+        }
+        if let Some(strangers) = first_foreign
+            && lines.first_unusable.is_empty()
+        {
+            lines.first_unusable.clone_from(&strangers.first);
+        }
+    }
+
+    /// How many remote deliveries there may be at once, as status lines say, over all queues; None if there is none.
+    pub(super) fn concurrency_remote(&self) -> Option<u32> {
+        let limits = self.origins.values().map(|origin| origin.limit);
+        Some(limits.fold(0, u32::saturating_add)).filter(|&limit| limit > 0)
+    }
+
+    /// The first line that is none of qmail-send's, whoever wrote it.
+    pub(super) fn first_stranger(&self) -> Option<&str> {
+        let first = self.strangers.values().min_by_key(|strangers| strangers.first_read);
+        first.map(|strangers| strangers.first.as_str())
+    }
+}
+
+/// `file:7: what is there`
+fn shown(entry: &Entry<'_>) -> String {
+    let text = escaped(&entry.text[..entry.text.len().min(SHOWN)]);
+    let dots = if entry.text.len() > SHOWN { "..." } else { "" };
+    format!("{}:{}: {text}{dots}", entry.file, entry.number)
+}
+
+/// As [`std::hash`] would, but the same in each run: a simulation can be repeated.
+fn mixed(one: u64, other: u64) -> u64 {
+    let sum = (one ^ other.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (sum ^ (sum >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+}
+
+fn hash(message: u64, recipient: &[u8]) -> u64 {
+    recipient
+        .iter()
+        .fold(mixed(message, recipient.len() as u64), |hash, &byte| mixed(hash, byte.into()))
+}
+
+fn domain_hash(recipient: &[u8]) -> u64 {
+    hash(0, &domain_of(recipient).unwrap_or_default().to_ascii_lowercase())
+}

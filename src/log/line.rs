@@ -1,0 +1,121 @@
+//! A line of a log: times, hosts, programs and containers first, and then what qmail-send says.
+//!
+//! What is before qmail-send's words is read word by word, so that it does not matter in which order loggers have put it
+//! there: syslog's host and program, a facility, a container, the words of RFC 5424. Where there are several times, the most
+//! exact one counts, and of these the last, which was written first.
+
+use super::event::{self, Event, Said};
+use super::stamp::{Numbers, Stamp, stamp};
+
+/// So many words may be before qmail-send's.
+const WORDS: usize = 12;
+
+/// A line of qmail-send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// When. None where the logger wrote no time.
+    pub stamp: Option<Stamp>,
+    /// Which host, program and queue it is from: lines with the same one belong together, numbers of deliveries count within.
+    pub origin: u64,
+    /// The program or container, for people; empty if none is named.
+    pub tag: &'a [u8],
+    /// What it says.
+    pub event: Event<'a>,
+}
+
+/// A line that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Foreign<'a> {
+    /// Whether it has a time.
+    pub stamp: Option<Stamp>,
+    /// The program that wrote it, if it is named.
+    pub tag: &'a [u8],
+    /// It begins like a line about a delivery.
+    pub is_broken: bool,
+}
+
+/// Reads a line. `outer` is the time that was outside of it, if there was any, and `source` stands for who wrote it.
+///
+/// # Errors
+/// It is none of qmail-send's.
+pub fn read<'a>(
+    line: &'a [u8],
+    outer: Option<Stamp>,
+    source: u64,
+) -> Result<Line<'a>, Foreign<'a>> {
+    let mut best = outer;
+    let mut origin = source;
+    let mut tag: &[u8] = b"";
+    let mut is_broken = false;
+    let mut may_be_weak = true;
+    let mut rest = priority(line.trim_ascii_start());
+    for at in 0..WORDS {
+        let numbers = if at == 0 { Numbers::Short } else { Numbers::Long };
+        while let Some((stamp, behind)) = stamp(rest, numbers) {
+            if best.is_none_or(|best| stamp.precision >= best.precision) {
+                best = Some(stamp);
+            }
+            (rest, may_be_weak) = (behind, true);
+        }
+        if let Some(Said { event, queue }) = event::parse(rest)
+            && (may_be_weak || is_strong(&event))
+        {
+            let origin = queue.iter().fold(origin, |origin, name| mixed(origin, name));
+            return Ok(Line { stamp: best, origin, tag, event });
+        }
+        is_broken |= may_be_weak && event::is_meant_as_delivery(rest);
+        let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
+        let word = &rest[..end];
+        rest = rest[end..].trim_ascii_start();
+        rest = rest.strip_prefix("\u{feff}".as_bytes()).unwrap_or(rest);
+        if rest.is_empty() {
+            break;
+        }
+        let name = named(word);
+        may_be_weak =
+            matches!(word, [.., b':' | b']' | b'|'] | [b'-' | b'F' | b'P']) || word == b"1";
+        if word.ends_with(b":") && tag.is_empty() {
+            tag = name;
+        }
+        // Numbers are of processes: a logger may be started anew for each line.
+        if !name.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') {
+            origin = mixed(origin, name);
+        }
+    }
+    Err(Foreign { stamp: best, tag, is_broken })
+}
+
+/// Behind `<22>` and `<22>1 `, as syslog sends lines.
+fn priority(line: &[u8]) -> &[u8] {
+    let Some(rest) = line.strip_prefix(b"<") else { return line };
+    match event::number(rest) {
+        Some((_, behind)) if behind.starts_with(b">") => {
+            behind.strip_prefix(b">1 ").unwrap_or(&behind[1..])
+        }
+        _ => line,
+    }
+}
+
+/// A word without the number of a process in brackets, and without what ends it.
+fn named(word: &[u8]) -> &[u8] {
+    let word = word.strip_suffix(b":").unwrap_or(word);
+    match word.iter().rposition(|&byte| byte == b'[') {
+        Some(at) if at > 0 && word.ends_with(b"]") => {
+            let inner = &word[at + 1..word.len() - 1];
+            if inner.iter().all(u8::is_ascii_digit) { &word[..at] } else { word }
+        }
+        _ => word,
+    }
+}
+
+/// Whether it can be nothing else, wherever it stands.
+fn is_strong(event: &Event<'_>) -> bool {
+    matches!(event, Event::Start { .. } | Event::End { .. } | Event::Status(_))
+}
+
+/// FNV-1a; a zero byte ends each name.
+pub(super) fn mixed(hash: u64, name: &[u8]) -> u64 {
+    name.iter()
+        .chain(&[0])
+        .fold(hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}

@@ -1,0 +1,242 @@
+//! qmail-send's log, as loggers, containers and rotation leave it. One reader for the whole project: the simulation and the
+//! search for sites read files with it ([`Log`]), the proof reads what qmail-send writes itself ([`event`]).
+//!
+//! [`input`] is the files, [`records`] what is not one line each, [`stamp`] the times, [`line`] what is before qmail-send's
+//! words, and [`event`] those words.
+
+pub mod event;
+mod input;
+pub mod line;
+mod records;
+pub mod stamp;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+use input::{Ending, Source};
+use line::{Foreign, Line};
+use records::{Record, Records, Unit};
+use stamp::{Basis, Stamp};
+
+/// The lines of some files, one after the other.
+#[derive(Debug)]
+pub struct Log {
+    /// Those that are still to be read, the next one last.
+    paths: Vec<PathBuf>,
+    source: Option<Source>,
+    records: Records,
+    line: Vec<u8>,
+    record: Record,
+    /// Files whose end is missing, and what is known of it.
+    cut: Vec<String>,
+    reordered: bool,
+}
+
+/// A line of a log.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The file's name.
+    pub file: &'a str,
+    /// The line's number, from 1 on; of a record of several lines that of the last.
+    pub number: u64,
+    /// The line as it is, or what a record says.
+    pub text: &'a [u8],
+    /// What it tells.
+    pub line: Result<Line<'a>, Foreign<'a>>,
+}
+
+/// So many lines of a file are looked through for its first time.
+const AHEAD_LINES: u64 = 1000;
+
+impl Log {
+    /// Opens the files; `-` is standard input. Files with times are read in the order of these, whatever order they are named in.
+    ///
+    /// # Errors
+    /// One cannot be opened.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, Error> {
+        for path in paths {
+            // Before hours of others are read.
+            input::check(path)?;
+        }
+        let mut ordered = paths.to_vec();
+        if paths.len() > 1 && input::are_plain_files(paths) {
+            let mut begun = Vec::new();
+            for path in paths {
+                begun.push((first_time(path)?, path.clone()));
+            }
+            // Files that say no time stay where they are, and so does everything if there is no common measure.
+            if begun.iter().all(|(time, _)| time.is_some()) && have_one_basis(&begun) {
+                begun.sort_by_key(|(time, _)| time.map(|time| time.us));
+                ordered = begun.into_iter().map(|(_, path)| path).collect();
+            }
+        }
+        let reordered = ordered != paths;
+        ordered.reverse();
+        Ok(Self {
+            paths: ordered,
+            source: None,
+            records: Records::default(),
+            line: Vec::new(),
+            record: Record::default(),
+            cut: Vec::new(),
+            reordered,
+        })
+    }
+
+    /// The next line that is not empty. None at the end.
+    ///
+    /// # Errors
+    /// The input cannot be read.
+    pub fn next_entry(&mut self) -> Result<Option<Entry<'_>>, Error> {
+        let is_record = loop {
+            let source = match &mut self.source {
+                Some(source) => source,
+                none => {
+                    let Some(path) = self.paths.pop() else { return Ok(None) };
+                    none.insert(Source::open(&path)?)
+                }
+            };
+            let unit = if source.next_line(&mut self.line)? {
+                if self.line.contains(&0x1b) {
+                    without_colours(&mut self.line);
+                }
+                self.records.line(&self.line)
+            } else {
+                let unit = self.records.end();
+                if unit == Unit::Part {
+                    self.close();
+                    continue;
+                }
+                unit
+            };
+            match unit {
+                Unit::Part => {}
+                Unit::Line if self.line.trim_ascii().is_empty() => {}
+                Unit::Line => break false,
+                Unit::Record(record) => {
+                    self.record = record;
+                    break true;
+                }
+            }
+        };
+        let (file, number) =
+            self.source.as_ref().map_or(("", 0), |source| (source.name.as_str(), source.lines));
+        let (text, line) = if is_record {
+            let Record { stamp, source, tag, text } = &self.record;
+            let mut line = line::read(text, *stamp, *source);
+            match &mut line {
+                Ok(Line { tag: inner, .. }) | Err(Foreign { tag: inner, .. }) => {
+                    if inner.is_empty() {
+                        *inner = tag;
+                    }
+                }
+            }
+            (&text[..], line)
+        } else {
+            (&self.line[..], line::read(&self.line, None, 0))
+        };
+        Ok(Some(Entry { file, number, text, line }))
+    }
+
+    fn close(&mut self) {
+        let Some(source) = self.source.take() else { return };
+        let name = source.name.clone();
+        if let Ending::Cut(why) = source.close() {
+            self.cut.push(format!("{name} ({why})"));
+        }
+    }
+
+    /// Files that end too early, each with the reason.
+    #[must_use]
+    pub fn cut(&self) -> &[String] {
+        &self.cut
+    }
+
+    /// Whether the files are read in another order than they were named in.
+    #[must_use]
+    pub fn is_reordered(&self) -> bool {
+        self.reordered
+    }
+}
+
+/// The first time in a file. One without a year gets that in which it is before the file was written last, so that December
+/// is before January.
+fn first_time(path: &Path) -> Result<Option<Stamp>, Error> {
+    let mut log = Log {
+        paths: vec![path.to_path_buf()],
+        source: None,
+        records: Records::default(),
+        line: Vec::new(),
+        record: Record::default(),
+        cut: Vec::new(),
+        reordered: false,
+    };
+    while let Some(entry) = log.next_entry()? {
+        let stamp = match entry.line {
+            Ok(line) => line.stamp,
+            Err(foreign) => foreign.stamp,
+        };
+        if let Some(stamp @ Stamp { us, basis, .. }) = stamp {
+            const YEAR_US: i64 = 366 * 86_400_000_000;
+            let written_us = path.metadata().and_then(|metadata| metadata.modified()).ok();
+            let written_us = written_us
+                .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+                .map_or(0, |since| since.as_micros() as i64);
+            return Ok(Some(match basis {
+                // How far it is behind the last new year before the file was written, in years of 366 days.
+                Basis::NewYear if us > written_of_year(written_us) => {
+                    Stamp { us: us - YEAR_US, ..stamp }
+                }
+                _ => stamp,
+            }));
+        }
+        if entry.number >= AHEAD_LINES {
+            break;
+        }
+    }
+    Ok(None)
+}
+
+/// A time in its year, as [`Basis::NewYear`] has it, and a day more for whatever zone it is in.
+fn written_of_year(us: i64) -> i64 {
+    const DAY_US: i64 = 86_400_000_000;
+    let days = us.div_euclid(DAY_US);
+    let date = crate::date::iso(days);
+    let of_year = date
+        .get(..4)
+        .and_then(|year| year.parse::<u64>().ok())
+        .and_then(|year| crate::date::days_since_1970(year, 1, 1))
+        .map_or(0, |new_year| days - new_year);
+    (of_year + 2) * DAY_US
+}
+
+fn have_one_basis(begun: &[(Option<Stamp>, PathBuf)]) -> bool {
+    // A local time is within a day of a universal one: good enough for an order.
+    let kind = |basis| match basis {
+        Basis::Universal | Basis::Local => 0,
+        Basis::NewYear => 1,
+        Basis::Start => 2,
+    };
+    let mut kinds = begun.iter().filter_map(|(time, _)| time.map(|time| kind(time.basis)));
+    let first = kinds.next();
+    kinds.all(|kind| Some(kind) == first)
+}
+
+/// Takes out the colours that docker compose and terminals put in.
+fn without_colours(line: &mut Vec<u8>) {
+    let mut to = 0;
+    let mut at = 0;
+    while at < line.len() {
+        if line[at..].starts_with(b"\x1b[") {
+            at += 2;
+            while at < line.len() && !(0x40..=0x7e).contains(&line[at]) {
+                at += 1;
+            }
+            at += 1;
+            continue;
+        }
+        line[to] = line[at];
+        (to, at) = (to + 1, at + 1);
+    }
+    line.truncate(to);
+}
