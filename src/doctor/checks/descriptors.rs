@@ -290,7 +290,7 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
         return unknown(
             NAME,
             "found nothing that starts qmail (rc in qmail's home, supervise folders, init scripts, systemd units): look at `ulimit -n` \
-             and `ulimit -u` where it is started",
+             and `ulimit -u` (in dash -p) where it is started",
         );
     }
     let starters: Vec<&str> = facts.launch.starts.iter().map(|start| start.file.as_str()).collect();

@@ -311,6 +311,16 @@ mod tests {
     }
 
     #[test]
+    fn processes_of_qmailr_are_raised_in_each_shell() {
+        let mut facts = healthy();
+        if let Ok(daemons) = &mut facts.daemons {
+            daemons.ours[1].limits = Ok(Limits { processes: Some(100), ..Limits::default() });
+        }
+        let place = "where qmail is started, before it";
+        assert_warns(&facts, "processes, qmailr", place, "ulimit -u 1010 || ulimit -p 1010");
+    }
+
+    #[test]
     fn only_what_is_certain_is_a_warning() {
         let verdict = |start: Start, runs: bool| {
             let mut facts =

@@ -55,7 +55,11 @@ pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
                     shown(limits.processes)
                 ),
             )
-            .fix("where qmail is started, before it", format!("ulimit -u {needed}")),
+            // dash has the letter p for it.
+            .fix(
+                "where qmail is started, before it",
+                format!("ulimit -u {needed} || ulimit -p {needed}"),
+            ),
         ),
     }
 }

@@ -246,8 +246,7 @@ const SERVICE_DIRS: [&str; 16] = [
 const RUN_NAMES: [&str; 4] = ["run", "service/run", "rc.main", "up"];
 
 /// Supervisors, by the names of their processes.
-const SUPERVISORS: [&str; 6] =
-    ["svscan", "runsvdir", "s6-svscan", "perpd", "service-manage", "service-manager"];
+const SUPERVISORS: [&str; 5] = ["svscan", "runsvdir", "s6-svscan", "perpd", "service-manager"];
 
 struct Finder<'f, 'h> {
     host: &'h Host<'h>,
