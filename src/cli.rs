@@ -20,6 +20,7 @@ use crate::tree::journal::{LaterChanges, Recovered, Session};
 use crate::tree::plan::{Halves, Outcome, Plan, Report, Standing};
 use crate::tree::{self, Tree};
 use crate::verify::scratch::Keep;
+use crate::verify::target::Target;
 use crate::verify::{self, Silent, Transient, Written};
 
 /// Make a qmail source tree run thousands of simultaneous deliveries.
@@ -287,6 +288,8 @@ impl Choice {
         let plan = Plan::new(tree, &patches).map_err(one)?;
         let gate_asked_for = self.gate || self.only.iter().any(|id| id == patches::GATE);
         let misfit = plan.misfits(patches::GATE).next();
+        let wrong_machine = if misfit.is_none() { wrong_machine(tree, &plan) } else { None };
+        let misfit = misfit.or_else(|| wrong_machine.clone());
         let alone = !self.has(patches::BIG_CONCURRENCY, true);
         let why = "domain-gate needs big-concurrency, which --only or --skip leaves out";
         if let (Some(misfit), false) = (&misfit, gate_asked_for) {
@@ -302,6 +305,9 @@ impl Choice {
             );
             return Ok(without);
         }
+        if let Some(wrong) = wrong_machine {
+            return Err(one(wrong));
+        }
         plan.check(&patches, self.halves()).map_err(|mut errors| {
             if alone && misfit.is_some() {
                 errors.push(Error::new("", why, ""));
@@ -310,6 +316,20 @@ impl Choice {
         })?;
         Ok(plan)
     }
+}
+
+/// That the gate was compiled for another machine than the tree is, where the plan puts it in.
+fn wrong_machine(tree: &Tree, plan: &Plan) -> Option<Error> {
+    let change = plan.changes.iter().find(|change| change.name == "gate.a")?;
+    let gate = Target::of_archive(&change.new)?;
+    let compiled = Target::of_compiler(tree).filter(|target| *target != gate)?;
+    Some(Error::new(
+        "gate.a",
+        format!(
+            "domain-gate: the gate is compiled for {gate}, but the tree's conf-cc compiles for {compiled}"
+        ),
+        "use a qpatch that was built for that machine (cargo build --target), or another compiler in conf-cc",
+    ))
 }
 
 fn read_patches(

@@ -610,3 +610,49 @@ fn status_as_json() {
         .count();
     assert_eq!(repairs, 2);
 }
+
+#[test]
+fn a_gate_for_another_machine_is_left_out() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    // A compiler for a machine that there is none of: its objects say so.
+    fixture.write(
+        "other-cc",
+        "while [ $# -gt 2 ]; do [ \"$1\" = -o ] && out=$2; shift; done\n\
+         printf '\\177ELF\\001\\002\\001\\000\\000\\000\\000\\000\\000\\000\\000\\000\\000\\001\\366\\366' > \"$out\"\n",
+    );
+    fixture.write("conf-cc", "sh `pwd`/other-cc\n");
+    let says = "domain-gate: the gate is compiled for ";
+    let but = ", but the tree's conf-cc compiles for machine 63222 of ELF with 32 bits\n";
+    let asked = fixture.qpatch(&["apply", "--gate"]);
+    assert_eq!((asked.code, asked.out.as_str()), (1, ""), "{}", asked.err);
+    assert!(asked.err.starts_with(&format!("qpatch: gate.a: {says}")), "{}", asked.err);
+    assert!(asked.err.contains(but) && asked.err.contains("cargo build --target"), "{}", asked.err);
+    let left_out = fixture.qpatch(&["apply"]).ok();
+    let warning =
+        "qpatch: warning: no limits per domain: the gate does not fit this tree and is left out\n";
+    assert!(left_out.err.starts_with(warning), "{}", left_out.err);
+    assert!(left_out.err.contains(but), "{}", left_out.err);
+    assert!(!fixture.path().join("gate.a").exists());
+    // Where there is no compiler, apply does not need one.
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.write("conf-cc", "no-such-compiler -O2\n");
+    assert_eq!(fixture.qpatch(&["apply", "--gate"]).ok().err, "");
+}
+
+#[test]
+fn a_distribution_s_flags_that_old_sources_do_not_stand() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let flags = "gcc -g -Werror=implicit-function-declaration -O2";
+    fixture
+        .write("conf-cc", &format!("{flags}\n\ntext with -Werror=implicit-function-declaration\n"));
+    fixture.qpatch(&["apply"]).ok();
+    let changed = flags.replace("-Werror", "-Wno-error");
+    let now = fixture.read("conf-cc");
+    assert!(now.starts_with(&format!("{changed} -std=gnu89")), "{now}");
+    let again = fixture.qpatch(&["apply"]).ok();
+    assert!(again.out.ends_with("nothing to change\n"), "{}", again.out);
+    let status = fixture.qpatch(&["status"]).ok();
+    assert!(status.out.contains("toolchain       applied"), "{}", status.out);
+    fixture.qpatch(&["revert"]).ok();
+    assert!(fixture.read("conf-cc").starts_with(flags));
+}

@@ -17,7 +17,10 @@ use std::time::{Duration, Instant};
 
 use common::{Fixture, Run, run};
 use qpatch::fixture::Dialect;
+use qpatch::verify::protocol;
 use qpatch::verify::scratch::TodoLayout;
+use qpatch::verify::spawner::{Channel, Spawner};
+use qpatch::verify::stub::{self, Mode};
 use qpatch::verify::{self, Options, Part, Silent};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -579,4 +582,38 @@ fn a_proof_reaps_all_that_it_has_started() {
         .arg(fixture.path()))
     .ok();
     assert_eq!(run.out.lines().last(), Some("0"), "{}", run.out);
+}
+
+/// Where an unsigned long has 32 bits, a time in nanoseconds is more than one.
+#[test]
+fn a_stub_of_32_bits_tells_the_time() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    let mut config = rig::config(100, &[]);
+    config.cc = Some("cc -m32".to_owned());
+    let mut rig = match rig::Rig::of(fixture.path(), &config, &["qmail-rspawn"]) {
+        Ok(rig) => rig,
+        // Not on x86, or without the C library of 32 bits.
+        Err(why) => {
+            let program = "int main(void) { return 0; }\n";
+            fixture.write("one.c", program);
+            let one = fixture.path().join("one.c");
+            let built = Command::new("cc").args(["-m32", "-o", "/dev/null"]).arg(&one).output();
+            assert!(!built.unwrap().status.success(), "{why}");
+            rig::tell("skipped: no compiler and C library of 32 bits");
+            return;
+        }
+    };
+    let mut spawner = Spawner::start(&rig.site, &mut rig.stubs, Channel::Remote).unwrap();
+    spawner.send(&protocol::Command {
+        number: 0,
+        message: rig.message.relative(),
+        sender: "s@sender.example".to_owned(),
+        recipient: stub::recipient(Mode::Accept, None, 0, "remote.example"),
+    });
+    spawner.wait(&mut rig.stubs, "a report", |seen| seen.reports == 1).unwrap();
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
+    let at = rig.stubs.events().last().unwrap().at_ns;
+    // A machine that has slept counts that in its uptime alone; 2^32 ns are 4.3 s.
+    assert!(seconds < 10.0 || at > u64::from(u32::MAX), "{at} ns, {seconds} s after the start");
 }

@@ -14,6 +14,10 @@ use super::scratch::Site;
 /// How long make may print nothing before it is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// What is said where a source of the rig does not compile: it may be the compiler, its flags or its C library.
+pub(crate) const NOT_OURS: &str = "a source of verify itself, in plain C89 and POSIX, does not compile with conf-cc and the C \
+    library behind it; its first message tells why";
+
 /// The source of the object that [`prepare`] links into every program.
 const LINK_C: &str = include_str!("link.c");
 
@@ -71,7 +75,7 @@ pub fn prepare(site: &Site) -> Result<(), Error> {
         command: format!("{} link.c", site.cc()),
         how: describe(status),
         lines: telling_lines(&String::from_utf8_lossy(&output)),
-        cause: Some("the compiler of conf-cc cannot compile a small correct program".to_owned()),
+        cause: Some(NOT_OURS.to_owned()),
     })))
 }
 
@@ -93,7 +97,7 @@ pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
             command: format!("make {}", targets.join(" ")),
             how: describe(status),
             lines: telling_lines(&output),
-            cause: likely_cause(&output, site.spawn()),
+            cause: likely_cause(&output, site.spawn(), site.cc()),
         });
     }
     match last {
@@ -160,7 +164,7 @@ pub(crate) fn set_chkspawn_aside(site: &Site) -> Result<(), Error> {
 const SHOWN_LINES: usize = 12;
 
 /// The lines with errors and what surrounds a linker's complaint; the last ones where nothing looks like an error.
-fn telling_lines(output: &str) -> Vec<String> {
+pub(crate) fn telling_lines(output: &str) -> Vec<String> {
     let tells = |line: &&str| {
         let echoed = line.starts_with("./") || line.contains("warning:");
         let lower = line.to_ascii_lowercase();
@@ -188,7 +192,7 @@ fn telling_lines(output: &str) -> Vec<String> {
 }
 
 /// What usually is behind a message, and what helps.
-fn likely_cause(output: &str, spawn: u32) -> Option<String> {
+fn likely_cause(output: &str, spawn: u32, cc: &str) -> Option<String> {
     let has =
         |text: &str| output.lines().any(|line| line.contains(text) && !line.contains("warning:"));
     let cause = if has("TLS definition") && has("errno") || has("undefined reference to `errno'") {
@@ -211,6 +215,10 @@ fn likely_cause(output: &str, spawn: u32) -> Option<String> {
         "gate.a is probably made for another C library than that of the tree's compiler; use a qpatch that was itself built \
          for that one, or qpatch apply --no-gate"
             .to_owned()
+    } else if has("-static-libgcc") && (has("invalid option") || has("unknown option")) {
+        "this linker cannot link the gate's library (gate.a, with the options in gate.lib); put gcc or clang into conf-ld, or qpatch \
+         apply --no-gate"
+            .to_owned()
     } else if has("implicit declaration of function")
         || has("implicit-function-declaration")
         || has("return-mismatch")
@@ -220,8 +228,13 @@ fn likely_cause(output: &str, spawn: u32) -> Option<String> {
         || has("too many arguments to function")
         || has("conflicting types for")
     {
-        "the sources are older than this compiler's defaults; qpatch apply (toolchain) puts -std=gnu89 into conf-cc"
-            .to_owned()
+        match cc.contains("-std=gnu89") || cc.contains("-ansi") {
+            true => "the sources are older than what conf-cc's flags make an error of (-Werror=...); take those flags out, or \
+                     add -Wno-error=implicit-function-declaration behind them"
+                .to_owned(),
+            false => "the sources are older than this compiler's defaults; qpatch apply (toolchain) puts -std=gnu89 into conf-cc"
+                .to_owned(),
+        }
     } else if let Some(library) = word_after(output, "cannot find -l") {
         format!("the library {library} is not installed; install its development package")
     } else if let Some(header) = missing_header(output) {
@@ -276,6 +289,7 @@ mod tests {
     #[test]
     fn known_causes_are_named() {
         let tls = "/usr/bin/ld: errno: TLS definition in /lib/libc.so.6 mismatches non-TLS reference in chkspawn.o";
+        let likely_cause = |output: &str, spawn| super::likely_cause(output, spawn, "cc -O2");
         assert!(likely_cause(tls, 1000).expect("known").contains("extern int errno"));
         let oops = "Oops. You have set conf-spawn higher than 255.";
         assert!(likely_cause(oops, 1000).expect("known").contains("--spawn 1000"));
@@ -289,6 +303,16 @@ mod tests {
                         `_dl_find_object'";
         assert!(likely_cause(of_glibc, 1).expect("known").contains("--no-gate"));
         assert_eq!(likely_cause("make: *** [Makefile:1: x] Error 1", 1), None);
+        let tcc = "tcc: error: invalid option -- '-static-libgcc'";
+        assert!(likely_cause(tcc, 1).expect("known").contains("put gcc or clang into conf-ld"));
+        let implicit = "a.c:1:2: error: implicit declaration of function 'f' [-Werror=implicit-function-declaration]";
+        assert!(likely_cause(implicit, 1).expect("known").contains("(toolchain) puts -std=gnu89"));
+        let there = super::likely_cause(
+            implicit,
+            1,
+            "gcc -Werror=implicit-function-declaration -std=gnu89",
+        );
+        assert!(there.expect("known").contains("add -Wno-error=implicit-function-declaration"));
     }
 
     #[test]

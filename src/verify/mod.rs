@@ -30,6 +30,7 @@ pub mod spawner;
 pub mod stub;
 #[allow(unsafe_code)]
 pub(crate) mod sys;
+pub mod target;
 pub mod trials;
 
 use std::path::{Path, PathBuf};

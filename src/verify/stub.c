@@ -23,7 +23,7 @@
                                 through pipes that are soon full.
                                 Where qmail-send has several remote channels, each gets a relay of its own.
    rig-limit PID NAME SOFT      sets the soft limit NAME (nproc, nofile) of a process of the same user and prints what
-                                it was; exits 1 where that cannot be done. Linux.
+                                it was; exits 1 where that cannot be done. Linux, but not with dietlibc.
 
    Small on purpose: thousands of these run at once. No stdio, no heap. C89, so that any conf-cc compiles it. */
 
@@ -67,6 +67,15 @@ static void putnum(unsigned long u)
   put(digits + i, sizeof digits - i);
 }
 
+/* A time in nanoseconds: more than an unsigned long has room for where that has 32 bits. */
+static void puttime(const struct timespec *at)
+{
+  unsigned long rest = at->tv_nsec;
+  unsigned long unit;
+  putnum(at->tv_sec);
+  for (unit = 100000000UL; unit; unit /= 10) putnum(rest / unit % 10);
+}
+
 static void flushto(int fd)
 {
   unsigned int done = 0;
@@ -85,7 +94,7 @@ static void event(int fd, const char *what, const char *program, const char *loc
   puts0(what);
   putnum(getpid());
   puts0(" ");
-  putnum((unsigned long) now.tv_sec * 1000000000UL + now.tv_nsec);
+  puttime(&now);
   puts0(" ");
   puts0(program);
   puts0(" ");
@@ -235,7 +244,7 @@ static int relay(const char *channel)
 
 static int limit(int argc, char **argv)
 {
-#if defined(__linux__) && defined(RLIMIT_NPROC)
+#if defined(__linux__) && defined(RLIMIT_NPROC) && !defined(__dietlibc__)
   struct rlimit old;
   struct rlimit new;
   int which = RLIMIT_NOFILE;

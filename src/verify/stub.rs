@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::build::BuildFailure;
+use super::build::{BuildFailure, NOT_OURS, telling_lines};
 use super::error::Error;
 use super::process::{describe, run_captured};
 use super::scratch::Site;
@@ -354,14 +354,11 @@ fn compile(site: &Site) -> Result<Linked, Error> {
         if status.success() {
             return Ok(linked);
         }
-        let lines = String::from_utf8_lossy(&output).lines().take(12).map(str::to_owned).collect();
         last = Some(BuildFailure {
             command: format!("{} stub.c", site.cc()),
             how: describe(status),
-            lines,
-            cause: Some(
-                "the compiler of conf-cc cannot compile a small correct program".to_owned(),
-            ),
+            lines: telling_lines(&String::from_utf8_lossy(&output)),
+            cause: Some(NOT_OURS.to_owned()),
         });
     }
     match last {
