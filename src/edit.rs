@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::lex::{Kind, Lang, Source};
-use crate::matcher::{self, Match, Nearest};
+use crate::matcher::{self, Match, Near, Nearest};
 use crate::rule::{Count, Hunk, Mark, Part, Piece, Rule, Scope, pieces};
 
 /// Bytes of a source to replace.
@@ -47,14 +47,14 @@ pub enum Misfit {
         has: Vec<String>,
     },
     /// No variant matches.
-    NoMatch(Option<Nearest>),
+    NoMatch(Near),
     /// It matches more than once.
     Ambiguous {
         /// Lines of the matches.
         lines: Vec<usize>,
     },
     /// It was applied, and the post-condition still does not hold: the rule is wrong.
-    Unproved(Option<Nearest>),
+    Unproved(Near),
     /// Two rules change the same bytes.
     Overlap {
         /// Line of the file.
@@ -68,9 +68,7 @@ impl Misfit {
     pub fn line(&self) -> Option<usize> {
         match self {
             Misfit::NoScope { .. } => None,
-            Misfit::NoMatch(nearest) | Misfit::Unproved(nearest) => {
-                nearest.as_ref().map(|n| n.line)
-            }
+            Misfit::NoMatch(near) | Misfit::Unproved(near) => near.line(),
             Misfit::Ambiguous { lines } => lines.first().copied(),
             Misfit::Overlap { line } => Some(*line),
         }
@@ -79,16 +77,28 @@ impl Misfit {
 
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let near = |nearest: &Option<Nearest>| match nearest {
-            None => "nothing comes near".to_string(),
-            Some(n) => format!(
-                "nearest: {} of {} tokens, line {}: wanted `{}`, found `{}`",
-                n.matched,
-                n.total,
-                n.line,
-                n.wanted.escape_debug(),
-                n.found.escape_debug()
-            ),
+        let near = |near: &Near| match near {
+            Near::Nowhere { words, .. } => {
+                let words: Vec<_> =
+                    words.iter().map(|w| format!("`{}`", w.escape_debug())).collect();
+                match words.as_slice() {
+                    [] => "nothing comes near".to_string(),
+                    [word] => format!("nothing comes near: {word} is not there"),
+                    words => format!("nothing comes near: of {} none is there", words.join(", ")),
+                }
+            }
+            Near::Place(n) => {
+                let before = match &n.before {
+                    Some(next) => format!(" before `{}`", next.escape_debug()),
+                    None => String::new(),
+                };
+                let Nearest { matched, total, line, wanted, found, .. } = &**n;
+                let (wanted, found) = (wanted.escape_debug(), found.escape_debug());
+                format!(
+                    "nearest: {matched} of {total} tokens, line {line}: wanted `{wanted}`{before}, \
+                     found `{found}`"
+                )
+            }
         };
         match self {
             Misfit::NoScope { wanted, has } if has.is_empty() => {
@@ -144,9 +154,11 @@ pub fn examine(rule: &Rule, lang: Lang, source: &Source<'_>) -> State {
     if !holds(rule, lang, &after) {
         let wanted = rule.done.first();
         let regions = matcher::regions(&after, lang, &rule.parts[0].scope).unwrap_or_default();
-        return State::Misfit(Misfit::Unproved(
-            wanted.and_then(|p| matcher::nearest(&after, &regions, p)),
-        ));
+        let near = match wanted {
+            Some(pattern) => matcher::nearest(&after, &regions, pattern),
+            None => Near::Nowhere { words: Vec::new(), line: None },
+        };
+        return State::Misfit(Misfit::Unproved(near));
     }
     State::Fits { edits }
 }
@@ -165,7 +177,7 @@ fn part_edits(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Vec<Edit>,
         Err(_) if part.count == Count::Any => return Ok(Vec::new()),
         Err(has) => return Err(Misfit::NoScope { wanted: scope_name(&part.scope), has }),
     };
-    let mut nearest: Option<Nearest> = None;
+    let mut nearest: Option<Near> = None;
     for hunk in &part.variants {
         if hunk.pattern.elements.is_empty() {
             let region = regions.first().cloned().unwrap_or_default();
@@ -189,10 +201,12 @@ fn part_edits(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Vec<Edit>,
             .flat_map(|r| matcher::find_all(source, r.clone(), &hunk.pattern))
             .collect();
         if matches.is_empty() {
-            let near = matcher::nearest(source, &regions, &hunk.pattern);
-            let share = |n: &Nearest| n.matched * 1000 / n.total.max(1);
-            if near.as_ref().map(share) > nearest.as_ref().map(share) {
-                nearest = near;
+            let mut near = matcher::nearest(source, &regions, &hunk.pattern);
+            if let Near::Place(place) = &mut near {
+                place.rule_line = hunk.line_of(place.element).map(|line| line.line);
+            }
+            if nearest.as_ref().is_none_or(|best| near.share() > best.share()) {
+                nearest = Some(near);
             }
             continue;
         }
@@ -205,7 +219,7 @@ fn part_edits(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Vec<Edit>,
     if part.count == Count::Any {
         return Ok(Vec::new());
     }
-    Err(Misfit::NoMatch(nearest))
+    Err(Misfit::NoMatch(nearest.unwrap_or(Near::Nowhere { words: Vec::new(), line: None })))
 }
 
 fn scope_name(scope: &Scope) -> String {

@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -37,17 +36,59 @@ impl Match {
     }
 }
 
-/// The place where a pattern that does not match came closest.
+/// Where a pattern that does not match came closest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// Some of it is there.
+    Place(Box<Nearest>),
+    /// None of its words is there.
+    Nowhere {
+        /// Its words.
+        words: Vec<String>,
+        /// Line of the function or target that was searched; `None` if that was the whole file.
+        line: Option<usize>,
+    },
+}
+
+impl Near {
+    /// The line of the file that it is about.
+    #[must_use]
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Near::Place(nearest) => Some(nearest.line),
+            Near::Nowhere { line, .. } => *line,
+        }
+    }
+
+    /// How much of the pattern is there, in thousandths.
+    #[must_use]
+    pub fn share(&self) -> usize {
+        match self {
+            Near::Place(nearest) => nearest.share,
+            Near::Nowhere { .. } => 0,
+        }
+    }
+}
+
+/// The place where the longest part of a pattern is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nearest {
-    /// Elements, gaps aside, that matched.
+    /// Elements in a row, gaps aside, that matched.
     pub matched: usize,
     /// Elements, gaps aside, that the pattern has.
     pub total: usize,
-    /// Line of the first token that did not fit.
+    /// How much of the pattern matched, in thousandths; words weigh more than punctuation.
+    pub share: usize,
+    /// Line of the token that did not fit.
     pub line: usize,
+    /// The element of the pattern that did not fit.
+    pub element: usize,
+    /// The line of the rule file that has it, where that is known.
+    pub rule_line: Option<usize>,
     /// What the pattern wanted there.
     pub wanted: String,
+    /// If all behind `wanted` matched: the first of that.
+    pub before: Option<String>,
     /// What is there.
     pub found: String,
 }
@@ -77,38 +118,125 @@ pub fn matches(source: &Source<'_>, region: Range<usize>, pattern: &Pattern) -> 
     region.into_iter().any(|at| search.at(at).is_some())
 }
 
-/// Where in `regions` the pattern came closest to matching.
+/// Where in `regions` the pattern came closest to matching: where the longest part of it is, be that its beginning or not.
 #[must_use]
-pub fn nearest(
-    source: &Source<'_>,
-    regions: &[Range<usize>],
-    pattern: &Pattern,
-) -> Option<Nearest> {
-    let mut best: Option<(usize, usize, usize)> = None;
+pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern) -> Near {
+    let elements = &pattern.elements;
+    let weights: Vec<usize> = elements.iter().map(weight).collect();
+    let weigh = |range: Range<usize>| weights[range].iter().sum::<usize>();
+    // The part that begins with element `from`: what it weighs, how many matched, and what did not.
+    struct Part {
+        weight: usize,
+        matched: usize,
+        from: usize,
+        start: usize,
+        token: usize,
+        element: usize,
+    }
+    let mut best: Option<Part> = None;
     for region in regions {
         let mut search = Search::new(source, region.clone(), pattern);
-        for at in region.clone() {
-            search.furthest.set((0, at, 0));
-            let _ = search.at(at);
-            let (matched, token, element) = search.furthest.get();
-            if best.is_none_or(|(most, _, _)| matched > most) {
-                best = Some((matched, token, element));
+        for from in (0..elements.len()).filter(|&n| n == 0 || weights[n] == WORD) {
+            for start in region.clone() {
+                search.furthest.set((0, start, from));
+                let (matched, token, element) = match search.part(from, start) {
+                    Some(found) => {
+                        let gap = |n: &usize| elements[*n] != Element::Gap;
+                        let matched = (from..elements.len()).filter(gap).count();
+                        (matched, found.extent().end, elements.len())
+                    }
+                    None => search.furthest.get(),
+                };
+                let weight = weigh(from..element);
+                if best.as_ref().is_none_or(|b| weight > b.weight) {
+                    best = Some(Part { weight, matched, from, start, token, element });
+                }
             }
         }
     }
-    let (matched, token, element) = best?;
-    let show = |text: Cow<'_, [u8]>| String::from_utf8_lossy(&text).into_owned();
-    Some(Nearest {
-        matched,
-        total: pattern.elements.iter().filter(|e| **e != Element::Gap).count(),
-        line: source.line(source.tokens.get(token).map_or(source.bytes.len(), |t| t.span.start)),
-        wanted: pattern.elements.get(element).map_or_else(String::new, |e| wanted(pattern, e)),
-        found: if token < source.tokens.len() {
-            show(source.text(token))
-        } else {
-            "the end of the file".to_string()
-        },
-    })
+    let Some(part) = best.filter(|part| part.weight >= WORD) else {
+        let word = |(e, w): (&Element, &usize)| match e {
+            Element::Token(_, text) if *w == WORD => {
+                Some(String::from_utf8_lossy(text).into_owned())
+            }
+            _ => None,
+        };
+        let mut words: Vec<_> = elements.iter().zip(&weights).filter_map(word).collect();
+        let mut seen = std::collections::HashSet::new();
+        words.retain(|word| seen.insert(word.clone()));
+        let whole = regions.iter().any(|r| r.len() == source.tokens.len());
+        let start = regions.first().filter(|_| !whole).and_then(|r| source.tokens.get(r.start));
+        return Near::Nowhere { words, line: start.map(|t| source.line(t.span.start)) };
+    };
+    // All from there on matched, so it is what comes before that did not. Behind a gap that is anywhere above.
+    let behind = part.element == elements.len();
+    let mut part = part;
+    while behind
+        && part.start > 0
+        && matches!(part.from.checked_sub(1).map(|n| &elements[n]), Some(Element::Token(kind, text))
+            if source.tokens[part.start - 1].kind == *kind && source.text(part.start - 1) == text.as_slice())
+    {
+        (part.from, part.start, part.matched) = (part.from - 1, part.start - 1, part.matched + 1);
+    }
+    let (element, token) = match behind {
+        true => (part.from.saturating_sub(1), part.start.checked_sub(1)),
+        false => (part.element, Some(part.token)),
+    };
+    let gap = behind && elements.get(element) == Some(&Element::Gap);
+    let element = if gap { element.saturating_sub(1) } else { element };
+    let (at, found) = match token.and_then(|t| source.tokens.get(t).map(|token| (t, token))) {
+        _ if gap => (source.tokens[part.start].span.start, "nothing like it above".to_string()),
+        Some((t, token)) => {
+            (token.span.start, String::from_utf8_lossy(&source.text(t)).into_owned())
+        }
+        None if behind => (0, "the start of the file".to_string()),
+        None => (source.bytes.len(), "the end of the file".to_string()),
+    };
+    let shown =
+        |element: usize| elements.get(element).map_or_else(String::new, |e| wanted(pattern, e));
+    Near::Place(Box::new(Nearest {
+        matched: part.matched,
+        total: elements.iter().filter(|e| **e != Element::Gap).count(),
+        share: part.weight * 1000 / weigh(0..elements.len()).max(1),
+        line: source.line(at),
+        element,
+        rule_line: None,
+        wanted: shown(element),
+        before: behind.then(|| shown(part.from)),
+        found,
+    }))
+}
+
+/// What a word weighs in a partial match; punctuation and keywords are everywhere.
+const WORD: usize = 4;
+
+fn weight(element: &Element) -> usize {
+    const KEYWORDS: [&[u8]; 18] = [
+        b"if",
+        b"else",
+        b"for",
+        b"while",
+        b"do",
+        b"switch",
+        b"case",
+        b"break",
+        b"return",
+        b"int",
+        b"char",
+        b"unsigned",
+        b"long",
+        b"void",
+        b"static",
+        b"extern",
+        b"struct",
+        b"i",
+    ];
+    match element {
+        Element::Token(Kind::Punct | Kind::LineEnd | Kind::Directive, _) => 1,
+        Element::Token(Kind::Ident, text) if KEYWORDS.contains(&text.as_slice()) => 1,
+        Element::Token(..) => WORD,
+        Element::Variable(_) | Element::Run(_) | Element::Gap => 0,
+    }
 }
 
 fn wanted(pattern: &Pattern, element: &Element) -> String {
@@ -147,12 +275,17 @@ impl<'a> Search<'a> {
     }
 
     fn at(&mut self, start: usize) -> Option<Match> {
+        self.part(0, start)
+    }
+
+    /// The elements from `element` on at `start`.
+    fn part(&mut self, element: usize, start: usize) -> Option<Match> {
         self.steps.set(0);
         let mut state = Match {
             tokens: Vec::with_capacity(self.pattern.elements.len()),
             bindings: HashMap::new(),
         };
-        self.from(0, start, 0, &mut state).then_some(state)
+        self.from(element, start, 0, &mut state).then_some(state)
     }
 
     fn fits(&self, token: usize, kind: Kind, text: &[u8]) -> bool {
@@ -449,7 +582,7 @@ pub fn regions(
         Scope::Target(name) => {
             let targets = targets(source);
             let regions: Vec<_> =
-                targets.iter().filter(|(n, _)| n == name).map(|(_, r)| r.clone()).collect();
+                targets.iter().filter(|(n, _)| n == name).flat_map(|(_, r)| r.clone()).collect();
             if regions.is_empty() {
                 return Err(targets.into_iter().map(|(n, _)| n).collect());
             }
@@ -502,15 +635,18 @@ fn includes(source: &Source<'_>) -> Vec<Include> {
     found
 }
 
-/// Makefile targets, each with its rule and recipe.
-fn targets(source: &Source<'_>) -> Vec<(String, Range<usize>)> {
+/// Makefile targets, each with its rule and recipe. Blank and comment lines before a line of the recipe are no end of it,
+/// but no part of it either: it goes on in a further range.
+fn targets(source: &Source<'_>) -> Vec<(String, Vec<Range<usize>>)> {
     let mut found = Vec::new();
     let tokens = &source.tokens;
+    let behind_line = |at: usize| {
+        let end = (at..tokens.len()).find(|&i| tokens[i].kind == Kind::LineEnd);
+        end.map_or(tokens.len(), |i| i + 1)
+    };
     let mut at = 0;
     while at < tokens.len() {
         let word = source.text(at);
-        let line_end =
-            (at..tokens.len()).find(|&i| tokens[i].kind == Kind::LineEnd).unwrap_or(tokens.len());
         let name = if tokens[at].kind != Kind::Word || recipe_line(source, at) {
             None
         } else if let Some(name) = word.strip_suffix(b":") {
@@ -521,17 +657,29 @@ fn targets(source: &Source<'_>) -> Vec<(String, Range<usize>)> {
             None
         };
         let Some(name) = name else {
-            at = line_end + 1;
+            at = behind_line(at);
             continue;
         };
-        let mut end = line_end + 1;
-        while end < tokens.len() && recipe_line(source, end) {
-            end = (end..tokens.len())
-                .find(|&i| tokens[i].kind == Kind::LineEnd)
-                .map_or(tokens.len(), |i| i + 1);
+        let mut ranges = Vec::new();
+        let (mut start, mut end) = (at, behind_line(at));
+        loop {
+            while end < tokens.len() && recipe_line(source, end) {
+                end = behind_line(end);
+            }
+            ranges.push(start..end);
+            let mut next = end;
+            while next < tokens.len()
+                && !recipe_line(source, next)
+                && (tokens[next].kind == Kind::LineEnd || source.text(next).starts_with(b"#"))
+            {
+                next = behind_line(next);
+            }
+            if next >= tokens.len() || !recipe_line(source, next) {
+                break;
+            }
+            (start, end) = (next, next);
         }
-        let end = end.min(tokens.len());
-        found.push((String::from_utf8_lossy(name).into_owned(), at..end));
+        found.push((String::from_utf8_lossy(name).into_owned(), ranges));
         at = end;
     }
     found
@@ -596,7 +744,66 @@ mod tests {
     #[test]
     fn makefile_targets() {
         let source = Source::new(Lang::Text, b"a: \\\nb c\n\t./x\n\t./y\n\nd : e\nf:\n");
-        let found: Vec<_> = targets(&source).into_iter().map(|(n, r)| (n, r.len())).collect();
-        assert_eq!(found, [("a".into(), 8), ("d".into(), 4), ("f".into(), 2)]);
+        let lens = |ranges: Vec<Range<usize>>| ranges.iter().map(Range::len).collect::<Vec<_>>();
+        let found: Vec<_> = targets(&source).into_iter().map(|(n, r)| (n, lens(r))).collect();
+        assert_eq!(found, [("a".into(), vec![8]), ("d".into(), vec![4]), ("f".into(), vec![2])]);
+    }
+
+    #[test]
+    fn a_recipe_goes_on_behind_comments_and_blank_lines() {
+        let text = b"a: b\n# c \\\n d:\n\n\t./x a\n#\n\t./y\n\n# e\nf: g\n";
+        let source = Source::new(Lang::Text, text);
+        let words = |range: &Range<usize>| {
+            let words = range.clone().filter(|&i| source.tokens[i].kind == Kind::Word);
+            words
+                .map(|i| String::from_utf8(source.text(i).into_owned()).unwrap())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let found: Vec<_> = targets(&source)
+            .iter()
+            .map(|(n, r)| (n.clone(), r.iter().map(words).collect::<Vec<_>>()))
+            .collect();
+        let of_a = ["a: b", "./x a", "./y"].map(String::from).to_vec();
+        assert_eq!(found, [("a".to_string(), of_a), ("f".to_string(), vec!["f: g".to_string()])]);
+    }
+
+    /// The nearest place for a pattern that is written as the context of a rule.
+    fn near(pattern: &str, text: &str) -> Near {
+        let rule = format!("file a.c\n@@ : t\n {}\n+;\n=x\n", pattern.replace('\n', "\n "));
+        let patch =
+            crate::rule::parse("t", "t", &rule, &crate::rule::Parameters::new(), &[]).unwrap();
+        let source = Source::new(Lang::C, text.as_bytes());
+        let whole: Vec<Range<usize>> = std::iter::once(0..source.tokens.len()).collect();
+        nearest(&source, &whole, &patch.sections[0].rules()[0].parts[0].variants[0].pattern)
+    }
+
+    #[test]
+    fn the_nearest_place_is_where_the_longest_part_is() {
+        let text = "f();\ng(a);\nh(x);\nclose(fd);\nend();\n";
+        for (pattern, line, wanted, before, found) in [
+            // Its beginning.
+            ("close(fd);\nexit();", 5, "exit", None, "end"),
+            // Its end: nothing of what comes before is there.
+            ("open(y);\nclose(fd);", 3, "y", Some(")"), "x"),
+            ("begin(z);\n...\nclose(fd);", 4, ";", Some("close"), "nothing like it above"),
+            // Its middle.
+            ("open(y); close(fd); exit();", 5, "exit", None, "end"),
+        ] {
+            let Near::Place(nearest) = near(pattern, text) else { panic!("{pattern}: nowhere") };
+            let got = (
+                nearest.line,
+                nearest.wanted.as_str(),
+                nearest.before.as_deref(),
+                nearest.found.as_str(),
+            );
+            assert_eq!(got, (line, wanted, before, found), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_whose_words_are_nowhere_is_at_no_line() {
+        let nowhere = near("sig_childunblock();", "#include <a.h>\nint main() { return 0; }\n");
+        assert_eq!(nowhere, Near::Nowhere { words: vec!["sig_childunblock".into()], line: None });
     }
 }

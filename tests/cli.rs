@@ -236,7 +236,7 @@ fn a_rule_that_does_not_fit() {
             "spawn.c: big-concurrency: a command starts with both bytes of its delivery number: \
              spawn.c:1"
         ) && run.err.contains("tokens, line ")
-            && run.err.contains("wanted `unsigned`, found `int`"),
+            && run.err.contains("wanted `char` before `)`, found `int`"),
         "{}",
         run.err
     );

@@ -710,6 +710,7 @@ impl<'a> Parser<'a> {
                 return self.error_in(start + i, 1, "a removed line may not have a gap");
             }
         }
+        self.check_names(start, &elements)?;
         self.check_added(start, lang, &lines, &elements)?;
         self.check_lets(first_let, &lets, &elements)?;
         Ok(Hunk { title, lines, pattern: Pattern { elements, lets } })
@@ -752,6 +753,22 @@ impl<'a> Parser<'a> {
             }
         }
         Ok(())
+    }
+
+    /// `$x` and `$$x` are one name, which cannot stand for one token and for several.
+    fn check_names(&self, line: usize, elements: &[Element]) -> Result<(), RuleError> {
+        let twice = elements.iter().find_map(|element| match element {
+            Element::Run(name) if elements.contains(&Element::Variable(name.clone())) => Some(name),
+            _ => None,
+        });
+        match twice {
+            None => Ok(()),
+            Some(name) => self.error_in(
+                line,
+                0,
+                format!("expected two names, found `${name}` and `$${name}`"),
+            ),
+        }
     }
 
     /// Alternatives for a metavariable that is not there are a misspelling.
@@ -800,6 +817,7 @@ impl<'a> Parser<'a> {
             let what = "a post-condition may not start or end with a gap or a run";
             return self.error_in(start, 1, what);
         }
+        self.check_names(start, &elements)?;
         self.check_lets(start, &lets, &elements)?;
         Ok(Pattern { elements, lets })
     }
@@ -987,6 +1005,7 @@ mod tests {
                 "file a.c\n@@ : t\n-$X\n=y\n",
                 "3:2: expected `$name` or `$$name` with a lower-case name, found \"$X\"".into(),
             ),
+            ("file a.c\n@@ : t\n-$x($$x);\n=y\n", "3:1: expected two names, found `$x` and `$$x`".into()),
             ("file a.c\n@@ : t\n?$n 1\n-$n\n=y\n", "3:2: expected `?$name = a | b`".into()),
             ("file a.c\n@@ : t\n?n = 1\n-$n\n=y\n", "3:2: expected a metavariable `$name`, found \"n\"".into()),
             ("file a.c\n@@ : t\n?$n = 1 2\n-$n\n=y\n", "3:7: expected one token, found \"1 2\"".into()),

@@ -1,0 +1,11 @@
+#include <unistd.h>
+
+int sig_unblock(int child)
+{
+  return child;
+}
+
+int main(void)
+{
+  return 0;
+}

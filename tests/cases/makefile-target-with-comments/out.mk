@@ -1,0 +1,9 @@
+prog: \
+a.o b.o
+# the objects of prog \
+# and the archives
+
+	./load prog gate.o a.o b.o \
+	c.a
+
+other: prog
