@@ -8,9 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use proptest::prelude::*;
 use qpatch::doctor::host::Host;
 use qpatch::doctor::launch::limits::{Given, Machine, Pair, State, Value};
 use qpatch::doctor::launch::script::{Called, Shell, Walk, World};
+use qpatch::doctor::launch::unit;
 use qpatch::doctor::{Options, examine_host};
 
 /// What the cases are about; the rest of a report has tests of its own.
@@ -364,5 +366,79 @@ fn scripts_of_any_bytes_are_followed_without_an_end() {
             let _ = taken_for(&format!("{head}{text}"), Shell::Dash);
             let _ = taken_for(&format!("{head}{text}\nexec qmail-start\n"), Shell::Unknown);
         }
+    }
+}
+
+/// Pieces of scripts and units, and what is neither.
+fn pieces() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        Just("ulimit -n 5\n"),
+        Just("exec qmail-start "),
+        Just("if "),
+        Just("then "),
+        Just("else "),
+        Just("fi\n"),
+        Just("case x in "),
+        Just("esac "),
+        Just("a) "),
+        Just(";; "),
+        Just("f() "),
+        Just("f; "),
+        Just("{ "),
+        Just("} "),
+        Just("( "),
+        Just(") "),
+        Just("while "),
+        Just("do "),
+        Just("done "),
+        Just("&& "),
+        Just("|| "),
+        Just("| "),
+        Just("& "),
+        Just("<<E\n"),
+        Just("\nE\n"),
+        Just("2>&1 "),
+        Just("\""),
+        Just("'"),
+        Just("`"),
+        Just("$("),
+        Just("${x:-"),
+        Just("$x "),
+        Just("x=5 "),
+        Just("\\\n"),
+        Just("\\"),
+        Just("prlimit -n5: "),
+        Just("softlimit -o"),
+        Just("sh -c "),
+        Just("[Service]\n"),
+        Just("ExecStart=@-/bin/sh "),
+        Just("LimitNOFILE=1"),
+        Just("0x"),
+        Just(":"),
+        Just("%"),
+        Just(".5"),
+        Just("K"),
+        Just("\u{e9}"),
+        Just("\0"),
+        Just("#"),
+        Just("\n"),
+        Just(" "),
+    ];
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_file_stops_doctor(text in pieces(), head in prop_oneof![Just(""), Just("#!/bin/execlineb\n"), Just("#!/sbin/openrc-run\n")]) {
+        let script = format!("{head}{text}");
+        for shell in [Shell::Dash, Shell::Bash, Shell::Ksh, Shell::Csh, Shell::Unknown] {
+            let _ = taken_for(&script, shell);
+        }
+        for entry in unit::entries("f", &text) {
+            let _ = unit::words(&entry.value);
+        }
+        let _ = (unit::words(&text), unit::limit(&text), unit::tasks(&text, Some(1000)), unit::memory(&text, Some(1000)));
     }
 }
