@@ -15,7 +15,7 @@ use crate::doctor;
 use crate::error::Error;
 use crate::fixture::Dialect;
 use crate::patches::{self, Shipped};
-use crate::rule::{Parameters, Patch};
+use crate::rule::{Parameters, Patch, trial};
 use crate::tree::journal::{LaterChanges, Recovered, Session};
 use crate::tree::plan::{Halves, Outcome, Plan, Report, Standing};
 use crate::tree::{self, Tree};
@@ -56,6 +56,11 @@ enum Command {
     Gate(crate::gate::Gate),
     /// Tell what of this machine is in the way of so many deliveries
     Doctor(Doctor),
+    /// Look at the rules of the patches, and try one out on a file
+    Rule {
+        #[command(subcommand)]
+        command: trial::Command,
+    },
     /// Apply and verify on a built-in tree: see what qpatch does, without a tree of your own
     Demo {
         /// How many deliveries at once
@@ -188,7 +193,7 @@ enum Format {
 }
 
 /// The ids of all patches, which help, errors and completions name.
-fn patch_ids() -> PossibleValuesParser {
+pub(crate) fn patch_ids() -> PossibleValuesParser {
     PossibleValuesParser::new(patches::ALL.map(|p| p.id))
 }
 
@@ -216,6 +221,7 @@ pub fn run(args: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
         Command::Verify(args) => verify_tree(&args),
         Command::Gate(args) => crate::gate::run(&args),
         Command::Doctor(args) => doctor(&args),
+        Command::Rule { command } => rule(&command),
         Command::Demo { spawn } => demo(spawn),
         Command::Completions { shell } => completions(shell),
         Command::Man { dir } => man(&dir),
@@ -610,6 +616,18 @@ fn doctor(args: &Doctor) -> Done {
         Format::Json => writeln!(out, "{}", report.to_json()),
     })?;
     if report.ok() { Ok(()) } else { Err(Vec::new()) }
+}
+
+/// Exits with 1 if a rule that was tried does not fit.
+fn rule(command: &trial::Command) -> Done {
+    match command {
+        trial::Command::Show { id } => print(|out| out.write_all(trial::shown(id).as_bytes())),
+        trial::Command::Try(args) => {
+            let outcome = trial::run(args).map_err(one)?;
+            print(|out| out.write_all(outcome.text.as_bytes()))?;
+            if outcome.fits { Ok(()) } else { Err(Vec::new()) }
+        }
+    }
 }
 
 fn demo(spawn: u32) -> Done {

@@ -171,55 +171,92 @@ pub fn holds(rule: &Rule, lang: Lang, source: &Source<'_>) -> bool {
     (rule.done.is_empty() || rule.done.iter().any(somewhere)) && !rule.never.iter().any(somewhere)
 }
 
-fn part_edits(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Vec<Edit>, Misfit> {
+/// Where a part matches.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The first variant that matches; `None` if none does, which [`Count::Any`] allows.
+    pub variant: Option<usize>,
+    /// Its matches. None for a variant of `+` lines alone, whose place is its scope.
+    pub matches: Vec<Match>,
+    /// What was searched.
+    regions: Vec<Range<usize>>,
+}
+
+/// Where `part` matches, in the first variant that does.
+///
+/// # Errors
+/// If it does not match, or not as often as it must.
+pub fn find(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Found, Misfit> {
+    let nothing = || Ok(Found { variant: None, matches: Vec::new(), regions: Vec::new() });
     let regions = match matcher::regions(source, lang, &part.scope) {
         Ok(regions) => regions,
-        Err(_) if part.count == Count::Any => return Ok(Vec::new()),
+        Err(_) if part.count == Count::Any => return nothing(),
         Err(has) => return Err(Misfit::NoScope { wanted: scope_name(&part.scope), has }),
     };
-    let mut nearest: Option<Near> = None;
-    for hunk in &part.variants {
+    for (n, hunk) in part.variants.iter().enumerate() {
         if hunk.pattern.elements.is_empty() {
-            let region = regions.first().cloned().unwrap_or_default();
-            let at = match part.scope {
-                Scope::AfterIncludes if !region.is_empty() => {
-                    // Behind the newline of the last include.
-                    let end = source.tokens[region.end - 1].span.end;
-                    let line = source.bytes[end..].iter().position(|&b| b == b'\n');
-                    line.map_or(source.bytes.len(), |n| end + n + 1)
-                }
-                Scope::End => source.bytes.len(),
-                _ => source
-                    .tokens
-                    .get(region.start)
-                    .map_or(source.bytes.len(), |t| line_start(source.bytes, t.span.start)),
-            };
-            return Ok(vec![insert_lines_at(hunk, source, at)]);
+            return Ok(Found { variant: Some(n), matches: Vec::new(), regions });
         }
         let matches: Vec<Match> = regions
             .iter()
             .flat_map(|r| matcher::find_all(source, r.clone(), &hunk.pattern))
             .collect();
         if matches.is_empty() {
-            let mut near = matcher::nearest(source, &regions, &hunk.pattern);
-            if let Near::Place(place) = &mut near {
-                place.rule_line = hunk.line_of(place.element).map(|line| line.line);
-            }
-            if nearest.as_ref().is_none_or(|best| near.share() > best.share()) {
-                nearest = Some(near);
-            }
             continue;
         }
         if part.count == Count::Once && matches.len() > 1 {
             let line = |m: &Match| source.line(source.tokens[m.extent().start].span.start);
             return Err(Misfit::Ambiguous { lines: matches.iter().map(line).collect() });
         }
-        return Ok(matches.iter().flat_map(|m| hunk_edits(hunk, lang, source, m)).collect());
+        return Ok(Found { variant: Some(n), matches, regions });
     }
     if part.count == Count::Any {
-        return Ok(Vec::new());
+        return nothing();
     }
-    Err(Misfit::NoMatch(nearest.unwrap_or(Near::Nowhere { words: Vec::new(), line: None })))
+    let mut best: Option<Near> = None;
+    for near in nearest(part, lang, source) {
+        if best.as_ref().is_none_or(|best| near.share() > best.share()) {
+            best = Some(near);
+        }
+    }
+    Err(Misfit::NoMatch(best.unwrap_or(Near::Nowhere { words: Vec::new(), line: None })))
+}
+
+/// Where each variant of `part` comes closest to matching. None where its scope is missing.
+#[must_use]
+pub fn nearest(part: &Part, lang: Lang, source: &Source<'_>) -> Vec<Near> {
+    let Ok(regions) = matcher::regions(source, lang, &part.scope) else { return Vec::new() };
+    let near = |hunk: &Hunk| {
+        let mut near = matcher::nearest(source, &regions, &hunk.pattern);
+        if let Near::Place(place) = &mut near {
+            place.rule_line = hunk.line_of(place.element).map(|line| line.line);
+        }
+        near
+    };
+    part.variants.iter().map(near).collect()
+}
+
+fn part_edits(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Vec<Edit>, Misfit> {
+    let found = find(part, lang, source)?;
+    let Some(hunk) = found.variant.map(|n| &part.variants[n]) else { return Ok(Vec::new()) };
+    if !hunk.pattern.elements.is_empty() {
+        return Ok(found.matches.iter().flat_map(|m| hunk_edits(hunk, lang, source, m)).collect());
+    }
+    let region = found.regions.first().cloned().unwrap_or_default();
+    let at = match part.scope {
+        Scope::AfterIncludes if !region.is_empty() => {
+            // Behind the newline of the last include.
+            let end = source.tokens[region.end - 1].span.end;
+            let line = source.bytes[end..].iter().position(|&b| b == b'\n');
+            line.map_or(source.bytes.len(), |n| end + n + 1)
+        }
+        Scope::End => source.bytes.len(),
+        _ => source
+            .tokens
+            .get(region.start)
+            .map_or(source.bytes.len(), |t| line_start(source.bytes, t.span.start)),
+    };
+    Ok(vec![insert_lines_at(hunk, source, at)])
 }
 
 fn scope_name(scope: &Scope) -> String {

@@ -17,11 +17,16 @@ const CONTROL_FILES: [(&str, &str); 2] = [
 ];
 
 /// What 0 and 1 mean where it is not just "done" and "could not". 2 is wrong usage everywhere.
-const EXIT_STATUS: [(&str, &str, &str); 7] = [
+const EXIT_STATUS: [(&str, &str, &str); 8] = [
     (
         "qpatch-status",
         "the tree was read, whichever patches are in it",
         "it is no tree of qmail, or could not be read",
+    ),
+    (
+        "qpatch-rule-try",
+        "each rule that was tried fits or is there already",
+        "a rule does not fit, or the rule or the file could not be read",
     ),
     ("qpatch-verify", "every step holds", "a step fails, or could not be tried"),
     ("qpatch-demo", "every step holds", "a step fails, or could not be tried"),

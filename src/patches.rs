@@ -40,7 +40,7 @@ pub const GATE: &str = "domain-gate";
 
 /// Files that rules write with `create NAME from FILE`: of the gate its C files as they stand in its source, and its library
 /// as the build made it; of fd-setsize its header.
-const ATTACHMENTS: [(&str, &[u8]); 9] = [
+pub(crate) const ATTACHMENTS: [(&str, &[u8]); 9] = [
     ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),
     ("gate.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate.h"))),
@@ -59,18 +59,24 @@ pub fn gate_library() -> &'static [u8] {
 }
 
 impl Shipped {
+    /// Its rule file, as it stands under `patches/`.
+    #[must_use]
+    pub fn text(&self) -> &'static str {
+        self.text
+    }
+
+    /// What its rule file is called in messages.
+    #[must_use]
+    pub fn file(&self) -> String {
+        format!("patches/{}/rule", self.id)
+    }
+
     /// Its rules.
     ///
     /// # Errors
     /// Never for a shipped patch: a test reads them all.
     pub fn patch(&self, parameters: &Parameters) -> Result<Patch, RuleError> {
-        rule::parse(
-            self.id,
-            &format!("patches/{}/rule", self.id),
-            self.text,
-            parameters,
-            &ATTACHMENTS,
-        )
+        rule::parse(self.id, &self.file(), self.text, parameters, &ATTACHMENTS)
     }
 }
 

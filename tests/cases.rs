@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use qpatch::edit::{self, State};
 use qpatch::lex::{Lang, Source};
@@ -30,6 +31,29 @@ fn run(rule_text: &str, lang: Lang, input: &[u8]) -> Result {
     Result::Changed(bytes)
 }
 
+/// The golden `try` of what `qpatch rule try` says.
+fn tried(dir: &Path, input: &Path) -> std::result::Result<(), String> {
+    let input = input.file_name().unwrap();
+    let run = Command::new(env!("CARGO_BIN_EXE_qpatch"))
+        .args(["rule", "try", "rule"])
+        .arg(input)
+        .current_dir(dir)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let got =
+        format!("{}{}exit {}\n", text(&run.stdout), text(&run.stderr), run.status.code().unwrap());
+    let want = dir.join("try");
+    if std::env::var_os("QPATCH_BLESS").is_some() && !want.exists() {
+        fs::write(&want, &got).unwrap();
+    }
+    let expected = fs::read_to_string(&want).unwrap_or_default();
+    if expected == got {
+        return Ok(());
+    }
+    Err(format!("{}: expected\n{expected}\ngot\n{got}", dir.display()))
+}
+
 fn check(dir: &Path) -> std::result::Result<(), String> {
     let name = dir.file_name().unwrap().to_string_lossy().into_owned();
     let input = fs::read_dir(dir)
@@ -39,6 +63,9 @@ fn check(dir: &Path) -> std::result::Result<(), String> {
         .ok_or(format!("{name}: no in.*"))?;
     let rule_text =
         fs::read_to_string(dir.join("rule")).map_err(|e| format!("{name}: rule: {e}"))?;
+    if name.starts_with("try-") {
+        return tried(dir, &input);
+    }
     let lang = Lang::of(&input.to_string_lossy());
     let result = run(&rule_text, lang, &fs::read(&input).unwrap());
     let (want, got) = match result {

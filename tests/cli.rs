@@ -218,8 +218,8 @@ fn a_missing_file() {
         "qpatch: conf-spawn: big-concurrency: there is a conf-spawn to set (apply without --spawn, \
          and set it by hand): the tree has no such file\n  \
          the rule is patches/big-concurrency/rule:192; if this tree writes it another way, change \
-         the file by hand\n  or add a variant to the rule; --skip big-concurrency leaves this \
-         patch out\n",
+         the file by hand\n  or add a variant to the rule (`qpatch rule try big-concurrency:192 FILE` shows how \
+         near it comes); --skip big-concurrency leaves this patch out\n",
     );
 }
 
@@ -241,6 +241,64 @@ fn a_rule_that_does_not_fit() {
         run.err
     );
     assert!(!fixture.path().join(".qpatch").exists());
+}
+
+#[test]
+fn rule_try_names_what_it_cannot_use() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let spawn = fixture.path().join("spawn.c");
+    let spawn = spawn.to_str().unwrap();
+    for (args, code, want) in [
+        (
+            &["no-such-patch", spawn][..],
+            1,
+            "no-such-patch: no such rule file\n  name a rule file, or one of qpatch's patches: toolchain, ",
+        ),
+        (
+            &["fd-setsize:1", spawn],
+            1,
+            "patches/fd-setsize/rule:1: no rule has this line\n  rules begin on the lines ",
+        ),
+        (
+            &["domain-gate", "/dev/null"],
+            1,
+            "no rule is for a file called null\n  its rules are for *.c, ",
+        ),
+        (&["domain-gate", "/no/such/file"], 1, "/no/such/file: cannot read the file: "),
+        (&["domain-gate"], 2, "<FILE>"),
+    ] {
+        let run = qpatch(&[&["rule", "try"], args].concat());
+        assert_eq!(run.code, code, "{args:?}: {}", run.err);
+        assert!(run.err.contains(want), "{args:?}: {}", run.err);
+    }
+}
+
+#[test]
+fn rule_try_takes_the_line_that_a_misfit_names() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.replace("spawn.c", "sig_childunblock();", "sig_unblock(sig_child);");
+    fixture.qpatch(&["apply", "--no-gate"]).ok();
+    let misfit = fixture.qpatch(&["apply", "--gate"]).err;
+    let (_, rest) = misfit.split_once("`qpatch rule try ").expect("it says how to go on");
+    let rule = rest.split(' ').next().unwrap();
+    let file = fixture.path().join("spawn.c");
+    let run = qpatch(&["rule", "try", rule, file.to_str().unwrap()]);
+    assert_eq!(run.code, 1, "{}", run.err);
+    assert!(run.out.contains("held commands start: does not fit\n"), "{}", run.out);
+    // The rule as it is shown is the rule that was tried.
+    let dir = tempfile::tempdir().unwrap();
+    let own = dir.path().join("my.rule");
+    let text = qpatch(&["rule", "show", "domain-gate"]).ok().out;
+    fs::write(&own, text.replace("sig_childunblock();", "sig_unblock(sig_child);")).unwrap();
+    let line = rule.split(':').nth(1).unwrap();
+    let run =
+        qpatch(&["rule", "try", &format!("{}:{line}", own.display()), file.to_str().unwrap()]);
+    assert_eq!(run.code, 0, "{}{}", run.out, run.err);
+    assert!(
+        run.out.contains("held commands start: fits\n") && run.out.contains("+"),
+        "{}",
+        run.out
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod parse;
+pub mod trial;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -166,10 +166,10 @@ impl Plan {
                     &rule.file,
                     format!("{}: {}: {why}", report.patch, rule.title),
                     format!(
-                        "the rule is patches/{}/rule:{}; if this tree writes it another way, \
-                         change the file by hand\nor add a variant to the rule; --skip {} leaves \
-                         this patch out",
-                        report.patch, rule.line, report.patch
+                        "the rule is patches/{0}/rule:{1}; if this tree writes it another way, \
+                         change the file by hand\nor add a variant to the rule (`qpatch rule try \
+                         {0}:{1} FILE` shows how near it comes); --skip {0} leaves this patch out",
+                        report.patch, rule.line
                     ),
                 ))
             })
@@ -329,7 +329,7 @@ impl Work {
         for name in &select.names {
             // A glob takes C files, which have been read; other files are read when they are named.
             let taken: Vec<_> = if name.contains('*') {
-                self.new.keys().filter(|file| glob_takes(name, file)).cloned().collect()
+                self.new.keys().filter(|file| takes(name, file)).cloned().collect()
             } else if self.has(tree, name) {
                 self.load(tree, name)?;
                 vec![name.clone()]
@@ -616,7 +616,8 @@ fn place(name: &str, misfit: &Misfit) -> String {
     }
 }
 
-fn glob_takes(glob: &str, name: &str) -> bool {
+/// Whether `glob`, a name with one `*` at most, takes the file `name`.
+pub(crate) fn takes(glob: &str, name: &str) -> bool {
     match glob.split_once('*') {
         None => glob == name,
         Some((before, after)) => {
@@ -656,7 +657,7 @@ mod tests {
 
     #[test]
     fn globs() {
-        assert!(glob_takes("*.c", "a.c") && glob_takes("a.c", "a.c") && glob_takes("q*.c", "q.c"));
-        assert!(!glob_takes("*.c", "a.h") && !glob_takes("ab*bc", "abc"));
+        assert!(takes("*.c", "a.c") && takes("a.c", "a.c") && takes("q*.c", "q.c"));
+        assert!(!takes("*.c", "a.h") && !takes("ab*bc", "abc"));
     }
 }
