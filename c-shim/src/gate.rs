@@ -19,7 +19,7 @@
 //! **What the server says** lowers a key's limit if the table lets it: see [`crate::learn`]. A delivery that was refused only
 //! because too many were running goes back to qmail-send as busy in place of its report, and is away like the others. While a
 //! key is suspended, what the gate cannot hold is deferred, as by qmail-remote's own table of time-outs, so that it ages.
-//! Where a limit is fixed, only one thing is read in its reports: whether the server can be connected to. And when hardly any server
+//! Where a limit is fixed, only one thing is read in its reports: whether the server lets anybody in. And when hardly any server
 //! can, it is this machine: see [`crate::shortage`].
 //!
 //! **Where a queue has several spawners**, a place is also one of them all: see [`crate::share`].
@@ -39,7 +39,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use crate::command::{Commands, Parts};
 use crate::echo::{Envelope, Own};
 use crate::index::Index;
-use crate::learn::{Counted, Ended, Learned, Learning, May, Returns, Try};
+use crate::learn::{Began, Counted, Ended, Learned, Learning, May, Returns, Try};
 use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::memory::{self, OutOfMemory};
 use crate::name::{NAME_MAX, domain_of, has_upper, without_root};
@@ -221,6 +221,7 @@ struct Slot {
     beside: u32,
     /// How long its command was held, in milliseconds, 1 or more; 0: not at all.
     held_ms: u32,
+    began: Began,
     since_us: u64,
     /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
     mail: u64,
@@ -415,18 +416,26 @@ impl Key {
 
     /// When it may start something again, if that is a matter of time.
     fn starts_from(&self, now_us: u64) -> Option<u64> {
-        self.suspended_until(now_us).or_else(|| self.learned.handover_until(now_us))
+        self.suspended_until(now_us).or_else(|| match self.may_start(now_us) {
+            May::Later(until_us) => Some(until_us),
+            May::Start | May::Wait | May::Suspended(_) => None,
+        })
+    }
+
+    fn may_start(&self, now_us: u64) -> May {
+        self.learned.may_start(now_us, self.running, most(self.cap.limit), self.cap.learning)
+    }
+
+    /// How many may run now; that may be less than [`Key::limit`] for a while.
+    fn most(&self, now_us: u64) -> u32 {
+        self.learned.most(now_us, most(self.cap.limit), self.cap.learning)
     }
 
     fn admits(&self, now_us: u64) -> bool {
         match self.cap.limit {
             Limit::AtMost(0) => false,
             _ if self.pause_at(now_us).is_some() => false,
-            limit => {
-                let may =
-                    self.learned.may_start(now_us, self.running, most(limit), self.cap.learning);
-                may == May::Start
-            }
+            _ => self.may_start(now_us) == May::Start,
         }
     }
 
@@ -439,7 +448,7 @@ impl Key {
         }
     }
 
-    /// Whether it has a limit that stays what it is: then it matters only whether its server can be connected to.
+    /// Whether it has a limit that stays what it is: then it matters only whether its server lets anybody in.
     fn is_fixed(&self) -> bool {
         self.cap.learning == Learning::Fixed && matches!(self.cap.limit, Limit::AtMost(1..))
     }
@@ -496,7 +505,16 @@ impl Keys {
     }
 
     fn hash(kind: KeyKind, name_hash: u64) -> u64 {
-        name_hash.wrapping_add((kind as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        name_hash.wrapping_add(Self::of_kind(kind))
+    }
+
+    fn of_kind(kind: KeyKind) -> u64 {
+        (kind as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The hash of another kind with the same name.
+    fn same_name(key: &Key, kind: KeyKind) -> u64 {
+        Self::hash(kind, key.hash.wrapping_sub(Self::of_kind(key.kind)))
     }
 
     /// As in a [`crate::name::NameMap`], two names with the same 64 bits of hash are taken for the same.
@@ -795,6 +813,7 @@ impl Gate {
             command: NONE,
             beside: 0,
             held_ms: 0,
+            began: Began::Freely,
             since_us: 0,
             mail: 0,
             envelope: Envelope::NONE,
@@ -970,7 +989,7 @@ impl Gate {
             KeyKind::Group if self.rules.looks_at_addresses() => KeyKind::Candidates,
             _ => return None,
         };
-        self.keys.find(Keys::hash(kind, self.rules.hasher.hash(&key.name)))
+        self.keys.find(Keys::same_name(key, kind))
     }
 
     /// How many of this key may run beside the other key of its site. There is no such limit for a key without another one,
@@ -1166,7 +1185,7 @@ impl Gate {
             Limit::AtMost(limit) => {
                 key.pace.run(now_us, key.running);
                 let here = limit.saturating_sub(key.elsewhere).max(1);
-                let limit = limit.min(beside_partner);
+                let limit = limit.min(beside_partner).min(key.most(now_us));
                 let idle = limit.saturating_sub(key.running.saturating_add(key.elsewhere));
                 (idle, key.pace.spare(here.min(limit)))
             }
@@ -1243,7 +1262,7 @@ impl Gate {
 
     /// What a report says of the key, whose delivery does not run any more.
     fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
-        let Slot { since_us, mail, envelope, domain, beside, .. } = self.slots[slot as usize];
+        let Slot { since_us, mail, envelope, domain, .. } = self.slots[slot as usize];
         let looks_at_addresses = self.rules.looks_at_addresses();
         let key = &mut self.keys.all[at as usize];
         note_error(&mut key.error, report);
@@ -1256,22 +1275,15 @@ impl Gate {
             let reader = Reader { own, replies: &self.rules.replies };
             let said = reader.classify(report);
             let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
-            let key = &mut self.keys.all[at as usize];
             let seen = match site {
                 Site::Elsewhere | Site::Alone => report::Seen::Nothing,
+                // As ever, unless the operator says something else.
+                _ if self.key(at).is_fixed() && said.rule.is_none() => report::at_the_door(report),
                 _ => said.seen,
             };
-            let ended = Ended {
-                now_us,
-                started_us: since_us,
-                running: key.running,
-                beside,
-                limit: most(key.cap.limit),
-                learning: key.cap.learning,
-                seen,
-                counted: if site == Site::Own { Counted::Known } else { Counted::All },
-            };
-            let is_candidate = key.kind == KeyKind::Candidates;
+            let counted = if site == Site::Own { Counted::Known } else { Counted::All };
+            let ended = self.what_ended(at, slot, seen, counted, now_us);
+            let is_candidate = self.key(at).kind == KeyKind::Candidates;
             let mut tried = self.learn(at, &ended);
             match site {
                 Site::Alone => {
@@ -1310,19 +1322,10 @@ impl Gate {
                 return tried;
             }
         } else if key.is_fixed() && !self.is_as_ever(at, report, now_us) {
-            let key = &self.keys.all[at as usize];
-            let ended = Ended {
-                now_us,
-                started_us: since_us,
-                running: key.running,
-                beside,
-                limit: most(key.cap.limit),
-                learning: Learning::Fixed,
-                seen: report::connection(report),
-                counted: Counted::All,
-            };
+            let seen = report::at_the_door(report);
+            let ended = self.what_ended(at, slot, seen, Counted::All, now_us);
             let tried = self.learn(at, &ended);
-            if ended.seen == report::Seen::ConnectFailed && self.goes_back(mail, tried) {
+            if self.goes_back(mail, tried) {
                 return tried;
             }
         }
@@ -1334,6 +1337,30 @@ impl Gate {
         self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
         self.totals.done += 1;
         Try::Real
+    }
+
+    /// The delivery in this slot, whose key does not count it any more.
+    fn what_ended(
+        &self,
+        at: u32,
+        slot: u32,
+        seen: report::Seen,
+        counted: Counted,
+        now_us: u64,
+    ) -> Ended {
+        let Slot { since_us, beside, began, .. } = self.slots[slot as usize];
+        let key = self.key(at);
+        Ended {
+            now_us,
+            started_us: since_us,
+            running: key.running,
+            beside,
+            limit: most(key.cap.limit),
+            learning: key.cap.learning,
+            seen,
+            counted,
+            began,
+        }
     }
 
     /// What a key's delivery says of its server, unless it is this machine that cannot connect.
@@ -2126,7 +2153,8 @@ impl Gate {
         let of = self.keys.all[domain as usize].of;
         let key = &mut self.keys.all[of as usize];
         key.pace.run(now_us, key.running);
-        self.slots[slot as usize].beside = key.running;
+        let entry = &mut self.slots[slot as usize];
+        (entry.beside, entry.began) = (key.running, key.learned.began(now_us));
         key.running += 1;
         key.peak = key.peak.max(key.running);
         self.tell(of);

@@ -1432,7 +1432,7 @@ fn ending(deliveries: u32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::learn::{Counted, Ended, Learning};
+    use crate::learn::{Began, Counted, Ended, Learning};
     use crate::random::Random;
     use crate::rules::Cap;
     use std::fs::File;
@@ -1487,6 +1487,7 @@ mod tests {
             learning: Learning::On,
             seen: crate::report::Seen::TooMany(crate::report::Sent::No),
             counted: Counted::All,
+            began: Began::Freely,
         };
         key.learned.end(&refused, &mut Random::new(1));
         assert_eq!(

@@ -39,12 +39,20 @@
 //! not be sent away as busy for ever: what [`May::Suspended`] says lies further away than the hold may last should go back
 //! as an ordinary deferral, as it does from qmail-remote's own table of time-outs (tcpto), so that it ages and bounces.
 //!
+//! **A handover.** A server that counts a session for some time after its end refuses the next one, though no more run than it takes.
+//! So an objection at a level that it has accepted, to a delivery that took the place of one that had just ended, also makes
+//! places wait ([`crate::linger`]), for less than one place is worth, and the level is tried again after one cohort.
+//!
 //! **A socket that is closed.** sendmail with MaxDaemonChildren closes its listening socket when the last place is taken, until 15 s
 //! after places are free again; xinetd does so for 10 s. Nobody can connect then, though mail was taken just before.
-//! The pauses are 3 and 19 s there, long enough that no mail uses up its three returns. How many were running when it began
-//! is the wall, and it survives the suspension; if that level was new, it is tried again after ten minutes, then 20, 40 and
-//! 80, for each time costs all places for 20 s. A fixed limit stays what it is, and has the same pauses. If it closes again
-//! below that level, it was at a handover ([`HANDOVER_US`]): then a place that has become free waits a little.
+//! The pauses are 3 and 14.5 s there, long enough that no mail uses up its three returns. How many ran when it began and were
+//! accepted is the wall, and it survives the suspension. When it is open again, the limit is one below at once, and each place waits
+//! for a sixteenth of a delivery's length. The wall is tried again after ten minutes, then 20, 40 and 80, for each time costs all
+//! places for 20 s. If the socket closes below that level, it was at a handover: places wait for twice as long, and the limit is
+//! halved for a while.
+//!
+//! **A fixed limit** stays what it is. But it has the same pauses at a closed socket, and places wait after a refusal at a
+//! handover. After any other refusal beside others no more are started than ran beside it, for 4 s, then 8, up to 64.
 //!
 //! **Not a try.** Refused before the message was sent, not connected, or cut off within a minute with nothing sent, while others of the
 //! key run or have been accepted within the last minute: [`Try::NotReally`]. A key at which nothing succeeds is down to
@@ -64,14 +72,14 @@
 //! limit counts again after at most 65 + 1.3 for each place, in service times of a key that has enough mail. A server that is
 //! suspended is seen to be back after 300 s at most.
 //!
-//! **What it costs.** A server that counts a session for some time after its end (Exim's and sendmail's children, until they
-//! have been waited for) has one place less than it says: with five places of 1 s and 20 ms, 1.3 times the time. Where
-//! deliveries of equal length are handed over in step, such a server has room for half as many, and gets half as many. What
+//! **What it costs.** Where deliveries of equal length are handed over in step, a server that counts sessions for some time after
+//! their end has room for half as many. Of many places, each waits no longer than one of them is worth: such a key gets half. What
 //! a server allows a minute, whatever their number at once, is not learned: the limit rises until it is refused, and pauses
 //! begin.
 
 #![forbid(unsafe_code)]
 
+use crate::linger::{LINGER_MAX_CLOSED_US, LINGER_MAX_US, LINGER_MIN_US, Linger};
 use crate::random::Random;
 use crate::report::{Seen, Sent};
 
@@ -84,12 +92,17 @@ pub enum Learning {
     Fixed,
 }
 
-/// Where the server closes its socket at its limit, and again at a lower level, nothing starts for this time after a delivery has
-/// ended. A server that forks for each session counts the child until it has been waited for: a session that comes at once in
-/// place of one that has ended takes one place more than there are, and the socket is closed for seconds. sendmail 8.17.1 with
-/// MaxDaemonChildren=5 closed it at four deliveries of 1 s, and again at three (benches/smtp, S7).
+/// What starts so soon after another one of its key was accepted takes its place, as far as anybody knows: if it is refused, the
+/// server may still count the one that has ended. In microseconds.
 pub const HANDOVER_US: u64 = 200_000;
-/// Twice the time for each further closing, so often.
+/// A server that closes its socket at its limit gets a place that has become free only after this part of a delivery's length, but
+/// after [`LINGER_MIN_US`] at least, and [`HANDOVER_US`] at most: a place that is asked for too soon would cost 15 s.
+const CLOSED_LINGER_PART: u64 = 16;
+/// What places wait for becomes less by this part with each cohort that is accepted.
+const COHORTS_TO_FADE: u32 = 256;
+/// A fixed limit that is held down is looked at so often, in microseconds, while mail waits for it.
+const HELD_DOWN_LOOK_US: u64 = 50_000;
+/// So often a closed socket is taken for one of a handover, and the limit halved for a while.
 const CLOSES_MAX: u8 = 4;
 
 /// So many deliveries in a row, each alone, must find nothing that works before the key is suspended.
@@ -116,9 +129,12 @@ pub const PROBE_US: u64 = 300_000_000;
 pub const CLOSING_PROBES: u64 = 2;
 /// See [`CLOSING_PROBES`].
 pub const CLOSING_PROBES_MAX: u64 = 16;
-/// The first pauses after which a server is tried that let itself be connected to within [`RECENT_US`]. Together 20 to 23 s, so that
-/// a mail which may go back [`RETURNS_MAX`] times outlasts the 15 s for which sendmail closes its socket.
-pub const CLOSED_PAUSES_US: [u64; 2] = [3_000_000, 19_000_000];
+/// The first pauses after which a server is tried that let itself be connected to within [`RECENT_US`]. Together 16.4 to 17.5 s after
+/// the last session: so a mail which may go back [`RETURNS_MAX`] times outlasts the 15 s for which sendmail closes its socket,
+/// which are 16 if its clock has just begun a second when it closes.
+pub const CLOSED_PAUSES_US: [u64; 2] = [3_000_000, 14_500_000];
+/// They are shorter by this part at most.
+const CLOSED_PAUSES_SPREAD: u64 = 16;
 /// A connection that breaks later than this was not refused for being one too many: the mail has been tried.
 pub const AT_ONCE_US: u64 = 60_000_000;
 
@@ -191,7 +207,7 @@ pub struct Learned {
     top: u16,
     /// What was left of it after the first refusals.
     left: u16,
-    /// How many ran when the first of the refusals in a row came, without those that were refused; 0: none in a row.
+    /// How many ran when the first of the refusals in a row came, and were accepted.
     closers: u16,
     /// Refusals in a row.
     failures: u8,
@@ -207,16 +223,20 @@ pub struct Learned {
     has_answered: bool,
     /// Whether the level has been reached from below, and not a quarter of a cohort accepted since.
     height: Height,
-    /// Whether deliveries that started before the first of the refusals in a row are still being refused.
-    first: bool,
+    /// Whether those are counted as they end; else their number was known, as that of a level that was reached step by step.
+    counts_closers: bool,
     /// Whether the level was a new one when the refusals in a row began.
     was_new: bool,
-    /// The level at which the server closed its socket the first time; 0: it has not.
+    /// The most that the server had taken when it closed its socket; 0: it has not.
     closed_at: u16,
     /// How often it has closed it at a lower level since: at a handover.
     closes: u8,
-    /// Until when the place of a delivery that has ended may still be taken there, if it does; 0: nothing has ended.
-    handover_us: u64,
+    /// Places that have just become free.
+    linger: Linger,
+    /// The highest level at which refusals were taken to be about handovers; 0: there were none.
+    handover_level: u16,
+    /// How long those took that were accepted: of about the last eight, in microseconds.
+    took_us: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,6 +275,17 @@ pub struct Ended {
     pub seen: Seen,
     /// How many of the deliveries to its server the key counts.
     pub counted: Counted,
+    /// In whose place it was started.
+    pub began: Began,
+}
+
+/// In whose place a delivery was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Began {
+    /// In that of one that had ended within [`HANDOVER_US`], as far as anybody knows.
+    AfterAnother,
+    /// In one that was free.
+    Freely,
 }
 
 /// Whether a key counts all deliveries to its server.
@@ -288,8 +319,9 @@ pub enum May {
     Wait,
     /// Not before this time, in microseconds.
     Suspended(u64),
-    /// Not before this time, in microseconds: the server may still count one that has just ended ([`HANDOVER_US`]).
-    Handover(u64),
+    /// Not before this time, in microseconds: the server may still count one that has just ended ([`crate::linger`]), or it has
+    /// refused one beside as many. Perhaps not even then, if more have ended.
+    Later(u64),
 }
 
 impl Default for Learned {
@@ -327,11 +359,13 @@ impl Learned {
         tested: 0,
         has_answered: false,
         height: Height::New,
-        first: false,
+        counts_closers: false,
         was_new: false,
         closed_at: 0,
         closes: 0,
-        handover_us: 0,
+        linger: Linger::NONE,
+        handover_level: 0,
+        took_us: 0,
     };
 
     /// How many may run: 1..=`limit`, or 0 if that is 0.
@@ -344,6 +378,18 @@ impl Learned {
         limit.min(u32::from(self.level))
     }
 
+    /// How many may run now: with a fixed limit that may be less than is shown, for a while.
+    #[inline]
+    #[must_use]
+    pub fn most(&self, now_us: u64, limit: u32, learning: Learning) -> u32 {
+        match learning {
+            Learning::On => self.effective(limit, learning),
+            // No more than what ran beside the last one that was refused.
+            Learning::Fixed if now_us < self.cut_us => limit.min(u32::from(self.level)),
+            Learning::Fixed => limit,
+        }
+    }
+
     /// Whether one more may start beside `running`.
     #[inline]
     #[must_use]
@@ -351,15 +397,28 @@ impl Learned {
         if let Some(until_us) = self.suspended_until(now_us) {
             return May::Suspended(until_us);
         }
-        if let Some(until_us) = self.handover_until(now_us) {
-            return May::Handover(until_us);
+        let most = self.most(now_us, limit, learning);
+        if running >= most {
+            return if running < limit && learning == Learning::Fixed {
+                // A place may become free sooner, and wait for less.
+                May::Later(self.cut_us.min(now_us.saturating_add(HELD_DOWN_LOOK_US)))
+            } else {
+                May::Wait
+            };
         }
-        let most = match learning {
-            Learning::On => self.effective(limit, learning),
-            // After a pause no more than what ran beside the last one that could not connect.
-            Learning::Fixed => limit.min(u32::from(self.level)),
-        };
-        if running < most { May::Start } else { May::Wait }
+        match self.linger.until(now_us) {
+            Some(until_us) if running.saturating_add(self.linger.places(now_us)) >= most => {
+                May::Later(until_us)
+            }
+            _ => May::Start,
+        }
+    }
+
+    /// In whose place a delivery is that starts now.
+    #[inline]
+    #[must_use]
+    pub fn began(&self, now_us: u64) -> Began {
+        if self.has_accepted(now_us, HANDOVER_US) { Began::AfterAnother } else { Began::Freely }
     }
 
     /// Whether it accepted something within this time.
@@ -375,13 +434,6 @@ impl Learned {
         (self.suspended_us > now_us).then_some(self.suspended_us)
     }
 
-    /// Until when a place that has become free waits, because the server's own may still be taken; see [`HANDOVER_US`].
-    #[inline]
-    #[must_use]
-    pub fn handover_until(&self, now_us: u64) -> Option<u64> {
-        (self.handover_us > now_us).then_some(self.handover_us)
-    }
-
     /// When the server objected the last time to how many there were; None: never, or it does not matter any more.
     #[must_use]
     pub fn objected_us(&self) -> Option<u64> {
@@ -390,9 +442,9 @@ impl Learned {
 
     /// A delivery ended.
     pub fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
-        if self.closes > 0 {
-            let wait_us = HANDOVER_US << (self.closes - 1);
-            self.handover_us = ended.now_us.saturating_add(wait_us);
+        self.linger.clock(ended.now_us);
+        if !matches!(ended.seen, Seen::ConnectFailed | Seen::Nothing) && !self.is_early(ended) {
+            self.linger.ended(ended.now_us);
         }
         if ended.learning == Learning::Fixed {
             return self.end_of_fixed(ended, random);
@@ -415,52 +467,98 @@ impl Learned {
             && self.level == FREE
             && self.trial_us == 0
             && self.proved == 0
-            && self.closes == 0;
+            && self.linger.is_none();
         if is_as_ever {
             self.accepted_us = now_us.saturating_add(1);
         }
         is_as_ever
     }
 
-    /// The limit stays what it is. But while a server that has just taken mail lets nobody connect, there are pauses.
+    /// The limit stays what it is. But what was refused at the door while others ran, or soon after, was not a try; it waits for a
+    /// place, and while a server that has just taken mail takes none, there are pauses.
     fn end_of_fixed(&mut self, ended: &Ended, random: &mut Random) -> Try {
-        if self.failures == 0 && (self.level != FREE || self.trial_us > 0 || self.proved > 0) {
+        if self.trial_us > 0 || self.proved > 0 || self.wall > 0 {
             // It has learned until now.
-            *self = Self::NEW;
+            *self = Self { accepted_us: self.accepted_us, ..Self::NEW };
         }
-        let is_of_run = self.failures > 0 && ended.started_us < self.run_us;
+        let others = ended.running > 0;
+        if !self.is_early(ended) {
+            if matches!(ended.seen, Seen::Accepted | Seen::Deferred | Seen::Failed) {
+                self.accepted_us = ended.now_us.saturating_add(1);
+                self.answered_fixed(ended);
+            }
+            return Try::Real;
+        }
+        if !others && !self.took_recently(ended.now_us) {
+            return Try::Real;
+        }
+        let cannot_connect = ended.seen == Seen::ConnectFailed;
+        if cannot_connect || !others {
+            self.in_a_row(ended);
+            if self.failures >= FAILURES {
+                self.pause(ended, random);
+                // Until it answers; or for as long as it counts that it answered the last time.
+                (self.level, self.cut_us) = (
+                    self.accepted_beside(ended).max(1),
+                    self.suspended_us.saturating_add(RECENT_US),
+                );
+            }
+        }
+        // Beside more than the server is known to take it was one too many.
+        let is_handover = others
+            && ended.began == Began::AfterAnother
+            && (self.level == FREE || self.accepted_beside(ended) < self.level);
+        if is_handover && self.linger.too_short(ended.now_us, ended.started_us, LINGER_MAX_US) {
+            // The place that it came for is still taken.
+            self.linger.ended(ended.now_us);
+        } else if !cannot_connect {
+            self.hold_down(ended);
+        }
+        Try::NotReally
+    }
+
+    /// A server behind a fixed limit has answered.
+    fn answered_fixed(&mut self, ended: &Ended) {
+        self.linger.fade(COHORTS_TO_FADE.saturating_mul(ended.limit));
+        if self.failures > 0 && ended.started_us >= self.run_us {
+            if self.pauses > 0 {
+                (self.level, self.cut_us) = (FREE, 0);
+            }
+            self.failures = 0;
+            self.pauses = 0;
+            self.suspended_us = 0;
+        }
+        if self.level == FREE || ended.now_us < self.cut_us {
+            return;
+        }
+        if ended.beside >= u32::from(self.level) && ended.started_us >= self.cut_us {
+            // It takes more again.
+            (self.level, self.cut_us, self.wait) = (FREE, 0, PROBE_COHORTS);
+        }
+    }
+
+    /// For some seconds no more than what ran beside one that was refused; for twice as long if that has been tried again since.
+    fn hold_down(&mut self, ended: &Ended) {
+        let ran = self.accepted_beside(ended).max(1);
+        if ended.now_us < self.cut_us {
+            self.level = self.level.min(ran);
+            return;
+        }
+        self.wait = match self.level {
+            FREE => PROBE_COHORTS,
+            _ => (self.wait * 2).min(PROBE_COHORTS_MAX),
+        };
+        self.level = ran;
+        self.cut_us = ended.now_us.saturating_add(u64::from(self.wait) * 1_000_000);
+    }
+
+    /// Whether it was refused before it cost the server or the mail anything.
+    fn is_early(&self, ended: &Ended) -> bool {
         match ended.seen {
-            Seen::Accepted | Seen::Deferred | Seen::Failed if is_of_run => {
-                self.accepted_us = ended.now_us.saturating_add(1);
-            }
-            // Nearly always.
-            Seen::Accepted | Seen::Deferred | Seen::Failed if self.failures == 0 => {
-                self.accepted_us = ended.now_us.saturating_add(1);
-            }
-            Seen::Accepted | Seen::Deferred | Seen::Failed => {
-                *self = Self {
-                    accepted_us: ended.now_us.saturating_add(1),
-                    closed_at: self.closed_at,
-                    closes: self.closes,
-                    handover_us: self.handover_us,
-                    ..Self::NEW
-                };
-            }
-            Seen::ConnectFailed if ended.running > 0 || self.took_recently(ended.now_us) => {
-                self.in_a_row(ended);
-                if self.failures >= FAILURES {
-                    if self.pauses == 0 {
-                        self.closes_again(self.closed_at > 0);
-                        self.closed_at = 1;
-                    }
-                    self.pause(ended, random);
-                    self.level = ended.running.clamp(1, u32::from(FREE)) as u16;
-                }
-                return Try::NotReally;
-            }
-            _ => {}
+            Seen::TooMany(Sent::No) | Seen::ConnectFailed => true,
+            Seen::Died(Sent::No) => ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US,
+            _ => false,
         }
-        Try::Real
     }
 
     fn took_recently(&self, now_us: u64) -> bool {
@@ -470,8 +568,18 @@ impl Learned {
     /// One more refusal, with no answer between of a delivery that started after the first one.
     fn in_a_row(&mut self, ended: &Ended) {
         if self.failures == 0 {
+            let level = self.effective(ended.limit, ended.learning);
             self.run_us = ended.now_us;
-            self.closers = 0;
+            let is_at_wall = self.wall > 0 && level >= u32::from(self.wall);
+            self.counts_closers = !is_at_wall && level > u32::from(self.proved);
+            self.closers = match self.counts_closers {
+                // The one that had just ended.
+                true => u16::from(ended.began == Began::AfterAnother),
+                false if is_at_wall => self.wall,
+                false => level.min(u32::from(FREE)) as u16,
+            };
+            self.was_new =
+                level > u32::from(self.proved) || self.height == Height::New || self.cohorts <= 1;
         }
         self.failures = self.failures.saturating_add(1);
     }
@@ -499,11 +607,25 @@ impl Learned {
     }
 
     fn accept(&mut self, ended: &Ended) {
+        if self.failures > 0 && self.counts_closers && ended.started_us < self.run_us {
+            self.closers = self.closers.saturating_add(1);
+        }
+        let was_closed =
+            self.pauses > 0 && self.level == 1 && self.closed_at > 0 && self.wall == self.closed_at;
         self.answered(ended);
         self.accepted_us = ended.now_us.saturating_add(1);
+        let took_us = ended.now_us.saturating_sub(ended.started_us).min(u64::from(u32::MAX)) as u32;
+        self.took_us =
+            if self.took_us == 0 { took_us } else { self.took_us - self.took_us / 8 + took_us / 8 };
+        if was_closed {
+            self.opened_again(ended);
+            return;
+        }
         let level = self.effective(ended.limit, Learning::On);
         // What is accepted while places are free says nothing about one more (RFC 7661 says it of TCP).
-        if ended.running.saturating_add(1) < level {
+        // What has just ended is counted by the server, too, with this one among them.
+        let taken = ended.running.saturating_add(self.linger.places(ended.now_us).max(1));
+        if taken < level {
             return;
         }
         self.accepted = self.accepted.saturating_add(1);
@@ -520,6 +642,9 @@ impl Learned {
             self.proved = level_now;
             self.proved_us = ended.now_us;
         }
+        if self.closed_at == 0 {
+            self.linger.fade(COHORTS_TO_FADE);
+        }
         if self.level == FREE || self.stays_below_the_wall(ended.now_us) {
             return;
         }
@@ -528,17 +653,37 @@ impl Learned {
             self.wall = 0;
             self.wait = PROBE_COHORTS;
             self.closings = 0;
+            self.forget_handovers();
         }
         self.level = self.level.saturating_add(1);
         self.height = Height::New;
         self.cohorts = 0;
         if u32::from(self.level) >= ended.limit {
             // What has been refused at the ceiling is tried no more often than any other level.
-            self.level = if self.wall == 0 { FREE } else { self.level };
+            if self.wall == 0 {
+                self.level = FREE;
+                self.forget_handovers();
+            }
         }
         if self.level >= self.top {
             self.trial_us = 0;
         }
+    }
+
+    fn forget_handovers(&mut self) {
+        (self.closed_at, self.closes, self.handover_level) = (0, 0, 0);
+        self.linger = Linger::NONE;
+    }
+
+    /// The socket is open again: the server takes what it took before, but for the last one. Fewer if it closed at a handover.
+    fn opened_again(&mut self, ended: &Ended) {
+        let part_us = ended.now_us.saturating_sub(ended.started_us) / CLOSED_LINGER_PART;
+        let least_us = part_us.clamp(u64::from(LINGER_MIN_US), HANDOVER_US);
+        self.linger.at_least(least_us as u32);
+        self.linger.ended(ended.now_us);
+        self.level = (self.wall.saturating_sub(1) >> self.closes).max(1);
+        self.proved = self.level;
+        self.proved_us = ended.now_us;
     }
 
     /// Whether the next level is the one that was refused, and it is not yet time to try it.
@@ -563,6 +708,7 @@ impl Learned {
             && ended.seen == Seen::TooMany(Sent::No)
             && !self.has_answered
             && self.pauses < YOUNG_PAUSES;
+        let known = self.proved.max(self.left);
         let weighed = self.weigh(ended);
         if weighed == Weighed::Background
             && self.background >= BACKGROUND_TRIES
@@ -574,18 +720,20 @@ impl Learned {
             self.in_a_row(ended);
             // Alone, it was not one of too many, unless the server says so.
             if weighed == Weighed::Objection && (others || matches!(ended.seen, Seen::TooMany(_))) {
+                let was_handover = self.was_handover(ended, known);
                 self.lower(ended);
+                if was_handover {
+                    // Places wait longer now, so the level may be right: it is tried again soon.
+                    self.wait = 1;
+                    // The place that it came for is still taken.
+                    self.linger.ended(ended.now_us);
+                }
             }
             if !others {
                 self.fail(ended, if is_young { 1 } else { FAILURES }, random);
             }
         }
-        let early = match ended.seen {
-            Seen::TooMany(Sent::No) | Seen::ConnectFailed => true,
-            Seen::Died(Sent::No) => ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US,
-            _ => false,
-        };
-        if early && (others || recently) {
+        if self.is_early(ended) && (others || recently) {
             Try::NotReally
         } else if is_young {
             Try::TooSoon
@@ -594,10 +742,49 @@ impl Learned {
         }
     }
 
+    /// Whether an objection may be about the place of one that has just ended. Then places wait longer from now on. `known`: the
+    /// level up to which it has accepted all.
+    fn was_handover(&mut self, ended: &Ended, known: u16) -> bool {
+        let is_level_known = match self.height {
+            Height::Known => self.level <= known && ended.running < u32::from(self.level),
+            // Of a new level nobody knows what it was about, unless there were such objections before.
+            Height::New => self.level <= self.handover_level,
+        };
+        let is_early = match ended.seen {
+            // Of several in a row all but the first say that the socket is closed.
+            Seen::ConnectFailed => self.failures <= 1,
+            _ => self.is_early(ended),
+        };
+        // What takes longer is not about what ended just before it.
+        let took_us = ended.now_us.saturating_sub(ended.started_us);
+        let is_quick = took_us <= u64::from(self.took_us) / 2;
+        if !(is_level_known
+            && self.doubts == 0
+            && is_early
+            && is_quick
+            && ended.running > 0
+            && ended.began == Began::AfterAnother)
+        {
+            return false;
+        }
+        // It must cost less than one place.
+        let most_us = (self.took_us / u32::from(self.level).max(1)).min(LINGER_MAX_US);
+        let is_longer = self.linger.too_short(ended.now_us, ended.started_us, most_us);
+        if !is_longer && self.closed_at == 0 {
+            // It was not that.
+            (self.linger, self.handover_level) = (Linger::NONE, 0);
+        }
+        if is_longer {
+            self.handover_level = self.handover_level.max(self.level);
+        }
+        is_longer
+    }
+
     /// Whether a refusal is about how many run.
     fn weigh(&mut self, ended: &Ended) -> Weighed {
         let level = self.effective(ended.limit, Learning::On).min(u32::from(FREE - 1));
-        let refused = ended.running.max(ended.beside).saturating_add(1);
+        let beside = u32::from(self.accepted_beside(ended)).max(ended.beside);
+        let refused = beside.saturating_add(1);
         if self.background > 0.0 {
             let part = self.background;
             self.score += 1.0;
@@ -664,6 +851,7 @@ impl Learned {
         self.score = 0.0;
         self.failures = 0;
         self.trial_us = 0;
+        self.forget_handovers();
     }
 
     fn lower(&mut self, ended: &Ended) {
@@ -682,19 +870,12 @@ impl Learned {
                 self.below = 0.0;
                 self.below_accepted = 0.0;
             }
-            self.first = self.closers == 0;
-            if self.first {
-                self.closers = level;
-                self.was_new =
-                    level > self.proved || self.height == Height::New || self.cohorts <= 1;
-                // Of a level that was reached step by step it is known how many ran.
-                self.first = self.proved.saturating_add(1) < level;
-            }
-            self.level = running.min(level.saturating_sub(1)).max(1);
+            let accepted = self.accepted_beside(ended);
+            self.level = accepted.min(level.saturating_sub(1)).max(1);
             if begins {
                 self.left = self.level;
             }
-            let refused = running.saturating_add(1);
+            let refused = accepted.saturating_add(1);
             if refused > self.proved || self.height == Height::New {
                 let near = self.wall > 0 && refused.abs_diff(self.wall) <= 1 + self.wall / 16;
                 self.wait = match self.height {
@@ -719,9 +900,6 @@ impl Learned {
             }
             self.wall = self.wall.min(level);
             self.proved = self.proved.min(self.level);
-            if self.first {
-                self.closers = self.level;
-            }
         }
         if self.doubts > 0 && self.cut_us == self.trial_us {
             // That more were refused at that level has been seen.
@@ -729,6 +907,12 @@ impl Learned {
         }
         self.height = Height::Known;
         self.accepted = 0;
+    }
+
+    /// How many the server takes beside one that was refused: those that run, and those that may start when places wait no more.
+    fn accepted_beside(&self, ended: &Ended) -> u16 {
+        let waiting = self.linger.places(ended.now_us);
+        ended.running.saturating_add(waiting).min(u32::from(FREE - 1)) as u16
     }
 
     /// It is suspended after so many failures.
@@ -755,22 +939,24 @@ impl Learned {
         self.wall = 0;
         if ended.seen == Seen::ConnectFailed && self.took_recently(ended.now_us) && self.closers > 0
         {
-            // It closed its socket when so many were running, or it is down: then that is tried soon.
-            self.wall = self.closers.max(2);
-            if self.closed_at == 0 {
-                self.closed_at = self.wall;
-            } else if self.wall < self.closed_at && self.closes < CLOSES_MAX {
-                // Not so many were too many, but one that came in the place of another that had just ended.
-                self.closes_again(true);
-                self.wall = self.closed_at;
-            }
-            self.closings = if self.was_new { (self.closings + 1).min(16) } else { 0 };
+            self.closed(ended.now_us);
         }
     }
 
-    /// The server has closed its socket; `is_handover`: at a handover, as far as is known.
-    fn closes_again(&mut self, is_handover: bool) {
-        self.closes = (self.closes + u8::from(is_handover)).min(CLOSES_MAX);
+    /// Nobody can connect since so many were running: the server has closed its socket, or it is down. Then that is tried soon.
+    fn closed(&mut self, now_us: u64) {
+        let ran = self.closers.max(2);
+        if ran >= self.closed_at || self.closes >= CLOSES_MAX {
+            self.closed_at = ran;
+            self.closes = 0;
+            self.closings = if self.was_new { (self.closings + 1).min(16) } else { 0 };
+        } else {
+            // Not so many were too many, but one that came in the place of another that had just ended.
+            self.closes += 1;
+            self.closings = self.closings.max(1);
+            self.linger.double(now_us, LINGER_MAX_CLOSED_US);
+        }
+        self.wall = self.closed_at;
     }
 
     /// Nothing starts for a while. False if the delivery was under way when the last pause began.
@@ -789,7 +975,8 @@ impl Learned {
         let longest = PAUSE_MIN_US
             .checked_shl(u32::from(self.pauses.min(doublings)))
             .map_or(PAUSE_MAX_US, |us| us.min(PAUSE_MAX_US));
-        let (longest, spread) = closed.map_or((longest, longest / 2), |&us| (us, us / 8));
+        let (longest, spread) =
+            closed.map_or((longest, longest / 2), |&us| (us, us / CLOSED_PAUSES_SPREAD));
         let pause = longest - (random.fraction() * spread as f64) as u64;
         self.pauses = self.pauses.saturating_add(1);
         self.suspended_us = ended.now_us.saturating_add(pause);

@@ -27,6 +27,7 @@ pub mod index;
 pub mod inject;
 pub mod kept;
 pub mod learn;
+pub mod linger;
 mod list;
 pub mod literal;
 pub mod memory;

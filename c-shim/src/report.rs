@@ -126,17 +126,19 @@ pub fn classify(report: &[u8]) -> Report {
     Reader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
 }
 
-/// Whether a server let itself be connected to, for who needs to know no more: [`Seen::Accepted`], [`Seen::ConnectFailed`],
-/// [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`].
+/// Whether a server let anybody in, for who needs to know no more: [`Seen::Accepted`], [`Seen::ConnectFailed`], [`Seen::Died`] if
+/// the server cannot have the message, [`Seen::TooMany`] for a 4xx at the greeting, when it knew nothing of the mail,
+/// [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`]. Nothing that a server repeats of the mail comes into it.
 #[must_use]
-pub fn connection(report: &[u8]) -> Seen {
+pub fn at_the_door(report: &[u8]) -> Seen {
     // Nearly all of them: what was accepted.
     if let [b'r', 0, b'K', ..] = report {
         return Seen::Accepted;
     }
     match classify(report).seen {
+        Seen::TooMany(_) | Seen::Deferred if is_of_greeting(report) => Seen::TooMany(Sent::No),
         Seen::TooMany(_) | Seen::Failed => Seen::Deferred,
-        Seen::Died(_) => Seen::Nothing,
+        Seen::Died(Sent::Yes) => Seen::Nothing,
         seen => seen,
     }
 }
@@ -155,6 +157,13 @@ pub fn takes_a_line(report: &[u8]) -> bool {
         (Some(b's'), Some(b'Z' | b'D'), None) | (Some(b'r'), Some(b'K' | b'Z'), None) => true,
         _ => false,
     }
+}
+
+/// Whether qmail-remote says that the greeting failed, or its own name was refused, and the server that this is for now.
+fn is_of_greeting(report: &[u8]) -> bool {
+    let Some(rest) = report.strip_prefix(b"Z") else { return false };
+    let (own, reply) = halves(rest);
+    End::read(own).kind == Kind::Refused(Stage::Start) && reply.first() == Some(&b'4')
 }
 
 /// Where in a session a reply was given.

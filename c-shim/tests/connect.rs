@@ -137,16 +137,19 @@ fn a_fixed_limit_and_a_socket_that_is_closed() {
         assert_eq!(ask(&mut gate, 1, slot, slot, "d.example"), Answer::Go);
     }
     assert_eq!(gate.done(SEC, 0, ACCEPTED), None);
+    let mut now_us = SEC;
     for mail in 10..13 {
-        assert_eq!(ask(&mut gate, SEC + u64::from(mail), 0, mail, "d.example"), Answer::Go);
-        assert!(gate.done(SEC + u64::from(mail) + 1, 0, FAILED).is_some());
+        assert_eq!(ask(&mut gate, now_us, 0, mail, "d.example"), Answer::Go);
+        assert!(gate.done(now_us + 1, 0, FAILED).is_some());
         assert_eq!(limit(&gate, "d.example"), Limit::AtMost(5));
+        // Longer than a place waits that another one may still have.
+        now_us += SEC / 4;
     }
-    let answer = ask(&mut gate, SEC + 100, 0, 13, "d.example");
+    let answer = ask(&mut gate, now_us, 0, 13, "d.example");
     assert!(matches!(answer, Answer::Busy(Busy { why: Why::Paused(_), .. })), "{answer:?}");
     let key = gate.find_key(KeyKind::Domain, b"d.example").unwrap();
-    let until_us = key.suspended_until(SEC + 100).unwrap();
-    assert!((3 * SEC..=5 * SEC).contains(&until_us), "{until_us}");
+    let until_us = key.suspended_until(now_us).unwrap();
+    assert!((4 * SEC..=5 * SEC).contains(&until_us), "{until_us}");
     // One mail in vain, again and again: a try in the end.
     let mut gate = self::gate("d.example:5\n");
     assert_eq!(ask(&mut gate, 1, 0, 0, "d.example"), Answer::Go);
@@ -167,4 +170,87 @@ fn a_fixed_limit_and_a_socket_that_is_closed() {
         while gate.next(now_us) != Next::None {}
     }
     assert_eq!(returns, 3);
+}
+
+const GREETING: &[u8] =
+    b"ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 4.7.0 closing\n\0";
+const CUT_OFF: &[u8] = b"ZConnected to 192.0.2.7 but connection died. (#4.4.2)\n\0";
+const NOT_CONNECTED: &[u8] = b"ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0";
+
+/// Five run, one is accepted, and the next one sees this so long after it was started.
+fn in_its_place(gate: &mut Gate, report: &[u8], took_us: u64) -> Option<Busy> {
+    for slot in 0..5 {
+        assert_eq!(ask(gate, 1, slot, slot, "d.example"), Answer::Go);
+    }
+    assert_eq!(gate.done(SEC, 0, ACCEPTED), None);
+    assert_eq!(ask(gate, SEC + 1, 0, 10, "d.example"), Answer::Go);
+    gate.done(SEC + 1 + took_us, 0, Ran::Yes(report))
+}
+
+/// A fixed limit at the server's own: what is refused at the door beside others was no try, and the next one waits for the place.
+#[test]
+fn a_fixed_limit_and_what_is_refused_at_the_door() {
+    for table in ["d.example:5\n", "d.example:5\n192.0.2.0/24:9:site\n"] {
+        for report in [GREETING, CUT_OFF, NOT_CONNECTED] {
+            let mut gate = gate(table);
+            let busy = in_its_place(&mut gate, report, 2000);
+            assert!(matches!(busy, Some(Busy { why: Why::Refused, .. })), "{busy:?}");
+            assert_eq!(limit(&gate, "d.example"), Limit::AtMost(5));
+            // Not in the same millisecond; but soon, though nothing else ends.
+            let mut now_us = SEC + 2001;
+            assert_eq!(ask(&mut gate, now_us, 0, 11, "d.example"), Answer::Hold);
+            loop {
+                match gate.next(now_us) {
+                    Next::Go { slot: 0, .. } => break,
+                    Next::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
+                    Next::Call(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!((SEC + 12_000..SEC + 42_001).contains(&now_us), "{now_us}");
+            assert_eq!(gate.done(now_us + SEC, 0, ACCEPTED), None);
+        }
+    }
+}
+
+/// What the server may have, what it said of the mail, and what took a minute was a try. So is what is refused a fourth time, and what
+/// is refused when nobody else was let in of late.
+#[test]
+fn a_fixed_limit_and_what_is_a_try() {
+    let tries: [&[u8]; 4] = [
+        b"ZConnected to 192.0.2.7 but connection died. Possible duplicate! (#4.4.2)\n\0",
+        b"ZConnected to 192.0.2.7 but sender was rejected.\nRemote host said: 421 4.3.2 Too many open connections.\n\0",
+        b"s192.0.2.7 does not like recipient.\nRemote host said: 450 4.7.1 Greylisted\n\0DGiving up on 192.0.2.7.\n\0",
+        b"ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 554 no\n\0",
+    ];
+    for report in tries {
+        assert_eq!(in_its_place(&mut gate("d.example:5\n"), report, 2000), None);
+    }
+    assert_eq!(in_its_place(&mut gate("d.example:5\n"), CUT_OFF, 61 * SEC), None);
+    assert_eq!(in_its_place(&mut gate("d.example:5:\n"), b"ZSorry\n\0", 2000), None);
+
+    let mut gate = gate("d.example:5\n");
+    assert!(in_its_place(&mut gate, GREETING, 2000).is_some());
+    let mut now_us = SEC + 3000;
+    let mut returns = 1;
+    loop {
+        match ask(&mut gate, now_us, 0, 10, "d.example") {
+            Answer::Go if gate.done(now_us + 1, 0, Ran::Yes(GREETING)).is_none() => break,
+            Answer::Go => returns += 1,
+            _ => {
+                gate.done(now_us, 0, Ran::No);
+            }
+        }
+        now_us += SEC;
+        while gate.next(now_us) != Next::None {}
+    }
+    assert_eq!(returns, 3);
+
+    // Alone, and after more than a minute.
+    for slot in 1..5 {
+        gate.done(now_us, slot, ACCEPTED);
+    }
+    now_us += 61 * SEC;
+    assert_eq!(ask(&mut gate, now_us, 0, 11, "d.example"), Answer::Go);
+    assert_eq!(gate.done(now_us + 1, 0, Ran::Yes(GREETING)), None);
 }

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Gate, HOLD_MAX_US, Next, Ran, Why};
+use qpatch_gate::gate::{Answer, Busy, Gate, HOLD_MAX_US, Next, Ran, SLOTS_MAX, Why};
+use qpatch_gate::learn::{Learning, May};
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::site::{Because, Map};
@@ -158,6 +159,16 @@ impl Check {
         limit.admits(running) && running < left
     }
 
+    /// Whether a key starts nothing for a moment because its server has refused something at the door.
+    fn waits(&self, key: &KeyName) -> bool {
+        let Some(key) = self.gate.find_key(key.0, &key.1) else { return false };
+        let limit = if let Limit::AtMost(limit) = key.cap.limit { limit } else { SLOTS_MAX };
+        let (learned, learning) = (&key.learned, key.cap.learning);
+        learned.may_start(self.latest_us, key.running, limit, learning) != May::Start
+            || (learning == Learning::Fixed
+                && learned.most(self.latest_us, limit, learning) < limit)
+    }
+
     /// The most slots that a domain of a site may have.
     fn part(&self, domain: usize) -> u32 {
         let found = self.gate.rules().resolve(DOMAINS[domain].as_bytes());
@@ -221,7 +232,7 @@ impl Check {
             }
             (None, Answer::Hold) => {
                 assert!(
-                    !self.admits(&key, limit, before) || self.held(&key) > 0,
+                    !self.admits(&key, limit, before) || self.held(&key) > 0 || self.waits(&key),
                     "held although there was a place"
                 );
                 self.slots[slot as usize] = Some(Slot::Held(domain, self.latest_us));
@@ -240,7 +251,7 @@ impl Check {
                     let name = DOMAINS[domain].to_ascii_lowercase().into_bytes();
                     assert_eq!((shown.kind, &shown.name), (KeyKind::Domain, &name));
                 } else {
-                    let has_place = self.admits(&key, limit, before);
+                    let has_place = self.admits(&key, limit, before) && !self.waits(&key);
                     assert!(!has_place, "sent away although there was a place");
                     assert_eq!((shown.kind, &shown.name), (key.0, &key.1));
                 }
@@ -307,7 +318,7 @@ impl Check {
             assert_eq!(shown.running, self.running(key), "{key:?}");
             assert_eq!(shown.held, self.held(key), "{key:?}");
             assert!(
-                shown.held == 0 || !self.admits(key, *limit, shown.running),
+                shown.held == 0 || !self.admits(key, *limit, shown.running) || self.waits(key),
                 "a place is idle, and a command is held for it"
             );
             held += shown.held;
@@ -412,7 +423,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Never over a limit; no place idle while its key has a held command, and no command sent away or held while there is
-    /// a place, whatever others do; no place lost or counted twice, through reloads, too; never more held than slots are
+    /// a place, whatever others do, unless the server has just refused something at the door; no place lost or counted twice, through reloads, too; never more held than slots are
     /// free; nothing held for more than a minute; what was held comes back as it was.
     #[test]
     fn places(

@@ -4,10 +4,10 @@
 #[path = "model/server.rs"]
 mod server;
 
-use qpatch_gate::learn::Learned;
+use qpatch_gate::learn::{Learned, RETURNS_MAX};
 use qpatch_gate::report::{Seen, Sent};
 use server::{
-    FixedLimit, Outcome, Server, Setup, at_random, cap, closing, late, rate, replacing, run,
+    Does, FixedLimit, Outcome, Server, Setup, at_random, cap, closing, late, rate, replacing, run,
     silent, wordless,
 };
 
@@ -36,14 +36,12 @@ fn shown(name: &str, setup: &Setup, ideal_secs: f64, outcome: &Outcome) {
 }
 
 fn learning(name: &str, kind: Kind, most: u32, setup: &Setup, ideal_secs: f64) -> Outcome {
-    setup.freed.set(u64::MAX);
     let outcome = run(setup, &mut Learned::default(), &mut kind(most, setup));
     shown(&format!("{name}, learn"), setup, ideal_secs, &outcome);
     outcome
 }
 
 fn fixed(name: &str, kind: Kind, most: u32, setup: &Setup, ideal_secs: f64) -> Outcome {
-    setup.freed.set(u64::MAX);
     let outcome = run(setup, &mut FixedLimit::default(), &mut kind(most, setup));
     shown(&format!("{name}, fixed"), setup, ideal_secs, &outcome);
     outcome
@@ -83,44 +81,90 @@ fn so_many_at_once() {
     }
 }
 
-/// A child counts for 20 ms after its session has ended. That costs a place, as long as the deliveries are not all of one length;
-/// then they are handed over in step, and half of the places are wanted for those that end.
+/// A child counts for 20 ms after its session has ended. A place that has become free waits for that, so all of them are used. Of
+/// many places that become free together, half are wanted for those that end: there a wait costs more than it brings.
 #[test]
 fn children_that_linger() {
     for (limit, most, mails) in LOOPS {
-        for (sigma, times) in [(0.3, 1.5), (0.0, 2.6)] {
+        for (sigma, times) in [(0.3, 1.12), (0.0, if most > 5 { 2.6 } else { 1.2 })] {
             let setup = Setup { linger_secs: 0.02, ..setup(limit, mails, sigma) };
             let ideal_secs = f64::from(mails) / f64::from(most);
             let outcome =
                 learning("a child lingers", |most, _| cap(most), most, &setup, ideal_secs);
-            assert_eq!(outcome.accepted, mails);
-            assert!(outcome.deferred <= mails / 500);
+            assert_eq!((outcome.accepted, outcome.deferred), (mails, 0));
             assert!(outcome.makespan_secs() <= ideal_secs * times);
+            assert!(
+                f64::from(outcome.refused)
+                    <= f64::from(limit - most) * 2.0 + f64::from(mails) * 0.07
+            );
         }
+    }
+}
+
+/// A fixed limit stays what it is. What is refused at the door beside others is not a try, and comes again when it may be taken.
+#[test]
+fn fixed_limits() {
+    let kinds: [(&str, Kind); 2] = [
+        ("421 at the greeting", |most, _| cap(most)),
+        ("closed without a word", |most, _| wordless(most)),
+    ];
+    for (name, kind) in kinds {
+        for (limit, most, mails) in [(5, 5, 200), (50, 50, 2000), (20, 5, 200), (5, 5, 10_000)] {
+            for (sigma, linger_secs) in [(0.0, 0.02), (0.3, 0.02), (0.3, 0.0), (0.3, 0.1)] {
+                let setup = Setup { linger_secs, ..setup(limit, mails, sigma) };
+                let ideal_secs = f64::from(mails) / f64::from(most);
+                let name = format!("{name}, a child lingers {linger_secs} s");
+                let outcome = fixed(&name, kind, most, &setup, ideal_secs);
+                assert_eq!(outcome.accepted, mails);
+                // A limit above the cap is tried again from time to time, and each mail may go back three times.
+                assert_eq!(outcome.deferred, 0);
+                let times = if limit > most { 1.5 } else { 1.1 + linger_secs * 2.5 };
+                assert!(outcome.makespan_secs() <= ideal_secs * times);
+            }
+        }
+    }
+}
+
+/// What is always refused is tried in the end, though others ran within the last minute.
+#[test]
+fn fixed_limits_and_a_server_that_takes_nothing_any_more() {
+    for seen in [TOO_MANY, Seen::Died(Sent::No), Seen::ConnectFailed] {
+        let setup = Setup { until_secs: 390.0, ..setup(5, 50, 0.3) };
+        let mut server: Server =
+            Box::new(
+                move |now_us, _, _, _| {
+                    if now_us < 500_000 { Does::Accept } else { Does::Refuse(seen) }
+                },
+            );
+        let outcome = run(&setup, &mut FixedLimit::default(), &mut server);
+        shown(&format!("nothing after half a second, {seen:?}"), &setup, 10.0, &outcome);
+        assert_eq!(outcome.accepted, 5);
+        assert_eq!(outcome.deferred, 45);
+        assert!(outcome.returned_most <= u32::from(RETURNS_MAX));
+        assert!(outcome.started <= 250, "they are not tried in a hurry");
     }
 }
 
 /// sendmail's MaxDaemonChildren: the limit comes to rest one below, and is not tried again in a hurry.
 #[test]
 fn a_socket_that_is_closed_at_the_limit() {
-    let kind: Kind = |most, setup| closing(most, 15, &setup.freed);
+    let kind: Kind = |most, setup| closing(most, 15, &setup.ends);
     for (limit, most, mails) in [(20, 5, 200), (5, 5, 200), (200, 50, 2000), (20, 5, 10_000)] {
         for sigma in [0.0, 0.3] {
             let setup = setup(limit, mails, sigma);
             let secs = f64::from(mails) / f64::from(most - 1);
             let outcome = learning("the socket is closed", kind, most, &setup, secs);
             assert_eq!((outcome.accepted, outcome.deferred), (mails, 0));
-            // Each outage costs 25 s, and as many more as there are steps; there is one, and one more in 600 s and so on.
-            assert!(outcome.makespan_secs() <= secs * 1.05 + 25.0 + f64::from(most));
-            assert!(mails > 2000 || outcome.makespan_secs() <= 120.0);
+            // An outage costs 20 s; there is one, and one more after 600 s, 1200 s and so on.
+            assert!(outcome.makespan_secs() <= secs * 1.12 + 25.0);
         }
     }
-    // With children that linger it closes one below, too, at a handover: from then on each place waits a little.
+    // With children that linger it would close one below, too, at a handover: each place waits a little.
     for sigma in [0.0, 0.3] {
         let setup = Setup { linger_secs: 0.02, ..setup(20, 200, sigma) };
         let outcome = learning("closed, a child lingers", kind, 5, &setup, 50.0);
         assert_eq!((outcome.accepted, outcome.deferred), (200, 0));
-        assert!(outcome.makespan_secs() <= 120.0);
+        assert!(outcome.makespan_secs() <= 80.0);
     }
     // A fixed limit stays what it is, though each round closes the socket: then there are pauses, and few real tries.
     for limit in [4, 5, 20] {
@@ -128,7 +172,7 @@ fn a_socket_that_is_closed_at_the_limit() {
             let setup = setup(limit, 200, sigma);
             let outcome = fixed("the socket is closed", kind, 5, &setup, 40.0);
             assert_eq!(outcome.accepted, 200);
-            assert!(outcome.deferred <= if limit == 20 { 150 } else { 30 });
+            assert!(outcome.deferred <= if limit == 20 { 150 } else { 40 });
             assert!(outcome.accepted_by(120.0) >= 25);
         }
     }

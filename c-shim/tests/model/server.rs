@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::rc::Rc;
 
-use qpatch_gate::learn::{Counted, Ended, Learned, Learning, May, Returns, Try};
+use qpatch_gate::learn::{Began, Counted, Ended, Learned, Learning, May, Returns, Try};
 use qpatch_gate::random::Random;
 use qpatch_gate::report::{Seen, Sent};
 
@@ -17,6 +17,10 @@ pub(crate) const SEC: u64 = 1_000_000;
 pub(crate) trait Control {
     fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> May;
     fn end(&mut self, ended: &Ended, random: &mut Random) -> Try;
+    /// In whose place a delivery is that starts now.
+    fn began(&self, _now_us: u64) -> Began {
+        Began::Freely
+    }
     fn level(&self, limit: u32) -> u32;
 }
 
@@ -27,6 +31,10 @@ impl Control for Learned {
 
     fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
         Learned::end(self, ended, random)
+    }
+
+    fn began(&self, now_us: u64) -> Began {
+        Learned::began(self, now_us)
     }
 
     fn level(&self, limit: u32) -> u32 {
@@ -45,6 +53,10 @@ impl Control for FixedLimit {
 
     fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
         self.0.end(&Ended { learning: Learning::Fixed, ..*ended }, random)
+    }
+
+    fn began(&self, now_us: u64) -> Began {
+        self.0.began(now_us)
     }
 
     fn level(&self, limit: u32) -> u32 {
@@ -99,15 +111,67 @@ pub(crate) fn wordless(most: u32) -> Server {
     )
 }
 
-/// It closes its listening socket when the last place is taken, and opens it again so long after one has become free.
-pub(crate) fn closing(most: u32, secs: u64, freed: &Rc<Cell<u64>>) -> Server {
-    let (freed, mut closed) = (Rc::clone(freed), false);
+/// When sessions ended.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    /// The first one since the server asked.
+    first_us: Cell<Option<u64>>,
+    last_us: Cell<u64>,
+}
+
+impl Ends {
+    fn add(&self, now_us: u64) {
+        self.first_us.set(self.first_us.get().or(Some(now_us)));
+        self.last_us.set(now_us);
+    }
+
+    fn forget(&self) {
+        self.first_us.set(None);
+    }
+}
+
+/// So many wait in the kernel when the socket is closed, sendmail's default; they are cut off.
+const WAIT_IN_KERNEL: u32 = 10;
+/// And others have not been answered yet. They ask again after a second, and are refused then.
+const ASKS_AGAIN_US: u64 = 1_000_000;
+/// For so long connections come faster than they are taken.
+const FLOOD_US: u64 = 20_000;
+/// sendmail looks whether it may listen again when a session ends, and so long after it looked the last time.
+const LOOKS_US: u64 = 5_000_000;
+
+/// sendmail's MaxDaemonChildren: it closes its listening socket when the last place is taken. So many seconds later it looks whether
+/// one is free, and opens it again, or closes it for as long once more.
+pub(crate) fn closing(most: u32, secs: u64, ends: &Rc<Ends>) -> Server {
+    let ends = Rc::clone(ends);
+    let (mut closed_us, mut opens_us, mut refused) = (None, 0, 0);
     Box::new(move |now_us, sessions, _, _| {
-        if closed && now_us < freed.get().saturating_add(secs * SEC) {
-            return Does::Refuse(Seen::ConnectFailed);
+        while let Some(_) = closed_us
+            && now_us >= opens_us
+        {
+            // It wakes up for that with the last end, or in steps from then on.
+            let last_us = ends.last_us.get();
+            let woken_us =
+                last_us + (opens_us.saturating_sub(last_us)).div_ceil(LOOKS_US) * LOOKS_US;
+            if now_us < woken_us {
+                break;
+            }
+            match ends.first_us.get() {
+                Some(first_us) if first_us <= woken_us => closed_us = None,
+                _ => opens_us = woken_us + secs * SEC,
+            }
         }
-        closed = sessions + 1 >= most;
-        freed.set(u64::MAX);
+        if let Some(since_us) = closed_us {
+            refused += 1;
+            return match () {
+                () if now_us >= since_us + FLOOD_US => Does::Refuse(Seen::ConnectFailed),
+                () if refused <= WAIT_IN_KERNEL => Does::Refuse(Seen::Died(Sent::No)),
+                () => Does::RefuseLate(Seen::ConnectFailed, ASKS_AGAIN_US),
+            };
+        }
+        if sessions + 1 >= most {
+            (closed_us, opens_us, refused) = (Some(now_us), now_us + secs * SEC, 0);
+            ends.forget();
+        }
         Does::Accept
     })
 }
@@ -157,8 +221,7 @@ pub(crate) struct Setup {
     pub(crate) mails: u32,
     /// Of so many mails the first is refused, always, by a milter; 0: none.
     pub(crate) bad: u32,
-    /// When a session ended the first time since it was set to `u64::MAX`.
-    pub(crate) freed: Rc<Cell<u64>>,
+    pub(crate) ends: Rc<Ends>,
     pub(crate) service_secs: f64,
     /// Of the log-normal service time; 0: constant.
     pub(crate) sigma: f64,
@@ -182,7 +245,7 @@ impl Default for Setup {
             limit: 20,
             mails: 500,
             bad: 0,
-            freed: Rc::new(Cell::new(u64::MAX)),
+            ends: Rc::default(),
             service_secs: 0.2,
             sigma: 0.0,
             round_trip_secs: 0.002,
@@ -253,7 +316,7 @@ impl Outcome {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
-    End { mail: u32, started_us: u64, how: u8, id: u64, beside: u32 },
+    End { mail: u32, started_us: u64, how: u8, id: u64, beside: u32, is_handover: bool },
     Back(u32),
     Gone,
     Wake,
@@ -271,20 +334,20 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
     let mut out = Outcome { levels: vec![(0, control.level(setup.limit))], ..Outcome::default() };
     let mut suspended = 0;
     // Sessions of the server, the oldest first; and those that it threw out before their time.
-    let mut open: VecDeque<(u64, u32, u64, u32)> = VecDeque::new();
+    let mut open: VecDeque<(u64, u32, u64, u32, bool)> = VecDeque::new();
     let mut thrown: HashSet<u64> = HashSet::new();
     let is_bad = |mail: u32| setup.bad > 0 && mail.is_multiple_of(setup.bad);
     let good = (0..setup.mails).filter(|&mail| !is_bad(mail)).count() as u32;
     let gone = |sessions: &mut u32, now_us: u64| {
         *sessions -= 1;
-        setup.freed.set(setup.freed.get().min(now_us));
+        setup.ends.add(now_us);
     };
     loop {
         while !queue.is_empty() {
             match control.may_start(now_us, running, setup.limit) {
                 May::Start => {}
                 May::Wait => break,
-                May::Handover(until_us) => {
+                May::Later(until_us) => {
                     sequence += 1;
                     events.push(Reverse((until_us, sequence, Event::Wake)));
                     break;
@@ -332,18 +395,21 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             let (id, how_ended) = (sequence, how(seen));
             let ends_us = now_us + (secs * SEC as f64) as u64;
             let beside = running - 1;
-            let end = Event::End { mail, started_us: now_us, how: how_ended, id, beside };
+            let is_handover = control.began(now_us) == Began::AfterAnother;
+            let end =
+                Event::End { mail, started_us: now_us, how: how_ended, id, beside, is_handover };
             events.push(Reverse((ends_us, sequence, end)));
             if seen == Seen::Accepted {
-                open.push_back((id, mail, now_us, beside));
+                open.push_back((id, mail, now_us, beside, is_handover));
             }
             if let Does::Replace(seen) = does
-                && let Some((id, mail, started_us, beside)) = open.pop_front()
+                && let Some((id, mail, started_us, beside, is_handover)) = open.pop_front()
             {
                 thrown.insert(id);
                 sessions -= 1;
                 sequence += 1;
-                let end = Event::End { mail, started_us, how: how(seen), id: 0, beside };
+                let how = how(seen);
+                let end = Event::End { mail, started_us, how, id: 0, beside, is_handover };
                 events.push(Reverse((now_us + 1000, sequence, end)));
             }
         }
@@ -352,7 +418,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
         if now_us as f64 > setup.until_secs * SEC as f64 {
             break;
         }
-        let Event::End { mail, started_us, how, id, beside } = event else {
+        let Event::End { mail, started_us, how, id, beside, is_handover } = event else {
             match event {
                 Event::Back(mail) => queue.push_back(mail),
                 Event::Gone => gone(&mut sessions, now_us),
@@ -379,6 +445,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                 learning: Learning::On,
                 seen,
                 counted: Counted::All,
+                began: if is_handover { Began::AfterAnother } else { Began::Freely },
             },
             &mut random,
         );

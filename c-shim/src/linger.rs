@@ -1,0 +1,176 @@
+//! Places that a server gives back late.
+//!
+//! A server that forks for each session counts the child until it has been waited for: 2 to 10 ms after the session for Exim and
+//! sendmail on a machine with a load of 7 (docs/measurements.md). A connection that comes sooner in place of one that has ended
+//! is one more than there are places. It is refused, or the socket is closed for 15 s. So what has ended is counted for a
+//! while, too. How long is not known: it is a guess at first, and twice as long whenever that was not enough.
+//!
+//! What has ended is counted in two halves of that time, and each half goes all at once. So a place waits for half of it to one
+//! and a half; those that end together, with none before and after, wait for all of it.
+
+#![forbid(unsafe_code)]
+
+/// The first guess, in microseconds.
+pub const LINGER_MIN_US: u32 = 20_000;
+/// It is not doubled beyond this where a refusal costs one delivery, in microseconds.
+pub const LINGER_MAX_US: u32 = 320_000;
+/// Nor beyond this where each costs 15 s in which nobody can connect, in microseconds.
+pub const LINGER_MAX_CLOSED_US: u32 = 1_600_000;
+
+/// What has ended of late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linger {
+    /// When the younger half began.
+    since_us: u64,
+    /// When it was made longer the last time.
+    longer_us: u64,
+    /// For how long what has ended counts; 0: it does not.
+    us: u32,
+    /// Ended in the younger half.
+    young: u16,
+    /// And in the older one.
+    old: u16,
+}
+
+impl Linger {
+    /// Places are free at once.
+    pub const NONE: Self = Self { since_us: 0, longer_us: 0, us: 0, young: 0, old: 0 };
+
+    /// Whether places are free at once.
+    #[inline]
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.us == 0
+    }
+
+    /// It is so late. A clock that went back blocks no place for long.
+    #[inline]
+    pub fn clock(&mut self, now_us: u64) {
+        self.since_us = self.since_us.min(now_us);
+    }
+
+    /// A session has ended.
+    pub fn ended(&mut self, now_us: u64) {
+        if self.us == 0 {
+            return;
+        }
+        let half_us = self.half_us();
+        match now_us.saturating_sub(self.since_us) {
+            ago_us if ago_us < half_us => {}
+            ago_us if ago_us < 2 * half_us => {
+                (self.since_us, self.old, self.young) = (now_us, self.young, 0);
+            }
+            _ => (self.since_us, self.old, self.young) = (now_us, 0, 0),
+        }
+        self.young = self.young.saturating_add(1);
+    }
+
+    /// How many places of sessions that have ended may still be taken.
+    #[inline]
+    #[must_use]
+    pub fn places(&self, now_us: u64) -> u32 {
+        if self.us == 0 {
+            return 0;
+        }
+        let ago_us = now_us.saturating_sub(self.since_us);
+        match self.half_us() {
+            half_us if ago_us < half_us => u32::from(self.young) + u32::from(self.old),
+            half_us if ago_us < 2 * half_us => u32::from(self.young),
+            _ => 0,
+        }
+    }
+
+    /// When they become fewer; None: there are none.
+    #[must_use]
+    pub fn until(&self, now_us: u64) -> Option<u64> {
+        if self.places(now_us) == 0 {
+            return None;
+        }
+        let half_us = self.half_us();
+        let is_soon = self.old > 0 && now_us.saturating_sub(self.since_us) < half_us;
+        Some(self.since_us.saturating_add(if is_soon { half_us } else { 2 * half_us }))
+    }
+
+    /// It was not enough for a delivery that was started then. False if it was the highest value already.
+    pub fn too_short(&mut self, now_us: u64, started_us: u64, most_us: u32) -> bool {
+        if self.us > 0 && started_us <= self.longer_us {
+            // That is known, and it is longer since then.
+            return true;
+        }
+        self.double(now_us, most_us)
+    }
+
+    /// Twice as long. False if it was the highest value already.
+    pub fn double(&mut self, now_us: u64, most_us: u32) -> bool {
+        let doubled_us = self.us.saturating_mul(2).max(LINGER_MIN_US);
+        if doubled_us > most_us {
+            return false;
+        }
+        (self.us, self.longer_us) = (doubled_us, now_us);
+        true
+    }
+
+    /// At least so long.
+    pub fn at_least(&mut self, us: u32) {
+        self.us = self.us.max(us);
+    }
+
+    /// Less by one part of so many: what was needed once may not be any more.
+    pub fn fade(&mut self, parts: u32) {
+        self.us -= self.us.div_ceil(parts.max(1));
+        if self.us < LINGER_MIN_US / 2 {
+            *self = Self::NONE;
+        }
+    }
+
+    fn half_us(&self) -> u64 {
+        u64::from(self.us.div_ceil(2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ended_is_counted_for_a_while() {
+        let mut linger = Linger::NONE;
+        linger.ended(5);
+        assert_eq!((linger.places(5), linger.until(5)), (0, None));
+        assert!(linger.too_short(9, 5, LINGER_MAX_US));
+        assert!(linger.too_short(9, 9, LINGER_MAX_US), "it is longer since");
+        assert_eq!(linger.us, LINGER_MIN_US);
+        for now_us in [1000, 1000, 2000, 17_000] {
+            linger.ended(now_us);
+        }
+        assert_eq!((linger.places(17_000), linger.until(17_000)), (4, Some(27_000)));
+        // Three of them are of the older half, which goes as soon as the younger one is over.
+        assert_eq!((linger.places(26_999), linger.until(26_999)), (4, Some(27_000)));
+        assert_eq!((linger.places(27_000), linger.until(27_000)), (1, Some(37_000)));
+        assert_eq!((linger.places(37_000), linger.until(37_000)), (0, None));
+        // A clock that goes back blocks nothing for long.
+        linger.ended(50_000);
+        linger.clock(1);
+        linger.ended(1);
+        assert_eq!((linger.places(1), linger.until(1)), (2, Some(20_001)));
+    }
+
+    #[test]
+    fn it_doubles_and_fades() {
+        let mut linger = Linger::NONE;
+        let doubled = std::iter::from_fn(|| linger.double(1, LINGER_MAX_US).then_some(())).count();
+        assert_eq!((doubled, linger.us), (5, LINGER_MAX_US));
+        linger.at_least(LINGER_MAX_US + 1);
+        assert!(!linger.double(1, LINGER_MAX_US) && linger.double(1, LINGER_MAX_CLOSED_US));
+        let faded = std::iter::from_fn(|| {
+            linger.fade(64);
+            (!linger.is_none()).then_some(())
+        });
+        // A limit of 0 has no parts.
+        let mut none = Linger::NONE;
+        none.double(1, LINGER_MAX_US);
+        none.fade(0);
+        assert!(none.is_none());
+        assert!((200..400).contains(&faded.count()));
+    }
+}
