@@ -714,3 +714,25 @@ fn a_distribution_s_flags_that_old_sources_do_not_stand() {
     fixture.qpatch(&["revert"]).ok();
     assert!(fixture.read("conf-cc").starts_with(flags));
 }
+
+#[test]
+fn a_file_that_open_makes_has_a_mode() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    let source = "#include <fcntl.h>\n\
+        int a(char *f) { return open(f,O_WRONLY | O_CREAT); }\n\
+        int b(char *f) { return open(f,O_CREAT|O_RDWR) + open(f,O_CREAT | O_RDWR | O_EXCL); }\n\
+        int c(char *f) { return open(f, O_WRONLY | O_CREAT | O_EXCL, 0600); }\n\
+        int d(char *f) { return open(g(f,1), O_WRONLY | O_CREAT | O_EXCL); }\n\
+        int e(char *f) { return open(f, O_RDONLY | O_CREAT, 0644) + open(f,O_RDONLY); }\n\
+        int h(char *f) { return open(f,O_WRONLY|O_NDELAY|O_CREAT|O_EXCL|O_TRUNC); }\n";
+    fixture.write("extra.c", source);
+    fixture.qpatch(&["apply"]).ok();
+    let wanted = source
+        .replace("O_CREAT);", "O_CREAT,0644);")
+        .replace("|O_RDWR)", "|O_RDWR,0644)")
+        .replace("O_EXCL);", "O_EXCL,0644);")
+        .replace("O_TRUNC);", "O_TRUNC,0644);");
+    assert_eq!(fixture.read("extra.c"), wanted);
+    let again = fixture.qpatch(&["apply"]).ok();
+    assert!(again.out.ends_with("nothing to change\n"), "{}", again.out);
+}
