@@ -11,7 +11,7 @@
 # Needs python3; no root. Nothing is installed.
 set -euo pipefail
 dir=$(mktemp -d); pid=
-trap 'kill $pid; rm -rf "$dir"' EXIT
+trap 'kill $pid; wait $pid || true; rm -rf "$dir"' EXIT
 cd "$dir"
 apt-get download busybox=1:1.35.0-4+deb12u1+b1 nsd=4.6.1-1 libfstrm0 libprotobuf-c1 libevent-2.1-7 >/dev/null 2>&1
 for package in *.deb; do dpkg -x "$package" root; done

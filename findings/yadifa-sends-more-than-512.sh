@@ -12,7 +12,7 @@
 # Needs python3; no root. Nothing is installed.
 set -euo pipefail
 dir=$(mktemp -d); pid=
-trap 'kill $pid; rm -rf "$dir"' EXIT
+trap 'kill $pid; wait $pid || true; rm -rf "$dir"' EXIT
 cd "$dir"
 apt-get download yadifa=2.6.4-1 >/dev/null 2>&1
 dpkg -x yadifa_*.deb root; mkdir data
