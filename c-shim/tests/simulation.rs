@@ -340,8 +340,9 @@ enum Seen {
 fn a_server_of_ten() {
     let (refused, deferred, secs) = behind_ten(":20::learn\n", 1, 500, Seen::Never);
     assert!(refused <= 20 && deferred == 0 && secs <= 13.0);
-    let (_, deferred, secs) = behind_ten(":20::fixed\n", 1, 500, Seen::Never);
-    assert!(deferred > 100 && secs > 400.0, "it would not have been needed");
+    // A fixed limit above the server's is tried again and again, with more refusals; but these are no tries.
+    let (refused, deferred, secs) = behind_ten(":20::fixed\n", 1, 500, Seen::Never);
+    assert!((11..=200).contains(&refused) && deferred == 0 && secs <= 20.0);
 }
 
 /// The same behind a hundred domains.
