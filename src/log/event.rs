@@ -236,9 +236,9 @@ fn end(text: &[u8]) -> Option<(End, &[u8], &[u8])> {
     }
     let (word, end) = ENDS.iter().find(|(word, _)| text.starts_with(word))?;
     let (said, queue) = self::word(&text[word.len()..]);
-    let whole = without_times(said).trim_ascii_end();
+    let whole = without_end(without_times(said));
     // As the gate ends its texts; see its host.rs.
-    let not_tried = [&b";_not_tried._(#4.4.5)/"[..], b";_not_tried._(#4.4.1)/"]
+    let not_tried = [&b";_not_tried._(#4.4.5)"[..], b";_not_tried._(#4.4.1)"]
         .iter()
         .find_map(|ending| whole.strip_suffix(*ending));
     let end = match (end, not_tried) {
@@ -248,6 +248,12 @@ fn end(text: &[u8]) -> Option<(End, &[u8], &[u8])> {
         (end, _) => *end,
     };
     Some((end, said, queue))
+}
+
+/// A report without its last line feed, which some forks do not log.
+fn without_end(text: &[u8]) -> &[u8] {
+    let text = text.trim_ascii_end();
+    text.strip_suffix(b"/").unwrap_or(text)
 }
 
 /// `..._for_73_s`
@@ -261,7 +267,7 @@ fn is_for_a_time(why: &[u8]) -> bool {
 #[must_use]
 pub fn refused(text: &[u8]) -> Option<&[u8]> {
     const WORDS: &[u8] = b";_to_be_tried_again:_";
-    let rest = without_times(text).trim_ascii_end().strip_suffix(b"_(#4.4.5)/")?;
+    let rest = without_end(without_times(text)).strip_suffix(b"_(#4.4.5)")?;
     // The key is before it, which has no such word.
     const REFUSED: &[u8] = b"_refused_this_one";
     let start = rest.windows(REFUSED.len()).position(|window| window == REFUSED)?;
@@ -292,7 +298,7 @@ pub fn without_times(text: &[u8]) -> &[u8] {
 
 /// What may be the last line of a report, without its end, and what is before it.
 fn times_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let whole = text.strip_suffix(b"/")?;
+    let whole = without_end(text);
     let at = whole.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
     Some((&text[..at], &whole[at..]))
 }
@@ -428,6 +434,7 @@ mod tests {
                 "b.example_is_paused_by_control/concurrencyreplies:7;_not_tried._(#4.4.5)/",
                 End::Busy,
             ),
+            ("b.example_is_at_its_limit_of_2_deliveries;_not_tried._(#4.4.5)", End::Busy),
             (
                 "b.example_is_paused_by_control/concurrencyreplies:7_for_1730_s;_not_tried._(#4.4.5)/",
                 End::Suspended,
@@ -459,6 +466,8 @@ mod tests {
         for (text, report) in [
             ("ok/Held_3.214_s,_ran_2.001_s./", "ok/"),
             ("Held_3.214_s,_ran_2.001_s./", ""),
+            // A fork that does not log the last line feed.
+            ("ok/Held_3.214_s,_ran_2.001_s.", "ok/"),
             (
                 "a/Held_9.999_s,_ran_9.999_s./Held_3.214_s,_ran_2.001_s./",
                 "a/Held_9.999_s,_ran_9.999_s./",
@@ -471,7 +480,7 @@ mod tests {
             "",
             "/",
             "ok/",
-            "ok/Held_3.214_s,_ran_2.001_s.",
+            "ok/Held_3.214_s,_ran_2.001_s",
             "ok/Held_3.214_s,_ran_2.001_s./more/",
             "ok/Held_3.21_s,_ran_2.001_s./",
             "ok/Held_3.2145_s,_ran_2.001_s./",

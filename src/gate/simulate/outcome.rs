@@ -44,7 +44,7 @@ pub(super) struct Outcome {
     never_started: u64,
     /// Deliveries that were refused because of too many, or connected to nobody.
     objections: u64,
-    /// How much later the last one ends.
+    /// How much later the last one ends; below 0, how much earlier.
     last_end_later: f64,
     keys: Vec<Row>,
     others: Others,
@@ -150,7 +150,7 @@ impl Outcome {
             busy_answers: sum(|key| key.busy),
             never_started: never,
             objections: sum(|key| key.objections),
-            last_end_later: secs(machine.last_end_us.saturating_sub(run.last_end_us)),
+            last_end_later: (machine.last_end_us as i64 - run.last_end_us as i64) as f64 / 1e6,
             keys: keys.iter().map(row).collect(),
             others: machine.others,
         }
@@ -179,12 +179,13 @@ impl Outcome {
         )?;
         writeln!(
             out,
-            "result: {} would have waited, {} in the mean and {} at most; {}; the last one ends {} later",
+            "result: {} would have waited, {} in the mean and {} at most; {}; the last one ends {} {}",
             self.waited,
             time(self.mean_wait),
             time(self.max_wait),
             count(self.busy_answers, "busy answer"),
-            time(self.last_end_later)
+            time(self.last_end_later.abs()),
+            if self.last_end_later < 0.0 { "earlier" } else { "later" }
         )?;
         for note in self.notes() {
             writeln!(out, "note:   {note}")?;
