@@ -5,8 +5,8 @@
 # Seen:  it begins with the one that the DNS answer names first, whatever the preference, so a backup MX gets all mail while the first is up:
 #        answer says 20 backup, 10 primary: 4 of 4 mails to backup
 #        answer says 10 primary, 20 backup: 4 of 4 mails to primary
-# Why:   it does sort, by a comparison that says true or false. For sort() these are 1 and 0, never a negative number, and the sort that
-#        Node.js has since version 11 then leaves everything in its place.
+# Why:   it does sort, by a comparison that says true or false. For sort() these are 1 and 0, never a negative number, and the sort of
+#        Node.js 20 then leaves everything in its place.
 #
 # Needs root, for a name server and port 25 in a namespace; node, npm and python3. Nothing is installed outside the temporary folder.
 set -euo pipefail

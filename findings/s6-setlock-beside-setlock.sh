@@ -2,8 +2,8 @@
 # s6-setlock 2.11.3.2 (Debian s6), setlock of daemontools 0.76, chpst -L of runit 2.1.2 and flock of util-linux: each runs a program while it
 # holds a lock on a file, so that it does not run twice. Two of them hold the same file.
 #
-# Guess: all four lock the file in the same way, so that whichever comes second is turned away; s6-setlock above all, which is made to take
-#        setlock's place and has its options.
+# Guess: all four lock the file in the same way, so that whichever comes second is turned away; s6-setlock above all, which is
+#        made to take setlock's place.
 # Seen:  setlock, chpst and flock turn each other away. s6-setlock sees none of them, and none of them sees it: both programs run.
 #        setlock, chpst, flock: the second is turned away in 9 of 9 pairs
 #        s6-setlock with itself: turned away

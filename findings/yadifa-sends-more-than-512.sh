@@ -2,7 +2,7 @@
 # YADIFA 2.6.4 (Debian yadifa 2.6.4-1), the name server, and a domain with 30 MX. A client without EDNS, as qmail-remote is, takes 512 bytes by
 # UDP and asks again by TCP when the answer says that it has been cut (TC).
 #
-# Guess: without EDNS the answer is cut to 512 bytes and says TC, as that of every name server.
+# Guess: without EDNS the answer is cut to 512 bytes and says TC, as that of NSD, Knot and PowerDNS.
 # Seen:  YADIFA keeps to the size that a client with EDNS gives, and to none if the client gives none: the whole answer comes in one datagram,
 #        and it says nothing of being cut, so that a client with room for 512 bytes has the end cut off and does not know.
 #        no EDNS: 30 MX, 1200 bytes, TC 0
