@@ -71,6 +71,16 @@ fn a_tree_whose_spawners_cannot_count_together_is_found_out() {
 }
 
 #[test]
+fn a_second_apply_changes_nothing() {
+    let fixture = applied(3);
+    let (hier, send) = (fixture.read("hier.c"), fixture.read("qmail-send.c"));
+    let status = fixture.qpatch(&["status"]);
+    assert!(status.out.contains("\ndomain-gate     applied"), "{}", status.out);
+    fixture.qpatch(&["apply", "--gate"]).ok();
+    assert_eq!((fixture.read("hier.c"), fixture.read("qmail-send.c")), (hier, send));
+}
+
+#[test]
 fn the_files_of_each_spawner_are_installed() {
     if !has("make") || !has("cc") {
         return;
