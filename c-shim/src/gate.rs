@@ -39,7 +39,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use crate::command::{Commands, Parts};
 use crate::echo::{Envelope, Own};
 use crate::index::Index;
-use crate::learn::{Began, Counted, Ended, Learned, Learning, May, Returns, Try};
+use crate::learn::{Began, Counted, Ended, Learned, Learning, May, RECENT_US, Returns, Try};
 use crate::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::memory::{self, OutOfMemory};
 use crate::name::{NAME_MAX, domain_of, has_upper, without_root};
@@ -250,6 +250,37 @@ struct Pause {
     line: u32,
 }
 
+/// How a key is slowed whose server says that it is too fast. The pauses are [`SLOW_MIN_US`], and twice as long each time that
+/// what started after one is too fast again, up to [`SLOW_MAX_US`]: shorter than a hold, so that no mail ages by them. How many run
+/// at once stays as it is, and after [`SLOW_CALM_US`] without such a reply it begins anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Slow {
+    /// The last pause, and when it ends.
+    pause_us: u64,
+    until_us: u64,
+}
+
+const SLOW_MIN_US: u64 = 1_000_000;
+const SLOW_MAX_US: u64 = 32_000_000;
+const SLOW_CALM_US: u64 = 60_000_000;
+
+impl Slow {
+    /// A delivery that started then was too fast. Until when nothing starts; what started before the last pause ended says nothing
+    /// new.
+    fn slow_down(&mut self, started_us: u64, now_us: u64) -> u64 {
+        if started_us >= self.until_us {
+            let is_calm = now_us.saturating_sub(self.until_us) > SLOW_CALM_US;
+            self.pause_us = match self.pause_us {
+                0 => SLOW_MIN_US,
+                _ if is_calm => SLOW_MIN_US,
+                last_us => (2 * last_us).min(SLOW_MAX_US),
+            };
+            self.until_us = now_us.saturating_add(self.pause_us);
+        }
+        self.until_us
+    }
+}
+
 /// What is counted together. (Or a domain that counts under such a key; those are not shown.)
 #[derive(Debug)]
 pub struct Key {
@@ -304,6 +335,7 @@ pub struct Key {
     turn: Turn,
     /// The last pause that control/concurrencyreplies asked for. It may be over.
     pause: Option<Pause>,
+    slow: Slow,
     hash: u64,
     /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
     of: u32,
@@ -350,6 +382,7 @@ impl Key {
             elsewhere: 0,
             turn: Turn::default(),
             pause: None,
+            slow: Slow::default(),
             hash: 0,
             of: NONE,
             standing: None,
@@ -599,6 +632,7 @@ impl Keys {
         key.elsewhere = 0;
         key.turn = Turn::default();
         key.pause = None;
+        key.slow = Slow::default();
         self.last_number = self.last_number.checked_add(1).unwrap_or(1);
         key.number = self.last_number;
         self.free.pop();
@@ -1275,11 +1309,15 @@ impl Gate {
             let reader = Reader { own, replies: &self.rules.replies };
             let said = reader.classify(report);
             let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
+            // Too fast is not too many: no level is to be learned from it.
+            let is_too_fast = matches!(said.rule, Some(Verdict { meaning: Meaning::Rate, .. }))
+                && matches!(said.seen, report::Seen::TooMany(_));
+            let of_server = if is_too_fast { report::Seen::Deferred } else { said.seen };
             let seen = match site {
                 Site::Elsewhere | Site::Alone => report::Seen::Nothing,
                 // As ever, unless the operator says something else.
                 _ if self.key(at).is_fixed() && said.rule.is_none() => report::at_the_door(report),
-                _ => said.seen,
+                _ => of_server,
             };
             let counted = if site == Site::Own { Counted::Known } else { Counted::All };
             let ended = self.what_ended(at, slot, seen, counted, now_us);
@@ -1287,7 +1325,7 @@ impl Gate {
             let mut tried = self.learn(at, &ended);
             match site {
                 Site::Alone => {
-                    tried = self.ended_alone(domain, Ended { seen: said.seen, ..ended });
+                    tried = self.ended_alone(domain, Ended { seen: of_server, ..ended });
                 }
                 // What was refused at an address of the site is the site's matter.
                 Site::Own if !matches!(said.seen, report::Seen::TooMany(_)) => {
@@ -1295,18 +1333,33 @@ impl Gate {
                 }
                 _ => {}
             }
-            if let Some(Verdict { line, meaning: Meaning::Pause(secs) }) = said.rule {
-                let until_us = now_us.saturating_add(u64::from(secs) * 1_000_000);
-                let pause = Pause { until_us, line };
-                match site {
-                    Site::Elsewhere => {}
-                    Site::Alone => self.keys.all[domain as usize].pause(pause),
-                    _ => {
-                        self.keys.all[at as usize].pause(pause);
-                        // The other half of a site is at the same servers.
-                        if let Some(partner) = self.partner(at) {
-                            self.keys.all[partner as usize].pause(pause);
-                        }
+            let paused = match site {
+                Site::Elsewhere => None,
+                Site::Alone => Some(domain),
+                _ => Some(at),
+            };
+            if let (Some(Verdict { line, meaning }), Some(paused)) = (said.rule, paused) {
+                let key = &mut self.keys.all[paused as usize];
+                let until_us = match meaning {
+                    Meaning::Pause(secs) => {
+                        Some(now_us.saturating_add(u64::from(secs) * 1_000_000))
+                    }
+                    Meaning::Rate if is_too_fast => Some(key.slow.slow_down(since_us, now_us)),
+                    Meaning::Rate | Meaning::Limit | Meaning::Nothing => None,
+                };
+                // As after any refusal that is not about the mail: with others there, or accepted within a minute, it was no try.
+                let beside = key.running > 0 || key.learned.has_accepted(now_us, RECENT_US);
+                if is_too_fast && said.seen == report::Seen::TooMany(Sent::No) && beside {
+                    tried = Try::NotReally;
+                }
+                if let Some(until_us) = until_us {
+                    let pause = Pause { until_us, line };
+                    key.pause(pause);
+                    // The other half of a site is at the same servers.
+                    if paused == at
+                        && let Some(partner) = self.partner(at)
+                    {
+                        self.keys.all[partner as usize].pause(pause);
                     }
                 }
             }
@@ -1700,7 +1753,7 @@ impl Gate {
         self.paused.clear();
         for at in 0..self.keys.all.len() as u32 {
             let key = &mut self.keys.all[at as usize];
-            key.pause = None;
+            (key.pause, key.slow) = (None, Slow::default());
             key.paused = false;
             if key.place == Place::Active {
                 self.make_ready(at);
@@ -1825,7 +1878,7 @@ impl Gate {
                 (key.busy, key.done, key.held_ever, key.peak) =
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
-                key.pause = old.pause;
+                (key.pause, key.slow) = (old.pause, old.slow);
                 // Nothing that was learned goes on where the limit stays what it is from now on.
                 if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
                     && key.standing.is_some() == old.standing.is_some()

@@ -183,16 +183,16 @@ impl Regex {
         Ok(Self { steps, classes, needle })
     }
 
-    /// How many steps its program has.
+    /// How many steps its program has; or how many different classes, if these are more.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.steps.len()
+        self.steps.len().max(self.classes.len())
     }
 
-    /// Whether it matches everything at once.
+    /// Whether it has none of both.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
+        self.len() == 0
     }
 
     /// Whether it matches somewhere in this text, which is in lower case.
@@ -416,7 +416,7 @@ impl Compiler<'_> {
 
     fn branch(&mut self, depth: u32) -> Result<(), Error> {
         while !matches!(self.peek(), None | Some(b'|' | b')')) {
-            let start = self.steps.len();
+            let (start, at) = (self.steps.len(), self.at);
             let atom = self.atom(depth)?;
             match atom {
                 Atom::Byte(byte) => self.push(Step::Byte(byte))?,
@@ -424,6 +424,10 @@ impl Compiler<'_> {
                     let index = self.classes.iter().position(|&known| known == class);
                     let index = match index {
                         Some(index) => index,
+                        // Also where they are repeated no times: who looks for one looks at all before it.
+                        None if self.classes.len() >= PROGRAM_MAX => {
+                            return self.fault(at, Fault::TooLong);
+                        }
                         None => {
                             memory::push(&mut self.classes, class)?;
                             self.classes.len() - 1
@@ -748,6 +752,21 @@ mod tests {
         }
         let deep = ["(".repeat(40), ")".repeat(40)].concat();
         assert_eq!(Regex::new(deep.as_bytes()).unwrap_err(), Error::At(32, Fault::TooDeep));
+    }
+
+    /// Two characters out of 95 make 4465 classes; more than there can be steps are an error, however they are repeated.
+    #[test]
+    fn classes_are_bounded_as_steps_are() {
+        let all = (b' '..=b'~').filter(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
+        let all: Vec<char> = all.map(char::from).collect();
+        let pairs =
+            all.iter().enumerate().flat_map(|(at, a)| all[at + 1..].iter().map(move |b| (a, b)));
+        let triples =
+            pairs.flat_map(|(a, b)| ["!", "#", "%", ",", "~"].map(|c| format!("[{a}{b}{c}]{{0}}")));
+        let most: String = triples.clone().take(PROGRAM_MAX).collect();
+        assert_eq!(Regex::new(most.as_bytes()).unwrap().len(), PROGRAM_MAX);
+        let more: String = triples.take(PROGRAM_MAX + 1).collect();
+        assert_eq!(Regex::new(more.as_bytes()).unwrap_err(), Error::At(most.len(), Fault::TooLong));
     }
 
     #[test]

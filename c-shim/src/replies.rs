@@ -32,9 +32,9 @@ pub const PAUSE_MAX_SECS: u16 = 7200;
 /// What a reply means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meaning {
-    /// Too many at once.
+    /// Too many at once: a limit that learns goes down.
     Limit,
-    /// Too fast.
+    /// Too fast: nothing starts for 1 s, and for longer each time that it is said again, up to 32 s. No limit changes.
     Rate,
     /// Nothing is to be started for so many seconds, 1..=[`PAUSE_MAX_SECS`].
     Pause(u16),

@@ -672,12 +672,12 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
     let home = Home::new();
     home.write("concurrencyremote", "100\n");
     home.write("concurrencydomains", ":9::learn\n");
-    home.write("concurrencyreplies", "450 \"slow\" rate\n");
+    home.write("concurrencyreplies", "450 \"slow\" limit\n");
     let mut host = home.open(100);
     let (fixed, lower) = (Limit::AtMost(9), Limit::AtMost(2));
     assert_eq!(limit_after(&mut host, "a@a.example\0", "450 slow"), lower);
     assert_eq!(limit_after(&mut host, "a@a.example\0", "450 sluggish"), fixed);
-    home.write("concurrencyreplies", "450 \"sluggish\" rate\n450 /slow(/ rate\n");
+    home.write("concurrencyreplies", "450 \"sluggish\" limit\n450 /slow(/ limit\n");
     next_second();
     assert_eq!(limit_after(&mut host, "a@a.example\0", "450 slow"), lower, "the last good one");
     assert_eq!(limit_after(&mut host, "a@a.example\0", "450 sluggish"), fixed);
@@ -707,6 +707,42 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
     next_second();
     host.timeout_ms();
     assert_eq!(home.problem(), "");
+}
+
+/// `rate` leaves the limit as it is, and slows the starts: a pause that is doubled as long as it is too fast.
+#[test]
+fn too_fast_is_not_too_many() {
+    let home = Home::new();
+    home.write("concurrencyremote", "100\n");
+    home.write("concurrencydomains", ":9::learn\nfixed.example:2\n");
+    home.write("concurrencyreplies", "450 \"slow down\" rate\n");
+    let mut host = home.open(100);
+    let refused =
+        b"ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: 450 slow down\n\0";
+    for (domain, limit, first) in [("a.example", 9, 0), ("fixed.example", 2, 20)] {
+        let key = |host: &Host| {
+            let key = host.gate().find_key(KeyKind::Domain, domain.as_bytes()).unwrap();
+            (key.limit(), key.suspended_until(0).unwrap())
+        };
+        assert_eq!(ask(&mut host, first, domain), Ask::Go);
+        assert_eq!(ask(&mut host, first + 1, domain), Ask::Go);
+        let before = host.gate().find_key(KeyKind::Domain, domain.as_bytes()).unwrap().limit();
+        assert_eq!(before, Limit::AtMost(limit));
+        assert_eq!(host.done(first, Ran::Yes(refused)), Done::Instead, "others run");
+        let (after, until_us) = key(&host);
+        assert_eq!(after, before);
+        // The other one started before: it says nothing new.
+        host.done(first + 1, Ran::Yes(refused));
+        assert_eq!(key(&host), (before, until_us));
+        assert_eq!(ask(&mut host, first, domain), Ask::Report, "behind those that went back");
+        assert!(text(&host).contains(" is paused by control/concurrencyreplies:1; not tried."));
+        next_second();
+        assert_eq!(ask(&mut host, first, domain), Ask::Go);
+        host.done(first, Ran::Yes(refused));
+        let (after, again_us) = key(&host);
+        assert_eq!(after, before);
+        assert!((1_900_000..60_000_000).contains(&(again_us - until_us)), "twice as long");
+    }
 }
 
 #[test]

@@ -52,7 +52,7 @@ struct Part {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Means {
-    /// `too many`, `deferral`, or `permanent`.
+    /// `too many`, `too fast`, `deferral`, or `permanent`.
     meaning: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pause_secs: Option<u16>,
@@ -75,6 +75,9 @@ fn told_one(reader: &Reader<'_>, reply: &str) -> Told {
         let means = match bytes[0] {
             b'5' => means("permanent", reader.permanent(bytes)),
             _ => match reader.temporary(stage, bytes) {
+                (Seen::TooMany(_), rule @ Some(Verdict { meaning: Meaning::Rate, .. })) => {
+                    means("too fast", rule)
+                }
                 (Seen::TooMany(_), rule) => means("too many", rule),
                 (_, rule) => means("deferral", rule),
             },
@@ -110,6 +113,9 @@ pub(super) fn print(out: &mut dyn Write, told: &[Told]) -> io::Result<()> {
             };
             let text = match means.meaning {
                 "too many" => "too many or too fast: a limit that learns goes down",
+                "too fast" => {
+                    "too fast: no limit changes, and starts are slowed by pauses of 1 to 32 s"
+                }
                 "permanent" => "refused for good: no limit changes",
                 _ => "deferred: no limit changes",
             };
