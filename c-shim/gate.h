@@ -41,7 +41,12 @@ DESCRIPTION
 
     R5 20
 
-  qmail-send hands both to gate_retry.h. B means that the mail was not tried: it must not become a failure however old the
+  Where contents of a control file that is there do not count, at the start or later, qmail-send's log is told: the letter N, a
+  line for the log, a newline. It comes as a call does, once for each such file, and not more often than once a minute:
+
+    Nwarning: control/concurrencydomains:3:7: the limit is not a number (empty means unlimited); the last one that had no errors counts
+
+  qmail-send hands B and R to gate_retry.h. B means that the mail was not tried: it must not become a failure however old the
   mail is. A qmail-send that does not know B logs "report mangled, will defer", and of R "delivery report out of range".
 
   The report of a delivery that was held gets a line in the log, as "qpatch gate simulate" reads it:

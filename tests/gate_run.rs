@@ -1125,3 +1125,22 @@ fn a_tree_that_routes_by_senders_counts_by_their_relays() {
         assert!(!String::from_utf8_lossy(&text).contains("S3cretPass"), "{name}");
     }
 }
+
+/// qmail-send's log has it where something else than the control file counts.
+#[test]
+fn the_log_is_told_at_the_start_that_the_good_lines_count() {
+    let mut rig = gated(&sendrig::PROGRAMS, ":20\nx.example:nonsense\n", 100);
+    let Rig { site, stubs, .. } = &mut rig;
+    stubs.forget();
+    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    send.wait(stubs, "a line in the log", |send, _| Ok(!send.log().complaints.is_empty())).unwrap();
+    send.terminate().unwrap();
+    let log = send.wait_exit(stubs).unwrap();
+    assert_eq!(
+        log.complaints,
+        [
+            "warning: control/concurrencydomains:2:11: the limit is not a number (empty means unlimited); no earlier one \
+          without errors is known: its good lines count, and a limit of 20 for all other domains"
+        ]
+    );
+}

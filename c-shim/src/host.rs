@@ -61,6 +61,9 @@ const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
 const SLACK_MS: u64 = 2;
 
+/// How often qmail-send's log is told of control files whose contents do not count.
+const NOTICE_US: u64 = 60_000_000;
+
 /// The largest file with a name, in bytes.
 const NAME_FILE_MAX: u64 = 4096;
 
@@ -118,6 +121,15 @@ struct Control {
     /// How often in a row it was changing when it was looked at.
     in_vain: u32,
     kept: Kept,
+    /// Whether qmail-send's log has it that something else than the file counts.
+    logged: Logged,
+}
+
+/// Whether something is in qmail-send's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Logged {
+    No,
+    Yes,
 }
 
 /// The copy of the last good contents of a control file.
@@ -230,6 +242,7 @@ impl Control {
             problem: None,
             source: Source::Nothing,
             in_vain: 0,
+            logged: Logged::No,
             kept: Kept::new(as_kept, join(lock, kept)?),
         })
     }
@@ -294,6 +307,17 @@ impl Control {
             self.watched.seen = Seen::Nothing;
         }
         self.problem = set.unwrap_or_else(|kind| Some(Problem::of_file(self.file, kind)));
+    }
+
+    /// Whether something else than the file counts, or nothing though there is one.
+    /// That it is changing just now is for the status: whoever removes one or puts another there is no cause for a warning.
+    fn is_passed_over(&self) -> bool {
+        match self.source {
+            _ if self.problem.is_some_and(|problem| problem.kind == Kind::Changing) => false,
+            Source::File => false,
+            Source::Earlier | Source::Part => true,
+            Source::Nothing => self.problem.is_some(),
+        }
     }
 
     /// What is to be said of it: what is wrong with it, what counts in its place, and what is wrong with the copy.
@@ -599,7 +623,7 @@ pub enum Due {
         /// For [`Host::command`].
         command: u32,
     },
-    /// Report [`Host::text`], for no slot: qmail-send should give mail that was sent away.
+    /// Report [`Host::text`], for no slot: qmail-send should give mail that was sent away, or log something.
     Call,
 }
 
@@ -661,6 +685,9 @@ pub struct Host {
     failed: bool,
     /// The slot that a command is asked for, until there is an answer.
     asking: Option<u32>,
+    /// A control file is to be told of in qmail-send's log; when that was done the last time.
+    unlogged: bool,
+    logged_us: Option<u64>,
     /// After a failure: where the search for held slots goes on.
     rescue_from: u32,
     text: Text,
@@ -756,6 +783,8 @@ impl Host {
             dirty: false,
             failed: false,
             asking: None,
+            unlogged: false,
+            logged_us: None,
             rescue_from: 0,
             text,
         };
@@ -813,6 +842,9 @@ impl Host {
         }
         let now_us = self.now_us();
         self.tick(now_us);
+        if self.unlogged && self.notice_text(now_us) {
+            return Due::Call;
+        }
         match self.gate.next(now_us) {
             Next::None => Due::Nothing,
             Next::Go { slot, command } => {
@@ -1016,11 +1048,55 @@ impl Host {
         if routes || sites || replies || senders {
             self.touch();
         }
+        self.look_for_notices();
         self.look_at_helo();
         self.look_at_spawners();
         if self.controls().any(|file| (1..LOOKS_IN_VAIN).contains(&file.in_vain)) {
             self.looked_us = now_us.saturating_sub(LOOK_US - LOOK_AGAIN_US);
         }
+    }
+
+    /// Whether there is something for qmail-send's log. Where a queue has several spawners the first one speaks.
+    fn look_for_notices(&mut self) {
+        let all = [&mut self.domains, &mut self.routes, &mut self.sites, &mut self.replies];
+        let is_first = self.gate.spawners().is_none_or(|all| all.index() == 0);
+        self.unlogged = false;
+        for control in all.into_iter().chain(&mut self.senders) {
+            if !control.is_passed_over() {
+                control.logged = Logged::No;
+            }
+            self.unlogged |= is_first && control.is_passed_over() && control.logged == Logged::No;
+        }
+    }
+
+    /// A line for qmail-send's log about one control file, if it is time for that: at the start, and once a minute.
+    fn notice_text(&mut self, now_us: u64) -> bool {
+        let is_early = |at_us: u64| now_us.saturating_sub(at_us) < NOTICE_US;
+        if self.logged_us.is_some_and(is_early) {
+            return false;
+        }
+        let all = [&mut self.domains, &mut self.routes, &mut self.sites, &mut self.replies];
+        let told = all
+            .into_iter()
+            .chain(&mut self.senders)
+            .find(|control| control.is_passed_over() && control.logged == Logged::No);
+        let Some(control) = told else {
+            self.unlogged = false;
+            self.logged_us = Some(now_us);
+            return false;
+        };
+        control.logged = Logged::Yes;
+        let [problem, counts, _] = control.problems();
+        self.text.bytes.clear();
+        let _ = self.text.write_str("Nwarning: ");
+        if let Some(problem) = problem {
+            let _ = write!(self.text, "{problem}");
+        }
+        if let Some(counts) = counts {
+            let _ = write!(self.text, "; {}", counts.kind);
+        }
+        let _ = self.text.push(b"\n\0");
+        true
     }
 
     /// Who else is at the queue. In the first second nothing can have changed.

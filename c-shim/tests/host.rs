@@ -745,6 +745,43 @@ fn too_fast_is_not_too_many() {
     }
 }
 
+/// What the gate has for qmail-send's log.
+fn notices(host: &mut Host) -> Vec<String> {
+    let mut all = Vec::new();
+    while host.due() == Due::Call {
+        all.push(text(host));
+    }
+    all
+}
+
+#[test]
+fn the_log_is_told_what_counts_in_place_of_a_file() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":20\na.example:3\n");
+    home.write("smtproutes", ":relay.example|user|S3cret\n");
+    let mut host = at_rest(&home, |home| home.open(10));
+    assert_eq!(notices(&mut host), [""; 0]);
+    drop(host);
+    home.write("concurrencydomains", ":20\na.example:3\nb.example:x\n");
+    fs::remove_file(home.control("smtproutes")).unwrap();
+    fs::create_dir(home.control("smtproutes")).unwrap();
+    let mut host = at_rest(&home, |home| home.open(10));
+    let of_domains = "Nwarning: control/concurrencydomains:3:11: the limit is not a number (empty means unlimited); \
+                      the last one that had no errors counts\n";
+    let of_routes = "Nwarning: control/smtproutes: not a regular file; the last one that had no errors counts\n";
+    assert_eq!(notices(&mut host), [of_domains, of_routes]);
+    next_second();
+    assert_eq!(notices(&mut host), [""; 0], "once");
+    // Without a copy: the good lines.
+    fs::write(home.path.join("lock/gatekept.domains"), "").unwrap();
+    let mut host = at_rest(&home, |home| home.open(10));
+    let said = notices(&mut host);
+    assert!(
+        said[0].ends_with("its good lines count, and a limit of 20 for all other domains\n"),
+        "{said:?}"
+    );
+}
+
 #[test]
 fn relays_count_together() {
     let home = Home::new();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use qpatch_gate::name::Hasher;
 use qpatch_gate::problem::Problems;
+use qpatch_gate::status::{InForce, Status};
 use qpatch_gate::table::{self, Table};
 
 use super::Options;
@@ -85,6 +86,8 @@ pub struct Facts {
     pub local: Fact<u32>,
     /// control/concurrencydomains; `Ok(None)`: there is none.
     pub caps: Fact<Option<Caps>>,
+    /// Which limits the running gate has in force, if its status tells.
+    pub in_force: Option<InForce>,
     /// What is said of files that send mail to relays before control/smtproutes does.
     pub elsewhere: Vec<(String, String)>,
     /// The limits of this process, which are those of the shell that has started it.
@@ -137,6 +140,7 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
         remote: control_number(host, &control.join("concurrencyremote"), 20),
         local: control_number(host, &control.join("concurrencylocal"), 10),
         caps: caps(host, &control.join("concurrencydomains")),
+        in_force: in_force(host, &options.home.join("queue/lock/gatestatus")),
         elsewhere: elsewhere::find(&host.path(&options.home))
             .into_iter()
             .map(|file| (file.message(), file.help()))
@@ -211,6 +215,14 @@ fn control_number(host: &Host<'_>, path: &Path, default: u32) -> Fact<u32> {
     // qmail reads the digits at the start, and 0 where there are none.
     let digits: String = line.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().map_err(|_| format!("{}: {line:?} is not a number", path.display()))
+}
+
+/// The first spawner speaks for all: they read the same files.
+fn in_force(host: &Host<'_>, path: &Path) -> Option<InForce> {
+    let path = host.path(path);
+    let is_regular = fs::metadata(&path).is_ok_and(|file| file.is_file());
+    let status = Status::parse(&is_regular.then(|| fs::read(path).ok())??).ok()?;
+    Some(status.in_force)
 }
 
 fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<Caps>> {

@@ -114,6 +114,8 @@ fn running(facts: &Facts) -> Result<&[Daemon], String> {
 
 #[cfg(test)]
 mod tests {
+    use qpatch_gate::status::InForce;
+
     use super::*;
     use std::path::PathBuf;
     use std::rc::Rc;
@@ -171,6 +173,7 @@ mod tests {
             remote: Ok(1000),
             local: Ok(10),
             caps: Ok(Some(caps(b":20\n"))),
+            in_force: None,
             elsewhere: Vec::new(),
             shell: Ok(limits),
             daemons: Ok(Daemons {
@@ -249,6 +252,26 @@ mod tests {
             .map(|finding| finding.name)
             .collect();
         assert_eq!(unknown.len(), 15, "{unknown:?}");
+    }
+
+    #[test]
+    fn what_counts_in_place_of_the_file_is_told() {
+        let limits = |text: &[u8], in_force| {
+            let facts = Facts { caps: Ok(Some(caps(text))), in_force, ..healthy() };
+            let finding = found(&facts, "domain limits");
+            (finding.verdict, finding.detail)
+        };
+        let (verdict, detail) = limits(b":20\na.example:x\n", Some(InForce::Kept));
+        assert_eq!(verdict, Verdict::Warn);
+        assert!(
+            detail.ends_with("; the last one without errors counts, also after a restart"),
+            "{detail}"
+        );
+        // Good as it stands here, but the gate may not have been able to read it.
+        let (verdict, detail) = limits(b":20\n", Some(InForce::Part));
+        assert_eq!(verdict, Verdict::Warn);
+        assert!(detail.contains("a limit of 20 for all other domains"), "{detail}");
+        assert_eq!(limits(b":20\n", Some(InForce::File)), limits(b":20\n", None));
     }
 
     #[test]

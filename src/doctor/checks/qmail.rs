@@ -1,6 +1,7 @@
 //! What qmail itself is set up for: its control files, and the limits per domain.
 #![forbid(unsafe_code)]
 
+use qpatch_gate::status::InForce;
 use qpatch_gate::table;
 
 use super::super::facts::{Caps, Facts};
@@ -56,16 +57,31 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
     };
     let Caps { table, problems, text } = caps;
     let check = format!("qpatch gate check {}", facts.home.display());
+    let instead = match facts.in_force {
+        Some(InForce::Kept) => "; the last one without errors counts, also after a restart",
+        Some(InForce::Part) => {
+            "; its good lines count, and a limit of 20 for all other domains, since no good copy was kept"
+        }
+        Some(InForce::None | InForce::File) | None => "",
+    };
     if let (errors @ 1.., Some(first)) = (problems.errors(), problems.worst()) {
         let errors = if errors == 1 { "an error".to_owned() } else { format!("{errors} errors") };
         return finding(
             NAME,
             Verdict::Warn,
             format!(
-                "control/concurrencydomains has {errors}, and the gate does not use it: {first}"
+                "control/concurrencydomains has {errors}, and the gate does not use it: {first}{instead}"
             ),
         )
         .fix("all of them are told by", check);
+    }
+    if !instead.is_empty() {
+        return finding(
+            NAME,
+            Verdict::Warn,
+            format!("the running gate has not used control/concurrencydomains{instead}"),
+        )
+        .fix("why is told by", check);
     }
     let lines = table.len() + table.ranges() + table.exchangers();
     let warnings = match problems.iter().count() {
