@@ -250,9 +250,9 @@ struct Pause {
     line: u32,
 }
 
-/// How a key is slowed whose server says that it is too fast. The pauses are [`SLOW_MIN_US`], and twice as long each time that
-/// what started after one is too fast again, up to [`SLOW_MAX_US`]: shorter than a hold, so that no mail ages by them. How many run
-/// at once stays as it is, and after [`SLOW_CALM_US`] without such a reply it begins anew.
+/// The pauses of a key whose server says that it is too fast. The first one lasts [`SLOW_MIN_US`]. When a delivery that started after
+/// a pause is too fast again, the next pause is twice as long, up to [`SLOW_MAX_US`]: shorter than a hold, so that no mail ages
+/// meanwhile. The limit stays as it is. After [`SLOW_CALM_US`] without such a reply the next pause is a first one again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Slow {
     /// The last pause, and when it ends.

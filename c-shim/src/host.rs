@@ -5,7 +5,7 @@
 //! domains. Only where there is no such file there are no limits.
 //!
 //! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs six `stat`
-//! calls a second; the status one `write` a second, when something changed, or one a minute, and what was seen of sites one in
+//! calls a second, or seven where qmail-remote reads authsenders; the status one `write` a second, when something changed, or one a minute, and what was seen of sites one in
 //! ten seconds. All descriptors are closed again at once, but for that of [`crate::shared`], which only a queue with several
 //! spawners has.
 
@@ -61,7 +61,7 @@ const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
 const SLACK_MS: u64 = 2;
 
-/// How often qmail-send's log is told of control files whose contents do not count.
+/// Between two rounds of warnings in qmail-send's log about control files that cannot be used, in microseconds.
 const NOTICE_US: u64 = 60_000_000;
 
 /// The largest file with a name, in bytes.
@@ -342,7 +342,7 @@ fn is_young(seen: &Seen, quiet: Duration) -> bool {
     age.is_some_and(|age| age.is_ok_and(|age| age < quiet))
 }
 
-/// A control file of which, with an error in it, nothing is used. Only what anybody may see is kept of it.
+/// A control file that counts as a whole, or not at all if it has an error. Its copy has only what anybody may see.
 trait Plain: Sized {
     /// The longest one that is read, in bytes.
     const MAX: u64 = table::FILE_MAX;

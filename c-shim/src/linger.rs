@@ -2,11 +2,12 @@
 //!
 //! A server that forks for each session counts the child until it has been waited for: 2 to 10 ms after the session for Exim and
 //! sendmail on a machine with a load of 7 (docs/measurements.md). A connection that comes sooner in place of one that has ended
-//! is one more than there are places. It is refused, or the socket is closed for 15 s. So what has ended is counted for a
-//! while, too. How long is not known: it is a guess at first, and twice as long whenever that was not enough.
+//! is one more than there are places. It is refused, or the socket is closed for 15 s. So the gate goes on
+//! counting what has ended for a while. How long that must be is not known. The gate begins with a guess, and doubles it
+//! whenever it was too short.
 //!
-//! What has ended is counted in two halves of that time, and each half goes all at once. So a place waits for half of it to one
-//! and a half; those that end together, with none before and after, wait for all of it.
+//! That time has two halves, and what ended in one half is forgotten all at once. So a place waits for a half to one and a half of
+//! the time. Places of sessions that end together, with none before and after, wait for exactly that time.
 
 #![forbid(unsafe_code)]
 
@@ -43,7 +44,7 @@ impl Linger {
         self.us == 0
     }
 
-    /// It is so late. A clock that went back blocks no place for long.
+    /// Sets the time. A clock that goes back blocks no place for long.
     #[inline]
     pub fn clock(&mut self, now_us: u64) {
         self.since_us = self.since_us.min(now_us);
@@ -91,7 +92,8 @@ impl Linger {
         Some(self.since_us.saturating_add(if is_soon { half_us } else { 2 * half_us }))
     }
 
-    /// It was not enough for a delivery that was started then. False if it was the highest value already.
+    /// A delivery that started at `started_us` was refused: the time was too short, and is doubled if that is not known yet. False
+    /// if it cannot become longer.
     pub fn too_short(&mut self, now_us: u64, started_us: u64, most_us: u32) -> bool {
         if self.us > 0 && started_us <= self.longer_us {
             // That is known, and it is longer since then.
@@ -100,7 +102,7 @@ impl Linger {
         self.double(now_us, most_us)
     }
 
-    /// Twice as long. False if it was the highest value already.
+    /// Twice as long. False if that would be more than `most_us`; then nothing changes.
     pub fn double(&mut self, now_us: u64, most_us: u32) -> bool {
         let doubled_us = self.us.saturating_mul(2).max(LINGER_MIN_US);
         if doubled_us > most_us {
@@ -115,7 +117,7 @@ impl Linger {
         self.us = self.us.max(us);
     }
 
-    /// Less by one part of so many: what was needed once may not be any more.
+    /// Shorter by one part of so many: what was needed once may not be needed any more.
     pub fn fade(&mut self, parts: u32) {
         self.us -= self.us.div_ceil(parts.max(1));
         if self.us < LINGER_MIN_US / 2 {

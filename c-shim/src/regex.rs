@@ -183,13 +183,13 @@ impl Regex {
         Ok(Self { steps, classes, needle })
     }
 
-    /// How many steps its program has; or how many different classes, if these are more.
+    /// How many steps its program has, or how many different classes if there are more of these.
     #[must_use]
     pub fn len(&self) -> usize {
         self.steps.len().max(self.classes.len())
     }
 
-    /// Whether it has none of both.
+    /// Whether it has neither.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -424,7 +424,7 @@ impl Compiler<'_> {
                     let index = self.classes.iter().position(|&known| known == class);
                     let index = match index {
                         Some(index) => index,
-                        // Also where they are repeated no times: who looks for one looks at all before it.
+                        // A class that is repeated no times counts, too: each search passes all of them.
                         None if self.classes.len() >= PROGRAM_MAX => {
                             return self.fault(at, Fault::TooLong);
                         }

@@ -23,8 +23,8 @@ use crate::table::{is_content, is_utf16, lines_of, trimmed, without_mark};
 pub const RULES_MAX: usize = 500;
 /// The most steps of all regular expressions together.
 pub const PROGRAMS_MAX: usize = 16384;
-/// The longest file in bytes: so many lines of two kilobytes each. It is parsed in the time between two deliveries, and less
-/// than [`RULES_MAX`] lines with less than [`PROGRAMS_MAX`] steps do not need more.
+/// The longest file in bytes: two kilobytes for each of [`RULES_MAX`] lines. The file is parsed between two deliveries, and lines
+/// with [`PROGRAMS_MAX`] steps in all do not need more.
 pub const FILE_MAX: u64 = 1 << 20;
 /// The longest pause in seconds.
 pub const PAUSE_MAX_SECS: u16 = 7200;

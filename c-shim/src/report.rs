@@ -126,7 +126,7 @@ pub fn classify(report: &[u8]) -> Report {
     Reader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
 }
 
-/// Whether a server let anybody in, for who needs to know no more: [`Seen::Accepted`], [`Seen::ConnectFailed`], [`Seen::Died`] if
+/// Whether a server let anybody in, where no more need be known: [`Seen::Accepted`], [`Seen::ConnectFailed`], [`Seen::Died`] if
 /// the server cannot have the message, [`Seen::TooMany`] for a 4xx at the greeting, when it knew nothing of the mail,
 /// [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`]. Nothing that a server repeats of the mail comes into it.
 #[must_use]
@@ -143,8 +143,8 @@ pub fn at_the_door(report: &[u8]) -> Seen {
     }
 }
 
-/// Whether qmail-rspawn, which makes one text of the lines of a report, ends it with the last of them, and makes a success or
-/// a deferral of it: then a line can be added that only qmail-send's log shows. What fails for good goes to the sender.
+/// Whether a line can be added that only qmail-send's log shows. qmail-rspawn makes one text of a report's lines: its end must be
+/// the end of the report, and the text a success or a deferral. What fails for good goes to the sender.
 #[must_use]
 pub fn takes_a_line(report: &[u8]) -> bool {
     let Some(whole) = report.strip_suffix(&[0]) else { return false };
@@ -159,7 +159,8 @@ pub fn takes_a_line(report: &[u8]) -> bool {
     }
 }
 
-/// Whether qmail-remote says that the greeting failed, or its own name was refused, and the server that this is for now.
+/// Whether qmail-remote says that the greeting failed, or that its own name was refused, and the server says that it may try again
+/// later.
 fn is_of_greeting(report: &[u8]) -> bool {
     let Some(rest) = report.strip_prefix(b"Z") else { return false };
     let (own, reply) = halves(rest);

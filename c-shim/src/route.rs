@@ -85,7 +85,7 @@ impl Routes {
             };
             let host = &content[..colon];
             if file != File::Routes {
-                // Senders have any characters.
+                // A sender may have any character.
             } else if host.contains(&b'*') {
                 problems.add(number, 0, Kind::RouteStar);
             } else if is_word_for_all(host) {
