@@ -100,11 +100,20 @@ enum Token {
     Newline,
 }
 
-/// A script that is longer is none that somebody wrote.
+/// Nobody writes a script that is longer, in bytes.
 const TEXT_MAX: usize = 1 << 20;
 
 /// Blocks in blocks.
 const DEPTH_MAX: usize = 60;
+
+/// As much of a script as is read.
+fn beginning(text: &str) -> &str {
+    let mut end = text.len().min(TEXT_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
 
 /// Reads a script.
 pub fn parse(text: &str) -> Node {
@@ -134,7 +143,7 @@ const OPERATORS: [&str; 24] = [
 ];
 
 fn tokens(text: &str) -> Vec<Token> {
-    let text = text.get(..TEXT_MAX).unwrap_or(text);
+    let text = beginning(text);
     let mut lexer = Lexer { text, at: 0, line: 1, line_start: 0 };
     let mut found = Vec::new();
     // Of here-documents: the words that end them, and whether tabs may stand before.
@@ -647,7 +656,7 @@ pub enum Link {
 
 /// Reads a script of execline or nosh: one command line.
 pub fn parse_chain(text: &str) -> Vec<Link> {
-    let text = text.get(..TEXT_MAX).unwrap_or(text);
+    let text = beginning(text);
     let mut lexer = Lexer { text, at: 0, line: 1, line_start: 0 };
     let mut open: Vec<Vec<Link>> = vec![Vec::new()];
     while let Some(next) = lexer.peek() {
@@ -722,5 +731,18 @@ impl Lexer<'_> {
         let is_empty = any_quotes && pieces.is_empty();
         close(&mut text, &mut pieces, is_empty);
         Word { pieces, line, column }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_read_than_the_longest_script_has() {
+        for text in ["a".repeat(TEXT_MAX + 9), format!("a{}", "é".repeat(TEXT_MAX))] {
+            assert!((TEXT_MAX - 1..=TEXT_MAX).contains(&beginning(&text).len()));
+        }
+        assert_eq!(beginning("é"), "é");
     }
 }
