@@ -667,14 +667,13 @@ fn first_word(line: &str) -> usize {
 /// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control` brings of these
 /// is left out.
 fn is_of_the_rig(name: &str) -> bool {
-    const NAMES: [&str; 13] = [
+    const NAMES: [&str; 12] = [
         "me",
         "defaultdomain",
         "defaulthost",
         "plusdomain",
         "envnoathost",
         "percenthack",
-        "smtproutes",
         "queuelifetime",
         "bouncefrom",
         "bouncehost",
@@ -682,7 +681,17 @@ fn is_of_the_rig(name: &str) -> bool {
         "doublebouncehost",
         "virtualdomains",
     ];
-    const STARTS: [&str; 4] = ["locals", "concurrency", "suppls", "gate"];
+    // Those with relays as they are, and as *.cdb: a gate that follows them would count the rig's mail by these relays.
+    const STARTS: [&str; 8] = [
+        "locals",
+        "concurrency",
+        "suppls",
+        "gate",
+        "smtproutes",
+        "moresmtproutes",
+        "qmtproutes",
+        "authsenders",
+    ];
     NAMES.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
 }
 
@@ -919,6 +928,18 @@ mod tests {
             error.to_string().contains("not a qmail source tree: it has no Makefile"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn control_files_that_decide_where_mail_goes_are_the_rig_s() {
+        let routes = ["smtproutes", "smtproutes.cdb", "moresmtproutes.cdb", "qmtproutes"];
+        for name in routes.into_iter().chain(["authsenders", "me", "concurrencydomains", "locals"])
+        {
+            assert!(is_of_the_rig(name), "{name}");
+        }
+        for name in ["ldapserver", "ldap", "helohost", "messages", "mailroutes"] {
+            assert!(!is_of_the_rig(name), "{name}");
+        }
     }
 
     #[test]
