@@ -430,6 +430,15 @@ fn pieces() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
 
+/// Each line makes the value twice as long: 60 of them need more memory than any machine has.
+#[test]
+fn a_value_that_doubles_is_not_followed() {
+    let doubled = format!("a=12345678\n{}", "a=\"$a$a\"\n".repeat(60));
+    let run = "exec qmail-start\n";
+    let taken = |limit: &str| taken_for(&format!("{doubled}ulimit -n {limit}\n{run}"), Shell::Dash);
+    assert_eq!((taken("2000"), taken("$a")), (Some((2000, 2000)), None));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 

@@ -136,6 +136,9 @@ const NESTED_MAX: usize = 12;
 /// More commands than this are followed in no start script.
 const COMMANDS_MAX: usize = 20_000;
 
+/// A value that a script puts together from parts is known up to so many bytes. `a=$a$a` doubles it each time.
+const VALUE_MAX: usize = 16 << 10;
+
 /// The state of a script at one place.
 #[derive(Debug, Clone)]
 struct Place {
@@ -596,6 +599,8 @@ impl<'w> Walk<'w> {
         let mut fields: Vec<Field> = Vec::new();
         let mut current: Option<Field> = None;
         let add = |current: &mut Option<Field>, text: &str, known: bool| match current {
+            // A value that grows beyond this is no limit and no path, whatever it is.
+            Some(field) if field.text.len() + text.len() > VALUE_MAX => field.known = false,
             Some(field) => {
                 field.text.push_str(text);
                 field.known &= known;
