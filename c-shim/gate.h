@@ -94,7 +94,8 @@ FILES
   these control files that could be used, of smtproutes and authsenders nothing but hosts, senders and the names of relays. Read by gate_open, which makes them count where a
   file has a mistake or cannot be read; without the first of them, the good lines of concurrencydomains count and a limit of 20
   for all other domains. Written when a file that was changed is good and has been at rest for a fifth of a second (three
-  seconds, if it has become less than half as long, or is gone). They must exist, too. A control file that does not exist means
+  seconds, if it has become less than half as long, or is gone), and again when somebody else has changed it, which is looked at
+  once a minute. A write that fails or is cut leaves what was kept before. They must exist, too. A control file that does not exist means
   that there are none; a control directory that does not exist does not.
   gateshared, in the same directory: only for several qmail-rspawn. Each has a number, from 0 on: a column of that file. Number
   1 writes gatestatus.1 and gatesites.1, and so on. They must exist, too: hier.c makes as many as the tree has channels. At

@@ -508,7 +508,7 @@ fn a_restart_does_not_open_the_gate() {
     assert_eq!(rspawn.end(), []);
 }
 
-/// The disk is full, for who writes: the copy cannot be written, mail goes on, and half a copy counts for nothing.
+/// The disk is full, for who writes: the copy cannot be written, mail goes on, and the copy that was there before counts on.
 #[test]
 fn a_full_disk_takes_no_limit_and_no_mail() {
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:2\n"), 200);
@@ -529,7 +529,7 @@ fn a_full_disk_takes_no_limit_and_no_mail() {
     let what = "queue/lock/gatekept.domains: cannot be written (error 27)";
     rspawn.status(what, |status| status.problems.iter().any(|problem| problem == what));
     assert_eq!(rspawn.end(), []);
-    assert_eq!(fs::metadata(&kept).unwrap().len(), 0, "nothing is better than half of it");
+    assert!(fs::metadata(&kept).unwrap().len() > 0, "what was kept before is there");
     fs::rename(real, program).unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.status("no problem", |status| status.problems.is_empty());

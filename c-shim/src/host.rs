@@ -13,7 +13,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -139,6 +139,12 @@ struct Kept {
     path: OsString,
     /// What the copy has, if that is known and whole.
     mark: Option<Mark>,
+    /// The copy when it was last read or written.
+    seen: Seen,
+    /// When it was last looked at.
+    looked_us: u64,
+    /// What it should have, while the control file cannot be used.
+    held: Option<Vec<u8>>,
     problem: Option<Problem>,
     /// When it could not be written.
     failed_us: Option<u64>,
@@ -146,37 +152,29 @@ struct Kept {
 
 impl Kept {
     fn new(file: problem::File, path: OsString) -> Self {
-        Self { file, path, mark: None, problem: None, failed_us: None }
+        let (mark, seen, looked_us) = (None, Seen::Nothing, 0);
+        Self { file, path, mark, seen, looked_us, held: None, problem: None, failed_us: None }
     }
 
     /// What it has, if that is whole, and when it was written, in seconds since 1970.
     fn read(&mut self) -> Option<(Vec<u8>, u64)> {
-        let (seen, bytes) =
-            match read_if(&self.path, table::FILE_MAX + kept::HEAD as u64, Seen::Nothing) {
-                // A tree that was patched by an earlier qpatch has none; that is said when there is something to be kept.
-                Ok((_, None)) => return None,
-                Ok((seen, Some(bytes))) => (seen, bytes),
-                Err(kind) => {
-                    self.problem = Some(Problem::of_file(self.file, kind));
-                    return None;
+        (self.mark, self.problem) = (None, None);
+        let read = open_if(&self.path, Seen::Nothing).and_then(|(seen, file)| {
+            self.seen = seen;
+            match (seen, file) {
+                (Seen::File { size, modified: (secs, _), .. }, Some(file)) if size > 0 => {
+                    let (contents, mark) = kept::read(&file, table::FILE_MAX)?;
+                    self.mark = Some(mark);
+                    Ok(Some((contents, u64::try_from(secs).unwrap_or(0))))
                 }
-            };
-        if bytes.is_empty() {
-            return None;
-        }
-        let Some((contents, mark)) = kept::contents(&bytes) else {
-            self.problem = Some(Problem::of_file(self.file, Kind::KeptNotWhole));
-            return None;
-        };
-        self.mark = Some(mark);
-        let written_secs = match seen {
-            Seen::File { modified: (secs, _), .. } => u64::try_from(secs).unwrap_or(0),
-            Seen::Nothing | Seen::Missing | Seen::Unusable(_) => 0,
-        };
-        let length = contents.len();
-        let mut bytes = bytes;
-        bytes.drain(..bytes.len() - length);
-        Some((bytes, written_secs))
+                // A tree that was patched by an earlier qpatch has none; that is said when there is something to be kept.
+                _ => Ok(None),
+            }
+        });
+        read.unwrap_or_else(|kind| {
+            self.problem = Some(Problem::of_file(self.file, kind));
+            None
+        })
     }
 
     /// Writes this into it, if it has something else. None: there is no file.
@@ -188,13 +186,35 @@ impl Kept {
         // Nothing is kept where nothing can be.
         if contents.is_none() && read_if(&self.path, 0, Seen::Nothing) == Ok((Seen::Missing, None))
         {
-            self.problem = None;
+            (self.mark, self.problem) = (None, None);
             return;
         }
-        let written = kept::write(&self.path, contents);
-        self.mark = written.unwrap_or(None);
+        let written = kept::write(&self.path, contents).map(|(mark, metadata)| {
+            (self.mark, self.seen) = (mark, Seen::of(&metadata));
+        });
         self.failed_us = written.is_err().then_some(now_us);
         self.problem = written.err().map(|kind| Problem::of_file(self.file, kind));
+    }
+
+    /// The control file can be used (or is not there): this is what has to be kept.
+    fn keep(&mut self, contents: Option<&[u8]>, now_us: u64) {
+        self.held = None;
+        self.write(contents, now_us);
+    }
+
+    /// The control file cannot be used any more: what the copy has is held for the time when somebody takes that away.
+    fn hold(&mut self) {
+        if self.held.is_none() && self.mark.is_some() {
+            let (mark, problem) = (self.mark, self.problem);
+            self.held = self.read().filter(|_| self.mark == mark).map(|(contents, _)| contents);
+            self.problem = self.problem.or(problem);
+        }
+    }
+
+    /// Whether somebody else has written it, or removed it, since it was read or written.
+    fn has_changed(&self) -> bool {
+        let now = std::fs::metadata(Path::new(&self.path)).map(|file| Seen::of(&file));
+        now.unwrap_or(Seen::Missing) != self.seen
     }
 }
 
@@ -289,15 +309,48 @@ impl Control {
             && folder.is_ok_and(|folder| is_young(&Seen::of(&folder), LONG_QUIET))
     }
 
-    /// Looks again at what could not be kept, if it is time for that.
+    /// Looks again at the copy, and at what could not be kept, if it is time for that.
     fn keep_again(&mut self, now_us: u64) {
         let is_time = |at_us: u64| now_us.saturating_sub(at_us) >= KEEP_AGAIN_US;
+        if is_time(self.kept.looked_us) {
+            self.kept.looked_us = now_us;
+            if self.kept.failed_us.is_none() && self.kept.has_changed() {
+                self.restore_copy(now_us);
+            }
+        }
         if self.kept.failed_us.is_some_and(is_time) {
             self.kept.failed_us = Some(now_us);
+            if let Some(held) = self.kept.held.take() {
+                self.kept.write(Some(&held), now_us);
+                self.kept.held = Some(held);
+                return;
+            }
             // Where there is none, the file itself need not be read again for it.
             if std::fs::metadata(Path::new(&self.kept.path)).is_ok() {
                 self.watched.seen = Seen::Nothing;
             }
+        }
+    }
+
+    /// Somebody else has changed the copy: writes again what it should have.
+    fn restore_copy(&mut self, now_us: u64) {
+        let should = self.kept.mark;
+        // Another spawner of the queue may have written the same.
+        let _ = self.kept.read();
+        if self.kept.mark == should && self.kept.problem.is_none() {
+            return;
+        }
+        match self.kept.held.take() {
+            Some(held) => {
+                self.kept.write(Some(&held), now_us);
+                self.kept.held = Some(held);
+            }
+            // The file itself says what to write.
+            None => self.watched.seen = Seen::Nothing,
+        }
+        if self.source == Source::Earlier && self.kept.mark.is_none() && self.kept.problem.is_none()
+        {
+            self.kept.problem = Some(Problem::of_file(self.kept.file, Kind::KeptNotWhole));
         }
     }
 
@@ -454,7 +507,7 @@ fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) -> bool {
         Contents::Same => return false,
         Contents::Missing => {
             file.source = Source::File;
-            file.kept.write(None, now_us);
+            file.kept.keep(None, now_us);
             T::none(gate.hasher()).set(gate, now_us).map(|()| None).map_err(|_| Kind::OutOfMemory)
         }
         Contents::Unusable(kind) => {
@@ -465,7 +518,7 @@ fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) -> bool {
             Ok(Loaded::Good(warning)) => {
                 file.source = Source::File;
                 if let Ok(kept) = T::keep(text) {
-                    file.kept.write(Some(&kept), now_us);
+                    file.kept.keep(Some(&kept), now_us);
                 }
                 Ok(warning)
             }
@@ -491,11 +544,12 @@ fn fall_back<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) {
     };
     if something_counts {
         file.source = Source::Earlier;
+        file.kept.hold();
     }
 }
 
-/// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
-fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>), Kind> {
+/// A regular file that is not the one that has been seen; none when it is, or when there is no file.
+fn open_if(path: &OsStr, known: Seen) -> Result<(Seen, Option<File>), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
     // A dangling link, or a folder that is missing, is not the same as a missing file: somebody has meant one to be there.
     let missing = |error: std::io::Error| {
@@ -519,19 +573,27 @@ fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>
     if Seen::of(&metadata) == known {
         return Ok((known, None));
     }
-    let mut file = match kept::at_once().read(true).open(Path::new(path)) {
+    let file = match kept::at_once().read(true).open(Path::new(path)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return missing(error),
         opened => opened.map_err(unreadable)?,
     };
     let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(Kind::NotRegular);
+    match metadata.is_file() {
+        true => Ok((Seen::of(&metadata), Some(file))),
+        false => Err(Kind::NotRegular),
     }
-    if metadata.len() > max {
-        return Err(Kind::TooBig(metadata.len(), max));
+}
+
+/// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
+fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>), Kind> {
+    let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
+    let (seen, file) = open_if(path, known)?;
+    let (Seen::File { size, .. }, Some(mut file)) = (seen, file) else { return Ok((seen, None)) };
+    if size > max {
+        return Err(Kind::TooBig(size, max));
     }
     // A file that grows while it is read is another one at the next look.
-    let size = metadata.len() as usize;
+    let size = size as usize;
     let mut bytes = crate::memory::filled(0u8, size).map_err(|_| Kind::OutOfMemory)?;
     let mut filled = 0;
     while filled < size {
@@ -543,7 +605,7 @@ fn read_if(path: &OsStr, max: u64, known: Seen) -> Result<(Seen, Option<Vec<u8>>
         }
     }
     bytes.truncate(filled);
-    Ok((Seen::of(&metadata), Some(bytes)))
+    Ok((seen, Some(bytes)))
 }
 
 fn copy(from: &OsStr) -> Result<OsString, OutOfMemory> {
@@ -1138,7 +1200,7 @@ impl Host {
                 let set = self.gate.set_table(None, now_us).map_err(|_| Kind::OutOfMemory);
                 if set.is_ok() {
                     self.domains.source = Source::File;
-                    self.domains.kept.write(None, now_us);
+                    self.domains.kept.keep(None, now_us);
                 }
                 set.map(|()| None)
             }
@@ -1162,7 +1224,7 @@ impl Host {
             self.gate.set_table(Some(table), now_us).map_err(|_| Kind::OutOfMemory)?;
             self.loaded_secs = unix_secs();
             self.domains.source = Source::File;
-            self.domains.kept.write(Some(text), now_us);
+            self.domains.kept.keep(Some(text), now_us);
         }
         Ok(problems.worst())
     }
@@ -1173,6 +1235,7 @@ impl Host {
         let is_whole = matches!(self.domains.source, Source::File | Source::Earlier);
         if is_whole && self.gate.rules().table.is_some() {
             self.domains.source = Source::Earlier;
+            self.domains.kept.hold();
             return Ok(());
         }
         if let Some((text, written_secs)) = self.domains.kept.read()
@@ -1182,6 +1245,7 @@ impl Host {
             self.gate.set_table(Some(table), now_us).map_err(|_| Kind::OutOfMemory)?;
             self.loaded_secs = written_secs;
             self.domains.source = Source::Earlier;
+            self.domains.kept.held = Some(text);
             return Ok(());
         }
         good_lines.limit_others(CONCURRENCY_REMOTE).map_err(|_| Kind::OutOfMemory)?;
@@ -1641,6 +1705,62 @@ mod tests {
         assert_eq!(read(&home).unwrap().generation, generation + 1, "also without limits");
         host.fail();
         assert_eq!(read(&home).unwrap().in_force, InForce::None);
+        let _ = std::fs::remove_dir_all(&home);
+    }
+
+    /// The copy is looked at once a minute, also while the control file cannot be used, and the copy is all there is.
+    #[test]
+    fn a_copy_that_somebody_has_changed_is_written_again() {
+        let other = {
+            let home = home("other", "", Some("c.example:9\n"));
+            Host::open(10, &home, &join(&home, "status").unwrap(), 1).unwrap();
+            let other = std::fs::read(Path::new(&home).join("gatekept.domains")).unwrap();
+            let _ = std::fs::remove_dir_all(&home);
+            other
+        };
+        let whole = "a.example:3\n:30\n";
+        for now in [whole, "a.example:3O\n"] {
+            let home = home("changed", "", Some(whole));
+            let kept = Path::new(&home).join("gatekept.domains");
+            let read_kept =
+                || kept::read(&File::open(&kept).unwrap(), 1000).map(|(contents, _)| contents);
+            let mut host = Host::open(10, &home, &join(&home, "status").unwrap(), 1).unwrap();
+            put(&home, now);
+            pass(&mut host, 60);
+            host.timeout_ms();
+            assert_eq!(read_kept(), Ok(whole.as_bytes().to_vec()));
+            let torn = &other[..other.len() - 1];
+            for (what, bytes) in [("empty", &b""[..]), ("torn", torn), ("other", &other)] {
+                std::fs::write(&kept, bytes).unwrap();
+                pass(&mut host, 60);
+                host.timeout_ms();
+                assert_eq!(read_kept(), Ok(whole.as_bytes().to_vec()), "{now:?}: {what}");
+            }
+            // Removed, it cannot be made again; when it is there, it is written.
+            std::fs::remove_file(&kept).unwrap();
+            pass(&mut host, 60);
+            host.timeout_ms();
+            let problems = read(&home).unwrap().problems;
+            let what = "queue/lock/gatekept.domains: cannot be written (error 2)";
+            assert!(problems.iter().any(|problem| problem == what), "{problems:?}");
+            std::fs::write(&kept, "").unwrap();
+            pass(&mut host, 60);
+            host.timeout_ms();
+            assert_eq!(read_kept(), Ok(whole.as_bytes().to_vec()), "{now:?}: removed");
+            let problems = read(&home).unwrap().problems;
+            assert!(!problems.iter().any(|problem| problem.contains("gatekept")), "{problems:?}");
+            let _ = std::fs::remove_dir_all(&home);
+        }
+        // What is there without a control file is of no use: an operator who has removed it wants no limits.
+        let home = home("none", "", None);
+        let mut host = Host::open(10, &home, &join(&home, "status").unwrap(), 1).unwrap();
+        let kept = Path::new(&home).join("gatekept.domains");
+        std::fs::write(&kept, &other).unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        File::open(Path::new(&home)).unwrap().set_modified(long_ago).unwrap();
+        pass(&mut host, 60);
+        host.timeout_ms();
+        assert_eq!(std::fs::read(&kept).unwrap(), b"");
         let _ = std::fs::remove_dir_all(&home);
     }
 

@@ -509,6 +509,73 @@ fn where_nothing_can_be_kept_it_is_said_and_mail_goes_on() {
     }
 }
 
+/// A file system of so many bytes, unmounted in the end; none where this process may not mount one.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: PathBuf, bytes: u32) -> Option<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(&path);
+        if mount.output().is_ok_and(|output| output.status.success()) {
+            return Some(Self(path));
+        }
+        eprintln!("skipped: a small file system cannot be mounted here; root can");
+        None
+    }
+
+    /// Takes all room that is left.
+    fn fill(&self) {
+        let mut filler = fs::File::create(self.0.join("filler")).unwrap();
+        while std::io::Write::write_all(&mut filler, &[1; 512]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// The disk is full: what was kept is there all the same, mail goes on, and what could not be kept is, once there is room.
+#[test]
+fn a_full_disk_leaves_the_copy_that_was_there() {
+    let home = Home::new();
+    let Some(disk) = SmallDisk::mount(home.path.join("lock"), 64 << 10) else { return };
+    for file in GATE_FILES {
+        fs::write(home.path.join("lock").join(file), "").unwrap();
+    }
+    home.write("concurrencydomains", "a.example:3\n:30\n");
+    let mut host = home.open(100);
+    disk.fill();
+    // Longer than what is there and than the rest of its block.
+    let lines: String = (0..1500).map(|i| format!("d{i:05}.example:1\n")).collect();
+    home.write("concurrencydomains", format!("{lines}a.example:4\n"));
+    next_second();
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    assert_eq!(limit(&host, "a.example"), 4);
+    drop(host);
+    let kept = home.path.join("lock/gatekept.domains");
+    assert!(fs::metadata(&kept).unwrap().len() < 4096, "no room is taken for nothing");
+    home.write("concurrencydomains", "a.example:5O\n");
+    let mut host = home.open(100);
+    assert_eq!(limit(&host, "a.example"), 3);
+    assert_eq!(limit(&host, "b.example"), 30);
+    // What fits where room has been taken before is kept on a full disk, too.
+    home.write("concurrencydomains", "a.example:6\n");
+    next_second();
+    host.due();
+    home.write("concurrencydomains", "a.example:7O\n");
+    drop(host);
+    assert_eq!(limit(&home.open(100), "a.example"), 6);
+    // With room again.
+    fs::remove_file(disk.0.join("filler")).unwrap();
+    home.write("concurrencydomains", format!("{lines}a.example:8\n"));
+    drop(home.open(100));
+    home.write("concurrencydomains", "a.example:9O\n");
+    assert_eq!(limit(&home.open(100), "a.example"), 8);
+    assert!(!home.problem().contains("gatekept"), "{}", home.problem());
+}
+
 /// Only what has changed is written: the file's times say so.
 #[test]
 fn a_copy_is_written_when_it_changes_and_only_then() {
