@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 /// Something that was looked for: what it is, or why it could not be seen.
@@ -10,6 +12,9 @@ pub type Fact<T> = Result<T, String>;
 
 /// Runs a program and returns what it printed.
 pub type Runner<'h> = &'h dyn Fn(&Path, &[&str], &str) -> Result<String, String>;
+
+/// What is read of a file at most, in bytes. No script, unit or program of qmail comes near it.
+const BYTES_MAX: u64 = 64 << 20;
 
 /// A machine to look at.
 pub struct Host<'h> {
@@ -83,9 +88,22 @@ impl Host<'_> {
         fs::read_link(self.below(&folder.join(path.file_name()?))).ok()
     }
 
+    /// Reads a regular file, which may be one of /proc, up to [`BYTES_MAX`]. It waits for nothing: neither for a FIFO's
+    /// writer nor for the next line of /proc/kmsg.
     pub(super) fn read_bytes(&self, path: impl AsRef<Path>) -> Fact<Vec<u8>> {
         let path = path.as_ref();
-        fs::read(self.path(path)).map_err(|error| format!("{}: {error}", path.display()))
+        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(self.path(path))
+            .map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(format!("{}: not a regular file", path.display()));
+        }
+        let mut bytes = Vec::new();
+        file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
+        Ok(bytes)
     }
 
     pub(super) fn read(&self, path: impl AsRef<Path>) -> Fact<String> {
@@ -154,5 +172,26 @@ fn run_program(program: &Path, args: &[&str], input: &str) -> Result<String, Str
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
         Err(format!("{name} failed ({})", output.status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = std::process::Command::new("mkfifo").arg(dir.path().join("fifo")).status();
+        assert!(made.unwrap().success());
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("zero")).unwrap();
+        fs::write(dir.path().join("file"), "20\n").unwrap();
+        let run = |_: &Path, _: &[&str], _: &str| Err(String::new());
+        let host = Host { root: "/".into(), run: &run };
+        for name in ["fifo", "zero"] {
+            let said = host.read(dir.path().join(name)).unwrap_err();
+            assert!(said.ends_with(": not a regular file"), "{said}");
+        }
+        assert_eq!(host.read(dir.path().join("file")).as_deref(), Ok("20\n"));
     }
 }
