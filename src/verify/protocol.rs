@@ -104,9 +104,10 @@ impl Report {
         Some((Report { number, letter, text }, bytes.len() - rest.len() + end + 1))
     }
 
-    /// Whether this is no report but the gate, which calls mail back (gate.h): 65535 is the number of no delivery.
+    /// Whether this is no report but the gate, which calls mail back or has a line for the log (gate.h): 65535 is the number of
+    /// no delivery.
     pub fn is_call(&self) -> bool {
-        self.letter == b'R' && self.number == 65535
+        matches!(self.letter, b'R' | b'N') && self.number == 65535
     }
 
     /// The report's bytes.
@@ -150,11 +151,17 @@ pub(crate) struct Greeting {
 /// Reads a spawner's first words. `None`: more is needed.
 pub(crate) fn read_greeting(bytes: &[u8]) -> Option<Greeting> {
     // One byte:  N, 0, letter, text, NUL.   Two bytes:  N, N, 0, 0, letter, text, NUL.
-    // The third byte is a letter or the low byte of delivery number 0: that tells them apart whatever N is.
-    let width = if *bytes.get(2)? == 0 { Width::Two } else { Width::One };
-    let (announced, rest) = width.read(bytes)?;
-    let (_, answer) = Report::decode(rest, width)?;
-    Some(Greeting { width, announced, len: width.bytes() + answer })
+    // The third byte is a letter or the low byte of delivery number 0: that tells them apart whatever N is. A gate (two bytes)
+    // may have lines for the log first, for number 65535.
+    let width = if matches!(*bytes.get(2)?, 0 | 0xff) { Width::Two } else { Width::One };
+    let (announced, mut rest) = width.read(bytes)?;
+    loop {
+        let (report, len) = Report::decode(rest, width)?;
+        rest = &rest[len..];
+        if !report.is_call() {
+            return Some(Greeting { width, announced, len: bytes.len() - rest.len() });
+        }
+    }
 }
 
 #[cfg(test)]
@@ -206,5 +213,10 @@ mod tests {
             assert_eq!(read_greeting(&two[..8]), None);
         }
         assert_eq!(read_greeting(b""), None);
+        // The gate has something for the log before anything else.
+        let noticed = b"\xe8\x03\xff\xffNwarning: x\n\0\xff\xffR7\0\0\0Dno\n\0";
+        let greeting = read_greeting(noticed).expect("complete");
+        assert_eq!(greeting, Greeting { width: Width::Two, announced: 1000, len: noticed.len() });
+        assert_eq!(read_greeting(&noticed[..24]), None);
     }
 }
