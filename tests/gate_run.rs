@@ -529,7 +529,14 @@ fn a_full_disk_takes_no_limit_and_no_mail() {
     let what = "queue/lock/gatekept.domains: cannot be written (error 27)";
     rspawn.status(what, |status| status.problems.iter().any(|problem| problem == what));
     assert_eq!(rspawn.end(), []);
-    assert!(fs::metadata(&kept).unwrap().len() > 0, "what was kept before is there");
+    // What was kept before is there, and counts.
+    let good = fs::read(domains(&rig.site)).unwrap();
+    set_limits(&rig.site, &format!("{BUSY}:3O\n"));
+    let mut rspawn = Spawning::start(&mut rig);
+    rspawn.status("the copy", |status| status.in_force == InForce::Kept);
+    rspawn.fill(BUSY, 2);
+    assert_eq!(rspawn.end(), []);
+    rig.site.write(&domains(&rig.site), &good).unwrap();
     fs::rename(real, program).unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.status("no problem", |status| status.problems.is_empty());
