@@ -46,7 +46,15 @@ DESCRIPTION
 
     Nwarning: control/concurrencydomains:3:7: the limit is not a number (empty means unlimited); the last one that had no errors counts
 
-  qmail-send hands B and R to gate_retry.h. B means that the mail was not tried: it must not become a failure however old the
+  When one recipient of a message got a busy report, qmail-send asks for the message's other recipients of the same domain at once:
+  gate_ask with slot GATE_CALL_SLOT, whose last part is a number, an @ and the domain:
+
+    64580@gmail.com
+
+  The answer is GATE_BUSY with the text of a busy report, as one of them would get it: all of them are away. GATE_GO means that they
+  are to be asked for one by one. Then spawn.c reports that there is no such delivery number, which qmail-send takes for that.
+
+  qmail-send hands B, R and such answers to gate_retry.h. B means that the mail was not tried: it must not become a failure however old the
   mail is. A qmail-send that does not know B logs "report mangled, will defer", and of R "delivery report out of range".
 
   The report of a delivery that was held gets a line in the log, as "qpatch gate simulate" reads it:
@@ -60,7 +68,8 @@ POINTERS
   that were passed, with no zero byte added.
 
 RANGES
-  slots      1..65534; slot is below slots. A slot out of range: gate_ask says GATE_GO, gate_done does nothing.
+  slots      1..65534; slot is below slots, or for gate_ask GATE_CALL_SLOT. A slot out of range: gate_ask says GATE_GO, gate_done
+             does nothing.
   parts      1..GATE_PARTS; each part up to GATE_PART_MAX bytes. Otherwise gate_ask says GATE_GO. The last part is the
              recipient, whose domain is what follows its last @; it may end with zero bytes. No @: GATE_GO.
   NULL       allowed where this header says so. Elsewhere: gate_ask and gate_done say GATE_GO, gate_next GATE_NONE.

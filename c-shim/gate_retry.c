@@ -6,109 +6,175 @@
 #include "gate_retry.h"
 
 #define SECONDS_MAX 3600
+#define RETRY_MAX 86400 /* qmail's own retry time is sooner, until a message is 50 days old */
 #define CALL_DELNUM 65535UL
-#define ALL ((unsigned int) -1)
+#define TURN 256 /* so many a pass may hand out after one was busy, before it lets others go first */
+#define STEPS 100 /* so many steps of a pass that hand out nobody are made at once */
+#define DOMAIN_MAX 255
+#define NOWHERE ((unsigned long) -1)
 
 static long seconds(void)
 {
   return (long) time((time_t *) 0);
 }
 
-/* ---- the jobs that run */
-
-#define PASS_ALL 0 /* everybody */
-#define PASS_CALLED 1 /* so many of the busy ones, from here on */
-#define PASS_DEFERRED 2 /* the deferred ones whose time has come */
-
-struct running {
-  long due; /* since when */
-  long back; /* when a busy recipient wants it back at the latest; 0 if none does */
-  long deferred; /* the first retry time of the recipients that their own server deferred; 0 if there are none */
-  unsigned long from; /* no busy one is before this */
-  unsigned long start; /* where this pass begins */
-  unsigned int queue; /* the one in which a busy recipient waits */
-  unsigned int busy; /* how many of its recipients do */
-  unsigned int called; /* how many of these were called before the job was closed */
-  int c;
-  unsigned int allowed; /* how many recipients may still be tried in this pass */
-  unsigned int left; /* how many of busy this pass is not to see */
-  int flagfull; /* 1: a deferred recipient could not be remembered */
-  int pass; /* what it is over */
-  int flagstop; /* 1: PASS_CALLED, and it has been stopped behind the last of them */
-};
-
-#define NOWHERE ((unsigned long) -1)
-
-static struct running *running = 0;
-static int numrunning = 0;
-
-static struct running *running_get(int j)
+static void sooner(long *when, long other)
 {
-  struct running *r;
-  int n;
-
-  if (j < 0) return 0;
-  if (j >= numrunning) {
-    n = j + j / 2 + 32;
-    r = (struct running *) realloc(running,n * sizeof(struct running));
-    if (!r) return 0;
-    memset(r + numrunning,0,(n - numrunning) * sizeof(struct running));
-    running = r;
-    for (;numrunning < n;++numrunning) {
-      running[numrunning].allowed = ALL;
-      running[numrunning].from = NOWHERE;
-    }
-  }
-  return running + j;
+  if (!*when || other < *when) *when = other;
 }
 
 /*
----- what is remembered of messages: how the pass over the called recipients goes, and the recipients that their own
-server deferred. The latter by message and position, so that a message may have any number of them.
+---- pools: arrays that grow, and are freed when nothing of them is used. An element is known by its index + 1, and 0 is none:
+an address is good only until the next element is taken. Its first member chains it, to whatever it belongs.
 */
 
-struct message {
-  unsigned long id;
-  int pass; /* what the next one is to be; the six that follow are for that */
-  unsigned int allowed;
-  unsigned int left;
-  unsigned int queue;
-  unsigned long from;
-  long back;
-  long deferred;
-  unsigned int first; /* of its deferred recipients */
-  unsigned int next; /* of its chain, or of the free ones */
-  int c;
+struct pool {
+  char *all;
+  unsigned int size; /* of an element */
+  unsigned int most; /* of them */
+  unsigned int num; /* as allocated */
+  unsigned int idle; /* the first of those that are not used */
+  unsigned int used;
 };
 
-struct deferred {
+#define NEXT(p,i) (*(unsigned int *) ((p).all + (size_t) ((i) - 1) * (p).size))
+
+/* all zero but for its index; 0: no memory */
+static unsigned int take(struct pool *p)
+{
+  char *all;
+  unsigned int n;
+  unsigned int i;
+
+  if (!p->idle) {
+    n = p->most - p->num < p->num / 2 + 64 ? p->most : p->num + p->num / 2 + 64;
+    if (n == p->num || n > ((size_t) -1) / p->size) return 0;
+    all = (char *) realloc(p->all,(size_t) n * p->size);
+    if (!all) return 0;
+    p->all = all;
+    memset(all + (size_t) p->num * p->size,0,(size_t) (n - p->num) * p->size);
+    for (i = n;i > p->num;--i) {
+      NEXT(*p,i) = p->idle;
+      p->idle = i;
+    }
+    p->num = n;
+  }
+  i = p->idle;
+  p->idle = NEXT(*p,i);
+  ++p->used;
+  memset(&NEXT(*p,i),0,p->size);
+  return i;
+}
+
+static void give(struct pool *p, unsigned int i)
+{
+  NEXT(*p,i) = p->idle;
+  p->idle = i;
+  if (!--p->used) {
+    free(p->all);
+    p->all = 0;
+    p->num = p->idle = 0;
+  }
+}
+
+/* ---- recipients, in chains: first in, first out */
+
+struct place {
+  unsigned int next;
+  unsigned int mpos;
+};
+
+static struct pool places = { 0, sizeof(struct place), GATE_RETRY_MAX, 0, 0, 0 };
+
+#define P(i) (((struct place *) places.all)[(i) - 1])
+
+struct chain {
+  unsigned int first;
+  unsigned int last;
+  unsigned int count;
+};
+
+/* 0: no memory, or the position is one that no file has */
+static int chain_add(struct chain *to, unsigned long mpos)
+{
+  unsigned int i;
+
+  if (mpos > 0xffffffffUL) return 0;
+  i = take(&places);
+  if (!i) return 0;
+  P(i).mpos = (unsigned int) mpos;
+  if (to->first) P(to->last).next = i;
+  else to->first = i;
+  to->last = i;
+  ++to->count;
+  return 1;
+}
+
+static unsigned long chain_pop(struct chain *of)
+{
   unsigned long mpos;
-  long retry; /* when to try it all the same */
-  unsigned int message;
-  unsigned int next; /* of its chain, or of the free ones */
-  unsigned int nextof; /* of its message */
-  unsigned int prevof;
+  unsigned int i;
+
+  i = of->first;
+  mpos = P(i).mpos;
+  of->first = P(i).next;
+  --of->count;
+  give(&places,i);
+  return mpos;
+}
+
+static void chain_drop(struct chain *of)
+{
+  while (of->first) chain_pop(of);
+}
+
+/* all of it; then from is empty */
+static void chain_move(struct chain *to, struct chain *from)
+{
+  if (!from->first) return;
+  if (to->first) P(to->last).next = from->first;
+  else to->first = from->first;
+  to->last = from->last;
+  to->count += from->count;
+  memset(from,0,sizeof(*from));
+}
+
+/* its first n, fewer than it has; to is empty */
+static void chain_cut(struct chain *to, struct chain *from, unsigned int n)
+{
+  to->first = from->first;
+  to->count = n;
+  from->count -= n;
+  for (;n;--n) {
+    to->last = from->first;
+    from->first = P(to->last).next;
+  }
+  P(to->last).next = 0;
+}
+
+/* ---- messages of which something waits */
+
+struct message {
+  unsigned int next; /* of its hash chain */
+  unsigned int parts; /* the first of those that wait */
+  unsigned int plan; /* the first part that is to be passed over; chained by next */
+  unsigned int lastplan;
+  unsigned int numparts; /* all of them */
+  unsigned int numlater; /* those that wait only for the clock */
+  unsigned int open; /* how many of its jobs are */
+  int c;
+  unsigned long id;
+  long due; /* since when */
+  long lost; /* when those that could not be remembered want to come back; 0: there are none */
+  int flagused;
 };
 
-/* indices are + 1, and 0 is none */
+static struct pool messages = { 0, sizeof(struct message), (unsigned int) -1, 0, 0, 0 };
 
-#define M(i) (message[(i) - 1])
-#define D(i) (deferred[(i) - 1])
-
+#define M(i) (((struct message *) messages.all)[(i) - 1])
 #define MCHAINS 4096
-#define DCHAINS 16384
 
-static struct message *message = 0;
-static unsigned int nummessage = 0; /* as allocated */
-static unsigned int freemessage = 0;
-static unsigned int usemessage = 0;
 static unsigned int mchain[MCHAINS];
-
-static struct deferred *deferred = 0;
-static unsigned int numdeferred = 0; /* as allocated */
-static unsigned int freedeferred = 0;
-static unsigned int usedeferred = 0;
-static unsigned int dchain[DCHAINS];
 
 static unsigned int *message_find(int c, unsigned long id)
 {
@@ -119,161 +185,65 @@ static unsigned int *message_find(int c, unsigned long id)
   return link;
 }
 
-/* nothing is remembered of it any more */
-static void message_drop(unsigned int *link)
+/* 0: no memory */
+static unsigned int message_make(int c, unsigned long id, long due)
 {
-  unsigned int m;
-
-  m = *link;
-  *link = M(m).next;
-  M(m).next = freemessage;
-  freemessage = m;
-  if (!--usemessage) {
-    free(message);
-    message = 0;
-    nummessage = freemessage = 0;
-  }
-}
-
-/* its index; 0: no memory */
-static unsigned int message_make(int c, unsigned long id)
-{
-  struct message *new;
   unsigned int *link;
-  unsigned int n;
   unsigned int m;
 
   link = message_find(c,id);
   if (*link) return *link;
-  if (!freemessage) {
-    n = nummessage + nummessage / 2 + 64;
-    if (n < nummessage || n > ((unsigned int) -1) / sizeof(struct message)) return 0;
-    new = (struct message *) realloc(message,n * sizeof(struct message));
-    if (!new) return 0;
-    message = new;
-    for (m = nummessage + 1;m <= n;++m) {
-      M(m).next = freemessage;
-      freemessage = m;
-    }
-    nummessage = n;
-    link = message_find(c,id); /* the chain's links have moved */
-  }
-  m = freemessage;
-  freemessage = M(m).next;
-  ++usemessage;
-  memset(&M(m),0,sizeof(struct message));
-  M(m).id = id;
+  m = take(&messages);
+  if (!m) return 0;
   M(m).c = c;
-  *link = m;
+  M(m).id = id;
+  M(m).due = due;
+  M(m).flagused = 1;
+  *message_find(c,id) = m; /* the chain's links may have moved */
   return m;
 }
 
-static unsigned int *deferred_find(unsigned int m, unsigned long mpos)
+static void message_drop(unsigned int m)
 {
   unsigned int *link;
 
-  for (link = dchain + ((m * 2654435761UL) ^ (mpos * 2246822519UL >> 5)) % DCHAINS;*link;link = &D(*link).next)
-    if (D(*link).message == m && D(*link).mpos == mpos) break;
-  return link;
-}
-
-static void deferred_drop(unsigned int *link)
-{
-  unsigned int i;
-
-  i = *link;
-  *link = D(i).next;
-  if (D(i).nextof) D(D(i).nextof).prevof = D(i).prevof;
-  if (D(i).prevof)
-    D(D(i).prevof).nextof = D(i).nextof;
-  else
-    M(D(i).message).first = D(i).nextof;
-  D(i).next = freedeferred;
-  freedeferred = i;
-  if (!--usedeferred) {
-    free(deferred);
-    deferred = 0;
-    numdeferred = freedeferred = 0;
-  }
-}
-
-static void forgetmessage(int c, unsigned long id)
-{
-  unsigned int *link;
-
-  if (!usemessage) return;
-  link = message_find(c,id);
-  if (!*link) return;
-  while (M(*link).first) deferred_drop(deferred_find(*link,D(M(*link).first).mpos));
-  message_drop(link);
-}
-
-/* 0: no memory, or the table is full */
-static int defer(int c, unsigned long id, unsigned long mpos, long retry)
-{
-  struct deferred *new;
-  unsigned int *link;
-  unsigned int n;
-  unsigned int i;
-  unsigned int m;
-
-  m = message_make(c,id);
-  if (!m) return 0;
-  link = deferred_find(m,mpos);
-  if (!*link) {
-    if (!freedeferred) {
-      n = numdeferred ? numdeferred * 2 : 64;
-      new = 0;
-      if (n <= GATE_RETRY_MAX) new = (struct deferred *) realloc(deferred,n * sizeof(struct deferred));
-      if (!new) {
-        if (!M(m).first && !M(m).pass) message_drop(message_find(c,id));
-        return 0;
-      }
-      deferred = new;
-      for (i = numdeferred + 1;i <= n;++i) {
-        D(i).next = freedeferred;
-        freedeferred = i;
-      }
-      numdeferred = n;
-      link = deferred_find(m,mpos); /* the chain's links have moved */
-    }
-    i = freedeferred;
-    freedeferred = D(i).next;
-    ++usedeferred;
-    D(i).mpos = mpos;
-    D(i).message = m;
-    D(i).next = 0;
-    D(i).prevof = 0;
-    D(i).nextof = M(m).first;
-    if (M(m).first) D(M(m).first).prevof = i;
-    M(m).first = i;
-    *link = i;
-  }
-  D(*link).retry = retry;
-  return 1;
+  link = message_find(M(m).c,M(m).id);
+  *link = M(m).next;
+  M(m).flagused = 0;
+  give(&messages,m);
 }
 
 /*
----- the jobs that wait, each in two orders: that of the clock, and in its queue that of when it was due. Pairing heaps
-(Fredman, Sedgewick, Sleator, Tarjan, Algorithmica 1, 1986), because a job leaves both when it is at the top of one.
-Indices are + 1, and 0 is none.
+---- parts of messages: recipients that wait for the same thing. Those that wait to be called are in two orders: that of the
+clock, and in their queue that of when their messages were due. Pairing heaps (Fredman, Sedgewick, Sleator, Tarjan,
+Algorithmica 1, 1986), because a part leaves both when it is at the top of one.
 */
 
 #define CLOCK 0
 #define QUEUE 1
 
-struct waiting {
-  long when; /* it comes back at the latest */
-  long due; /* it was first due */
-  long back; /* as in struct running */
-  long deferred;
-  unsigned long from;
-  unsigned long id;
+#define BUSY 1 /* waits to be called; in both orders */
+#define LATER 2 /* waits for the clock alone */
+#define ASKED 3 /* the gate is to be asked for them, or has been */
+#define CALLED 4 /* is to be passed over */
+#define REST 5 /* the same, and not a list: from here on to the end of the file */
+
+struct part {
+  unsigned int next; /* of those that are called, asked or planned */
+  unsigned int message;
+  unsigned int nextof; /* of its message */
+  unsigned int prevof;
+  unsigned int nextlike; /* of the hash chain */
+  unsigned int queue;
+  unsigned int asks; /* the part that is being filled to be asked for; 0: there is none */
+  int state;
+  struct chain chain;
+  int flagbehind; /* others go first */
   unsigned long serial; /* those that were due in the same second stay in order */
-  unsigned int queue; /* the number of its queue */
-  unsigned int busy; /* how many of its recipients wait */
-  int c;
-  int flagin; /* 1: it is in both orders. 0: it has been called, or is none */
+  unsigned long pass; /* the last one in which somebody was busy */
+  unsigned long from; /* of a REST */
+  long when; /* it comes back at the latest */
+  char *domain; /* of an ASKED */
   struct {
     unsigned int child;
     unsigned int next;
@@ -281,10 +251,12 @@ struct waiting {
   } link[2];
 };
 
-static struct waiting *waiting = 0;
-static unsigned int numwaiting = 0; /* as allocated */
-static unsigned int freewaiting = 0; /* chained by link[CLOCK].next */
-static unsigned int usewaiting = 0;
+static struct pool parts = { 0, sizeof(struct part), (unsigned int) -1, 0, 0, 0 };
+
+#define W(i) (((struct part *) parts.all)[(i) - 1])
+#define WCHAINS 16384
+
+static unsigned int wchain[WCHAINS]; /* those that are BUSY, by message and queue */
 
 struct queue {
   unsigned int number;
@@ -294,14 +266,20 @@ struct queue {
 
 #define QUEUES 1024
 
+struct fifo {
+  unsigned int first;
+  unsigned int last;
+};
+
 struct channel {
   unsigned int top; /* of CLOCK */
-  unsigned int called; /* chained by link[CLOCK].next */
-  unsigned int lastcalled;
+  unsigned int told; /* for these the gate has been asked, and has not answered */
+  struct fifo asked; /* for these it is to be asked */
+  struct fifo called;
   struct queue *queue[QUEUES];
 };
 
-/* as many as the tree has: the first job that waits on one makes room for it */
+/* as many as the tree has: the first part that waits on one makes room for it */
 static struct channel *channel = 0;
 static int numchannels = 0;
 
@@ -320,14 +298,30 @@ static int channel_make(int c)
   return 1;
 }
 
-#define W(i) (waiting[(i) - 1])
+static void fifo_put(struct fifo *f, unsigned int i)
+{
+  W(i).next = 0;
+  if (f->first) W(f->last).next = i;
+  else f->first = i;
+  f->last = i;
+}
+
+/* 0: there is none */
+static unsigned int fifo_get(struct fifo *f)
+{
+  unsigned int i;
+
+  i = f->first;
+  if (i) f->first = W(i).next;
+  return i;
+}
 
 static int before(int order, unsigned int a, unsigned int b)
 {
   if (order == CLOCK) {
     if (W(a).when != W(b).when) return W(a).when < W(b).when;
   }
-  else if (W(a).due != W(b).due) return W(a).due < W(b).due;
+  else if (M(W(a).message).due != M(W(b).message).due) return M(W(a).message).due < M(W(b).message).due;
   return W(a).serial < W(b).serial;
 }
 
@@ -418,219 +412,397 @@ static void queue_drop(struct queue **q)
   free(old);
 }
 
-/* the index of the job, as above; 0: no memory */
-static unsigned int enqueue(int c, unsigned long id, struct running *r, unsigned int busy)
+/* 0: no memory */
+static unsigned int part_make(unsigned int m)
 {
-  static unsigned long serial = 0;
-  struct waiting *w;
-  struct queue **q;
-  unsigned int number;
-  unsigned int n;
   unsigned int i;
 
-  number = r->queue;
-  if (!channel_make(c)) return 0;
-  if (!freewaiting) {
-    n = numwaiting + numwaiting / 2 + 64;
-    if (n < numwaiting || n > ((unsigned int) -1) / sizeof(struct waiting)) return 0;
-    w = (struct waiting *) realloc(waiting,n * sizeof(struct waiting));
-    if (!w) return 0;
-    waiting = w;
-    for (i = numwaiting + 1;i <= n;++i) {
-      W(i).flagin = 0;
-      W(i).link[CLOCK].next = freewaiting;
-      freewaiting = i;
-    }
-    numwaiting = n;
-  }
-  q = queue_find(c,number);
-  if (!*q) {
-    *q = (struct queue *) malloc(sizeof(struct queue));
-    if (!*q) return 0;
-    (*q)->number = number;
-    (*q)->top = 0;
-    (*q)->next = 0;
-  }
-  i = freewaiting;
-  freewaiting = W(i).link[CLOCK].next;
-  ++usewaiting;
-  memset(&W(i),0,sizeof(struct waiting));
-  W(i).when = r->back;
-  if (r->deferred && r->deferred < r->back) W(i).when = r->deferred;
-  W(i).due = r->due;
-  W(i).back = r->back;
-  W(i).deferred = r->deferred;
-  W(i).from = r->from == NOWHERE ? 0 : r->from;
-  W(i).id = id;
-  W(i).serial = ++serial;
-  W(i).queue = number;
-  W(i).busy = busy;
-  W(i).c = c;
-  W(i).flagin = 1;
-  channel[c].top = meld(CLOCK,channel[c].top,i);
-  (*q)->top = meld(QUEUE,(*q)->top,i);
+  i = take(&parts);
+  if (!i) return 0;
+  W(i).message = m;
+  W(i).nextof = M(m).parts;
+  if (M(m).parts) W(M(m).parts).prevof = i;
+  M(m).parts = i;
+  ++M(m).numparts;
   return i;
 }
 
-/* takes a job out of both orders */
-static void unwait(int c, unsigned int i)
-{
-  struct queue **q;
-
-  W(i).flagin = 0;
-  detach(CLOCK,&channel[c].top,i);
-  q = queue_find(c,W(i).queue);
-  detach(QUEUE,&(*q)->top,i);
-  if (!(*q)->top) queue_drop(q);
-}
-
-static void forget(unsigned int i)
-{
-  W(i).link[CLOCK].next = freewaiting;
-  freewaiting = i;
-  if (!--usewaiting) {
-    free(waiting);
-    waiting = 0;
-    numwaiting = freewaiting = 0;
-  }
-}
-
-/* what the pass over this job is to be. Without memory it is over everybody. */
-static void plan(int c, unsigned int i, int pass, unsigned int allowed)
+/* it is in no order, and its chain has been taken over */
+static void part_drop(unsigned int i)
 {
   unsigned int m;
 
-  m = message_make(c,W(i).id);
-  if (!m) return;
-  M(m).pass = pass;
-  M(m).allowed = allowed;
-  M(m).left = W(i).busy - allowed;
-  M(m).queue = W(i).queue;
-  M(m).from = W(i).from;
-  M(m).back = W(i).back;
-  M(m).deferred = W(i).deferred;
-}
-
-/* so many of its recipients are called, 1 or more */
-static void call(int c, unsigned int i, unsigned int most)
-{
-  unwait(c,i);
-  /* all of a message that begins with them: a pass like any other, which sees that it is done */
-  if (W(i).busy > most || W(i).from) plan(c,i,PASS_CALLED,most);
-  if (channel[c].called)
-    W(channel[c].lastcalled).link[CLOCK].next = i;
+  m = W(i).message;
+  if (W(i).nextof) W(W(i).nextof).prevof = W(i).prevof;
+  if (W(i).prevof)
+    W(W(i).prevof).nextof = W(i).nextof;
   else
-    channel[c].called = i;
-  channel[c].lastcalled = i;
-  W(i).link[CLOCK].next = 0;
+    M(m).parts = W(i).nextof;
+  --M(m).numparts;
+  free(W(i).domain);
+  give(&parts,i);
 }
 
-/* the first of those that were called; 0: none */
-static unsigned int uncall(int c)
+/* to the part of a message that waits in a queue, or to the end of its chain */
+static unsigned int *busy_find(unsigned int m, unsigned int queue)
 {
-  unsigned int i;
+  unsigned int *link;
 
-  i = channel[c].called;
-  if (i) channel[c].called = W(i).link[CLOCK].next;
-  return i;
+  for (link = wchain + (m * 2654435761UL ^ queue * 40503UL) % WCHAINS;*link;link = &W(*link).nextlike)
+    if (W(*link).message == m && W(*link).queue == queue) break;
+  return link;
 }
+
+static unsigned long serial = 0;
+
+/* by the clock alone */
+static void wait_later(unsigned int i, long when)
+{
+  int c;
+
+  c = M(W(i).message).c;
+  W(i).state = LATER;
+  W(i).when = when;
+  W(i).serial = ++serial;
+  channel[c].top = meld(CLOCK,channel[c].top,i);
+  ++M(W(i).message).numlater;
+}
+
+/* 0: no memory. There is room for the channel, and none like it. */
+static int wait_called(unsigned int i, unsigned int queue, long when)
+{
+  struct queue **q;
+  int c;
+
+  c = M(W(i).message).c;
+  q = queue_find(c,queue);
+  if (!*q) {
+    *q = (struct queue *) malloc(sizeof(struct queue));
+    if (!*q) return 0;
+    (*q)->number = queue;
+    (*q)->top = 0;
+    (*q)->next = 0;
+  }
+  W(i).state = BUSY;
+  W(i).queue = queue;
+  W(i).when = when;
+  W(i).serial = ++serial;
+  W(i).nextlike = 0;
+  *busy_find(W(i).message,queue) = i;
+  channel[c].top = meld(CLOCK,channel[c].top,i);
+  (*q)->top = meld(QUEUE,(*q)->top,i);
+  return 1;
+}
+
+/* it waits for the latest time that was asked for: until then the gate knows of it */
+static void wait_longer(unsigned int i, long when)
+{
+  unsigned int *top;
+
+  if (when <= W(i).when) return;
+  top = &channel[M(W(i).message).c].top;
+  detach(CLOCK,top,i);
+  W(i).when = when;
+  *top = meld(CLOCK,*top,i);
+}
+
+/* takes a part that is BUSY or LATER out of its orders */
+static void unwait(unsigned int i)
+{
+  struct queue **q;
+  unsigned int *link;
+  int c;
+
+  c = M(W(i).message).c;
+  detach(CLOCK,&channel[c].top,i);
+  if (W(i).state == LATER) --M(W(i).message).numlater;
+  else {
+    q = queue_find(c,W(i).queue);
+    detach(QUEUE,&(*q)->top,i);
+    if (!(*q)->top) queue_drop(q);
+    link = busy_find(W(i).message,W(i).queue);
+    *link = W(i).nextlike;
+  }
+  W(i).state = CALLED;
+}
+
+/* it is in no order */
+static void call(unsigned int i)
+{
+  W(i).state = CALLED;
+  fifo_put(&channel[M(W(i).message).c].called,i);
+}
+
+/* ---- in which queues the mail of domains has waited: a pass asks again before it relies on that */
+
+#define DOMAINS 16384
+
+static struct { unsigned long hash; unsigned int queue; } *domains = 0;
+
+/* the domain of an address, and its hash; 0: there is none, or it is too long */
+static char *domain_of(char *recip, unsigned long *hash)
+{
+  char *domain;
+  char *s;
+  unsigned char ch;
+
+  domain = strrchr(recip,'@');
+  if (!domain) return 0;
+  ++domain;
+  *hash = 2166136261UL; /* FNV-1a */
+  for (s = domain;*s;++s) {
+    if (s - domain == DOMAIN_MAX) return 0;
+    ch = (unsigned char) *s;
+    if (ch >= 'A' && ch <= 'Z') ch += 32;
+    *hash = ((*hash ^ ch) * 16777619UL) & 0xffffffffUL;
+  }
+  return domain;
+}
+
+/* 0: not known */
+static unsigned int domain_queue(unsigned long hash)
+{
+  if (!domains || domains[hash % DOMAINS].hash != hash) return 0;
+  return domains[hash % DOMAINS].queue;
+}
+
+static void domain_learn(unsigned long hash, unsigned int queue)
+{
+  if (!domains) {
+    domains = malloc(DOMAINS * sizeof(*domains));
+    if (!domains) return;
+    memset(domains,0,DOMAINS * sizeof(*domains));
+  }
+  domains[hash % DOMAINS].hash = hash;
+  domains[hash % DOMAINS].queue = queue;
+}
+
+/* ---- the jobs that run */
+
+#define PASS_NONE 0 /* nobody: so is one that was begun when there was no memory */
+#define PASS_ALL 1 /* everybody, from the beginning */
+#define PASS_LIST 2 /* these */
+#define PASS_REST 3 /* everybody from here on */
+
+struct running {
+  struct chain list; /* of a PASS_LIST, those that are still to come */
+  struct chain deferred; /* those that their own server has deferred */
+  long due; /* since when */
+  long natural; /* the first retry time of those; 0 if there are none */
+  long lost; /* when those that could not be remembered want to come back; 0 if there are none */
+  unsigned long at; /* where the pass goes on; NOWHERE if it has to look */
+  unsigned long seen; /* where it was at the last step */
+  unsigned long serial; /* of the pass */
+  unsigned int message; /* 0: nothing of it waits */
+  unsigned int handed; /* how many were handed out since one was busy */
+  int pass; /* what it is over */
+  int flagbusy; /* 1: one was */
+};
+
+static struct running *running = 0;
+static int numrunning = 0;
+
+static struct running *running_get(int j)
+{
+  struct running *r;
+  int n;
+
+  if (j < 0) return 0;
+  if (j >= numrunning) {
+    n = j + j / 2 + 32;
+    r = (struct running *) realloc(running,n * sizeof(struct running));
+    if (!r) return 0;
+    memset(r + numrunning,0,(n - numrunning) * sizeof(struct running));
+    running = r;
+    numrunning = n;
+  }
+  return running + j;
+}
+
+static int flagstep = 0; /* the last step of a pass handed out nobody */
 
 /* ---- the calls */
 
-void gate_retry_open(int j, int c, unsigned long id, long dt)
+int gate_retry_open(int j, int c, unsigned long id, long dt)
 {
+  static unsigned long pass = 0;
   struct running *r;
-  unsigned int *link;
+  unsigned int m;
+  unsigned int i;
 
   r = running_get(j);
-  if (!r) return;
+  /* without memory it is over nobody, if anything waits: this message might */
+  if (!r) return messages.used ? 1 : 0;
+  chain_drop(&r->list);
+  chain_drop(&r->deferred);
   memset(r,0,sizeof(*r));
   r->due = dt;
-  r->c = c;
-  r->from = NOWHERE;
-  r->allowed = ALL;
-  if (!usemessage) return;
-  link = message_find(c,id);
-  if (!*link || !M(*link).pass) return;
-  r->pass = M(*link).pass;
-  r->back = M(*link).back;
-  r->queue = M(*link).queue;
-  if (r->pass == PASS_CALLED) {
-    r->allowed = M(*link).allowed;
-    r->busy = r->left = M(*link).left;
-    r->start = M(*link).from;
-    r->deferred = M(*link).deferred;
-  }
-  M(*link).pass = PASS_ALL;
-  if (!M(*link).first) message_drop(link);
-}
-
-int gate_retry_from(int j, unsigned long *mpos)
-{
-  struct running *r;
-
-  r = running_get(j);
-  if (!r || r->pass != PASS_CALLED) return 0;
-  *mpos = r->start;
-  return 1;
-}
-
-int gate_retry_seek(int fd, unsigned long mpos)
-{
-  return lseek(fd,(off_t) mpos,SEEK_SET) != (off_t) -1;
-}
-
-int gate_retry_stop(int j, unsigned long mpos)
-{
-  struct running *r;
-
-  r = running_get(j);
-  if (!r || r->pass != PASS_CALLED || r->allowed) return 0;
-  r->flagstop = 1;
-  if (mpos < r->from) r->from = mpos;
-  return 1;
-}
-
-static void sooner(long *when, long other)
-{
-  if (!*when || other < *when) *when = other;
-}
-
-int gate_retry_skip(int j, int c, unsigned long id, unsigned long mpos, long now)
-{
-  struct running *r;
-  unsigned int *link;
-  unsigned int *of;
-  int was; /* deferred, until now */
-
-  r = running_get(j);
-  was = 0;
-  if (usedeferred) {
-    of = message_find(c,id);
-    if (*of) {
-      link = deferred_find(*of,mpos);
-      if (*link) {
-        if (r && D(*link).retry > now) {
-          sooner(&r->deferred,D(*link).retry);
-          return 1;
-        }
-        was = 1;
-        deferred_drop(link);
-        if (!M(*of).first && !M(*of).pass) message_drop(of);
-      }
-    }
-  }
-  if (!r) return 0;
-  if (r->pass == PASS_CALLED) {
-    if (!r->allowed) return 1;
-    --r->allowed;
-  }
-  if (r->pass == PASS_DEFERRED && !was) {
-    if (mpos < r->from) r->from = mpos;
-    ++r->busy;
+  r->at = r->seen = NOWHERE;
+  r->serial = ++pass;
+  r->pass = PASS_ALL;
+  if (!messages.used) return 0;
+  m = *message_find(c,id);
+  if (!m) return 0;
+  r->message = m;
+  ++M(m).open;
+  i = M(m).plan;
+  if (!i) {
+    r->pass = PASS_NONE;
     return 1;
   }
+  M(m).plan = W(i).next;
+  if (W(i).state == REST) {
+    r->pass = PASS_REST;
+    r->at = W(i).from;
+  }
+  else {
+    r->pass = PASS_LIST;
+    chain_move(&r->list,&W(i).chain);
+  }
+  part_drop(i);
+  return 1;
+}
+
+/* the rest of a pass goes on behind others. 0: no memory. */
+static int yield(struct running *r, unsigned long mpos)
+{
+  unsigned int i;
+
+  i = part_make(r->message);
+  if (!i) return 0;
+  W(i).flagbehind = 1;
+  call(i);
+  if (r->pass == PASS_LIST)
+    chain_move(&W(i).chain,&r->list);
+  else {
+    W(i).state = REST;
+    W(i).from = mpos;
+  }
+  return 1;
+}
+
+/* where a recipient begins; 0: none does, this is another file than it was */
+static int seek(int fd, unsigned long mpos)
+{
+  char ch;
+
+  if (!mpos) return lseek(fd,(off_t) 0,SEEK_SET) == 0;
+  if (lseek(fd,(off_t) mpos - 1,SEEK_SET) == (off_t) -1) return 0;
+  return read(fd,&ch,1) == 1 && !ch;
+}
+
+int gate_retry_next(int j, int fd, unsigned long *mpos)
+{
+  struct running *r;
+
+  r = running_get(j);
+  if (!r) return messages.used ? 2 : 0;
+  flagstep = *mpos != r->seen;
+  r->seen = *mpos;
+  if (r->pass == PASS_NONE) return 2;
+  if (r->pass == PASS_REST && r->at != NOWHERE) {
+    if (!seek(fd,r->at)) return 2;
+    *mpos = r->seen = r->at;
+    r->at = NOWHERE;
+    return 1;
+  }
+  if (r->pass == PASS_LIST) {
+    if (r->at == *mpos) return 0; /* it has not been read */
+    if (!r->list.first) return 2;
+  }
+  if (r->handed >= TURN) {
+    if (yield(r,*mpos)) return 2;
+    r->handed = 0;
+  }
+  if (r->pass != PASS_LIST) return 0;
+  r->at = P(r->list.first).mpos;
+  if (r->at != *mpos && !seek(fd,r->at)) return 2;
+  chain_pop(&r->list);
+  if (r->at == *mpos) return 0;
+  *mpos = r->seen = r->at;
+  return 1;
+}
+
+/* 0: no memory */
+static int park(struct running *r, unsigned int busy, unsigned long mpos, char *domain)
+{
+  unsigned int i;
+
+  i = W(busy).asks;
+  if (!i) {
+    i = part_make(r->message);
+    if (!i) return 0;
+    W(i).domain = malloc(strlen(domain) + 1);
+    if (!W(i).domain || !chain_add(&W(i).chain,mpos)) {
+      part_drop(i);
+      return 0;
+    }
+    strcpy(W(i).domain,domain);
+    W(i).state = ASKED;
+    W(i).queue = W(busy).queue;
+    W(busy).asks = i;
+    fifo_put(&channel[M(r->message).c].asked,i);
+    return 1;
+  }
+  return chain_add(&W(i).chain,mpos);
+}
+
+int gate_retry_skip(int j, unsigned long mpos, char *recip)
+{
+  struct running *r;
+  char *domain;
+  unsigned long hash;
+  unsigned int queue;
+  unsigned int i;
+
+  r = running_get(j);
+  if (r && r->flagbusy && r->message) {
+    domain = domain_of(recip,&hash);
+    queue = domain ? domain_queue(hash) : 0;
+    i = queue ? *busy_find(r->message,queue) : 0;
+    if (i && W(i).pass == r->serial)
+      if (park(r,i,mpos,domain)) return 1;
+    ++r->handed;
+  }
+  flagstep = 0;
   return 0;
+}
+
+int gate_retry_again(void)
+{
+  static int steps = 0;
+
+  if (flagstep && ++steps < STEPS) {
+    flagstep = 0;
+    return 1;
+  }
+  steps = 0;
+  return 0;
+}
+
+static char *digits(char *end, unsigned long n)
+{
+  do *--end = (char) ('0' + n % 10); while (n /= 10);
+  return end;
+}
+
+int gate_retry_tell(int c, unsigned long *id, char **recip)
+{
+  static char text[24 + DOMAIN_MAX];
+  unsigned int busy;
+  unsigned int i;
+
+  if (c < 0 || c >= numchannels || channel[c].told) return 0;
+  i = fifo_get(&channel[c].asked);
+  if (!i) return 0;
+  channel[c].told = i;
+  busy = *busy_find(W(i).message,W(i).queue);
+  if (busy && W(busy).asks == i) W(busy).asks = 0; /* those that come now are asked for anew */
+  text[20] = '@';
+  strcpy(text + 21,W(i).domain);
+  *recip = digits(text + 20,W(i).chain.count);
+  *id = M(W(i).message).id;
+  return 1;
 }
 
 /* the number at *s, which ends with the byte end, and *s behind that; 0: garbage */
@@ -651,12 +823,57 @@ static unsigned long number(char **s, char end, unsigned long most)
   return n;
 }
 
-void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long natural, char *report)
+/* what follows the B of a report; *text behind the numbers. The queue; 0: garbage. */
+static unsigned int busy_numbers(char **text, long *back)
+{
+  unsigned long secs;
+  unsigned long queue;
+
+  secs = number(text,' ',SECONDS_MAX);
+  queue = secs ? number(text,' ',0xffffffffUL) : 0;
+  if (queue) *back = seconds() + (long) secs;
+  return (unsigned int) queue;
+}
+
+/* a recipient of job j is busy. 0: no memory. */
+static int busy(struct running *r, int c, unsigned long id, unsigned long mpos, unsigned int queue, long back)
+{
+  unsigned int i;
+
+  if (!r->message) {
+    if (!channel_make(c)) return 0;
+    r->message = message_make(c,id,r->due);
+    if (!r->message) return 0;
+    ++M(r->message).open;
+  }
+  i = *busy_find(r->message,queue);
+  if (i) {
+    if (!chain_add(&W(i).chain,mpos)) return 0;
+    wait_longer(i,back);
+  }
+  else {
+    i = part_make(r->message);
+    if (!i) return 0;
+    if (!chain_add(&W(i).chain,mpos)) {
+      part_drop(i);
+      return 0;
+    }
+    if (!wait_called(i,queue,back)) {
+      chain_drop(&W(i).chain);
+      part_drop(i);
+      return 0;
+    }
+  }
+  W(i).pass = r->serial;
+  return 1;
+}
+
+void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long natural, char *recip, char *report)
 {
   struct running *r;
   char *text;
-  unsigned long secs;
-  unsigned long queue;
+  unsigned long hash;
+  unsigned int queue;
   long back;
 
   if (*report == 'K' || *report == 'D') return;
@@ -664,119 +881,160 @@ void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long 
   if (*report == 'B') {
     *report = 'Z';
     text = report + 1;
-    secs = number(&text,' ',SECONDS_MAX);
-    queue = secs ? number(&text,' ',0xffffffffUL) : 0;
+    queue = busy_numbers(&text,&back);
     if (queue) {
       memmove(report + 1,text,strlen(text) + 1);
       if (!r) return;
-      back = seconds() + (long) secs;
-      /* in the queue that promises the least */
-      if (!r->back || back <= r->back) r->queue = (unsigned int) queue;
-      sooner(&r->back,back);
-      if (mpos < r->from) r->from = mpos;
-      ++r->busy;
+      if (!busy(r,c,id,mpos,queue,back)) {
+        sooner(&r->lost,back);
+        return;
+      }
+      r->flagbusy = 1;
+      if (domain_of(recip,&hash)) domain_learn(hash,queue);
       return;
     }
   }
   if (r) {
-    sooner(&r->deferred,natural);
-    if (!defer(c,id,mpos,natural)) r->flagfull = 1;
+    if (chain_add(&r->deferred,mpos)) sooner(&r->natural,natural);
+    else sooner(&r->lost,natural);
   }
 }
 
-int gate_retry_close(int j, int c, unsigned long id, long *dt)
+int gate_retry_close(int j, long *dt)
 {
   struct running *r;
-  unsigned int busy;
-  unsigned int called;
+  unsigned int m;
   unsigned int i;
+  long lost;
 
   r = running_get(j);
-  if (!r || r->flagfull) {
-    if (r) r->busy = r->called = 0;
-    forgetmessage(c,id);
+  if (!r) return 0;
+  m = r->message;
+  lost = r->lost;
+  r->message = 0;
+  r->lost = 0;
+  if (!m) {
+    /* nobody was busy: as without the gate */
+    chain_drop(&r->deferred);
+    if (lost && lost < *dt) *dt = lost;
     return 0;
   }
-  busy = r->busy;
-  /* it came to the end of the file before it had seen as many as there should have been */
-  if (r->pass == PASS_CALLED && !r->flagstop) busy -= r->left < busy ? r->left : busy;
-  called = r->called < busy ? r->called : busy;
-  r->busy = r->called = 0; /* no call looks for it here any more */
-  if (!busy) r->back = 0;
-  if (r->back) {
-    if ((i = enqueue(c,id,r,busy))) {
-      if (called) call(c,i,called);
-      return 1;
+  if (r->list.first) {
+    /* the file could not be read */
+    sooner(&r->natural,*dt);
+    chain_move(&r->deferred,&r->list);
+  }
+  if (r->deferred.first) {
+    i = part_make(m);
+    if (i) {
+      chain_move(&W(i).chain,&r->deferred);
+      wait_later(i,r->natural);
     }
-    /* a job that was only busy has not been tried: its natural retry time means nothing */
-    *dt = r->back;
-    if (r->deferred && r->deferred < *dt) *dt = r->deferred;
-    return 0;
+    else {
+      sooner(&lost,r->natural);
+      chain_drop(&r->deferred);
+    }
   }
-  if (r->deferred && r->deferred < *dt) {
-    *dt = r->deferred;
-    return 0;
+  if (lost) sooner(&M(m).lost,lost);
+  --M(m).open;
+  if (M(m).open || M(m).numparts > M(m).numlater) return 1;
+  if (M(m).numparts && !M(m).lost) return 1;
+  /* all have been tried; those that wait for the clock come along with those that could not be remembered */
+  while ((i = M(m).parts)) {
+    unwait(i);
+    chain_drop(&W(i).chain);
+    part_drop(i);
   }
-  forgetmessage(c,id);
-  /* whether it is done only a pass from the beginning sees */
-  if (r->pass == PASS_CALLED && !r->deferred) *dt = seconds();
+  *dt = M(m).lost ? M(m).lost : seconds();
+  message_drop(m);
   return 0;
+}
+
+/* the gate's answer to what gate_retry_tell has asked */
+static void answer(int c, char *report)
+{
+  unsigned int queue;
+  unsigned int known;
+  unsigned int i;
+  long back;
+
+  i = channel[c].told;
+  channel[c].told = 0;
+  free(W(i).domain);
+  W(i).domain = 0;
+  queue = 0;
+  if (*report++ == 'B') queue = busy_numbers(&report,&back);
+  if (!queue) {
+    call(i);
+    return;
+  }
+  known = *busy_find(W(i).message,queue);
+  if (known) {
+    chain_move(&W(known).chain,&W(i).chain);
+    wait_longer(known,back);
+    part_drop(i);
+  }
+  else if (!wait_called(i,queue,back)) wait_later(i,back);
 }
 
 int gate_retry_call(int c, unsigned long delnum, char *report)
 {
   struct queue **q;
-  struct running *r;
+  char *text;
   unsigned long queue;
   unsigned long most;
-  unsigned int busy;
   unsigned int i;
-  int j;
+  unsigned int cut;
 
-  if (delnum != CALL_DELNUM || *report++ != 'R') return 0;
-  queue = number(&report,' ',0xffffffffUL);
-  most = queue ? number(&report,'\n',0xffffffffUL) : 0;
-  if (!most) return 0;
+  if (delnum != CALL_DELNUM) return 0;
+  text = report + 1;
+  queue = *report == 'R' ? number(&text,' ',0xffffffffUL) : 0;
+  most = queue ? number(&text,'\n',0xffffffffUL) : 0;
+  if (!most) {
+    if (c < 0 || c >= numchannels || !channel[c].told) return 0;
+    answer(c,report);
+    return 1;
+  }
   while (most && c >= 0 && c < numchannels) {
     q = queue_find(c,(unsigned int) queue);
     if (!*q) break;
     i = (*q)->top;
-    busy = W(i).busy;
-    call(c,i,busy < most ? busy : (unsigned int) most);
-    most -= busy < most ? busy : most;
-  }
-  /* those whose job is still open: its pass has not seen the end of its recipients */
-  for (j = 0;most && j < numrunning;++j) {
-    r = running + j;
-    if (!r->busy || r->c != c || r->queue != queue) continue;
-    busy = r->busy - r->called;
-    if (busy > most) busy = (unsigned int) most;
-    r->called += busy;
-    most -= busy;
+    if (W(i).chain.count > most && (cut = part_make(W(i).message))) {
+      chain_cut(&W(cut).chain,&W(i).chain,(unsigned int) most);
+      call(cut);
+      break;
+    }
+    /* without memory all of them */
+    most -= W(i).chain.count < most ? W(i).chain.count : most;
+    unwait(i);
+    call(i);
   }
   return 1;
 }
 
 int gate_retry_due(int c, unsigned long *id, long *dt)
 {
+  unsigned int m;
   unsigned int i;
   long now;
 
-  if (c < 0 || c >= numchannels || !usewaiting) return 0;
+  if (c < 0 || c >= numchannels || !parts.used) return 0;
   now = seconds();
-  i = uncall(c);
+  i = fifo_get(&channel[c].called);
   if (!i) {
     i = channel[c].top;
     if (!i) return 0;
     /* further ahead than anything can be: the clock was set back */
-    if (W(i).when > now && W(i).when <= now + SECONDS_MAX) return 0;
-    unwait(c,i);
-    /* the busy ones have not been called, nor is their time over */
-    if (W(i).back > now && W(i).deferred && W(i).deferred <= now) plan(c,i,PASS_DEFERRED,0);
+    if (W(i).when > now && W(i).when <= now + (W(i).state == LATER ? RETRY_MAX : SECONDS_MAX)) return 0;
+    unwait(i);
   }
-  *id = W(i).id;
-  *dt = W(i).due < now ? W(i).due : now;
-  forget(i);
+  m = W(i).message;
+  W(i).next = 0;
+  if (M(m).plan) W(M(m).lastplan).next = i;
+  else M(m).plan = i;
+  M(m).lastplan = i;
+  *id = M(m).id;
+  *dt = M(m).due < now && !W(i).flagbehind ? M(m).due : now;
   return 1;
 }
 
@@ -792,56 +1050,46 @@ long gate_retry_wakeup(long wakeup)
 
 int gate_retry_alarm(int c, unsigned long *id, long *dt)
 {
-  static unsigned int at = 0; /* those up to here have been looked at */
+  static unsigned int at = 0; /* messages up to here have been looked at */
   unsigned int i;
-  long now;
 
-  now = seconds();
-  while (at < numwaiting) {
-    i = ++at;
-    if (!W(i).flagin || W(i).c != c || !W(i).deferred) continue;
-    unwait(c,i);
-    plan(c,i,PASS_DEFERRED,0);
-    *id = W(i).id;
-    *dt = W(i).due < now ? W(i).due : now;
-    forget(i);
-    return 1;
+  while (at < messages.num) {
+    if (M(at + 1).flagused && M(at + 1).c == c && M(at + 1).numlater)
+      for (i = M(at + 1).parts;i;i = W(i).nextof)
+        if (W(i).state == LATER) {
+          unwait(i);
+          call(i);
+          return gate_retry_due(c,id,dt);
+        }
+    ++at;
   }
   at = 0;
-  if (usedeferred)
-    for (i = 1;i <= numdeferred;++i) D(i).retry = 0;
   return 0;
 }
 
 int gate_retry_flush(int c, unsigned long *id, long *dt)
 {
+  unsigned int m;
   unsigned int i;
   long now;
 
-  i = 0;
-  if (c >= 0 && c < numchannels) {
-    i = uncall(c);
-    if (!i) {
-      i = channel[c].top;
-      if (i) unwait(c,i);
+  if (c < 0 || c >= numchannels) return 0;
+  channel[c].called.first = channel[c].asked.first = channel[c].told = 0;
+  now = seconds();
+  for (m = 1;m <= messages.num;++m) {
+    /* with a plan it is in pqchan */
+    if (!M(m).flagused || M(m).c != c || M(m).plan || !M(m).parts) continue;
+    *id = M(m).id;
+    *dt = M(m).due < now ? M(m).due : now;
+    if (M(m).numparts == M(m).numlater && !M(m).open) *dt = W(M(m).parts).when;
+    while ((i = M(m).parts)) {
+      if (W(i).state == LATER && W(i).when < *dt) *dt = W(i).when;
+      if (W(i).state == BUSY || W(i).state == LATER) unwait(i);
+      chain_drop(&W(i).chain);
+      part_drop(i);
     }
-  }
-  if (i) {
-    now = seconds();
-    *id = W(i).id;
-    *dt = W(i).due < now ? W(i).due : now;
-    forget(i);
+    if (!M(m).open) message_drop(m);
     return 1;
-  }
-  if (usemessage) {
-    free(message);
-    message = 0;
-    nummessage = freemessage = usemessage = 0;
-    memset(mchain,0,sizeof(mchain));
-    free(deferred);
-    deferred = 0;
-    numdeferred = freedeferred = usedeferred = 0;
-    memset(dchain,0,sizeof(dchain));
   }
   return 0;
 }

@@ -79,8 +79,10 @@ const RESITE_US: u64 = 20;
 /// And for so many slots as much as for one key.
 const RESITE_SLOTS: usize = 8;
 
-/// The highest number of slots. Slot 65535 is that of calls.
+/// The highest number of slots.
 pub const SLOTS_MAX: u32 = 65534;
+/// The slot of calls, and of what is asked for together.
+pub const CALL_SLOT: u32 = SLOTS_MAX + 1;
 
 /// qmail-send's default for concurrencyremote.
 pub const CONCURRENCY_REMOTE: u32 = 20;
@@ -933,8 +935,8 @@ impl Gate {
         }
         if let Some(why) = self.waits_alone(domain, now_us) {
             let busy = match why {
-                May::Suspended(_) => self.not_now(domain, now_us),
-                _ => self.send_away(domain, now_us, Why::AtPart(self.part(domain))),
+                May::Suspended(_) => self.not_now(domain, now_us, 1),
+                _ => self.send_away(domain, now_us, Why::AtPart(self.part(domain)), 1),
             };
             self.rest_if_idle(domain, now_us);
             return Answer::Busy(busy);
@@ -962,9 +964,43 @@ impl Gate {
                 }
             };
         }
-        let busy = self.not_now(at, now_us);
+        let busy = self.not_now(at, now_us, 1);
         self.rest_if_idle(domain, now_us);
         Answer::Busy(busy)
+    }
+
+    /// Asks for `number` (1..) recipients of one message at one domain; `recipient` is any address there. qmail-send has been told
+    /// that one of them is to wait. With an answer all of them are away. None: they are to be asked for one by one. Their key has
+    /// no limit, or is suspended so that they age, or depends on the sender, which this question does not name.
+    pub fn ask_together(&mut self, now_us: u64, number: u32, recipient: &[u8]) -> Option<Busy> {
+        let now_us = self.clock(now_us);
+        self.handing = None;
+        if self.rules.sender_matters() {
+            return None;
+        }
+        if self.heard.command(now_us) {
+            self.look_again(now_us);
+        }
+        let domain = self.domain(domain_of(recipient)?, now_us).ok()?;
+        let at = self.keys.all[domain as usize].of;
+        let busy = match self.waits_alone(domain, now_us) {
+            Some(May::Suspended(_)) => None,
+            Some(_) => {
+                let why = Why::AtPart(self.part(domain));
+                Some(self.send_away(domain, now_us, why, number))
+            }
+            None => {
+                let key = &self.keys.all[at as usize];
+                let ages = key.cap.limit != Limit::AtMost(0)
+                    && key
+                        .suspended_until(now_us)
+                        .is_some_and(|until_us| until_us - now_us >= HOLD_MAX_US);
+                let is_free = key.limit() == Limit::Unlimited && self.admits(at, now_us);
+                (!ages && !is_free).then(|| self.not_now(at, now_us, number))
+            }
+        };
+        self.rest_if_idle(domain, now_us);
+        busy
     }
 
     /// A command for a domain, which counts under the key `at`, has come. True if it is taken for one that was called.
@@ -1103,7 +1139,7 @@ impl Gate {
             let at = self.keys.all[domain as usize].of;
             self.handing = Some((slot, self.slots[slot as usize].command));
             let command = self.unhold(slot, at);
-            let busy = self.not_now(at, now_us);
+            let busy = self.not_now(at, now_us, 1);
             self.totals.expired += 1;
             self.rest_if_idle(domain, now_us);
             return Next::Busy { slot, command, busy };
@@ -1279,7 +1315,7 @@ impl Gate {
                 self.make_ready(at);
                 let busy = (tried != Try::Real).then(|| {
                     self.totals.refused += 1;
-                    self.send_away(at, now_us, Why::Refused)
+                    self.send_away(at, now_us, Why::Refused, 1)
                 });
                 self.tell(at);
                 self.look_for_room(at);
@@ -2320,8 +2356,8 @@ impl Gate {
         }
     }
 
-    /// What is neither started nor held.
-    fn not_now(&mut self, at: u32, now_us: u64) -> Busy {
+    /// So many that are neither started nor held.
+    fn not_now(&mut self, at: u32, now_us: u64, number: u32) -> Busy {
         let key = &self.keys.all[at as usize];
         let suspension = match key.cap.limit {
             Limit::AtMost(0) => None,
@@ -2329,11 +2365,11 @@ impl Gate {
         };
         match suspension {
             None if self.shortage.paused_until(now_us).is_some() => {
-                self.send_away(at, now_us, Why::Paused(Cause::NoConnection))
+                self.send_away(at, now_us, Why::Paused(Cause::NoConnection), number)
             }
-            None => self.send_away(at, now_us, Why::AtLimit),
+            None => self.send_away(at, now_us, Why::AtLimit, number),
             Some((until_us, cause)) if until_us - now_us < HOLD_MAX_US => {
-                self.send_away(at, now_us, Why::Paused(cause))
+                self.send_away(at, now_us, Why::Paused(cause), number)
             }
             Some((until_us, cause)) => {
                 self.totals.suspended += 1;
@@ -2344,22 +2380,22 @@ impl Gate {
         }
     }
 
-    fn send_away(&mut self, at: u32, now_us: u64, why: Why) -> Busy {
+    fn send_away(&mut self, at: u32, now_us: u64, why: Why, number: u32) -> Busy {
         fault!();
         let key = &mut self.keys.all[at as usize];
         key.pace.run(now_us, key.running);
         let limit = most(key.limit());
-        let before = key.held + key.recall.away();
+        let before = key.held.saturating_add(key.recall.away()).saturating_add(number - 1);
         let secs = key.pace.latest_secs(limit, before, &mut self.random);
         let called = key.recall.called();
-        key.recall.sent_away(now_us, secs);
+        key.recall.sent_away(now_us, secs, number);
         self.called -= called - key.recall.called();
         // While it is closed there is nothing to look for. Without memory to list it, it comes back by the clock.
         if limit > 0 && !key.listed && memory::push(&mut self.absent, at).is_ok() {
             key.listed = true;
         }
-        key.busy += 1;
-        self.totals.busy += 1;
+        key.busy += u64::from(number);
+        self.totals.busy += u64::from(number);
         fault!();
         self.look_for_room(at);
         Busy { key: at, secs, why }

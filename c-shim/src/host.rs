@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::command::Parts;
 use crate::gate::{
-    Answer, Busy, CONCURRENCY_REMOTE, Call, Cause, Gate, Key, Next, Ran, Times, Why,
+    Answer, Busy, CALL_SLOT, CONCURRENCY_REMOTE, Call, Cause, Gate, Key, Next, Ran, Times, Why,
 };
 use crate::kept::{self, Mark};
 use crate::memory::{OutOfMemory, Text};
@@ -871,6 +871,9 @@ impl Host {
         if self.failed {
             return Ask::Go;
         }
+        if slot == CALL_SLOT {
+            return self.ask_together(parts.recipient());
+        }
         self.asking = Some(slot);
         let now_us = self.now_us();
         self.tick(now_us);
@@ -895,6 +898,19 @@ impl Host {
         };
         self.asking = None;
         answer
+    }
+
+    /// `recipient` is a number, an @ and a domain: so many recipients of this domain, see [`Gate::ask_together`].
+    fn ask_together(&mut self, recipient: &[u8]) -> Ask {
+        let digits = recipient.split(|&byte| byte == b'@').next().unwrap_or_default();
+        let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+        let Some(number @ 1..) = number else { return Ask::Go };
+        let now_us = self.now_us();
+        self.tick(now_us);
+        let Some(busy) = self.gate.ask_together(now_us, number, recipient) else { return Ask::Go };
+        self.touch();
+        self.busy_text(busy);
+        Ask::Report
     }
 
     /// What there is to do about the held commands; to be called until there is nothing.

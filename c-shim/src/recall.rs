@@ -82,9 +82,9 @@ impl Recall {
         self.called
     }
 
-    /// A mail was sent away, and will come back after so many seconds at the latest.
-    pub fn sent_away(&mut self, now_us: u64, secs: u32) {
-        self.away = self.away.saturating_add(1);
+    /// So much mail was sent away, and will come back after so many seconds at the latest.
+    pub fn sent_away(&mut self, now_us: u64, secs: u32, number: u32) {
+        self.away = self.away.saturating_add(number);
         self.until_us = self.until_us.max(now_us.saturating_add(u64::from(secs) * 1_000_000));
         if std::mem::take(&mut self.vain) > 0 {
             // The call that is out was for what is not there; this mail is.
@@ -167,7 +167,7 @@ mod tests {
 
     fn away(number: u32) -> Recall {
         let mut recall = Recall::default();
-        (0..number).for_each(|_| recall.sent_away(0, LATEST_SECS));
+        (0..number).for_each(|_| recall.sent_away(0, LATEST_SECS, 1));
         recall
     }
 
@@ -277,7 +277,7 @@ mod tests {
         recall.call(10, 0);
         recall.expire(ANSWER_US, &talking(ANSWER_US));
         assert_eq!(recall.call(10, ANSWER_US), 1);
-        recall.sent_away(ANSWER_US, LATEST_SECS);
+        recall.sent_away(ANSWER_US, LATEST_SECS, 1);
         assert_eq!(recall.call(10, ANSWER_US), 1);
     }
 

@@ -146,6 +146,13 @@ impl Rules {
         (of_table, of_way)
     }
 
+    /// Whether the sender may choose the relay: a domain alone does not say under which key its mail counts then.
+    #[must_use]
+    pub fn sender_matters(&self) -> bool {
+        (self.reads.senders == Asked::Yes && !self.senders.is_empty())
+            || (self.reads.bounces == Asked::Yes && self.routes.find_own(BOUNCES).is_some())
+    }
+
     /// The relay for a sender, without zero bytes at its end, if senders choose relays.
     #[must_use]
     pub fn by_sender(&self, sender: &[u8]) -> Option<BySender<'_>> {

@@ -17,6 +17,7 @@ use qpatch_gate::status::{State, Status};
 const NONE: c_int = 0;
 const GO: c_int = 1;
 const HOLD: c_int = 2;
+const CALL: c_int = 4;
 const BUSY: c_int = 3;
 
 /// gate.h's structures, as any other C program would lay them out.
@@ -226,6 +227,47 @@ fn wrong_arguments_go() {
     }
     assert_eq!(ask_parts(1, &[text(&huge[1..]), recipient]), (HOLD, None));
     assert_eq!(held(), 1);
+}
+
+/// Several recipients of a domain that is at its limit are asked for at once, and called like any others.
+#[test]
+fn recipients_are_asked_for_together() {
+    const ALL: c_uint = 65535;
+    let home = Home::new();
+    fs::write(home.path.join("concurrencydomains"), "a.example:1\nclosed.example:0\n").unwrap();
+    assert_eq!(home.open(10), 1);
+    let together = |recipient: &str| {
+        let recipient = format!("{recipient}\0");
+        ask_parts(ALL, &[text(b"1/23\0"), text(b"\0"), text(recipient.as_bytes())])
+    };
+    for wrong in [
+        "user@a.example",
+        "@a.example",
+        "0@a.example",
+        "-1@a.example",
+        "4294967296@a.example",
+        "5",
+        "",
+    ] {
+        assert_eq!(together(wrong), (GO, None), "{wrong}");
+    }
+    // No limit: they are to be asked for one by one.
+    assert_eq!(together("5@b.example"), (GO, None));
+    assert_eq!(ask(0, "a.example"), GO);
+    let (answer, report) = together("7@A.example");
+    let report = report.unwrap();
+    assert_eq!(answer, BUSY);
+    assert!(
+        report.starts_with('B') && report.contains(" a.example is at its limit of 1 "),
+        "{report}"
+    );
+    let (answer, report) = together("9@closed.example");
+    assert!(answer == BUSY && report.unwrap().starts_with('B'));
+    // As many of the seven as may be held are called, and no more once these are there.
+    assert_eq!((held(), next()), (0, Some((CALL, ALL, Vec::new()))));
+    assert_eq!((next(), ask(1, "a.example"), held()), (None, HOLD, 1));
+    done(0);
+    assert_eq!(next().map(|(answer, slot, _)| (answer, slot)), Some((GO, 1)));
 }
 
 #[test]

@@ -880,6 +880,24 @@ fn running(host: &Host, kind: KeyKind, name: &str) -> u32 {
     host.gate().find_key(kind, name.as_bytes()).map_or(0, |key| key.running)
 }
 
+/// The question for many recipients names their domain and no sender: where the sender chooses the relay, they may count elsewhere.
+#[test]
+fn what_the_sender_may_decide_is_asked_for_one_by_one() {
+    const TOGETHER: u32 = 65535;
+    for (reads, answer) in [("", Ask::Report), ("authsenders", Ask::Go)] {
+        let home = Home::new();
+        home.write("concurrencydomains", "own.example:1\n");
+        home.write("authsenders", SENDERS);
+        let mut host = home.open_beside(reads);
+        assert_eq!(ask_from(&mut host, 0, "s@elsewhere.example", "own.example"), Ask::Go);
+        let question = Parts::new(&[b"1/1\0", b"\0", b"7@own.example\0"]).unwrap();
+        assert_eq!(host.ask(TOGETHER, &question), answer, "{reads:?}");
+        if answer == Ask::Go {
+            assert_eq!(ask_from(&mut host, 1, "s@a.example", "own.example"), Ask::Go);
+        }
+    }
+}
+
 #[test]
 fn a_relay_by_the_sender_is_the_key_where_qmail_remote_reads_it() {
     let home = Home::new();

@@ -300,6 +300,65 @@ fn others_do_not_wait() {
     assert!(first_ms < 17_000.0);
 }
 
+/// One message with so many recipients, at these domains in turn, beside mail to fifty others that goes on for as long as the list is
+/// under way. The places of each of the first `limited` domains are full, no other mail waits for a second, and qmail-send's
+/// work is that of a list without a limit.
+fn list(name: &str, setup: Setup, recipients: u32, domains: u32, limited: u32) {
+    let mut model = Model::new(setup);
+    let names: Vec<u32> = (0..domains).map(|i| model.domain(&format!("list{i}.example"))).collect();
+    let to: Vec<u32> = (0..recipients).map(|i| names[(i % domains) as usize]).collect();
+    model.list(&to, 0);
+    let others: Vec<u32> = (0..50).map(|i| model.domain(&format!("other{i}.example"))).collect();
+    let pace = 20.0 / setup.mean_service_secs;
+    let secs = f64::from(recipients / domains) / pace;
+    for i in 0..(secs * 5.0) as u64 {
+        model.mail(others[i as usize % 50], i * SEC / 5);
+    }
+    let outcome = model.run();
+    let least = outcome.domains[..limited as usize]
+        .iter()
+        .map(|seen| seen.mean_running() / 20.0)
+        .fold(1.0, f64::min);
+    let other_mails = &outcome.mails[recipients as usize..];
+    let latest_us = other_mails.iter().map(|mail| mail.started_us - mail.born_us).max().unwrap();
+    let handed_out = outcome.passes - other_mails.len() as u64;
+    println!(
+        "{name:<44} {:5.1} % of the places, {:7.1} s, others at most {:5.3} s late; of a recipient {:5.3} tries, {:4.1} reads, {:5.3} jobs",
+        least * 100.0,
+        outcome.domains[0].makespan_secs(),
+        latest_us as f64 / 1e6,
+        handed_out as f64 / f64::from(recipients),
+        outcome.reads as f64 / f64::from(recipients),
+        outcome.jobs as f64 / f64::from(recipients),
+    );
+    assert!(least > FULL);
+    assert!(latest_us < SEC);
+    // A try costs qmail-send 25 us and more, a read less than one, a job about 30.
+    assert!(handed_out as f64 <= 1.05 * f64::from(recipients) + 10.0 * f64::from(domains));
+    assert!(outcome.reads <= 5 * u64::from(recipients));
+    // With many domains at their limit, or a slow server, the gate holds little and calls few at once.
+    if domains <= 3 && pace >= 100.0 {
+        let others = other_mails.len() as u64;
+        assert!(outcome.jobs <= u64::from(recipients) / 10 + others + 100);
+    }
+    assert!(outcome.mails.iter().all(|mail| mail.ended_us > 0));
+}
+
+#[test]
+fn one_message_with_many_recipients() {
+    let setup = Setup { mean_service_secs: 0.1, ..Setup::default() };
+    list("65,000 at one domain", setup, 65_000, 1, 1);
+    list("20,000 at one domain", setup, 20_000, 1, 1);
+    list("60,000 at three domains in turn", setup, 60_000, 3, 3);
+    let slow = Setup { mean_service_secs: 1.0, ..setup };
+    list("20,000 at twenty, 1 s", slow, 20_000, 20, 20);
+    let slow = Setup { mean_service_secs: 2.0, ..setup };
+    list("5000 at one domain, 2 s", slow, 5000, 1, 1);
+    // One of two has no limit.
+    let half = Setup { table: "list0.example:20\n", ..setup };
+    list("20,000 at a domain with a limit and one without", half, 20_000, 2, 1);
+}
+
 /// `mails` mails to each of `domains` domains behind a server that takes ten at once; (refused, deferred, seconds).
 fn behind_ten(table: &'static str, domains: u32, mails: u32, seen: Seen) -> (u32, u32, f64) {
     let setup = Setup { table, ..Setup::default() };

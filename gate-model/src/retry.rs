@@ -6,12 +6,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-/// So many recipients are remembered at most; GATE_RETRY_MAX.
-pub const REMEMBERED_MAX: usize = 65536;
+/// The most recipients that are remembered; GATE_RETRY_MAX.
+pub const REMEMBERED_MAX: u32 = 4_194_304;
 /// The longest wait that a busy report may ask for.
 pub const SECONDS_MAX: i64 = 3600;
+/// qmail's own retry time is sooner.
+const RETRY_MAX: i64 = 86400;
 /// A call comes as the report of this delivery.
 pub const CALL_DELNUM: u64 = 65535;
+/// So many a pass may hand out after one was busy, before it lets others go first.
+pub const TURN: u32 = 256;
+const DOMAIN_MAX: usize = 255;
+const DOMAINS: u64 = 16384;
 
 /// Whether there is memory.
 pub trait Memory {
@@ -30,7 +36,7 @@ impl Memory for Plenty {
 }
 
 /// A message on a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Job {
     /// The channel.
     pub channel: usize,
@@ -96,99 +102,132 @@ pub enum Closed {
     Due(i64),
 }
 
+/// What the next step of a pass is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It reads on.
+    Here,
+    /// It reads on at this position.
+    At(u64),
+    /// It ends, and not at the end of its file.
+    End,
+}
+
 /// What a pass is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Pass {
-    /// Everybody.
+    /// Nobody.
     #[default]
+    Nobody,
+    /// Everybody, from the beginning.
     All,
-    /// The busy ones that were called.
+    /// These.
+    List,
+    /// Everybody from here on.
+    Rest,
+}
+
+/// What a part of a message waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// To be called, or for the clock.
+    Busy,
+    /// For the clock alone.
+    Later,
+    /// The gate is to be asked for them, or has been.
+    Asked,
+    /// It is to be passed over.
+    #[default]
     Called,
-    /// The deferred ones whose time has come.
-    Deferred,
+    /// The same, from here on to the end of the file.
+    Rest,
 }
 
-/// A job that runs: jo[j] in qmail-send.
-#[derive(Clone, Copy, Debug, Default)]
-struct Running {
-    channel: usize,
-    due: i64,
-    /// When a busy recipient wants it back at the latest.
-    back: Option<i64>,
-    /// The first retry time of those that their own server deferred.
-    deferred: Option<i64>,
-    /// No busy one is before this. None: there is none.
-    from: Option<u64>,
-    /// Where the pass begins.
-    start: u64,
-    queue: u32,
-    busy: u32,
-    called: u32,
-    /// How many recipients may still be tried in a pass over called ones.
-    allowed: u32,
-    /// How many of `busy` this pass is not to see.
-    left: u32,
-    is_full: bool,
-    pass: Pass,
-    is_stopped: bool,
+/// A pool of the C: an array that grows, and is freed when nothing of it is used.
+#[derive(Debug, Default)]
+struct Pool {
+    room: u32,
+    used: u32,
 }
 
-/// What the next pass over a message is to be.
-#[derive(Clone, Copy, Debug)]
-struct Plan {
-    pass: Pass,
-    allowed: u32,
-    left: u32,
-    queue: u32,
-    from: u64,
-    back: Option<i64>,
-    deferred: Option<i64>,
+impl Pool {
+    fn take(&mut self, most: u32, memory: &mut impl Memory) -> bool {
+        if self.used == self.room {
+            let more = self.room / 2 + 64;
+            let room = if most - self.room < more { most } else { self.room + more };
+            if room == self.room || !memory.is_there() {
+                return false;
+            }
+            self.room = room;
+        }
+        self.used += 1;
+        true
+    }
+
+    fn give(&mut self, number: usize) {
+        self.used -= number as u32;
+        if self.used == 0 {
+            self.room = 0;
+        }
+    }
 }
 
-/// What is remembered of a message.
+type Chain = VecDeque<u64>;
+type PartId = u64;
+
 #[derive(Debug, Default)]
 struct Message {
-    /// When to try the recipients that their own server deferred, by position in the channel's file.
-    deferred: BTreeMap<u64, i64>,
-    plan: Option<Plan>,
-}
-
-/// When a job was due, and in which order those of one second came.
-type Turn = (i64, u64);
-
-#[derive(Clone, Copy, Debug)]
-struct Waits {
-    id: u64,
-    latest: i64,
+    parts: Vec<PartId>,
+    plan: VecDeque<PartId>,
+    later: usize,
+    open: u32,
     due: i64,
-    back: i64,
-    deferred: Option<i64>,
-    from: u64,
-    queue: u32,
-    busy: u32,
+    lost: Option<i64>,
 }
+
+#[derive(Debug, Default)]
+struct Part {
+    queue: u32,
+    /// The part that is being filled to be asked for.
+    asks: Option<PartId>,
+    state: State,
+    chain: Chain,
+    goes_behind: bool,
+    serial: u64,
+    /// The last pass in which somebody was busy.
+    pass: u64,
+    from: u64,
+    when: i64,
+    domain: Vec<u8>,
+}
+
+/// In an order: by time, then by serial number.
+type Turn = (i64, u64, PartId);
 
 #[derive(Debug, Default)]
 struct Channel {
-    /// The jobs that wait, by their serial number.
-    waits: HashMap<u64, Waits>,
     clock: BTreeSet<Turn>,
     queues: BTreeMap<u32, BTreeSet<Turn>>,
-    called: VecDeque<Waits>,
+    called: VecDeque<PartId>,
+    asked: VecDeque<PartId>,
+    told: Option<PartId>,
 }
 
-impl Channel {
-    fn take(&mut self, serial: u64) -> Option<Waits> {
-        let waits = self.waits.remove(&serial)?;
-        self.clock.remove(&(waits.latest, serial));
-        if let Some(queue) = self.queues.get_mut(&waits.queue) {
-            queue.remove(&(waits.due, serial));
-            if queue.is_empty() {
-                self.queues.remove(&waits.queue);
-            }
-        }
-        Some(waits)
-    }
+/// A job that runs: jo[j] in qmail-send.
+#[derive(Clone, Debug, Default)]
+struct Running {
+    list: Chain,
+    deferred: Chain,
+    due: i64,
+    natural: Option<i64>,
+    lost: Option<i64>,
+    /// Where the pass goes on.
+    at: Option<u64>,
+    serial: u64,
+    message: Option<Job>,
+    handed: u32,
+    pass: Pass,
+    was_busy: bool,
 }
 
 /// See the module.
@@ -196,43 +235,43 @@ impl Channel {
 pub struct Retry<M: Memory = Plenty> {
     memory: M,
     running: Vec<Running>,
+    places: Pool,
+    messages_pool: Pool,
     messages: HashMap<Job, Message>,
-    messages_room: usize,
-    /// How many recipients are remembered, and for how many there is memory.
-    remembered: usize,
-    remembered_room: usize,
+    parts_pool: Pool,
+    parts: HashMap<PartId, (Job, Part)>,
+    last_part: PartId,
+    /// The parts that are [`State::Busy`].
+    busy: HashMap<(Job, u32), PartId>,
     channels: Vec<Channel>,
-    waiting: usize,
-    waiting_room: usize,
+    /// By hash: in which queue the mail of domains has waited. None: there was no memory yet.
+    domains: Option<HashMap<u64, (u64, u32)>>,
     serial: u64,
+    passes: u64,
 }
 
 fn sooner(when: &mut Option<i64>, other: i64) {
     *when = Some(when.map_or(other, |when| when.min(other)));
 }
 
-impl Running {
-    /// A busy recipient is here.
-    fn begins(&mut self, position: u64) {
-        self.from = Some(self.from.map_or(position, |from| from.min(position)));
-    }
+/// The domain of an address, and its hash (FNV-1a).
+fn domain_of(recipient: &[u8]) -> Option<(&[u8], u64)> {
+    let at = recipient.iter().rposition(|&byte| byte == b'@')?;
+    let domain = &recipient[at + 1..];
+    let hash = |hash: u32, byte: &u8| {
+        (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(16_777_619)
+    };
+    let hash = domain.iter().fold(2_166_136_261, hash);
+    (domain.len() <= DOMAIN_MAX).then_some((domain, hash.into()))
 }
 
 impl<M: Memory> Retry<M> {
     /// With so much memory.
-    pub fn new(memory: M) -> Self {
-        Self {
-            memory,
-            running: Vec::new(),
-            messages: HashMap::new(),
-            messages_room: 0,
-            remembered: 0,
-            remembered_room: 0,
-            channels: Vec::new(),
-            waiting: 0,
-            waiting_room: 0,
-            serial: 0,
-        }
+    pub fn new(memory: M) -> Self
+    where
+        M: Default,
+    {
+        Self { memory, ..Self::default() }
     }
 
     /// The memory.
@@ -245,390 +284,585 @@ impl<M: Memory> Retry<M> {
             if !self.memory.is_there() {
                 return None;
             }
-            self.running.resize(j + j / 2 + 32, Running::default());
+            self.running.resize_with(j + j / 2 + 32, Running::default);
         }
         self.running.get_mut(j)
     }
 
-    /// What is remembered of a message, from now on. False: no memory.
-    fn message(&mut self, job: Job) -> bool {
+    /// There is room for one more recipient at this position.
+    fn place(&mut self, position: u64) -> bool {
+        u32::try_from(position).is_ok() && self.places.take(REMEMBERED_MAX, &mut self.memory)
+    }
+
+    fn message_make(&mut self, job: Job, due: i64) -> bool {
         if !self.messages.contains_key(&job) {
-            if self.messages.len() == self.messages_room {
-                if !self.memory.is_there() {
-                    return false;
-                }
-                self.messages_room += self.messages_room / 2 + 64;
+            if !self.messages_pool.take(u32::MAX, &mut self.memory) {
+                return false;
             }
-            self.messages.insert(job, Message::default());
+            self.messages.insert(job, Message { due, ..Message::default() });
         }
         true
     }
 
-    /// Forgets the message if nothing is remembered of it.
-    fn tidy(&mut self, job: Job) {
-        if self
-            .messages
-            .get(&job)
-            .is_some_and(|message| message.deferred.is_empty() && message.plan.is_none())
-        {
-            self.forget(job);
-        }
+    fn message_drop(&mut self, job: Job) {
+        self.messages.remove(&job);
+        self.messages_pool.give(1);
     }
 
-    fn forget(&mut self, job: Job) {
-        if let Some(message) = self.messages.remove(&job) {
-            self.less(message.deferred.len());
-            if self.messages.is_empty() {
-                self.messages_room = 0;
-            }
-        }
+    fn message(&mut self, job: Job) -> &mut Message {
+        self.messages.entry(job).or_default()
     }
 
-    fn less(&mut self, number: usize) {
-        self.remembered -= number;
-        if self.remembered == 0 {
-            self.remembered_room = 0;
-        }
+    fn part(&mut self, id: PartId) -> &mut Part {
+        &mut self.parts.entry(id).or_default().1
     }
 
-    /// False: no memory, or there are too many.
-    fn defer(&mut self, job: Job, position: u64, retry: i64) -> bool {
-        if !self.message(job) {
+    fn part_make(&mut self, job: Job) -> Option<PartId> {
+        if !self.parts_pool.take(u32::MAX, &mut self.memory) {
+            return None;
+        }
+        self.last_part += 1;
+        self.parts.insert(self.last_part, (job, Part::default()));
+        let id = self.last_part;
+        self.message(job).parts.push(id);
+        Some(id)
+    }
+
+    /// It is in no order.
+    fn part_drop(&mut self, id: PartId) -> Part {
+        let (job, part) = self.parts.remove(&id).unwrap_or_default();
+        self.message(job).parts.retain(|&other| other != id);
+        self.parts_pool.give(1);
+        part
+    }
+
+    fn job_of(&self, id: PartId) -> Job {
+        self.parts.get(&id).map_or(Job::default(), |&(job, _)| job)
+    }
+
+    fn wait_later(&mut self, id: PartId, when: i64) {
+        self.serial += 1;
+        let (job, serial) = (self.job_of(id), self.serial);
+        let part = self.part(id);
+        (part.state, part.when, part.serial) = (State::Later, when, serial);
+        self.channels[job.channel].clock.insert((when, serial, id));
+        self.message(job).later += 1;
+    }
+
+    fn wait_called(&mut self, id: PartId, queue: u32, when: i64) -> bool {
+        let job = self.job_of(id);
+        if !self.channels[job.channel].queues.contains_key(&queue) && !self.memory.is_there() {
             return false;
         }
-        if !self.messages[&job].deferred.contains_key(&position) {
-            if self.remembered == self.remembered_room {
-                let room = if self.remembered_room == 0 { 64 } else { self.remembered_room * 2 };
-                if room > REMEMBERED_MAX || !self.memory.is_there() {
-                    self.tidy(job);
-                    return false;
-                }
-                self.remembered_room = room;
-            }
-            self.remembered += 1;
-        }
-        self.messages.entry(job).or_default().deferred.insert(position, retry);
+        self.serial += 1;
+        let (serial, due) = (self.serial, self.message(job).due);
+        let part = self.part(id);
+        (part.state, part.queue, part.when, part.serial) = (State::Busy, queue, when, serial);
+        self.busy.insert((job, queue), id);
+        let channel = &mut self.channels[job.channel];
+        channel.clock.insert((when, serial, id));
+        channel.queues.entry(queue).or_default().insert((due, serial, id));
         true
     }
 
-    /// Without memory the pass is over everybody.
-    fn plan(&mut self, channel: usize, waits: &Waits, pass: Pass, allowed: u32) {
-        let job = Job { channel, id: waits.id };
-        if self.message(job) {
-            let Waits { back, deferred, from, queue, busy, .. } = *waits;
-            self.messages.entry(job).or_default().plan = Some(Plan {
-                pass,
-                allowed,
-                left: busy - allowed,
-                queue,
-                from,
-                back: Some(back),
-                deferred,
-            });
-        }
-    }
-
-    /// Job `j` begins, which was due at `due`.
-    pub fn open(&mut self, j: usize, job: Job, due: i64) {
-        if self.running(j).is_none() {
+    fn wait_longer(&mut self, id: PartId, when: i64) {
+        let job = self.job_of(id);
+        let part = self.part(id);
+        if when <= part.when {
             return;
         }
-        let mut running = Running { channel: job.channel, due, ..Running::default() };
-        if let Some(plan) = self.messages.get_mut(&job).and_then(|message| message.plan.take()) {
-            (running.pass, running.back, running.queue) = (plan.pass, plan.back, plan.queue);
-            if plan.pass == Pass::Called {
-                (running.allowed, running.start) = (plan.allowed, plan.from);
-                (running.busy, running.left) = (plan.left, plan.left);
-                running.deferred = plan.deferred;
+        let before = (part.when, part.serial, id);
+        part.when = when;
+        let after = (when, part.serial, id);
+        let clock = &mut self.channels[job.channel].clock;
+        clock.remove(&before);
+        clock.insert(after);
+    }
+
+    fn unwait(&mut self, id: PartId) {
+        let job = self.job_of(id);
+        let due = self.message(job).due;
+        let part = self.part(id);
+        let (state, queue) = (part.state, part.queue);
+        let (when, serial) = (part.when, part.serial);
+        part.state = State::Called;
+        let channel = &mut self.channels[job.channel];
+        channel.clock.remove(&(when, serial, id));
+        if state == State::Later {
+            self.message(job).later -= 1;
+            return;
+        }
+        if let Some(turns) = channel.queues.get_mut(&queue) {
+            turns.remove(&(due, serial, id));
+            if turns.is_empty() {
+                channel.queues.remove(&queue);
             }
-            self.tidy(job);
+        }
+        self.busy.remove(&(job, queue));
+    }
+
+    fn call_part(&mut self, id: PartId) {
+        let job = self.job_of(id);
+        self.part(id).state = State::Called;
+        self.channels[job.channel].called.push_back(id);
+    }
+
+    /// Job `j` begins, which was due at `due`. True: its pass is over a part of the recipients.
+    pub fn open(&mut self, j: usize, job: Job, due: i64) -> bool {
+        if self.running(j).is_none() {
+            return !self.messages.is_empty();
+        }
+        self.passes += 1;
+        let old = std::mem::take(&mut self.running[j]);
+        self.give_places(old.list.len() + old.deferred.len());
+        let mut running =
+            Running { due, serial: self.passes, pass: Pass::All, ..Running::default() };
+        let mut is_part = false;
+        if let Some(message) = self.messages.get_mut(&job) {
+            is_part = true;
+            message.open += 1;
+            running.message = Some(job);
+            running.pass = Pass::Nobody;
+            if let Some(id) = message.plan.pop_front() {
+                let part = self.part_drop(id);
+                if part.state == State::Rest {
+                    (running.pass, running.at) = (Pass::Rest, Some(part.from));
+                } else {
+                    (running.pass, running.list) = (Pass::List, part.chain);
+                }
+            }
         }
         self.running[j] = running;
+        is_part
     }
 
-    /// Where a pass over called recipients begins. None: it is another one, from the beginning.
-    pub fn from(&mut self, j: usize) -> Option<u64> {
-        self.running(j).filter(|running| running.pass == Pass::Called).map(|running| running.start)
-    }
-
-    /// Whether the pass ends before the recipient at this position.
-    pub fn stop(&mut self, j: usize, position: u64) -> bool {
-        let Some(running) = self.running(j) else { return false };
-        if running.pass != Pass::Called || running.allowed > 0 {
-            return false;
+    fn give_places(&mut self, number: usize) {
+        if number > 0 {
+            self.places.give(number);
         }
-        running.is_stopped = true;
-        running.begins(position);
+    }
+
+    fn let_others_first(&mut self, j: usize, position: u64) -> bool {
+        let Some(id) = self.running[j].message.and_then(|job| self.part_make(job)) else {
+            return false;
+        };
+        self.call_part(id);
+        let list = std::mem::take(&mut self.running[j].list);
+        let is_list = self.running[j].pass == Pass::List;
+        let part = self.part(id);
+        part.goes_behind = true;
+        if is_list {
+            part.chain = list;
+        } else {
+            (part.state, part.from) = (State::Rest, position);
+        }
         true
     }
 
-    /// Whether the recipient at this position is to be passed over.
-    pub fn skip(&mut self, j: usize, job: Job, position: u64, now: i64) -> bool {
-        let is_there = self.running(j).is_some();
-        let retry = self.messages.get(&job).and_then(|of| of.deferred.get(&position).copied());
-        if let Some(retry) = retry {
-            if is_there && retry > now {
-                sooner(&mut self.running[j].deferred, retry);
-                return true;
+    /// Before the recipient at this position is read.
+    pub fn next(&mut self, j: usize, position: u64) -> Step {
+        let is_none = self.messages.is_empty();
+        let Some(running) = self.running(j) else {
+            return if is_none { Step::Here } else { Step::End };
+        };
+        match running.pass {
+            Pass::Nobody => return Step::End,
+            Pass::Rest => {
+                if let Some(at) = running.at.take() {
+                    return Step::At(at);
+                }
             }
-            self.messages.entry(job).or_default().deferred.remove(&position);
-            self.less(1);
-            self.tidy(job);
+            Pass::List if running.at == Some(position) => return Step::Here,
+            Pass::List if running.list.is_empty() => return Step::End,
+            Pass::List | Pass::All => {}
         }
-        if !is_there {
-            return false;
+        if running.handed >= TURN {
+            if self.let_others_first(j, position) {
+                return Step::End;
+            }
+            self.running[j].handed = 0;
         }
         let running = &mut self.running[j];
-        match running.pass {
-            Pass::Called if running.allowed == 0 => true,
-            Pass::Called => {
-                running.allowed -= 1;
-                false
-            }
-            Pass::Deferred if retry.is_none() => {
-                running.begins(position);
-                running.busy += 1;
-                true
-            }
-            Pass::All | Pass::Deferred => false,
+        if running.pass != Pass::List {
+            return Step::Here;
+        }
+        let at = running.list.pop_front();
+        running.at = at;
+        self.give_places(1);
+        match at {
+            Some(at) if at != position => Step::At(at),
+            _ => Step::Here,
         }
     }
 
-    /// A delivery was reported; `natural` is when its job would be tried again.
+    fn park(&mut self, job: Job, busy: PartId, position: u64, domain: &[u8]) -> bool {
+        if let Some(id) = self.part(busy).asks {
+            let is_there = self.place(position);
+            if is_there {
+                self.part(id).chain.push_back(position);
+            }
+            return is_there;
+        }
+        let Some(id) = self.part_make(job) else { return false };
+        if !self.memory.is_there() || !self.place(position) {
+            self.part_drop(id);
+            return false;
+        }
+        let queue = self.part(busy).queue;
+        self.part(busy).asks = Some(id);
+        let part = self.part(id);
+        (part.state, part.queue, part.domain) = (State::Asked, queue, domain.to_vec());
+        part.chain.push_back(position);
+        self.channels[job.channel].asked.push_back(id);
+        true
+    }
+
+    /// Whether the recipient at this position is not to be tried now: it waits.
+    pub fn skip(&mut self, j: usize, position: u64, recipient: &[u8]) -> bool {
+        let Some(running) = self.running(j) else { return false };
+        let &mut Running { was_busy, message, serial, .. } = running;
+        let Some(job) = message.filter(|_| was_busy) else { return false };
+        if let Some((domain, hash)) = domain_of(recipient)
+            && let Some(&(known, queue)) =
+                self.domains.as_ref().and_then(|domains| domains.get(&(hash % DOMAINS)))
+            && known == hash
+            && let Some(&busy) = self.busy.get(&(job, queue))
+            && self.part(busy).pass == serial
+            && self.park(job, busy, position, domain)
+        {
+            return true;
+        }
+        self.running[j].handed += 1;
+        false
+    }
+
+    /// For which message the gate is to be asked for several recipients together, how many, and their domain. What it answers goes
+    /// to [`Retry::answer`].
+    pub fn tell(&mut self, channel: usize) -> Option<(u64, u32, Vec<u8>)> {
+        let of = self.channels.get_mut(channel)?;
+        if of.told.is_some() {
+            return None;
+        }
+        let id = of.asked.pop_front()?;
+        of.told = Some(id);
+        let job = self.job_of(id);
+        let queue = self.part(id).queue;
+        if let Some(&busy) = self.busy.get(&(job, queue))
+            && self.part(busy).asks == Some(id)
+        {
+            self.part(busy).asks = None;
+        }
+        let part = self.part(id);
+        Some((job.id, part.chain.len() as u32, part.domain.clone()))
+    }
+
+    /// The gate's answer to [`Retry::tell`]; None: they are to be tried.
+    pub fn answer(&mut self, channel: usize, told: Told, now: i64) {
+        let Some(id) = self.channels.get_mut(channel).and_then(|of| of.told.take()) else { return };
+        let Told::Busy { secs, queue } = told else {
+            self.call_part(id);
+            return;
+        };
+        let job = self.job_of(id);
+        if let Some(&known) = self.busy.get(&(job, queue)) {
+            let part = self.part_drop(id);
+            self.part(known).chain.extend(part.chain);
+            self.wait_longer(known, now + secs);
+        } else if !self.wait_called(id, queue, now + secs) {
+            self.wait_later(id, now + secs);
+        }
+    }
+
+    fn busy(&mut self, j: usize, job: Job, position: u64, queue: u32, back: i64) -> bool {
+        let &Running { message, due, serial, .. } = &self.running[j];
+        let job = match message {
+            Some(job) => job,
+            None => {
+                if !self.channel_make(job.channel) || !self.message_make(job, due) {
+                    return false;
+                }
+                self.message(job).open += 1;
+                self.running[j].message = Some(job);
+                job
+            }
+        };
+        let id = if let Some(&id) = self.busy.get(&(job, queue)) {
+            if !self.place(position) {
+                return false;
+            }
+            self.part(id).chain.push_back(position);
+            self.wait_longer(id, back);
+            id
+        } else {
+            let Some(id) = self.part_make(job) else { return false };
+            if !self.place(position) {
+                self.part_drop(id);
+                return false;
+            }
+            self.part(id).chain.push_back(position);
+            if !self.wait_called(id, queue, back) {
+                self.give_places(1);
+                self.part_drop(id);
+                return false;
+            }
+            id
+        };
+        self.part(id).pass = serial;
+        true
+    }
+
+    fn channel_make(&mut self, channel: usize) -> bool {
+        if channel >= self.channels.len() {
+            if !self.memory.is_there() {
+                return false;
+            }
+            self.channels.resize_with(channel + 1, Channel::default);
+        }
+        true
+    }
+
+    fn learn(&mut self, recipient: &[u8], queue: u32) {
+        let Some((_, hash)) = domain_of(recipient) else { return };
+        if self.domains.is_none() {
+            if !self.memory.is_there() {
+                return;
+            }
+            self.domains = Some(HashMap::new());
+        }
+        if let Some(domains) = &mut self.domains {
+            domains.insert(hash % DOMAINS, (hash, queue));
+        }
+    }
+
+    /// A delivery to `recipient` was reported; `natural` is when its job would be tried again.
+    #[expect(clippy::too_many_arguments, reason = "as many as the C has")]
     pub fn report(
         &mut self,
         j: usize,
         job: Job,
         position: u64,
         natural: i64,
+        recipient: &[u8],
         told: Told,
         now: i64,
     ) {
-        if told == Told::Done {
+        if told == Told::Done || self.running(j).is_none() {
             return;
         }
-        let Some(running) = self.running(j) else { return };
         match told {
             Told::Done => {}
             Told::Busy { secs, queue } => {
                 let back = now + secs;
-                if running.back.is_none_or(|before| back <= before) {
-                    running.queue = queue;
+                if self.busy(j, job, position, queue, back) {
+                    self.running[j].was_busy = true;
+                    self.learn(recipient, queue);
+                } else {
+                    sooner(&mut self.running[j].lost, back);
                 }
-                sooner(&mut running.back, back);
-                running.begins(position);
-                running.busy += 1;
             }
             Told::Deferred => {
-                let is_known = self.defer(job, position, natural);
+                let is_there = self.place(position);
                 let running = &mut self.running[j];
-                sooner(&mut running.deferred, natural);
-                running.is_full |= !is_known;
-            }
-        }
-    }
-
-    /// The last delivery of job `j` is done, and the job is not: it would come back at `natural`.
-    pub fn close(&mut self, j: usize, job: Job, natural: i64, now: i64) -> Closed {
-        let Some(running) = self.running(j) else {
-            self.forget(job);
-            return Closed::Due(natural);
-        };
-        let (mut busy, called) = (running.busy, running.called);
-        // It came to the end of the file before it had seen as many as there should have been.
-        if running.pass == Pass::Called && !running.is_stopped && !running.is_full {
-            busy -= running.left.min(busy);
-        }
-        (running.busy, running.called) = (0, 0);
-        if running.is_full {
-            self.forget(job);
-            return Closed::Due(natural);
-        }
-        if busy == 0 {
-            running.back = None;
-        }
-        let Running { back, deferred, due, queue, from, pass, .. } = *running;
-        if let Some(back) = back {
-            let latest = deferred.map_or(back, |deferred| deferred.min(back));
-            let from = from.unwrap_or(0);
-            let waits = Waits { id: job.id, latest, due, back, deferred, from, queue, busy };
-            return match self.enqueue(job.channel, waits) {
-                Some(serial) => {
-                    if called.min(busy) > 0 {
-                        self.call_one(job.channel, serial, called.min(busy));
-                    }
-                    Closed::Waits
+                if is_there {
+                    running.deferred.push_back(position);
+                    sooner(&mut running.natural, natural);
+                } else {
+                    sooner(&mut running.lost, natural);
                 }
-                None => Closed::Due(latest),
-            };
-        }
-        match deferred {
-            Some(deferred) if deferred < natural => Closed::Due(deferred),
-            _ => {
-                self.forget(job);
-                // Whether it is done only a pass from the beginning sees.
-                let is_part = pass == Pass::Called && deferred.is_none();
-                Closed::Due(if is_part { now } else { natural })
             }
         }
     }
 
-    fn enqueue(&mut self, channel: usize, waits: Waits) -> Option<u64> {
-        if channel >= self.channels.len() {
-            if !self.memory.is_there() {
-                return None;
+    /// The last delivery of job `j` is done, and the message is not: it would come back at `natural`.
+    pub fn close(&mut self, j: usize, natural: i64, now: i64) -> Closed {
+        let Some(running) = self.running(j) else { return Closed::Due(natural) };
+        let mut lost = running.lost.take();
+        let Some(job) = running.message.take() else {
+            let deferred = std::mem::take(&mut running.deferred);
+            self.give_places(deferred.len());
+            return Closed::Due(lost.map_or(natural, |lost| lost.min(natural)));
+        };
+        if !running.list.is_empty() {
+            // The file could not be read.
+            sooner(&mut running.natural, natural);
+            let mut list = std::mem::take(&mut running.list);
+            running.deferred.append(&mut list);
+        }
+        let deferred = std::mem::take(&mut running.deferred);
+        if !deferred.is_empty() {
+            let own = running.natural.unwrap_or(natural);
+            match self.part_make(job) {
+                Some(id) => {
+                    self.part(id).chain = deferred;
+                    self.wait_later(id, own);
+                }
+                None => {
+                    sooner(&mut lost, own);
+                    self.give_places(deferred.len());
+                }
             }
-            self.channels.resize_with(channel + 1, Channel::default);
         }
-        if self.waiting == self.waiting_room {
-            if !self.memory.is_there() {
-                return None;
-            }
-            self.waiting_room += self.waiting_room / 2 + 64;
+        let message = self.message(job);
+        if let Some(lost) = lost {
+            sooner(&mut message.lost, lost);
         }
-        let channel = &mut self.channels[channel];
-        if !channel.queues.contains_key(&waits.queue) && !self.memory.is_there() {
-            return None;
+        message.open -= 1;
+        let numparts = message.parts.len();
+        if message.open > 0 || numparts > message.later || (numparts > 0 && message.lost.is_none())
+        {
+            return Closed::Waits;
         }
-        self.waiting += 1;
-        self.serial += 1;
-        channel.clock.insert((waits.latest, self.serial));
-        channel.queues.entry(waits.queue).or_default().insert((waits.due, self.serial));
-        channel.waits.insert(self.serial, waits);
-        Some(self.serial)
+        let lost = message.lost;
+        self.drop_parts(job);
+        self.message_drop(job);
+        Closed::Due(lost.unwrap_or(now))
     }
 
-    /// So many recipients of a job are called, 1 or more.
-    fn call_one(&mut self, channel: usize, serial: u64, most: u32) {
-        let Some(waits) = self.channels[channel].take(serial) else { return };
-        if waits.busy > most || waits.from > 0 {
-            self.plan(channel, &waits, Pass::Called, most);
+    fn drop_parts(&mut self, job: Job) {
+        for id in self.message(job).parts.clone() {
+            if matches!(self.part(id).state, State::Busy | State::Later) {
+                self.unwait(id);
+            }
+            let part = self.part_drop(id);
+            self.give_places(part.chain.len());
         }
-        self.channels[channel].called.push_back(waits);
     }
 
     /// The gate calls so many recipients of a queue.
     pub fn call(&mut self, channel: usize, queue: u32, mut most: u32) {
         while most > 0
-            && let Some(&(_, serial)) =
+            && let Some(&(.., id)) =
                 self.channels.get(channel).and_then(|of| of.queues.get(&queue)?.first())
         {
-            let called = self.channels[channel].waits[&serial].busy.min(most);
-            self.call_one(channel, serial, called);
-            most -= called;
-        }
-        // Those whose job is still open.
-        for running in &mut self.running {
-            if running.busy > 0 && running.channel == channel && running.queue == queue {
-                let called = (running.busy - running.called).min(most);
-                running.called += called;
-                most -= called;
+            let number = self.part(id).chain.len() as u32;
+            let job = self.job_of(id);
+            if number > most
+                && let Some(cut) = self.part_make(job)
+            {
+                let chain = self.part(id).chain.drain(..most as usize).collect();
+                self.part(cut).chain = chain;
+                self.call_part(cut);
+                break;
             }
+            most -= number.min(most);
+            self.unwait(id);
+            self.call_part(id);
         }
     }
 
-    /// A report that is no delivery's. False if it is no call either.
-    pub fn call_report(&mut self, channel: usize, delivery: u64, report: &[u8]) -> bool {
+    /// A report that is no delivery's. False if it is no call and no answer either.
+    pub fn call_report(&mut self, channel: usize, delivery: u64, report: &[u8], now: i64) -> bool {
+        if delivery != CALL_DELNUM {
+            return false;
+        }
         let all = u64::from(u32::MAX);
         let call = report
             .strip_prefix(b"R")
-            .filter(|_| delivery == CALL_DELNUM)
             .and_then(|numbers| number(numbers, b' ', all))
             .and_then(|(queue, rest)| Some((queue, number(rest, b'\n', all)?.0)));
         if let Some((queue, most)) = call {
             self.call(channel, queue as u32, most as u32);
+            return true;
         }
-        call.is_some()
+        let is_asked = self.channels.get(channel).is_some_and(|of| of.told.is_some());
+        if is_asked {
+            let told = match Told::read(&mut report.to_vec()) {
+                busy @ Told::Busy { .. } => busy,
+                _ => Told::Deferred,
+            };
+            self.answer(channel, told, now);
+        }
+        is_asked
     }
 
     /// A message that is to go to pqchan now, and since when it is due.
     pub fn due(&mut self, channel: usize, now: i64) -> Option<(u64, i64)> {
+        if self.parts.is_empty() {
+            return None;
+        }
         let of = self.channels.get_mut(channel)?;
-        let waits = match of.called.pop_front() {
-            Some(waits) => waits,
+        let id = match of.called.pop_front() {
+            Some(id) => id,
             None => {
-                let &(latest, serial) = of.clock.first()?;
+                let &(when, _, id) = of.clock.first()?;
+                let is_later = self.part(id).state == State::Later;
                 // Further ahead than anything can be: the clock was set back.
-                if latest > now && latest <= now + SECONDS_MAX {
+                if when > now && when <= now + if is_later { RETRY_MAX } else { SECONDS_MAX } {
                     return None;
                 }
-                let waits = of.take(serial)?;
-                // The busy ones have not been called, nor is their time over.
-                if waits.back > now && waits.deferred.is_some_and(|deferred| deferred <= now) {
-                    self.plan(channel, &waits, Pass::Deferred, 0);
-                }
-                waits
+                self.unwait(id);
+                id
             }
         };
-        Some(self.gone(waits, now))
-    }
-
-    fn gone(&mut self, waits: Waits, now: i64) -> (u64, i64) {
-        self.waiting -= 1;
-        if self.waiting == 0 {
-            self.waiting_room = 0;
-        }
-        (waits.id, waits.due.min(now))
+        let job = self.job_of(id);
+        let goes_behind = self.part(id).goes_behind;
+        let message = self.message(job);
+        message.plan.push_back(id);
+        Some((job.id, if goes_behind { now } else { message.due.min(now) }))
     }
 
     /// When [`Retry::due`] has something, if nothing is called before; `wakeup` if that is sooner.
     #[must_use]
     pub fn wakeup(&self, wakeup: i64) -> i64 {
-        let first = |channel: &Channel| channel.clock.first().map(|&(latest, _)| latest);
+        let first = |channel: &Channel| channel.clock.first().map(|&(latest, ..)| latest);
         self.channels.iter().filter_map(first).fold(wakeup, i64::min)
     }
 
     /// The same as [`Retry::wakeup`] with no end, and at once if something is called.
     #[must_use]
-    pub fn next(&self) -> Option<i64> {
+    pub fn next_due(&self) -> Option<i64> {
         if self.channels.iter().any(|channel| !channel.called.is_empty()) {
             return Some(i64::MIN);
         }
-        self.channels.iter().filter_map(|channel| channel.clock.first()).map(|&(at, _)| at).min()
+        self.channels.iter().filter_map(|channel| channel.clock.first()).map(|&(at, ..)| at).min()
     }
 
     /// SIGALRM: the messages with deferred recipients, which all are to be tried now.
     pub fn alarm(&mut self, channel: usize, now: i64) -> Vec<(u64, i64)> {
-        let mut out = Vec::new();
-        if let Some(of) = self.channels.get(channel) {
-            let with_deferred = of.waits.iter().filter(|(_, waits)| waits.deferred.is_some());
-            let mut serials: Vec<_> = with_deferred.map(|(&serial, _)| serial).collect();
-            serials.sort_unstable();
-            for serial in serials {
-                if let Some(waits) = self.channels[channel].take(serial) {
-                    self.plan(channel, &waits, Pass::Deferred, 0);
-                    out.push(self.gone(waits, now));
-                }
-            }
+        let of_channel = |(id, (job, part)): (&PartId, &(Job, Part))| {
+            (job.channel == channel && part.state == State::Later).then_some(*id)
+        };
+        let mut ids: Vec<_> = self.parts.iter().filter_map(of_channel).collect();
+        // Of a message the newest first, as in the C.
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        let number = ids.len();
+        for id in ids {
+            self.unwait(id);
+            self.call_part(id);
         }
-        for message in self.messages.values_mut() {
-            message.deferred.values_mut().for_each(|retry| *retry = 0);
-        }
-        out
+        (0..number).filter_map(|_| self.due(channel, now)).collect()
     }
 
-    /// A message that waits no more. With the last one, all that is remembered is forgotten.
+    /// A message that waits no more.
     pub fn flush(&mut self, channel: usize, now: i64) -> Option<(u64, i64)> {
-        let of = self.channels.get_mut(channel);
-        let waits = of.and_then(|of| {
-            of.called.pop_front().or_else(|| {
-                let &(_, serial) = of.clock.first()?;
-                of.take(serial)
-            })
-        });
-        match waits {
-            Some(waits) => Some(self.gone(waits, now)),
-            None => {
-                self.messages.clear();
-                (self.messages_room, self.remembered, self.remembered_room) = (0, 0, 0);
-                None
-            }
+        let of = self.channels.get_mut(channel)?;
+        of.called.clear();
+        of.asked.clear();
+        of.told = None;
+        let waits = |(job, message): &(&Job, &Message)| {
+            job.channel == channel && message.plan.is_empty() && !message.parts.is_empty()
+        };
+        let job = self.messages.iter().filter(waits).map(|(&job, _)| job).min()?;
+        let message = &self.messages[&job];
+        let (open, is_later) = (message.open, message.parts.len() == message.later);
+        let own = message.due.min(now);
+        let times = message.parts.iter().map(|id| &self.parts[id].1);
+        let later = times.filter(|part| part.state == State::Later).map(|part| part.when).min();
+        let dt = match later {
+            Some(later) if open == 0 && is_later => later,
+            Some(later) => later.min(own),
+            None => own,
+        };
+        self.drop_parts(job);
+        if open == 0 {
+            self.message_drop(job);
         }
+        Some((job.id, dt))
     }
 
-    /// How many jobs wait.
+    /// How many parts of messages wait.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.waiting
+        self.parts.len()
     }
 }

@@ -31,7 +31,7 @@ use qpatch_bench_smtp::{measure, postfix, sandbox, session, usage};
 struct Args {
     /// A qmail source tree, patched or not; it is copied
     tree: PathBuf,
-    /// Only these scenarios: S1 to S6
+    /// Only these scenarios: S1 to S6, S8
     #[arg(long, value_name = "S1,...", value_delimiter = ',', value_parser = scenario)]
     scenario: Vec<Scenario>,
     /// Only these mail servers
@@ -101,13 +101,13 @@ enum OnOff {
 }
 
 fn scenario(name: &str) -> std::result::Result<Scenario, String> {
-    Scenario::parse(name).ok_or_else(|| "the scenarios are S1 to S6".to_owned())
+    Scenario::parse(name).ok_or_else(|| "the scenarios are S1 to S6 and S8".to_owned())
 }
 
 fn scale(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(scale) if scale > 0.0 && scale <= 10.0 => Ok(scale),
-        _ => Err("a number above 0, 10 at most".to_owned()),
+        Ok(scale) if scale > 0.0 && scale <= 20.0 => Ok(scale),
+        _ => Err("a number above 0, 20 at most".to_owned()),
     }
 }
 

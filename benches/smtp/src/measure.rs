@@ -107,14 +107,20 @@ pub fn until_last(plan: &Plan, run: &Run, class: usize, from_us: u64) -> Option<
 /// How long the mails of a class took, each from its arrival to its acceptance, in seconds: the mean, and what 95 of 100
 /// stay below. None: not all of it was accepted, or it did not arrive while the server ran.
 pub fn sojourn(plan: &Plan, run: &Run, class: usize) -> Option<(f64, f64)> {
+    let times = sojourns(plan, run, class)?;
+    let share = times.len() * 95 / 100;
+    Some((times.iter().sum::<f64>() / times.len().max(1) as f64, *times.get(share)?))
+}
+
+/// The same of each mail, the shortest first.
+pub fn sojourns(plan: &Plan, run: &Run, class: usize) -> Option<Vec<f64>> {
     let at = accepted_at(plan, run);
     let mut times = Vec::new();
     for (number, _) in plan.mails.iter().enumerate().filter(|(_, mail)| mail.class == class) {
         times.push(at[number]?.saturating_sub(run.arrived[number]?) as f64 / 1e6);
     }
     times.sort_by(f64::total_cmp);
-    let share = times.len() * 95 / 100;
-    Some((times.iter().sum::<f64>() / times.len().max(1) as f64, *times.get(share)?))
+    Some(times)
 }
 
 /// When the first mail of a class arrived.
@@ -129,7 +135,8 @@ pub fn twice_and_lost(plan: &Plan, run: &Run) -> (usize, usize) {
     for accepted in &run.record.accepted {
         times[accepted.mail as usize] += 1;
     }
-    let before: std::collections::HashSet<u32> = plan.before.iter().copied().collect();
+    let before = plan.before.iter().chain(plan.lists.iter().flatten());
+    let before: std::collections::HashSet<u32> = before.copied().collect();
     let offered = |mail: usize| before.contains(&(mail as u32)) || run.arrived[mail].is_some();
     let twice = times.iter().filter(|times| **times > 1).count();
     let lost = (0..times.len()).filter(|&mail| times[mail] == 0 && offered(mail)).count();

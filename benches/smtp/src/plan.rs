@@ -82,6 +82,9 @@ pub struct Plan {
     pub classes: usize,
     /// What is queued before the start, in this order.
     pub before: Vec<u32>,
+    /// And messages with several recipients, each of which counts as a mail of its own. Postfix is not put through a plan that has
+    /// some: it delivers to as many in one session, or counts each recipient as a destination.
+    pub lists: Vec<Vec<u32>>,
     /// What comes so long after the start.
     pub arrivals: Vec<(Duration, u32)>,
     /// What comes when the server has got on.
@@ -123,6 +126,8 @@ impl Plan {
         let keeps = |mail: &u32| self.mails[*mail as usize].class != class;
         let mut plan = self.clone();
         plan.before.retain(keeps);
+        plan.lists.iter_mut().for_each(|list| list.retain(keeps));
+        plan.lists.retain(|list| !list.is_empty());
         plan.arrivals.retain(|(_, mail)| keeps(mail));
         for later in &mut plan.later {
             later.mails.retain(keeps);
@@ -165,6 +170,7 @@ impl Plan {
     pub fn classes_used(&self) -> usize {
         let numbers = self.before.iter().chain(self.arrivals.iter().map(|(_, mail)| mail));
         let numbers = numbers.chain(self.later.iter().flat_map(|later| &later.mails));
+        let numbers = numbers.chain(self.lists.iter().flatten());
         let classes: std::collections::HashSet<usize> =
             numbers.map(|mail| self.mails[*mail as usize].class).collect();
         classes.len()

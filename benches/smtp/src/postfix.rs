@@ -316,6 +316,10 @@ fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) -> usize {
 }
 
 impl Subject for Postfix {
+    fn takes(&self, plan: &Plan) -> bool {
+        plan.known == crate::plan::Known::Nothing && plan.lists.is_empty()
+    }
+
     fn name(&self) -> &str {
         "postfix"
     }
@@ -377,6 +381,10 @@ impl Subject for Postfix {
             self.before += 1;
         }
         Ok(())
+    }
+
+    fn queue_list(&mut self, _plan: &Plan, _mails: &[u32]) -> Result<()> {
+        Err(Error::new("Postfix is not put through messages with several recipients", ""))
     }
 
     fn start(&mut self) -> Result<()> {

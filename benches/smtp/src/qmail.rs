@@ -316,6 +316,12 @@ impl Subject for Qmail {
         Ok(())
     }
 
+    fn queue_list(&mut self, plan: &Plan, mails: &[u32]) -> Result<()> {
+        let recipients: Vec<String> = mails.iter().map(|&mail| plan.recipient(mail)).collect();
+        self.site.queue_message(BODY, self.sender, &recipients)?;
+        Ok(())
+    }
+
     fn start(&mut self) -> Result<()> {
         let mut file = self.log_file()?;
         let (mut log, process) = sendrig::start_own(&self.site)?;

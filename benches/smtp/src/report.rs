@@ -15,7 +15,7 @@ pub const SUBJECTS: [&str; 3] = ["gate", "no gate", "postfix"];
 /// One figure of one scenario, for every mail server.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// S1 to S6.
+    /// S1 to S6, S8.
     pub scenario: String,
     /// What it is, with its unit.
     pub measure: String,

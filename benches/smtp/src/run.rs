@@ -20,6 +20,8 @@ pub trait Subject {
     fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()>;
     /// Puts a mail into its queue.
     fn queue(&mut self, plan: &Plan, mail: u32) -> Result<()>;
+    /// Puts one message for all of these into its queue.
+    fn queue_list(&mut self, plan: &Plan, mails: &[u32]) -> Result<()>;
     /// Starts it, and returns when it works.
     fn start(&mut self) -> Result<()>;
     /// Tells it that mail was queued while it ran.
@@ -95,6 +97,9 @@ pub fn run(subject: &mut dyn Subject, plan: &Plan, port: u16) -> Result<Run> {
             check_signals()?;
         }
         subject.queue(plan, mail)?;
+    }
+    for list in &plan.lists {
+        subject.queue_list(plan, list)?;
     }
     let queued_secs = queueing.elapsed().as_secs_f64();
     let classes = plan.mails.iter().map(|mail| u8::try_from(mail.class).unwrap_or(u8::MAX));

@@ -1,4 +1,4 @@
-//! The scenarios S1 to S6: what is sent, what is measured, and which bar the gate has to reach.
+//! The scenarios S1 to S6 and S8: what is sent, what is measured, and which bar the gate has to reach.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,6 +25,8 @@ pub const SERVER_CAP: u32 = 10;
 
 const HOLD: Duration = Duration::from_millis(200);
 const OTHER_DOMAINS: usize = 50;
+/// Mail to them beside a list, for as long as that takes.
+const OTHERS_A_SECOND: f64 = 5.0;
 const SHARED_DOMAINS: usize = 100;
 /// What a line of control/concurrencydomains begins with that is about the servers' addresses.
 const ADDRESSES: &str = "127.1.0.0/16";
@@ -46,6 +48,8 @@ pub enum Scenario {
     S5,
     /// A domain that does not work.
     S6,
+    /// One message with many recipients.
+    S8,
 }
 
 /// Whether the table says that limits learn.
@@ -105,6 +109,7 @@ impl Options {
             mails: Vec::new(),
             classes: 3,
             before: Vec::new(),
+            lists: Vec::new(),
             arrivals: Vec::new(),
             later: Vec::new(),
             wanted: vec![BIG, OTHERS],
@@ -148,8 +153,15 @@ fn numbers(plan: &Plan) -> Vec<u32> {
 
 impl Scenario {
     /// All, in order.
-    pub const ALL: [Scenario; 6] =
-        [Scenario::S1, Scenario::S2, Scenario::S3, Scenario::S4, Scenario::S5, Scenario::S6];
+    pub const ALL: [Scenario; 7] = [
+        Scenario::S1,
+        Scenario::S2,
+        Scenario::S3,
+        Scenario::S4,
+        Scenario::S5,
+        Scenario::S6,
+        Scenario::S8,
+    ];
 
     /// The one of this name.
     pub fn parse(name: &str) -> Option<Scenario> {
@@ -174,6 +186,9 @@ impl Scenario {
             }
             Scenario::S6 => {
                 "2700 messages to a domain that hangs or refuses connections, and 300 to fifty others over 30 s"
+            }
+            Scenario::S8 => {
+                "one message with 3250 recipients at one domain capped at 20, 0.2 s each, and others that arrive meanwhile"
             }
         }
     }
@@ -284,6 +299,26 @@ impl Scenario {
                     ("alone", hang.without(BIG)),
                 ]
             }
+            Scenario::S8 => {
+                let recipients = options.count(3250);
+                // At the pace of the limit.
+                let secs = recipients as f64 * HOLD.as_secs_f64() / f64::from(CAP);
+                let others = (secs * OTHERS_A_SECOND) as usize + 1;
+                let mut plan = options.big_and_others(recipients, others, serves);
+                let of = |class| {
+                    let all = numbers(&plan).into_iter();
+                    all.filter(|mail| plan.mails[*mail as usize].class == class).collect::<Vec<_>>()
+                };
+                let (list, others) = (of(BIG), options.shuffled(of(OTHERS)));
+                plan.lists = vec![list];
+                plan.arrivals = paced_over(others, secs);
+                plan.most = Duration::from_secs_f64(60.0 + 2.0 * secs);
+                // No more than the limit at once, of all mail: what a list at this pace costs.
+                let mut slow = plan.without(OTHERS);
+                slow.concurrency = CAP;
+                slow.table = format!(":{}\n", options.concurrency);
+                vec![("list", plan.clone()), ("alone", plan.without(BIG)), ("twenty at once", slow)]
+            }
         }
     }
 
@@ -298,6 +333,7 @@ impl Scenario {
                 &[("mx", SERVER_CAP, "421 beyond 10"), ("relay", SERVER_CAP, "421 beyond 10")]
             }
             Scenario::S6 => &[("hang", CAP, "limit 20")],
+            Scenario::S8 => &[("list", CAP, "limit 20")],
         }
     }
 
@@ -316,6 +352,7 @@ impl Scenario {
                 measures.refusals("relay", "relay: ");
             }
             Scenario::S6 => measures.s6(),
+            Scenario::S8 => measures.s8(),
         }
         measures.twice();
         measures.all
@@ -535,6 +572,37 @@ impl Measures<'_> {
         self.add("hang: mean places lost, second half", lost, Some(Bar::AtMost(3.0)));
         let peak = self.of("hang", |_, run| Some(measure::peak(&run.record.servers[0].steps)));
         self.add("hang: places lost, most", peak.map(f64::from), None);
+    }
+
+    fn s8(&mut self) {
+        // 98.5 % of 20.
+        self.capped("list", 19.7);
+        let done = self.of("list", |plan, run| {
+            measure::until_last(plan, run, BIG, measure::first_session(run)?)
+        });
+        self.add("list done, s", done, None);
+        let most = |plan: &Plan, run: &Run| {
+            measure::sojourns(plan, run, OTHERS)?.last().map(|secs| secs - HOLD.as_secs_f64())
+        };
+        let alone = self.of("alone", most);
+        self.add("others alone, the latest, s after its arrival", alone, None);
+        let latest = self.of("list", most);
+        self.add("others, the latest, s after its arrival", latest, Some(Bar::AtMost(1.0)));
+        let cpu = |plan: &Plan, run: &Run| {
+            let all_ms = run.told.cpu_ms_of.get("qmail-send")?;
+            Some(all_ms * 1000.0 / plan.count(BIG).max(1) as f64)
+        };
+        let others = self.of("alone", |_, run| run.told.cpu_ms_of.get("qmail-send").copied());
+        let with = self.of("list", |plan, run| {
+            let all_ms = run.told.cpu_ms_of.get("qmail-send")? - others?;
+            Some(all_ms * 1000.0 / plan.count(BIG).max(1) as f64)
+        });
+        self.add("qmail-send's CPU us a recipient, without the others", with, None);
+        let alone = self.of("twenty at once", cpu);
+        self.add("the same, the list alone and concurrencyremote 20", alone, None);
+        self.add("the first as times of the second", ratio(with, alone), Some(Bar::AtMost(1.3)));
+        self.cpu("list");
+        self.busy_answers("list", None);
     }
 
     fn busy_answers(&mut self, run: &'static str, bar: Option<Bar>) {

@@ -575,6 +575,7 @@ fn plan(kind: &Kind, table: &str, setting: &Loop) -> Plan {
         mails: (0..setting.mails).map(class_of).collect(),
         classes: 2,
         before,
+        lists: Vec::new(),
         arrivals: later.into_iter().map(|mail| (DOWN, mail)).collect(),
         later: Vec::new(),
         wanted: vec![0],

@@ -4,23 +4,25 @@
 //! gate_retry.c has one state for the process, so there is one [`Retry`] at a time.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
-    fn gate_retry_open(j: c_int, c: c_int, id: c_ulong, dt: c_long);
-    fn gate_retry_from(j: c_int, mpos: *mut c_ulong) -> c_int;
-    fn gate_retry_stop(j: c_int, mpos: c_ulong) -> c_int;
-    fn gate_retry_skip(j: c_int, c: c_int, id: c_ulong, mpos: c_ulong, now: c_long) -> c_int;
+    fn gate_retry_open(j: c_int, c: c_int, id: c_ulong, dt: c_long) -> c_int;
+    fn gate_retry_next(j: c_int, fd: c_int, mpos: *mut c_ulong) -> c_int;
+    fn gate_retry_skip(j: c_int, mpos: c_ulong, recip: *mut c_char) -> c_int;
+    fn gate_retry_again() -> c_int;
+    fn gate_retry_tell(c: c_int, id: *mut c_ulong, recip: *mut *mut c_char) -> c_int;
     fn gate_retry_report(
         j: c_int,
         c: c_int,
         id: c_ulong,
         mpos: c_ulong,
         natural: c_long,
+        recip: *mut c_char,
         report: *mut c_char,
     );
-    fn gate_retry_close(j: c_int, c: c_int, id: c_ulong, dt: *mut c_long) -> c_int;
+    fn gate_retry_close(j: c_int, dt: *mut c_long) -> c_int;
     fn gate_retry_call(c: c_int, delnum: c_ulong, report: *mut c_char) -> c_int;
     fn gate_retry_due(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_retry_wakeup(wakeup: c_long) -> c_long;
@@ -28,6 +30,7 @@ unsafe extern "C" {
     fn gate_retry_flush(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_test_reset();
     fn gate_test_sizes(which: c_int) -> c_uint;
+    fn gate_test_used(which: c_int) -> c_uint;
 }
 
 thread_local! {
@@ -184,39 +187,57 @@ impl Retry {
         HEAP.with_borrow(|heap| heap.blocks.iter().map(|block| block.size).sum())
     }
 
-    /// In bytes: a channel, a job that waits, a queue, a message, a deferred recipient, a job that runs.
-    pub fn sizes(&self) -> [u32; 6] {
+    /// In bytes: a channel, a part of a message, a queue, a message, a recipient, a job that runs, the queues of domains.
+    pub fn sizes(&self) -> [u32; 7] {
         // SAFETY: it reads constants.
-        [0, 1, 2, 3, 4, 5].map(|which| unsafe { gate_test_sizes(which) })
+        [0, 1, 2, 3, 4, 5, 6].map(|which| unsafe { gate_test_sizes(which) })
+    }
+
+    /// How many messages, parts of them and recipients it knows.
+    pub fn used(&self) -> [u32; 3] {
+        // SAFETY: as in `open`.
+        [0, 1, 2].map(|which| unsafe { gate_test_used(which) })
     }
 
     /// gate_retry_open
-    pub fn open(&mut self, j: i32, c: i32, id: u64, dt: i64) {
+    pub fn open(&mut self, j: i32, c: i32, id: u64, dt: i64) -> bool {
         // SAFETY: gate_retry.c runs in one thread at a time: this one has the lock.
-        unsafe { gate_retry_open(j, c, id, dt) }
+        unsafe { gate_retry_open(j, c, id, dt) != 0 }
     }
 
-    /// gate_retry_from
-    pub fn from(&mut self, j: i32) -> Option<u64> {
-        let mut mpos = 0;
+    /// gate_retry_next: its answer, and the position afterwards.
+    pub fn next(&mut self, j: i32, mut mpos: u64) -> (i32, u64) {
         // SAFETY: as in `open`, and mpos lives longer than the call.
-        let is = unsafe { gate_retry_from(j, &raw mut mpos) };
-        (is != 0).then_some(mpos)
-    }
-
-    /// gate_retry_stop
-    pub fn stop(&mut self, j: i32, mpos: u64) -> bool {
-        // SAFETY: as in `open`.
-        unsafe { gate_retry_stop(j, mpos) != 0 }
+        let answer = unsafe { gate_retry_next(j, -1, &raw mut mpos) };
+        (answer, mpos)
     }
 
     /// gate_retry_skip
-    pub fn skip(&mut self, j: i32, c: i32, id: u64, mpos: u64, now: i64) -> bool {
-        // SAFETY: as in `open`.
-        unsafe { gate_retry_skip(j, c, id, mpos, now) != 0 }
+    pub fn skip(&mut self, j: i32, mpos: u64, recipient: &[u8]) -> bool {
+        let mut recipient = [recipient, b"\0"].concat();
+        // SAFETY: as in `open`, and the address ends with a zero byte.
+        unsafe { gate_retry_skip(j, mpos, recipient.as_mut_ptr().cast()) != 0 }
     }
 
-    /// gate_retry_report; without the zero byte, which is added and taken away here.
+    /// gate_retry_again
+    pub fn again(&mut self) -> bool {
+        // SAFETY: as in `open`.
+        unsafe { gate_retry_again() != 0 }
+    }
+
+    /// gate_retry_tell
+    pub fn tell(&mut self, c: i32) -> Option<(u64, Vec<u8>)> {
+        let (mut id, mut recipient) = (0, std::ptr::null_mut());
+        // SAFETY: as in `open`, and both live longer than the call. What it points to then ends with a zero byte, and stays until the
+        // next call.
+        unsafe {
+            let is = gate_retry_tell(c, &raw mut id, &raw mut recipient);
+            (is != 0).then(|| (id, CStr::from_ptr(recipient).to_bytes().to_vec()))
+        }
+    }
+
+    /// gate_retry_report; without the zero bytes, which are added and taken away here.
+    #[expect(clippy::too_many_arguments, reason = "as many as the C has")]
     pub fn report(
         &mut self,
         j: i32,
@@ -224,19 +245,24 @@ impl Retry {
         id: u64,
         mpos: u64,
         natural: i64,
+        recipient: &[u8],
         report: &mut Vec<u8>,
     ) {
+        let mut recipient = [recipient, b"\0"].concat();
         report.push(0);
-        // SAFETY: as in `open`, and the report ends with a zero byte.
-        unsafe { gate_retry_report(j, c, id, mpos, natural, report.as_mut_ptr().cast()) }
+        // SAFETY: as in `open`, and both end with a zero byte.
+        unsafe {
+            let recipient = recipient.as_mut_ptr().cast();
+            gate_retry_report(j, c, id, mpos, natural, recipient, report.as_mut_ptr().cast());
+        }
         report.truncate(report.iter().position(|&byte| byte == 0).unwrap_or(report.len()));
     }
 
-    /// gate_retry_close: None if the job waits.
-    pub fn close(&mut self, j: i32, c: i32, id: u64, natural: i64) -> Option<i64> {
+    /// gate_retry_close: None if the message waits.
+    pub fn close(&mut self, j: i32, natural: i64) -> Option<i64> {
         let mut dt = natural;
         // SAFETY: as in `open`, and dt lives longer than the call.
-        let waits = unsafe { gate_retry_close(j, c, id, &raw mut dt) };
+        let waits = unsafe { gate_retry_close(j, &raw mut dt) };
         (waits == 0).then_some(dt)
     }
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include "gate_retry.h"
 
 static long clock_seconds = 1700000000L;
@@ -27,20 +28,52 @@ static long now(void)
   return clock_seconds;
 }
 
-static char *reported(int j, unsigned long id, unsigned long mpos, long natural, char *report)
+/* a channel file in which a recipient begins everywhere */
+static int file;
+
+static char *reportedby(int j, unsigned long id, unsigned long mpos, long natural, char *recip, char *report)
 {
   static char buf[300];
 
   strcpy(buf,report);
-  gate_retry_report(j,1,id,mpos,natural,buf);
+  gate_retry_report(j,1,id,mpos,natural,recip,buf);
   return buf;
 }
 
+static char *reported(int j, unsigned long id, unsigned long mpos, long natural, char *report)
+{
+  return reportedby(j,id,mpos,natural,"user@a.example",report);
+}
+
 /* the job's natural retry time is 1000 seconds away */
-static int closed(int j, unsigned long id, long *dt)
+static int closed(int j, long *dt)
 {
   *dt = now() + 1000;
-  return gate_retry_close(j,1,id,dt);
+  return gate_retry_close(j,dt);
+}
+
+/* the next recipient of a pass that has come to mpos; -1: it has ended */
+static long next(int j, unsigned long mpos)
+{
+  unsigned long at;
+
+  at = mpos;
+  switch(gate_retry_next(j,file,&at)) {
+    case 0: is("it stays",(long) at,(long) mpos); return (long) at;
+    case 1: is("it moves",at == mpos,0); return (long) at;
+  }
+  return -1;
+}
+
+/* a pass in which all goes well */
+static void passover(int j, unsigned long id)
+{
+  long at;
+  long dt;
+
+  gate_retry_open(j,1,id,now());
+  for (at = 0;(at = next(j,at)) != -1;++at) ;
+  closed(j,&dt);
 }
 
 static void reports(void)
@@ -54,20 +87,19 @@ static void reports(void)
 
   gate_retry_open(0,1,7,now() - 5);
   is("text",strcmp(reported(0,7,0,now() + 1000,"B73 5 a.example is at its limit\n"),"Za.example is at its limit\n"),0);
-  is("waits",closed(0,7,&dt),1);
+  is("waits",closed(0,&dt),1);
   for (i = 0;garbage[i];++i) {
     gate_retry_open(1,1,8,now());
     is("garbage is a deferral",*reported(1,8,0,now() + 1000,garbage[i]),'Z');
-    is("garbage does not wait",closed(1,8,&dt),0);
+    is("garbage does not wait",closed(1,&dt),0);
     is("garbage is natural",dt,now() + 1000);
   }
   gate_retry_open(1,1,8,now());
   is("K stays",strcmp(reported(1,8,0,0,"Kfine\n"),"Kfine\n"),0);
   is("D stays",strcmp(reported(1,8,0,0,"Dbad\n"),"Dbad\n"),0);
   is("Z stays",strcmp(reported(1,8,0,now() + 1000,"Zlater\n"),"Zlater\n"),0);
-  is("nobody busy",closed(1,8,&dt),0);
+  is("nobody busy",closed(1,&dt),0);
   is("natural",dt,now() + 1000);
-  is("forgotten",gate_retry_skip(1,1,8,0,now()),0);
 }
 
 static void comesback(void)
@@ -90,6 +122,7 @@ static void comesback(void)
   is("once",gate_retry_due(1,&id,&dt),0);
   is("other channel",gate_retry_due(0,&id,&dt),0);
   is("no wakeup",gate_retry_wakeup(now() + 500),now() + 500);
+  passover(0,7);
 }
 
 static int called(unsigned long delnum, char *report)
@@ -117,7 +150,7 @@ static void calls(void)
   for (i = 20;i < 35;++i) {
     gate_retry_open(i,1,i,now() - i);
     reported(i,i,0,now() + 400,i < 30 ? "B3000 5 busy\n" : "B3000 6 busy\n");
-    is("waits",closed(i,i,&dt),1);
+    is("waits",closed(i,&dt),1);
   }
   is("waits",gate_retry_due(1,&id,&dt),0);
   is("call",called(65535,"R5 3\n"),1);
@@ -125,16 +158,18 @@ static void calls(void)
     is("due",gate_retry_due(1,&id,&dt),1);
     is("due first, called first",(long) id,i);
     is("due since",dt,now() - i);
+    passover(0,id);
   }
   is("no more than called",gate_retry_due(1,&id,&dt),0);
   is("call all",called(65535,"R6 4294967295\n"),1);
   for (i = 34;i > 29;--i) {
     is("due",gate_retry_due(1,&id,&dt),1);
     is("id",(long) id,i);
+    passover(0,id);
   }
   is("no more",gate_retry_due(1,&id,&dt),0);
   is("call",called(65535,"R5 100\n"),1);
-  for (i = 0;gate_retry_due(1,&id,&dt);++i) ;
+  for (i = 0;gate_retry_due(1,&id,&dt);++i) passover(0,id);
   is("the others",i,7);
 }
 
@@ -143,174 +178,260 @@ static void early(void)
 {
   unsigned long id;
   unsigned long mpos;
-  unsigned long from;
   long dt;
-  int tried;
 
-  gate_retry_open(0,1,60,now());
-  gate_retry_open(1,1,61,now());
-  gate_retry_open(2,0,62,now());
-  reported(0,60,0,now() + 400,"B3000 5 busy\n");
-  reported(1,61,0,now() + 400,"B3000 6 busy\n");
-  is("call",called(65535,"R5 1\n"),1);
-  is("it has not come yet",gate_retry_due(1,&id,&dt),0);
-  is("waits",closed(1,61,&dt),1);
-  is("the other was not called",gate_retry_due(1,&id,&dt),0);
-  is("waits",closed(0,60,&dt),1);
-  is("due at once",gate_retry_due(1,&id,&dt) && id == 60,1);
-  is("once",gate_retry_due(1,&id,&dt),0);
-
-  /* the call was for that time, and for no more recipients than it said */
   gate_retry_open(0,1,60,now());
   for (mpos = 0;mpos < 4;++mpos) reported(0,60,mpos,now() + 400,"B3000 5 busy\n");
   is("call",called(65535,"R5 2\n"),1);
-  is("waits",closed(0,60,&dt),1);
   is("due at once",gate_retry_due(1,&id,&dt) && id == 60,1);
-  gate_retry_open(0,1,60,now());
-  is("from the first on",gate_retry_from(0,&from) && !from,1);
-  tried = 0;
-  for (mpos = 0;mpos < 4 && !gate_retry_stop(0,mpos);++mpos)
-    if (!gate_retry_skip(0,1,60,mpos,now())) {
-      ++tried;
-      reported(0,60,mpos,now() + 400,"Kdone\n");
-    }
-  is("two",tried,2);
-  is("waits",closed(0,60,&dt),1);
+  is("once",gate_retry_due(1,&id,&dt),0);
+  is("a part",gate_retry_open(1,1,60,dt),1);
+  is("the first",next(1,0),0);
+  is("is tried",gate_retry_skip(1,0,"user@a.example"),0);
+  is("the second",next(1,1),1);
+  is("and no more",next(1,2),-1);
+  is("the other job goes on",closed(1,&dt),1);
+  is("others wait",closed(0,&dt),1);
   is("not called again",gate_retry_due(1,&id,&dt),0);
   while (gate_retry_flush(1,&id,&dt)) ;
 }
 
-/* a job with busy recipients: as many come as were called, from where they begin, and then it is done */
+/* a message with busy recipients: as many come as were called, several jobs at once, and then it is done */
 static void portions(void)
 {
   unsigned long id;
-  unsigned long mpos;
-  unsigned long from;
   long dt;
+  long mpos;
+  long from;
   int pass;
-  int tried;
-  int done;
 
-  gate_retry_open(0,1,40,now() - 1);
-  is("from the beginning",gate_retry_from(0,&from),0);
-  for (mpos = 0;mpos < 10;++mpos) {
-    is("to the end",gate_retry_stop(0,mpos),0);
+  is("from the beginning",gate_retry_open(0,1,40,now() - 1),0);
+  for (mpos = 0;mpos < 100;mpos += 10) {
+    is("to the end",next(0,mpos),mpos);
     reported(0,40,mpos,now() + 400,"B3000 5 busy\n");
   }
-  is("waits",closed(0,40,&dt),1);
+  is("waits",closed(0,&dt),1);
   gate_retry_open(1,1,41,now());
   reported(1,41,0,now() + 400,"B3000 5 busy\n");
-  is("waits",closed(1,41,&dt),1);
-  done = 0;
-  for (pass = 0;done < 10;++pass) {
-    if (pass > 10) { is("ends",0,1); return; }
-    called(65535,done < 9 ? "R5 3\n" : "R5 1\n");
+  is("waits",closed(1,&dt),1);
+  from = 0;
+  for (pass = 0;pass < 4;++pass) {
+    called(65535,pass < 3 ? "R5 3\n" : "R5 1\n");
     is("due",gate_retry_due(1,&id,&dt),1);
     is("it was first",(long) id,40);
-    gate_retry_open(0,1,40,dt);
-    is("a part",gate_retry_from(0,&from),1);
-    is("from the first that is left",(long) from,done);
-    tried = 0;
-    for (mpos = from;mpos < 10 && !gate_retry_stop(0,mpos);++mpos) {
-      is("tried",gate_retry_skip(0,1,40,mpos,now()),0);
-      ++tried;
-      ++done;
-      reported(0,40,mpos,now() + 400,"Kdone\n");
+    is("a part",gate_retry_open(pass,1,40,dt),1);
+    mpos = 0;
+    while ((mpos = next(pass,mpos)) != -1) {
+      is("where the last one ended",mpos,from);
+      is("the same until it is read",next(pass,mpos),mpos);
+      from += 10;
+      mpos += 5; /* it was so long */
     }
-    is("as called",tried,pass < 3 ? 3 : 1);
-    if (done < 10) is("waits again",closed(0,40,&dt),1);
+    is("as called",from,pass < 3 ? 30 * (pass + 1) : 100);
   }
-  is("passes",pass,4);
-  is("none is left",closed(0,40,&dt),0);
+  is("nobody else",gate_retry_due(1,&id,&dt),0);
+  is("an entry without business",gate_retry_open(4,1,40,now()),1);
+  is("is a pass over nobody",next(4,0),-1);
+  for (pass = 4;pass > 0;--pass) is("others are under way",closed(pass,&dt),1);
+  is("none is left",closed(0,&dt),0);
   is("a whole pass sees that it is done, now",dt,now());
+  is("from the beginning",gate_retry_open(0,1,40,now()),0);
+  is("of everybody",next(0,0),0);
   called(65535,"R5 3\n");
   is("then the other",gate_retry_due(1,&id,&dt) && id == 41,1);
+  passover(1,41);
 
-  /* by the clock all of them come */
-  gate_retry_open(0,1,40,now());
-  for (mpos = 0;mpos < 10;++mpos) reported(0,40,mpos,now() + 400,"B30 5 busy\n");
-  is("waits",closed(0,40,&dt),1);
-  clock_seconds += 30;
+  /* by the clock all of them come, at the time of the last one */
+  gate_retry_open(0,1,42,now());
+  for (mpos = 0;mpos < 10;++mpos) reported(0,42,mpos,now() + 400,mpos ? "B30 5 busy\n" : "B20 5 busy\n");
+  is("waits",closed(0,&dt),1);
+  clock_seconds += 29;
+  is("not yet",gate_retry_due(1,&id,&dt),0);
+  clock_seconds += 1;
   is("due",gate_retry_due(1,&id,&dt),1);
-  gate_retry_open(0,1,40,dt);
-  is("from the beginning",gate_retry_from(0,&from),0);
-  for (mpos = 0;mpos < 10;++mpos) is("tried",gate_retry_skip(0,1,40,mpos,now()),0);
+  is("a part",gate_retry_open(0,1,42,dt),1);
+  for (mpos = 0;mpos < 10;++mpos) is("tried",next(0,mpos),mpos);
+  is("all",next(0,mpos),-1);
+  is("done",closed(0,&dt),0);
+  while (gate_retry_flush(1,&id,&dt)) ;
+}
+
+/* once one of a domain is busy, the gate is asked for the others together */
+static void together(void)
+{
+  static char *answers[] = { "B3000 5 busy\n", "B3000 6 busy\n", "Zdelnum too big\n", 0 };
+  unsigned long id;
+  char *recip;
+  long mpos;
+  long dt;
+  int i;
+
+  for (i = 0;answers[i];++i) {
+    gate_retry_open(0,1,50,now());
+    is("tried",gate_retry_skip(0,0,"a@a.example"),0);
+    reportedby(0,50,0,now() + 400,"a@a.example","B3000 5 busy\n");
+    is("nothing to ask",gate_retry_tell(1,&id,&recip),0);
+    is("an other domain",gate_retry_skip(0,10,"b@b.example"),0);
+    is("no domain",gate_retry_skip(0,20,"nobody"),0);
+    is("the same domain",gate_retry_skip(0,30,"b@c@A.Example"),1);
+    is("and again",gate_retry_skip(0,40,"c@a.example"),1);
+    is("an answer to nothing",called(65535,answers[i]),0);
+    is("other channel",gate_retry_tell(0,&id,&recip),0);
+    is("ask",gate_retry_tell(1,&id,&recip),1);
+    is("for two",strcmp(recip,"2@A.Example"),0);
+    is("of this message",(long) id,50);
+    is("those that come now are asked for later",gate_retry_skip(0,50,"d@a.example"),1);
+    is("one question at a time",gate_retry_tell(1,&id,&recip),0);
+    is("answer",called(65535,answers[i]),1);
+    is("the one that came later",gate_retry_tell(1,&id,&recip) && !strcmp(recip,"1@a.example"),1);
+    is("answer",called(65535,"B3000 5 busy\n"),1);
+    is("waits",closed(0,&dt),1);
+    if (i == 1) called(65535,"R6 2\n");
+    if (i == 2) is("at once",gate_retry_due(1,&id,&dt),1);
+    if (i) {
+      if (i == 1) is("due",gate_retry_due(1,&id,&dt),1);
+      is("a part",gate_retry_open(1,1,50,now()),1);
+      is("the two",next(1,0),30);
+      is("the two",next(1,31),40);
+      is("no more",next(1,41),-1);
+      is("waits",closed(1,&dt),1);
+    }
+    called(65535,"R5 100\n");
+    is("due",gate_retry_due(1,&id,&dt),1);
+    is("a part",gate_retry_open(1,1,50,now()),1);
+    mpos = next(1,1);
+    is("the first",mpos,0);
+    is("nobody was busy in this pass",gate_retry_skip(1,0,"a@a.example"),0);
+    if (!i) {
+      is("the two",next(1,1),30);
+      is("the two",next(1,31),40);
+    }
+    is("the last",next(1,45),50);
+    is("no more",next(1,51),-1);
+    is("done",closed(1,&dt),0);
+  }
+  while (gate_retry_flush(1,&id,&dt)) ;
+}
+
+/* what hands out nobody takes no turn of the main loop, but for 100 of them */
+static void steps(void)
+{
+  unsigned long mpos;
+  int n;
+
+  while (gate_retry_again()) ;
+  is("nothing was done",gate_retry_again(),0);
+  gate_retry_open(0,1,51,now());
+  for (n = 0,mpos = 0;;++n,++mpos) {
+    next(0,mpos);
+    if (!gate_retry_again()) break;
+  }
+  is("steps",n,99);
+  next(0,mpos + 1);
+  is("handed out",gate_retry_skip(0,mpos + 1,"a@a.example"),0);
+  is("its turn is over",gate_retry_again(),0);
+  next(0,mpos + 2);
+  is("again",gate_retry_again(),1);
+  next(0,mpos + 2);
+  is("no slot was free",gate_retry_again(),0);
 }
 
 /* what is busy waits on when the time of a deferred one has come, and after SIGALRM */
 static void deferredones(void)
 {
   unsigned long id;
-  unsigned long mpos;
-  unsigned long from;
+  long mpos;
   long dt;
   int alarm;
+  int n;
 
   for (alarm = 0;alarm < 2;++alarm) {
     gate_retry_open(0,1,44,now());
     for (mpos = 0;mpos < 10;++mpos)
       reported(0,44,mpos,now() + 400,mpos % 2 ? "B3000 5 busy\n" : "Zlater\n");
-    is("waits",closed(0,44,&dt),1);
+    is("waits",closed(0,&dt),1);
     gate_retry_open(0,1,45,now());
     reported(0,45,0,now() + 400,"B3000 5 busy\n");
-    is("waits",closed(0,45,&dt),1);
+    is("waits",closed(0,&dt),1);
     if (alarm) {
       is("SIGALRM",gate_retry_alarm(1,&id,&dt) && id == 44,1);
       is("the other is only busy",gate_retry_alarm(1,&id,&dt),0);
     }
     else {
+      is("wakeup",gate_retry_wakeup(now() + 9000),now() + 400);
       clock_seconds += 400;
       is("due",gate_retry_due(1,&id,&dt) && id == 44,1);
       is("the other is only busy",gate_retry_due(1,&id,&dt),0);
     }
-    gate_retry_open(0,1,44,dt);
-    is("from the beginning",gate_retry_from(0,&from),0);
-    for (mpos = 0;mpos < 10;++mpos) {
-      is("to the end",gate_retry_stop(0,mpos),0);
-      is("the deferred ones",gate_retry_skip(0,1,44,mpos,now()),mpos % 2 ? 1 : 0);
-      if (!(mpos % 2)) reported(0,44,mpos,now() + 400,"Kdone\n");
+    is("a part",gate_retry_open(0,1,44,dt),1);
+    for (mpos = 0;mpos < 10;mpos += 2) {
+      is("the deferred ones",next(0,mpos),mpos);
+      reported(0,44,mpos,now() + 400,"Kdone\n");
     }
-    is("the others wait",closed(0,44,&dt),1);
-    called(65535,"R5 4\n");
-    is("one message or both",gate_retry_due(1,&id,&dt),1);
-    while (gate_retry_flush(1,&id,&dt)) ;
+    is("and no more",next(0,9),-1);
+    is("the others wait",closed(0,&dt),1);
+    called(65535,"R5 100\n");
+    for (n = 0;gate_retry_due(1,&id,&dt);++n) passover(0,id);
+    is("both",n,2);
   }
 }
 
-/* 65000 recipients, called 20 at a time: a pass over 20 is the work of 20 */
+/* 65000 recipients, of whom 400 were asked for: called 20 at a time, a pass is the work of those */
 static void list(void)
 {
   unsigned long id;
   unsigned long mpos;
-  unsigned long from;
-  unsigned long next;
+  char *recip;
   long looked;
+  long at;
   long dt;
+  int j;
 
   gate_retry_open(0,1,90,now());
-  for (mpos = 0;mpos < 65000;++mpos)
-    if (!gate_retry_skip(0,1,90,mpos,now()))
-      reported(0,90,mpos,now() + 400,mpos % 100 ? "B3600 5 busy\n" : "Zlater\n");
-  is("waits",closed(0,90,&dt),1);
+  for (mpos = 0;mpos < 65000;++mpos) {
+    is("to the end",next(0,mpos),(long) mpos);
+    if (gate_retry_skip(0,mpos,"u@a.example")) continue;
+    if (mpos == 400) reported(0,90,0,now() + 400,"B3600 5 busy\n");
+    if (mpos > 400) is("asked for one by one",1,0);
+  }
+  is("ask",gate_retry_tell(1,&id,&recip) && !strcmp(recip,"64599@a.example"),1);
+  is("answer",called(65535,"B3600 5 busy\n"),1);
   looked = 0;
-  next = 0;
-  for (;;) {
+  for (j = 1;;++j) {
     called(65535,"R5 20\n");
     if (!gate_retry_due(1,&id,&dt)) break;
-    gate_retry_open(0,1,90,dt);
-    if (!gate_retry_from(0,&from)) { is("a part",0,1); break; }
-    if (next) is("where the last one ended",(long) from,(long) next);
-    for (mpos = from;mpos < 65000 && !gate_retry_stop(0,mpos);++mpos) {
-      ++looked;
-      if (gate_retry_skip(0,1,90,mpos,now())) is("deferred",(long) (mpos % 100),0);
-      else reported(0,90,mpos,now() + 400,"Kdone\n");
-    }
-    next = mpos;
-    if (!closed(0,90,&dt)) break;
+    is("a part",gate_retry_open(j,1,90,dt),1);
+    for (at = 0;(at = next(j,at)) != -1;++at) ++looked;
   }
-  is("all of them",(long) next,65000);
-  is("each was looked at once",looked,64999);
-  is("the deferred ones' time",dt,now() + 400);
+  is("all of them",looked,65000 - 401 + 1);
+  for (--j;j;--j) is("others are under way",closed(j,&dt),1);
+  is("done",closed(0,&dt),0);
+  is("now",dt,now());
+}
+
+/* after 256 that were handed out since one was busy */
+static void turns(void)
+{
+  unsigned long id;
+  unsigned long mpos;
+  char recip[40];
+  long dt;
+  int n;
+
+  gate_retry_open(0,1,91,now() - 100);
+  for (mpos = 0;next(0,mpos) != -1;++mpos) {
+    sprintf(recip,"u@d%lu.example",mpos);
+    is("a domain of its own",gate_retry_skip(0,mpos,recip),0);
+    if (!mpos) reportedby(0,91,mpos,now() + 400,recip,"B3600 5 busy\n");
+  }
+  is("others go first",(long) mpos,257);
+  is("goes on",gate_retry_due(1,&id,&dt) && id == 91,1);
+  is("behind them",dt,now());
+  is("the rest",gate_retry_open(1,1,91,dt),1);
+  is("from there",next(1,0),257);
+  for (n = 0;n < 1000;++n) is("to the end",next(1,257 + n),257 + n);
+  is("waits",closed(1,&dt),1);
+  is("waits",closed(0,&dt),1);
   while (gate_retry_flush(1,&id,&dt)) ;
 }
 
@@ -350,7 +471,7 @@ static void orders(void)
         sprintf(buf,"B%ld %u busy\n",job[i].when - now(),job[i].queue);
         reported(0,(unsigned long) i,0,now() + 9000,buf);
         dt = now() + 9000;
-        is("waits",gate_retry_close(0,1,(unsigned long) i,&dt),1);
+        is("waits",gate_retry_close(0,&dt),1);
         break;
       case 2:
         sprintf(buf,"R%d 1\n",i % 5 + 1);
@@ -364,6 +485,7 @@ static void orders(void)
         if (best == -1) break;
         is("called",gate_retry_due(1,&id,&dt),1);
         is("the one that was due first",(long) id,best);
+        passover(1,id);
         job[best].flagwaits = 0;
         break;
       case 3:
@@ -372,6 +494,7 @@ static void orders(void)
         while (gate_retry_due(1,&id,&dt)) {
           is("its time has come",job[id].when <= now(),1);
           is("it waited",job[id].flagwaits,1);
+          passover(1,id);
           job[id].flagwaits = 0;
         }
         for (i = 0;i < JOBS;++i)
@@ -399,67 +522,33 @@ static void mixed(void)
   reported(3,9,0,natural,"B10 5 busy\n");
   reported(3,9,20,natural,"Zgreylisted\n");
   reported(3,9,40,natural,"Kdone\n");
-  dt = natural;
-  is("waits",gate_retry_close(3,1,9,&dt),1);
+  is("waits",closed(3,&dt),1);
   clock_seconds += 11;
   is("due",gate_retry_due(1,&id,&dt),1);
-
-  /* the early pass: its own natural time is later, the deferred one keeps its first */
-  gate_retry_open(4,1,9,now());
-  is("busy one is tried",gate_retry_skip(4,1,9,0,now()),0);
-  is("deferred one is passed over",gate_retry_skip(4,1,9,20,now()),1);
-  is("other message",gate_retry_skip(4,1,10,20,now()),0);
-  is("other channel",gate_retry_skip(4,0,9,20,now()),0);
+  is("a part",gate_retry_open(4,1,9,now()),1);
+  is("the busy one",next(4,0),0);
+  is("is tried",gate_retry_skip(4,0,"u@a.example"),0);
+  is("the deferred one is not",next(4,15),-1);
   reported(4,9,0,natural + 600,"Kdone\n");
-  dt = natural + 600;
-  is("goes to pqchan",gate_retry_close(4,1,9,&dt),0);
-  is("at the first one's time",dt,natural);
+  is("waits for its time",closed(4,&dt),1);
+  is("wakeup",gate_retry_wakeup(now() + 5000),natural);
+  is("not yet",gate_retry_due(1,&id,&dt),0);
 
   /* at that time it is tried again */
   clock_seconds = natural;
-  gate_retry_open(5,1,9,now());
-  is("tried at its time",gate_retry_skip(5,1,9,20,now()),0);
+  is("due",gate_retry_due(1,&id,&dt),1);
+  is("a part",gate_retry_open(5,1,9,dt),1);
+  is("at its place",next(5,0),20);
   reported(5,9,20,natural + 5000,"Zagain\n");
-  dt = natural + 5000;
-  is("natural",gate_retry_close(5,1,9,&dt),0);
-  is("natural",dt,natural + 5000);
-  is("forgotten",gate_retry_skip(6,1,9,20,now()),0);
-}
-
-/* deferred first, then busy again and again: tried at its time, not before */
-static void patience(void)
-{
-  unsigned long id;
-  long natural;
-  long dt;
-  int passes;
-
-  natural = now() + 400;
-  gate_retry_open(0,1,11,now());
-  reported(0,11,0,natural,"Zfull\n");
-  reported(0,11,20,natural,"B60 5 busy\n");
-  dt = natural;
-  is("waits",gate_retry_close(0,1,11,&dt),1);
-  for (passes = 0;passes < 20;++passes) {
-    while (!gate_retry_due(1,&id,&dt)) {
-      ++clock_seconds;
-      if (now() > natural + 100) { is("comes back",0,1); return; }
-    }
-    gate_retry_open(0,1,11,now());
-    if (!gate_retry_skip(0,1,11,0,now())) break;
-    is("busy one is tried",gate_retry_skip(0,1,11,20,now()),0);
-    reported(0,11,20,natural + 3000,"B60 5 busy\n");
-    dt = natural + 3000;
-    if (!gate_retry_close(0,1,11,&dt)) {
-      is("sooner than busy",dt,natural);
-      clock_seconds = natural;
-      gate_retry_open(0,1,11,now());
-      is("at its time",gate_retry_skip(0,1,11,0,now()),0);
-      break;
-    }
-  }
-  is("passes",passes >= 4 && passes <= 6,1);
-  is("not before its time",now() >= natural,1);
+  is("waits",closed(5,&dt),1);
+  is("wakeup",gate_retry_wakeup(now() + 9000),natural + 5000);
+  clock_seconds = natural + 5000;
+  is("due",gate_retry_due(1,&id,&dt),1);
+  gate_retry_open(5,1,9,dt);
+  is("at its place",next(5,0),20);
+  reported(5,9,20,0,"Kdone\n");
+  is("done",closed(5,&dt),0);
+  is("now",dt,now());
 }
 
 static void flush(void)
@@ -473,28 +562,38 @@ static void flush(void)
     gate_retry_open(n,1,100 + n,now() - n);
     reported(n,100 + n,0,now() + 9000,"Zdeferred\n");
     reported(n,100 + n,1,now() + 9000,"B3600 5 busy\n");
-    dt = now() + 9000;
-    is("waits",gate_retry_close(n,1,100 + n,&dt),1);
+    is("waits",closed(n,&dt),1);
   }
-  is("remembered",gate_retry_skip(0,1,150,0,now()),1);
   for (n = 0;gate_retry_flush(1,&id,&dt);++n)
     is("due since it was due",dt,now() - ((long) id - 100));
   is("all",n,100);
-  is("forgotten",gate_retry_skip(0,1,150,0,now()),0);
+  is("forgotten",gate_retry_open(0,1,150,now()),0);
+
+  /* with nothing but a deferred recipient it is stored for its time */
+  gate_retry_open(0,1,6,now());
+  reported(0,6,0,now() + 9000,"B3600 5 busy\n");
+  reported(0,6,1,now() + 9000,"Zdeferred\n");
+  is("waits",closed(0,&dt),1);
+  called(65535,"R5 1\n");
+  is("due",gate_retry_due(1,&id,&dt),1);
+  passover(0,6);
+  is("stored",gate_retry_flush(1,&id,&dt) && id == 6,1);
+  is("at its time",dt,now() + 9000);
+  is("no more",gate_retry_flush(1,&id,&dt),0);
 
   /* a clock that is set back does not keep them */
   gate_retry_open(0,1,5,now());
   reported(0,5,0,now() + 9000,"B3600 5 busy\n");
-  dt = now() + 9000;
-  is("waits",gate_retry_close(0,1,5,&dt),1);
+  is("waits",closed(0,&dt),1);
   start = clock_seconds;
   clock_seconds -= 100000;
   is("clock set back",gate_retry_due(1,&id,&dt),1);
   is("not due later than now",dt,now());
   clock_seconds = start;
+  passover(0,5);
 }
 
-/* more than fits: those jobs are deferred, and no deferred recipient is tried too soon */
+/* more than fits: the message comes back for those when the others have been tried */
 static void many(void)
 {
   unsigned long id;
@@ -502,37 +601,49 @@ static void many(void)
   long dt;
 
   gate_retry_open(0,1,77,now());
+  reported(0,77,0,now() + 1000,"B5 5 busy\n");
+  for (mpos = 1;mpos < GATE_RETRY_MAX + 10;++mpos)
+    reported(0,77,mpos,now() + 700,"Zdeferred\n");
+  is("the busy one waits",closed(0,&dt),1);
+  called(65535,"R5 1\n");
+  is("due",gate_retry_due(1,&id,&dt),1);
+  is("a part",gate_retry_open(0,1,77,dt),1);
+  is("the busy one",next(0,0),0);
+  is("then all of it",closed(0,&dt),0);
+  is("at the others' time",dt,now() + 700);
+  is("forgotten",gate_retry_open(0,1,77,now()),0);
+  is("nothing waits",gate_retry_wakeup(now() + 9000),now() + 9000);
+
+  /* nobody busy: as without the gate */
   for (mpos = 0;mpos < GATE_RETRY_MAX + 10;++mpos)
     reported(0,77,mpos,now() + 1000,"Zdeferred\n");
-  reported(0,77,mpos,now() + 1000,"B5 5 busy\n");
-  is("does not wait",closed(0,77,&dt),0);
+  is("natural",closed(0,&dt),0);
   is("natural",dt,now() + 1000);
-  is("forgotten",gate_retry_skip(0,1,77,5,now()),0);
-  gate_retry_open(0,1,78,now());
-  for (mpos = 0;mpos < 1000;++mpos)
-    reported(0,78,mpos,now() + 1000,"Zdeferred\n");
-  reported(0,78,mpos,now() + 1000,"B5 5 busy\n");
-  is("waits",closed(0,78,&dt),1);
-  for (mpos = 0;mpos < 1000;++mpos)
-    is("remembered",gate_retry_skip(0,1,78,mpos,now()),1);
-  while (gate_retry_flush(1,&id,&dt)) ;
-  is("no job",gate_retry_skip(-1,1,78,5,now()),0);
-  gate_retry_open(-1,1,78,now());
+
+  is("no job",gate_retry_skip(-1,5,"u@a.example"),0);
+  is("no job",gate_retry_open(-1,1,78,now()),0);
   is("channel",gate_retry_due(2,&id,&dt) + gate_retry_due(-1,&id,&dt) + gate_retry_flush(7,&id,&dt),0);
 }
 
 int main(void)
 {
+  FILE *f;
+
+  f = tmpfile();
+  if (!f || ftruncate(fileno(f),1 << 20) == -1) return 2;
+  file = fileno(f);
   reports();
   comesback();
   calls();
   early();
   portions();
+  together();
+  steps();
   deferredones();
   list();
+  turns();
   orders();
   mixed();
-  patience();
   flush();
   many();
   if (failures) return 1;

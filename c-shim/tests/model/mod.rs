@@ -2,7 +2,8 @@
 //!
 //! qmail-send: one pass over a mail takes 1/3000 s; a pass needs a free slot and a mail whose time, in whole seconds, has
 //! come; the mail whose time came first is passed first. Mail that is sent away waits in [`Retry`]. A call takes
-//! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`].
+//! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many recipients, each of which is a
+//! mail here; one that is read and not handed out takes READ_US.
 //!
 //! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time. All domains
 //! are behind one server; beyond [`Setup::sessions`] it answers 421 after REFUSE_US. What comes back from that as an ordinary
@@ -17,10 +18,11 @@ use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, Why};
 use qpatch_gate::random::Random;
 use qpatch_gate::table::Table;
-use qpatch_gate_model::retry::{Closed, Job, Retry, Told};
+use qpatch_gate_model::retry::{Closed, Job, Retry, Step, Told};
 
 pub const SEC: u64 = 1_000_000;
 const PASS_US: u64 = SEC / 3000;
+const READ_US: u64 = 1;
 const CALL_US: u64 = 1000;
 const REFUSE_US: u64 = 2000;
 const DEFERRED_US: u64 = 400 * SEC;
@@ -34,9 +36,25 @@ fn secs(us: u64) -> i64 {
     (us / SEC) as i64
 }
 
-/// A message with one recipient, at the beginning of its file.
-fn job(mail: u32) -> Job {
-    Job { channel: REMOTE, id: mail.into() }
+fn job(message: u32) -> Job {
+    Job { channel: REMOTE, id: message.into() }
+}
+
+/// Its recipients are mails with numbers in a row. Positions in its file are their indices.
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    first: u32,
+    recipients: u32,
+    born_us: u64,
+}
+
+/// qmail-send's struct job.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    message: u32,
+    refs: u32,
+    todo: u32,
+    at_end: bool,
 }
 
 const CUT_OFF: &[u8] = b"ZConnected to 192.0.2.7 but connection died. (#4.4.2)\n\0";
@@ -146,8 +164,8 @@ impl Seen {
 enum Event {
     /// A delivery ends: slot, mail, how.
     End(u32, u32, How),
-    /// A mail comes to pqchan.
-    Arrive(u32),
+    /// A message comes to pqchan, due since so many seconds.
+    Arrive(u32, u64),
     Pass,
     /// qmail-send reads a call.
     Call(u32, u32),
@@ -164,6 +182,9 @@ pub struct Outcome {
     pub mails: Vec<Mail>,
     pub domains: Vec<Seen>,
     pub passes: u64,
+    /// Recipients that were read, handed out or not, and jobs of qmail-send.
+    pub reads: u64,
+    pub jobs: u64,
     pub calls: u64,
     pub expired: u64,
     pub held_peak: u32,
@@ -184,7 +205,16 @@ pub struct Model {
     mails: Vec<Mail>,
     names: Vec<String>,
     seen: Vec<Seen>,
-    slot_mail: Vec<u32>,
+    /// The mail in each slot, and its job.
+    slot_mail: Vec<(u32, usize)>,
+    messages: Vec<Message>,
+    running: Vec<Running>,
+    free_jobs: Vec<usize>,
+    /// The job of the pass, and its next position.
+    passing: Option<(usize, u64)>,
+    reads: u64,
+    jobs: u64,
+    step_us: u64,
     free: BinaryHeap<Reverse<u32>>,
     pass_pending: bool,
     passes: u64,
@@ -218,7 +248,14 @@ impl Model {
             mails: Vec::new(),
             names: Vec::new(),
             seen: Vec::new(),
-            slot_mail: vec![u32::MAX; slots as usize],
+            slot_mail: vec![(u32::MAX, 0); slots as usize],
+            messages: Vec::new(),
+            running: Vec::new(),
+            free_jobs: Vec::new(),
+            passing: None,
+            reads: 0,
+            jobs: 0,
+            step_us: PASS_US,
             free: (0..slots).map(Reverse).collect(),
             pass_pending: false,
             passes: 0,
@@ -256,13 +293,22 @@ impl Model {
     }
 
     pub fn mail(&mut self, domain: u32, born_us: u64) {
-        let at = self.mails.len() as u32;
-        self.mails.push(Mail { domain, born_us, busy: 0, started_us: 0, ended_us: 0 });
-        let seen = &mut self.seen[domain as usize];
-        seen.first_us = seen.first_us.min(born_us);
-        seen.mails += 1;
-        self.left += 1;
-        self.at(born_us, Event::Arrive(at));
+        self.list(&[domain], born_us);
+    }
+
+    /// One message with a recipient at each of these domains.
+    pub fn list(&mut self, domains: &[u32], born_us: u64) {
+        let first = self.mails.len() as u32;
+        for &domain in domains {
+            self.mails.push(Mail { domain, born_us, busy: 0, started_us: 0, ended_us: 0 });
+            let seen = &mut self.seen[domain as usize];
+            seen.first_us = seen.first_us.min(born_us);
+            seen.mails += 1;
+        }
+        self.left += domains.len();
+        let recipients = domains.len() as u32;
+        self.messages.push(Message { first, recipients, born_us });
+        self.at(born_us, Event::Arrive(self.messages.len() as u32 - 1, born_us / SEC));
     }
 
     fn at(&mut self, when_us: u64, event: Event) {
@@ -285,7 +331,7 @@ impl Model {
                 break;
             }
             match event {
-                Event::Arrive(mail) => self.queue(mail, self.mails[mail as usize].born_us / SEC),
+                Event::Arrive(message, due_secs) => self.queue(message, due_secs),
                 Event::End(slot, mail, how) => self.end(now_us, slot, mail, how),
                 Event::Pass => {
                     self.pass_pending = false;
@@ -313,6 +359,8 @@ impl Model {
             mails: self.mails,
             domains: self.seen,
             passes: self.passes,
+            reads: self.reads,
+            jobs: self.jobs,
             calls: self.calls,
             expired: self.gate.totals().expired,
             held_peak: self.held_peak,
@@ -322,15 +370,15 @@ impl Model {
     }
 
     /// To pqchan.
-    fn queue(&mut self, mail: u32, due_secs: u64) {
+    fn queue(&mut self, message: u32, due_secs: u64) {
         self.sequence += 1;
-        self.due.push(Reverse((due_secs, self.sequence, mail)));
+        self.due.push(Reverse((due_secs, self.sequence, message)));
     }
 
     /// The next time at which something happens of itself.
     fn plan_timer(&mut self, now_us: u64) {
         let gate_us = self.gate.timeout_us(now_us).map(|us| now_us + us);
-        let retry_us = self.retry.next().map(|at_secs| at_secs.max(0) as u64 * SEC);
+        let retry_us = self.retry.next_due().map(|at_secs| at_secs.max(0) as u64 * SEC);
         if let Some(at_us) = gate_us.into_iter().chain(retry_us).min()
             && self.timer_us.is_none_or(|timer_us| timer_us <= now_us || at_us < timer_us)
         {
@@ -343,28 +391,95 @@ impl Model {
         if self.pass_pending || self.free.is_empty() {
             return;
         }
-        if let Some(&Reverse((due_secs, ..))) = self.due.peek() {
+        if self.passing.is_some() {
             self.pass_pending = true;
-            self.at((now_us + PASS_US).max(due_secs * SEC), Event::Pass);
+            self.at(now_us + self.step_us, Event::Pass);
+        } else if let Some(&Reverse((due_secs, ..))) = self.due.peek() {
+            self.pass_pending = true;
+            self.at((now_us + self.step_us).max(due_secs * SEC), Event::Pass);
         }
     }
 
+    /// qmail-send's pass_dochan, up to the next recipient that is handed out.
     fn pass(&mut self, now_us: u64) {
-        let Some(&Reverse((due_secs, _, mail))) = self.due.peek() else { return };
-        if due_secs > now_us / SEC {
+        if (self.setup.stall)(now_us) || self.free.is_empty() {
+            self.step_us = PASS_US;
             return;
         }
-        if (self.setup.stall)(now_us) {
-            return;
+        let (j, mut position) = match self.passing {
+            Some(passing) => passing,
+            None => {
+                let Some(&Reverse((due_secs, _, message))) = self.due.peek() else { return };
+                if due_secs > now_us / SEC {
+                    return;
+                }
+                self.due.pop();
+                let j = self.free_jobs.pop().unwrap_or(self.running.len());
+                let is_part = self.retry.open(j, job(message), due_secs as i64);
+                let running = Running { message, refs: 1, todo: u32::from(is_part), at_end: false };
+                if j == self.running.len() {
+                    self.running.push(running);
+                } else {
+                    self.running[j] = running;
+                }
+                self.jobs += 1;
+                (j, 0)
+            }
+        };
+        let Message { first, recipients, .. } = self.messages[self.running[j].message as usize];
+        self.passing = None;
+        self.step_us = 0;
+        loop {
+            self.step_us += READ_US;
+            self.reads += 1;
+            match self.retry.next(j, position) {
+                Step::Here => {}
+                Step::At(at) => position = at,
+                Step::End => break,
+            }
+            if position >= recipients.into() {
+                self.running[j].at_end = true;
+                break;
+            }
+            let mail = first + position as u32;
+            if self.mails[mail as usize].ended_us == 0 {
+                self.running[j].todo += 1;
+                let name = &self.names[self.mails[mail as usize].domain as usize];
+                let recipient = name.trim_end_matches('\0').as_bytes();
+                if !self.retry.skip(j, position, recipient)
+                    && let Some(Reverse(slot)) = self.free.pop()
+                {
+                    self.passing = Some((j, position + 1));
+                    self.hand_out(now_us, slot, mail, j);
+                    self.ask_together(now_us);
+                    return;
+                }
+            }
+            position += 1;
         }
-        let Some(Reverse(slot)) = self.free.pop() else { return };
-        self.due.pop();
+        self.leave(now_us, j);
+        self.ask_together(now_us);
+    }
+
+    fn ask_together(&mut self, now_us: u64) {
+        while let Some((_, number, domain)) = self.retry.tell(REMOTE) {
+            let recipient = [b"x@", &domain[..]].concat();
+            let busy = self.gate.ask_together(now_us, number, &recipient);
+            let told = busy.map_or(Told::Deferred, |busy| Told::Busy {
+                secs: busy.secs.into(),
+                queue: self.gate.key(busy.key).number,
+            });
+            self.retry.answer(REMOTE, told, secs(now_us));
+        }
+    }
+
+    fn hand_out(&mut self, now_us: u64, slot: u32, mail: u32, j: usize) {
+        self.step_us += PASS_US;
         self.passes += 1;
-        self.slot_mail[slot as usize] = mail;
-        self.retry.open(slot as usize, job(mail), due_secs as i64);
-        assert!(!self.retry.skip(slot as usize, job(mail), 0, secs(now_us)));
+        self.slot_mail[slot as usize] = (mail, j);
+        self.running[j].refs += 1;
         let recipient = &self.names[self.mails[mail as usize].domain as usize];
-        let message = format!("{mail}/1\0");
+        let message = format!("{}/1\0", self.running[j].message);
         let parts = Parts::new(&[message.as_bytes(), b"sender\0", recipient.as_bytes()]).unwrap();
         match self.gate.ask(now_us, slot, &parts) {
             Answer::Go => self.start(now_us, slot, mail),
@@ -376,13 +491,51 @@ impl Model {
         }
     }
 
+    /// qmail-send's job_close.
+    fn leave(&mut self, now_us: u64, j: usize) {
+        let running = &mut self.running[j];
+        running.refs -= 1;
+        if running.refs > 0 {
+            return;
+        }
+        let Running { message, todo, at_end, .. } = *running;
+        self.free_jobs.push(j);
+        if at_end && todo == 0 {
+            let Message { first, recipients, .. } = self.messages[message as usize];
+            let mails = &self.mails[first as usize..(first + recipients) as usize];
+            assert!(mails.iter().all(|mail| mail.ended_us > 0), "its file goes too soon");
+            return;
+        }
+        let natural = secs(now_us + DEFERRED_US);
+        if let Closed::Due(at_secs) = self.retry.close(j, natural, secs(now_us)) {
+            let at_secs = at_secs.max(0) as u64;
+            self.at(now_us.max(at_secs * SEC), Event::Arrive(message, at_secs));
+        }
+    }
+
+    /// qmail-send hears of the delivery in this slot, which is free then.
+    fn hear(&mut self, now_us: u64, slot: u32, told: Told) {
+        let (mail, j) = self.slot_mail[slot as usize];
+        self.free.push(Reverse(slot));
+        let message = self.running[j].message;
+        let position = mail - self.messages[message as usize].first;
+        let name = &self.names[self.mails[mail as usize].domain as usize];
+        let recipient = name.trim_end_matches('\0').as_bytes();
+        let natural = secs(now_us + DEFERRED_US);
+        self.retry.report(j, job(message), position.into(), natural, recipient, told, secs(now_us));
+        if told == Told::Done {
+            self.running[j].todo -= 1;
+        }
+        self.leave(now_us, j);
+    }
+
     fn start_held(&mut self, now_us: u64) {
         loop {
             match self.gate.next(now_us) {
                 Next::None => break,
-                Next::Go { slot, .. } => self.start(now_us, slot, self.slot_mail[slot as usize]),
+                Next::Go { slot, .. } => self.start(now_us, slot, self.slot_mail[slot as usize].0),
                 Next::Busy { slot, busy, .. } => {
-                    let mail = self.slot_mail[slot as usize];
+                    let (mail, _) = self.slot_mail[slot as usize];
                     self.busy(now_us, slot, mail, busy);
                 }
                 Next::Call(call) => {
@@ -394,12 +547,11 @@ impl Model {
     }
 
     fn busy(&mut self, now_us: u64, slot: u32, mail: u32, busy: Busy) {
-        self.free.push(Reverse(slot));
         let entry = &mut self.mails[mail as usize];
         if matches!(busy.why, Why::Suspended(_)) {
             // A deferral like any other: qmail-send's own time counts.
             self.seen[entry.domain as usize].deferred += 1;
-            self.at(now_us + DEFERRED_US, Event::Arrive(mail));
+            self.hear(now_us, slot, Told::Deferred);
             return;
         }
         entry.busy += 1;
@@ -407,13 +559,7 @@ impl Model {
         seen.busy += 1;
         seen.busy_max = seen.busy_max.max(entry.busy);
         let number = self.gate.key(busy.key).number;
-        let told = Told::Busy { secs: busy.secs.into(), queue: number };
-        let natural = secs(now_us + DEFERRED_US);
-        self.retry.report(slot as usize, job(mail), 0, natural, told, secs(now_us));
-        assert_eq!(
-            self.retry.close(slot as usize, job(mail), natural, secs(now_us)),
-            Closed::Waits
-        );
+        self.hear(now_us, slot, Told::Busy { secs: busy.secs.into(), queue: number });
     }
 
     fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
@@ -465,8 +611,7 @@ impl Model {
                 Some(busy) => self.busy(now_us, slot, mail, busy),
                 None => {
                     seen.deferred += 1;
-                    self.free.push(Reverse(slot));
-                    self.at(now_us + DEFERRED_US, Event::Arrive(mail));
+                    self.hear(now_us, slot, Told::Deferred);
                 }
             }
             return;
@@ -480,8 +625,8 @@ impl Model {
         entry.ended_us = now_us;
         seen.last_end_us = now_us;
         seen.work_us += now_us - entry.started_us;
-        self.free.push(Reverse(slot));
         self.left -= 1;
+        self.hear(now_us, slot, Told::Done);
     }
 
     /// Log-normal with sigma 0.5 (Box-Muller).

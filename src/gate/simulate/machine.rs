@@ -2,10 +2,8 @@
 //!
 //! What is not in the log is modelled: mail that was sent away waits until the gate calls it, and qmail-send makes at most
 //! 3000 passes a second over mail that waits for it. What qmail-send does with such mail says the twin of its code
-//! ([`qpatch_gate_model::retry`]). It keeps not recipients but jobs: one message's recipients of one pass, which are those that the
-//! log begins one after the other. A job comes back when all its deliveries have ended, not before, and then tries
-//! as many of its busy recipients as were called. One that its own server has deferred, or whose key is suspended,
-//! waits for its own time, which is nextretry()'s.
+//! ([`qpatch_gate_model::retry`]). A message here is its recipients of one pass, which are those that
+//! the log begins one after the other. One whose key is suspended waits for its own time, which is nextretry()'s.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -17,7 +15,7 @@ use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
 use qpatch_gate::report::{Report, Seen};
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Cap, Limit};
-use qpatch_gate_model::retry::{Closed, Job, Retry, Told};
+use qpatch_gate_model::retry::{Closed, Job, Retry, Step, Told};
 use serde::Serialize;
 
 use crate::gate::said;
@@ -100,12 +98,14 @@ struct Delivery {
     tried_us: u64,
     /// How long it runs.
     service_us: u64,
-    /// Its job, and which of its recipients it is.
+    /// Its message here, and which of its recipients it is.
     job: u32,
     position: u32,
+    /// The job of qmail-send in which it is tried.
+    run: u32,
     /// What the log says of its end.
     said: Report,
-    /// What that means to qmail-send.
+    #[cfg(test)]
     told: Told,
     round: Round,
 }
@@ -129,10 +129,15 @@ struct Recipients {
     deliveries: Vec<u32>,
     /// How many are not done.
     left: u32,
-    /// The pass over them, and those that are in slots: as in qmail-send's struct job.
+}
+
+/// qmail-send's struct job.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    /// Its message.
+    job: u32,
+    /// The pass, and those of its recipients that are in slots.
     refs: u32,
-    /// Those whose next try is in the log as a delivery of its own.
-    deferred: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -169,8 +174,10 @@ pub(super) struct Machine {
     retry: Retry,
     jobs: Vec<Recipients>,
     free_jobs: Vec<u32>,
-    /// The job of the log's pass.
-    reads: Option<u32>,
+    runs: Vec<Running>,
+    free_runs: Vec<u32>,
+    /// The log's pass: its message and its job.
+    reads: Option<(u32, u32)>,
     /// The job of the pass over what waited, and its next recipient.
     passes: Option<(u32, u32)>,
     /// Jobs that are due, and wait for a pass: that which was due first, in seconds, in front.
@@ -206,6 +213,8 @@ impl Machine {
             retry: Retry::default(),
             jobs: Vec::new(),
             free_jobs: Vec::new(),
+            runs: Vec::new(),
+            free_runs: Vec::new(),
             reads: None,
             passes: None,
             queue: BinaryHeap::new(),
@@ -234,7 +243,7 @@ impl Machine {
         loop {
             let event_us = self.events.peek().map(|&Reverse((at_us, ..))| at_us);
             let hold_us = self.gate.timeout_us(self.now_us).map(|us| self.now_us + us);
-            let back_us = self.retry.next().map(|at_secs| at_secs.max(0) as u64 * 1_000_000);
+            let back_us = self.retry.next_due().map(|at_secs| at_secs.max(0) as u64 * 1_000_000);
             let Some(at_us) = event_us.into_iter().chain(hold_us).chain(back_us).min() else {
                 break;
             };
@@ -248,11 +257,12 @@ impl Machine {
                 match due {
                     Due::End(delivery) => self.end(delivery),
                     Due::Read(job, recipients) => {
-                        if self.reads == Some(job)
+                        if let Some((reads, run)) = self.reads
+                            && reads == job
                             && self.jobs[job as usize].deliveries.len() == recipients as usize
                         {
                             self.reads = None;
-                            self.leave(job);
+                            self.leave(run);
                         }
                     }
                     Due::Job(job) => self.queue(job, self.now_secs()),
@@ -277,6 +287,7 @@ impl Machine {
                 Next::Call(call) => self.retry.call(REMOTE, call.number, call.most),
             }
         }
+        self.ask_together();
         while let Some((job, due_secs)) = self.retry.due(REMOTE, self.now_secs()) {
             self.queue(job as u32, due_secs);
         }
@@ -321,70 +332,96 @@ impl Machine {
         (delivery.job, delivery.position) = (job, position);
     }
 
-    /// A pass over a job begins.
-    fn open(&mut self, job: u32, due_secs: i64) {
-        self.jobs[job as usize].refs += 1;
-        self.retry.open(job as usize, name_of(job), due_secs);
+    /// A pass over a message begins, in a job of its own.
+    fn open(&mut self, job: u32, due_secs: i64) -> u32 {
+        let run = self.free_runs.pop().unwrap_or_else(|| {
+            self.runs.push(Running { job, refs: 0 });
+            self.runs.len() as u32 - 1
+        });
+        self.runs[run as usize] = Running { job, refs: 1 };
+        self.retry.open(run as usize, name_of(job), due_secs);
+        run
     }
 
     /// qmail-send's pass_dochan, but for the log's own pass: up to the next recipient that is to be tried.
     fn pass(&mut self) {
         while !self.free_slots.is_empty() {
-            let (job, mut position) = match self.passes {
+            let (run, mut position) = match self.passes {
                 Some(passes) => passes,
                 None => {
                     let Some(Reverse((due_secs, _, job))) = self.queue.pop() else { return };
-                    self.open(job, due_secs);
-                    // Positions are indices here, which are few enough for this.
-                    (job, self.retry.from(job as usize).unwrap_or(0) as u32)
+                    (self.open(job, due_secs), 0)
                 }
             };
-            let now_secs = self.now_secs();
-            let deliveries = &self.jobs[job as usize].deliveries;
-            while let Some(&delivery) = deliveries.get(position as usize)
-                && !self.retry.stop(job as usize, position.into())
-            {
+            let job = self.runs[run as usize].job;
+            loop {
+                // Positions are indices here, which are few enough for this.
+                match self.retry.next(run as usize, position.into()) {
+                    Step::Here => {}
+                    Step::At(at) => position = at as u32,
+                    Step::End => break,
+                }
+                let deliveries = &self.jobs[job as usize].deliveries;
+                let Some(&delivery) = deliveries.get(position as usize) else { break };
                 position += 1;
                 if delivery != NONE
-                    && !self.retry.skip(
-                        job as usize,
-                        name_of(job),
-                        u64::from(position - 1),
-                        now_secs,
-                    )
+                    && !self.waits(run, position - 1, delivery)
                     && let Some(slot) = self.free_slots.pop()
                 {
-                    self.passes = Some((job, position));
-                    self.ask(delivery, slot);
+                    self.passes = Some((run, position));
+                    self.ask(delivery, run, slot);
                     return;
                 }
             }
             self.passes = None;
-            self.leave(job);
+            self.leave(run);
+        }
+    }
+
+    /// Whether a recipient of the pass is not handed out, because others of its domain wait.
+    fn waits(&mut self, run: u32, position: u32, delivery: u32) -> bool {
+        let key = self.deliveries[delivery as usize].key;
+        let recipient = &self.keys[key as usize].recipient;
+        self.retry.skip(run as usize, position.into(), recipient)
+    }
+
+    /// The gate is asked for those together.
+    fn ask_together(&mut self) {
+        while let Some((_, number, domain)) = self.retry.tell(REMOTE) {
+            let recipient = [b"@", &domain[..]].concat();
+            let told = match self.gate.ask_together(self.now_us, number, &recipient) {
+                Some(busy) => {
+                    let key = self.key(&recipient);
+                    self.keys[key as usize].busy += u64::from(number);
+                    let queue = self.gate.key(busy.key).number;
+                    Told::Busy { secs: busy.secs.into(), queue }
+                }
+                None => Told::Deferred,
+            };
+            self.retry.answer(REMOTE, told, self.now_secs());
         }
     }
 
     /// qmail-send's job_close.
     fn leave(&mut self, at: u32) {
-        let job = &mut self.jobs[at as usize];
-        job.refs -= 1;
-        if job.refs > 0 {
+        let run = &mut self.runs[at as usize];
+        run.refs -= 1;
+        if run.refs > 0 {
             return;
         }
-        if job.left == 0 {
-            // Nothing of it waits here, so nothing is remembered.
-            for position in std::mem::take(&mut job.deferred) {
-                self.retry.skip(at as usize, name_of(at), position.into(), i64::MAX);
+        let job = run.job;
+        self.free_runs.push(at);
+        let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
+        if let Closed::Due(at_secs) = self.retry.close(at as usize, natural, now_secs) {
+            // Nothing of it waits.
+            let recipients = &mut self.jobs[job as usize];
+            if recipients.left == 0 {
+                *recipients = Recipients::default();
+                self.free_jobs.push(job);
+                return;
             }
-            *job = Recipients::default();
-            self.free_jobs.push(at);
-            return;
-        }
-        let (natural, now_secs) = (self.natural_secs(at), self.now_secs());
-        let closed = self.retry.close(at as usize, name_of(at), natural, now_secs);
-        if let Closed::Due(at_secs) = closed {
             let due_us = at_secs.max(0) as u64 * 1_000_000;
-            self.at(due_us.max(self.now_us), Due::Job(at));
+            self.at(due_us.max(self.now_us), Due::Job(job));
         }
     }
 
@@ -398,19 +435,27 @@ impl Machine {
 
     /// qmail-send hears of a delivery.
     fn tell(&mut self, at: u32, told: Told) {
-        let Delivery { job, position, .. } = self.deliveries[at as usize];
+        let Delivery { job, position, run, key, .. } = self.deliveries[at as usize];
         let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
-        self.retry.report(job as usize, name_of(job), position.into(), natural, told, now_secs);
+        self.retry.report(
+            run as usize,
+            name_of(job),
+            position.into(),
+            natural,
+            &self.keys[key as usize].recipient,
+            told,
+            now_secs,
+        );
     }
 
     /// This delivery comes no more.
     fn finish(&mut self, at: u32) {
-        let Delivery { key, job, position, .. } = self.deliveries[at as usize];
+        let Delivery { key, job, position, run, .. } = self.deliveries[at as usize];
         self.keys[key as usize].live -= 1;
         let recipients = &mut self.jobs[job as usize];
         recipients.deliveries[position as usize] = NONE;
         recipients.left -= 1;
-        self.leave(job);
+        self.leave(run);
     }
 
     fn at(&mut self, at_us: u64, due: Due) {
@@ -511,6 +556,9 @@ impl Machine {
         service_us: u64,
         (said, told): (Report, Told),
     ) -> bool {
+        // What its own server has deferred is tried again as a delivery of its own in the log.
+        #[cfg(not(test))]
+        let _ = told;
         let delivery = Delivery {
             key,
             slot: NONE,
@@ -519,7 +567,9 @@ impl Machine {
             service_us,
             job: NONE,
             position: NONE,
+            run: NONE,
             said,
+            #[cfg(test)]
             told,
             round: Round::First,
         };
@@ -538,11 +588,15 @@ impl Machine {
         match self.free_slots.pop() {
             // It does not queue up behind mail that is due: the log says that this was its pass.
             Some(slot) => {
-                let job = self.reads(message);
+                let (job, run) = self.reads(message);
                 self.add(job, at);
                 let recipients = self.jobs[job as usize].deliveries.len() as u32;
                 self.at(self.now_us + READ_US, Due::Read(job, recipients));
-                self.ask(at, slot);
+                if self.waits(run, recipients - 1, at) {
+                    self.free_slots.push(slot);
+                } else {
+                    self.ask(at, run, slot);
+                }
             }
             None => {
                 let job = self.job(message);
@@ -554,30 +608,29 @@ impl Machine {
         true
     }
 
-    /// The job that the log's pass has begun with this message.
-    fn reads(&mut self, message: u64) -> u32 {
-        if let Some(job) = self.reads {
+    /// The log's pass over this message: what it is here, and its job.
+    fn reads(&mut self, message: u64) -> (u32, u32) {
+        if let Some((job, run)) = self.reads {
             if self.jobs[job as usize].message == message {
-                return job;
+                return (job, run);
             }
-            self.leave(job);
+            self.leave(run);
         }
         let job = self.job(message);
-        self.open(job, self.now_secs());
-        self.reads = Some(job);
-        job
+        let run = self.open(job, self.now_secs());
+        self.reads = Some((job, run));
+        (job, run)
     }
 
-    fn ask(&mut self, at: u32, slot: u32) {
+    fn ask(&mut self, at: u32, run: u32, slot: u32) {
         self.pass_at_us = self.now_us + PASS_US;
         let Delivery { key, job, .. } = self.deliveries[at as usize];
-        let job = &mut self.jobs[job as usize];
-        job.refs += 1;
-        let message = job.message;
+        self.runs[run as usize].refs += 1;
+        let message = self.jobs[job as usize].message;
         #[cfg(test)]
         self.log.start(self.now_us, at, message, &self.keys[key as usize].recipient);
-        (self.deliveries[at as usize].slot, self.deliveries[at as usize].tried_us) =
-            (slot, self.now_us);
+        let delivery = &mut self.deliveries[at as usize];
+        (delivery.slot, delivery.run, delivery.tried_us) = (slot, run, self.now_us);
         self.slots[slot as usize] = at;
         let recipient = &self.keys[key as usize].recipient;
         let message = message.to_string();
@@ -615,8 +668,8 @@ impl Machine {
     fn end(&mut self, at: u32) {
         let delivery = self.deliveries[at as usize];
         #[cfg(test)]
-        let Delivery { service_us, tried_us, .. } = delivery;
-        let Delivery { key, slot, said, told, round, job, position, .. } = delivery;
+        let Delivery { service_us, tried_us, told, .. } = delivery;
+        let Delivery { key, slot, said, round, .. } = delivery;
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
         if round == Round::Again {
@@ -640,10 +693,7 @@ impl Machine {
         }
         match back {
             None => {
-                self.tell(at, told);
-                if told != Told::Done {
-                    self.jobs[job as usize].deferred.push(position);
-                }
+                // What its own server has deferred is tried again as a delivery of its own in the log.
                 self.finish(at);
                 self.free.push(at);
             }
@@ -684,7 +734,7 @@ impl Machine {
             }
         };
         self.tell(at, told);
-        self.leave(self.deliveries[at as usize].job);
+        self.leave(self.deliveries[at as usize].run);
     }
     /// Nothing runs or waits, and every delivery, slot and job can be used again.
     #[cfg(test)]

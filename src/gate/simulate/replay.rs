@@ -226,13 +226,14 @@ mod tests {
     }
 
     #[test]
-    fn a_job_comes_back_when_all_its_deliveries_have_ended() {
-        // There are too few slots to hold any, so one of the second domain goes back as busy, and its place is free after a second.
+    fn a_recipient_comes_back_while_others_of_its_message_are_under_way() {
+        // There are too few slots to hold any, so one of the second domain goes back as busy, and its place is free after a second. The
+        // first domain's takes a minute.
         let run = run("a.example:1\n", 3, &message(&[("b", 60_000), ("a", 1000), ("a", 1000)]));
         let machine = &run.machine;
         let key = machine.keys.iter().find(|key| key.name == b"a.example").unwrap();
         assert_eq!(key.busy, 1);
-        assert!(key.waited_max_us >= 59_000_000, "{}", key.waited_max_us);
+        assert!((900_000..1_100_000).contains(&key.waited_max_us), "{}", key.waited_max_us);
         machine.assert_over();
     }
 
@@ -384,7 +385,13 @@ mod tests {
         let near = |own: f64, found: f64| (own - found).abs() <= 0.05 * own + 0.05;
         assert_eq!((own.deliveries, &own.peaks), (found.deliveries, &found.peaks), "{what}");
         assert!(near(own.whole_secs, found.whole_secs), "{what}: {own:?} {found:?}");
-        assert!(near(own.waited_secs, found.waited_secs), "{what}: {own:?} {found:?}");
+        // Recipients for whom the gate was asked together are not in the log before they are called: their waits are not known.
+        let is_list = what.starts_with("mixed");
+        assert!(
+            near(own.waited_secs, found.waited_secs)
+                || is_list && found.waited_secs < own.waited_secs,
+            "{what}: {own:?} {found:?}"
+        );
         // And what the log itself says of what ran.
         for key in again.machine.keys.iter().filter(|key| key.deliveries > 0) {
             assert_eq!(key.open_peak, key.peak, "{what}: {}", key.name.escape_ascii());
