@@ -327,6 +327,32 @@ fn programs_do_what_doctor_takes_them_for() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What is not followed to its end is not judged as if it were.
+#[test]
+fn what_is_cut_is_told() {
+    let many = ":\n".repeat(20_001);
+    for (what, script, is_cut) in [
+        ("few commands", ":\nulimit -n 5000\nexec qmail-start\n".to_string(), false),
+        ("many commands", format!("{many}ulimit -n 50\nexec qmail-start\n"), true),
+        ("a function that calls itself", "f() { f; }\nf\nexec qmail-start\n".to_string(), true),
+        ("one eval", "eval ':'\nexec qmail-start\n".to_string(), false),
+    ] {
+        let world = Bare(Shell::Dash);
+        let mut walk = Walk::new(&world);
+        let by = std::rc::Rc::new(Given { by: String::new(), certain: true, raise: None });
+        let pair = Pair::given(Value::Number(1000), Value::Number(5000), &by);
+        walk.script("run", &script, &State::new(pair, Pair::NOT_FOUND), &BTreeMap::new());
+        let wanted = match is_cut {
+            true => vec![
+                "run: too much to follow to the end: scripts within scripts, or very many commands"
+                    .to_string(),
+            ],
+            false => Vec::new(),
+        };
+        assert_eq!(walk.found.unread, wanted, "{what}");
+    }
+}
+
 #[test]
 fn scripts_of_any_bytes_are_followed_without_an_end() {
     // Each of them once made a parser stand still or recurse without end.

@@ -1385,7 +1385,9 @@ impl Gate {
                 };
                 // As after any refusal that is not about the mail: with others there, or accepted within a minute, it was no try.
                 let beside = key.running > 0 || key.learned.has_accepted(now_us, RECENT_US);
-                if is_too_fast && said.seen == report::Seen::TooMany(Sent::No) && beside {
+                let is_early =
+                    matches!(said.seen, report::Seen::TooMany(Sent::No | Sent::Envelope));
+                if is_too_fast && is_early && beside {
                     tried = Try::NotReally;
                 }
                 if let Some(until_us) = until_us {
@@ -1401,7 +1403,9 @@ impl Gate {
             }
             match said.seen {
                 // It came alone, as far as is counted; but only now is it known beside how many others of its site.
-                report::Seen::TooMany(Sent::No) if site == Site::New => tried = Try::NotReally,
+                report::Seen::TooMany(Sent::No | Sent::Envelope) if site == Site::New => {
+                    tried = Try::NotReally;
+                }
                 report::Seen::Accepted if site == Site::New || is_candidate => {
                     self.accepted_at_site(domain, ended);
                 }
@@ -1535,7 +1539,8 @@ impl Gate {
                 },
             };
         }
-        if self.sites == Order::Kept && said.seen != report::Seen::TooMany(Sent::No) {
+        let is_early = matches!(said.seen, report::Seen::TooMany(Sent::No | Sent::Envelope));
+        if self.sites == Order::Kept && !is_early {
             return Site::Other;
         }
         let hash = self.rules.hasher.hash(&entry.name);

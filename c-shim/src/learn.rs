@@ -35,7 +35,8 @@
 //! **Suspended.** An objection to a delivery that was alone is a failure. After three in a row, with no answer of any
 //! other kind between, nothing is started for 1 to 2 s; then one delivery at a time, each failure doubling the pause up to
 //! 150 to 300 s. Drawn at random from the upper half, so that keys that fail together do not come back together. Any answer
-//! ends it, greylisting and a refusal for good as well; the limit begins at one. Mail that is asked for during a pause must
+//! ends it, greylisting and a refusal for good as well; the limit begins at one. A refusal at the sender or the recipient may be
+//! about the mail alone, and the next one be accepted. So after such a pause not one is tried, but four, then 16 and 64. Mail that is asked for during a pause must
 //! not be sent away as busy for ever: what [`May::Suspended`] says lies further away than the hold may last should go back
 //! as an ordinary deferral, as it does from qmail-remote's own table of time-outs (tcpto), so that it ages and bounces.
 //!
@@ -109,6 +110,11 @@ const CLOSES_MAX: u8 = 4;
 pub const FAILURES: u8 = 3;
 /// The first pause lasts half of this to all of it; each further one twice as long.
 pub const PAUSE_MIN_US: u64 = 2_000_000;
+/// What is refused alone at its sender or recipient may be refused for itself. So after the first pause so many are tried before the
+/// next one, one at a time; after each further pause four times as many, up to [`ENVELOPES_MAX`].
+pub const ENVELOPES: u8 = 4;
+/// See [`ENVELOPES`].
+pub const ENVELOPES_MAX: u8 = 64;
 /// The longest pause lasts half of this to all of it.
 pub const PAUSE_MAX_US: u64 = 300_000_000;
 /// A refusal is not a try if something was accepted within this time, or if others were still running. (Or at a young site.)
@@ -213,6 +219,8 @@ pub struct Learned {
     failures: u8,
     /// Pauses in a row.
     pauses: u8,
+    /// Refused at the envelope, alone, since the last pause.
+    envelopes: u8,
     /// How often nobody could connect for a while after the wall had been reached.
     closings: u8,
     /// How often there were more refusals than the background explained.
@@ -354,6 +362,7 @@ impl Learned {
         closers: 0,
         failures: 0,
         pauses: 0,
+        envelopes: 0,
         closings: 0,
         doubts: 0,
         tested: 0,
@@ -555,7 +564,7 @@ impl Learned {
     /// Whether it was refused before it cost the server or the mail anything.
     fn is_early(&self, ended: &Ended) -> bool {
         match ended.seen {
-            Seen::TooMany(Sent::No) | Seen::ConnectFailed => true,
+            Seen::TooMany(Sent::No | Sent::Envelope) | Seen::ConnectFailed => true,
             Seen::Died(Sent::No) => ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US,
             _ => false,
         }
@@ -705,7 +714,7 @@ impl Learned {
         let others = ended.running > 0;
         // Whom the server took instead may be of domains that are not known to go there, and says nothing before it is done.
         let is_young = ended.counted == Counted::Known
-            && ended.seen == Seen::TooMany(Sent::No)
+            && matches!(ended.seen, Seen::TooMany(Sent::No | Sent::Envelope))
             && !self.has_answered
             && self.pauses < YOUNG_PAUSES;
         let known = self.proved.max(self.left);
@@ -920,6 +929,16 @@ impl Learned {
         if self.failures < most && self.suspended_us == 0 {
             return;
         }
+        if ended.seen == Seen::TooMany(Sent::Envelope) && self.pauses > 0 {
+            let tries = ENVELOPES
+                .checked_pow(u32::from(self.pauses))
+                .map_or(ENVELOPES_MAX, |tries| tries.min(ENVELOPES_MAX));
+            self.envelopes += 1;
+            if self.envelopes < tries {
+                return;
+            }
+        }
+        self.envelopes = 0;
         let is_first = self.pauses == 0;
         if !self.pause(ended, random) {
             return;

@@ -97,11 +97,13 @@ pub enum Seen {
     Nothing,
 }
 
-/// Whether the whole message had been sent when it was refused, or may have been when the connection broke.
+/// How much of the mail had been sent when it was refused, or may have been when the connection broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// No more than the envelope.
+    /// Nothing: the server knew nothing of the mail. Of a connection that broke: no more than the envelope.
     No,
+    /// The envelope, or a part of it. So the refusal may be about this mail.
+    Envelope,
     /// All of it; each new try costs as much.
     Yes,
 }
@@ -188,7 +190,11 @@ impl Reader<'_> {
     /// What a reply means that was taken as temporary, and which line of the operator's says so.
     #[must_use]
     pub fn temporary(&self, stage: Stage, reply: &[u8]) -> (Seen, Option<Verdict>) {
-        let sent = if stage == Stage::Message { Sent::Yes } else { Sent::No };
+        let sent = match stage {
+            Stage::Start => Sent::No,
+            Stage::Envelope => Sent::Envelope,
+            Stage::Message => Sent::Yes,
+        };
         let Some(reply) = Reply::read(reply, &self.own) else { return (Seen::Deferred, None) };
         let rule = self.replies.find(reply.code, reply.enhanced, &reply.words);
         let is_too_many = match rule {

@@ -450,6 +450,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
     prop_oneof![
         6 => Just(Seen::Accepted),
         2 => Just(TOO_MANY),
+        1 => Just(Seen::TooMany(Sent::Envelope)),
         1 => Just(Seen::TooMany(Sent::Yes)),
         1 => Just(Seen::ConnectFailed),
         1 => prop_oneof![Just(Seen::Died(Sent::No)), Just(Seen::Died(Sent::Yes))],
@@ -485,7 +486,7 @@ proptest! {
         first_limit in 1u32..250,
     ) {
         let (mut state, mut random, mut now_us) = (Learned::default(), Random::new(7), 0u64);
-        let (mut accepted_here, mut accepted, mut highest) = (0u32, 0u32, first_limit);
+        let (mut accepted_here, mut answered, mut highest) = (0u32, 0u32, first_limit);
         let mut has_closed = false;
         for (seen, step_us, ago_us, running, limit, (back, after_another)) in events {
             now_us = if back { now_us.saturating_sub(step_us) } else { now_us + step_us };
@@ -500,20 +501,24 @@ proptest! {
             match seen {
                 Seen::Accepted => {
                     accepted_here += 1;
-                    accepted += 1;
+                    answered += 1;
                     highest = highest.max(after);
                     prop_assert!(after == level || after == level + 1 || (has_closed && level == 1 && after <= highest));
                     if after > level && steady && !has_closed {
                         prop_assert!(accepted_here >= level, "up by one a cohort at most");
                     }
                 }
-                // Up only to where it was, and only after some have been accepted.
+                // Up only to where it was, and only after some got another answer.
                 Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) if after > level => {
-                    prop_assert!(accepted >= 2);
+                    prop_assert!(answered >= 2);
                     prop_assert!(!steady || after <= highest);
                 }
                 Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => {}
-                Seen::Deferred | Seen::Failed | Seen::Nothing => prop_assert_eq!(after, level),
+                Seen::Deferred | Seen::Failed => {
+                    answered += 1;
+                    prop_assert_eq!(after, level);
+                }
+                Seen::Nothing => prop_assert_eq!(after, level),
             }
             if after != level {
                 accepted_here = 0;
@@ -528,7 +533,7 @@ proptest! {
                 let at_us = after_handover(&state, now_us, 0, limit.max(1), Learning::On);
                 prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), May::Start, "never starves");
             }
-            prop_assert!(tried == Try::Real || matches!(seen, TOO_MANY | Seen::ConnectFailed | Seen::Died(Sent::No)));
+            prop_assert!(tried == Try::Real || matches!(seen, TOO_MANY | Seen::TooMany(Sent::Envelope) | Seen::ConnectFailed | Seen::Died(Sent::No)));
             prop_assert_eq!(state.effective(limit, Learning::Fixed), limit);
         }
     }
@@ -543,7 +548,10 @@ proptest! {
             now_us += step_us;
             let ended = Ended { now_us, started_us: now_us, running, beside: running, limit: 9, learning: Learning::Fixed, seen, counted: Counted::All, began: began(after_another) };
             let tried = state.end(&ended, &mut random);
-            let at_the_door = matches!(seen, TOO_MANY | Seen::ConnectFailed | Seen::Died(Sent::No));
+            let at_the_door = matches!(
+                seen,
+                TOO_MANY | Seen::TooMany(Sent::Envelope) | Seen::ConnectFailed | Seen::Died(Sent::No)
+            );
             let recently = recent_us.is_some_and(|us| now_us - us <= RECENT_US);
             prop_assert_eq!(tried == Try::Real, !at_the_door || (running == 0 && !recently));
             if matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed) {

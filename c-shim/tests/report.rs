@@ -10,6 +10,7 @@ use qpatch_gate::replies::Replies;
 use qpatch_gate::report::{Reader, Report, Seen, Sent, classify, takes_a_line};
 
 const TOO_MANY: Seen = Seen::TooMany(Sent::No);
+const AT_ENVELOPE: Seen = Seen::TooMany(Sent::Envelope);
 
 fn seen(report: &str) -> (Seen, Option<String>) {
     let Report { seen, peer, .. } = classify(report.as_bytes());
@@ -162,7 +163,12 @@ fn providers() {
             "r\0Z192.0.2.1 failed on DATA command.",
         ] {
             // "421\t" is no reply line, but qmail-remote reads its code.
-            let wanted = if reply.contains('\t') { Seen::Deferred } else { TOO_MANY };
+            let knows_mail = own.contains("sender") || own.contains("DATA");
+            let wanted = match reply.contains('\t') {
+                true => Seen::Deferred,
+                false if knows_mail => AT_ENVELOPE,
+                false => TOO_MANY,
+            };
             check(&at(own), wanted, "192.0.2.1");
         }
         if reply.contains('\t') {
@@ -179,7 +185,7 @@ fn providers() {
             "sFrom: <a@example> RCPT: <b@example> 192.0.2.1 does not like recipient.",
         ] {
             let report = format!("{}DGiving up on 192.0.2.1.\n\0", at(line));
-            check(&report, TOO_MANY, "192.0.2.1");
+            check(&report, AT_ENVELOPE, "192.0.2.1");
         }
     }
     let deferred = [
@@ -473,7 +479,11 @@ fn servers() {
             ];
             for (own, more, at_greeting) in stages {
                 let report = format!("{own}\nRemote host said: {reply}\n\0{more}");
-                let sent = if own.contains("after I") { Sent::Yes } else { Sent::No };
+                let sent = match own {
+                    _ if own.contains("after I") => Sent::Yes,
+                    _ if own.contains("greeting") || own.contains("my name") => Sent::No,
+                    _ => Sent::Envelope,
+                };
                 let wanted = match says {
                     Says::TooMany => Seen::TooMany(sent),
                     Says::TooManyAtGreeting if at_greeting => Seen::TooMany(sent),
@@ -677,7 +687,7 @@ fn what_the_server_repeats() {
         ("#@[]", "b", "", "450 # too many connections []"),
     ];
     for (sender, recipient, helo, reply) in own {
-        assert_eq!(seen_of(sender, recipient, helo, reply), TOO_MANY, "{reply:?}");
+        assert_eq!(seen_of(sender, recipient, helo, reply), AT_ENVELOPE, "{reply:?}");
     }
 }
 
@@ -697,7 +707,7 @@ fn fakes() {
     );
     check(
         &format!("ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {said}\n\0"),
-        TOO_MANY,
+        AT_ENVELOPE,
         "192.0.2.1",
     );
     // Only the reply's first three digits are its code.
@@ -735,10 +745,12 @@ fn fakes() {
 #[test]
 fn every_code() {
     for code in 0..=999 {
-        for stage in ["greeting failed", "sender was rejected"] {
+        for (stage, too_many) in
+            [("greeting failed", TOO_MANY), ("sender was rejected", AT_ENVELOPE)]
+        {
             let report =
                 format!("ZConnected to 192.0.2.1 but {stage}.\nRemote host said: {code:03} no\n\0");
-            let wanted = if code == 421 { TOO_MANY } else { Seen::Deferred };
+            let wanted = if code == 421 { too_many } else { Seen::Deferred };
             check(&report, wanted, "192.0.2.1");
         }
     }
@@ -748,9 +760,9 @@ fn every_code() {
                 "ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {code} 4.7.{detail} no\n\0"
             );
             let wanted = match detail {
-                28 | 500 | 650..=659 => TOO_MANY,
+                28 | 500 | 650..=659 => AT_ENVELOPE,
                 20..=60 => Seen::Deferred,
-                _ if code == 421 => TOO_MANY,
+                _ if code == 421 => AT_ENVELOPE,
                 _ => Seen::Deferred,
             };
             check(&report, wanted, "192.0.2.1");
@@ -831,7 +843,7 @@ proptest! {
         let reply = format!("450 4.1.1 {shown}: rejected");
         prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), Seen::Deferred);
         let reply = format!("450 4.1.1 {shown}: rejected, too many connections");
-        prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), TOO_MANY);
+        prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), AT_ENVELOPE);
     }
 
     #[test]
@@ -854,7 +866,7 @@ proptest! {
         prop_assert_eq!(read, Report { seen: Seen::Failed, peer, rule: None });
         let read = classify(&with(b"ZConnected to 192.0.2.1 but sender was rejected."));
         prop_assert_eq!(read.peer, peer);
-        prop_assert!(matches!(read.seen, Seen::Deferred | Seen::TooMany(Sent::No)));
+        prop_assert!(matches!(read.seen, Seen::Deferred | AT_ENVELOPE));
     }
 
     /// Cut off anywhere, a report says the same or nothing.

@@ -220,6 +220,28 @@ fn a_milter_that_refuses_some() {
     }
 }
 
+/// The mail that a milter refuses comes first, in a row: the good mail behind it does not wait for pauses of minutes.
+#[test]
+fn a_run_of_mail_that_a_milter_refuses() {
+    for bad_first in [20, 100, 500] {
+        for round_trip_secs in [0.002, 0.02, 0.2] {
+            let setup = Setup { bad_first, round_trip_secs, ..setup(20, bad_first + 100, 0.3) };
+            let name = format!("{bad_first} come first and are refused after {round_trip_secs} s");
+            let outcome = learning(&name, |_, _| cap(u32::MAX), 0, &setup, 5.0);
+            assert_eq!(outcome.accepted, 100);
+            // One at a time, with a pause of 2 s at most after three, of 4 after four more, of 8 and 16 after 16 and 64. After each
+            // further 64 a pause that is twice as long. And the limit grows from one.
+            let paused_secs = match bad_first {
+                20 => 2.0,
+                100 => 30.0,
+                _ => 1000.0,
+            };
+            let tried_secs = f64::from(bad_first) * round_trip_secs * 1.6;
+            assert!(outcome.makespan_secs() <= 25.0 + tried_secs + paused_secs);
+        }
+    }
+}
+
 /// The same at random: nobody can be asked twice, so that more mail goes back at once and less is deferred.
 #[test]
 fn refused_at_random() {

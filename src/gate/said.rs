@@ -59,6 +59,11 @@ pub(super) fn report(said: &Report) -> Vec<u8> {
                 "ZConnected to {peer} but greeting failed.\nRemote host said: 421 too many connections\n\0"
             )
         }
+        Seen::TooMany(Sent::Envelope) => {
+            format!(
+                "ZConnected to {peer} but sender was rejected.\nRemote host said: 421 too many connections\n\0"
+            )
+        }
         Seen::TooMany(Sent::Yes) => {
             format!(
                 "Z{peer} failed after I sent the message.\nRemote host said: 421 too many connections\n\0"
@@ -67,7 +72,9 @@ pub(super) fn report(said: &Report) -> Vec<u8> {
         Seen::ConnectFailed => {
             "ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0".to_string()
         }
-        Seen::Died(Sent::No) => format!("ZConnected to {peer} but connection died. (#4.4.2)\n\0"),
+        Seen::Died(Sent::No | Sent::Envelope) => {
+            format!("ZConnected to {peer} but connection died. (#4.4.2)\n\0")
+        }
         Seen::Died(Sent::Yes) => {
             format!("ZConnected to {peer} but connection died. Possible duplicate! (#4.4.2)\n\0")
         }
@@ -129,7 +136,7 @@ mod tests {
         check(
             End::Deferral,
             "192.0.2.1 does not like recipient.\nRemote host said: 421 4.3.2 too many connections\nGiving up on 192.0.2.1.\n",
-            Seen::TooMany(Sent::No),
+            Seen::TooMany(Sent::Envelope),
             ip,
         );
         check(

@@ -221,6 +221,8 @@ pub(crate) struct Setup {
     pub(crate) mails: u32,
     /// Of so many mails the first is refused, always, by a milter; 0: none.
     pub(crate) bad: u32,
+    /// And so many of the first mails.
+    pub(crate) bad_first: u32,
     pub(crate) ends: Rc<Ends>,
     pub(crate) service_secs: f64,
     /// Of the log-normal service time; 0: constant.
@@ -245,6 +247,7 @@ impl Default for Setup {
             limit: 20,
             mails: 500,
             bad: 0,
+            bad_first: 0,
             ends: Rc::default(),
             service_secs: 0.2,
             sigma: 0.0,
@@ -336,7 +339,8 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
     // Sessions of the server, the oldest first; and those that it threw out before their time.
     let mut open: VecDeque<(u64, u32, u64, u32, bool)> = VecDeque::new();
     let mut thrown: HashSet<u64> = HashSet::new();
-    let is_bad = |mail: u32| setup.bad > 0 && mail.is_multiple_of(setup.bad);
+    let is_bad =
+        |mail: u32| mail < setup.bad_first || setup.bad > 0 && mail.is_multiple_of(setup.bad);
     let good = (0..setup.mails).filter(|&mail| !is_bad(mail)).count() as u32;
     let gone = |sessions: &mut u32, now_us: u64| {
         *sessions -= 1;
@@ -366,7 +370,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             let Some(mail) = queue.pop_front() else { break };
             out.started += 1;
             let does = match is_bad(mail) {
-                true => Does::Refuse(Seen::TooMany(Sent::No)),
+                true => Does::Refuse(Seen::TooMany(Sent::Envelope)),
                 false => server(now_us, sessions, out.started, &mut random),
             };
             let refused_secs = setup.round_trip_secs * (0.5 + random.fraction());

@@ -136,6 +136,9 @@ const NESTED_MAX: usize = 12;
 /// More commands than this are followed in no start script.
 const COMMANDS_MAX: usize = 20_000;
 
+/// Scripts are parsed up to so many bytes in all, each time that one is read.
+const PARSED_MAX: usize = 16 << 20;
+
 /// A value that a script puts together from parts is known up to so many bytes. `a=$a$a` doubles it each time.
 const VALUE_MAX: usize = 16 << 10;
 
@@ -188,6 +191,10 @@ pub struct Walk<'w> {
     called: BTreeSet<String>,
     calls: usize,
     commands: usize,
+    /// Bytes of scripts that were parsed.
+    parsed: usize,
+    /// Whether something was not followed to its end.
+    is_cut: bool,
     file: String,
     shell: Shell,
     /// Of a text between quotes: the line and the column that it starts at.
@@ -217,12 +224,35 @@ impl<'w> Walk<'w> {
             called: BTreeSet::new(),
             calls: 0,
             commands: 0,
+            parsed: 0,
+            is_cut: false,
             file: String::new(),
             shell: Shell::Unknown,
             base: (0, 0),
             nested: 0,
             last: None,
         }
+    }
+
+    /// Ends here what would take too long, and says so.
+    fn cut(&mut self) {
+        if !self.is_cut {
+            self.is_cut = true;
+            self.found.unread.push(format!(
+                "{}: too much to follow to the end: scripts within scripts, or very many commands",
+                self.file
+            ));
+        }
+    }
+
+    /// Whether a text of so many bytes may still be followed, in one more script.
+    fn may_follow(&mut self, bytes: usize) -> bool {
+        self.parsed = self.parsed.saturating_add(bytes);
+        let may = self.nested < NESTED_MAX && self.parsed <= PARSED_MAX;
+        if !may {
+            self.cut();
+        }
+        may
     }
 
     /// Follows a script that is started with `limits` and `variables`.
@@ -233,7 +263,7 @@ impl<'w> Walk<'w> {
         limits: &State,
         variables: &BTreeMap<String, Variable>,
     ) {
-        if self.nested >= NESTED_MAX {
+        if !self.may_follow(text.len()) {
             return;
         }
         self.found.files.insert(file.to_owned());
@@ -474,6 +504,7 @@ impl<'w> Walk<'w> {
     fn simple(&mut self, words: &[Word], place: &mut Place) {
         self.commands += 1;
         if self.commands > COMMANDS_MAX {
+            self.cut();
             return;
         }
         let assigned = words.iter().take_while(|word| word.assignment().is_some()).count();
@@ -511,11 +542,13 @@ impl<'w> Walk<'w> {
             }
             "eval" => {
                 let text: Vec<&str> = fields[1..].iter().map(|field| field.text.as_str()).collect();
-                let node = shell::parse(&text.join(" "));
-                if self.calls < NESTED_MAX {
+                let text = text.join(" ");
+                if self.calls < NESTED_MAX && self.may_follow(text.len()) {
                     self.calls += 1;
-                    self.run(&node, place);
+                    self.run(&shell::parse(&text), place);
                     self.calls -= 1;
+                } else {
+                    self.cut();
                 }
             }
             _ => {
@@ -533,6 +566,8 @@ impl<'w> Walk<'w> {
                         }
                         self.last = before;
                         self.calls -= 1;
+                    } else {
+                        self.cut();
                     }
                     return;
                 }
@@ -555,11 +590,11 @@ impl<'w> Walk<'w> {
 
     /// Reads another file's commands as if they were here.
     fn source(&mut self, path: &str, place: &mut Place) {
-        if self.nested >= NESTED_MAX {
-            return;
-        }
         match self.world.called(path) {
             Called::Script(text) => {
+                if !self.may_follow(text.len()) {
+                    return;
+                }
                 self.know(path, &text);
                 let outer = (std::mem::replace(&mut self.file, path.to_owned()), self.base);
                 self.base = (0, 0);
@@ -834,7 +869,7 @@ impl<'w> Walk<'w> {
         limits: &State,
         variables: &BTreeMap<String, Variable>,
     ) {
-        if self.nested >= NESTED_MAX {
+        if !self.may_follow(field.text.len()) {
             return;
         }
         let place = Place { live: true, limits: limits.clone(), variables: variables.clone() };
