@@ -47,7 +47,7 @@ use crate::pace::{Pace, Rate};
 use crate::random::Random;
 use crate::recall::{Heard, Recall};
 use crate::replies::{Meaning, PAUSE_MAX_SECS, Replies, Verdict};
-use crate::report::{self, Reader, Report, Sent};
+use crate::report::{self, Reader, Report};
 use crate::route::{Routes, without_credentials};
 use crate::rules::{Cap, KeyKind, Rules};
 use crate::sender::{Reads, Senders};
@@ -1385,9 +1385,7 @@ impl Gate {
                 };
                 // As after any refusal that is not about the mail: with others there, or accepted within a minute, it was no try.
                 let beside = key.running > 0 || key.learned.has_accepted(now_us, RECENT_US);
-                let is_early =
-                    matches!(said.seen, report::Seen::TooMany(Sent::No | Sent::Envelope));
-                if is_too_fast && is_early && beside {
+                if is_too_fast && said.seen.is_too_many_early() && beside {
                     tried = Try::NotReally;
                 }
                 if let Some(until_us) = until_us {
@@ -1403,9 +1401,7 @@ impl Gate {
             }
             match said.seen {
                 // It came alone, as far as is counted; but only now is it known beside how many others of its site.
-                report::Seen::TooMany(Sent::No | Sent::Envelope) if site == Site::New => {
-                    tried = Try::NotReally;
-                }
+                seen if seen.is_too_many_early() && site == Site::New => tried = Try::NotReally,
                 report::Seen::Accepted if site == Site::New || is_candidate => {
                     self.accepted_at_site(domain, ended);
                 }
@@ -1539,8 +1535,7 @@ impl Gate {
                 },
             };
         }
-        let is_early = matches!(said.seen, report::Seen::TooMany(Sent::No | Sent::Envelope));
-        if self.sites == Order::Kept && !is_early {
+        if self.sites == Order::Kept && !said.seen.is_too_many_early() {
             return Site::Other;
         }
         let hash = self.rules.hasher.hash(&entry.name);

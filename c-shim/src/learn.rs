@@ -564,9 +564,9 @@ impl Learned {
     /// Whether it was refused before it cost the server or the mail anything.
     fn is_early(&self, ended: &Ended) -> bool {
         match ended.seen {
-            Seen::TooMany(Sent::No | Sent::Envelope) | Seen::ConnectFailed => true,
+            Seen::ConnectFailed => true,
             Seen::Died(Sent::No) => ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US,
-            _ => false,
+            seen => seen.is_too_many_early(),
         }
     }
 
@@ -714,7 +714,7 @@ impl Learned {
         let others = ended.running > 0;
         // Whom the server took instead may be of domains that are not known to go there, and says nothing before it is done.
         let is_young = ended.counted == Counted::Known
-            && matches!(ended.seen, Seen::TooMany(Sent::No | Sent::Envelope))
+            && ended.seen.is_too_many_early()
             && !self.has_answered
             && self.pauses < YOUNG_PAUSES;
         let known = self.proved.max(self.left);

@@ -97,6 +97,14 @@ pub enum Seen {
     Nothing,
 }
 
+impl Seen {
+    /// Whether there were too many, and the server said so before the message was sent.
+    #[must_use]
+    pub fn is_too_many_early(self) -> bool {
+        matches!(self, Self::TooMany(Sent::No | Sent::Envelope))
+    }
+}
+
 /// How much of the mail had been sent when it was refused, or may have been when the connection broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
