@@ -106,7 +106,7 @@ impl Report {
 
     /// Whether this is no report but the gate, which calls mail back or has a line for the log (gate.h): 65535 is the number of
     /// no delivery.
-    pub fn is_call(&self) -> bool {
+    pub fn is_from_gate(&self) -> bool {
         matches!(self.letter, b'R' | b'N') && self.number == 65535
     }
 
@@ -158,7 +158,7 @@ pub(crate) fn read_greeting(bytes: &[u8]) -> Option<Greeting> {
     loop {
         let (report, len) = Report::decode(rest, width)?;
         rest = &rest[len..];
-        if !report.is_call() {
+        if !report.is_from_gate() {
             return Some(Greeting { width, announced, len: bytes.len() - rest.len() });
         }
     }

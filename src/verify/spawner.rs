@@ -283,7 +283,7 @@ impl Spawner {
         if self.announced > 0 || self.width == Width::One {
             while let Some((report, len)) = Report::decode(self.output.pending(), self.width) {
                 self.output.take(len);
-                if !report.is_call() {
+                if !report.is_from_gate() {
                     self.reports.push(report);
                 }
             }
