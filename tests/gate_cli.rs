@@ -20,18 +20,9 @@ use common::{Run, has, run};
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::Ran;
 use qpatch_gate::host::{Ask, Host};
+use qpatch_gate::problem;
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// What hier.c makes for the gate.
-const GATE_FILES: [&str; 6] = [
-    "gatestatus",
-    "gatekept.domains",
-    "gatekept.routes",
-    "gatekept.sites",
-    "gatekept.senders",
-    "gatekept.replies",
-];
 
 fn gate(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qpatch"));
@@ -100,7 +91,9 @@ impl Home {
         let home = Self(tempfile::tempdir().unwrap());
         fs::create_dir_all(home.path("control")).unwrap();
         fs::create_dir_all(home.path("queue/lock")).unwrap();
-        for file in GATE_FILES {
+        for file in
+            [problem::File::Status].into_iter().chain(problem::File::KEPT).map(problem::File::name)
+        {
             fs::write(home.path("queue/lock").join(file), "").unwrap();
         }
         home

@@ -28,20 +28,11 @@ use qpatch::verify::scratch::Site;
 use qpatch::verify::sendrig::{self, SendRig, Spawners, pull_trigger};
 use qpatch::verify::spawner::{Channel, IDLE, Spawner};
 use qpatch::verify::stub::{self, Event, EventKind, Mode, Stubs, peak};
+use qpatch_gate::problem::File;
 use qpatch_gate::status::{InForce, State, Status};
 use qpatch_gate::table::Limit;
 use rig::{Rig, config, tell};
 use trees::{Gate, patched};
-
-/// What hier.c makes for the gate.
-const GATE_FILES: [&str; 6] = [
-    "gatestatus",
-    "gatekept.domains",
-    "gatekept.routes",
-    "gatekept.sites",
-    "gatekept.senders",
-    "gatekept.replies",
-];
 
 const BUSY: &str = "busy.example";
 const SENDER: &str = "sender@sender.example";
@@ -71,7 +62,7 @@ fn furnish(site: &Site, limits: &str, concurrency_remote: u32) {
     fs::remove_file(&remote).unwrap();
     symlink(program, remote).unwrap();
     // As the tree's hier.c makes them.
-    for file in GATE_FILES {
+    for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
         site.write(&site.home().join("queue/lock").join(file), b"").unwrap();
     }
     site.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
@@ -1127,7 +1118,7 @@ fn a_tree_that_routes_by_senders_counts_by_their_relays() {
     assert!(rspawn.reports(4).iter().all(|report| report.letter == b'K'));
     assert_eq!(peak(rspawn.rig.stubs.events(), |_| true), 2);
     rspawn.end();
-    for name in GATE_FILES {
+    for name in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
         let text = fs::read(lock.join(name)).unwrap();
         assert!(!String::from_utf8_lossy(&text).contains("S3cretPass"), "{name}");
     }

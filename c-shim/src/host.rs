@@ -251,19 +251,21 @@ impl Watched {
 }
 
 impl Control {
+    /// The file in the folder `control`, and its copy in the folder `lock`.
     fn new(
+        control: &OsStr,
         file: problem::File,
-        watched: Watched,
-        (lock, kept, as_kept): (&OsStr, &str, problem::File),
+        lock: &OsStr,
+        kept: problem::File,
     ) -> Result<Self, OutOfMemory> {
         Ok(Self {
             file,
-            watched,
+            watched: Watched::new(control, file.name())?,
             problem: None,
             source: Source::Nothing,
             in_vain: 0,
             logged: Logged::No,
-            kept: Kept::new(as_kept, join(lock, kept)?),
+            kept: Kept::new(kept, join(lock, kept.name())?),
         })
     }
 
@@ -799,32 +801,27 @@ impl Host {
             concurrency_remote,
             concurrency_problem,
             domains: Control::new(
+                control,
                 problem::File::Domains,
-                Watched::new(control, "concurrencydomains")?,
-                (lock, "gatekept.domains", problem::File::KeptDomains),
+                lock,
+                problem::File::KeptDomains,
             )?,
-            routes: Control::new(
-                problem::File::Routes,
-                Watched::new(control, "smtproutes")?,
-                (lock, "gatekept.routes", problem::File::KeptRoutes),
-            )?,
-            sites: Control::new(
-                problem::File::Sites,
-                Watched::new(control, "concurrencysites")?,
-                (lock, "gatekept.sites", problem::File::KeptSites),
-            )?,
+            routes: Control::new(control, problem::File::Routes, lock, problem::File::KeptRoutes)?,
+            sites: Control::new(control, problem::File::Sites, lock, problem::File::KeptSites)?,
             senders: match reads.senders {
                 Asked::No => None,
                 Asked::Yes => Some(Control::new(
+                    control,
                     problem::File::Senders,
-                    Watched::new(control, "authsenders")?,
-                    (lock, "gatekept.senders", problem::File::KeptSenders),
+                    lock,
+                    problem::File::KeptSenders,
                 )?),
             },
             replies: Control::new(
+                control,
                 problem::File::Replies,
-                Watched::new(control, "concurrencyreplies")?,
-                (lock, "gatekept.replies", problem::File::KeptReplies),
+                lock,
+                problem::File::KeptReplies,
             )?,
             helo: [Watched::new(control, "helohost")?, Watched::new(control, "me")?],
             status_base: copy(status)?,

@@ -48,9 +48,20 @@ pub enum File {
     KeptReplies,
 }
 
-impl fmt::Display for File {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl File {
+    /// The copies of the last good control files. hier.c makes them, with [`File::Status`].
+    pub const KEPT: [Self; 5] = [
+        Self::KeptDomains,
+        Self::KeptRoutes,
+        Self::KeptSites,
+        Self::KeptReplies,
+        Self::KeptSenders,
+    ];
+
+    /// Its path from qmail's home.
+    #[must_use]
+    pub const fn path(self) -> &'static str {
+        match self {
             Self::Domains => "control/concurrencydomains",
             Self::Routes => "control/smtproutes",
             Self::Senders => "control/authsenders",
@@ -65,7 +76,20 @@ impl fmt::Display for File {
             Self::KeptSites => "queue/lock/gatekept.sites",
             Self::KeptSenders => "queue/lock/gatekept.senders",
             Self::KeptReplies => "queue/lock/gatekept.replies",
-        })
+        }
+    }
+
+    /// Its name in its folder.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let path = self.path();
+        path.rsplit_once('/').map_or(path, |(_, name)| name)
+    }
+}
+
+impl fmt::Display for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.path())
     }
 }
 

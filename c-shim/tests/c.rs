@@ -6,15 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// What hier.c makes for the gate.
-const GATE_FILES: [&str; 6] = [
-    "gatestatus",
-    "gatekept.domains",
-    "gatekept.routes",
-    "gatekept.sites",
-    "gatekept.senders",
-    "gatekept.replies",
-];
+use qpatch_gate::problem::File;
 
 #[path = "../../build/staticlib.rs"]
 mod staticlib;
@@ -90,7 +82,7 @@ impl Build {
         fs::create_dir_all(path.join("queue/mess")).unwrap();
         fs::create_dir_all(path.join("queue/lock")).unwrap();
         fs::create_dir_all(path.join("control")).unwrap();
-        for file in GATE_FILES {
+        for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
             fs::write(path.join("queue/lock").join(file), "").unwrap();
         }
         fs::write(path.join("control/concurrencyremote"), "120\n").unwrap();

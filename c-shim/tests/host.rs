@@ -12,21 +12,12 @@ use std::time::{Duration, Instant};
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::Ran;
 use qpatch_gate::host::{Ask, Done, Due, Host};
+use qpatch_gate::problem::File;
 use qpatch_gate::process::Identity;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::sender::Reads;
 use qpatch_gate::status::{Escaped, InForce, State, Status, StatusError};
 use qpatch_gate::table::Limit;
-
-/// What hier.c makes for the gate.
-const GATE_FILES: [&str; 6] = [
-    "gatestatus",
-    "gatekept.domains",
-    "gatekept.routes",
-    "gatekept.sites",
-    "gatekept.senders",
-    "gatekept.replies",
-];
 
 /// A qmail home with control and queue/lock, removed in the end.
 struct Home {
@@ -40,7 +31,7 @@ impl Home {
         let path = std::env::temp_dir().join(format!("gate-host-{}-{number}", std::process::id()));
         fs::create_dir_all(path.join("control")).unwrap();
         fs::create_dir_all(path.join("lock")).unwrap();
-        for file in GATE_FILES {
+        for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
             fs::write(path.join("lock").join(file), "").unwrap();
         }
         Self { path }
@@ -541,7 +532,7 @@ impl Drop for SmallDisk {
 fn a_full_disk_leaves_the_copy_that_was_there() {
     let home = Home::new();
     let Some(disk) = SmallDisk::mount(home.path.join("lock"), 64 << 10) else { return };
-    for file in GATE_FILES {
+    for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
         fs::write(home.path.join("lock").join(file), "").unwrap();
     }
     home.write("concurrencydomains", "a.example:3\n:30\n");

@@ -939,15 +939,9 @@ fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
         let help = advice(Kind::CountsAlone(0));
         loaded.findings.push(Finding::warning((&home.lock("gateshared"), 0, 0), message, help));
     }
-    let all = [
-        "gatekept.domains",
-        "gatekept.routes",
-        "gatekept.sites",
-        "gatekept.replies",
-        "gatekept.senders",
-    ];
     let follows_senders = elsewhere::followed(&home.0).senders == Asked::Yes;
-    let kept = all.into_iter().filter(|name| *name != "gatekept.senders" || follows_senders);
+    let kept = File::KEPT.into_iter().filter(|&file| file != File::KeptSenders || follows_senders);
+    let kept = kept.map(File::name);
     let kept: Vec<_> = kept.collect();
     if home.lock("gatestatus").exists() {
         for path in kept.iter().map(|name| home.lock(name)).filter(|path| !path.exists()) {
