@@ -8,12 +8,12 @@ use std::process::Command;
 use std::time::Instant;
 
 use qpatch::fixture::Dialect;
-use qpatch::verify::build;
-use qpatch::verify::limits::Raised;
-use qpatch::verify::protocol;
-use qpatch::verify::scratch::{Keep, MessageId, Scratch, Site, SiteConfig};
-use qpatch::verify::spawner::{Channel, Spawner};
-use qpatch::verify::stub::Stubs;
+use qpatch::verify::proofs::build;
+use qpatch::verify::rig::protocol;
+use qpatch::verify::rig::spawner::{Channel, Spawner};
+use qpatch::verify::rig::stub::Stubs;
+use qpatch::verify::sandbox::limits::Raised;
+use qpatch::verify::sandbox::scratch::{Keep, MessageId, Scratch, Site, SiteConfig};
 
 const ROUNDS: usize = 60;
 const DELIVERIES: u32 = 500;

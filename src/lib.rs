@@ -1,24 +1,21 @@
 //! Make any qmail source tree run thousands of simultaneous deliveries.
 //!
-//! The engine ([`lex`], [`rule`], [`matcher`], [`edit`]) turns bytes into edits and knows nothing
-//! of qmail or of files. [`tree`] reads and writes a source tree. [`verify`] proves one, [`cli`]
-//! is what the operator sees.
+//! The [`engine`] turns bytes into edits and knows nothing of qmail or of files. [`qmail`] is what all know of an installed
+//! qmail. [`tree`] reads and writes a source tree, [`verify`] proves one. [`cli`] is what the operator sees.
 
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod commands;
 mod date;
-pub mod diff;
 pub mod doctor;
-pub mod edit;
+pub mod engine;
 pub mod error;
 pub mod fixture;
 pub mod gate;
-pub mod lex;
-pub mod log;
-pub mod man;
-pub mod matcher;
 pub mod patches;
-pub mod rule;
+pub mod qmail;
+#[allow(unsafe_code)]
+pub(crate) mod sys;
 pub mod tree;
 pub mod verify;

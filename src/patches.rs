@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::rule::{self, Parameters, Patch, RuleError};
+use crate::engine::rule::{self, Parameters, Patch, RuleError};
 
 /// A patch as it stands under `patches/`.
 #[derive(Clone, Copy, Debug)]

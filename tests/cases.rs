@@ -6,9 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use qpatch::edit::{self, State};
-use qpatch::lex::{Lang, Source};
-use qpatch::rule::{self, Parameters};
+use qpatch::engine::edit::{self, State};
+use qpatch::engine::lex::{Lang, Source};
+use qpatch::engine::rule::{self, Parameters};
 
 enum Result {
     Changed(Vec<u8>),

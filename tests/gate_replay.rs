@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::run;
 use qpatch::fixture::Dialect;
-use qpatch::verify::sendrig;
-use qpatch::verify::spawner::IDLE;
-use qpatch::verify::stub::{self, Mode};
+use qpatch::verify::rig::sendrig;
+use qpatch::verify::rig::spawner::IDLE;
+use qpatch::verify::rig::stub::{self, Mode};
 use rig::{Rig, config, tell};
 use serde_json::Value;
 use trees::{Gate, patched};

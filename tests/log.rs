@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use proptest::prelude::*;
-use qpatch::log::Log;
-use qpatch::log::event::Event;
-use qpatch::log::stamp::Precision;
+use qpatch::qmail::log::Log;
+use qpatch::qmail::log::event::Event;
+use qpatch::qmail::log::stamp::Precision;
 
 /// What a log says of deliveries: microseconds since the first, and what happened.
 fn told(dir: &Path, files: &[&str]) -> Vec<(i64, String)> {

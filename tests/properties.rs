@@ -1,11 +1,11 @@
 //! Properties of the engine on any input.
 
 use proptest::prelude::*;
-use qpatch::edit::{self, State};
+use qpatch::engine::edit::{self, State};
+use qpatch::engine::lex::{Kind, Lang, Source};
+use qpatch::engine::matcher;
+use qpatch::engine::rule::{self, Parameters, Patch};
 use qpatch::fixture::Dialect;
-use qpatch::lex::{Kind, Lang, Source};
-use qpatch::matcher;
-use qpatch::rule::{self, Parameters, Patch};
 
 fn shipped() -> Vec<Patch> {
     let parameters = Parameters::from([("spawn".into(), "1000".into())]);

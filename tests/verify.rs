@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 
 use common::{Fixture, Run, run};
 use qpatch::fixture::Dialect;
-use qpatch::verify::protocol;
-use qpatch::verify::scratch::TodoLayout;
-use qpatch::verify::spawner::{Channel, Spawner};
-use qpatch::verify::stub::{self, Mode};
+use qpatch::verify::rig::protocol;
+use qpatch::verify::rig::spawner::{Channel, Spawner};
+use qpatch::verify::rig::stub::{self, Mode};
+use qpatch::verify::sandbox::scratch::TodoLayout;
 use qpatch::verify::{self, Options, Part, Silent};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -16,7 +16,7 @@ use super::launch::conf;
 use super::launch::limits::Setting;
 use super::launch::{self, Launch};
 use super::process::{self, Daemons, Limits, Remotes, field_kib};
-use crate::gate::elsewhere;
+use crate::qmail::relay_files;
 
 /// A C library.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +141,7 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
         local: control_number(host, &control.join("concurrencylocal"), 10),
         caps: caps(host, &control.join("concurrencydomains")),
         in_force: in_force(host, &options.home.join("queue/lock/gatestatus")),
-        elsewhere: elsewhere::find(&host.path(&options.home))
+        elsewhere: relay_files::find(&host.path(&options.home))
             .into_iter()
             .map(|file| (file.message(), file.help()))
             .collect(),
@@ -258,10 +258,10 @@ const OUTGOING: [&str; 8] = [
 ];
 
 fn outgoing(host: &Host<'_>, home: &Path) -> Vec<String> {
-    let read = elsewhere::read_by_remote(&host.path(home), &OUTGOING).into_iter();
+    let read = relay_files::read_by_remote(&host.path(home), &OUTGOING).into_iter();
     let told = read.map(|(name, read)| match read {
-        elsewhere::Read::Unknown => format!("control/{name} (if this qmail-remote reads it)"),
-        elsewhere::Read::Yes | elsewhere::Read::No => format!("control/{name}"),
+        relay_files::Read::Unknown => format!("control/{name} (if this qmail-remote reads it)"),
+        relay_files::Read::Yes | relay_files::Read::No => format!("control/{name}"),
     });
     told.collect()
 }
@@ -363,8 +363,8 @@ mod tests {
     use crate::doctor::process::{Group, Measure};
 
     /// Writes an imitation of a machine.
-    fn machine(files: &[(&str, &str)]) -> crate::verify::scratch::Scratch {
-        use crate::verify::scratch::{Keep, Scratch};
+    fn machine(files: &[(&str, &str)]) -> crate::verify::sandbox::scratch::Scratch {
+        use crate::verify::sandbox::scratch::{Keep, Scratch};
         let scratch = Scratch::new(Path::new("/"), None, Keep::No).expect("a directory");
         for (path, text) in files {
             let path = scratch.root().join(path);

@@ -6,14 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
-mod domain;
-pub(crate) mod elsewhere;
-mod exchangers;
 pub mod init;
 pub mod library;
-pub(crate) mod prometheus;
-mod replies;
-mod said;
 pub mod show;
 pub mod simulate;
 pub mod sites;
@@ -200,7 +194,7 @@ fn leading_number(text: &[u8]) -> Option<u32> {
 }
 
 /// The lines of a control file that say something, with their numbers from 1, without white space at their ends.
-fn content_lines(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+pub(crate) fn content_lines(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     text.split(|&byte| byte == b'\n').zip(1u32..).filter_map(|(line, number)| {
         let end = line.iter().rposition(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))?;
         (line[0] != b'#').then_some((number, &line[..=end]))

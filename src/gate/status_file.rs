@@ -19,7 +19,7 @@ use qpatch_gate::table::Limit;
 
 use super::{Home, check, meaning, read_file};
 use crate::error::Error;
-use crate::verify::sys;
+use crate::sys;
 
 /// So many spawners of one qmail at most. Their files are looked for by their names, which takes no right to list the folder,
 /// and one that is missing hides none behind it.

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod diff;
 pub mod journal;
 pub mod plan;
 
@@ -14,9 +15,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::matcher::functions;
 use crate::error::{Error, Result};
-use crate::lex::{Kind, Lang, Source};
-use crate::matcher::functions;
 
 /// The largest file that is read, in bytes. The largest source of any known qmail is 120 KiB.
 pub const MAX_FILE: u64 = 8 << 20;

@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{Include, MARKS, Tree, own_includes};
-use crate::edit::{self, Edit, Misfit, State};
-use crate::error::{Error, Result};
-use crate::lex::{Kind, Lang, Source};
-use crate::matcher;
-use crate::rule::{
+use crate::engine::edit::{self, Edit, Misfit, State};
+use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::matcher;
+use crate::engine::rule::{
     Absent, Condition, Need, Patch, Purpose, Reach, Scope, Section, Select, Work as Does,
 };
+use crate::error::{Error, Result};
 
 const MAKEFILE: &str = "Makefile";
 

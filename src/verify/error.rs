@@ -51,7 +51,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The compiler or make failed.
-    Build(Box<super::build::BuildFailure>),
+    Build(Box<super::proofs::build::BuildFailure>),
     /// Something that was waited for did not come.
     Timeout {
         /// What was waited for.

@@ -5,36 +5,23 @@
 //! leaves nothing behind. It builds the tree's own programs with the tree's own Makefile and runs them over their own
 //! pipes; only what is at the far end of a delivery is a stub.
 //!
-//! [`run`] is the whole proof. Its parts can be used alone: a [`scratch::Scratch`] holds [`scratch::Site`]s; [`build`]
-//! compiles in one; [`stub::Stubs`] are the far end; [`spawner::Spawner`] and [`sendrig::SendRig`] are the running
-//! programs; [`trials`], [`mail`] and [`gate`] are what they are put through.
+//! [`run`] is the whole proof. Its parts can be used alone: a
+//! [`sandbox::scratch::Scratch`] holds [`sandbox::scratch::Site`]s; [`proofs::build`] compiles in one;
+//! [`rig::stub::Stubs`] are the far end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running programs;
+//! [`proofs::trials`], [`proofs::mail`] and [`proofs::gate`] are what they are put through.
 #![deny(unsafe_code)]
 
-pub mod build;
 pub mod error;
-pub mod fdset;
-pub mod gate;
-pub mod identity;
-pub mod limits;
-pub mod log;
-pub mod mail;
-pub mod numbers;
-mod pipes;
-pub mod process;
-pub mod protocol;
+pub mod proofs;
 pub mod report;
-pub mod scratch;
-pub mod sendrig;
+pub mod rig;
+pub mod sandbox;
 mod session;
-pub mod spawner;
-pub mod stub;
-#[allow(unsafe_code)]
-pub(crate) mod sys;
-pub mod target;
-pub mod trials;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+use crate::sys;
 
 pub use error::{Disproof, Error};
 pub use report::{Outcome, Progress, Silent, Step, Transient, Verdict, Written};
@@ -52,7 +39,7 @@ pub struct Options {
     /// Further words for conf-cc.
     pub cflags: Vec<String>,
     /// Whether the scratch directory is kept, to look inside.
-    pub keep: scratch::Keep,
+    pub keep: sandbox::scratch::Keep,
     /// The seed of everything random; `None`: a new one, which the outcome tells.
     pub seed: Option<u64>,
     /// Only these parts, and what they need; empty: all.
@@ -145,7 +132,7 @@ impl Part {
 /// While it runs, SIGINT, SIGTERM and SIGHUP make it clean up and return; see [`die_of`].
 pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Outcome, Error> {
     let started = Instant::now();
-    scratch::check_tree(tree)?;
+    sandbox::scratch::check_tree(tree)?;
     if let Some(spawn) = options.spawn
         && !(1..=MAX_SPAWN).contains(&spawn)
     {
@@ -161,8 +148,9 @@ pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Resul
     }
     let _signals = sys::SignalGuard::install().map_err(Error::system("catch signals"))?;
     sys::adopt_orphans();
-    let _limits = limits::Raised::raise();
-    let scratch = scratch::Scratch::new(tree, options.scratch_parent.as_deref(), options.keep)?;
+    let _limits = sandbox::limits::Raised::raise();
+    let scratch =
+        sandbox::scratch::Scratch::new(tree, options.scratch_parent.as_deref(), options.keep)?;
     let seed =
         options.seed.unwrap_or_else(|| sys::monotonic_ns() ^ u64::from(std::process::id()) << 32);
     let mut session = session::Session::new(&scratch, tree, options, seed, progress);
@@ -173,7 +161,7 @@ pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Resul
         cc: session.cc(),
         seed,
         steps: session.into_steps(),
-        kept: (options.keep == scratch::Keep::Yes).then(|| scratch.root().to_path_buf()),
+        kept: (options.keep == sandbox::scratch::Keep::Yes).then(|| scratch.root().to_path_buf()),
         seconds: started.elapsed().as_secs_f64(),
     };
     scratch.close()?;

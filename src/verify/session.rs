@@ -5,20 +5,20 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::build;
 use super::error::Error;
-use super::fdset;
-use super::gate;
-use super::limits::{Bound, Machine};
-use super::mail::{self, Crowd, Sent, Stop};
-use super::numbers::{self, Random};
-use super::protocol::Width;
+use super::proofs::build;
+use super::proofs::fdset;
+use super::proofs::gate;
+use super::proofs::mail::{self, Crowd, Sent, Stop};
+use super::proofs::trials::{self, Places};
 use super::report::{Progress, Step, Verdict};
-use super::scratch::{MessageId, Scratch, Site, SiteConfig};
-use super::sendrig;
-use super::spawner::{Channel, Spawner};
-use super::stub::Stubs;
-use super::trials::{self, Places};
+use super::rig::numbers::{self, Random};
+use super::rig::protocol::Width;
+use super::rig::sendrig;
+use super::rig::spawner::{Channel, Spawner};
+use super::rig::stub::Stubs;
+use super::sandbox::limits::{Bound, Machine};
+use super::sandbox::scratch::{MessageId, Scratch, Site, SiteConfig};
 use super::{Options, Part};
 
 /// At most this many deliveries of each channel go through qmail-send and real spawners at the same time.

@@ -6,17 +6,17 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use qpatch::verify::build;
 use qpatch::verify::error::Error;
-use qpatch::verify::limits::{Bound, Machine, Raised};
-use qpatch::verify::mail::{self, Sent};
-use qpatch::verify::numbers::{self, Random};
-use qpatch::verify::protocol::Width;
-use qpatch::verify::scratch::{Keep, MessageId, Scratch, Site, SiteConfig};
-use qpatch::verify::sendrig;
-use qpatch::verify::spawner::{Channel, Spawner};
-use qpatch::verify::stub::Stubs;
-use qpatch::verify::trials;
+use qpatch::verify::proofs::build;
+use qpatch::verify::proofs::mail::{self, Sent};
+use qpatch::verify::proofs::trials;
+use qpatch::verify::rig::numbers::{self, Random};
+use qpatch::verify::rig::protocol::Width;
+use qpatch::verify::rig::sendrig;
+use qpatch::verify::rig::spawner::{Channel, Spawner};
+use qpatch::verify::rig::stub::Stubs;
+use qpatch::verify::sandbox::limits::{Bound, Machine, Raised};
+use qpatch::verify::sandbox::scratch::{Keep, MessageId, Scratch, Site, SiteConfig};
 
 /// A tree's programs, built by its own Makefile and installed in a home of their own.
 pub(crate) struct Rig {

@@ -9,15 +9,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use qpatch::engine::rule::Parameters;
 use qpatch::gate::sites::{self, Sites};
 use qpatch::patches;
-use qpatch::rule::Parameters;
 use qpatch::tree::journal::Session;
 use qpatch::tree::plan::{Halves, Plan as Changes};
 use qpatch::tree::{self, Tree};
-use qpatch::verify::process::Process;
-use qpatch::verify::scratch::{Scratch, Site, SiteConfig};
-use qpatch::verify::{build, mail, sendrig};
+use qpatch::verify::proofs::{build, mail};
+use qpatch::verify::rig::sendrig;
+use qpatch::verify::sandbox::process::Process;
+use qpatch::verify::sandbox::scratch::{Scratch, Site, SiteConfig};
 use qpatch_gate::status::Status;
 use qpatch_gate::table::Limit;
 

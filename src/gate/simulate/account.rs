@@ -2,7 +2,7 @@
 //!
 //! They come in the order in which they were handed out, each when its end is known. Of a server that has a gate already, the
 //! log has more than one beginning for a delivery that was sent away as busy; they are one, which begins with the first. Such
-//! a gate says how long it held what it held ([`crate::log::event::held`]): how long a delivery ran is known from that, not from
+//! a gate says how long it held what it held ([`crate::qmail::log::event::held`]): how long a delivery ran is known from that, not from
 //! the time between its beginning and its end, in which it may only have waited. What fails for good has no such line, because
 //! its text goes to the sender; but the deliveries to one domain start in their order, so it did not start before those that
 //! were handed out earlier.
@@ -17,12 +17,12 @@ use serde::Serialize;
 
 use super::clock::Clock;
 use super::machine::SILENT;
-use crate::gate::said;
+use crate::gate::simulate::log_report;
 use crate::gate::text::escaped;
-use crate::log::event::{self, End, Event};
-use crate::log::line::{Foreign, Line};
-use crate::log::stamp::Precision;
-use crate::log::{Entry, Log};
+use crate::qmail::log::event::{self, End, Event};
+use crate::qmail::log::line::{Foreign, Line};
+use crate::qmail::log::stamp::Precision;
+use crate::qmail::log::{Entry, Log};
 
 /// So many deliveries may be open in the log: as many as there are slots, in both spawners.
 const OPEN_MAX: usize = 2 * SLOTS_MAX as usize;
@@ -322,7 +322,7 @@ impl Account {
         let held = event::held(text);
         self.lines.held_already += u64::from(held.is_some());
         let Some(try_) = self.get(at) else { return };
-        (try_.state, try_.said, try_.told) = (State::Over, said::of_log(end, text), told);
+        (try_.state, try_.said, try_.told) = (State::Over, log_report::of_log(end, text), told);
         (try_.ended_us, try_.lines[2]) = (now_us, line);
         let Try { asked_us, started_us, recipient, .. } = try_.clone();
         let domain = domain_hash(&recipient);

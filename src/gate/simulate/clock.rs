@@ -4,7 +4,7 @@
 //! seen by itself: an hour back, or an hour that is missing, give or take ten minutes without a line, on a day and at a time at
 //! which it may be. What else goes back was set back, and goes on from there.
 
-use crate::log::stamp::{Basis, Stamp};
+use crate::qmail::log::stamp::{Basis, Stamp};
 
 /// A clock that goes back by no more than this was read by two writers in turn.
 const JITTER_US: i64 = 5_000_000;
@@ -118,7 +118,7 @@ fn may_change(basis: Basis, us: i64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::stamp::Precision;
+    use crate::qmail::log::stamp::Precision;
 
     fn stamp(us: i64, basis: Basis) -> Stamp {
         Stamp { us, precision: Precision::Fine, basis }
@@ -170,7 +170,7 @@ mod tests {
     fn daylight_saving_time_begins_and_ends() {
         let local = |text: &str| {
             let line = format!("{text} new msg 1");
-            crate::log::line::read(line.as_bytes(), None, 0).unwrap().stamp.unwrap()
+            crate::qmail::log::line::read(line.as_bytes(), None, 0).unwrap().stamp.unwrap()
         };
         for (texts, secs, changed) in [
             // Berlin, 2023.

@@ -18,7 +18,7 @@ use qpatch_gate::table::{Cap, Limit};
 use qpatch_gate_model::retry::{Closed, Job, Retry, Step, Told};
 use serde::Serialize;
 
-use crate::gate::said;
+use crate::gate::simulate::log_report;
 
 /// qmail-send's passes over mail that is due; as in the gate's tests.
 const PASS_US: u64 = 1_000_000 / 3000;
@@ -678,12 +678,12 @@ impl Machine {
             self.free.push(at);
             return;
         }
-        let back = self.gate.done(self.now_us, slot, Ran::Yes(&said::report(&said)));
+        let back = self.gate.done(self.now_us, slot, Ran::Yes(&log_report::report(&said)));
         #[cfg(test)]
         self.log.end(self.now_us, at, told, (service_us, tried_us), back.is_some());
         key.running -= 1;
         self.last_end_us = self.last_end_us.max(self.now_us);
-        if said::is_objection(said.seen) {
+        if log_report::is_objection(said.seen) {
             key.objections += 1;
             if key.cap.learning == Learning::On
                 && let Some(of_gate) = self.gate.find_key(key.kind, &key.name)

@@ -16,6 +16,7 @@
 
 mod account;
 mod clock;
+mod log_report;
 mod machine;
 mod outcome;
 mod replay;
@@ -32,7 +33,7 @@ use super::check::{Source, load};
 use super::text::count;
 use super::{Done, Format, print};
 use crate::error::Error;
-use crate::log::Log;
+use crate::qmail::log::Log;
 use account::Account;
 use outcome::Outcome;
 use replay::{Run, Slots};

@@ -136,7 +136,7 @@ impl Run {
 mod tests {
     use super::*;
     use crate::gate::simulate::machine::KEYS_MAX;
-    use crate::log::{Entry, Log};
+    use crate::qmail::log::{Entry, Log};
     use qpatch_gate::gate::SLOTS_MAX;
     use qpatch_gate::route::Routes;
     use qpatch_gate::rules::KeyKind;
@@ -155,7 +155,7 @@ mod tests {
         let mut account = Account::default();
         for (line, number) in log.lines().zip(1..) {
             let text = line.as_bytes();
-            let line = crate::log::line::read(text, None, 0);
+            let line = crate::qmail::log::line::read(text, None, 0);
             account.entry(&Entry { file: "log", number, text, line });
             run.take(&mut account);
         }

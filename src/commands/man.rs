@@ -1,0 +1,202 @@
+//! The manual pages: those of the commands, made from their help, concurrencydomains(5) and concurrencyreplies(5).
+//!
+//! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it knows
+//! nothing of METRICS, EXIT STATUS and SEE ALSO.
+
+#![forbid(unsafe_code)]
+
+use std::io;
+
+use clap::{Arg, ArgAction, Command};
+use clap_mangen::Man;
+
+/// The pages of the gate's control files, which are written by hand.
+const CONTROL_FILES: [(&str, &str); 2] = [
+    ("concurrencydomains.5", include_str!("../../man/concurrencydomains.5")),
+    ("concurrencyreplies.5", include_str!("../../man/concurrencyreplies.5")),
+];
+
+/// What 0 and 1 mean where it is not just "done" and "could not". 2 is wrong usage everywhere.
+const EXIT_STATUS: [(&str, &str, &str); 8] = [
+    (
+        "qpatch-status",
+        "the tree was read, whichever patches are in it",
+        "it is no tree of qmail, or could not be read",
+    ),
+    (
+        "qpatch-rule-try",
+        "each rule that was tried fits or is there already",
+        "a rule does not fit, or the rule or the file could not be read",
+    ),
+    ("qpatch-verify", "every step holds", "a step fails, or could not be tried"),
+    ("qpatch-demo", "every step holds", "a step fails, or could not be tried"),
+    (
+        "qpatch-doctor",
+        "nothing is to change, as far as could be seen",
+        "something is to change, or no qmail is installed in the QMAILHOME that was named",
+    ),
+    (
+        "qpatch-gate-check",
+        "no errors; there may be warnings",
+        "there is an error, so the gate does not use the file; or the file could not be read",
+    ),
+    ("qpatch-gate-show", "the status was read", "there is none, or it could not be understood"),
+    (
+        "qpatch-gate-sites",
+        "DNS was asked, and what it said is written",
+        "DNS answers nothing at all, or the file could not be written; nothing was changed",
+    ),
+];
+
+/// What stands before the metrics.
+const METRICS: &str = "\
+With \\fB\\-\\-format prometheus\\fR, for node_exporter's textfile folder; the sources have a dashboard and alert rules in monitoring. \
+Times are in seconds since 1970.
+.PP
+Where a tree has several remote channels, each has a qmail\\-rspawn, and those metrics that tell of one have a label \\fBspawner\\fR: \
+0 for queue/lock/gatestatus, 1 for gatestatus.1; so have the counters of keys. All others are of all together.
+.PP
+The metrics of keys have the labels \\fBkind\\fR (domain, relay, group, candidates) and \\fBkey\\fR, the name: bytes that are not printable \
+ASCII are \\fB%\\fR and two hexadecimal digits, here as in every other output, and so is \\fB%\\fR. A key has series of its own if it is a \
+group, a relay, or a domain with a line of its own in concurrencydomains, if it is or was at its limit, or if it is one of \
+the \\fB\\-\\-busiest\\fR of the rest. The others are added up under \\fBkind=\"other\"\\fR, but not their counters: with a key that gets \
+series of its own these would fall, and a counter must not. What the others did is what is left of all, for example \
+rate(qmail_gate_done_total[5m]) \\- sum without (kind, key, spawner) (rate(qmail_gate_key_done_total[5m])).
+";
+
+/// Every page: its file's name and its text.
+///
+/// # Errors
+/// None but those of writing to memory.
+pub fn pages(command: Command) -> io::Result<Vec<(String, String)>> {
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    let source = format!("qpatch {}", command.get_version().unwrap_or_default());
+    let by_hand = CONTROL_FILES.iter().map(|(name, text)| (name.to_string(), text.to_string()));
+    let mut pages: Vec<_> = by_hand.collect();
+    add(&command, &source, &mut pages)?;
+    Ok(pages)
+}
+
+fn add(command: &Command, source: &str, pages: &mut Vec<(String, String)>) -> io::Result<()> {
+    for subcommand in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+        add(subcommand, source, pages)?;
+    }
+    let man = Man::new(command.clone()).source(source);
+    pages.push((man.get_filename(), page(&man, command)?));
+    Ok(())
+}
+
+fn page(man: &Man, command: &Command) -> io::Result<String> {
+    const SYNOPSIS: &str = ".SH SYNOPSIS\n";
+    const DESCRIPTION: &str = ".SH DESCRIPTION\n";
+    let mut written = Vec::new();
+    man.render(&mut written)?;
+    let written = String::from_utf8_lossy(&written);
+    let other = || io::Error::other("clap_mangen writes SYNOPSIS and DESCRIPTION no longer");
+    let (head, rest) = written.split_once(SYNOPSIS).ok_or_else(other)?;
+    let (_, rest) = rest.split_once(DESCRIPTION).ok_or_else(other)?;
+    // The version is in the page's foot, as with every manual page.
+    let (rest, _) = rest.split_once(".SH VERSION\n").unwrap_or((rest, ""));
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+    Ok(format!(
+        "{head}{SYNOPSIS}{}\n{DESCRIPTION}{rest}{}{}{}",
+        synopsis(command),
+        metrics(name),
+        exit_status(name),
+        see_also(name)
+    ))
+}
+
+/// As in roff: a bare hyphen may become another character there.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-")
+}
+
+fn bold(text: &str) -> String {
+    format!("\\fB{}\\fR", escaped(text))
+}
+
+fn italic(text: &str) -> String {
+    format!("\\fI{}\\fR", escaped(text))
+}
+
+/// `qpatch apply [--spawn N] ... TREE`
+fn synopsis(command: &Command) -> String {
+    let mut words = vec![bold(command.get_bin_name().unwrap_or_else(|| command.get_name()))];
+    let shown = || command.get_arguments().filter(|a| !a.is_hide_set());
+    let (required, optional): (Vec<_>, Vec<_>) =
+        shown().filter(|a| !a.is_positional()).partition(|a| a.is_required_set());
+    for arg in optional.into_iter().chain(required).chain(command.get_positionals()) {
+        let mut word = match arg.is_positional() {
+            true => value(arg),
+            false => option(arg),
+        };
+        let again =
+            arg.get_value_delimiter().is_none() && matches!(arg.get_action(), ArgAction::Append);
+        word = match (arg.is_required_set(), again) {
+            (true, false) => word,
+            // Not `LOG...`, which would be several values behind one option.
+            (true, true) => format!("{word} [{word}]..."),
+            (false, false) => format!("[{word}]"),
+            (false, true) => format!("[{word}]..."),
+        };
+        words.push(word);
+    }
+    if command.has_subcommands() {
+        words.push(italic("subcommand"));
+    }
+    words.join(" ")
+}
+
+fn option(arg: &Arg) -> String {
+    let short = arg.get_short().map(|short| bold(&format!("-{short}")));
+    let long = arg.get_long().map(|long| bold(&format!("--{long}")));
+    let names = short.into_iter().chain(long).collect::<Vec<_>>().join("|");
+    match arg.get_num_args() {
+        Some(values) if values.takes_values() && values.min_values() == 0 => {
+            format!("{names} [{}]", value(arg))
+        }
+        Some(values) if values.takes_values() => format!("{names} {}", value(arg)),
+        _ => names,
+    }
+}
+
+fn value(arg: &Arg) -> String {
+    let names = arg.get_value_names().unwrap_or_default();
+    italic(&names.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(" "))
+}
+
+fn exit_status(name: &str) -> String {
+    let of_its_own = EXIT_STATUS.iter().find(|(command, ..)| *command == name);
+    let (done, could_not) =
+        of_its_own.map_or(("done", "could not; standard error says why"), |(_, a, b)| (a, b));
+    let rows = [("0", done), ("1", could_not), ("2", "wrong usage")];
+    let rows = rows.map(|(code, meaning)| format!(".TP\n{}\n{meaning}\n", bold(code)));
+    format!(".SH \"EXIT STATUS\"\n{}", rows.concat())
+}
+
+/// What gate show prints for Prometheus.
+fn metrics(name: &str) -> String {
+    if name != "qpatch-gate-show" {
+        return String::new();
+    }
+    let rows = crate::gate::show::prometheus::metrics()
+        .map(|(name, kind, help)| format!(".TP\n{} ({kind})\n{}\n", bold(&name), escaped(help)));
+    format!(".SH METRICS\n{}{}", METRICS, rows.collect::<String>())
+}
+
+fn see_also(name: &str) -> String {
+    let pages: &[&str] = match name {
+        "qpatch" => &["concurrencydomains(5)"],
+        "qpatch-gate" => &["qpatch(1)", "concurrencydomains(5)"],
+        "qpatch-gate-check" => {
+            &["qpatch(1)", "qpatch-gate(1)", "concurrencydomains(5)", "concurrencyreplies(5)"]
+        }
+        gate if gate.starts_with("qpatch-gate-") => {
+            &["qpatch(1)", "qpatch-gate(1)", "concurrencydomains(5)"]
+        }
+        _ => &["qpatch(1)"],
+    };
+    format!(".SH \"SEE ALSO\"\n{}\n", escaped(&pages.join(", ")))
+}

@@ -1,0 +1,815 @@
+//! Patterns against tokens.
+//!
+//! Matching is by backtracking over the elements of a pattern. A gap or a run takes as few tokens
+//! as it can. The work for one start position is bounded ([`MAX_STEPS`]), so that no rule and no
+//! source can hang the tool; real rules need a few hundred steps.
+
+#![forbid(unsafe_code)]
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::rule::{Alternative, Element, Pattern, Scope};
+
+/// Element comparisons that one start position may cost before it counts as no match.
+pub const MAX_STEPS: usize = 1_000_000;
+
+/// Where a pattern matched.
+#[derive(Clone, Debug)]
+pub struct Match {
+    /// For each element of the pattern, the tokens that it took.
+    pub tokens: Vec<Range<usize>>,
+    /// The tokens of each metavariable, at its first use.
+    pub bindings: HashMap<String, Range<usize>>,
+}
+
+impl Match {
+    /// All tokens of the match.
+    #[must_use]
+    pub fn extent(&self) -> Range<usize> {
+        match (self.tokens.first(), self.tokens.last()) {
+            (Some(first), Some(last)) => first.start..last.end,
+            _ => 0..0,
+        }
+    }
+}
+
+/// Where a pattern that does not match came closest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// Some of it is there.
+    Place(Box<Nearest>),
+    /// None of its words is there.
+    Nowhere {
+        /// Its words.
+        words: Vec<String>,
+        /// Line of the function or target that was searched; `None` if that was the whole file.
+        line: Option<usize>,
+    },
+}
+
+impl Near {
+    /// The line of the file that it is about.
+    #[must_use]
+    pub fn line(&self) -> Option<usize> {
+        match self {
+            Near::Place(nearest) => Some(nearest.line),
+            Near::Nowhere { line, .. } => *line,
+        }
+    }
+
+    /// How much of the pattern is there, in thousandths.
+    #[must_use]
+    pub fn share(&self) -> usize {
+        match self {
+            Near::Place(nearest) => nearest.share,
+            Near::Nowhere { .. } => 0,
+        }
+    }
+}
+
+/// The place where the longest part of a pattern is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nearest {
+    /// Elements in a row, gaps aside, that matched.
+    pub matched: usize,
+    /// Elements, gaps aside, that the pattern has.
+    pub total: usize,
+    /// How much of the pattern matched, in thousandths; words weigh more than punctuation.
+    pub share: usize,
+    /// Line of the token that did not fit.
+    pub line: usize,
+    /// The element of the pattern that did not fit.
+    pub element: usize,
+    /// The line of the rule file that has it, where that is known.
+    pub rule_line: Option<usize>,
+    /// What the pattern wanted there.
+    pub wanted: String,
+    /// If all behind `wanted` matched: the first of that.
+    pub before: Option<String>,
+    /// What is there.
+    pub found: String,
+}
+
+/// Every match of `pattern` in `region`, first to last, not overlapping.
+#[must_use]
+pub fn find_all(source: &Source<'_>, region: Range<usize>, pattern: &Pattern) -> Vec<Match> {
+    let mut search = Search::new(source, region.clone(), pattern);
+    let mut found = Vec::new();
+    let mut at = region.start;
+    while at < region.end {
+        match search.at(at) {
+            Some(found_here) => {
+                at = found_here.extent().end.max(at + 1);
+                found.push(found_here);
+            }
+            None => at += 1,
+        }
+    }
+    found
+}
+
+/// Whether `pattern` matches anywhere in `region`.
+#[must_use]
+pub fn matches(source: &Source<'_>, region: Range<usize>, pattern: &Pattern) -> bool {
+    let mut search = Search::new(source, region.clone(), pattern);
+    region.into_iter().any(|at| search.at(at).is_some())
+}
+
+/// Where in `regions` the pattern came closest to matching: where the longest part of it is, be that its beginning or not.
+#[must_use]
+pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern) -> Near {
+    let elements = &pattern.elements;
+    let weights: Vec<usize> = elements.iter().map(weight).collect();
+    let weigh = |range: Range<usize>| weights[range].iter().sum::<usize>();
+    // The part that begins with element `from`: what it weighs, how many matched, and what did not.
+    struct Part {
+        weight: usize,
+        matched: usize,
+        from: usize,
+        start: usize,
+        token: usize,
+        element: usize,
+    }
+    let mut best: Option<Part> = None;
+    for region in regions {
+        let mut search = Search::new(source, region.clone(), pattern);
+        for from in (0..elements.len()).filter(|&n| n == 0 || weights[n] == WORD) {
+            for start in region.clone() {
+                search.furthest.set((0, start, from));
+                let (matched, token, element) = match search.part(from, start) {
+                    Some(found) => {
+                        let gap = |n: &usize| elements[*n] != Element::Gap;
+                        let matched = (from..elements.len()).filter(gap).count();
+                        (matched, found.extent().end, elements.len())
+                    }
+                    None => search.furthest.get(),
+                };
+                let weight = weigh(from..element);
+                if best.as_ref().is_none_or(|b| weight > b.weight) {
+                    best = Some(Part { weight, matched, from, start, token, element });
+                }
+            }
+        }
+    }
+    let Some(part) = best.filter(|part| part.weight >= WORD) else {
+        let word = |(e, w): (&Element, &usize)| match e {
+            Element::Token(_, text) if *w == WORD => {
+                Some(String::from_utf8_lossy(text).into_owned())
+            }
+            _ => None,
+        };
+        let mut words: Vec<_> = elements.iter().zip(&weights).filter_map(word).collect();
+        let mut seen = std::collections::HashSet::new();
+        words.retain(|word| seen.insert(word.clone()));
+        let whole = regions.iter().any(|r| r.len() == source.tokens.len());
+        let start = regions.first().filter(|_| !whole).and_then(|r| source.tokens.get(r.start));
+        return Near::Nowhere { words, line: start.map(|t| source.line(t.span.start)) };
+    };
+    // All from there on matched, so it is what comes before that did not. Behind a gap that is anywhere above.
+    let behind = part.element == elements.len();
+    let mut part = part;
+    while behind
+        && part.start > 0
+        && matches!(part.from.checked_sub(1).map(|n| &elements[n]), Some(Element::Token(kind, text))
+            if source.tokens[part.start - 1].kind == *kind && source.text(part.start - 1) == text.as_slice())
+    {
+        (part.from, part.start, part.matched) = (part.from - 1, part.start - 1, part.matched + 1);
+    }
+    let (element, token) = match behind {
+        true => (part.from.saturating_sub(1), part.start.checked_sub(1)),
+        false => (part.element, Some(part.token)),
+    };
+    let gap = behind && elements.get(element) == Some(&Element::Gap);
+    let element = if gap { element.saturating_sub(1) } else { element };
+    let (at, found) = match token.and_then(|t| source.tokens.get(t).map(|token| (t, token))) {
+        _ if gap => (source.tokens[part.start].span.start, "nothing like it above".to_string()),
+        Some((t, token)) => {
+            (token.span.start, String::from_utf8_lossy(&source.text(t)).into_owned())
+        }
+        None if behind => (0, "the start of the file".to_string()),
+        None => (source.bytes.len(), "the end of the file".to_string()),
+    };
+    let shown =
+        |element: usize| elements.get(element).map_or_else(String::new, |e| wanted(pattern, e));
+    Near::Place(Box::new(Nearest {
+        matched: part.matched,
+        total: elements.iter().filter(|e| **e != Element::Gap).count(),
+        share: part.weight * 1000 / weigh(0..elements.len()).max(1),
+        line: source.line(at),
+        element,
+        rule_line: None,
+        wanted: shown(element),
+        before: behind.then(|| shown(part.from)),
+        found,
+    }))
+}
+
+/// What a word weighs in a partial match; punctuation and keywords are everywhere.
+const WORD: usize = 4;
+
+fn weight(element: &Element) -> usize {
+    const KEYWORDS: [&[u8]; 18] = [
+        b"if",
+        b"else",
+        b"for",
+        b"while",
+        b"do",
+        b"switch",
+        b"case",
+        b"break",
+        b"return",
+        b"int",
+        b"char",
+        b"unsigned",
+        b"long",
+        b"void",
+        b"static",
+        b"extern",
+        b"struct",
+        b"i",
+    ];
+    match element {
+        Element::Token(Kind::Punct | Kind::LineEnd | Kind::Directive, _) => 1,
+        Element::Token(Kind::Ident, text) if KEYWORDS.contains(&text.as_slice()) => 1,
+        Element::Token(..) => WORD,
+        Element::Variable(_) | Element::Run(_) | Element::Gap => 0,
+    }
+}
+
+fn wanted(pattern: &Pattern, element: &Element) -> String {
+    match element {
+        Element::Token(_, text) => String::from_utf8_lossy(text).into_owned(),
+        Element::Run(name) => format!("$${name}"),
+        Element::Gap => "...".to_string(),
+        Element::Variable(name) => match pattern.lets.get(name) {
+            None => format!("${name}"),
+            Some(alternatives) => alternatives
+                .iter()
+                .map(|a| match a {
+                    Alternative::Token(_, text) => String::from_utf8_lossy(text).into_owned(),
+                    Alternative::Kind(kind) => format!("a {kind:?}").to_lowercase(),
+                })
+                .collect::<Vec<_>>()
+                .join(" or "),
+        },
+    }
+}
+
+struct Search<'a> {
+    source: &'a Source<'a>,
+    region: Range<usize>,
+    pattern: &'a Pattern,
+    steps: Cell<usize>,
+    /// Elements matched, and the token and element that did not fit.
+    furthest: Cell<(usize, usize, usize)>,
+}
+
+impl<'a> Search<'a> {
+    fn new(source: &'a Source<'a>, region: Range<usize>, pattern: &'a Pattern) -> Self {
+        let steps = Cell::new(0);
+        let furthest = Cell::new((0, region.start, 0));
+        Search { source, region, pattern, steps, furthest }
+    }
+
+    fn at(&mut self, start: usize) -> Option<Match> {
+        self.part(0, start)
+    }
+
+    /// The elements from `element` on at `start`.
+    fn part(&mut self, element: usize, start: usize) -> Option<Match> {
+        self.steps.set(0);
+        let mut state = Match {
+            tokens: Vec::with_capacity(self.pattern.elements.len()),
+            bindings: HashMap::new(),
+        };
+        self.from(element, start, 0, &mut state).then_some(state)
+    }
+
+    fn fits(&self, token: usize, kind: Kind, text: &[u8]) -> bool {
+        let t = &self.source.tokens[token];
+        t.kind == kind && (kind == Kind::LineEnd || &*self.source.text(token) == text)
+    }
+
+    /// Match elements from `element` on at `token`; `count` of them, gaps aside, matched before.
+    fn from(&self, element: usize, token: usize, count: usize, state: &mut Match) -> bool {
+        if self.steps.get() >= MAX_STEPS {
+            return false;
+        }
+        self.steps.set(self.steps.get() + 1);
+        let Some(wanted) = self.pattern.elements.get(element) else { return true };
+        if count >= self.furthest.get().0 && *wanted != Element::Gap {
+            self.furthest.set((count, token, element));
+        }
+        match wanted {
+            Element::Gap => {
+                (token..=self.region.end).any(|next| self.take(element, token..next, count, state))
+            }
+            Element::Token(kind, text) => {
+                token < self.region.end
+                    && self.fits(token, *kind, text)
+                    && self.take(element, token..token + 1, count + 1, state)
+            }
+            Element::Variable(name) => {
+                token < self.region.end
+                    && self.admits(name, token)
+                    && self.bind(name, element, token..token + 1, count, state)
+            }
+            Element::Run(name) => {
+                self.balanced(token).any(|end| self.bind(name, element, token..end, count, state))
+            }
+        }
+    }
+
+    /// Give `tokens` to `element` and go on behind them.
+    fn take(&self, element: usize, tokens: Range<usize>, count: usize, state: &mut Match) -> bool {
+        let end = tokens.end;
+        state.tokens.push(tokens);
+        if self.from(element + 1, end, count, state) {
+            return true;
+        }
+        state.tokens.pop();
+        false
+    }
+
+    fn bind(
+        &self,
+        name: &str,
+        element: usize,
+        tokens: Range<usize>,
+        count: usize,
+        state: &mut Match,
+    ) -> bool {
+        if let Some(bound) = state.bindings.get(name) {
+            return self.same(bound.clone(), tokens.clone())
+                && self.take(element, tokens, count + 1, state);
+        }
+        state.bindings.insert(name.to_string(), tokens.clone());
+        if self.take(element, tokens, count + 1, state) {
+            return true;
+        }
+        state.bindings.remove(name);
+        false
+    }
+
+    fn same(&self, a: Range<usize>, b: Range<usize>) -> bool {
+        a.len() == b.len()
+            && a.zip(b).all(|(i, j)| {
+                self.source.tokens[i].kind == self.source.tokens[j].kind
+                    && self.source.text(i) == self.source.text(j)
+            })
+    }
+
+    fn admits(&self, name: &str, token: usize) -> bool {
+        if self.source.tokens[token].kind == Kind::LineEnd {
+            return false;
+        }
+        self.pattern.lets.get(name).is_none_or(|alternatives| {
+            alternatives.iter().any(|a| match a {
+                Alternative::Token(kind, text) => self.fits(token, *kind, text),
+                Alternative::Kind(kind) => self.source.tokens[token].kind == *kind,
+            })
+        })
+    }
+
+    /// Ends of the runs from `start` on in which brackets balance, shortest first.
+    fn balanced(&self, start: usize) -> impl Iterator<Item = usize> + '_ {
+        let mut depth = 0usize;
+        let mut at = start;
+        let mut open = true;
+        std::iter::from_fn(move || {
+            while open {
+                if at >= self.region.end {
+                    open = false;
+                    break;
+                }
+                match &*self.source.text(at) {
+                    b"(" | b"[" | b"{" => depth += 1,
+                    b")" | b"]" | b"}" => match depth.checked_sub(1) {
+                        Some(less) => depth = less,
+                        None => {
+                            open = false;
+                            break;
+                        }
+                    },
+                    _ => {}
+                }
+                at += 1;
+                if depth == 0 {
+                    return Some(at);
+                }
+            }
+            None
+        })
+    }
+}
+
+/// A function definition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// Its tokens, from the name to the closing brace.
+    pub tokens: Range<usize>,
+    /// Whether its parameters are declared between the list and the body.
+    pub old_style: bool,
+}
+
+/// The function definitions of a C source, K&R or ANSI, in order.
+///
+/// Braces are counted along the first branch of each conditional, because the branches of an
+/// `#ifdef` may open the same brace twice.
+#[must_use]
+pub fn functions(source: &Source<'_>) -> Vec<Function> {
+    let code = code_tokens(source);
+    let text = |i: usize| code.get(i).map(|&t| source.text(t)).unwrap_or_default();
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < code.len() {
+        match &*text(at) {
+            b"{" => at = closing(source, &code, at) + 1,
+            b"(" if at > 0 && is_name(source, code[at - 1]) => {
+                let close = closing(source, &code, at);
+                match body(source, &code, close + 1) {
+                    Some(open) => {
+                        let end = closing(source, &code, open);
+                        let last = code.get(end).copied().unwrap_or(source.tokens.len() - 1);
+                        found.push(Function {
+                            name: String::from_utf8_lossy(&text(at - 1)).into_owned(),
+                            tokens: code[at - 1]..last + 1,
+                            old_style: open > close + 1 && &*text(open - 1) == b";",
+                        });
+                        at = end + 1;
+                    }
+                    None => at = close + 1,
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    found
+}
+
+/// Indices of the tokens that are neither preprocessor lines nor in an `#else` branch.
+fn code_tokens(source: &Source<'_>) -> Vec<usize> {
+    let mut code = Vec::with_capacity(source.tokens.len());
+    // For each open conditional: whether its present branch is left out.
+    let mut skipped: Vec<bool> = Vec::new();
+    let mut at = 0;
+    while at < source.tokens.len() {
+        if source.tokens[at].kind == Kind::Directive {
+            match &*source.tokens.get(at + 1).map(|_| source.text(at + 1)).unwrap_or_default() {
+                b"if" | b"ifdef" | b"ifndef" => skipped.push(false),
+                b"elif" | b"else" => {
+                    if let Some(last) = skipped.last_mut() {
+                        *last = true;
+                    }
+                }
+                b"endif" => {
+                    skipped.pop();
+                }
+                _ => {}
+            }
+            while at < source.tokens.len() && source.tokens[at].kind != Kind::LineEnd {
+                at += 1;
+            }
+        } else if !skipped.contains(&true) {
+            code.push(at);
+        }
+        at += 1;
+    }
+    code
+}
+
+fn is_name(source: &Source<'_>, token: usize) -> bool {
+    const KEYWORDS: [&[u8]; 10] = [
+        b"if",
+        b"while",
+        b"for",
+        b"switch",
+        b"return",
+        b"sizeof",
+        b"__attribute__",
+        b"do",
+        b"else",
+        b"case",
+    ];
+    source.tokens[token].kind == Kind::Ident && !KEYWORDS.contains(&&*source.text(token))
+}
+
+/// The index in `code` of the bracket that closes the one at `open`, or the last index.
+fn closing(source: &Source<'_>, code: &[usize], open: usize) -> usize {
+    let mut depth = 0usize;
+    for (at, &token) in code.iter().enumerate().skip(open) {
+        match &*source.text(token) {
+            b"(" | b"[" | b"{" => depth += 1,
+            b")" | b"]" | b"}" => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    return at;
+                }
+            }
+            _ => {}
+        }
+    }
+    code.len().saturating_sub(1).max(open)
+}
+
+/// The opening brace of a definition whose parameter list ended before `at`: at once (ANSI), or
+/// behind K&R parameter declarations.
+fn body(source: &Source<'_>, code: &[usize], mut at: usize) -> Option<usize> {
+    let text = |i: usize| code.get(i).map(|&t| source.text(t)).unwrap_or_default();
+    while &*text(at) == b"__attribute__" {
+        at = closing(source, code, at + 1) + 1;
+    }
+    let start = at;
+    loop {
+        match &*text(at) {
+            b"{" => return (at == start || &*text(at - 1) == b";").then_some(at),
+            b"" | b"=" | b"}" => return None,
+            b";" | b"," if at == start => return None,
+            b"(" if at > start && is_name(source, code[at - 1]) && &*text(at + 1) != b"*" => {
+                return None;
+            }
+            _ => at += 1,
+        }
+    }
+}
+
+/// The stretches of `source` that `scope` names, as token ranges.
+///
+/// # Errors
+/// Where the scope is missing: the names that the file has in its place.
+pub fn regions(
+    source: &Source<'_>,
+    lang: Lang,
+    scope: &Scope,
+) -> Result<Vec<Range<usize>>, Vec<String>> {
+    match scope {
+        Scope::File | Scope::End => Ok(std::iter::once(0..source.tokens.len()).collect()),
+        Scope::FirstLine => {
+            let end = (0..source.tokens.len())
+                .find(|&i| source.tokens[i].kind == Kind::LineEnd)
+                .map_or(source.tokens.len(), |i| i + 1);
+            Ok(std::iter::once(0..end).collect())
+        }
+        Scope::BeforeIncludes => Ok(std::iter::once(first_include(source)).collect()),
+        Scope::AfterIncludes => {
+            let includes = free_includes(source);
+            let range = match (includes.first(), includes.last()) {
+                (Some(first), Some(last)) => first.start..last.end,
+                _ => 0..0,
+            };
+            Ok(std::iter::once(range).collect())
+        }
+        Scope::Function(names) => {
+            debug_assert_eq!(lang, Lang::C);
+            let functions = functions(source);
+            for name in names {
+                let regions: Vec<_> = functions
+                    .iter()
+                    .filter(|f| f.name == *name)
+                    .map(|f| f.tokens.clone())
+                    .collect();
+                if !regions.is_empty() {
+                    return Ok(regions);
+                }
+            }
+            Err(functions.into_iter().map(|f| f.name).collect())
+        }
+        Scope::Target(name) => {
+            let targets = targets(source);
+            let regions: Vec<_> =
+                targets.iter().filter(|(n, _)| n == name).flat_map(|(_, r)| r.clone()).collect();
+            if regions.is_empty() {
+                return Err(targets.into_iter().map(|(n, _)| n).collect());
+            }
+            Ok(regions)
+        }
+    }
+}
+
+/// The first `#include` line if no conditional holds it, else an empty range at the outermost
+/// conditional around it; at the start where there is none.
+fn first_include(source: &Source<'_>) -> Range<usize> {
+    includes(source).into_iter().next().map_or(0..0, |include| match include.held_by {
+        Some(outer) => outer..outer,
+        None => include.tokens,
+    })
+}
+
+/// The `#include` lines that no conditional holds.
+fn free_includes(source: &Source<'_>) -> Vec<Range<usize>> {
+    includes(source).into_iter().filter(|i| i.held_by.is_none()).map(|i| i.tokens).collect()
+}
+
+struct Include {
+    tokens: Range<usize>,
+    /// The outermost conditional around it.
+    held_by: Option<usize>,
+}
+
+fn includes(source: &Source<'_>) -> Vec<Include> {
+    let mut found = Vec::new();
+    let mut open: Vec<usize> = Vec::new();
+    for at in 0..source.tokens.len().saturating_sub(1) {
+        if source.tokens[at].kind != Kind::Directive {
+            continue;
+        }
+        match &*source.text(at + 1) {
+            b"if" | b"ifdef" | b"ifndef" => open.push(at),
+            b"endif" => {
+                open.pop();
+            }
+            b"include" => {
+                let end = (at..source.tokens.len())
+                    .find(|&i| source.tokens[i].kind == Kind::LineEnd)
+                    .map_or(source.tokens.len(), |i| i + 1);
+                found.push(Include { tokens: at..end, held_by: open.first().copied() });
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Makefile targets, each with its rule and recipe. Blank and comment lines before a line of the recipe are no end of it,
+/// but no part of it either: it goes on in a further range.
+fn targets(source: &Source<'_>) -> Vec<(String, Vec<Range<usize>>)> {
+    let mut found = Vec::new();
+    let tokens = &source.tokens;
+    let behind_line = |at: usize| {
+        let end = (at..tokens.len()).find(|&i| tokens[i].kind == Kind::LineEnd);
+        end.map_or(tokens.len(), |i| i + 1)
+    };
+    let mut at = 0;
+    while at < tokens.len() {
+        let word = source.text(at);
+        let name = if tokens[at].kind != Kind::Word || recipe_line(source, at) {
+            None
+        } else if let Some(name) = word.strip_suffix(b":") {
+            Some(name)
+        } else if at + 1 < tokens.len() && source.is(at + 1, Kind::Word, ":") {
+            Some(&*word)
+        } else {
+            None
+        };
+        let Some(name) = name else {
+            at = behind_line(at);
+            continue;
+        };
+        let mut ranges = Vec::new();
+        let (mut start, mut end) = (at, behind_line(at));
+        loop {
+            while end < tokens.len() && recipe_line(source, end) {
+                end = behind_line(end);
+            }
+            ranges.push(start..end);
+            let mut next = end;
+            while next < tokens.len()
+                && !recipe_line(source, next)
+                && (tokens[next].kind == Kind::LineEnd || source.text(next).starts_with(b"#"))
+            {
+                next = behind_line(next);
+            }
+            if next >= tokens.len() || !recipe_line(source, next) {
+                break;
+            }
+            (start, end) = (next, next);
+        }
+        found.push((String::from_utf8_lossy(name).into_owned(), ranges));
+        at = end;
+    }
+    found
+}
+
+/// Whether the line that token `at` begins starts with a tab.
+fn recipe_line(source: &Source<'_>, at: usize) -> bool {
+    let start = source.tokens[at].span.start;
+    let line = source.bytes[..start].iter().rposition(|&b| b == b'\n').map_or(0, |n| n + 1);
+    source.bytes.get(line) == Some(&b'\t')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(text: &str) -> Vec<String> {
+        functions(&Source::new(Lang::C, text.as_bytes())).into_iter().map(|f| f.name).collect()
+    }
+
+    #[test]
+    fn functions_in_both_dialects() {
+        assert_eq!(names("int f(a,b) int a; char *b; { x(); }"), ["f"]);
+        assert_eq!(names("void g(int a, void (*h)(int)) { if (a) { h(a); } }"), ["g"]);
+        assert_eq!(names("int main() { return 0; }\nstatic int k(void) { }"), ["main", "k"]);
+        assert_eq!(names("int f(h) int (*h)(); { }"), ["f"]);
+    }
+
+    #[test]
+    fn what_is_not_a_definition() {
+        assert_eq!(names("extern int spawn(); struct d { int x; } ; int y = f(3);"), [""; 0]);
+        assert_eq!(
+            names("MACRO(x)\nint g;\nint main(argc,argv) int argc; char **argv; {}"),
+            ["main"]
+        );
+        assert_eq!(names("struct s { int (*f)(); } a; int h() {}"), ["h"]);
+    }
+
+    #[test]
+    fn branches_may_open_the_same_brace_twice() {
+        let text = "int f(){\n#ifdef A\nif (a) {\n#else\nif (b) {\n#endif\n} }\nint g(){}";
+        assert_eq!(names(text), ["f", "g"]);
+    }
+
+    #[test]
+    fn unclosed_source_ends_in_peace() {
+        for text in
+            ["int f(", "int f() {", "f(a) int a; {{", "(", "{", "}", "int f()", "__attribute__"]
+        {
+            let _ = names(text);
+        }
+    }
+
+    #[test]
+    fn the_first_include_and_what_holds_it() {
+        let range = |text: &str| first_include(&Source::new(Lang::C, text.as_bytes()));
+        assert_eq!(range("/* c */\n#include <a.h>\n#include <b.h>\n"), 0..4);
+        assert_eq!(range("int x;\n#ifdef A\n#include <a.h>\n#endif\n"), 3..3);
+        assert_eq!(range("int x;\n"), 0..0);
+    }
+
+    #[test]
+    fn makefile_targets() {
+        let source = Source::new(Lang::Text, b"a: \\\nb c\n\t./x\n\t./y\n\nd : e\nf:\n");
+        let lens = |ranges: Vec<Range<usize>>| ranges.iter().map(Range::len).collect::<Vec<_>>();
+        let found: Vec<_> = targets(&source).into_iter().map(|(n, r)| (n, lens(r))).collect();
+        assert_eq!(found, [("a".into(), vec![8]), ("d".into(), vec![4]), ("f".into(), vec![2])]);
+    }
+
+    #[test]
+    fn a_recipe_goes_on_behind_comments_and_blank_lines() {
+        let text = b"a: b\n# c \\\n d:\n\n\t./x a\n#\n\t./y\n\n# e\nf: g\n";
+        let source = Source::new(Lang::Text, text);
+        let words = |range: &Range<usize>| {
+            let words = range.clone().filter(|&i| source.tokens[i].kind == Kind::Word);
+            words
+                .map(|i| String::from_utf8(source.text(i).into_owned()).unwrap())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let found: Vec<_> = targets(&source)
+            .iter()
+            .map(|(n, r)| (n.clone(), r.iter().map(words).collect::<Vec<_>>()))
+            .collect();
+        let of_a = ["a: b", "./x a", "./y"].map(String::from).to_vec();
+        assert_eq!(found, [("a".to_string(), of_a), ("f".to_string(), vec!["f: g".to_string()])]);
+    }
+
+    /// The nearest place for a pattern that is written as the context of a rule.
+    fn near(pattern: &str, text: &str) -> Near {
+        let rule = format!("file a.c\n@@ : t\n {}\n+;\n=x\n", pattern.replace('\n', "\n "));
+        let patch = crate::engine::rule::parse(
+            "t",
+            "t",
+            &rule,
+            &crate::engine::rule::Parameters::new(),
+            &[],
+        )
+        .unwrap();
+        let source = Source::new(Lang::C, text.as_bytes());
+        let whole: Vec<Range<usize>> = std::iter::once(0..source.tokens.len()).collect();
+        nearest(&source, &whole, &patch.sections[0].rules()[0].parts[0].variants[0].pattern)
+    }
+
+    #[test]
+    fn the_nearest_place_is_where_the_longest_part_is() {
+        let text = "f();\ng(a);\nh(x);\nclose(fd);\nend();\n";
+        for (pattern, line, wanted, before, found) in [
+            // Its beginning.
+            ("close(fd);\nexit();", 5, "exit", None, "end"),
+            // Its end: nothing of what comes before is there.
+            ("open(y);\nclose(fd);", 3, "y", Some(")"), "x"),
+            ("begin(z);\n...\nclose(fd);", 4, ";", Some("close"), "nothing like it above"),
+            // Its middle.
+            ("open(y); close(fd); exit();", 5, "exit", None, "end"),
+        ] {
+            let Near::Place(nearest) = near(pattern, text) else { panic!("{pattern}: nowhere") };
+            let got = (
+                nearest.line,
+                nearest.wanted.as_str(),
+                nearest.before.as_deref(),
+                nearest.found.as_str(),
+            );
+            assert_eq!(got, (line, wanted, before, found), "{pattern}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_whose_words_are_nowhere_is_at_no_line() {
+        let nowhere = near("sig_childunblock();", "#include <a.h>\nint main() { return 0; }\n");
+        assert_eq!(nowhere, Near::Nowhere { words: vec!["sig_childunblock".into()], line: None });
+    }
+}

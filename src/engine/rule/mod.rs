@@ -1,0 +1,361 @@
+//! Rule files: what a patch matches and what it writes.
+//!
+//! The language is documented, with its grammar, in `patches/README.md`.
+
+#![forbid(unsafe_code)]
+
+mod parse;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::engine::lex::{Kind, Lang};
+
+pub use parse::parse;
+
+/// One patch: the rules that together make one thing true of a tree.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// The name of its folder under `patches/`.
+    pub id: String,
+    /// One section per `file` or `create` line, in the order of the rule file.
+    pub sections: Vec<Section>,
+}
+
+/// Rules for one selection of files, or a file to create.
+#[derive(Clone, Debug)]
+pub struct Section {
+    /// The files it is about.
+    pub select: Select,
+    /// Left out where the tree has one of these files.
+    pub unless: Vec<String>,
+    /// How its files are split into tokens; `None`: by their names.
+    pub lang: Option<Lang>,
+    /// The parameter without which it is left out.
+    pub when: Option<String>,
+    /// What is done to each of its files.
+    pub work: Work,
+    /// Line of the rule file.
+    pub line: usize,
+}
+
+impl Section {
+    /// Its rules; none for a section that makes a file or refuses a tree.
+    #[must_use]
+    pub fn rules(&self) -> &[Rule] {
+        match &self.work {
+            Work::Rules(rules) => rules,
+            Work::Create(_) | Work::Refuse(_) => &[],
+        }
+    }
+}
+
+/// What a section does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    /// Change each file of the selection.
+    Rules(Vec<Rule>),
+    /// Write a new file with these bytes. The selection has one name.
+    Create(Vec<u8>),
+    /// Where the tree has such a file, the patch does not fit it, for this reason.
+    Refuse(String),
+}
+
+/// Which files of a tree a section is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Select {
+    /// Names, or name patterns with at most one `*`.
+    pub names: Vec<String>,
+    /// One file or all of them.
+    pub reach: Reach,
+    /// Of each of these, one must hold.
+    pub with: Vec<Vec<Condition>>,
+    /// Names left out.
+    pub except: Vec<String>,
+    /// What it means when there is no such file.
+    pub absent: Absent,
+}
+
+/// How many of the files that meet its conditions a selection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// The first one, in the order of the names.
+    First,
+    /// Every one.
+    All,
+}
+
+/// What it means when a section finds no file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absent {
+    /// The patch does not fit.
+    Error,
+    /// There is nothing to do.
+    Skip,
+}
+
+/// A condition on a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It defines this function.
+    Function(String),
+    /// It includes this header, itself or through the tree's own headers.
+    Include(String),
+    /// It has this identifier outside of comments, itself or in a header of the tree that it
+    /// includes.
+    Identifier(String),
+    /// It calls this function, or defines it.
+    Calls(String),
+    /// It does not include this header, neither itself nor through the tree's own headers.
+    NoInclude(String),
+}
+
+/// What it asks of a file, for people: `defines docmd()`.
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Condition::Function(name) => write!(f, "defines {name}()"),
+            Condition::Include(header) => write!(f, "includes {header}"),
+            Condition::Identifier(word) => write!(f, "uses {word}"),
+            Condition::Calls(name) => write!(f, "calls {name}()"),
+            Condition::NoInclude(header) => write!(f, "goes without {header}"),
+        }
+    }
+}
+
+/// One change with its proof.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// What it makes true, for people.
+    pub title: String,
+    /// Line of the rule file.
+    pub line: usize,
+    /// Whether it speaks of one protocol with the other rules so marked: either all of them are
+    /// made, or all of them are to be made.
+    pub together: bool,
+    /// Whether what it changes is missing or wrong.
+    pub purpose: Purpose,
+    /// What it means when it does not fit.
+    pub need: Need,
+    /// Applied together, each in its own scope.
+    pub parts: Vec<Part>,
+    /// Post-condition: one of these must match (none given: the `never` ones decide).
+    pub done: Vec<Pattern>,
+    /// Post-condition: none of these may match.
+    pub never: Vec<Pattern>,
+}
+
+/// A place in a file and the ways in which the code there may be written.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Where to look.
+    pub scope: Scope,
+    /// How often it must match.
+    pub count: Count,
+    /// Tried in order; the first that matches is used.
+    pub variants: Vec<Hunk>,
+}
+
+/// The stretch of a file that a pattern is matched in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it.
+    File,
+    /// The definition of the first of these functions that the file has.
+    Function(Vec<String>),
+    /// Before the first `#include`, outside of any conditional.
+    BeforeIncludes,
+    /// After the last `#include` outside of any conditional.
+    AfterIncludes,
+    /// The end of the file.
+    End,
+    /// The first line.
+    FirstLine,
+    /// A makefile target with its recipe.
+    Target(String),
+}
+
+/// How often a part must match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Exactly once.
+    Once,
+    /// Once or more, each place changed.
+    All,
+    /// Any number of times, also none.
+    Any,
+}
+
+/// What a rule is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The change is missing.
+    Make,
+    /// The change is there, but known to be wrong.
+    Repair,
+}
+
+/// What it means when a rule does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The patch does not fit.
+    Required,
+    /// This tree goes without, as with a sentence in a manual page.
+    Optional,
+}
+
+/// Lines to match and to write: one way in which the code may be written.
+#[derive(Clone, Debug)]
+pub struct Hunk {
+    /// Of a further way, what is written behind `@|`; else empty.
+    pub title: String,
+    /// In order.
+    pub lines: Vec<Line>,
+    /// What the context and removed lines match.
+    pub pattern: Pattern,
+}
+
+/// The first column of a hunk line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// Matched and kept.
+    Context,
+    /// Matched and removed.
+    Remove,
+    /// Written.
+    Add,
+}
+
+/// A line of a hunk.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Context, removed or added.
+    pub mark: Mark,
+    /// Its text without the mark.
+    pub text: String,
+    /// For context and removed lines: its elements in [`Hunk::pattern`], `start..end`.
+    pub elements: std::ops::Range<usize>,
+    /// Line of the rule file.
+    pub line: usize,
+}
+
+impl Hunk {
+    /// The line of the rule file that has the element `element` of the pattern.
+    #[must_use]
+    pub fn line_of(&self, element: usize) -> Option<&Line> {
+        // The element between two lines of a text hunk stands for the end of the first.
+        self.lines.iter().find(|l| element < l.elements.end && l.mark != Mark::Add)
+    }
+}
+
+/// A sequence of elements to match against tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Pattern {
+    /// In order.
+    pub elements: Vec<Element>,
+    /// Alternatives for metavariables.
+    pub lets: BTreeMap<String, Vec<Alternative>>,
+}
+
+/// One element of a pattern.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// This token.
+    Token(Kind, Vec<u8>),
+    /// `$name`: any one token, the same wherever the name stands.
+    Variable(String),
+    /// `$$name`: a run of tokens in which brackets balance, the shortest that fits.
+    Run(String),
+    /// `...`: any tokens, the fewest that fit.
+    Gap,
+}
+
+/// What a metavariable may stand for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alternative {
+    /// This token.
+    Token(Kind, Vec<u8>),
+    /// Any token of this kind.
+    Kind(Kind),
+}
+
+/// A rule file that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleError {
+    /// The name of the rule file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in bytes, from 1.
+    pub column: usize,
+    /// What was expected and what was found.
+    pub message: String,
+}
+
+impl fmt::Display for RuleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)
+    }
+}
+
+impl std::error::Error for RuleError {}
+
+/// Values for `${name}` in a rule file. A section that says `when name` is left out where `name`
+/// has none.
+pub type Parameters = BTreeMap<String, String>;
+
+/// The parameters that there are: the `N` of `--spawn N`, and what qpatch sees in a tree.
+pub const PARAMETERS: [&str; 3] = ["spawn", "old-style", "definitions-in-headers"];
+
+/// Files that a patch brings along beside its rule file, by name: what `create NAME from FILE`
+/// takes.
+pub type Attachments<'a> = [(&'a str, &'a [u8])];
+
+/// The name in `$name` or `$$name`.
+fn variable(word: &str) -> Option<&str> {
+    let name = word.strip_prefix("$$").or_else(|| word.strip_prefix('$'))?;
+    let ok = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    ok.then_some(name)
+}
+
+/// A piece of an added line.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// Written as it stands.
+    Text(&'a str),
+    /// Replaced by what the metavariable is bound to.
+    Variable(&'a str),
+}
+
+/// Split an added line at its metavariables.
+#[must_use]
+pub fn pieces(text: &str) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    let mut plain = 0;
+    let mut at = 0;
+    while let Some(offset) = text[at..].find('$') {
+        let start = at + offset;
+        let dollars = text[start..].bytes().take_while(|&b| b == b'$').count().min(2);
+        let len = text[start + dollars..]
+            .bytes()
+            .take_while(|&b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+            .count();
+        let end = start + dollars + len;
+        match variable(&text[start..end]) {
+            Some(name) => {
+                if plain < start {
+                    pieces.push(Piece::Text(&text[plain..start]));
+                }
+                pieces.push(Piece::Variable(name));
+                plain = end;
+                at = end;
+            }
+            None => at = start + dollars,
+        }
+    }
+    if plain < text.len() {
+        pieces.push(Piece::Text(&text[plain..]));
+    }
+    pieces
+}

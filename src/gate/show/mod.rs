@@ -1,0 +1,693 @@
+//! `qpatch gate show`: the status file of the running gate.
+
+mod domain;
+pub(crate) mod prometheus;
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, ValueEnum};
+use qpatch_gate::rules::KeyKind;
+use qpatch_gate::status::{InForce, KEYS_MAX, KeyStatus, State, Status};
+use serde::Serialize;
+
+use super::status_file::{Process, Spawner, Unread, counted, explain, read, together};
+use super::text::{
+    Side, count, cut, key_name, limit_text, limit_value, plain, plain_of_status, table,
+};
+use super::{Done, Home, Reader, check, print, printed};
+use crate::error::Error;
+use domain::Domain;
+
+/// Arguments of `qpatch gate show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The folder where qmail is installed
+    #[arg(value_name = "QMAILHOME", default_value = super::QMAIL_HOME)]
+    home: PathBuf,
+    /// Look again and again, every 2 seconds or as said
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+        value_parser = interval)]
+    watch: Option<u32>,
+    /// Tell only how this domain counts now; may be repeated
+    #[arg(long = "domain", value_name = "D", value_parser = check::domain_argument)]
+    domains: Vec<String>,
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// With --format prometheus: of the keys that are neither in concurrencydomains nor were ever at their limit, those N
+    /// that did most have series of their own; the others are added up
+    #[arg(long, value_name = "N", default_value_t = 20,
+        value_parser = clap::value_parser!(u32).range(..=KEYS_MAX as i64))]
+    busiest: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// For programs; with --watch, one line each time
+    Json,
+    /// Prometheus' text format
+    Prometheus,
+}
+
+fn interval(value: &str) -> Result<u32, String> {
+    match value.parse() {
+        Ok(seconds @ 1..=3600) => Ok(seconds),
+        Ok(_) => Err("1 to 3600 seconds; the gate writes once a second at most".to_string()),
+        Err(_) => Err("no number of seconds; write QMAILHOME before --watch".to_string()),
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// There is no status.
+pub fn run(args: &Show) -> Done {
+    let home = Home::new(&args.home).map_err(|error| vec![error])?;
+    let explained = |unread: Unread| vec![explain(&home, &unread)];
+    if !args.domains.is_empty() && args.format == Format::Prometheus {
+        let help = "leave --domain out, or choose another format";
+        return Err(vec![Error::new("--format prometheus", "has all keys", help)]);
+    }
+    let mut readings = HashMap::new();
+    let mut view = |spawners| View::new(spawners, &mut readings).of(args);
+    let first = view(read(&home).map_err(explained)?).map_err(|error| vec![error])?;
+    let Some(seconds) = args.watch else {
+        return print(|out| match args.format {
+            Format::Table => first.table(out),
+            Format::Json => {
+                serde_json::to_writer_pretty(&mut *out, &first.report())?;
+                writeln!(out)
+            }
+            Format::Prometheus => out.write_all(first.prometheus(args).as_bytes()),
+        });
+    };
+    let screen = args.format == Format::Table && io::stdout().is_terminal();
+    let mut now = Ok(first);
+    for frame in 0u64.. {
+        let mut text = Vec::new();
+        let wrote = match (&now, args.format) {
+            (Ok(view), Format::Table) => view.table(&mut text),
+            (Ok(view), Format::Json) => serde_json::to_writer(&mut text, &view.report())
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(text)),
+            (Ok(view), Format::Prometheus) => text.write_all(view.prometheus(args).as_bytes()),
+            // qmail is being restarted, or the file was replaced: it may come back.
+            (Err(error), Format::Table) if screen => writeln!(text, "{error}"),
+            (Err(error), _) => {
+                eprintln!("qpatch: {error}");
+                Ok(())
+            }
+        };
+        wrote.expect("memory can be written");
+        let reader = printed(|out| {
+            if screen {
+                return out.write_all(&on_screen(&text, size_of_screen()));
+            }
+            if frame > 0 && args.format != Format::Json && !text.is_empty() {
+                writeln!(out)?;
+            }
+            out.write_all(&text)
+        });
+        if reader.map_err(|error| vec![error])? == Reader::Gone {
+            return Ok(());
+        }
+        sleep(Duration::from_secs(seconds.into()));
+        now = match read(&home) {
+            Ok(spawners) => view(spawners),
+            Err(unread) => Err(explain(&home, &unread)),
+        };
+    }
+    Ok(())
+}
+
+/// Rows and columns of the terminal that we read from.
+fn size_of_screen() -> Option<(usize, usize)> {
+    let mut stty = Command::new("stty");
+    let said = stty.arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output().ok()?;
+    let said = String::from_utf8(said.stdout).ok()?;
+    let (rows, columns) = said.trim().split_once(' ')?;
+    Some((rows.parse().ok().filter(|&rows| rows > 1)?, columns.parse().ok().filter(|&c| c > 1)?))
+}
+
+/// The text over what is on the screen, and what is too much for it left out.
+fn on_screen(text: &[u8], size: Option<(usize, usize)>) -> Vec<u8> {
+    let (rows, columns) = size.unwrap_or((24, 80));
+    let mut frame = b"\x1b[H".to_vec();
+    for line in text.split(|&byte| byte == b'\n').take(rows - 1) {
+        frame.extend_from_slice(&line[..line.len().min(columns)]);
+        frame.extend_from_slice(b"\x1b[K\n");
+    }
+    frame.extend_from_slice(b"\x1b[J");
+    frame
+}
+
+/// Deliveries that were done, by their keys, as of a time in seconds since 1970.
+#[derive(Debug)]
+struct Reading {
+    written_secs: u64,
+    pid: u32,
+    done: HashMap<(KeyKind, String), u64>,
+}
+
+/// The readings of the last seconds.
+#[derive(Debug, Default)]
+struct Readings(VecDeque<Reading>);
+
+/// The rate is that of so many seconds.
+const RATE_SECS: u64 = 10;
+
+impl Readings {
+    fn add(&mut self, status: &Status) {
+        if self.0.back().is_some_and(|last| last.pid != status.pid) {
+            self.0.clear();
+        }
+        if self.0.back().is_some_and(|last| last.written_secs == status.written_secs) {
+            return;
+        }
+        let done = status.keys.iter().map(|key| ((key.kind, key.name.clone()), key.done)).collect();
+        let Status { written_secs, pid, .. } = *status;
+        self.0.push_back(Reading { written_secs, pid, done });
+    }
+
+    /// Deliveries of a key a second: between two readings, or by the gate's own word if there is only one.
+    fn rate(&self, status: &Status, key: &KeyStatus, now_secs: u64) -> f64 {
+        // What was written a second ago or two is as good as now; since an older time nothing has happened.
+        let idle_secs = now_secs.saturating_sub(status.written_secs.saturating_add(2));
+        let end_secs = status.written_secs + idle_secs;
+        let name = (key.kind, key.name.clone());
+        let old = self.0.iter().find_map(|reading| {
+            let old_secs = end_secs.saturating_sub(reading.written_secs);
+            let done = *reading.done.get(&name)?;
+            ((1..=RATE_SECS).contains(&old_secs)).then_some((old_secs, done))
+        });
+        match old {
+            Some((secs, done)) if self.0.len() > 1 => {
+                // A key that was forgotten begins at 0 again.
+                key.done.checked_sub(done).unwrap_or(key.done) as f64 / secs as f64
+            }
+            _ => {
+                let keep = 1.0 - 1.0 / RATE_SECS as f64;
+                key.rate * keep.powi(i32::try_from(idle_secs).unwrap_or(i32::MAX))
+            }
+        }
+    }
+
+    fn forget(&mut self, now_secs: u64) {
+        while self.0.len() > 1 && self.0[0].written_secs.saturating_add(2 * RATE_SECS) < now_secs {
+            self.0.pop_front();
+        }
+    }
+}
+
+/// What the spawners say, and what a reader adds to it.
+#[derive(Debug)]
+struct View {
+    spawners: Vec<Spawner>,
+    /// All of them together.
+    status: Status,
+    now_secs: u64,
+    rates: Vec<f64>,
+    /// Those that were asked for.
+    domains: Vec<Domain>,
+}
+
+impl View {
+    fn new(spawners: Vec<Spawner>, readings: &mut HashMap<u32, Readings>) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_secs = now.map_or(0, |since| since.as_secs());
+        let mut status = together(&spawners);
+        status.keys.sort_by(|a, b| {
+            let activity =
+                |key: &KeyStatus| (key.running.saturating_add(key.held), key.busy, key.done);
+            activity(b)
+                .cmp(&activity(a))
+                .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
+        });
+        let mut rates = HashMap::new();
+        for Spawner { number, status, .. } in counted(&spawners) {
+            let readings = readings.entry(*number).or_default();
+            readings.add(status);
+            readings.forget(now_secs);
+            for key in &status.keys {
+                let rate = readings.rate(status, key, now_secs);
+                *rates.entry((key.kind, &key.name[..])).or_insert(0.0) += rate;
+            }
+        }
+        let rates = status.keys.iter().map(|key| rates[&(key.kind, &key.name[..])]).collect();
+        Self { spawners, status, now_secs, rates, domains: Vec::new() }
+    }
+
+    /// With the domains that were asked for.
+    fn of(mut self, args: &Show) -> Result<Self, Error> {
+        if !args.domains.is_empty() {
+            let rules = domain::rules(&args.home)?;
+            let domains = args.domains.iter();
+            self.domains =
+                domains.map(|domain| Domain::new(domain, &rules, &self.status)).collect();
+        }
+        Ok(self)
+    }
+
+    fn age_secs(&self) -> u64 {
+        self.now_secs.saturating_sub(self.status.written_secs)
+    }
+
+    fn prometheus(&self, args: &Show) -> String {
+        prometheus::text(&self.spawners, &self.status, args.busiest as usize)
+    }
+
+    /// Whether the processes whose figures these are run: all or none do. None: it cannot be seen.
+    fn alive(&self) -> Option<bool> {
+        let all: Option<Vec<bool>> =
+            counted(&self.spawners).map(|one| one.process.alive()).collect();
+        all.map(|all| all.into_iter().all(|alive| alive))
+    }
+
+    /// A line or two for each spawner.
+    fn heads(&self, out: &mut dyn Write) -> io::Result<()> {
+        for spawner in &self.spawners {
+            let Status { pid, state, in_force, .. } = spawner.status;
+            let file = match self.spawners.len() {
+                1 => String::new(),
+                _ => format!(" ({})", spawner.file()),
+            };
+            let state = match (state, in_force) {
+                (State::Limits, InForce::File) => "limits count",
+                (State::Limits, InForce::Kept | InForce::None) => {
+                    "limits count, but not those of control/concurrencydomains as it is"
+                }
+                (State::Limits, InForce::Part) => {
+                    "of control/concurrencydomains only the good lines count, and a limit of 20 for all other domains"
+                }
+                (State::Stock, _) => {
+                    "no limits: it has found no control/concurrencydomains that it can use"
+                }
+                (State::Failed, _) => {
+                    "an internal error, so there are no limits until qmail is restarted"
+                }
+            };
+            writeln!(out, "qmail-rspawn {pid}{file}: {state}")?;
+            if spawner.process == Process::Gone {
+                let figures = match counted(&self.spawners).any(|one| one.number == spawner.number)
+                {
+                    true => "these are its last figures",
+                    false => "its figures are left out",
+                };
+                writeln!(out, "this process is gone; {figures}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+        let status = &self.status;
+        self.heads(out)?;
+        if !self.domains.is_empty() {
+            for domain in &self.domains {
+                writeln!(out)?;
+                domain.write(out, status, self.now_secs)?;
+            }
+            return Ok(());
+        }
+        let spawners: Vec<&Status> = counted(&self.spawners).map(|one| &one.status).collect();
+        let slots = spawners.iter().map(|one| u64::from(one.slots.min(one.concurrency_remote)));
+        let slots: u64 = slots.sum();
+        let running = status.in_use.saturating_sub(status.held);
+        let of = match spawners[..] {
+            [one] => {
+                format!("conf-spawn {}, concurrencyremote {}", one.slots, one.concurrency_remote)
+            }
+            _ => format!("{} spawners", spawners.len()),
+        };
+        writeln!(
+            out,
+            "now:   {running} running and {} held, of {slots} ({of}); written {} s ago",
+            status.held,
+            self.age_secs()
+        )?;
+        let totals = &status.totals;
+        writeln!(
+            out,
+            "ever:  {} asked for, {} done, {} held, {} (for {} the hold was too long)",
+            totals.asked,
+            totals.done,
+            totals.held,
+            count(totals.busy, "busy answer"),
+            totals.expired
+        )?;
+        if totals.refused > 0 || totals.suspended > 0 {
+            writeln!(
+                out,
+                "       {} refused because there were too many, {} deferred because no connection succeeds",
+                totals.refused, totals.suspended
+            )?;
+        }
+        let loaded = match status.loaded_secs {
+            0 => "never read".to_string(),
+            secs => format!("read {} s ago", self.now_secs.saturating_sub(secs)),
+        };
+        let (lines, routes) = (count(status.domains, "line"), count(status.routes, "route"));
+        writeln!(out, "rules: {lines}, {routes}; {loaded}")?;
+        if status.mapped > 0 || status.seen > 0 {
+            let mapped = count(status.mapped, "domain");
+            let seen = count(status.seen, "next hop");
+            writeln!(out, "sites: {mapped} of concurrencysites, {seen} seen at an address")?;
+        }
+        for problem in &status.problems {
+            writeln!(out, "problem: {}", plain(problem))?;
+        }
+        if status.keys.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        let columns = [
+            ("KEY", Side::Left),
+            ("LIMIT", Side::Right),
+            ("NOW", Side::Right),
+            ("RUNNING", Side::Right),
+            ("HELD", Side::Right),
+            ("AWAY", Side::Right),
+            ("BUSY", Side::Right),
+            ("DONE", Side::Right),
+            ("PEAK", Side::Right),
+            ("PER SEC", Side::Right),
+            ("MEAN", Side::Right),
+            ("LAST ERROR", Side::Left),
+        ];
+        let row = |(key, rate): (&KeyStatus, &f64)| {
+            let mean = match key.mean_ms {
+                0 => "-".to_string(),
+                ms => format!("{:.2} s", ms as f64 / 1000.0),
+            };
+            [
+                key_name(key.kind, &key.name),
+                limit_text(key.limit),
+                self.limit_now(key),
+                key.running.to_string(),
+                key.held.to_string(),
+                key.away.to_string(),
+                key.busy.to_string(),
+                key.done.to_string(),
+                key.peak.to_string(),
+                format!("{rate:.1}"),
+                mean,
+                plain_of_status(&key.error),
+            ]
+        };
+        let rows: Vec<_> = status.keys.iter().zip(&self.rates).map(row).collect();
+        table(out, columns, &rows)?;
+        if status.unlisted > 0 {
+            writeln!(out, "and {} that did less", count(status.unlisted, "key"))?;
+        }
+        self.objections(out)
+    }
+
+    /// Which servers take less than the limits say, and since when: a line of at most 100 columns for each.
+    fn objections(&self, out: &mut dyn Write) -> io::Result<()> {
+        let is_suspended = |key: &KeyStatus| key.suspended_secs > self.now_secs;
+        let keys = self.status.keys.iter();
+        let keys = keys.filter(|key| key.objected_secs > 0 || is_suspended(key));
+        for (at, key) in keys.enumerate() {
+            if at == 0 {
+                writeln!(out)?;
+            }
+            let mut line = format!("{}: ", key_name(key.kind, &key.name));
+            if is_suspended(key) {
+                let secs = key.suspended_secs - self.now_secs;
+                line.push_str(&format!("suspended for {secs} s"));
+            } else {
+                let (now, limit) = (limit_text(key.effective), limit_text(key.limit));
+                line.push_str(&format!("{now} instead of {limit}"));
+            }
+            if key.objected_secs > 0 {
+                let secs = self.now_secs.saturating_sub(key.objected_secs);
+                line.push_str(&format!("; objected {secs} s ago"));
+            }
+            if !key.error.is_empty() {
+                line.push_str(&format!("; last error: {}", plain_of_status(&key.error)));
+            }
+            writeln!(out, "{}", cut(&line, 100))?;
+        }
+        Ok(())
+    }
+
+    /// What the server makes of the limit: `-` nothing, a lower number, or for how long nothing starts.
+    fn limit_now(&self, key: &KeyStatus) -> String {
+        match key.suspended_secs.checked_sub(self.now_secs) {
+            Some(secs @ 1..) => format!("0 for {secs} s"),
+            _ if key.effective == key.limit => "-".to_string(),
+            _ => limit_text(key.effective),
+        }
+    }
+
+    fn report(&self) -> Report<'_> {
+        let status = &self.status;
+        let keys = status.keys.iter().zip(&self.rates).map(|(key, &rate)| KeyReport {
+            kind: key.kind.name(),
+            key: &key.name,
+            limit: limit_value(key.limit),
+            effective_limit: limit_value(key.effective),
+            objected: (key.objected_secs > 0).then_some(key.objected_secs),
+            suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
+            running: key.running,
+            held: key.held,
+            away: key.away,
+            busy: key.busy,
+            done: key.done,
+            peak: key.peak,
+            per_second: (rate * 1000.0).round() / 1000.0,
+            mean_ms: (key.mean_ms > 0).then_some(key.mean_ms),
+            last_error: &key.error,
+        });
+        Report {
+            state: status.state.name(),
+            in_force: status.in_force.name(),
+            pid: status.pid,
+            alive: self.alive(),
+            written: status.written_secs,
+            conf_spawn: status.slots,
+            concurrencyremote: status.concurrency_remote,
+            running: status.in_use.saturating_sub(status.held),
+            held: status.held,
+            asked_total: status.totals.asked,
+            done_total: status.totals.done,
+            held_total: status.totals.held,
+            busy_total: status.totals.busy,
+            expired_total: status.totals.expired,
+            refused_total: status.totals.refused,
+            suspended_total: status.totals.suspended,
+            lines: status.domains,
+            routes: status.routes,
+            loaded: (status.loaded_secs > 0).then_some(status.loaded_secs),
+            mapped_domains: status.mapped,
+            seen_next_hops: status.seen,
+            problems: &status.problems,
+            spawners: match self.spawners.len() {
+                1 => Vec::new(),
+                _ => self.spawners.iter().map(SpawnerReport::new).collect(),
+            },
+            domains: &self.domains,
+            keys: if self.domains.is_empty() { keys.collect() } else { Vec::new() },
+            unlisted: status.unlisted,
+        }
+    }
+}
+
+/// What is printed as JSON. Times are in seconds since 1970.
+#[derive(Serialize)]
+struct Report<'a> {
+    state: &'static str,
+    /// Which limits are in force.
+    in_force: &'static str,
+    pid: u32,
+    alive: Option<bool>,
+    written: u64,
+    conf_spawn: u32,
+    concurrencyremote: u32,
+    running: u32,
+    held: u32,
+    asked_total: u64,
+    done_total: u64,
+    held_total: u64,
+    busy_total: u64,
+    expired_total: u64,
+    refused_total: u64,
+    suspended_total: u64,
+    lines: u64,
+    routes: u64,
+    loaded: Option<u64>,
+    mapped_domains: u64,
+    seen_next_hops: u64,
+    problems: &'a [String],
+    /// Each, if there are several; the figures around are of all together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    spawners: Vec<SpawnerReport>,
+    /// What was asked for; without the keys then.
+    #[serde(skip_serializing_if = "<[Domain]>::is_empty")]
+    domains: &'a [Domain],
+    keys: Vec<KeyReport<'a>>,
+    unlisted: u64,
+}
+
+#[derive(Serialize)]
+struct SpawnerReport {
+    spawner: u32,
+    state: &'static str,
+    in_force: &'static str,
+    pid: u32,
+    alive: Option<bool>,
+    written: u64,
+    conf_spawn: u32,
+    concurrencyremote: u32,
+    running: u32,
+    held: u32,
+}
+
+impl SpawnerReport {
+    fn new(spawner: &Spawner) -> Self {
+        let status = &spawner.status;
+        Self {
+            spawner: spawner.number,
+            state: status.state.name(),
+            in_force: status.in_force.name(),
+            pid: status.pid,
+            alive: spawner.process.alive(),
+            written: status.written_secs,
+            conf_spawn: status.slots,
+            concurrencyremote: status.concurrency_remote,
+            running: status.in_use.saturating_sub(status.held),
+            held: status.held,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct KeyReport<'a> {
+    kind: &'static str,
+    key: &'a str,
+    /// null is unlimited.
+    limit: Option<u32>,
+    effective_limit: Option<u32>,
+    objected: Option<u64>,
+    suspended_until: Option<u64>,
+    running: u32,
+    held: u32,
+    away: u32,
+    busy: u64,
+    done: u64,
+    peak: u32,
+    per_second: f64,
+    mean_ms: Option<u64>,
+    last_error: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use qpatch_gate::gate::Totals;
+    use qpatch_gate::table::Limit;
+
+    fn status(written_secs: u64, done: u64, rate: f64) -> Status {
+        Status {
+            generation: 1,
+            written_secs,
+            pid: 7,
+            start_ticks: 0,
+            program: String::new(),
+            namespace: 0,
+            state: State::Limits,
+            in_force: InForce::File,
+            slots: 10,
+            concurrency_remote: 10,
+            in_use: 0,
+            held: 0,
+            totals: Totals::default(),
+            domains: 1,
+            routes: 0,
+            mapped: 0,
+            seen: 0,
+            loaded_secs: 0,
+            problems: Vec::new(),
+            keys: vec![KeyStatus {
+                kind: KeyKind::Domain,
+                name: "a.example".to_string(),
+                limit: Limit::AtMost(1),
+                running: 0,
+                held: 0,
+                busy: 0,
+                done,
+                peak: 1,
+                away: 0,
+                rate,
+                mean_ms: 0,
+                effective: Limit::AtMost(1),
+                objected_secs: 0,
+                suspended_secs: 0,
+                error: String::new(),
+                named: false,
+                held_ever: 0,
+            }],
+            unlisted: 0,
+        }
+    }
+
+    #[test]
+    fn the_rate_is_that_between_two_readings() {
+        let mut readings = Readings::default();
+        let mut rate = |status: &Status, now_secs: u64| {
+            readings.add(status);
+            readings.forget(now_secs);
+            readings.rate(status, &status.keys[0], now_secs)
+        };
+        assert_eq!(rate(&status(1000, 100, 7.5), 1001), 7.5, "one reading: the gate's word");
+        assert_eq!(rate(&status(1004, 140, 9.9), 1004), 10.0);
+        assert_eq!(rate(&status(1004, 140, 9.9), 1008), 40.0 / 6.0, "nothing since");
+        assert_eq!(rate(&status(1020, 200, 9.9), 1020), 9.9, "the others are too old");
+        assert_eq!(rate(&status(1022, 4, 9.9), 1022), 2.0, "the key was forgotten in between");
+        assert!(rate(&status(1022, 4, 9.9), 2000) < 0.001);
+    }
+
+    #[test]
+    fn the_largest_numbers_are_numbers() {
+        let mut largest = status(u64::MAX, u64::MAX, f64::MAX);
+        largest.totals.refused = u64::MAX;
+        largest.totals.suspended = u64::MAX;
+        (largest.mapped, largest.seen, largest.unlisted) = (u64::MAX, u64::MAX, u64::MAX);
+        let key = &mut largest.keys[0];
+        (key.running, key.held, key.away, key.busy) = (u32::MAX, u32::MAX, u32::MAX, u64::MAX);
+        (key.objected_secs, key.suspended_secs) = (u64::MAX, u64::MAX);
+        // Two of one spawner, as `--watch` sees them, and another spawner beside it.
+        let mut readings = HashMap::new();
+        for generation in [1, 2] {
+            let spawners = [0, 1].map(|number| Spawner {
+                number,
+                status: Status { generation, ..largest.clone() },
+                process: Process::Unknown,
+            });
+            let view = View::new(spawners.into(), &mut readings);
+            let mut text = Vec::new();
+            view.table(&mut text).unwrap();
+            assert!(String::from_utf8(text).unwrap().contains(&u64::MAX.to_string()));
+            assert!(serde_json::to_string(&view.report()).is_ok());
+            assert!(prometheus::text(&view.spawners, &view.status, 0).contains("1844674407370955"));
+        }
+        let mut readings = Readings::default();
+        readings.add(&status(u64::MAX, 1, 1.0));
+        readings.add(&status(1, 1, 1.0));
+        readings.forget(2);
+        assert_eq!(readings.0.len(), 2);
+    }
+
+    #[test]
+    fn what_is_too_much_for_the_screen_is_left_out() {
+        let frame = on_screen(b"abcdef\nb\nc\n", Some((3, 4)));
+        assert_eq!(frame, b"\x1b[Habcd\x1b[K\nb\x1b[K\n\x1b[J");
+    }
+}

@@ -1,0 +1,318 @@
+//! The status in Prometheus' text format.
+//!
+//! **Which keys have series.** Names of domains are chosen by whoever sends mail, and a series that was there once is kept
+//! by Prometheus for months. So a key has series of its own if the operator has named it (a group, a relay, a domain with a
+//! line of its own), if it is or was at its limit, or if it is one of the busiest of the rest. The gauges of all others are
+//! added up under `kind="other"`.
+//!
+//! **The counters of the others** are not told, for no figure would be true: when a key gets series of its own, its past would
+//! have to leave the others' sum, and a counter that falls is taken for one that began anew, so that rate() would count
+//! all of the others' past as if it were now. What the others did is what is left of the counters of all deliveries, which
+//! never lose anything: rate(qmail_gate_done_total[5m]) without sum(rate(qmail_gate_key_done_total[5m])).
+//!
+//! **The counters of several spawners** have a label `spawner` each, for the same reason: each gate forgets keys in its own time
+//! and begins anew with them, and of a sum that falls by the part of one, rate() would count the parts of the others as new.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+
+use qpatch_gate::status::{InForce, KeyStatus, State, Status};
+use qpatch_gate::table::Limit;
+
+use crate::gate::status_file::{Spawner, counted, together};
+
+/// A metric: its name behind `qmail_gate_`, its type, what it tells.
+type Head = (&'static str, &'static str, &'static str);
+
+/// A metric of one thing.
+type Row<T> = (Head, fn(&T) -> u64);
+/// A metric of keys: what it is of one (None: it has none), and of those without series of their own.
+type KeyRow = (Head, fn(&KeyStatus) -> Option<f64>, Sum);
+
+/// Once for each spawner: with a label `spawner` where there are several.
+const OF_SPAWNER: [Row<Spawner>; 4] = [
+    (
+        (
+            "up",
+            "gauge",
+            "1: this qmail-rspawn runs, and its gate works. 0: the process that wrote the status is gone, or an internal error.",
+        ),
+        |spawner| spawner.is_up().into(),
+    ),
+    (
+        ("failed", "gauge", "1: after an internal error everything goes until qmail is restarted."),
+        |spawner| (spawner.status.state == State::Failed).into(),
+    ),
+    (
+        (
+            "limits_in_force",
+            "gauge",
+            "1: the limits of control/concurrencydomains as it is. 0: no limits, those of an earlier file, or a part.",
+        ),
+        |spawner| (spawner.status.in_force == InForce::File).into(),
+    ),
+    (
+        (
+            "written_timestamp_seconds",
+            "gauge",
+            "When the status was written; a gate that runs does so once a minute at least.",
+        ),
+        |spawner| spawner.status.written_secs,
+    ),
+];
+
+const OF_ALL: [Row<Status>; 13] = [
+    (("slots", "gauge", "Delivery slots: conf-spawn."), |status| status.slots.into()),
+    (("slots_in_use", "gauge", "Delivery slots that are running or held."), |status| {
+        status.in_use.into()
+    }),
+    (("slots_held", "gauge", "Delivery slots that are held."), |status| status.held.into()),
+    (("asked_total", "counter", "Deliveries that were asked for."), |status| status.totals.asked),
+    (("busy_total", "counter", "Deliveries that were sent away, to come back."), |status| {
+        status.totals.busy
+    }),
+    (("held_total", "counter", "Deliveries that were held for some time."), |status| {
+        status.totals.held
+    }),
+    (
+        ("expired_total", "counter", "Deliveries that were held for too long, then sent away."),
+        |status| status.totals.expired,
+    ),
+    (("done_total", "counter", "Deliveries that ran and ended."), |status| status.totals.done),
+    (
+        (
+            "refused_total",
+            "counter",
+            "Deliveries that the server refused beside others, sent away, too.",
+        ),
+        |status| status.totals.refused,
+    ),
+    (
+        (
+            "suspended_total",
+            "counter",
+            "Deliveries that were deferred because no connection succeeds.",
+        ),
+        |status| status.totals.suspended,
+    ),
+    (("mapped_domains", "gauge", "Domains in concurrencysites."), |status| status.mapped),
+    (("seen_next_hops", "gauge", "Next hops that were seen at an address of a site."), |status| {
+        status.seen
+    }),
+    (("problems", "gauge", "Problems with the control files."), |status| {
+        status.problems.len() as u64
+    }),
+];
+
+/// What the keys without series of their own do together; None: it has no sum.
+type Sum = Option<fn(&Others) -> f64>;
+
+const OF_KEY: [KeyRow; 11] = [
+    (
+        ("key_limit", "gauge", "Deliveries that may run at once; absent when unlimited."),
+        |key| limit_value(key.limit),
+        None,
+    ),
+    (
+        ("key_effective_limit", "gauge", "The same, lower while the server takes no more."),
+        |key| limit_value(key.effective),
+        None,
+    ),
+    (
+        (
+            "key_objected_timestamp_seconds",
+            "gauge",
+            "When the server objected the last time; absent when it does not matter any more.",
+        ),
+        |key| (key.objected_secs > 0).then_some(key.objected_secs as f64),
+        None,
+    ),
+    (
+        (
+            "key_suspended_until_timestamp_seconds",
+            "gauge",
+            "Until when nothing starts; absent when it is not suspended.",
+        ),
+        |key| (key.suspended_secs > 0).then_some(key.suspended_secs as f64),
+        None,
+    ),
+    (
+        ("key_running", "gauge", "Deliveries that run."),
+        |key| Some(key.running.into()),
+        Some(|others| others.running),
+    ),
+    (
+        ("key_held", "gauge", "Deliveries that are held."),
+        |key| Some(key.held.into()),
+        Some(|others| others.held),
+    ),
+    (
+        ("key_away", "gauge", "Deliveries that were sent away and are to come back."),
+        |key| Some(key.away.into()),
+        Some(|others| others.away),
+    ),
+    (
+        ("key_busy_total", "counter", "Deliveries that were sent away."),
+        |key| Some(key.busy as f64),
+        None,
+    ),
+    (
+        ("key_done_total", "counter", "Deliveries that ran and ended."),
+        |key| Some(key.done as f64),
+        None,
+    ),
+    (
+        ("key_rate", "gauge", "Deliveries a second, over about ten seconds."),
+        |key| Some(tenths(key.rate)),
+        Some(|others| tenths(others.rate)),
+    ),
+    (
+        ("key_service_seconds", "gauge", "Mean time of a delivery."),
+        |key| Some(key.mean_ms as f64 / 1000.0),
+        None,
+    ),
+];
+
+const KEYS_OTHER: Head = (
+    "keys_other",
+    "gauge",
+    "Keys that have no series of their own; their sums have kind=\"other\".",
+);
+
+/// All metrics: whole name, type, what it tells. For the manual page.
+pub(crate) fn metrics() -> impl Iterator<Item = (String, &'static str, &'static str)> {
+    let heads = OF_SPAWNER.iter().map(|(head, _)| head);
+    let heads = heads.chain(OF_ALL.iter().map(|(head, _)| head)).chain([&KEYS_OTHER]);
+    let heads = heads.chain(OF_KEY.iter().map(|(head, ..)| head));
+    heads.map(|&(name, kind, help)| (format!("qmail_gate_{name}"), kind, help))
+}
+
+/// The sums of the keys without series of their own.
+#[derive(Debug, Default)]
+struct Others {
+    keys: u64,
+    running: f64,
+    held: f64,
+    away: f64,
+    rate: f64,
+}
+
+/// Sums of tenths are tenths.
+fn tenths(rate: f64) -> f64 {
+    (rate * 10.0).round() / 10.0
+}
+
+fn limit_value(limit: Limit) -> Option<f64> {
+    match limit {
+        Limit::AtMost(limit) => Some(f64::from(limit)),
+        Limit::Unlimited => None,
+    }
+}
+
+/// All of it; of the keys that have no other reason for series of their own, the `busiest`. `status` is what the spawners say
+/// together.
+pub(super) fn text(spawners: &[Spawner], status: &Status, busiest: usize) -> String {
+    let mut out = String::new();
+    for (head, get) in OF_SPAWNER {
+        begin(&mut out, head);
+        for spawner in spawners {
+            let number = spawner.number.to_string();
+            let labels = match spawners.len() {
+                1 => &[][..],
+                _ => &[("spawner", &number[..])][..],
+            };
+            line(&mut out, head, labels, get(spawner));
+        }
+    }
+    for (head, get) in OF_ALL {
+        begin(&mut out, head);
+        line(&mut out, head, &[], get(status));
+    }
+    let (own, others) = divided(status, busiest);
+    begin(&mut out, KEYS_OTHER);
+    line(&mut out, KEYS_OTHER, &[], others.keys);
+    let alone: Vec<_> = counted(spawners)
+        .map(|spawner| (spawner.number.to_string(), together(std::slice::from_ref(spawner))))
+        .collect();
+    let each: Vec<_> = alone
+        .iter()
+        .map(|(number, status)| {
+            let keys = status.keys.iter().map(|key| ((key.kind, &key.name[..]), key));
+            (&number[..], keys.collect::<HashMap<_, _>>())
+        })
+        .collect();
+    for (head, get, sum) in OF_KEY {
+        begin(&mut out, head);
+        for key in &own {
+            let labels = [("kind", key.kind.name()), ("key", &key.name[..])];
+            if head.1 == "counter" && each.len() > 1 {
+                for (number, keys) in &each {
+                    if let Some(value) =
+                        keys.get(&(key.kind, &key.name[..])).and_then(|&key| get(key))
+                    {
+                        let [kind, key] = labels;
+                        line(&mut out, head, &[kind, key, ("spawner", number)], value);
+                    }
+                }
+            } else if let Some(value) = get(key) {
+                line(&mut out, head, &labels, value);
+            }
+        }
+        if let Some(sum) = sum.filter(|_| others.keys > 0) {
+            line(&mut out, head, &[("kind", "other"), ("key", "")], sum(&others));
+        }
+    }
+    out
+}
+
+/// The keys with series of their own, in the order of the status, and the sums of the others.
+fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, Others) {
+    let has_reason = |key: &&KeyStatus| {
+        key.named || key.held > 0 || key.away > 0 || key.held_ever > 0 || key.busy > 0
+    };
+    let mut rest: Vec<_> = status.keys.iter().filter(|key| !has_reason(key)).collect();
+    // By what it did as long as it is known, not by what it does now, so that it is the same ones each time.
+    rest.sort_by(|a, b| (b.done, &a.name).cmp(&(a.done, &b.name)));
+    let rest: HashSet<_> = rest.iter().skip(busiest).map(|key| (key.kind, &key.name)).collect();
+    let is_own = |key: &&KeyStatus| !rest.contains(&(key.kind, &key.name));
+    let (own, others): (Vec<_>, Vec<_>) = status.keys.iter().partition(is_own);
+    let mut sum =
+        Others { keys: status.unlisted.saturating_add(others.len() as u64), ..Others::default() };
+    for key in others {
+        sum.running += f64::from(key.running);
+        sum.held += f64::from(key.held);
+        sum.away += f64::from(key.away);
+        sum.rate += key.rate;
+    }
+    if status.unlisted > 0 {
+        // What runs and belongs to no key of the file.
+        let of_own =
+            |get: fn(&KeyStatus) -> u32| own.iter().map(|key| f64::from(get(key))).sum::<f64>();
+        let running = f64::from(status.in_use.saturating_sub(status.held));
+        sum.running = sum.running.max(running - of_own(|key| key.running));
+        sum.held = sum.held.max(f64::from(status.held) - of_own(|key| key.held));
+    }
+    (own, sum)
+}
+
+fn begin(out: &mut String, (name, kind, help): Head) {
+    let help = help.replace('\\', "\\\\");
+    writeln!(out, "# HELP qmail_gate_{name} {help}\n# TYPE qmail_gate_{name} {kind}")
+        .expect("memory can be written");
+}
+
+fn line(
+    out: &mut String,
+    (name, ..): Head,
+    labels: &[(&str, &str)],
+    value: impl std::fmt::Display,
+) {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    let labels: Vec<_> =
+        labels.iter().map(|(name, text)| format!("{name}=\"{}\"", quoted(text))).collect();
+    let labels = match labels[..] {
+        [] => String::new(),
+        _ => format!("{{{}}}", labels.join(",")),
+    };
+    writeln!(out, "qmail_gate_{name}{labels} {value}").expect("memory can be written");
+}

@@ -1,0 +1,236 @@
+//! Files that send mail to a relay before control/smtproutes is asked, in trees whose qmail-remote reads them.
+//!
+//! At run time the gate cannot tell whether this qmail-remote reads such a file: it is not readable by qmailr (its mode is 0711). So
+//! the Makefile of a patched tree looks into qmail-remote.c, and qmail-rspawn has the answer. What the gate does not follow is told
+//! here: whoever runs `gate check` or `doctor` is mostly root, and can read both programs. What is in these files is never
+//! shown: there are passwords.
+
+use std::fs;
+use std::path::Path;
+
+use qpatch_gate::sender::{Asked, BOUNCES, Reads};
+
+/// Such a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Elsewhere {
+    /// Its name in control.
+    pub(crate) name: &'static str,
+    /// What chooses the relay there.
+    chosen_by: &'static str,
+    /// Whether this qmail-remote reads it.
+    pub(crate) read: Read,
+    /// What this qmail-rspawn does about it.
+    followed: Followed,
+}
+
+/// What a qmail-rspawn does about a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Followed {
+    /// The gate never follows this one.
+    Never,
+    /// It could, but this program was made from a tree whose qmail-remote.c does not read it, or by an earlier qpatch.
+    No,
+    /// It does.
+    Yes,
+}
+
+/// Whether qmail-remote reads a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    /// The program has the file's name.
+    Yes,
+    /// There is no program, it may not be read, or it is a script.
+    Unknown,
+    /// The program does not have the file's name.
+    No,
+}
+
+/// All that are known: authsenders of the SMTP AUTH patches by Erwin Hoffmann, which sagredo's, s/qmail's and other trees have;
+/// qmtproutes of the QMTP patches; moresmtproutes.cdb of IndiMail. Files that choose the machine's own address (outgoingip,
+/// domainips, domainbindings) send mail nowhere else.
+const FILES: [(&str, &str); 3] = [
+    ("authsenders", "the sender"),
+    ("qmtproutes", "the recipient"),
+    ("moresmtproutes.cdb", "the recipient"),
+];
+
+/// Before what qmail-rspawn knows of qmail-remote; see gate_glue.c.
+const MARK: &[u8] = b"qmail-remote reads:";
+
+/// A control file that is larger has no routes that somebody wrote; a program that is larger is none of qmail's.
+const MAX: u64 = 64 << 20;
+
+/// The files that `home` has and of which not everything is as it should be: qmail-remote reads one, or may read it, and the gate
+/// does not follow it; or the other way round.
+pub(crate) fn find(home: &Path) -> Vec<Elsewhere> {
+    let there = FILES.into_iter().filter(|(name, _)| has_content(&home.join("control").join(name)));
+    let there: Vec<_> = there.collect();
+    if there.is_empty() {
+        return Vec::new();
+    }
+    let programs = programs(&home.join("bin"));
+    let follows = followed(home);
+    let found = there.into_iter().map(|(name, chosen_by)| {
+        let followed = match (name, follows.senders) {
+            ("authsenders", Asked::Yes) => Followed::Yes,
+            ("authsenders", Asked::No) => Followed::No,
+            _ => Followed::Never,
+        };
+        Elsewhere { name, chosen_by, read: reads(&programs, name), followed }
+    });
+    let is_wrong = |file: &Elsewhere| match (file.read, file.followed) {
+        (Read::Yes | Read::Unknown, Followed::Yes) => false,
+        (Read::No, Followed::No | Followed::Never) => false,
+        (Read::Yes | Read::Unknown, _) | (Read::No, Followed::Yes) => true,
+    };
+    found.filter(is_wrong).collect()
+}
+
+/// What the gate in this home's qmail-rspawn asks for relays beside smtproutes. Nothing where it cannot be read.
+pub(crate) fn followed(home: &Path) -> Reads {
+    let path = home.join("bin/qmail-rspawn");
+    let program = if is_regular(&path) { fs::read(path).ok() } else { None };
+    let Some(program) = program else { return Reads::default() };
+    let Some(at) = program.windows(MARK.len()).position(|window| window == MARK) else {
+        return Reads::default();
+    };
+    let words = program[at..].split(|&byte| byte == 0).next().unwrap_or_default();
+    Reads::parse(words)
+}
+
+/// Whether a line of smtproutes is for mail without a sender, and this home's gate follows it.
+pub(crate) fn is_for_bounces(host: &[u8], reads: Reads) -> bool {
+    host == BOUNCES && reads.bounces == Asked::Yes
+}
+
+/// Those of the control files `names` that are there and that the qmail-remote of `home` reads, or may read.
+pub(crate) fn read_by_remote<'n>(home: &Path, names: &[&'n str]) -> Vec<(&'n str, Read)> {
+    let has_bytes = |name: &str| {
+        fs::metadata(home.join("control").join(name))
+            .is_ok_and(|file| file.is_file() && file.len() > 0)
+    };
+    let there: Vec<&str> = names.iter().copied().filter(|name| has_bytes(name)).collect();
+    if there.is_empty() {
+        return Vec::new();
+    }
+    let programs = programs(&home.join("bin"));
+    let all = there.into_iter().map(|name| (name, reads(&programs, name)));
+    all.filter(|(_, read)| *read != Read::No).collect()
+}
+
+impl Elsewhere {
+    /// What is the matter with it.
+    pub(crate) fn message(&self) -> String {
+        let Self { name, chosen_by, read, followed } = self;
+        if *followed == Followed::Yes {
+            return format!(
+                "the gate counts mail by the relays of {name}, and this qmail-remote does not read it: such mail counts wrongly"
+            );
+        }
+        let whether = match read {
+            Read::Yes | Read::No => "",
+            Read::Unknown => ", if this qmail-remote reads it",
+        };
+        format!(
+            "{name} chooses a relay by {chosen_by} before smtproutes does{whether}, and the gate does not follow it: such mail \
+             counts by its domains, and limits of these relays do not count"
+        )
+    }
+
+    /// What can be done.
+    pub(crate) fn help(&self) -> String {
+        match self.followed {
+            Followed::Never => format!(
+                "write a relay for all mail into smtproutes, in the same form; nothing limits all that goes to another one of {}",
+                self.name
+            ),
+            Followed::No | Followed::Yes => {
+                "make setup check in the tree that this qmail-remote is from, patched by this qpatch: its qmail-rspawn knows".to_string()
+            }
+        }
+    }
+}
+
+fn is_regular(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() <= MAX)
+}
+
+/// Whether it is there and says something. What cannot be read may.
+fn has_content(path: &Path) -> bool {
+    if !is_regular(path) {
+        return false;
+    }
+    let Ok(text) = fs::read(path) else { return true };
+    // A cdb begins with its table; in the others a line without a colon does nothing.
+    let is_cdb = path.extension().is_some_and(|end| end == "cdb");
+    match is_cdb {
+        true => text.len() > 2048,
+        false => crate::gate::content_lines(&text).any(|(_, line)| line.contains(&b':')),
+    }
+}
+
+/// What there is of qmail-remote, which a package or a wrapper may have renamed. None: it cannot be told.
+fn programs(bin: &Path) -> Option<Vec<Vec<u8>>> {
+    let mut programs = Vec::new();
+    for entry in fs::read_dir(bin).ok()?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("qmail-remote")
+            && is_regular(&entry.path())
+        {
+            programs.push(fs::read(entry.path()).ok()?);
+        }
+    }
+    // A script runs something else.
+    let is_program = |bytes: &Vec<u8>| !bytes.starts_with(b"#!");
+    (!programs.is_empty() && programs.iter().all(is_program)).then_some(programs)
+}
+
+fn reads(programs: &Option<Vec<Vec<u8>>>, name: &str) -> Read {
+    let Some(programs) = programs else { return Read::Unknown };
+    let has = |bytes: &Vec<u8>| bytes.windows(name.len()).any(|window| window == name.as_bytes());
+    if programs.iter().any(has) { Read::Yes } else { Read::No }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_qmail_remote_reads_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = home.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        let found =
+            || find(home.path()).iter().map(|file| (file.name, file.read)).collect::<Vec<_>>();
+        assert_eq!(found(), []);
+        write("control/authsenders", b"# nothing\n\nwithout a colon\n");
+        assert_eq!(found(), []);
+        write("control/authsenders", b"@a.example:relay.example:587|user|S3cretPass\n");
+        assert_eq!(found(), [("authsenders", Read::Unknown)], "no program");
+        write("bin/qmail-remote", b"\x7fELF\0control/smtproutes\0");
+        assert_eq!(found(), [], "a qmail-remote without the patch");
+        write("bin/qmail-remote", b"\x7fELF\0control/smtproutes\0control/authsenders\0");
+        assert_eq!(found(), [("authsenders", Read::Yes)]);
+        write("bin/qmail-remote.orig", b"\x7fELF\0control/smtproutes\0");
+        assert_eq!(found(), [("authsenders", Read::Yes)]);
+        write("bin/qmail-remote", b"#!/bin/sh\nexec qmail-remote.orig \"$@\"\n");
+        assert_eq!(found(), [("authsenders", Read::Unknown)], "a script may run anything");
+        write("bin/qmail-rspawn", b"\x7fELF\0qmail-remote reads: authsenders\0authsenders\0");
+        assert_eq!(found(), [], "the gate follows it");
+        write("bin/qmail-remote", b"\x7fELF\0control/smtproutes\0");
+        assert_eq!(found(), [("authsenders", Read::No)], "another qmail-remote has been installed");
+        assert!(find(home.path())[0].message().contains("does not read it"));
+        write("bin/qmail-rspawn", b"\x7fELF\0qmail-remote reads:\0authsenders\0");
+        assert_eq!(found(), [], "neither does");
+        write("bin/qmail-remote", b"#!/bin/sh\nexec qmail-remote.orig \"$@\"\n");
+        write("control/qmtproutes", b"b.example:qmtp.example\n");
+        write("control/moresmtproutes.cdb", &[0; 2048]);
+        assert_eq!(found(), [("authsenders", Read::Unknown), ("qmtproutes", Read::Unknown)]);
+        for file in find(home.path()) {
+            let said = file.message() + &file.help() + &format!("{file:?}");
+            assert!(!said.contains("S3cretPass") && !said.contains("relay.example"), "{said}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What the gate of a patched tree has to do: keep a domain at its limit, without holding up the others, and take a
+//! place back from a delivery that could not be started.
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use super::mail::{self, Capped};
+use super::trials::Told;
+use crate::sys::Resource;
+use crate::verify::error::Error;
+use crate::verify::rig::numbers::Random;
+use crate::verify::rig::protocol::Command;
+use crate::verify::rig::spawner::{Channel, Spawner};
+use crate::verify::rig::stub::{self, EventKind, Mode, Stubs};
+use crate::verify::sandbox::scratch::{MessageId, Site};
+
+/// The limit that the trials set.
+const LIMIT: u32 = 5;
+const DOMAIN: &str = "capped.example";
+
+/// Whether a tree has the gate.
+pub fn is_in(tree: &Path) -> bool {
+    tree.join("gate.h").is_file() && tree.join("gate_glue.h").is_file()
+}
+
+/// What the gate has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gated {
+    /// The limit of the capped domain.
+    pub limit: u32,
+    /// The most deliveries to it at the same time.
+    pub peak: usize,
+    /// Deliveries to it, all done.
+    pub capped: usize,
+    /// Deliveries to other domains, done while the capped one was full.
+    pub others: usize,
+    /// The most deliveries to a group at the same time whose mail goes over every remote channel; None where there is only one.
+    pub group_peak: Option<usize>,
+    /// Starts that were made to fail before the limit was tried again; 0 where the machine does not allow it.
+    pub failed_starts: usize,
+    /// What is worth knowing besides.
+    pub notes: Vec<String>,
+}
+
+/// Sends 100 mails to a domain with a limit of 5 among mails to others, through the tree's own qmail-send, and makes
+/// starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner: with very little, the limit is
+/// lower.
+pub fn holds(
+    site: &Site,
+    stubs: &mut Stubs,
+    room: u32,
+    random: &mut Random,
+    told: Told<'_>,
+) -> Result<Gated, Error> {
+    // One delivery to another domain has to fit in beside those of the capped one.
+    let limit = LIMIT.min(room.saturating_sub(1)).max(1);
+    let mut group = vec![DOMAIN.to_owned()];
+    group.extend((0..site.supplemental().count).map(|number| site.supplemental_domain(number)));
+    let table = |name: &str| {
+        group.iter().map(|domain| format!("{domain}:{limit}{name}\n")).collect::<String>()
+    };
+    site.set_control("concurrencydomains", &table(""))?;
+    let mut shown = tried(site, stubs, limit, room, random, told);
+    if let Ok(shown) = &mut shown
+        && group.len() > 1
+    {
+        site.set_control("concurrencydomains", &table(":all-channels"))?;
+        let over_all = mail::capped(site, stubs, &group, limit, room, random, told)?;
+        shown.group_peak = Some(over_all.peak);
+        shown.capped += over_all.capped;
+        shown.others += over_all.others;
+        shown.notes.extend(over_all.notes);
+    }
+    let path = site.home().join("control/concurrencydomains");
+    std::fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+    shown
+}
+
+fn tried(
+    site: &Site,
+    stubs: &mut Stubs,
+    limit: u32,
+    room: u32,
+    random: &mut Random,
+    told: Told<'_>,
+) -> Result<Gated, Error> {
+    let Capped { capped, others, peak, notes } =
+        mail::capped(site, stubs, &[DOMAIN.to_owned()], limit, room, random, told)?;
+    // qmail-send has run on this queue: what it did not know is gone.
+    let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
+    let failed_starts = places_come_back(site, stubs, limit, message)?;
+    Ok(Gated { limit, peak, capped, others, group_peak: None, failed_starts, notes })
+}
+
+/// Makes more starts fail than the domain has places, and then fills its places.
+fn places_come_back(
+    site: &Site,
+    stubs: &mut Stubs,
+    limit: u32,
+    message: MessageId,
+) -> Result<usize, Error> {
+    let failures = (4 * limit).min(site.spawn());
+    let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
+    let command = |number: u32, hold: Option<&str>| Command {
+        number,
+        message: message.relative(),
+        sender: "sender@sender.example".to_owned(),
+        recipient: stub::recipient(Mode::Accept, hold, number, DOMAIN),
+    };
+    stubs.forget();
+    let pid = spawner.process().id();
+    let Some(before) = stubs.set_soft_limit(site, pid, Resource::Processes, 0)? else {
+        return Ok(0);
+    };
+    let mut failed = 0;
+    for number in 0..failures {
+        spawner.send(&command(number, None));
+        match spawner.wait(stubs, "a refusal while fork fails", |seen| seen.reports >= 1) {
+            // It is held, as if the domain were full, though nothing runs.
+            Err(Error::Timeout { .. }) => {
+                return Err(not_given_back(limit, failed, "a refusal", "none"));
+            }
+            other => other?,
+        }
+        failed += spawner.take_reports().iter().filter(|report| report.letter == b'Z').count();
+    }
+    stubs.set_soft_limit(site, pid, Resource::Processes, before)?;
+    if failed == 0 {
+        return Ok(0);
+    }
+    stubs.forget();
+    stubs.hold("gate")?;
+    let wanted = limit.min(site.spawn());
+    for number in 0..wanted {
+        spawner.send(&command(number, Some("gate")));
+    }
+    let filled = spawner.wait(stubs, &format!("{wanted} deliveries to {DOMAIN}"), |seen| {
+        seen.started + seen.reports >= wanted as usize
+    });
+    stubs.release("gate")?;
+    let started = stubs.events().iter().filter(|event| event.kind == EventKind::Start).count();
+    match filled {
+        Ok(()) if started >= wanted as usize => {}
+        Ok(()) | Err(Error::Timeout { .. }) => {
+            let at_once = |count: usize| format!("{count} deliveries at the same time");
+            return Err(not_given_back(
+                limit,
+                failed,
+                &at_once(wanted as usize),
+                &at_once(started),
+            ));
+        }
+        Err(error) => return Err(error),
+    }
+    spawner.wait(stubs, &format!("{wanted} reports"), |seen| seen.reports >= wanted as usize)?;
+    Ok(failed)
+}
+
+fn not_given_back(limit: u32, failed: usize, expected: &str, found: &str) -> Error {
+    Error::disproved(
+        format!("qmail-rspawn, mail to {DOMAIN} (limit {limit}) after {failed} starts had failed"),
+        expected,
+        found,
+        "the gate's place of a delivery that could not be started is not given back: the domain gets fewer and fewer, \
+         and in the end none",
+    )
+}

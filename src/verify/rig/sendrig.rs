@@ -1,0 +1,499 @@
+//! The tree's own qmail-send on a scratch queue, started by the tree's own qmail-start, so that all descriptors are
+//! wired as that tree wires them (trees with qmail-todo or further channels have more of them).
+//!
+//! The spawners are either the tree's, with stubs at the far end, or relays: then the rig itself plays them, and can
+//! hold all 65000 delivery numbers at once without a process or a descriptor for any.
+//!
+//! Nothing stands still for ever, however full the pipes are, for the waits make no circle:
+//!
+//! - The rig waits in poll only. It reads the log, the commands and the stubs' events to the end whenever there is
+//!   anything, and keeps what a relay does not take yet.
+//! - qmail-send waits for the rig to take its log, and for qmail-clean and qmail-queue, which wait for none of the
+//!   others. It writes its commands with O_NONBLOCK and reads reports when select has seen some.
+//! - A relay, with one thread for both directions, waits for the rig to take a command, or for qmail-send to take a
+//!   report. Meanwhile it takes no commands, which is nothing that qmail-send waits for.
+
+use std::fs::{self, File};
+use std::io::{self, PipeReader, Read};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::log::Log;
+use super::pipes::Incoming;
+use super::protocol::{Command, Report, Width};
+use super::spawner::{Channel, IDLE, likely_cause_of_death, search_path};
+use super::stub::Stubs;
+use crate::sys::{self, Interest, Polled, Resource, Watch};
+use crate::verify::error::Error;
+use crate::verify::sandbox::process::{Process, describe, interrupted, last_words};
+use crate::verify::sandbox::scratch::Site;
+
+/// The programs of a tree that [`SendRig`] needs; further ones where a tree has them.
+pub const PROGRAMS: [&str; 6] =
+    ["qmail-start", "qmail-send", "qmail-clean", "qmail-queue", "qmail-rspawn", "qmail-lspawn"];
+
+/// A program that some trees run beside qmail-send.
+pub const OPTIONAL_PROGRAMS: [&str; 1] = ["qmail-todo"];
+
+/// In bytes, the least that a pipe can hold on Linux: as small as those of a user who has more than
+/// fs.pipe-user-pages-soft allows. So the pipes of a trial with relays are full on both sides most of the time.
+const SMALL_PIPE: usize = 4096;
+
+/// The file of the rig that takes what is said on standard error.
+const ERRORS: &str = "errors";
+
+/// Who plays the spawners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spawners {
+    /// The tree's own qmail-lspawn and qmail-rspawn.
+    Own,
+    /// The rig, through relays that announce `spawn` in `width`.
+    Played {
+        /// The protocol to speak.
+        width: Width,
+        /// The conf-spawn to announce on every channel.
+        spawn: u32,
+    },
+}
+
+/// A running qmail-send with its helpers.
+#[derive(Debug)]
+pub struct SendRig {
+    process: Process,
+    log: Log,
+    pipe: Incoming,
+    relays: Vec<Relay>,
+    idle: Duration,
+    /// The file that is standard error of qmail-start, and of what it starts where it leaves that open.
+    errors: PathBuf,
+}
+
+/// The rig's end of one spawner that it plays itself.
+#[derive(Debug)]
+pub struct Relay {
+    channel: Channel,
+    width: Width,
+    from: File,
+    to: File,
+    bytes: Vec<u8>,
+    outgoing: Vec<u8>,
+    commands: Vec<Command>,
+    first: Option<u8>,
+}
+
+impl Relay {
+    /// Makes the files of one relay and announces conf-spawn to whoever will read.
+    fn open(
+        dir: &Path,
+        site: &Site,
+        channel: Channel,
+        number: usize,
+        width: Width,
+        spawn: u32,
+    ) -> Result<Relay, Error> {
+        let file = |kind: &str| dir.join(format!("{}.{number}.{kind}", channel.stub()));
+        site.write(&file("lock"), &[])?;
+        let open = |kind: &str| -> Result<File, Error> {
+            let path = file(kind);
+            let _ = fs::remove_file(&path);
+            sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
+            site.identity().give(&path)?;
+            // Both ways: neither side then sees an end of file because the other is not there yet.
+            let fifo = File::options()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&path)
+                .map_err(Error::file("open", &path))?;
+            sys::set_pipe_size(fifo.as_fd(), SMALL_PIPE);
+            Ok(fifo)
+        };
+        let (from, to) = (open("cmd")?, open("rep")?);
+        let mut outgoing = Vec::new();
+        width.push(spawn, &mut outgoing);
+        Ok(Relay {
+            channel,
+            width,
+            from,
+            to,
+            bytes: Vec::new(),
+            outgoing,
+            commands: Vec::new(),
+            first: None,
+        })
+    }
+
+    /// The channel that it plays.
+    pub fn channel(&self) -> Channel {
+        self.channel
+    }
+
+    /// The commands that qmail-send has given, taken.
+    pub fn take_commands(&mut self) -> Vec<Command> {
+        std::mem::take(&mut self.commands)
+    }
+
+    /// Answers a command.
+    pub fn report(&mut self, report: &Report) {
+        self.outgoing.extend_from_slice(&report.encode(self.width));
+    }
+
+    fn read(&mut self) -> Result<(), Error> {
+        let mut buffer = [0_u8; 65536];
+        loop {
+            match self.from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => self.bytes.extend_from_slice(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(Error::system("read a relay")(error)),
+            }
+        }
+        // The first command is for delivery 0 and its message begins with a digit: the second byte tells how wide
+        // qmail-send writes its numbers.
+        if self.first.is_none() && self.bytes.len() >= 2 {
+            self.first = Some(self.bytes[1]);
+        }
+        if let Some(second) = self.first {
+            let wrote = if second == 0 { Width::Two } else { Width::One };
+            if wrote != self.width {
+                return Err(wrong_width(wrote, self.width));
+            }
+        }
+        let mut taken = 0;
+        while let Some((command, len)) = Command::decode(&self.bytes[taken..], self.width) {
+            self.commands.push(command);
+            taken += len;
+        }
+        self.bytes.drain(..taken);
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        let mut written = 0;
+        while written < self.outgoing.len() {
+            match io::Write::write(&mut self.to, &self.outgoing[written..]) {
+                Ok(n) => written += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(Error::system("write to a relay")(error)),
+            }
+        }
+        self.outgoing.drain(..written);
+        Ok(())
+    }
+}
+
+fn wrong_width(wrote: Width, wanted: Width) -> Error {
+    let words = |width: Width| match width {
+        Width::One => "one byte",
+        Width::Two => "two bytes",
+    };
+    Error::disproved(
+        "qmail-send, the width of its delivery numbers",
+        format!("{}, as the tree's spawners speak", words(wanted)),
+        words(wrote),
+        "spawn.c and qmail-send.c are not patched alike: every delivery would be refused or reported for another one; \
+         qpatch apply (big-concurrency) makes both right",
+    )
+}
+
+impl SendRig {
+    /// Starts qmail-start in the site's home, whose bin/ holds [`PROGRAMS`] and the stubs.
+    pub fn start(site: &Site, spawners: Spawners) -> Result<SendRig, Error> {
+        let mut path = search_path(site);
+        let mut relays = Vec::new();
+        if let Spawners::Played { width, spawn } = spawners {
+            let dir = site.rig().join("relay");
+            fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
+            site.identity().give(&dir)?;
+            // A few more than are known of: what no qmail-send takes is in nobody's way. Each takes two descriptors, which
+            // are scarce on some machines.
+            let known = 1 + site.supplemental().count as usize;
+            let room = sys::limit(Resource::OpenFiles).map_or(u64::MAX, |limit| limit.soft);
+            let remote = if room > 64 + 2 * known as u64 { known.max(8) } else { known };
+            for (channel, count) in [(Channel::Local, 1), (Channel::Remote, remote)] {
+                let link = dir.join(channel.program());
+                let _ = fs::remove_file(&link);
+                std::os::unix::fs::symlink(site.rig().join("stub"), &link)
+                    .map_err(Error::file("make", &link))?;
+                for number in 0..count {
+                    relays.push(Relay::open(&dir, site, channel, number, width, spawn)?);
+                }
+            }
+            let mut with_relays = dir.into_os_string();
+            with_relays.push(":");
+            with_relays.push(path);
+            path = with_relays;
+        }
+        let (reader, process) = start_programs(site, path)?;
+        if !relays.is_empty() {
+            sys::set_pipe_size(reader.as_fd(), SMALL_PIPE);
+        }
+        Ok(SendRig {
+            process,
+            log: Log::default(),
+            pipe: Incoming::new(reader)?,
+            relays,
+            idle: IDLE,
+            errors: site.rig().join(ERRORS),
+        })
+    }
+
+    /// What qmail-send has logged.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    pub(crate) fn log_mut(&mut self) -> &mut Log {
+        &mut self.log
+    }
+
+    /// The spawners that the rig plays.
+    pub fn relays(&mut self) -> &mut [Relay] {
+        &mut self.relays
+    }
+
+    /// The process that is qmail-send (after having been qmail-start).
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Gives up a wait after `idle` without any sign of life, instead of [`IDLE`].
+    pub fn set_idle(&mut self, idle: Duration) {
+        self.idle = idle;
+    }
+
+    /// Waits until `done`, which is called after everything that happens and may answer commands.
+    pub fn wait(
+        &mut self,
+        stubs: &mut Stubs,
+        waiting_for: &str,
+        mut done: impl FnMut(&mut SendRig, &Stubs) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        loop {
+            if done(self, stubs)? {
+                return Ok(());
+            }
+            if !self.pipe.is_open() {
+                return Err(self.died(waiting_for));
+            }
+            if !self.step(stubs, Instant::now() + self.idle)? {
+                let (started, ended) = stubs.counts();
+                return Err(Error::Timeout {
+                    waited_for: waiting_for.to_owned(),
+                    seconds: self.idle.as_secs(),
+                    seen: format!(
+                        "qmail-send had started {} deliveries and ended {}, stubs had started {started} and ended \
+                         {ended}; its last complaint: {}",
+                        self.log.deliveries.len(),
+                        self.log.ended,
+                        self.log.complaints.last().map_or("none", String::as_str)
+                    ),
+                });
+            }
+        }
+    }
+
+    /// Reads what is there without waiting for anything, so that nobody waits for the rig.
+    pub fn attend(&mut self, stubs: &mut Stubs) -> Result<(), Error> {
+        while self.step(stubs, Instant::now())? {}
+        Ok(())
+    }
+
+    /// Waits for a sign of life and deals with what there is; `false` when there was none until `until`. Whatever else
+    /// ends a wait is no reason to say that time is up.
+    fn step(&mut self, stubs: &mut Stubs, until: Instant) -> Result<bool, Error> {
+        loop {
+            let mut watches = vec![Watch::new(stubs.fd(), Interest::Read)];
+            if self.pipe.is_open() {
+                watches.push(Watch::new(self.pipe.fd(), Interest::Read));
+            }
+            for relay in &self.relays {
+                watches.push(Watch::new(relay.from.as_fd(), Interest::Read));
+                if !relay.outgoing.is_empty() {
+                    watches.push(Watch::new(relay.to.as_fd(), Interest::Write));
+                }
+            }
+            match sys::poll(&mut watches, until).map_err(Error::system("wait for qmail-send"))? {
+                Polled::Interrupted => return Err(interrupted()),
+                Polled::TimedOut => return Ok(false),
+                Polled::Ready => {}
+            }
+            let mut alive = watches.iter().any(|watch| watch.readable);
+            stubs.read()?;
+            self.pipe.read()?;
+            let pending = self.pipe.pending();
+            self.log.take(pending);
+            let len = pending.len();
+            self.pipe.take(len);
+            for relay in &mut self.relays {
+                relay.read()?;
+                let before = relay.outgoing.len();
+                relay.write()?;
+                alive |= relay.outgoing.len() < before;
+            }
+            if alive || Instant::now() >= until {
+                return Ok(alive);
+            }
+        }
+    }
+
+    /// Sends SIGTERM: qmail-send starts nothing more and exits when the last delivery has been reported.
+    pub fn terminate(&self) -> Result<(), Error> {
+        self.process.signal(libc::SIGTERM)
+    }
+
+    /// Kills qmail-send alone, as a crash would; the spawners find that their pipes have no other end any more.
+    pub fn crash(&mut self, stubs: &mut Stubs) -> Result<(), Error> {
+        self.process.signal(libc::SIGKILL)?;
+        while self.pipe.is_open() {
+            if !self.step(stubs, Instant::now() + self.idle)? {
+                return Err(Error::Timeout {
+                    waited_for: "the end of qmail-send after SIGKILL".to_owned(),
+                    seconds: self.idle.as_secs(),
+                    seen: "its log is still open".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of qmail-send and returns its account.
+    pub fn wait_exit(mut self, stubs: &mut Stubs) -> Result<Log, Error> {
+        while self.pipe.is_open() {
+            if !self.step(stubs, Instant::now() + self.idle)? {
+                return Err(Error::Timeout {
+                    waited_for: "qmail-send to exit after SIGTERM".to_owned(),
+                    seconds: self.idle.as_secs(),
+                    seen: format!(
+                        "{} deliveries had started, {} had ended",
+                        self.log.deliveries.len(),
+                        self.log.ended
+                    ),
+                });
+            }
+        }
+        // What a stub told before qmail-send logged it may have come after the last look.
+        stubs.read()?;
+        let status = self.process.wait(self.idle)?;
+        if status.code() == Some(0) && self.log.exiting {
+            return Ok(std::mem::take(&mut self.log));
+        }
+        Err(Error::disproved(
+            "qmail-send after SIGTERM",
+            "\"status: exiting\" and exit code 0",
+            describe(status),
+            match self.said() {
+                said if said.is_empty() => said,
+                said => format!("its last words: {said:?}"),
+            },
+        ))
+    }
+
+    fn died(&mut self, waiting_for: &str) -> Error {
+        let status = match self.process.wait(self.idle) {
+            Ok(status) => status,
+            Err(error) => return error,
+        };
+        let context = format!(
+            "while the rig waited for {waiting_for}; {} deliveries had started, {} had ended",
+            self.log.deliveries.len(),
+            self.log.ended
+        );
+        Error::Died {
+            program: "qmail-send".to_owned(),
+            how: describe(status),
+            context,
+            said: self.said(),
+            cause: likely_cause_of_death(status),
+        }
+    }
+
+    /// What the programs have said last, on standard error or, if nothing there, in the log.
+    fn said(&self) -> String {
+        let said = fs::read(&self.errors).unwrap_or_default();
+        if last_words(&said).is_empty() { self.log.last.clone() } else { last_words(&said) }
+    }
+}
+
+/// Starts the tree's own programs alone, with no rig around them; what is returned is qmail-send's log and the process
+/// that is qmail-send.
+pub fn start_own(site: &Site) -> Result<(PipeReader, Process), Error> {
+    start_programs(site, search_path(site))
+}
+
+fn start_programs(site: &Site, path: std::ffi::OsString) -> Result<(PipeReader, Process), Error> {
+    let (reader, writer) = io::pipe().map_err(Error::system("make a pipe"))?;
+    let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
+    let errors = site.rig().join(ERRORS);
+    site.write(&errors, &[])?;
+    let said = File::options().append(true).open(&errors).map_err(Error::file("open", &errors))?;
+    let mut command = site.command(site.home().join("bin/qmail-start"));
+    command.arg("./Mailbox").env("PATH", path).current_dir("/");
+    let map = vec![(null.as_raw_fd(), 0), (writer.as_raw_fd(), 1), (said.as_raw_fd(), 2)];
+    // Nothing above 2 is open when qmail-start begins, as under a supervisor.
+    sys::map_descriptors(&mut command, map, 16);
+    let process = Process::start(command, "qmail-start")?;
+    Ok((reader, process))
+}
+
+/// Tells qmail-send that there is something in queue/todo, as qmail-queue does.
+pub fn pull_trigger(site: &Site) -> Result<(), Error> {
+    let path = site.home().join("queue/lock/trigger");
+    let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&path);
+    match opened {
+        // Nobody listens: qmail-send looks into queue/todo when it starts.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
+        Err(error) => Err(Error::file("open", &path)(error)),
+        Ok(mut trigger) => match io::Write::write(&mut trigger, &[0]) {
+            // Pulled already.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(Error::file("write", &path)(error)),
+            Ok(_) => Ok(()),
+        },
+    }
+}
+
+/// Queues a message by running the tree's own qmail-queue.
+pub fn run_qmail_queue(
+    site: &Site,
+    body: &[u8],
+    sender: &str,
+    recipients: &[String],
+) -> Result<(), Error> {
+    let mut envelope = format!("F{sender}\0").into_bytes();
+    for recipient in recipients {
+        envelope.extend_from_slice(format!("T{recipient}\0").as_bytes());
+    }
+    envelope.push(0);
+    // Both fit into a pipe, so they can be written before anybody reads.
+    let feed = |bytes: &[u8]| -> io::Result<PipeReader> {
+        let (reader, mut writer) = io::pipe()?;
+        io::Write::write_all(&mut writer, bytes)?;
+        Ok(reader)
+    };
+    if body.len() > 4096 || envelope.len() > 4096 {
+        return Err(Error::System {
+            action: "queue a message of more than 4096 bytes".to_owned(),
+            source: io::ErrorKind::InvalidInput.into(),
+        });
+    }
+    let body = feed(body).map_err(Error::system("make a pipe"))?;
+    let envelope = feed(&envelope).map_err(Error::system("make a pipe"))?;
+    let mut command = site.command(site.home().join("bin/qmail-queue"));
+    command.current_dir("/");
+    sys::map_descriptors(&mut command, vec![(body.as_raw_fd(), 0), (envelope.as_raw_fd(), 1)], 7);
+    let status = Process::start(command, "qmail-queue")?.wait(IDLE)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::disproved(
+        "qmail-queue, a message with a correct envelope",
+        "exit code 0",
+        describe(status),
+        "",
+    ))
+}

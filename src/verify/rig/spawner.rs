@@ -1,0 +1,348 @@
+//! The tree's real qmail-rspawn or qmail-lspawn, run over its pipes as qmail-start would run it.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::pipes::{Incoming, Outgoing};
+use super::protocol::{self, Command, Report, Width};
+use super::stub::Stubs;
+use crate::sys::{self, Interest, Polled, Watch};
+use crate::verify::error::Error;
+use crate::verify::sandbox::process::{Process, describe, interrupted, last_words};
+use crate::verify::sandbox::scratch::Site;
+
+/// Which of the two spawners.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// qmail-lspawn, which starts qmail-local.
+    Local,
+    /// qmail-rspawn, which starts qmail-remote.
+    Remote,
+}
+
+impl Channel {
+    /// The spawner's name.
+    pub fn program(self) -> &'static str {
+        match self {
+            Channel::Local => "qmail-lspawn",
+            Channel::Remote => "qmail-rspawn",
+        }
+    }
+
+    /// The word by which stubs of this channel report.
+    pub fn stub(self) -> &'static str {
+        match self {
+            Channel::Local => "local",
+            Channel::Remote => "remote",
+        }
+    }
+
+    pub(crate) fn command(self, site: &Site) -> std::process::Command {
+        use std::os::unix::process::CommandExt;
+        let bin = site.home().join("bin");
+        let mut command = site.command(bin.join(self.program()));
+        command.arg0(self.program()).current_dir("/").env("PATH", search_path(site));
+        if self == Channel::Local {
+            command.arg("./Mailbox");
+        }
+        command
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.program())
+    }
+}
+
+/// The home's bin/ first, as qmail's start scripts have it: qmail-rspawn looks for qmail-remote in PATH.
+pub(crate) fn search_path(site: &Site) -> std::ffi::OsString {
+    let mut path = site.home().join("bin").into_os_string();
+    if let Some(rest) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(rest);
+    }
+    path
+}
+
+/// How long nothing at all may happen before a wait is given up. Not a limit on the whole: a slow machine may take
+/// long as long as it gets on.
+pub const IDLE: Duration = Duration::from_secs(60);
+
+/// A running spawner.
+#[derive(Debug)]
+pub struct Spawner {
+    channel: Channel,
+    process: Process,
+    input: Option<Outgoing>,
+    output: Incoming,
+    width: Width,
+    announced: u32,
+    reports: Vec<Report>,
+    idle: Duration,
+}
+
+/// What a [`Spawner`] looks like to whoever waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Stubs that have reported their start.
+    pub started: usize,
+    /// Stubs that have reported their end.
+    pub ended: usize,
+    /// Reports that have come and were not taken yet.
+    pub reports: usize,
+}
+
+impl Spawner {
+    /// Starts the spawner that is installed in the site's home and finds out which protocol it speaks.
+    pub fn start(site: &Site, stubs: &mut Stubs, channel: Channel) -> Result<Spawner, Error> {
+        let (child_in, our_out) = io::pipe().map_err(Error::system("make a pipe"))?;
+        let (our_in, child_out) = io::pipe().map_err(Error::system("make a pipe"))?;
+        let mut command = channel.command(site);
+        // qmail-start closes 2..6, so that descriptor 2 may be the pipe of a delivery.
+        sys::map_descriptors(
+            &mut command,
+            vec![(child_in.as_raw_fd(), 0), (child_out.as_raw_fd(), 1)],
+            7,
+        );
+        let process = Process::start(command, channel.program())?;
+        drop((child_in, child_out));
+        let errors = site.rig().join(format!("{}.errors", channel.program()));
+        let mut spawner = Spawner {
+            channel,
+            process,
+            input: Some(Outgoing::new(our_out)?),
+            output: Incoming::new(our_in)?,
+            width: Width::Two,
+            announced: 0,
+            reports: Vec::new(),
+            idle: IDLE,
+        };
+        match spawner.greet(stubs) {
+            Err(Error::Died { program, how, context, cause, .. }) => {
+                let said = said_at_start(site, channel, &errors)?;
+                Err(Error::Died { program, how, context, said, cause })
+            }
+            greeted => greeted.map(|()| spawner),
+        }
+    }
+
+    fn greet(&mut self, stubs: &mut Stubs) -> Result<(), Error> {
+        self.push(protocol::PROBE);
+        let greeting = loop {
+            if let Some(greeting) = protocol::read_greeting(self.output.pending()) {
+                break greeting;
+            }
+            if !self.step(stubs, Instant::now() + self.idle)? {
+                return Err(Error::Timeout {
+                    waited_for: format!(
+                        "{} to say its conf-spawn and refuse a bad command",
+                        self.channel
+                    ),
+                    seconds: self.idle.as_secs(),
+                    seen: format!("it had written {} bytes", self.output.pending().len()),
+                });
+            }
+            if !self.output.is_open() && protocol::read_greeting(self.output.pending()).is_none() {
+                return Err(self.died("at its start, before it said its conf-spawn"));
+            }
+        };
+        self.width = greeting.width;
+        self.announced = greeting.announced;
+        self.output.take(greeting.len);
+        if self.width == Width::One {
+            self.push(protocol::PROBE_REST_ONE);
+            self.wait(stubs, "the second answer of the probe", |seen| seen.reports >= 1)?;
+            self.reports.clear();
+        }
+        Ok(())
+    }
+
+    /// Which of the two it is.
+    pub fn channel(&self) -> Channel {
+        self.channel
+    }
+
+    /// The protocol that it speaks.
+    pub fn width(&self) -> Width {
+        self.width
+    }
+
+    /// The conf-spawn that it has announced.
+    pub fn announced(&self) -> u32 {
+        self.announced
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Gives up a wait after `idle` without any sign of life, instead of [`IDLE`].
+    pub fn set_idle(&mut self, idle: Duration) {
+        self.idle = idle;
+    }
+
+    /// Sends a command; it is written when the spawner reads.
+    pub fn send(&mut self, command: &Command) {
+        let bytes = command.encode(self.width);
+        self.push(&bytes);
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        if let Some(input) = &mut self.input {
+            input.push(bytes);
+        }
+    }
+
+    /// Closes the spawner's input, as the end of qmail-send does.
+    pub fn close_input(&mut self) {
+        self.input = None;
+    }
+
+    /// The reports so far, taken.
+    pub fn take_reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// Waits until `done` says so of what has been seen. `waiting_for` completes "waited for" in an error.
+    pub fn wait(
+        &mut self,
+        stubs: &mut Stubs,
+        waiting_for: &str,
+        mut done: impl FnMut(Seen) -> bool,
+    ) -> Result<(), Error> {
+        loop {
+            let seen = self.seen(stubs);
+            if done(seen) {
+                return Ok(());
+            }
+            if !self.output.is_open() {
+                return Err(self.died(&format!(
+                    "while the rig waited for {waiting_for}; {} deliveries had started, {} had ended",
+                    seen.started, seen.ended
+                )));
+            }
+            if !self.step(stubs, Instant::now() + self.idle)? {
+                return Err(Error::Timeout {
+                    waited_for: format!("{waiting_for} ({})", self.channel),
+                    seconds: self.idle.as_secs(),
+                    seen: format!(
+                        "{} deliveries had started, {} had ended, {} reports had come",
+                        seen.started, seen.ended, seen.reports
+                    ),
+                });
+            }
+        }
+    }
+
+    /// Waits for the end of the spawner, whose input has been closed.
+    pub fn wait_exit(&mut self, stubs: &mut Stubs) -> Result<std::process::ExitStatus, Error> {
+        while self.output.is_open() {
+            if !self.step(stubs, Instant::now() + self.idle)? {
+                return Err(Error::Timeout {
+                    waited_for: format!("{} to exit after the end of its input", self.channel),
+                    seconds: self.idle.as_secs(),
+                    seen: format!("{:?}", self.seen(stubs)),
+                });
+            }
+        }
+        self.process.wait(self.idle)
+    }
+
+    fn seen(&self, stubs: &Stubs) -> Seen {
+        let (started, ended) = stubs.counts();
+        Seen { started, ended, reports: self.reports.len() }
+    }
+
+    /// Waits for one thing to happen and deals with it; `false` when nothing did until `until`.
+    fn step(&mut self, stubs: &mut Stubs, until: Instant) -> Result<bool, Error> {
+        let mut watches = vec![
+            Watch::new(self.output.fd(), Interest::Read),
+            Watch::new(stubs.fd(), Interest::Read),
+        ];
+        if let Some(input) = self.input.as_ref().filter(|input| input.is_pending()) {
+            watches.push(Watch::new(input.fd(), Interest::Write));
+        }
+        match sys::poll(&mut watches, until).map_err(Error::system("wait for a spawner"))? {
+            Polled::Interrupted => return Err(interrupted()),
+            Polled::TimedOut => return Ok(false),
+            Polled::Ready => {}
+        }
+        stubs.read()?;
+        if let Some(input) = &mut self.input {
+            input.write()?;
+        }
+        self.output.read()?;
+        // Before the greeting is understood, nothing can be.
+        if self.announced > 0 || self.width == Width::One {
+            while let Some((report, len)) = Report::decode(self.output.pending(), self.width) {
+                self.output.take(len);
+                if !report.is_from_gate() {
+                    self.reports.push(report);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn died(&mut self, context: &str) -> Error {
+        let status = match self.process.wait(self.idle) {
+            Ok(status) => status,
+            Err(error) => return error,
+        };
+        Error::Died {
+            program: self.channel.program().to_owned(),
+            how: describe(status),
+            context: context.to_owned(),
+            said: String::new(),
+            cause: likely_cause_of_death(status),
+        }
+    }
+}
+
+/// What a spawner says on standard error when it is started with nothing to do. Qmail-start closes that, and so does
+/// [`Spawner::start`]; so this starts another one, after one has ended at its start, to learn why.
+fn said_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String, Error> {
+    site.write(errors, &[])?;
+    let file = File::options().append(true).open(errors).map_err(Error::file("open", errors))?;
+    let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
+    let sink = File::options().write(true).open("/dev/null");
+    let sink = sink.map_err(Error::file("open", "/dev/null"))?;
+    let mut command = channel.command(site);
+    let map = vec![(null.as_raw_fd(), 0), (sink.as_raw_fd(), 1), (file.as_raw_fd(), 2)];
+    sys::map_descriptors(&mut command, map, 7);
+    // How it ends does not matter, only what it has said.
+    let ended = Process::start(command, channel.program())?.wait(Duration::from_secs(5));
+    if let Err(error @ Error::Interrupted(_)) = ended {
+        return Err(error);
+    }
+    Ok(last_words(&fs::read(errors).unwrap_or_default()))
+}
+
+/// What usually kills a spawner in this way.
+pub(crate) fn likely_cause_of_death(status: std::process::ExitStatus) -> &'static str {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(libc::SIGABRT) => {
+            "under _FORTIFY_SOURCE the C library aborts on a descriptor of 1024 or more in FD_SET, whatever the size of \
+             the tree's fd_set; qpatch apply (fd-setsize) takes care of that"
+        }
+        Some(libc::SIGSEGV | libc::SIGBUS) => {
+            "a pointer cut to 32 bits (alloc without a declaration), or memory overwritten by FD_SET beyond the tree's \
+             fd_set; qpatch apply (toolchain, fd-setsize) takes care of both"
+        }
+        _ => match status.code() {
+            // As qmail's programs exit when they cannot read what they need.
+            Some(111 | 112) => {
+                "it may want control files of its own (a fork with LDAP or SQL): verify --control DIR gives it those in DIR"
+            }
+            _ => "",
+        },
+    }
+}

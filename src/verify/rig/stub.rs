@@ -1,0 +1,411 @@
+//! The stub that stands in for qmail-remote, qmail-local and qmail-getpw, and the rig's side of it: the events that
+//! stubs report and the holds that they wait for. What a stub does is said in stub.c.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::sys::{self, Resource};
+use crate::verify::error::Error;
+use crate::verify::proofs::build::{BuildFailure, NOT_OURS, telling_lines};
+use crate::verify::sandbox::process::{describe, run_captured};
+use crate::verify::sandbox::scratch::Site;
+
+const STUB_C: &str = include_str!("stub.c");
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a stub is asked to do, by the first letter of the recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    /// Accepts.
+    Accept,
+    /// Refuses for now.
+    Defer,
+    /// Refuses for good.
+    Bounce,
+    /// qmail-remote: the message was accepted, this recipient is refused for now. (qmail-local: like `Defer`.)
+    DeferRecipient,
+    /// qmail-remote: the message was accepted, this recipient is refused for good. (qmail-local: like `Bounce`.)
+    BounceRecipient,
+    /// Dies of SIGKILL.
+    Crash,
+    /// Exits 111 without a word.
+    Fail,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Mode; 7] = [
+        Mode::Accept,
+        Mode::Defer,
+        Mode::Bounce,
+        Mode::DeferRecipient,
+        Mode::BounceRecipient,
+        Mode::Crash,
+        Mode::Fail,
+    ];
+
+    /// A mode whose report can be told from all others in qmail-send's log: three of five accept, as most mail is
+    /// accepted (and a bounce costs as much as a message); the others are what can go wrong.
+    pub(crate) fn of_mail(random: &mut super::numbers::Random) -> Mode {
+        if random.below(5) < 3 { Mode::Accept } else { Mode::ALL[1 + random.below(4) as usize] }
+    }
+
+    fn letter(self) -> char {
+        match self {
+            Mode::Accept => 'k',
+            Mode::Defer => 'z',
+            Mode::Bounce => 'd',
+            Mode::DeferRecipient => 's',
+            Mode::BounceRecipient => 'h',
+            Mode::Crash => 'c',
+            Mode::Fail => 'x',
+        }
+    }
+
+    /// The letter that the spawner has to report: `K`, `Z` or `D`.
+    pub fn report(self) -> u8 {
+        match self {
+            Mode::Accept => b'K',
+            Mode::Defer | Mode::DeferRecipient | Mode::Crash | Mode::Fail => b'Z',
+            Mode::Bounce | Mode::BounceRecipient => b'D',
+        }
+    }
+
+    /// Whether the report carries the recipient's address.
+    pub fn speaks(self) -> bool {
+        !matches!(self, Mode::Crash | Mode::Fail)
+    }
+}
+
+/// The recipient that makes a stub do `mode` once `hold` is released. `tag` tells it from all others.
+pub fn recipient(mode: Mode, hold: Option<&str>, tag: impl fmt::Display, domain: &str) -> String {
+    format!("{}-{}-{tag}@{domain}", mode.letter(), hold.unwrap_or("none"))
+}
+
+/// Whether a delivery has started or ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// The stub runs.
+    Start,
+    /// The stub is about to answer and exit.
+    End,
+}
+
+/// One line of what stubs report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Start or end.
+    pub kind: EventKind,
+    /// The stub's process.
+    pub pid: u32,
+    /// CLOCK_MONOTONIC, in nanoseconds.
+    pub at_ns: u64,
+    /// `remote` or `local`.
+    pub program: String,
+    /// The whole recipient.
+    pub recipient: String,
+}
+
+impl Event {
+    fn parse(line: &str) -> Option<Event> {
+        let mut words = line.splitn(5, ' ');
+        let kind = match words.next()? {
+            "S" => EventKind::Start,
+            "E" => EventKind::End,
+            _ => return None,
+        };
+        Some(Event {
+            kind,
+            pid: words.next()?.parse().ok()?,
+            at_ns: words.next()?.parse().ok()?,
+            program: words.next()?.to_owned(),
+            recipient: words.next()?.to_owned(),
+        })
+    }
+
+    /// The part after the `@`.
+    pub fn domain(&self) -> &str {
+        self.recipient.rsplit('@').next().unwrap_or_default()
+    }
+}
+
+/// The most stubs that ran at the same time, among the events that `counts` picks.
+///
+/// A stub reports its start after it has begun and its end before it exits, so the true figure is never below this.
+pub fn peak<'e>(
+    events: impl IntoIterator<Item = &'e Event>,
+    counts: impl Fn(&Event) -> bool,
+) -> usize {
+    // At the same nanosecond, the end comes first: only what surely overlapped counts.
+    let mut steps: Vec<(u64, i8)> = events
+        .into_iter()
+        .filter(|event| counts(event))
+        .map(|event| (event.at_ns, if event.kind == EventKind::Start { 1 } else { -1 }))
+        .collect();
+    steps.sort_unstable();
+    let mut running = 0_i64;
+    steps
+        .iter()
+        .map(|(_, step)| {
+            running += i64::from(*step);
+            running
+        })
+        .max()
+        .and_then(|most| usize::try_from(most).ok())
+        .unwrap_or(0)
+}
+
+/// The rig's side of the stubs of one [`Site`].
+#[derive(Debug)]
+pub struct Stubs {
+    rig: PathBuf,
+    reader: File,
+    partial: Vec<u8>,
+    events: Vec<Event>,
+    started: usize,
+    holds: HashMap<String, Hold>,
+    linked: Linked,
+}
+
+/// How the stub program was linked: it decides how much each of thousands costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Linked {
+    /// Into one file: starts fastest, shares most.
+    Statically,
+    /// Against the shared C library, where there is no static one.
+    Dynamically,
+}
+
+#[derive(Debug)]
+struct Hold {
+    file: File,
+    held: bool,
+}
+
+impl Stubs {
+    /// Compiles the stub with the site's compiler, puts it into the home's bin/ under its three names, and makes the
+    /// events pipe.
+    pub fn install(site: &Site) -> Result<Stubs, Error> {
+        let linked = compile(site)?;
+        let program = site.rig().join("stub");
+        for name in ["qmail-remote", "qmail-local", "qmail-getpw"] {
+            let link = site.home().join("bin").join(name);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(&program, &link).map_err(Error::file("make", &link))?;
+            site.identity().give(&link)?;
+        }
+        let path = site.rig().join("events");
+        let _ = fs::remove_file(&path);
+        sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
+        site.identity().give(&path)?;
+        // Read and write: with a writer of our own the pipe never reports end of file between two stubs.
+        let reader = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(Error::file("open", &path))?;
+        sys::set_pipe_size(reader.as_fd(), 1 << 20);
+        Ok(Stubs {
+            rig: site.rig().to_path_buf(),
+            reader,
+            partial: Vec::new(),
+            events: Vec::new(),
+            started: 0,
+            holds: HashMap::new(),
+            linked,
+        })
+    }
+
+    /// Sets the soft limit of a running process of the site and returns what it was; `None` where the system has no
+    /// way to do that. A program of the site's user does it: even root may not, where it lacks CAP_SYS_RESOURCE.
+    pub(crate) fn set_soft_limit(
+        &self,
+        site: &Site,
+        pid: u32,
+        resource: Resource,
+        soft: u64,
+    ) -> Result<Option<u64>, Error> {
+        use std::os::unix::process::CommandExt;
+        let mut command = site.command(site.rig().join("stub"));
+        let name = match resource {
+            Resource::OpenFiles => "nofile",
+            Resource::Processes => "nproc",
+        };
+        command.arg0("rig-limit").arg(pid.to_string()).arg(name).arg(soft.to_string());
+        let (status, output) = run_captured(command, "rig-limit", PATIENCE)?;
+        let before = std::str::from_utf8(&output).ok().and_then(|text| text.parse().ok());
+        Ok(before.filter(|_| status.success()))
+    }
+
+    /// How the stub was linked.
+    pub fn linked(&self) -> Linked {
+        self.linked
+    }
+
+    /// Makes stubs whose recipient names `hold` wait until it is released.
+    pub fn hold(&mut self, hold: &str) -> Result<(), Error> {
+        let path = self.rig.join("hold").join(hold);
+        if !self.holds.contains_key(hold) {
+            let file = File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o644)
+                .open(&path)
+                .map_err(Error::file("make", &path))?;
+            // Whatever the umask: a stub of another user (when this process is root) has to open it.
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+            file.set_permissions(mode).map_err(Error::file("set the mode of", &path))?;
+            self.holds.insert(hold.to_owned(), Hold { file, held: false });
+        }
+        self.set_hold(hold, true)
+    }
+
+    /// Lets every stub that waits for `hold` go on, and all that come later.
+    pub fn release(&mut self, hold: &str) -> Result<(), Error> {
+        self.set_hold(hold, false)
+    }
+
+    fn set_hold(&mut self, hold: &str, held: bool) -> Result<(), Error> {
+        if let Some(entry) = self.holds.get_mut(hold)
+            && entry.held != held
+        {
+            sys::lock_exclusive(entry.file.as_fd(), held)
+                .map_err(Error::system(format!("lock hold {hold}")))?;
+            entry.held = held;
+        }
+        Ok(())
+    }
+
+    /// All that was reported since the last [`Stubs::forget`].
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// How many deliveries have started, and how many have ended, since the last [`Stubs::forget`].
+    pub fn counts(&self) -> (usize, usize) {
+        (self.started, self.events.len() - self.started)
+    }
+
+    /// Starts a new account.
+    pub fn forget(&mut self) {
+        self.events.clear();
+        self.started = 0;
+    }
+
+    /// The descriptor to wait for.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.reader.as_fd()
+    }
+
+    /// Reads what is there; returns how many events that was. Stubs wait while their pipe is full, so whoever waits
+    /// for anything else has to call this too.
+    pub(crate) fn read(&mut self) -> Result<usize, Error> {
+        let before = self.events.len();
+        let mut buffer = [0_u8; 65536];
+        loop {
+            match self.reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => self.take(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(Error::system("read the stubs' events")(error)),
+            }
+        }
+        Ok(self.events.len() - before)
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.partial.extend_from_slice(bytes);
+        let Some(end) = self.partial.iter().rposition(|byte| *byte == b'\n') else { return };
+        let lines = String::from_utf8_lossy(&self.partial[..end]).into_owned();
+        self.partial.drain(..=end);
+        for event in lines.lines().filter_map(Event::parse) {
+            self.started += usize::from(event.kind == EventKind::Start);
+            self.events.push(event);
+        }
+    }
+}
+
+fn compile(site: &Site) -> Result<Linked, Error> {
+    let source = site.rig().join("stub.c");
+    site.write(&source, STUB_C.as_bytes())?;
+    let mut last = None;
+    for linked in [Linked::Statically, Linked::Dynamically] {
+        let mut command = site.compiler();
+        command.arg("-w");
+        if linked == Linked::Statically {
+            command.arg("-static");
+        }
+        command
+            .arg(format!("-DRIG=\"{}\"", site.rig().display()))
+            .arg("-o")
+            .arg(site.rig().join("stub"))
+            .arg(&source);
+        let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
+        if status.success() {
+            return Ok(linked);
+        }
+        last = Some(BuildFailure {
+            command: format!("{} stub.c", site.cc()),
+            how: describe(status),
+            lines: telling_lines(&String::from_utf8_lossy(&output)),
+            cause: Some(NOT_OURS.to_owned()),
+        });
+    }
+    match last {
+        Some(failure) => Err(Error::Build(Box::new(failure))),
+        None => Ok(Linked::Dynamically),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: EventKind, at_ns: u64, recipient: &str) -> Event {
+        Event { kind, pid: 1, at_ns, program: "remote".to_owned(), recipient: recipient.to_owned() }
+    }
+
+    #[test]
+    fn a_line_becomes_an_event() {
+        let parsed = Event::parse("S 12 3456789 remote k-all-7@a.example").expect("well-formed");
+        assert_eq!(parsed.kind, EventKind::Start);
+        assert_eq!((parsed.pid, parsed.at_ns), (12, 3_456_789));
+        assert_eq!(parsed.domain(), "a.example");
+        assert_eq!(Event::parse("X 1 2 remote r"), None);
+        assert_eq!(Event::parse("S one 2 remote r"), None);
+    }
+
+    #[test]
+    fn peak_counts_only_what_surely_overlapped() {
+        use EventKind::{End, Start};
+        let events = [
+            event(Start, 1, "a@x"),
+            event(Start, 2, "b@x"),
+            event(Start, 2, "c@y"),
+            event(End, 3, "a@x"),
+            event(Start, 3, "d@x"),
+            event(End, 4, "b@x"),
+            event(End, 5, "c@y"),
+            event(End, 6, "d@x"),
+        ];
+        assert_eq!(peak(&events, |_| true), 3);
+        assert_eq!(peak(&events, |event| event.domain() == "x"), 2);
+        assert_eq!(peak(&[], |_| true), 0);
+    }
+
+    #[test]
+    fn recipients_say_what_to_do() {
+        assert_eq!(recipient(Mode::Accept, Some("all"), 7, "a.example"), "k-all-7@a.example");
+        assert_eq!(recipient(Mode::Fail, None, 7, "a.example"), "x-none-7@a.example");
+    }
+}

@@ -1,0 +1,74 @@
+//! Who a proof runs as.
+#![forbid(unsafe_code)]
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::sys;
+use crate::verify::error::Error;
+
+/// The user and group that everything in the scratch copy runs as: make, the compiler, the tree's programs, the stubs.
+///
+/// An ordinary user stays who they are. Root becomes an unprivileged user for every program that is started: qmail-lspawn
+/// refuses deliveries as root, limits on processes do not bind root, and a tree's Makefile should not run as root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    uid: u32,
+    gid: u32,
+    changes: bool,
+}
+
+/// The user and group that root becomes when the tree belongs to root: "nobody" on Linux. It needs no passwd entry.
+const UNPRIVILEGED: u32 = 65534;
+
+impl Identity {
+    /// The present user; for root, the owner of `tree`, or number 65534 when that is root as well.
+    pub fn for_tree(tree: &Path) -> Result<Identity, Error> {
+        let (uid, gid) = (sys::effective_uid(), sys::effective_gid());
+        if uid != 0 {
+            return Ok(Identity { uid, gid, changes: false });
+        }
+        let owner = std::fs::metadata(tree).map_err(Error::file("look at", tree))?;
+        let (uid, gid) = if owner.uid() == 0 || owner.gid() == 0 {
+            (UNPRIVILEGED, UNPRIVILEGED)
+        } else {
+            (owner.uid(), owner.gid())
+        };
+        Ok(Identity { uid, gid, changes: true })
+    }
+
+    /// The user's number.
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// The group's number.
+    pub fn gid(&self) -> u32 {
+        self.gid
+    }
+
+    /// Whether programs run as somebody else than this process.
+    pub fn changes(&self) -> bool {
+        self.changes
+    }
+
+    /// A command that will run as this user.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        if self.changes {
+            command.uid(self.uid).gid(self.gid);
+        }
+        command
+    }
+
+    /// Gives a file that this process has made to the user that the proof runs as.
+    pub(crate) fn give(&self, path: &Path) -> Result<(), Error> {
+        if self.changes {
+            std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
+                .map_err(Error::file("change the owner of", path))?;
+        }
+        Ok(())
+    }
+}

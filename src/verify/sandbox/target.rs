@@ -1,0 +1,160 @@
+//! Which machine a compiler compiles for, and whether that is the one that the gate was compiled for: told by the first bytes of an
+//! object, before a link fails without a word about it.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use super::process::run_captured;
+use super::scratch::{Keep, Scratch};
+use crate::tree::Tree;
+
+/// How long a compiler may take for one line.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The kind of machine that an ELF object is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    /// 1: 32 bits, 2: 64 bits.
+    class: u8,
+    /// 1: the low byte first, 2: the high one.
+    order: u8,
+    /// As the format's table of machines numbers it.
+    machine: u16,
+}
+
+impl Target {
+    /// What an object is for; `None` if it is no ELF object (another system's, or what `-flto` leaves for the linker).
+    #[must_use]
+    pub fn of_object(bytes: &[u8]) -> Option<Target> {
+        let [0x7f, b'E', b'L', b'F', class @ (1 | 2), order @ (1 | 2), ..] = *bytes else {
+            return None;
+        };
+        let machine = [*bytes.get(18)?, *bytes.get(19)?];
+        let machine =
+            if order == 1 { u16::from_le_bytes(machine) } else { u16::from_be_bytes(machine) };
+        Some(Target { class, order, machine })
+    }
+
+    /// What the first object of an archive is for.
+    #[must_use]
+    pub fn of_archive(bytes: &[u8]) -> Option<Target> {
+        const HEADER: usize = 60;
+        let mut rest = bytes.strip_prefix(b"!<arch>\n")?;
+        loop {
+            let size =
+                std::str::from_utf8(rest.get(48..58)?).ok()?.trim_end().parse::<usize>().ok()?;
+            let member = rest.get(HEADER..HEADER.checked_add(size)?)?;
+            // The table of symbols and that of long names come before it; a BSD's long name before the object.
+            let start = (0..member.len().min(256)).find(|&at| member[at..].starts_with(b"\x7fELF"));
+            if let Some(target) = start.and_then(|at| Target::of_object(&member[at..])) {
+                return Some(target);
+            }
+            // Each begins at an even byte.
+            rest = rest.get(HEADER + size + size % 2..)?;
+        }
+    }
+
+    /// What the tree's conf-cc compiles for; `None` where that cannot be found out, as without that compiler. Nothing is written into
+    /// the tree, and root runs no command of it: see [`super::identity::Identity`].
+    #[must_use]
+    pub fn of_compiler(tree: &Tree) -> Option<Target> {
+        let conf_cc = tree.read("conf-cc").ok()?;
+        let line = String::from_utf8(conf_cc).ok()?.lines().next()?.to_owned();
+        let scratch = Scratch::new(tree.root(), None, Keep::No).ok()?;
+        let (source, object) = (scratch.root().join("one.c"), scratch.root().join("one.o"));
+        std::fs::write(&source, "int one;\n").ok()?;
+        scratch.identity().give(&source).ok()?;
+        let mut command = scratch.identity().command("sh");
+        command.arg("-c").arg(format!("exec {line} \"$@\"")).arg("sh");
+        command.args(["-fno-lto", "-c", "-o"]).arg(&object).arg(&source);
+        command.env("LC_ALL", "C").env("TMPDIR", scratch.root());
+        command.current_dir(folder(tree.root(), scratch.root()));
+        run_captured(command, "conf-cc", PATIENCE).ok()?;
+        Target::of_object(&std::fs::read(&object).ok()?)
+    }
+}
+
+/// The tree's folder; where the user that commands run as may not enter it, the other.
+fn folder<'p>(tree: &'p Path, other: &'p Path) -> &'p Path {
+    use std::os::unix::fs::MetadataExt;
+    let open = |dir: &Path| std::fs::metadata(dir).is_ok_and(|m| m.mode() & 0o001 != 0);
+    if crate::sys::effective_uid() != 0 || tree.ancestors().all(open) { tree } else { other }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = if self.class == 1 { 32 } else { 64 };
+        let name = match self.machine {
+            3 => "x86",
+            8 => "MIPS",
+            20 | 21 => "PowerPC",
+            22 => "S/390",
+            40 => "ARM",
+            43 => "SPARC",
+            62 => "x86-64",
+            183 => "AArch64",
+            243 => "RISC-V",
+            258 => "LoongArch",
+            other => return write!(f, "machine {other} of ELF with {bits} bits"),
+        };
+        match (self.machine, self.order) {
+            (62, _) if bits == 32 => f.write_str("x32 (x86-64 with pointers of 32 bits)"),
+            (62 | 183, _) => f.write_str(name),
+            (8 | 20 | 21, 1) => write!(f, "{name} with {bits} bits, the low byte first"),
+            _ => write!(f, "{name} with {bits} bits"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(class: u8, order: u8, machine: [u8; 2]) -> Vec<u8> {
+        let mut bytes = b"\x7fELF".to_vec();
+        bytes.extend([class, order, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        bytes.extend(machine);
+        bytes
+    }
+
+    #[test]
+    fn objects_tell_their_machine() {
+        for (class, order, machine, shown) in [
+            (2, 1, [62, 0], "x86-64"),
+            (1, 1, [62, 0], "x32 (x86-64 with pointers of 32 bits)"),
+            (1, 1, [3, 0], "x86 with 32 bits"),
+            (2, 2, [0, 22], "S/390 with 64 bits"),
+            (2, 1, [21, 0], "PowerPC with 64 bits, the low byte first"),
+            (2, 1, [0, 9], "machine 2304 of ELF with 64 bits"),
+        ] {
+            let target = Target::of_object(&object(class, order, machine)).expect("an object");
+            assert_eq!(target.to_string(), shown);
+        }
+        for none in
+            [&b""[..], b"\x7fELF", b"\x7fELF\x03\x01", b"BC\xc0\xde", b"\x7fELF\x01\x01........"]
+        {
+            assert_eq!(Target::of_object(none), None);
+        }
+    }
+
+    #[test]
+    fn an_archive_tells_that_of_its_first_object() {
+        let member = |bytes: &[u8]| {
+            let mut all = format!("{:<48}{:<10}`\n", "name/", bytes.len()).into_bytes();
+            all.extend(bytes);
+            all.extend(vec![b'\n'; bytes.len() % 2]);
+            all
+        };
+        let object = object(1, 1, [3, 0]);
+        let archive = [&b"!<arch>\n"[..], &member(b"symbols"), &member(&object)].concat();
+        assert_eq!(Target::of_archive(&archive), Target::of_object(&object));
+        for cut in 0..archive.len() {
+            let _ = Target::of_archive(&archive[..cut]);
+        }
+        assert_eq!(Target::of_archive(b"!<arch>\n"), None);
+        let gate = crate::patches::gate_library();
+        assert!(Target::of_archive(gate).is_some() || cfg!(not(target_os = "linux")));
+    }
+}
