@@ -13,6 +13,7 @@ pub mod engine;
 pub mod error;
 pub mod fixture;
 pub mod gate;
+pub mod output;
 pub mod patches;
 pub mod qmail;
 #[allow(unsafe_code)]

@@ -1,4 +1,4 @@
-//! The manual pages: those of the commands, made from their help, concurrencydomains(5) and concurrencyreplies(5).
+//! `qpatch man`: the manual pages, those of the commands, made from their help, concurrencydomains(5) and concurrencyreplies(5).
 //!
 //! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it knows
 //! nothing of METRICS, EXIT STATUS and SEE ALSO.
@@ -6,9 +6,13 @@
 #![forbid(unsafe_code)]
 
 use std::io;
+use std::path::Path;
 
 use clap::{Arg, ArgAction, Command};
 use clap_mangen::Man;
+
+use crate::error::Error;
+use crate::output::CommandResult;
 
 /// The pages of the gate's control files, which are written by hand.
 const CONTROL_FILES: [(&str, &str); 2] = [
@@ -64,11 +68,26 @@ series of its own these would fall, and a counter must not. What the others did 
 rate(qmail_gate_done_total[5m]) \\- sum without (kind, key, spawner) (rate(qmail_gate_key_done_total[5m])).
 ";
 
-/// Every page: its file's name and its text.
+/// Write them into the folder `dir`.
 ///
 /// # Errors
-/// None but those of writing to memory.
-pub fn pages(command: Command) -> io::Result<Vec<(String, String)>> {
+/// If a page cannot be written.
+pub fn run(dir: &Path, command: Command) -> CommandResult {
+    let failed = |error: io::Error| {
+        let mut failed = Error::io(dir, "write the manual pages", &error);
+        if error.kind() == io::ErrorKind::NotFound {
+            failed.help = format!("make the folder first: mkdir -p {}", dir.display());
+        }
+        failed
+    };
+    for (name, text) in pages(command).map_err(failed)? {
+        std::fs::write(dir.join(name), text).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Every page: its file's name and its text. No errors but those of writing to memory.
+fn pages(command: Command) -> io::Result<Vec<(String, String)>> {
     let mut command = command.disable_help_subcommand(true);
     command.build();
     let source = format!("qpatch {}", command.get_version().unwrap_or_default());

@@ -1,6 +1,16 @@
-//! What a command does, one module for each.
+//! What a command does: its arguments and its policy, one module for each. `qpatch gate` has its own folder, src/gate/.
 
 #![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod choice;
+pub mod completions;
+pub mod demo;
+pub mod diff;
+pub mod doctor;
 pub mod man;
+mod patch_table;
+pub mod revert;
 pub mod rule;
+pub mod status;
+pub mod verify;

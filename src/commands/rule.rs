@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
+use super::choice::patch_ids;
 use crate::engine::edit::{self, Misfit, State};
 use crate::engine::lex::{Lang, Source};
 use crate::engine::matcher::Near;
 use crate::engine::rule::{self, Need, Parameters, Part, Patch, Rule, Section};
 use crate::error::Error;
+use crate::output::{CommandResult, Failures, print};
 use crate::patches::{self, Shipped};
 use crate::tree::plan::{Change, takes};
 
@@ -27,7 +29,7 @@ pub enum Command {
     /// Print the rule file of a patch, to start from
     Show {
         /// The patch
-        #[arg(value_name = "ID", value_parser = crate::cli::patch_ids())]
+        #[arg(value_name = "ID", value_parser = patch_ids())]
         id: String,
     },
 }
@@ -47,24 +49,35 @@ pub struct Try {
 }
 
 /// What a trial found.
-pub struct Outcome {
+struct Outcome {
     /// For people.
-    pub text: String,
+    text: String,
     /// Whether each rule fits or is there already.
-    pub fits: bool,
+    fits: bool,
+}
+
+/// Run one of them.
+///
+/// # Errors
+/// If a rule that was tried does not fit.
+pub fn run(command: &Command) -> CommandResult {
+    match command {
+        Command::Show { id } => print(|out| out.write_all(shown(id).as_bytes())),
+        Command::Try(args) => {
+            let outcome = try_out(args)?;
+            print(|out| out.write_all(outcome.text.as_bytes()))?;
+            if outcome.fits { Ok(()) } else { Err(Failures::printed()) }
+        }
+    }
 }
 
 /// The text of the rule file of the patch `id`.
-#[must_use]
-pub fn shown(id: &str) -> &'static str {
+fn shown(id: &str) -> &'static str {
     patches::ALL.iter().find(|p| p.id == id).map_or("", Shipped::text)
 }
 
-/// Try it.
-///
-/// # Errors
-/// If the rule or the file cannot be read, or no rule is meant.
-pub fn run(args: &Try) -> Result<Outcome, Error> {
+/// Try it. An error if the rule or the file cannot be read, or no rule is meant.
+fn try_out(args: &Try) -> Result<Outcome, Error> {
     let (name, line) = named(&args.rule);
     let (shown_as, text) = rule_file(name)?;
     let mut parameters = Parameters::from([

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use qpatch_gate::gate::CONCURRENCY_REMOTE;
 
-use super::{Done, Home, leading_number, print, read_file};
+use super::{Home, leading_number, read_file};
 use crate::error::Error;
+use crate::output::{CommandResult, print};
 
 /// Arguments of `qpatch gate init`.
 #[derive(Debug, Args)]
@@ -46,12 +47,12 @@ fn starter(concurrency_remote: u32) -> String {
 ///
 /// # Errors
 /// There is such a file already, or it cannot be written; then nothing has changed.
-pub fn run(args: &Init) -> Done {
+pub fn run(args: &Init) -> CommandResult {
     let written = Home::with_control(&args.home).and_then(|home| {
         let path = home.control("concurrencydomains");
         write(&home, &path).map(|()| path)
     });
-    let path = written.map_err(|error| vec![error])?;
+    let path = written?;
     print(|out| {
         writeln!(
             out,

@@ -2,21 +2,22 @@
 
 use std::io::{self, IsTerminal};
 
-use super::{Done, print};
 use crate::error::Error;
+use crate::output::{CommandResult, print};
 use crate::patches;
 
 /// Writes the library.
 ///
 /// # Errors
 /// Standard output is a terminal, or cannot be written.
-pub fn run() -> Done {
+pub fn run() -> CommandResult {
     if io::stdout().is_terminal() {
-        return Err(vec![Error::new(
+        return Err(Error::new(
             "standard output",
             "a static library is nothing for a terminal",
             "write it into a file: qpatch gate library > TREE/gate.a",
-        )]);
+        )
+        .into());
     }
     print(|out| out.write_all(patches::gate_library()))
 }

@@ -15,14 +15,15 @@ mod status_file;
 mod text;
 
 use std::fs::{Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use qpatch_gate::problem::Kind;
 
 use crate::error::Error;
+use crate::output::CommandResult;
 
 /// `qpatch gate` and what follows it.
 #[derive(Debug, Args)]
@@ -80,24 +81,11 @@ enum Command {
     Library,
 }
 
-/// How a result is printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people
-    #[default]
-    Table,
-    /// For programs
-    Json,
-}
-
-/// What a subcommand gives: the errors are still to be printed, and may have been already when there are none.
-pub type Done = Result<(), Vec<Error>>;
-
 /// Runs a subcommand.
 ///
 /// # Errors
 /// What could not be done.
-pub fn run(gate: &Gate) -> Done {
+pub fn run(gate: &Gate) -> CommandResult {
     match &gate.command {
         Command::Check(args) => check::run(args),
         Command::Init(args) => init::run(args),
@@ -199,34 +187,6 @@ pub(crate) fn content_lines(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
         let end = line.iter().rposition(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))?;
         (line[0] != b'#').then_some((number, &line[..=end]))
     })
-}
-
-/// Write to standard output. A reader that went away is no error.
-fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Done {
-    match printed(write) {
-        Ok(Reader::There | Reader::Gone) => Ok(()),
-        Err(error) => Err(vec![error]),
-    }
-}
-
-/// Whether anybody still reads standard output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reader {
-    There,
-    Gone,
-}
-
-fn printed(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Reader, Error> {
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    match write(&mut out).and_then(|()| out.flush()) {
-        Ok(()) => Ok(Reader::There),
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-            // What is left in the buffer has nobody to go to.
-            let _ = out.into_parts();
-            Ok(Reader::Gone)
-        }
-        Err(error) => Err(Error::new("standard output", error.to_string(), "")),
-    }
 }
 
 #[cfg(test)]

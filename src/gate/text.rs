@@ -1,46 +1,8 @@
-//! Tables and texts for people.
-
-use std::io::{self, Write};
+//! Names and limits, as people read them.
 
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::status::{Escaped, unescaped_bytes};
 use qpatch_gate::table::Limit;
-
-/// Which side of its column a cell is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Left,
-    Right,
-}
-
-/// Writes rows under their titles, two spaces between the columns, none at the ends of lines.
-pub(super) fn table<const N: usize>(
-    out: &mut dyn Write,
-    columns: [(&str, Side); N],
-    rows: &[[String; N]],
-) -> io::Result<()> {
-    let titles = columns.map(|(title, _)| title.to_string());
-    let mut widths = [0; N];
-    for row in std::iter::once(&titles).chain(rows) {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.len());
-        }
-    }
-    for row in std::iter::once(&titles).chain(rows) {
-        let mut line = String::new();
-        for (((cell, width), (_, side)), at) in row.iter().zip(widths).zip(columns).zip(0..) {
-            if at > 0 {
-                line.push_str("  ");
-            }
-            match side {
-                Side::Left => line.push_str(&format!("{cell:<width$}")),
-                Side::Right => line.push_str(&format!("{cell:>width$}")),
-            }
-        }
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
-}
 
 /// A name as it is printed everywhere: printable ASCII, the rest as `%` and two hexadecimal digits, and so is `%`. What mail
 /// brought in must not talk to the terminal, turn the line around, or look like another name.
@@ -100,25 +62,9 @@ pub(super) fn limit_value(limit: Limit) -> Option<u32> {
     }
 }
 
-/// `1 line`, `2 lines`.
-pub(super) fn count(number: u64, one: &str) -> String {
-    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_are_aligned() {
-        let mut out = Vec::new();
-        let columns = [("KEY", Side::Left), ("LIMIT", Side::Right), ("ERROR", Side::Left)];
-        let row = |cells: [&str; 3]| cells.map(str::to_string);
-        let rows = [row(["a.example", "1", ""]), row(["b", "1000000", "no"])];
-        table(&mut out, columns, &rows).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        assert_eq!(text, "KEY          LIMIT  ERROR\na.example        1\nb          1000000  no\n");
-    }
 
     #[test]
     fn nothing_talks_to_the_terminal() {

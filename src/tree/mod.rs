@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::engine::lex::{Kind, Lang, Source};
 use crate::engine::matcher::functions;
+use crate::engine::rule::Parameters;
 use crate::error::{Error, Result};
 
 /// The largest file that is read, in bytes. The largest source of any known qmail is 120 KiB.
@@ -263,10 +264,25 @@ pub fn own_includes(bytes: &[u8]) -> Vec<Include> {
     found
 }
 
+impl Tree {
+    /// What the rules want to know of this tree, beside the conf-spawn that it is to get.
+    #[must_use]
+    pub fn parameters(&self, spawn: Option<u32>) -> Parameters {
+        let mut parameters = Parameters::new();
+        parameters.extend(spawn.map(|spawn| ("spawn".to_string(), spawn.to_string())));
+        if is_old_style(self) {
+            parameters.insert("old-style".to_string(), String::new());
+        }
+        if has_definitions_in_headers(self) {
+            parameters.insert("definitions-in-headers".to_string(), String::new());
+        }
+        parameters
+    }
+}
+
 /// Whether a header defines an object (`int sig_alarm;` without `extern`). Every file that includes
 /// it then has one, and since gcc 10 and clang 11 they no longer link into one.
-#[must_use]
-pub fn has_definitions_in_headers(tree: &Tree) -> bool {
+fn has_definitions_in_headers(tree: &Tree) -> bool {
     tree.sources(".h").any(|bytes| defines_objects(&bytes))
 }
 
@@ -301,8 +317,7 @@ fn defines_objects(header: &[u8]) -> bool {
 }
 
 /// Whether the sources are written in the C before 1999: K&R definitions, implicit `int`.
-#[must_use]
-pub fn is_old_style(tree: &Tree) -> bool {
+fn is_old_style(tree: &Tree) -> bool {
     let old = |bytes: Vec<u8>| functions(&Source::new(Lang::C, &bytes)).iter().any(|f| f.old_style);
     tree.sources(".c").any(old)
 }

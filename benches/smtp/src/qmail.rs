@@ -9,12 +9,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use qpatch::engine::rule::Parameters;
 use qpatch::gate::sites::{self, Sites};
 use qpatch::patches;
+use qpatch::tree::Tree;
 use qpatch::tree::journal::Session;
 use qpatch::tree::plan::{Halves, Plan as Changes};
-use qpatch::tree::{self, Tree};
 use qpatch::verify::proofs::{build, mail};
 use qpatch::verify::rig::sendrig;
 use qpatch::verify::sandbox::process::Process;
@@ -255,14 +254,7 @@ impl Qmail {
 /// Applies qpatch's patches to the tree at `root`.
 fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
     let tree = Tree::open(root)?;
-    let mut parameters = Parameters::new();
-    parameters.insert("spawn".to_owned(), spawn.to_string());
-    if tree::is_old_style(&tree) {
-        parameters.insert("old-style".to_owned(), String::new());
-    }
-    if tree::has_definitions_in_headers(&tree) {
-        parameters.insert("definitions-in-headers".to_owned(), String::new());
-    }
+    let parameters = tree.parameters(Some(spawn));
     let chosen = patches::ALL.iter().filter(|p| flavour == Flavour::Gate || p.id != patches::GATE);
     let patches = chosen
         .map(|shipped| shipped.patch(&parameters))

@@ -29,11 +29,10 @@ use qpatch_gate::table::{self, Limit, Table};
 use serde::Serialize;
 
 use super::status_file::{self, Why};
-use super::text::{Side, count, escaped, key_name, limit_text, limit_value, plain, table};
-use super::{
-    Done, Format, Home, content_lines, leading_number, meaning, print, read_file, unusable,
-};
+use super::text::{escaped, key_name, limit_text, limit_value, plain};
+use super::{Home, content_lines, leading_number, meaning, read_file, unusable};
 use crate::error::Error;
+use crate::output::{CommandResult, Failures, Format, Side, count, print, table};
 use crate::qmail::relay_files;
 use replies::{Told, reply_argument};
 
@@ -566,9 +565,9 @@ impl Loaded {
 ///
 /// # Errors
 /// The files cannot be read, or have errors, which have been printed.
-pub fn run(args: &Check) -> Done {
-    let source = Source::of(&args.path).map_err(|error| vec![error])?;
-    let mut loaded = load(&source, Hasher::new(1)).map_err(|error| vec![error])?;
+pub fn run(args: &Check) -> CommandResult {
+    let source = Source::of(&args.path)?;
+    let mut loaded = load(&source, Hasher::new(1))?;
     let remote = concurrency_remote(&source, &mut loaded);
     for warnings in not_meant(&source, &loaded, remote) {
         loaded.warn(warnings);
@@ -593,7 +592,7 @@ pub fn run(args: &Check) -> Done {
         Format::Json => print_json(&loaded, remote, &answers, &told)?,
     }
     let failed = loaded.findings.iter().any(Finding::is_error);
-    if failed { Err(Vec::new()) } else { Ok(()) }
+    if failed { Err(Failures::printed()) } else { Ok(()) }
 }
 
 /// What qmail-send has read at its start.
@@ -1110,7 +1109,7 @@ fn print_table(
     answers: &[Answer],
     told: &[Told],
     args: &Check,
-) -> Done {
+) -> CommandResult {
     print(|out| {
         let mut helped = HashSet::new();
         for finding in &loaded.findings {
@@ -1209,7 +1208,12 @@ struct Report<'a> {
     replies: &'a [Told],
 }
 
-fn print_json(loaded: &Loaded, remote: Option<Remote>, answers: &[Answer], told: &[Told]) -> Done {
+fn print_json(
+    loaded: &Loaded,
+    remote: Option<Remote>,
+    answers: &[Answer],
+    told: &[Told],
+) -> CommandResult {
     let (errors, warnings) = numbers(loaded);
     // What is told would not be what the gate does.
     let told = if errors > 0 { &[] } else { told };

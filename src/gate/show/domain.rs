@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::gate::check::{self, Source};
-use crate::gate::text::{count, cut, escaped, key_name, limit_text, limit_value, plain_of_status};
+use crate::gate::text::{cut, escaped, key_name, limit_text, limit_value, plain_of_status};
+use crate::output::count;
 
 /// What becomes of a domain, for programs. Times are in seconds since 1970.
 #[derive(Debug, Serialize)]

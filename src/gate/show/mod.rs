@@ -16,11 +16,10 @@ use qpatch_gate::status::{InForce, KEYS_MAX, KeyStatus, State, Status};
 use serde::Serialize;
 
 use super::status_file::{Process, Spawner, Unread, counted, explain, read, together};
-use super::text::{
-    Side, count, cut, key_name, limit_text, limit_value, plain, plain_of_status, table,
-};
-use super::{Done, Home, Reader, check, print, printed};
+use super::text::{cut, key_name, limit_text, limit_value, plain, plain_of_status};
+use super::{Home, check};
 use crate::error::Error;
+use crate::output::{CommandResult, Reader, Side, count, print, printed, table};
 use domain::Domain;
 
 /// Arguments of `qpatch gate show`.
@@ -68,16 +67,16 @@ fn interval(value: &str) -> Result<u32, String> {
 ///
 /// # Errors
 /// There is no status.
-pub fn run(args: &Show) -> Done {
-    let home = Home::new(&args.home).map_err(|error| vec![error])?;
-    let explained = |unread: Unread| vec![explain(&home, &unread)];
+pub fn run(args: &Show) -> CommandResult {
+    let home = Home::new(&args.home)?;
+    let explained = |unread: Unread| explain(&home, &unread);
     if !args.domains.is_empty() && args.format == Format::Prometheus {
         let help = "leave --domain out, or choose another format";
-        return Err(vec![Error::new("--format prometheus", "has all keys", help)]);
+        return Err(Error::new("--format prometheus", "has all keys", help).into());
     }
     let mut readings = HashMap::new();
     let mut view = |spawners| View::new(spawners, &mut readings).of(args);
-    let first = view(read(&home).map_err(explained)?).map_err(|error| vec![error])?;
+    let first = view(read(&home).map_err(explained)?)?;
     let Some(seconds) = args.watch else {
         return print(|out| match args.format {
             Format::Table => first.table(out),
@@ -115,7 +114,7 @@ pub fn run(args: &Show) -> Done {
             }
             out.write_all(&text)
         });
-        if reader.map_err(|error| vec![error])? == Reader::Gone {
+        if reader? == Reader::Gone {
             return Ok(());
         }
         sleep(Duration::from_secs(seconds.into()));

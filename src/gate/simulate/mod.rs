@@ -30,9 +30,8 @@ use qpatch_gate::gate::{CONCURRENCY_REMOTE, Gate, SLOTS_MAX};
 use qpatch_gate::table::{Limit, Table};
 
 use super::check::{Source, load};
-use super::text::count;
-use super::{Done, Format, print};
 use crate::error::Error;
+use crate::output::{CommandResult, Format, count, print};
 use crate::qmail::log::Log;
 use account::Account;
 use outcome::Outcome;
@@ -68,8 +67,8 @@ const AHEAD_LINES: u64 = 20_000;
 ///
 /// # Errors
 /// A file cannot be read, has errors, or has no deliveries.
-pub fn run(args: &Simulate) -> Done {
-    let outcome = simulate(args).map_err(|error| vec![error])?;
+pub fn run(args: &Simulate) -> CommandResult {
+    let outcome = simulate(args)?;
     print(|out| match args.format {
         Format::Table => outcome.table(out),
         Format::Json => {

@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::account::{Account, Lines};
 use super::machine::{Key, Others, WAITING_MAX};
 use super::replay::{Run, Slots};
-use crate::gate::text::{Side, count, escaped, key_name, limit_text, limit_value, table};
+use crate::gate::text::{escaped, key_name, limit_text, limit_value};
+use crate::output::{Side, count, table};
 
 /// So many keys are printed for people.
 const ROWS: usize = 40;

@@ -42,10 +42,11 @@ use serde::Serialize;
 
 use super::check::{self, Source, domain_argument};
 use super::status_file::{self, Unread, Why};
-use super::text::{Side, count, plain, table};
-use super::{Done, Format, Home, content_lines, print, read_file, unusable};
+use super::text::plain;
+use super::{Home, content_lines, read_file, unusable};
 use crate::date;
 use crate::error::Error;
+use crate::output::{CommandResult, Format, Side, count, print, table};
 use crate::qmail::log::Log;
 use crate::qmail::log::event::Event;
 use exchangers::{Asker, Exchanger, Hop, Said, is_name};
@@ -272,8 +273,8 @@ fn site_of(exchangers: &[Exchanger], table: &Table) -> (Option<u32>, String) {
 ///
 /// # Errors
 /// A file cannot be read or written, or DNS answers nothing.
-pub fn run(args: &Sites) -> Done {
-    let outcome = look_up(args).map_err(|error| vec![error])?;
+pub fn run(args: &Sites) -> CommandResult {
+    let outcome = look_up(args)?;
     print(|out| match args.format {
         Format::Table => outcome.table(out),
         Format::Json => {

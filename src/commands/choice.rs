@@ -1,0 +1,146 @@
+//! Which patches a command is about, and what they change in a tree.
+//!
+//! The gate is worth less than the rest: where it does not fit a tree and nobody has asked for it by name, it is left out with a
+//! warning.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+
+use crate::engine::rule::Patch;
+use crate::error::Error;
+use crate::output::{Failures, warn};
+use crate::patches::{self, Shipped};
+use crate::tree::Tree;
+use crate::tree::plan::{Halves, Plan};
+use crate::verify::sandbox::target::Target;
+
+/// Which patches, for which tree.
+#[derive(Debug, Args)]
+pub struct PatchChoice {
+    /// The folder with qmail's Makefile and spawn.c
+    pub(super) tree: PathBuf,
+    /// Set conf-spawn: how many deliveries qmail-lspawn and qmail-rspawn may each run at once,
+    /// 1 to 65000. Without it, conf-spawn stays as it is
+    #[arg(long, value_name = "N", allow_hyphen_values = true,
+        value_parser = clap::value_parser!(u32).range(1..=65000))]
+    pub(super) spawn: Option<u32>,
+    /// Only these patches
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_ids())]
+    pub(super) only: Vec<String>,
+    /// Not these patches
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', value_parser = patch_ids())]
+    pub(super) skip: Vec<String>,
+    /// Leave out the gate, the limit of deliveries per domain (the same as --skip domain-gate)
+    #[arg(long)]
+    pub(super) no_gate: bool,
+    /// Fail where the gate does not fit the tree, instead of leaving it out with a warning
+    #[arg(long, conflicts_with = "no_gate")]
+    pub(super) gate: bool,
+    /// Where half of the two-byte protocol is in the tree already, make the other half
+    #[arg(long)]
+    pub(super) complete: bool,
+}
+
+/// The ids of all patches, which help, errors and completions name.
+pub(crate) fn patch_ids() -> PossibleValuesParser {
+    PossibleValuesParser::new(patches::ALL.map(|p| p.id))
+}
+
+impl PatchChoice {
+    /// What is asked for that does not go together.
+    pub(crate) fn conflict(&self) -> Option<&'static str> {
+        if !patches::ALL.iter().any(|p| self.has(p.id, !self.no_gate)) {
+            Some("no patch is left after --only, --skip and --no-gate")
+        } else if self.spawn.is_some() && !self.has(patches::BIG_CONCURRENCY, true) {
+            Some(
+                "--spawn needs big-concurrency, which --only or --skip leaves out: give one of the two up",
+            )
+        } else {
+            None
+        }
+    }
+
+    fn on_partial_protocol(&self) -> Halves {
+        if self.complete { Halves::Complete } else { Halves::Refuse }
+    }
+
+    pub(super) fn has(&self, patch: &str, gate: bool) -> bool {
+        (self.only.is_empty() || self.only.iter().any(|id| id == patch))
+            && !self.skip.iter().any(|id| id == patch)
+            && (gate || patch != patches::GATE)
+    }
+
+    fn patches(&self, tree: &Tree, gate: bool) -> Result<Vec<Patch>, Error> {
+        read_patches(tree, self.spawn, |p| self.has(p.id, gate))
+    }
+
+    pub(super) fn plan(&self, tree: &Tree) -> Result<Plan, Failures> {
+        let leaves_out_gate = self.no_gate || self.skip.iter().any(|id| id == patches::GATE);
+        if leaves_out_gate && tree.root().join("gate_glue.c").exists() {
+            warn(
+                "the gate is in this tree already, and stays\n  `qpatch revert`, then `qpatch apply --no-gate`, takes it out",
+            );
+        }
+        let patches = self.patches(tree, !self.no_gate)?;
+        let plan = Plan::new(tree, &patches)?;
+        let gate_asked_for = self.gate || self.only.iter().any(|id| id == patches::GATE);
+        let misfit = plan.misfits(patches::GATE).next();
+        let wrong_machine = if misfit.is_none() { wrong_machine(tree, &plan) } else { None };
+        let misfit = misfit.or_else(|| wrong_machine.clone());
+        let alone = !self.has(patches::BIG_CONCURRENCY, true);
+        let why = "domain-gate needs big-concurrency, which --only or --skip leaves out";
+        if let (Some(misfit), false) = (&misfit, gate_asked_for) {
+            // Big concurrency is worth having on a fork that the gate does not know.
+            let patches = self.patches(tree, false)?;
+            let without = Plan::new(tree, &patches)?;
+            without.check(&patches, self.on_partial_protocol())?;
+            let reason = if alone { why.to_string() } else { misfit.to_string() };
+            warn(&format!(
+                "no limits per domain: the gate does not fit this tree and is left out\n  {reason}\n  --gate makes this an \
+                 error, --no-gate leaves it out without this warning"
+            ));
+            return Ok(without);
+        }
+        if let Some(wrong) = wrong_machine {
+            return Err(wrong.into());
+        }
+        plan.check(&patches, self.on_partial_protocol()).map_err(|mut errors| {
+            if alone && misfit.is_some() {
+                errors.push(Error::new("", why, ""));
+            }
+            errors
+        })?;
+        Ok(plan)
+    }
+}
+
+/// That the gate was compiled for another machine than the tree is, where the plan puts it in.
+fn wrong_machine(tree: &Tree, plan: &Plan) -> Option<Error> {
+    let change = plan.changes.iter().find(|change| change.name == "gate.a")?;
+    let gate = Target::of_archive(&change.new)?;
+    let compiled = Target::of_compiler(tree).filter(|target| *target != gate)?;
+    Some(Error::new(
+        "gate.a",
+        format!(
+            "domain-gate: the gate is compiled for {gate}, but the tree's conf-cc compiles for {compiled}"
+        ),
+        "use a qpatch that was built for that machine (cargo build --target), or another compiler in conf-cc",
+    ))
+}
+
+pub(super) fn read_patches(
+    tree: &Tree,
+    spawn: Option<u32>,
+    chosen: impl Fn(&Shipped) -> bool,
+) -> Result<Vec<Patch>, Error> {
+    let parameters = tree.parameters(spawn);
+    patches::ALL
+        .iter()
+        .filter(|p| chosen(p))
+        .map(|p| p.patch(&parameters).map_err(|e| Error::new("", e.to_string(), "")))
+        .collect()
+}

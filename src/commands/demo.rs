@@ -1,0 +1,37 @@
+//! `qpatch demo`: apply and verify on a built-in tree.
+
+#![forbid(unsafe_code)]
+
+use super::apply::{self, Apply, Next};
+use super::choice::PatchChoice;
+use super::verify::prove;
+use crate::error::Error;
+use crate::fixture::Dialect;
+use crate::output::{CommandResult, Format, print};
+use crate::verify;
+
+/// Apply and verify.
+///
+/// # Errors
+/// If a step fails or could not be tried.
+pub fn run(spawn: u32) -> CommandResult {
+    let temp = tempfile::tempdir()
+        .map_err(|e| Error::io(&std::env::temp_dir(), "make a folder in", &e))?;
+    let tree = temp.path().join("qmail");
+    Dialect::StockKr.write(&tree)?;
+    let choice = PatchChoice {
+        tree: tree.clone(),
+        spawn: Some(spawn),
+        only: Vec::new(),
+        skip: Vec::new(),
+        no_gate: false,
+        gate: true,
+        complete: false,
+    };
+    print(|out| {
+        writeln!(out, "apply --spawn {spawn} to a built-in tree (as qmail-1.03: K&R, one byte)")
+    })?;
+    apply::apply(&Apply { choice, dry_run: false, verify: false }, Next::Untold)?;
+    print(|out| writeln!(out, "\nverify"))?;
+    prove(&tree, &verify::Options::default(), Format::Table)
+}

@@ -1,0 +1,151 @@
+//! How results and errors reach the operator: standard output, formats, tables, and what a command gives back.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
+
+use clap::ValueEnum;
+
+use crate::error::Error;
+
+/// Why a command could not do all that it should. Without an error in it: what failed has been printed already.
+#[derive(Debug, Default)]
+pub struct Failures(Vec<Error>);
+
+/// What a command gives.
+pub type CommandResult = Result<(), Failures>;
+
+impl Failures {
+    /// All of it has been printed already, as a part of the result.
+    #[must_use]
+    pub fn printed() -> Failures {
+        Failures::default()
+    }
+
+    /// Writes them to standard error.
+    pub fn print(&self) {
+        for error in &self.0 {
+            eprintln!("qpatch: {error}");
+        }
+    }
+}
+
+impl From<Error> for Failures {
+    fn from(error: Error) -> Failures {
+        Failures(vec![error])
+    }
+}
+
+impl From<Vec<Error>> for Failures {
+    fn from(errors: Vec<Error>) -> Failures {
+        Failures(errors)
+    }
+}
+
+/// Says on standard error what goes on nevertheless.
+pub(crate) fn warn(warning: &str) {
+    eprintln!("qpatch: warning: {warning}");
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Whether anybody still reads standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    There,
+    Gone,
+}
+
+/// Write to standard output. A reader that went away is no error.
+pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> CommandResult {
+    match printed(write) {
+        Ok(Reader::There | Reader::Gone) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Write to standard output, and tell whether somebody reads it.
+pub(crate) fn printed(
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<Reader, Error> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::There),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+            // What is left in the buffer has nobody to go to.
+            let _ = out.into_parts();
+            Ok(Reader::Gone)
+        }
+        Err(error) => Err(Error::new("standard output", error.to_string(), "")),
+    }
+}
+
+/// What makes text bold and what ends it, if standard output is a terminal.
+pub(crate) fn bold() -> (&'static str, &'static str) {
+    if io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") }
+}
+
+/// Which side of its column a cell is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Left,
+    Right,
+}
+
+/// Writes rows under their titles, two spaces between the columns, none at the ends of lines.
+pub(crate) fn table<const N: usize>(
+    out: &mut dyn Write,
+    columns: [(&str, Side); N],
+    rows: &[[String; N]],
+) -> io::Result<()> {
+    let titles = columns.map(|(title, _)| title.to_string());
+    let mut widths = [0; N];
+    for row in std::iter::once(&titles).chain(rows) {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    for row in std::iter::once(&titles).chain(rows) {
+        let mut line = String::new();
+        for (((cell, width), (_, side)), at) in row.iter().zip(widths).zip(columns).zip(0..) {
+            if at > 0 {
+                line.push_str("  ");
+            }
+            match side {
+                Side::Left => line.push_str(&format!("{cell:<width$}")),
+                Side::Right => line.push_str(&format!("{cell:>width$}")),
+            }
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// `1 line`, `2 lines`.
+pub(crate) fn count(number: u64, one: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned() {
+        let mut out = Vec::new();
+        let columns = [("KEY", Side::Left), ("LIMIT", Side::Right), ("ERROR", Side::Left)];
+        let row = |cells: [&str; 3]| cells.map(str::to_string);
+        let rows = [row(["a.example", "1", ""]), row(["b", "1000000", "no"])];
+        table(&mut out, columns, &rows).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert_eq!(text, "KEY          LIMIT  ERROR\na.example        1\nb          1000000  no\n");
+    }
+}
