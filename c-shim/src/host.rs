@@ -18,8 +18,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
+use crate::clock::{Clock, SystemClock};
 use crate::command::Parts;
 use crate::gate::{
     Answer, Busy, CALL_SLOT, CONCURRENCY_REMOTE, Call, Cause, Gate, Key, Next, Ran, Times, Why,
@@ -244,9 +245,9 @@ impl Watched {
     }
 
     /// Whether what was read is all of it: nobody has changed it meanwhile, or shortly before.
-    fn is_whole(&self, quiet: Duration) -> bool {
+    fn is_whole(&self, quiet: Duration, clock: &dyn Clock) -> bool {
         let now = std::fs::metadata(Path::new(&self.path));
-        !is_young(&self.seen, quiet) && now.is_ok_and(|now| Seen::of(&now) == self.seen)
+        !is_young(&self.seen, quiet, clock) && now.is_ok_and(|now| Seen::of(&now) == self.seen)
     }
 }
 
@@ -270,11 +271,11 @@ impl Control {
     }
 
     /// What is new about it. A file that is changing just now is not news yet. If it never stops changing, that is news.
-    fn look(&mut self, max: u64) -> Contents {
+    fn look(&mut self, max: u64, clock: &dyn Clock) -> Contents {
         let contents = self.watched.look(max);
         let is_at_rest = match contents {
-            Contents::Read(ref text) => self.watched.is_whole(self.quiet(text.len() as u64)),
-            Contents::Missing => !self.is_just_taken_away(),
+            Contents::Read(ref text) => self.watched.is_whole(self.quiet(text.len() as u64), clock),
+            Contents::Missing => !self.is_just_taken_away(clock),
             Contents::Same | Contents::Unusable(_) => true,
         };
         if !is_at_rest {
@@ -296,19 +297,19 @@ impl Control {
     }
 
     /// Whether what is there now may be something else in an instant.
-    fn is_restless(&self) -> bool {
+    fn is_restless(&self, clock: &dyn Clock) -> bool {
         match std::fs::metadata(Path::new(&self.watched.path)) {
-            Ok(file) => file.is_file() && is_young(&Seen::of(&file), self.quiet(file.len())),
-            Err(error) => error.kind() == ErrorKind::NotFound && self.is_just_taken_away(),
+            Ok(file) => file.is_file() && is_young(&Seen::of(&file), self.quiet(file.len()), clock),
+            Err(error) => error.kind() == ErrorKind::NotFound && self.is_just_taken_away(clock),
         }
     }
 
     /// Whether it may be there again in an instant: something was made or removed in its folder, and a copy of it is kept,
     /// which is so until it has been away for good.
-    fn is_just_taken_away(&self) -> bool {
+    fn is_just_taken_away(&self, clock: &dyn Clock) -> bool {
         let folder = std::fs::metadata(Path::new(directory_of(&self.watched.path)));
         self.kept.mark.is_some()
-            && folder.is_ok_and(|folder| is_young(&Seen::of(&folder), LONG_QUIET))
+            && folder.is_ok_and(|folder| is_young(&Seen::of(&folder), LONG_QUIET, clock))
     }
 
     /// Looks again at the copy, and at what could not be kept, if it is time for that.
@@ -387,13 +388,13 @@ impl Control {
 }
 
 /// Whether a file was changed so short a time ago that more may come.
-fn is_young(seen: &Seen, quiet: Duration) -> bool {
+fn is_young(seen: &Seen, quiet: Duration, clock: &dyn Clock) -> bool {
     let Seen::File { modified: (secs, nanos), .. } = *seen else { return false };
     let (Ok(secs), Ok(nanos)) = (u64::try_from(secs), u32::try_from(nanos)) else { return false };
     // A time to come is none.
     let age = UNIX_EPOCH
         .checked_add(Duration::new(secs, nanos))
-        .map(|at| SystemTime::now().duration_since(at));
+        .map(|at| clock.wall().duration_since(at));
     age.is_some_and(|age| age.is_ok_and(|age| age < quiet))
 }
 
@@ -503,9 +504,9 @@ fn load<T: Plain>(gate: &mut Gate, text: &[u8], now_us: u64) -> Result<Loaded, O
 }
 
 /// Looks at a file, and puts in force what is new about it. True if anything is.
-fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) -> bool {
+fn follow<T: Plain>(file: &mut Control, gate: &mut Gate, clock: &dyn Clock, now_us: u64) -> bool {
     file.keep_again(now_us);
-    let set = match file.look(T::MAX) {
+    let set = match file.look(T::MAX, clock) {
         Contents::Same => return false,
         Contents::Missing => {
             file.source = Source::File;
@@ -715,8 +716,9 @@ pub enum Done {
 
 /// The gate, its files and its clock.
 #[derive(Debug)]
-pub struct Host {
+pub struct Host<C = SystemClock> {
     gate: Gate,
+    clock: C,
     slots: u32,
     concurrency_remote: u32,
     concurrency_problem: Option<Problem>,
@@ -742,7 +744,6 @@ pub struct Host {
     generation: u64,
     identity: Identity,
     loaded_secs: u64,
-    start: Instant,
     looked_us: u64,
     written_us: u64,
     dirty: bool,
@@ -783,6 +784,23 @@ impl Host {
         reads: Reads,
         seed: u64,
     ) -> Result<Self, OutOfMemory> {
+        Self::open_with(SystemClock::start(), slots, control, status, reads, seed)
+    }
+}
+
+impl<C: Clock> Host<C> {
+    /// The same with a clock of the caller's.
+    ///
+    /// # Errors
+    /// As those of [`Host::open`].
+    pub fn open_with(
+        clock: C,
+        slots: u32,
+        control: &OsStr,
+        status: &OsStr,
+        reads: Reads,
+        seed: u64,
+    ) -> Result<Self, OutOfMemory> {
         let (concurrency_remote, concurrency_problem) =
             concurrency_remote(&join(control, "concurrencyremote")?);
         let expected = status_files(status)?;
@@ -797,6 +815,7 @@ impl Host {
         let lock = directory_of(status);
         let mut host = Self {
             gate: Gate::new(slots, capacity, seed)?,
+            clock,
             slots,
             concurrency_remote,
             concurrency_problem,
@@ -836,7 +855,6 @@ impl Host {
             generation: 0,
             identity: Identity::of_self(),
             loaded_secs: 0,
-            start: Instant::now(),
             looked_us: 0,
             written_us: 0,
             dirty: false,
@@ -1069,7 +1087,11 @@ impl Host {
     }
 
     fn now_us(&self) -> u64 {
-        self.start.elapsed().as_micros() as u64
+        self.clock.now_us()
+    }
+
+    fn unix_secs(&self) -> u64 {
+        self.clock.wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
 
     /// The status has to be written, also without limits: what runs is counted all the same.
@@ -1080,13 +1102,14 @@ impl Host {
     /// Waits for control files that are being replaced at this very moment, but not for long. Of a file that does not come to
     /// rest nothing is taken: see [`Control::look`].
     fn come_to_rest(&mut self) {
-        let until = self.start + START_WAIT;
+        let until_us = START_WAIT.as_micros() as u64;
+        let clock = &self.clock;
         let all = [&mut self.domains, &mut self.routes, &mut self.sites, &mut self.replies];
         for file in all.into_iter().chain(&mut self.senders) {
             // What is wrong with it is told when it is needed.
             let _ = file.kept.read();
-            while file.is_restless() && Instant::now() < until {
-                std::thread::sleep(QUIET / 10);
+            while file.is_restless(clock) && clock.now_us() < until_us {
+                clock.pause(QUIET / 10);
             }
         }
     }
@@ -1113,11 +1136,11 @@ impl Host {
     fn look(&mut self, now_us: u64) {
         self.looked_us = now_us;
         self.look_at_domains(now_us);
-        let routes = follow::<Routes>(&mut self.routes, &mut self.gate, now_us);
-        let sites = follow::<Map>(&mut self.sites, &mut self.gate, now_us);
-        let replies = follow::<Replies>(&mut self.replies, &mut self.gate, now_us);
+        let routes = follow::<Routes>(&mut self.routes, &mut self.gate, &self.clock, now_us);
+        let sites = follow::<Map>(&mut self.sites, &mut self.gate, &self.clock, now_us);
+        let replies = follow::<Replies>(&mut self.replies, &mut self.gate, &self.clock, now_us);
         let senders = match &mut self.senders {
-            Some(senders) => follow::<Senders>(senders, &mut self.gate, now_us),
+            Some(senders) => follow::<Senders>(senders, &mut self.gate, &self.clock, now_us),
             None => false,
         };
         if routes || sites || replies || senders {
@@ -1207,7 +1230,7 @@ impl Host {
 
     fn look_at_domains(&mut self, now_us: u64) {
         self.domains.keep_again(now_us);
-        let set = match self.domains.look(table::FILE_MAX) {
+        let set = match self.domains.look(table::FILE_MAX, &self.clock) {
             Contents::Same => return,
             Contents::Missing => {
                 let set = self.gate.set_table(None, now_us).map_err(|_| Kind::OutOfMemory);
@@ -1235,7 +1258,7 @@ impl Host {
             self.fall_back(table, now_us)?;
         } else {
             self.gate.set_table(Some(table), now_us).map_err(|_| Kind::OutOfMemory)?;
-            self.loaded_secs = unix_secs();
+            self.loaded_secs = self.unix_secs();
             self.domains.source = Source::File;
             self.domains.kept.keep(Some(text), now_us);
         }
@@ -1263,7 +1286,7 @@ impl Host {
         }
         good_lines.limit_others(CONCURRENCY_REMOTE).map_err(|_| Kind::OutOfMemory)?;
         self.gate.set_table(Some(good_lines), now_us).map_err(|_| Kind::OutOfMemory)?;
-        self.loaded_secs = unix_secs();
+        self.loaded_secs = self.unix_secs();
         self.domains.source = Source::Part;
         Ok(())
     }
@@ -1399,7 +1422,7 @@ impl Host {
         };
         let frame = Frame {
             generation: self.generation,
-            written_secs: unix_secs(),
+            written_secs: self.unix_secs(),
             pid: std::process::id(),
             identity: self.identity,
             state,
@@ -1445,10 +1468,6 @@ fn overwrite(path: &OsStr, bytes: &[u8]) -> Result<(), Kind> {
     let mut file = kept::at_once().write(true).open(Path::new(path)).map_err(unreadable)?;
     file.write_all(bytes).map_err(unreadable)?;
     file.set_len(bytes.len() as u64).map_err(unreadable)
-}
-
-fn unix_secs() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// control/concurrencyremote as qmail-send reads it: the digits at the beginning of the first line.
@@ -1589,6 +1608,7 @@ mod tests {
     use crate::random::Random;
     use crate::rules::Cap;
     use std::fs::File;
+    use std::time::SystemTime;
 
     fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
         let cap = Cap { limit: Limit::AtMost(limit), learning: Learning::On };
@@ -1675,7 +1695,7 @@ mod tests {
 
     /// The time goes on by so much.
     fn pass(host: &mut Host, secs: u64) {
-        host.start -= std::time::Duration::from_secs(secs);
+        host.clock.start -= Duration::from_secs(secs);
     }
 
     #[test]

@@ -17,6 +17,7 @@ macro_rules! fault {
 
 #[allow(missing_docs, non_camel_case_types, unreachable_pub, reason = "written by bindgen")]
 mod bindings;
+pub mod clock;
 pub mod command;
 pub mod echo;
 pub mod ffi;

@@ -1,5 +1,6 @@
 //! The gate with its files: reload, what is wrong with them, and the status file.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -7,17 +8,95 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use qpatch_gate::clock::Clock;
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::Ran;
-use qpatch_gate::host::{Ask, Done, Due, Host};
+use qpatch_gate::host::{self, Ask, Done, Due};
 use qpatch_gate::problem::File;
 use qpatch_gate::process::Identity;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::sender::Reads;
 use qpatch_gate::status::{Escaped, InForce, State, Status, StatusError};
 use qpatch_gate::table::Limit;
+
+thread_local! {
+    /// How far each test, in a thread of its own, has moved its time.
+    static MOVED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// What the time of files is, so that they age with the test's clock.
+#[derive(Clone, Copy, Debug)]
+enum Files {
+    /// They are written by the test, at its own time.
+    OfTheTest,
+    /// Somebody else writes them meanwhile, in real time. While the gate waits, its clock goes so many times as fast.
+    OfOthers { speed: u32 },
+}
+
+/// A clock that stands still but for what [`pass`] adds.
+#[derive(Debug)]
+struct TestClock {
+    opened: Duration,
+    files: Files,
+}
+
+impl Clock for TestClock {
+    fn now_us(&self) -> u64 {
+        (MOVED.get() - self.opened).as_micros() as u64
+    }
+
+    fn wall(&self) -> SystemTime {
+        match self.files {
+            Files::OfTheTest => wall(),
+            Files::OfOthers { .. } => SystemTime::now(),
+        }
+    }
+
+    fn pause(&self, time: Duration) {
+        if let Files::OfOthers { speed } = self.files {
+            sleep(time / speed);
+        }
+        pass(time);
+    }
+}
+
+type Host = host::Host<TestClock>;
+
+/// The time goes on by so much.
+fn pass(time: Duration) {
+    MOVED.set(MOVED.get() + time);
+}
+
+fn pass_ms(ms: u64) {
+    pass(Duration::from_millis(ms));
+}
+
+fn next_second() {
+    pass_ms(1050);
+}
+
+/// The time of files that the test writes.
+fn wall() -> SystemTime {
+    SystemTime::now() + MOVED.get()
+}
+
+/// Something in this folder was made or removed now.
+fn stamp(folder: &Path) {
+    fs::File::open(folder).unwrap().set_modified(wall()).unwrap();
+}
+
+fn open(
+    files: Files,
+    slots: u32,
+    control: &OsStr,
+    status: &OsStr,
+    reads: Reads,
+) -> Result<Host, qpatch_gate::memory::OutOfMemory> {
+    let clock = TestClock { opened: MOVED.get(), files };
+    Host::open_with(clock, slots, control, status, reads, 1)
+}
 
 /// A qmail home with control and queue/lock, removed in the end.
 struct Home {
@@ -45,29 +124,29 @@ impl Home {
         // As one should: a reader sees the old file or the new one.
         let next = self.control("next");
         fs::write(&next, text).unwrap();
+        stamp(&next);
         fs::rename(next, self.control(name)).unwrap();
+        stamp(&self.path.join("control"));
+    }
+
+    fn remove(&self, name: &str) {
+        fs::remove_file(self.control(name)).unwrap();
+        stamp(&self.path.join("control"));
     }
 
     fn open(&self, slots: u32) -> Host {
-        Host::open(
-            slots,
-            self.path.join("control").as_os_str(),
-            self.path.join("lock/gatestatus").as_os_str(),
-            1,
-        )
-        .unwrap()
+        self.open_with(slots, "", Files::OfTheTest)
+    }
+
+    fn open_with(&self, slots: u32, reads: &str, files: Files) -> Host {
+        let (control, status) = (self.path.join("control"), self.path.join("lock/gatestatus"));
+        let reads = Reads::parse(reads.as_bytes());
+        open(files, slots, control.as_os_str(), status.as_os_str(), reads).unwrap()
     }
 
     /// Beside a qmail-remote that reads more than smtproutes.
     fn open_beside(&self, reads: &str) -> Host {
-        Host::open_beside(
-            100,
-            self.path.join("control").as_os_str(),
-            self.path.join("lock/gatestatus").as_os_str(),
-            Reads::parse(reads.as_bytes()),
-            1,
-        )
-        .unwrap()
+        self.open_with(100, reads, Files::OfTheTest)
     }
 
     fn status(&self) -> Result<Status, StatusError> {
@@ -96,8 +175,7 @@ fn text(host: &Host) -> String {
     String::from_utf8(text.to_vec()).unwrap()
 }
 
-/// As the spawner's loop: sleeps for as long as the gate allows, until something is due. The milliseconds are those that
-/// the gate allowed: how long a sleep really takes is up to the machine.
+/// As the spawner's loop: lets as much time pass as the gate allows, until something is due; the milliseconds of that.
 fn wait_for_due(host: &mut Host) -> (Due, u64) {
     let mut allowed_ms = 0;
     loop {
@@ -108,7 +186,7 @@ fn wait_for_due(host: &mut Host) -> (Due, u64) {
         let wait_ms = host.timeout_ms().expect("something is held");
         allowed_ms += wait_ms;
         assert!(allowed_ms < 10_000, "nothing came");
-        sleep(Duration::from_millis(wait_ms));
+        pass_ms(wait_ms);
     }
 }
 
@@ -116,10 +194,6 @@ fn wait_for_due(host: &mut Host) -> (Due, u64) {
 fn processor_time() -> Option<Duration> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
-}
-
-fn next_second() {
-    sleep(Duration::from_millis(1050));
 }
 
 #[test]
@@ -153,7 +227,7 @@ fn a_file_that_appears_counts_what_runs_already() {
     next_second();
     assert_eq!(ask(&mut host, 3, "a.example"), Ask::Go);
     assert_eq!(ask(&mut host, 4, "a.example"), Ask::Hold);
-    fs::remove_file(home.control("concurrencydomains")).unwrap();
+    home.remove("concurrencydomains");
     let (due, ms) = wait_for_due(&mut host);
     assert!(matches!(due, Due::Go { slot: 4, .. }), "stock again");
     // Not at once: somebody might be putting another one there.
@@ -380,9 +454,9 @@ fn without_the_file_there_are_no_limits_whatever_was_kept() {
     home.write("concurrencydomains", ":3\n");
     drop(home.open(100));
     assert!(fs::metadata(home.path.join("lock/gatekept.domains")).unwrap().len() > 0);
-    fs::remove_file(home.control("concurrencydomains")).unwrap();
+    home.remove("concurrencydomains");
     assert_eq!(limit(&home.open(100), "a.example"), 3, "it may be there again in an instant");
-    sleep(Duration::from_millis(3100));
+    pass_ms(3100);
     let host = home.open(100);
     assert_eq!(limit(&host, "a.example"), u32::MAX);
     assert_eq!((home.status().unwrap().state, home.problem()), (State::Stock, String::new()));
@@ -622,7 +696,7 @@ fn replacing(write: impl Fn(&Path, &[u8]) + Sync) {
         });
         let _stop = Stop(&stop);
         for _ in 0..5 {
-            let mut host = home.open(100);
+            let mut host = home.open_with(100, "", Files::OfOthers { speed: 10 });
             for domain in ["d0000.example", "d1998.example"] {
                 assert_eq!(limit(&host, domain), 1);
             }
@@ -676,7 +750,7 @@ fn a_file_that_is_half_written_at_the_start_is_waited_for() {
             sleep(Duration::from_millis(100));
         }
     });
-    let host = home.open(100);
+    let host = home.open_with(100, "", Files::OfOthers { speed: 1 });
     slow.join().unwrap();
     let limits = ["a.example", "b.example", "c.example"].map(|domain| limit(&host, domain));
     // On a machine that lets the writer wait for longer than the gate does, all have 20 until it is done.
@@ -719,7 +793,7 @@ fn what_this_host_sent_is_not_the_servers_word() {
     next_second();
     assert_eq!(limit_after(&mut host, sender, "450 no busy-throttle.example"), fixed);
     assert_eq!(limit_after(&mut host, sender, "450 there is no throttle.example"), lower);
-    fs::remove_file(home.control("helohost")).unwrap();
+    home.remove("helohost");
     next_second();
     assert_eq!(limit_after(&mut host, sender, "450 what is throttle.example?"), fixed);
     assert_eq!(limit_after(&mut host, sender, "450 what's busy-throttle.example?"), lower);
@@ -758,9 +832,9 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
         text(&host),
         "Zb.example is paused by control/concurrencyreplies:1 for 7200 s; not tried. (#4.4.5)\n"
     );
-    fs::remove_file(home.control("concurrencyreplies")).unwrap();
+    home.remove("concurrencyreplies");
     // It may be there again in an instant.
-    sleep(Duration::from_millis(3100));
+    pass_ms(3100);
     assert_eq!(ask(&mut host, 0, "b.example"), Ask::Go, "without the file there is no pause");
     next_second();
     host.timeout_ms();
@@ -821,7 +895,7 @@ fn the_log_is_told_what_counts_in_place_of_a_file() {
     assert_eq!(notices(&mut host), [""; 0]);
     drop(host);
     home.write("concurrencydomains", ":20\na.example:3\nb.example:x\n");
-    fs::remove_file(home.control("smtproutes")).unwrap();
+    home.remove("smtproutes");
     fs::create_dir(home.control("smtproutes")).unwrap();
     let mut host = at_rest(&home, |home| home.open(10));
     let of_domains = "Nwarning: control/concurrencydomains:3:11: the limit is not a number (empty means unlimited); \
@@ -1010,7 +1084,7 @@ fn senders_and_the_operators_words_count_after_a_restart() {
     let kept = fs::read_to_string(home.path.join("lock/gatekept.senders")).unwrap();
     assert!(kept.contains("@a.example:relay.example\n") && !kept.contains("S3cret"), "{kept}");
     // Both are of no use at the next start.
-    fs::remove_file(home.control("authsenders")).unwrap();
+    home.remove("authsenders");
     fs::create_dir(home.control("authsenders")).unwrap();
     home.write("concurrencyreplies", "4xx \"overload\" pause 100\n4xx \"x\" nonsense\n");
     let mut host = at_rest(&home, |home| home.open_beside("authsenders"));
@@ -1040,7 +1114,7 @@ fn senders_and_the_operators_words_count_after_a_restart() {
 
 /// Opens a gate when what has just been written is at rest.
 fn at_rest(home: &Home, open: impl Fn(&Home) -> Host) -> Host {
-    sleep(Duration::from_millis(250));
+    pass_ms(250);
     open(home)
 }
 
@@ -1269,20 +1343,18 @@ fn sleeping_is_right() {
     let home = Home::new();
     home.write("concurrencyremote", "10\n");
     home.write("concurrencydomains", ":1\n");
-    let start = Instant::now();
-    let mut host = home.open(10);
-    // A second after it was opened, and not much more, whenever that is asked.
-    let within_the_second = |wait_ms: u64| {
-        let since_ms = start.elapsed().as_millis() as u64;
-        assert!(wait_ms <= 1003 && wait_ms + since_ms >= 1000, "{wait_ms} after {since_ms}");
-    };
-    let beat_ms = host.timeout_ms().unwrap();
-    assert!((30_000..=60_010).contains(&beat_ms), "nothing but the next heartbeat: {beat_ms}");
-    ask(&mut host, 0, "a.example");
-    within_the_second(host.timeout_ms().unwrap());
-    ask(&mut host, 1, "a.example");
-    within_the_second(host.timeout_ms().unwrap());
+    // Files at rest: the start waits for nothing.
     next_second();
+    let mut host = home.open(10);
+    assert_eq!(host.timeout_ms(), Some(60_002), "nothing but the next heartbeat");
+    pass_ms(100);
+    ask(&mut host, 0, "a.example");
+    // A second after it was opened, whenever that is asked.
+    assert_eq!(host.timeout_ms(), Some(902));
+    pass_ms(300);
+    ask(&mut host, 1, "a.example");
+    assert_eq!(host.timeout_ms(), Some(602));
+    pass_ms(700);
     assert_eq!(host.due(), Due::Nothing);
     host.done(0, Ran::No);
     assert_eq!(host.timeout_ms(), Some(0), "a held command can start");
@@ -1290,8 +1362,7 @@ fn sleeping_is_right() {
     host.done(1, Ran::No);
     next_second();
     host.due();
-    let beat_ms = host.timeout_ms().unwrap();
-    assert!((30_000..=60_010).contains(&beat_ms), "{beat_ms}");
+    assert_eq!(host.timeout_ms(), Some(60_002));
 }
 
 #[test]
@@ -1332,10 +1403,11 @@ fn a_hundred_thousand_lines_load_quickly() {
 #[test]
 fn paths_are_bytes() {
     let odd = OsStr::from_bytes(b"no/such/\xff/place");
-    let mut host = Host::open(3, odd, odd, 1).unwrap();
+    let open = |slots| open(Files::OfTheTest, slots, odd, odd, Reads::default());
+    let mut host = open(3).unwrap();
     assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
-    assert!(Host::open(0, odd, odd, 1).is_err());
-    assert!(Host::open(65536, odd, odd, 1).is_err());
+    assert!(open(0).is_err());
+    assert!(open(65536).is_err());
     assert!(!Path::new(odd).exists());
 }
 
@@ -1368,13 +1440,13 @@ fn the_map_of_sites_is_reloaded_and_the_last_good_one_kept() {
         "control/concurrencysites:2: not domain:group, so this line is ignored"
     );
     assert_eq!((home.status().unwrap().mapped, home.status().unwrap().seen), (1, 0));
-    fs::remove_file(home.control("concurrencysites")).unwrap();
+    home.remove("concurrencysites");
     fs::create_dir(home.control("concurrencysites")).unwrap();
     next_second();
     host.due();
     assert_eq!(keys(&host, domains), ["outlook", "b.example"], "the last good one");
     fs::remove_dir(home.control("concurrencysites")).unwrap();
-    sleep(Duration::from_millis(3100));
+    pass_ms(3100);
     host.due();
     assert_eq!(keys(&host, domains), domains);
 }
@@ -1543,7 +1615,7 @@ fn the_log_is_told_how_long_a_delivery_was_held() {
     let mut host = home.open(100);
     let starts = |host: &mut Host, held: u32, ended: u32, report: &[u8]| {
         assert_eq!(ask(host, held, "a.example"), Ask::Hold);
-        sleep(Duration::from_millis(20));
+        pass_ms(20);
         let ended = done(host, ended, report);
         assert!(matches!(host.due(), Due::Go { slot, .. } if slot == held));
         ended
@@ -1553,17 +1625,10 @@ fn the_log_is_told_how_long_a_delivery_was_held() {
     }
     // Those that were not held have no such line.
     assert_eq!(starts(&mut host, 2, 0, ACCEPTED), (Done::AsItIs, String::new()));
-    sleep(Duration::from_millis(30));
+    pass_ms(30);
     let (is, line) = starts(&mut host, 3, 2, ACCEPTED);
     assert_eq!(is, Done::WithLine);
-    let times = line.strip_prefix("Held ").unwrap().strip_suffix(" s.\n").unwrap();
-    let (held, ran) = times.split_once(" s, ran ").unwrap();
-    let millis = |text: &str| {
-        let (secs, millis) = text.split_once('.').unwrap();
-        assert_eq!(millis.len(), 3, "{line:?}");
-        secs.parse::<u64>().unwrap() * 1000 + millis.parse::<u64>().unwrap()
-    };
-    assert!(millis(held) >= 20 && millis(ran) >= 50, "{line:?}");
+    assert_eq!(line, "Held 0.020 s, ran 0.050 s.\n");
     // What fails for good goes to the sender, and what could not be run has no report.
     assert_eq!(starts(&mut host, 4, 3, b"DSorry. (#5.1.2)\n\0").0, Done::AsItIs);
     assert_eq!(starts(&mut host, 5, 4, b"").0, Done::AsItIs);
@@ -1572,5 +1637,5 @@ fn the_log_is_told_how_long_a_delivery_was_held() {
     assert_eq!(is, Done::Instead);
     let (refused, line) = text.split_once('\n').unwrap();
     assert!(refused.starts_with('B') && refused.ends_with(" (#4.4.5)"), "{text:?}");
-    assert!(line.starts_with("Held 0.0") && line.ends_with(" s.\n"), "{text:?}");
+    assert_eq!(line, "Held 0.020 s, ran 0.000 s.\n");
 }
