@@ -44,11 +44,11 @@ pub(crate) const ATTACHMENTS: [(&str, &[u8]); 9] = [
     ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),
     ("gate.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate.h"))),
-    ("gate_glue.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate_glue.h"))),
-    ("gate_glue.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_glue.c"))),
-    ("gate_stub.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_stub.c"))),
-    ("gate_retry.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.h"))),
-    ("gate_retry.c", include_bytes!(concat!(env!("OUT_DIR"), "/gate_retry.c"))),
+    ("gate_glue.h", qpatch_c_shim::GLUE_H),
+    ("gate_glue.c", qpatch_c_shim::GLUE_C),
+    ("gate_stub.c", qpatch_c_shim::STUB_C),
+    ("gate_retry.h", qpatch_c_shim::RETRY_H),
+    ("gate_retry.c", qpatch_c_shim::RETRY_C),
     ("select_set.h", include_bytes!("../patches/fd-setsize/select_set.h")),
 ];
 

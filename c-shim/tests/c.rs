@@ -7,9 +7,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use qpatch_gate::problem::File;
-
-#[path = "../../build/staticlib.rs"]
-mod staticlib;
+use qpatch_gate_library as library;
 
 /// The most that a stripped program may grow by the gate.
 const GROWTH_MAX: u64 = 576 << 10;
@@ -37,7 +35,7 @@ fn made(name: &str, more: &[&str]) -> Gate {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let more = [&["-D", "warnings"], more].concat();
     let libraries =
-        staticlib::build(&rustc, env!("GATE_TARGET"), &source("src/lib.rs"), &archive, &more);
+        library::build(&rustc, env!("GATE_TARGET"), &gate_source("src/lib.rs"), &archive, &more);
     Gate { archive, libraries }
 }
 
@@ -53,6 +51,10 @@ impl Drop for Build {
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn gate_source(name: &str) -> PathBuf {
+    Path::new(env!("GATE_ROOT")).join(name)
 }
 
 fn run(command: &mut Command) -> Output {
@@ -100,6 +102,8 @@ impl Build {
                 .arg(source("tests/c"))
                 .arg("-I")
                 .arg(source(""))
+                .arg("-I")
+                .arg(gate_source(""))
                 .arg(source(file))
                 .arg("-o")
                 .arg(&object),
@@ -298,6 +302,8 @@ fn compiles_without_warnings() {
                     .args([dialect, "-Wall", "-Wextra", "-Werror", "-O2", "-c"])
                     .arg("-I")
                     .arg(source("tests/c"))
+                    .arg("-I")
+                    .arg(gate_source(""))
                     .arg(source(file))
                     .arg("-o")
                     .arg(build.path.join("x.o")));

@@ -1,0 +1,9 @@
+//! The control files, and the names and addresses in them.
+
+pub mod literal;
+pub mod name;
+pub mod problem;
+pub mod route;
+pub mod sender;
+pub mod site;
+pub mod table;

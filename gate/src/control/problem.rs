@@ -1,0 +1,491 @@
+//! What can be wrong with a control file: kind, line and column.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::util::regex::Fault;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The file is used, but it may not mean what was meant.
+    Warning,
+    /// The file is not used: the last good one stays.
+    Error,
+}
+
+/// Which file it is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum File {
+    /// control/concurrencydomains
+    Domains,
+    /// control/smtproutes
+    Routes,
+    /// control/authsenders
+    Senders,
+    /// control/concurrencyremote
+    ConcurrencyRemote,
+    /// control/concurrencysites
+    Sites,
+    /// control/concurrencyreplies
+    Replies,
+    /// queue/lock/gatestatus
+    Status,
+    /// queue/lock/gatesites
+    Seen,
+    /// queue/lock/gateshared
+    Shared,
+    /// queue/lock/gatekept.domains
+    KeptDomains,
+    /// queue/lock/gatekept.routes
+    KeptRoutes,
+    /// queue/lock/gatekept.sites
+    KeptSites,
+    /// queue/lock/gatekept.senders
+    KeptSenders,
+    /// queue/lock/gatekept.replies
+    KeptReplies,
+}
+
+impl File {
+    /// The copies of the last good control files. hier.c makes them, with [`File::Status`].
+    pub const KEPT: [Self; 5] = [
+        Self::KeptDomains,
+        Self::KeptRoutes,
+        Self::KeptSites,
+        Self::KeptReplies,
+        Self::KeptSenders,
+    ];
+
+    /// Its path from qmail's home.
+    #[must_use]
+    pub const fn path(self) -> &'static str {
+        match self {
+            Self::Domains => "control/concurrencydomains",
+            Self::Routes => "control/smtproutes",
+            Self::Senders => "control/authsenders",
+            Self::ConcurrencyRemote => "control/concurrencyremote",
+            Self::Sites => "control/concurrencysites",
+            Self::Replies => "control/concurrencyreplies",
+            Self::Status => "queue/lock/gatestatus",
+            Self::Seen => "queue/lock/gatesites",
+            Self::Shared => "queue/lock/gateshared",
+            Self::KeptDomains => "queue/lock/gatekept.domains",
+            Self::KeptRoutes => "queue/lock/gatekept.routes",
+            Self::KeptSites => "queue/lock/gatekept.sites",
+            Self::KeptSenders => "queue/lock/gatekept.senders",
+            Self::KeptReplies => "queue/lock/gatekept.replies",
+        }
+    }
+
+    /// Its name in its folder.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        let path = self.path();
+        path.rsplit_once('/').map_or(path, |(_, name)| name)
+    }
+}
+
+impl fmt::Display for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.path())
+    }
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No colon in the line.
+    NoLimit,
+    /// The limit has something else than digits.
+    LimitNotNumber,
+    /// The limit is above [`crate::control::table::LIMIT_MAX`].
+    LimitTooLarge,
+    /// A colon behind the limit and nothing behind that.
+    GroupEmpty,
+    /// The group's name has a byte that is not printable ASCII.
+    GroupCharacter(u8),
+    /// The group's name is longer than [`crate::control::table::GROUP_MAX`].
+    GroupTooLong,
+    /// More than [`crate::control::table::GROUPS_MAX`] groups.
+    TooManyGroups,
+    /// More than three colons.
+    TooManyFields,
+    /// The fourth field is neither `learn` nor `fixed`.
+    LearningWord,
+    /// What is before the slash is no address.
+    RangeAddress,
+    /// What is behind the slash is not a number of bits, at most the one that is here.
+    RangeLength(u8),
+    /// The address has bits behind those that the range has in common; they are ignored.
+    RangeHostBits,
+    /// The domain is longer than [`crate::control::name::NAME_MAX`].
+    DomainTooLong,
+    /// The domain has white space, a control character or an `@`.
+    DomainCharacter(u8),
+    /// The domain has bytes above 127: DNS and SMTP carry the `xn--` form.
+    DomainNotAscii,
+    /// A `*`: wildcards are written `.example.com`.
+    DomainStar,
+    /// A word that other software takes for all domains: here that is the empty name.
+    DomainAll,
+    /// What is in brackets is no address.
+    DomainLiteral,
+    /// A word or a star where an exchanger's name is expected.
+    ExchangerAll,
+    /// A character that no host's name has; some of them end the relay's name in lines of smtproutes.
+    DomainNotHost(u8),
+    /// A byte order mark in the domain: the file was put together from several.
+    DomainMark,
+    /// The file is in UTF-16.
+    Utf16,
+    /// A dot at the end of the domain; it is looked up without.
+    DomainRoot,
+    /// The domain was in an earlier line, whose number is here. This one counts.
+    Duplicate(u32),
+    /// The group has another limit in an earlier line, whose number is here. The lower one counts.
+    GroupDisagrees(u32),
+    /// The group has another fourth field in an earlier line; its first line is here. It is fixed.
+    LearningDisagrees(u32),
+    /// The limit is above concurrencyremote, which is here: it is never reached.
+    AboveConcurrencyRemote(u32),
+    /// The file is not a regular file.
+    NotRegular,
+    /// The file is larger than the gate reads; its size and the largest in bytes.
+    TooBig(u64, u64),
+    /// The file cannot be opened or read; the system's error number, 0 if there is none.
+    Unreadable(i32),
+    /// The file cannot be written; the system's error number, 0 if there is none.
+    Unwritable(i32),
+    /// A line of smtproutes without a colon: qmail-remote ignores it.
+    RouteNoColon,
+    /// A name in smtproutes that is longer than [`crate::control::name::NAME_MAX`]: the gate does not follow it.
+    RouteTooLong,
+    /// A `*` in a host of smtproutes.
+    RouteStar,
+    /// A word in smtproutes that other software takes for all hosts.
+    RouteAll,
+    /// A character in a host of smtproutes that no host's name has.
+    RouteNotHost(u8),
+    /// smtproutes begins with a byte order mark, which qmail-remote takes for a part of the first host.
+    RouteMark,
+    /// What stands for the relay in smtproutes is no name of a host: the gate does not follow it.
+    RouteUnclear,
+    /// More than [`crate::control::name::VALUE_MAX`] relays in smtproutes: the gate does not follow the others.
+    TooManyRoutes,
+    /// A line of concurrencysites without a colon, without a domain, or with a domain or a group that cannot be.
+    SiteLine,
+    /// Too many lines in concurrencysites, or groups in them.
+    TooManySites,
+    /// A line of concurrencyreplies lacks a field.
+    ReplyFields,
+    /// Its first field is no code of refusals.
+    ReplyCode,
+    /// Its second field does not begin as a pattern.
+    PatternStart,
+    /// Its pattern has no end.
+    PatternOpen,
+    /// Something is directly behind its pattern.
+    PatternEnd,
+    /// Its pattern is wrong.
+    Pattern(Fault),
+    /// Its third field is no meaning.
+    ReplyMeaning,
+    /// The seconds of a pause are not from 1 to [`crate::report::replies::PAUSE_MAX_SECS`].
+    PauseSeconds,
+    /// Something is behind its meaning.
+    ReplyTail,
+    /// More than [`crate::report::replies::RULES_MAX`] lines, or [`crate::report::replies::PROGRAMS_MAX`] steps.
+    TooManyReplies,
+    /// An earlier line, whose number is here, fits whatever this one does.
+    ReplyNeverReached(u32),
+    /// It is about refusals for good, to which only a pause does something.
+    ReplyPermanent,
+    /// concurrencyremote is not a number.
+    NotNumber,
+    /// The spawners of this queue cannot tell each other what runs; the system's error number, 0 if there is none.
+    CountsAlone(i32),
+    /// The same: there are more of them than the file has columns.
+    SharedFull,
+    /// The same: /proc does not show which of the others are alive.
+    ProcessesHidden,
+    /// The same, for some keys: there are too many at once.
+    SharedCrowded,
+    /// No memory.
+    OutOfMemory,
+    /// The file is not used as long as it changes all the time.
+    Changing,
+    /// What counts is the last file that had no errors.
+    EarlierCounts,
+    /// There is no earlier file without errors: what counts is the lines that have none, and for every other domain the limit
+    /// that is here.
+    PartCounts(u32),
+    /// A copy of the last good file that is not whole.
+    KeptNotWhole,
+    /// More problems than are listed; how many more.
+    More(u32),
+}
+
+impl Kind {
+    /// Warning or error.
+    #[must_use]
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::DomainNotAscii
+            | Self::DomainStar
+            | Self::DomainAll
+            | Self::DomainLiteral
+            | Self::ExchangerAll
+            | Self::DomainNotHost(_)
+            | Self::DomainMark
+            | Self::DomainRoot
+            | Self::Duplicate(_)
+            | Self::GroupDisagrees(_)
+            | Self::LearningDisagrees(_)
+            | Self::RangeHostBits
+            | Self::SiteLine
+            | Self::TooManySites
+            | Self::AboveConcurrencyRemote(_)
+            | Self::ReplyNeverReached(_)
+            | Self::ReplyPermanent
+            | Self::RouteNoColon
+            | Self::RouteTooLong
+            | Self::RouteStar
+            | Self::RouteAll
+            | Self::RouteNotHost(_)
+            | Self::RouteMark
+            | Self::RouteUnclear
+            | Self::TooManyRoutes
+            | Self::SharedCrowded
+            | Self::NotNumber => Severity::Warning,
+            _ => Severity::Error,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::NoLimit => f.write_str("no colon: a line is domain:limit[:group[:learn|fixed]]"),
+            Self::LimitNotNumber => f.write_str("the limit is not a number (empty means unlimited)"),
+            Self::LimitTooLarge => write!(f, "the limit is above {}", crate::control::table::LIMIT_MAX),
+            Self::GroupEmpty => f.write_str("the group's name is empty"),
+            Self::GroupCharacter(byte) => write!(f, "the group's name has {}", Byte(byte)),
+            Self::GroupTooLong => write!(f, "the group's name is longer than {} bytes", crate::control::table::GROUP_MAX),
+            Self::TooManyGroups => write!(f, "this is more than {} groups", crate::control::table::GROUPS_MAX),
+            Self::TooManyFields => {
+                f.write_str("too many colons: a line is domain:limit[:group[:learn|fixed]]")
+            }
+            Self::LearningWord => f.write_str("the fourth field is neither learn nor fixed"),
+            Self::RangeAddress => f.write_str("not a range of addresses: 192.0.2.0/24 and [2001:db8::]/32 are"),
+            Self::RangeLength(most) => write!(f, "the length of the range is not a number from 0 to {most}"),
+            Self::RangeHostBits => f.write_str("the address has more bits than the range; they are ignored"),
+            Self::DomainTooLong => write!(f, "the domain is longer than {} bytes", crate::control::name::NAME_MAX),
+            Self::DomainCharacter(byte) => write!(f, "the domain has {}", Byte(byte)),
+            Self::DomainNotAscii => {
+                f.write_str("the domain is not ASCII: recipients have its xn-- form, which must be written here")
+            }
+            Self::DomainStar => f.write_str("a star is no wildcard: .example.com means every host below example.com"),
+            Self::DomainAll => f.write_str("no domain has this name: the empty one stands for all other domains"),
+            Self::DomainLiteral => f.write_str("what is in the brackets is no address"),
+            Self::DomainNotHost(byte) => write!(f, "no host's name has {}", Byte(byte)),
+            Self::ExchangerAll => f.write_str("no mail exchanger has this name"),
+            Self::DomainMark => f.write_str("a byte order mark, which counts for a part of the domain"),
+            Self::Utf16 => f.write_str("the file is in UTF-16"),
+            Self::DomainRoot => f.write_str("the dot at the domain's end is ignored"),
+            Self::Duplicate(line) => write!(f, "the domain is in line {line} already; this line counts"),
+            Self::GroupDisagrees(line) => {
+                write!(f, "the group has another limit in line {line}; the lowest counts for all its domains")
+            }
+            Self::LearningDisagrees(line) => {
+                write!(f, "the group, which begins in line {line}, both learns and is fixed; it is fixed")
+            }
+            Self::AboveConcurrencyRemote(limit) => write!(f, "the limit is never reached: concurrencyremote is {limit}"),
+            Self::NotRegular => f.write_str("not a regular file"),
+            Self::TooBig(size, max) => write!(f, "{size} bytes are too many, {max} is the most"),
+            Self::Unreadable(0) => f.write_str("cannot be read"),
+            Self::Unreadable(error) => write!(f, "cannot be read (error {error})"),
+            Self::Unwritable(error) => write!(f, "cannot be written (error {error})"),
+            Self::RouteNoColon => f.write_str("no colon: qmail-remote ignores this line"),
+            Self::RouteTooLong => f.write_str("the name is too long, the gate does not follow this route"),
+            Self::RouteStar => f.write_str("* is no wildcard in smtproutes"),
+            Self::RouteAll => f.write_str("no host has this name: the empty one stands for all others"),
+            Self::RouteNotHost(byte) => write!(f, "no host's name has {}: the line does nothing", Byte(byte)),
+            Self::RouteMark => {
+                f.write_str("a byte order mark, which qmail-remote takes for a part of this line: the line does not count")
+            }
+            Self::RouteUnclear => f.write_str("what stands for the relay is no host's name, the gate does not follow this route"),
+            Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", crate::control::name::VALUE_MAX),
+            Self::SiteLine => f.write_str("not domain:group, so this line is ignored"),
+            Self::TooManySites => f.write_str("too many lines or groups, the gate does not follow it"),
+            Self::ReplyFields => f.write_str("a line is CODE PATTERN MEANING"),
+            Self::ReplyCode => {
+                f.write_str("not a code of refusals: 421, 4xx, 4.7.28, 4.7.x and * are")
+            }
+            Self::PatternStart => {
+                f.write_str("not a pattern: /regular expression/, \"text\" and * are")
+            }
+            Self::PatternOpen => f.write_str("the pattern has no end"),
+            Self::PatternEnd => f.write_str("no blank behind the pattern"),
+            Self::Pattern(fault) => fault.fmt(f),
+            Self::ReplyMeaning => {
+                f.write_str("not a meaning: limit, rate, nothing and pause SECONDS are")
+            }
+            Self::PauseSeconds => {
+                write!(f, "not seconds from 1 to {}", crate::report::replies::PAUSE_MAX_SECS)
+            }
+            Self::ReplyTail => f.write_str("more behind the meaning; a comment begins with #"),
+            Self::TooManyReplies => write!(
+                f,
+                "more than {} lines, or patterns of {} steps",
+                crate::report::replies::RULES_MAX,
+                crate::report::replies::PROGRAMS_MAX
+            ),
+            Self::ReplyNeverReached(line) => {
+                write!(f, "line {line} says it for all of these; this line never counts")
+            }
+            Self::ReplyPermanent => {
+                f.write_str("a refusal for good is no deferral: only pause does something here")
+            }
+            Self::NotNumber => f.write_str("not a number, so the default of 20 counts"),
+            Self::CountsAlone(0) => f.write_str("cannot be used, so each limit holds per qmail-rspawn"),
+            Self::CountsAlone(error) => {
+                write!(f, "cannot be used (error {error}), so each limit holds per qmail-rspawn")
+            }
+            Self::SharedFull => {
+                f.write_str("too many qmail-rspawn at this queue, so each limit holds once more in one of them")
+            }
+            Self::ProcessesHidden => {
+                f.write_str("/proc hides other processes (hidepid), so each limit holds per qmail-rspawn")
+            }
+            Self::SharedCrowded => {
+                f.write_str("too many destinations at once, so the limits of some hold per qmail-rspawn")
+            }
+            Self::OutOfMemory => f.write_str("out of memory"),
+            Self::Changing => f.write_str("it was changed just now, or changes all the time"),
+            Self::EarlierCounts => f.write_str("the last one that had no errors counts"),
+            Self::PartCounts(limit) => {
+                write!(f, "no earlier one without errors is known: its good lines count, and a limit of {limit} for all other domains")
+            }
+            Self::KeptNotWhole => f.write_str("not whole, so it is not used"),
+            Self::More(count) => write!(f, "{count} more problems"),
+        }
+    }
+}
+
+/// A byte as a person can read it.
+struct Byte(u8);
+
+impl fmt::Display for Byte {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            b' ' => f.write_str("a space"),
+            b'\t' => f.write_str("a tab"),
+            byte if byte.is_ascii_graphic() => write!(f, "'{}'", char::from(byte)),
+            byte => write!(f, "a byte {byte:#04x}"),
+        }
+    }
+}
+
+/// One problem, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: File,
+    /// The line, from 1; 0 when it is about the whole file.
+    pub line: u32,
+    /// The byte in the line, from 1; 0 when it is about the whole line or file.
+    pub column: u32,
+    /// What it is.
+    pub kind: Kind,
+}
+
+impl Problem {
+    /// About a whole file.
+    #[must_use]
+    pub fn of_file(file: File, kind: Kind) -> Self {
+        Self { file, line: 0, column: 0, kind }
+    }
+
+    /// Warning or error.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        self.kind.severity()
+    }
+}
+
+/// `control/concurrencydomains:3:11: the limit is not a number (empty means unlimited)`
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file)?;
+        if self.line > 0 {
+            write!(f, "{}:", self.line)?;
+            if self.column > 0 {
+                write!(f, "{}:", self.column)?;
+            }
+        }
+        write!(f, " {}", self.kind)
+    }
+}
+
+/// The problems of one file. The first [`Problems::LISTED`] are kept, the others counted.
+#[derive(Clone, Debug)]
+pub struct Problems {
+    file: File,
+    list: Vec<Problem>,
+    unlisted: u32,
+    errors: u32,
+    first_error: Option<Problem>,
+}
+
+impl Problems {
+    /// So many are kept.
+    pub const LISTED: usize = 1000;
+
+    /// None yet.
+    #[must_use]
+    pub fn new(file: File) -> Self {
+        Self { file, list: Vec::new(), unlisted: 0, errors: 0, first_error: None }
+    }
+
+    /// Adds one.
+    pub fn add(&mut self, line: u32, column: usize, kind: Kind) {
+        let column = u32::try_from(column).unwrap_or(u32::MAX);
+        let problem = Problem { file: self.file, line, column, kind };
+        if kind.severity() == Severity::Error {
+            self.errors = self.errors.saturating_add(1);
+            self.first_error.get_or_insert(problem);
+        }
+        if self.list.len() >= Self::LISTED
+            || crate::util::memory::push(&mut self.list, problem).is_err()
+        {
+            self.unlisted = self.unlisted.saturating_add(1);
+        }
+    }
+
+    /// The problems in the order of the file; the last one may be a [`Kind::More`].
+    pub fn iter(&self) -> impl Iterator<Item = Problem> {
+        let more =
+            (self.unlisted > 0).then(|| Problem::of_file(self.file, Kind::More(self.unlisted)));
+        self.list.iter().copied().chain(more)
+    }
+
+    /// How many errors there are, listed or not.
+    #[must_use]
+    pub fn errors(&self) -> u32 {
+        self.errors
+    }
+
+    /// The first error; else the first warning.
+    #[must_use]
+    pub fn worst(&self) -> Option<Problem> {
+        self.first_error.or_else(|| self.list.first().copied())
+    }
+
+    /// Whether nothing is wrong.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty() && self.unlisted == 0
+    }
+}

@@ -1,0 +1,552 @@
+//! What the report of a delivery says about the server: what qmail-remote printed, read without trusting the server.
+//!
+//! A report is a line for each recipient (`r` accepted, `s` temporary, `h` permanent) and one for the message (`K`, `Z`,
+//! `D`); each ends with a zero byte. qmail-remote's own words come first, up to the first line feed; then, after `Remote host
+//! said: `, the server's reply, in which qmail-remote has replaced zero bytes. So the place decides, never a search through
+//! everything: what kind of end it was is read from qmail-remote's words at the start of the line, the peer's address from
+//! where qmail-remote prints it, and the server's reply only from right behind the fixed words, beginning with its three
+//! digits. A server can say of itself what it likes, and no more.
+//!
+//! Read in qmail-1.03, netqmail-1.06, 41 different qmail-remote.c of notqmail's branches and tags (with AUTH, TLS, SMTPUTF8,
+//! outgoingip), sagredo's qmail and indimail. They differ in this:
+//!
+//! | | who | read as |
+//! | --- | --- | --- |
+//! | `ZConnected to IP but greeting failed.` | all; `ZTLS Connected to ...` with TLS | the reply counts |
+//! | `ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)` | all; indimail: `a SMTP connection for HOST to IP port N`, `a QMTP connection` | a failed connection. **Those with TLS patches (netqmail's, Gentoo's, sagredo's, indimail) try the next MX when the greeting is 4xx, and then print this: a 421 at the greeting looks like a connection that failed** |
+//! | `ZConnected to IP but connection died. (#4.4.2)` | all; with `Possible duplicate!`, a TLS error, or indimail's `Will try alternate MX.` between | died |
+//! | `sIP does not like recipient.` then `DGiving up on IP.` | all; sagredo: `s<From:A To:B> IP ...`, indimail: `sFrom: <A> RCPT: <B> IP ...`, where no address holds a blank | the recipient line's reply counts |
+//! | `KIP accepted message.` | all; indimail: ` - Protocol SMTP` | accepted |
+//! | `ZIP failed on DATA command.`, `ZIP failed after I sent the message.` | all | the reply counts |
+//! | `Kno supported AUTH method found, ...` | where there is AUTH, as a line before all others | nothing |
+//! | `ZTLS ...; connected to IP.`, `ZCNAME lookup failed ...`, `ZSorry, I couldn't find any host ...`, and what else is said of this machine or of DNS | | nothing |
+//!
+//! **Which replies mean too many or too fast.** Their sources:
+//!
+//! | who | reply | source |
+//! | --- | --- | --- |
+//! | Gmail | `421 4.7.28` unusual rate; `421 4.7.0` Try again later, closing connection; `421 4.4.5` Server busy | support.google.com/a/answer/3726730 |
+//! | Gmail | but `421 4.7.0` TLS required, `421 4.7.0` IP not in whitelist, `421 4.7.26` and its neighbours (not authenticated) are policy, `450 4.2.1` is about one recipient | the same |
+//! | Yahoo | `421 4.7.0 [TSS04] Messages from IP temporarily deferred due to unexpected volume or user complaints` | smtpfieldmanual.com/provider/yahoo/421/4.7.0 |
+//! | Outlook | `451 4.7.500 Server busy`, `451 4.7.650 ... rate limited`, `451 4.7.652 ... exceeded the maximum number of connections` | suped.com, "Hotmail error 451 4.7.652"; bentonow.com/smtp-errors/microsoft |
+//! | Outlook | `421 Too many concurrent SMTP connections; please try again later` | github.com/mohamedboukari/bunmail issue 91 |
+//! | Comcast | `421 Too many sessions opened`, `421 4.1.0 IP Throttled - try again later`; but `421 Reverse DNS failure : Try again later` is policy | its postmaster pages; suped.com, "Comcast throttling" |
+//! | Orange | `Too many connections, slow down.` | github.com/Mailu/Mailu issue 2213 |
+//! | Apple | `451 4.7.1 Service unavailable - try again later`; but `421 4.7.1 Messages to A deferred due to excessive volume` is about one recipient, and `421 4.7.0 Error: too many errors` about errors | smtp.codes/icloud |
+//! | Postfix | `421 4.7.0 HOST Error: too many connections from IP`; `450 4.7.1 Error: too much mail from IP`, `too many recipients from IP` (a rate of this client), `too many AUTH commands from IP`; `454`, `421 4.7.0 Error: too many new TLS sessions from IP` | its src/smtpd/smtpd.c |
+//! | Postfix | but `452 4.5.3 Error: too many recipients` is about one message, `421 4.7.0 Error: too many errors`, `421 4.4.2 Error: timeout exceeded`, `421 4.3.0 Server local data error` about other things | the same |
+//! | postscreen | `421 4.7.0 Error: too many connections`, `421 4.3.2 All screening ports are busy`, `421 4.3.2 All server ports are busy`, `421 4.3.2 No system resources` | its src/postscreen/postscreen.c |
+//! | Postfix with a milter that is down or tempfails | `451 4.7.1 Service unavailable - try again later`, Apple's words: cannot be told apart by them | its src/milter/milter8.c |
+//! | postfwd | `450 4.7.1 sorry, max 30 requests per hour`, `max 1.5mb per 10 minutes`; but `421 maintenance` | its doc/postfwd3.txt |
+//! | policyd | `Policy rejection; Message count quota exceeded` | cbpolicyd's Quotas.pm |
+//! | policyd-rate-guard | `Rate limit reached, retry later.` | its README |
+//! | Exim | `421 Too many concurrent SMTP connections[ from this IP address]; please try again later.`, `421 HOST: Too much load; please try again later` | its src/daemon.c, src/smtp_in.c |
+//! | Exim | the examples for ratelimit: `Sorry, too busy. Try again later.`, `Sender rate exceeds N messages per T`, `Too many connections from this IP right now`; but `452 too many recipients`, `421 SMTP command timeout` | its specification; src/smtp_in.c |
+//! | cPanel's Exim | `The server has reached its limit for processing requests from your host.` | pastebin.com/Jp8ai9Eu |
+//! | sendmail | `421` or `452`, `4.3.2 Too many open connections.`, `4.3.2 Connection rate limit exceeded.`; `433 4.3.0` before 8.14; but `451 4.3.2 Please try again later` is a milter's | measured; "sendmail", 4th edition, 21.9 |
+//! | Haraka | `Too many concurrent connections`, `connection`, `recipient`, `rcpt rate limit exceeded`, `null recip rate limit`, `421 Too busy`; but `421 rDNS Temporary Failure`, `421 timeout` | haraka-plugin-limit's index.js; its connection.js |
+//! | qpsmtpd | `450 too many connections from IP, try again later`, `450 Server load too high`; but `450 This mail is temporarily denied` is greylisting | its plugins hosts_allow, loadcheck, greylisting |
+//! | ipsvd | `421 per host concurrency limit reached` | measured |
+//! | dovecot | `421 4.0.0 HOST Connection queue full`; but `451 4.5.3 Too many recipients` | measured; its src/lib-smtp |
+//! | OpenSMTPD, Courier | nothing of the kind; `451 4.5.3 Too many recipients`, `431 Too many recipients.`, `412 You are not whitelisted` are something else | smtp_session.c; submit.C |
+//! | Exchange | `421 4.3.2 The maximum number of concurrent [server] connections has exceeded a limit`, `421 4.4.2 Message submission rate for this client has exceeded the configured limit`, `432 4.3.2 Concurrent connections limit exceeded`; but `432 4.3.2 recipient thread limit exceeded` is about one mailbox | learn.microsoft.com |
+//! | rspamd | `451 4.7.1 Ratelimit "NAME" exceeded`; but its own names `to`, `to_ip`, `to_ip_from` are about one recipient, and `451 4.7.1 Try again later` is greylisting | its ratelimit.lua, greylist.lua |
+//! | Momentum | `421 4.4.5 Service unavailable, concurrency limit reached` | developers.sparkpost.com, responses-by-message |
+//! | Orange, GMX and others | `Trop de connexions`, `exceed max concurrent connections`, `Connection frequency limited` | KumoMTA's assets/community/shaping.toml |
+//! | greylisting | `Greylisted, see http://...` (postgrey), `Greylisting in action` (milter-greylist), `Greylisted for N minutes` (sqlgrey), `is not yet authorized to deliver mail` (Exim's example): not about how many | their sources |
+//!
+//! Everything else that is temporary (mailboxes, content, authentication) is a deferral, too. RFC 5321 (3.8) has 421 for a
+//! server that closes the connection, whatever the reason; so a 421 that says nothing else counts.
+//!
+//! Only the server's own words count, and not what it repeats of addresses: see [`crate::report::echo`].
+
+#![forbid(unsafe_code)]
+
+pub mod echo;
+pub mod replies;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::report::echo::{Own, Words};
+use crate::report::replies::{Enhanced, Meaning, Replies, Verdict};
+
+/// What a report says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What the delivery saw of the server.
+    pub seen: Seen,
+    /// The address that qmail-remote was connected to, if it says so.
+    pub peer: Option<IpAddr>,
+    /// The line of control/concurrencyreplies that counts for it.
+    pub rule: Option<Verdict>,
+}
+
+/// What a delivery saw of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It took the message.
+    Accepted,
+    /// It refused for now: too many at once, or too fast.
+    TooMany(Sent),
+    /// Nothing at its address let itself be connected to, or (with TLS patches) every greeting was a 4xx.
+    ConnectFailed,
+    /// The connection broke or hung. [`Sent::Yes`]: the server may have the message.
+    Died(Sent),
+    /// It answered, and refused for now for another reason: greylisting, the recipient, the content.
+    Deferred,
+    /// It answered, and refused for good.
+    Failed,
+    /// Nothing: no server had to do with it, or the report is not understood.
+    Nothing,
+}
+
+impl Seen {
+    /// Whether there were too many, and the server said so before the message was sent.
+    #[must_use]
+    pub fn is_too_many_early(self) -> bool {
+        matches!(self, Self::TooMany(Sent::No | Sent::Envelope))
+    }
+}
+
+/// How much of the mail had been sent when it was refused, or may have been when the connection broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing: the server knew nothing of the mail. Of a connection that broke: no more than the envelope.
+    No,
+    /// The envelope, or a part of it. So the refusal may be about this mail.
+    Envelope,
+    /// All of it; each new try costs as much.
+    Yes,
+}
+
+const NOTHING: Report = Report { seen: Seen::Nothing, peer: None, rule: None };
+
+/// qmail-remote keeps 5000 bytes of a reply, and has one recipient. What is longer is not from it.
+const REPORT_MAX: usize = 65536;
+
+/// What else is known when a report is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    /// What the delivery sent.
+    pub own: Own<'a>,
+    /// What the operator says of replies.
+    pub replies: &'a Replies,
+}
+
+/// Reads a report of which nothing else is known.
+#[must_use]
+pub fn classify(report: &[u8]) -> Report {
+    Reader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
+}
+
+/// Whether a server let anybody in, where no more need be known: [`Seen::Accepted`], [`Seen::ConnectFailed`], [`Seen::Died`] if
+/// the server cannot have the message, [`Seen::TooMany`] for a 4xx at the greeting, when it knew nothing of the mail,
+/// [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`]. Nothing that a server repeats of the mail comes into it.
+#[must_use]
+pub fn at_the_door(report: &[u8]) -> Seen {
+    // Nearly all of them: what was accepted.
+    if let [b'r', 0, b'K', ..] = report {
+        return Seen::Accepted;
+    }
+    match classify(report).seen {
+        Seen::TooMany(_) | Seen::Deferred if is_of_greeting(report) => Seen::TooMany(Sent::No),
+        Seen::TooMany(_) | Seen::Failed => Seen::Deferred,
+        Seen::Died(Sent::Yes) => Seen::Nothing,
+        seen => seen,
+    }
+}
+
+/// Whether a line can be added that only qmail-send's log shows. qmail-rspawn makes one text of a report's lines: its end must be
+/// the end of the report, and the text a success or a deferral. What fails for good goes to the sender.
+#[must_use]
+pub fn takes_a_line(report: &[u8]) -> bool {
+    let Some(whole) = report.strip_suffix(&[0]) else { return false };
+    let mut lines = whole.split(|&byte| byte == 0);
+    let (first, second, third) = (lines.next(), lines.next(), lines.next());
+    let letter = |line: Option<&[u8]>| line.and_then(|line| line.first().copied());
+    match (letter(first), letter(second), third) {
+        (Some(b'K' | b'Z'), None, None) => second.is_none(),
+        // That of a message that was not given up is shown behind that of the recipient, if it is no better.
+        (Some(b's'), Some(b'Z' | b'D'), None) | (Some(b'r'), Some(b'K' | b'Z'), None) => true,
+        _ => false,
+    }
+}
+
+/// Whether qmail-remote says that the greeting failed, or that its own name was refused, and the server says that it may try again
+/// later.
+fn is_of_greeting(report: &[u8]) -> bool {
+    let Some(rest) = report.strip_prefix(b"Z") else { return false };
+    let (own, reply) = halves(rest);
+    End::read(own).kind == Kind::Refused(Stage::Start) && reply.first() == Some(&b'4')
+}
+
+/// Where in a session a reply was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// At the greeting, or when the name was given.
+    Start,
+    /// At the sender, a recipient, the DATA command, or authentication.
+    Envelope,
+    /// After the message.
+    Message,
+}
+
+impl Reader<'_> {
+    /// Reads a report.
+    #[must_use]
+    pub fn classify(&self, report: &[u8]) -> Report {
+        classify_by(self, report)
+    }
+
+    /// What a reply means that was taken as temporary, and which line of the operator's says so.
+    #[must_use]
+    pub fn temporary(&self, stage: Stage, reply: &[u8]) -> (Seen, Option<Verdict>) {
+        let sent = match stage {
+            Stage::Start => Sent::No,
+            Stage::Envelope => Sent::Envelope,
+            Stage::Message => Sent::Yes,
+        };
+        let Some(reply) = Reply::read(reply, &self.own) else { return (Seen::Deferred, None) };
+        let rule = self.replies.find(reply.code, reply.enhanced, &reply.words);
+        let is_too_many = match rule {
+            Some(rule) => matches!(rule.meaning, Meaning::Limit | Meaning::Rate),
+            None => reply.says_too_many(stage),
+        };
+        (if is_too_many { Seen::TooMany(sent) } else { Seen::Deferred }, rule)
+    }
+
+    /// What patterns are searched for in; None: it is no reply.
+    #[must_use]
+    pub fn read_as(&self, reply: &[u8]) -> Option<Vec<u8>> {
+        let reply = Reply::read(reply, &self.own)?;
+        let mut text = Vec::new();
+        text.try_reserve_exact(reply.words.text().len()).ok()?;
+        text.extend_from_slice(reply.words.text());
+        Some(text)
+    }
+
+    /// The line of the operator's that wants a pause after a reply that was taken as permanent. Other lines do not change what
+    /// becomes of the mail.
+    #[must_use]
+    pub fn permanent(&self, reply: &[u8]) -> Option<Verdict> {
+        if self.replies.is_empty() {
+            return None;
+        }
+        let reply = Reply::read(reply, &self.own)?;
+        let rule = self.replies.find(reply.code, reply.enhanced, &reply.words);
+        rule.filter(|rule| matches!(rule.meaning, Meaning::Pause(_)))
+    }
+}
+
+fn classify_by(reader: &Reader<'_>, report: &[u8]) -> Report {
+    if report.len() > REPORT_MAX {
+        return NOTHING;
+    }
+    // As in qmail-rspawn: a line counts if it has its zero byte, the first byte of all says what became of the recipient,
+    // and the first K, Z or D is the message's.
+    let mut lines =
+        report.split_inclusive(|&byte| byte == 0).filter_map(|line| line.strip_suffix(&[0]));
+    let recipient = match report.first() {
+        Some(b'r' | b'h' | b's') => lines.next(),
+        _ => None,
+    };
+    let Some(message) = lines.find(|line| matches!(line.first(), Some(b'K' | b'Z' | b'D'))) else {
+        return NOTHING;
+    };
+    let (own, reply) = halves(&message[1..]);
+    let end = End::read(own);
+    let (of_recipient, recipients_reply) = halves(recipient.map_or(&[], |line| &line[1..]));
+    let plain = |seen| (seen, None);
+    let (seen, rule) = match (message[0], recipient.map(|line| line[0]), end.kind) {
+        (_, _, Kind::Unknown) => return NOTHING,
+        (b'K', Some(b's'), Kind::Accepted) => plain(Seen::Deferred),
+        (b'K', Some(b'h'), Kind::Accepted) => plain(Seen::Failed),
+        (b'K', _, Kind::Accepted) => plain(Seen::Accepted),
+        (b'Z', _, Kind::NotConnected) => plain(Seen::ConnectFailed),
+        (b'Z', _, Kind::Died(may_have_it)) => plain(Seen::Died(may_have_it)),
+        (b'Z', _, Kind::Refused(stage)) => reader.temporary(stage, reply),
+        (b'D', Some(b's'), Kind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
+            reader.temporary(Stage::Envelope, recipients_reply)
+        }
+        (b'D', Some(b's'), Kind::GaveUp) => plain(Seen::Deferred),
+        (b'D', Some(b'h'), Kind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
+            (Seen::Failed, reader.permanent(recipients_reply))
+        }
+        (b'D', _, Kind::GaveUp) => plain(Seen::Failed),
+        (b'D', _, Kind::Refused(_)) => (Seen::Failed, reader.permanent(reply)),
+        _ => return NOTHING,
+    };
+    Report { seen, peer: end.peer, rule }
+}
+
+/// The end of qmail-remote's words on a recipient that was refused.
+const DOES_NOT_LIKE: &[u8] = b" does not like recipient.";
+
+/// qmail-remote's own words, up to the first line feed, and the server's reply.
+fn halves(line: &[u8]) -> (&[u8], &[u8]) {
+    let end = line.iter().position(|&byte| byte == b'\n').unwrap_or(line.len());
+    let (own, rest) = line.split_at(end);
+    (own, rest.strip_prefix(b"\nRemote host said: ").unwrap_or_default())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Accepted,
+    NotConnected,
+    Died(Sent),
+    Refused(Stage),
+    GaveUp,
+    Unknown,
+}
+
+struct End {
+    kind: Kind,
+    peer: Option<IpAddr>,
+}
+
+impl End {
+    fn read(own: &[u8]) -> Self {
+        let unknown = Self { kind: Kind::Unknown, peer: None };
+        if own.starts_with(b"Sorry, I wasn't able to establish a") {
+            return Self { kind: Kind::NotConnected, peer: None };
+        }
+        let greeted = own.strip_prefix(b"TLS ").unwrap_or(own);
+        if let Some(rest) = greeted.strip_prefix(b"Connected to ") {
+            let Some((peer, what)) = cut(rest, b" but ") else { return unknown };
+            let kind = if what.starts_with(b"connection died") {
+                // Behind it there may be an error of TLS, or what becomes of other exchangers, in any order.
+                let may_have_it = cut(what, b"Possible duplicate!").is_some();
+                Kind::Died(if may_have_it { Sent::Yes } else { Sent::No })
+            } else if what.starts_with(b"greeting failed") || what.starts_with(b"my name was") {
+                Kind::Refused(Stage::Start)
+            } else {
+                Kind::Refused(Stage::Envelope)
+            };
+            return Self { kind, peer: address(peer) };
+        }
+        if let Some(rest) = own.strip_prefix(b"Giving up on ") {
+            return Self {
+                kind: Kind::GaveUp,
+                peer: address(rest.strip_suffix(b".").unwrap_or(rest)),
+            };
+        }
+        for (words, kind) in [
+            (&b" accepted message"[..], Kind::Accepted),
+            (b" failed on DATA command", Kind::Refused(Stage::Envelope)),
+            (b" failed after I sent the message", Kind::Refused(Stage::Message)),
+        ] {
+            if let Some((peer, _)) = cut(own, words)
+                && let Some(peer) = address(peer)
+            {
+                return Self { kind, peer: Some(peer) };
+            }
+        }
+        unknown
+    }
+}
+
+/// What is before and behind the first `at`.
+fn cut<'a>(text: &'a [u8], at: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let start = text.windows(at.len()).position(|window| window == at)?;
+    Some((&text[..start], &text[start + at.len()..]))
+}
+
+/// The last word, if it is an address, plain or in brackets: some print a name before it.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let word = text.rsplit(|&byte| byte == b' ').next()?;
+    let word = match word {
+        [b'[', inner @ .., b']'] | [b'(', inner @ .., b')'] => inner,
+        word => word,
+    };
+    if word.len() > 45 {
+        return None;
+    }
+    let word = std::str::from_utf8(word).ok()?;
+    if let Ok(ip) = word.parse::<Ipv4Addr>() {
+        return Some(IpAddr::V4(ip));
+    }
+    word.parse::<Ipv6Addr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// A server's reply.
+pub(crate) struct Reply {
+    pub(crate) code: u16,
+    /// Of its first line.
+    pub(crate) enhanced: Option<Enhanced>,
+    pub(crate) words: Words,
+}
+
+/// About connections: these count with any code, whatever else is said.
+const CONNECTIONS: [&str; 16] = [
+    "too many connection",
+    "too many concurrent",
+    "too many simultaneous",
+    "too many session",
+    "too many open",
+    "too many smtp",
+    "maximum number of connections",
+    "maximum number of concurrent",
+    "maximum connections",
+    "concurrent connection",
+    "concurrency limit",
+    "simultaneous connection",
+    "connection limit",
+    "connections limit",
+    "connection rate",
+    "trop de connexions",
+];
+
+/// About how much this client has sent of late, in words that are like those of [`OTHER_REASONS`].
+const OF_THIS_CLIENT: [&str; 2] = ["too many recipients from", "recipients received this hour"];
+
+/// About another reason, whatever else is said.
+const OTHER_REASONS: [&str; 23] = [
+    "greylist",
+    "graylist",
+    "grey list",
+    "gray list",
+    "grey-list",
+    "gray-list",
+    "reverse dns",
+    "rdns",
+    "tls required",
+    "not in whitelist",
+    "unauthenticated",
+    "too many errors",
+    "too many recipients",
+    "too many invalid",
+    "too many unknown",
+    "the user you are trying to contact",
+    "messages to ",
+    "blocked using",
+    "ratelimit \"to",
+    "timeout",
+    "maintenance",
+    "configuration error",
+    "local data error",
+];
+
+/// About speed or load.
+const SPEED: [&str; 26] = [
+    "rate limit",
+    "rate-limit",
+    "ratelimit",
+    "rate exceed",
+    "submission rate",
+    "throttl",
+    "slow down",
+    "too fast",
+    "too many messages",
+    "too many new tls",
+    "too many auth commands",
+    "too much mail",
+    "too much load",
+    "unusual rate",
+    "excessive rate",
+    "unexpected volume",
+    "frequency limited",
+    "rejection; message count quota",
+    "server busy",
+    "server is busy",
+    "system busy",
+    "too busy",
+    "load too high",
+    "its limit for processing requests",
+    "no system resources",
+    "service unavailable - try again later",
+];
+
+/// At the greeting nothing is known of recipients and content: there these count, too.
+const UNAVAILABLE: [&str; 3] = ["try again later", "service unavailable", "busy"];
+
+/// Units of `max 30 requests per hour` and `3 requests per 5 minutes`.
+const TIMES: [&str; 7] = ["second", "sec", "minute", "min", "hour", "1h", "1m"];
+
+impl Reply {
+    pub(crate) fn read(reply: &[u8], own: &Own<'_>) -> Option<Self> {
+        let (code, enhanced, text) = status(reply)?;
+        let mut words = Words::new();
+        let codes = &reply[..reply.len() - text.len()];
+        codes.iter().for_each(|&byte| words.push(if byte == b'-' { b' ' } else { byte }));
+        for line in reply.split(|&byte| byte == b'\n') {
+            // A phrase may go on in the next line, behind its codes.
+            words.add_line(status(line).map_or(line, |(_, _, text)| text));
+        }
+        words.forget(own);
+        Some(Self { code, enhanced, words })
+    }
+
+    fn says_too_many(&self, stage: Stage) -> bool {
+        if !(400..600).contains(&self.code) {
+            return false;
+        }
+        if self.words.has_any(&CONNECTIONS) {
+            return true;
+        }
+        if self.code >= 500 {
+            return false;
+        }
+        if self.words.has_any(&OF_THIS_CLIENT) {
+            return true;
+        }
+        if self.words.has_any(&OTHER_REASONS) {
+            return false;
+        }
+        let by_code = matches!(self.enhanced, Some((7, 28 | 500 | 650..=659)));
+        if by_code || self.words.has_any(&SPEED) || self.says_a_rate() {
+            return true;
+        }
+        match self.enhanced {
+            // An address, a mailbox, the content, the number of recipients.
+            Some((1 | 2 | 6, _) | (5, 3)) => return false,
+            // Authentication, reverse DNS and the like, in Gmail's numbers.
+            Some((7, 20..=60)) => return false,
+            _ => {}
+        }
+        self.code == 421 || (stage == Stage::Start && self.words.has_any(&UNAVAILABLE))
+    }
+
+    /// So much per second, minute or hour.
+    fn says_a_rate(&self) -> bool {
+        let Some(at) = self.words.find(b" per ") else { return false };
+        let behind = &self.words.as_bytes()[at + " per ".len()..];
+        let number = behind.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let unit = behind[number..].strip_prefix(b" ").filter(|_| number > 0).unwrap_or(behind);
+        TIMES.iter().any(|time| unit.starts_with(time.as_bytes()))
+    }
+}
+
+/// A code, an enhanced code (subject and detail), and the text behind.
+type Status<'a> = (u16, Option<Enhanced>, &'a [u8]);
+
+fn status(line: &[u8]) -> Option<Status<'_>> {
+    let (digits, rest) = line.split_at_checked(3)?;
+    let code = number(digits)?;
+    let rest = match rest {
+        [] => rest,
+        [b' ' | b'-', text @ ..] => text,
+        // A line feed ends the reply's first line.
+        [b'\n', ..] => rest,
+        _ => return None,
+    };
+    let word =
+        rest.split(|byte| !byte.is_ascii_digit() && *byte != b'.').next().unwrap_or_default();
+    let mut parts = word.split(|&byte| byte == b'.');
+    let enhanced = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some([b'2' | b'4' | b'5']), Some(subject), Some(detail), None) => {
+            number(subject).zip(number(detail))
+        }
+        _ => None,
+    };
+    Some((code, enhanced, if enhanced.is_some() { &rest[word.len()..] } else { rest }))
+}
+
+/// One to three digits.
+fn number(digits: &[u8]) -> Option<u16> {
+    if digits.is_empty() || digits.len() > 3 {
+        return None;
+    }
+    digits.iter().try_fold(0u16, |number, byte| {
+        byte.is_ascii_digit().then(|| number * 10 + u16::from(byte - b'0'))
+    })
+}

@@ -1,0 +1,8 @@
+//! What the rest stands on: memory that may be missing, lists, an index, random numbers, regular expressions.
+
+pub mod index;
+pub(crate) mod list;
+pub mod memory;
+pub(crate) mod prefetch;
+pub mod random;
+pub mod regex;
