@@ -1,5 +1,6 @@
 //! The control files, and the names and addresses in them.
 
+pub mod limit;
 pub mod literal;
 pub mod name;
 pub mod problem;

@@ -4,6 +4,10 @@
 
 use std::fmt;
 
+use crate::control::limit::{
+    GROUP_MAX, GROUPS_MAX, LIMIT_MAX, PAUSE_MAX_SECS, PROGRAMS_MAX, RULES_MAX,
+};
+use crate::control::name::{NAME_MAX, VALUE_MAX};
 use crate::util::regex::Fault;
 
 /// How bad it is.
@@ -100,15 +104,15 @@ pub enum Kind {
     NoLimit,
     /// The limit has something else than digits.
     LimitNotNumber,
-    /// The limit is above [`crate::control::table::LIMIT_MAX`].
+    /// The limit is above [`LIMIT_MAX`].
     LimitTooLarge,
     /// A colon behind the limit and nothing behind that.
     GroupEmpty,
     /// The group's name has a byte that is not printable ASCII.
     GroupCharacter(u8),
-    /// The group's name is longer than [`crate::control::table::GROUP_MAX`].
+    /// The group's name is longer than [`GROUP_MAX`].
     GroupTooLong,
-    /// More than [`crate::control::table::GROUPS_MAX`] groups.
+    /// More than [`GROUPS_MAX`] groups.
     TooManyGroups,
     /// More than three colons.
     TooManyFields,
@@ -120,7 +124,7 @@ pub enum Kind {
     RangeLength(u8),
     /// The address has bits behind those that the range has in common; they are ignored.
     RangeHostBits,
-    /// The domain is longer than [`crate::control::name::NAME_MAX`].
+    /// The domain is longer than [`NAME_MAX`].
     DomainTooLong,
     /// The domain has white space, a control character or an `@`.
     DomainCharacter(u8),
@@ -160,7 +164,7 @@ pub enum Kind {
     Unwritable(i32),
     /// A line of smtproutes without a colon: qmail-remote ignores it.
     RouteNoColon,
-    /// A name in smtproutes that is longer than [`crate::control::name::NAME_MAX`]: the gate does not follow it.
+    /// A name in smtproutes that is longer than [`NAME_MAX`]: the gate does not follow it.
     RouteTooLong,
     /// A `*` in a host of smtproutes.
     RouteStar,
@@ -172,7 +176,7 @@ pub enum Kind {
     RouteMark,
     /// What stands for the relay in smtproutes is no name of a host: the gate does not follow it.
     RouteUnclear,
-    /// More than [`crate::control::name::VALUE_MAX`] relays in smtproutes: the gate does not follow the others.
+    /// More than [`VALUE_MAX`] relays in smtproutes: the gate does not follow the others.
     TooManyRoutes,
     /// A line of concurrencysites without a colon, without a domain, or with a domain or a group that cannot be.
     SiteLine,
@@ -192,11 +196,11 @@ pub enum Kind {
     Pattern(Fault),
     /// Its third field is no meaning.
     ReplyMeaning,
-    /// The seconds of a pause are not from 1 to [`crate::report::replies::PAUSE_MAX_SECS`].
+    /// The seconds of a pause are not from 1 to [`PAUSE_MAX_SECS`].
     PauseSeconds,
     /// Something is behind its meaning.
     ReplyTail,
-    /// More than [`crate::report::replies::RULES_MAX`] lines, or [`crate::report::replies::PROGRAMS_MAX`] steps.
+    /// More than [`RULES_MAX`] lines, or [`PROGRAMS_MAX`] steps.
     TooManyReplies,
     /// An earlier line, whose number is here, fits whatever this one does.
     ReplyNeverReached(u32),
@@ -269,11 +273,11 @@ impl fmt::Display for Kind {
         match *self {
             Self::NoLimit => f.write_str("no colon: a line is domain:limit[:group[:learn|fixed]]"),
             Self::LimitNotNumber => f.write_str("the limit is not a number (empty means unlimited)"),
-            Self::LimitTooLarge => write!(f, "the limit is above {}", crate::control::table::LIMIT_MAX),
+            Self::LimitTooLarge => write!(f, "the limit is above {}", LIMIT_MAX),
             Self::GroupEmpty => f.write_str("the group's name is empty"),
             Self::GroupCharacter(byte) => write!(f, "the group's name has {}", Byte(byte)),
-            Self::GroupTooLong => write!(f, "the group's name is longer than {} bytes", crate::control::table::GROUP_MAX),
-            Self::TooManyGroups => write!(f, "this is more than {} groups", crate::control::table::GROUPS_MAX),
+            Self::GroupTooLong => write!(f, "the group's name is longer than {} bytes", GROUP_MAX),
+            Self::TooManyGroups => write!(f, "this is more than {} groups", GROUPS_MAX),
             Self::TooManyFields => {
                 f.write_str("too many colons: a line is domain:limit[:group[:learn|fixed]]")
             }
@@ -281,7 +285,7 @@ impl fmt::Display for Kind {
             Self::RangeAddress => f.write_str("not a range of addresses: 192.0.2.0/24 and [2001:db8::]/32 are"),
             Self::RangeLength(most) => write!(f, "the length of the range is not a number from 0 to {most}"),
             Self::RangeHostBits => f.write_str("the address has more bits than the range; they are ignored"),
-            Self::DomainTooLong => write!(f, "the domain is longer than {} bytes", crate::control::name::NAME_MAX),
+            Self::DomainTooLong => write!(f, "the domain is longer than {} bytes", NAME_MAX),
             Self::DomainCharacter(byte) => write!(f, "the domain has {}", Byte(byte)),
             Self::DomainNotAscii => {
                 f.write_str("the domain is not ASCII: recipients have its xn-- form, which must be written here")
@@ -316,7 +320,7 @@ impl fmt::Display for Kind {
                 f.write_str("a byte order mark, which qmail-remote takes for a part of this line: the line does not count")
             }
             Self::RouteUnclear => f.write_str("what stands for the relay is no host's name, the gate does not follow this route"),
-            Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", crate::control::name::VALUE_MAX),
+            Self::TooManyRoutes => write!(f, "this is more than {} routes, the gate does not follow it", VALUE_MAX),
             Self::SiteLine => f.write_str("not domain:group, so this line is ignored"),
             Self::TooManySites => f.write_str("too many lines or groups, the gate does not follow it"),
             Self::ReplyFields => f.write_str("a line is CODE PATTERN MEANING"),
@@ -333,14 +337,14 @@ impl fmt::Display for Kind {
                 f.write_str("not a meaning: limit, rate, nothing and pause SECONDS are")
             }
             Self::PauseSeconds => {
-                write!(f, "not seconds from 1 to {}", crate::report::replies::PAUSE_MAX_SECS)
+                write!(f, "not seconds from 1 to {}", PAUSE_MAX_SECS)
             }
             Self::ReplyTail => f.write_str("more behind the meaning; a comment begins with #"),
             Self::TooManyReplies => write!(
                 f,
                 "more than {} lines, or patterns of {} steps",
-                crate::report::replies::RULES_MAX,
-                crate::report::replies::PROGRAMS_MAX
+                RULES_MAX,
+                PROGRAMS_MAX
             ),
             Self::ReplyNeverReached(line) => {
                 write!(f, "line {line} says it for all of these; this line never counts")

@@ -25,6 +25,7 @@ use crate::control::literal;
 use crate::control::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, is_host, without_root};
 use crate::control::problem::{File, Kind, Problems};
 use crate::control::table::{Table, is_content, lines_of, trimmed, without_mark};
+use crate::util::escape::{Escaped, unescaped_bytes};
 use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::util::memory::{self, OutOfMemory};
@@ -430,8 +431,7 @@ pub fn write(out: &mut memory::Text, seen: &Seen) -> Result<(), OutOfMemory> {
     out.bytes.clear();
     out.push(HEAD)?;
     for (name, address) in seen.iter() {
-        writeln!(out, "{}\t{address}", crate::host::status::Escaped(name))
-            .map_err(|_| OutOfMemory)?;
+        writeln!(out, "{}\t{address}", Escaped(name)).map_err(|_| OutOfMemory)?;
     }
     out.push(b"end\n")
 }
@@ -457,7 +457,7 @@ pub fn read(bytes: &[u8], hasher: Hasher, seen: &mut Seen) -> Result<(), OutOfMe
         else {
             continue;
         };
-        let Some(name) = crate::host::status::unescaped_bytes(name) else { continue };
+        let Some(name) = unescaped_bytes(name) else { continue };
         if is_host(&name) && name.len() <= NAME_MAX {
             seen.restore(hasher, &name, address)?;
         }

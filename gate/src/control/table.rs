@@ -19,62 +19,19 @@
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+pub use crate::control::limit::{Cap, GROUP_MAX, GROUPS_MAX, LIMIT_MAX, Learning, Limit};
 use crate::control::literal::{self, Literal};
 use crate::control::name::{
     Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_word_for_all, not_of_host,
 };
 use crate::control::problem::{File, Kind, Problem, Problems};
-use crate::core::learn::Learning;
 use crate::util::memory::{self, OutOfMemory};
-
-/// The highest limit that can be written. conf-spawn's highest is 65000, so what is above that is never reached.
-pub const LIMIT_MAX: u32 = 500_000;
-
-/// So many different groups.
-pub const GROUPS_MAX: usize = 500_000;
-
-/// The longest name of a group, in bytes.
-pub const GROUP_MAX: usize = 64;
 
 /// The largest file, in bytes. A million domains are about 25 MB.
 pub const FILE_MAX: u64 = 64 << 20;
 
 /// Whether a line without a fourth field learns.
 pub const LEARNING: Learning = Learning::Fixed;
-
-/// How many deliveries at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Limit {
-    /// At most so many; 0 holds everything.
-    AtMost(u32),
-    /// No limit.
-    Unlimited,
-}
-
-impl Limit {
-    /// Whether one more may start beside `running`.
-    #[must_use]
-    pub fn admits(self, running: u32) -> bool {
-        match self {
-            Self::AtMost(limit) => running < limit,
-            Self::Unlimited => true,
-        }
-    }
-}
-
-/// What the table says of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cap {
-    /// How many deliveries of the key run at once.
-    pub limit: Limit,
-    /// Whether fewer do when its server objects.
-    pub learning: Learning,
-}
-
-impl Cap {
-    /// What no line speaks of: stock behaviour.
-    pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed };
-}
 
 /// A group of lines that count together.
 #[derive(Clone, Debug, PartialEq, Eq)]

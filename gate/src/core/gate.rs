@@ -36,20 +36,21 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use crate::control::limit::{Learning, Limit, PAUSE_MAX_SECS};
 use crate::control::name::{NAME_MAX, domain_of, has_upper, without_root};
 use crate::control::route::{Routes, without_credentials};
 use crate::control::sender::{Reads, Senders};
 use crate::control::site::{Because, Evidence, Map, Seen, Standing};
-use crate::control::table::{Limit, Table};
+use crate::control::table::Table;
 use crate::core::command::{Commands, Parts};
-use crate::core::learn::{Began, Counted, Ended, Learned, Learning, May, RECENT_US, Returns, Try};
+use crate::core::learn::{Began, Counted, Ended, Learned, May, RECENT_US, Returns, Try};
 use crate::core::pace::{Pace, Rate};
 use crate::core::recall::{Heard, Recall};
 use crate::core::rules::{Cap, KeyKind, Rules};
 use crate::core::share::{Looked, Others, Spawners, Take, Tells, Turn, Wants};
 use crate::core::shortage::{Shortage, WITNESS_US, Witness};
 use crate::report::echo::{Envelope, Own};
-use crate::report::replies::{Meaning, PAUSE_MAX_SECS, Replies, Verdict};
+use crate::report::replies::{Meaning, Replies, Verdict};
 use crate::report::{self, Reader, Report};
 use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};

@@ -80,18 +80,10 @@
 
 #![forbid(unsafe_code)]
 
+pub use crate::control::limit::Learning;
 use crate::core::linger::{LINGER_MAX_CLOSED_US, LINGER_MAX_US, LINGER_MIN_US, Linger};
 use crate::report::{Seen, Sent};
 use crate::util::random::Random;
-
-/// Whether a key's limit may be lowered by what its server says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Learning {
-    /// It may.
-    On,
-    /// The configured limit counts, always.
-    Fixed,
-}
 
 /// What starts so soon after another one of its key was accepted takes its place, as far as anybody knows: if it is refused, the
 /// server may still count the one that has ended. In microseconds.

@@ -16,13 +16,13 @@
 
 use std::net::IpAddr;
 
+use crate::control::limit::Learning;
+pub use crate::control::limit::{Cap, Limit};
 use crate::control::name::{Hasher, Place};
 use crate::control::route::Routes;
 use crate::control::sender::{Asked, BOUNCES, Reads, Senders};
 use crate::control::site::{Because, Evidence, Sites};
-pub use crate::control::table::Cap;
-use crate::control::table::{Limit, Line, Table};
-use crate::core::learn::Learning;
+use crate::control::table::{Line, Table};
 use crate::report::replies::Replies;
 use crate::util::memory::OutOfMemory;
 

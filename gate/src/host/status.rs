@@ -51,6 +51,7 @@ use crate::control::table::Limit;
 use crate::core::gate::{Gate, Key, Totals};
 use crate::core::rules::KeyKind;
 use crate::host::process::Identity;
+pub use crate::util::escape::{Escaped, unescaped_bytes};
 use crate::util::memory::{OutOfMemory, Text};
 
 /// So many keys are listed; the busiest ones.
@@ -240,45 +241,11 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Resu
 
 const NAMED: &str = "named";
 
-/// Bytes as printable ASCII without tabs: what is not, and `%`, as `%` and two hexadecimal digits. No two texts become one.
-#[derive(Clone, Copy, Debug)]
-pub struct Escaped<'a>(pub &'a [u8]);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for &byte in self.0 {
-            if (b' '..=b'~').contains(&byte) && byte != b'%' {
-                f.write_char(char::from(byte))?;
-            } else {
-                write!(f, "%{byte:02x}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The bytes that [`Escaped`] wrote; a `%` without two digits stands for itself. None: no memory.
-#[must_use]
-pub fn unescaped_bytes(mut rest: &[u8]) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(rest.len()).ok()?;
-    while let [first, tail @ ..] = rest {
-        let code = (*first == b'%').then(|| text_byte(tail)).flatten();
-        bytes.push(code.unwrap_or(*first));
-        rest = if code.is_some() { &tail[2..] } else { tail };
-    }
-    Some(bytes)
-}
-
 fn parse_limit(text: &str) -> Option<Limit> {
     match text {
         "-" => Some(Limit::Unlimited),
         number => number.parse().ok().map(Limit::AtMost),
     }
-}
-
-fn text_byte(digits: &[u8]) -> Option<u8> {
-    u8::from_str_radix(std::str::from_utf8(digits.get(..2)?).ok()?, 16).ok()
 }
 
 /// A name or text of the file, as [`Escaped`] writes it, whoever wrote the file.

@@ -13,21 +13,16 @@
 
 #![forbid(unsafe_code)]
 
+pub use crate::control::limit::{PAUSE_MAX_SECS, PROGRAMS_MAX, RULES_MAX};
 use crate::control::problem::{File, Kind, Problems};
 use crate::control::table::{is_content, is_utf16, lines_of, trimmed, without_mark};
 use crate::report::echo::Words;
 use crate::util::memory::{self, OutOfMemory};
 use crate::util::regex::{self, Regex, contains};
 
-/// The most lines with a meaning.
-pub const RULES_MAX: usize = 500;
-/// The most steps of all regular expressions together.
-pub const PROGRAMS_MAX: usize = 16384;
 /// The longest file in bytes: two kilobytes for each of [`RULES_MAX`] lines. The file is parsed between two deliveries, and lines
 /// with [`PROGRAMS_MAX`] steps in all do not need more.
 pub const FILE_MAX: u64 = 1 << 20;
-/// The longest pause in seconds.
-pub const PAUSE_MAX_SECS: u16 = 7200;
 
 /// What a reply means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

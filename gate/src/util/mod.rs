@@ -1,5 +1,6 @@
 //! What the rest stands on: memory that may be missing, lists, an index, random numbers, regular expressions.
 
+pub mod escape;
 pub mod index;
 pub(crate) mod list;
 pub mod memory;
