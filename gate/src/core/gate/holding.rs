@@ -1,0 +1,181 @@
+//! Commands that are held, and whose turn it is when a place is free.
+
+#![forbid(unsafe_code)]
+
+use std::cmp::Reverse;
+
+use super::Gate;
+use crate::control::limit::Limit;
+use crate::core::command::Parts;
+use crate::core::rules::KeyKind;
+use crate::core::slots::State;
+use crate::util::list::{NONE, append, unlink};
+use crate::util::memory::OutOfMemory;
+
+impl Gate {
+    /// Whether one more of this key may start.
+    pub(super) fn admits(&self, at: u32, now_us: u64) -> bool {
+        let key = &self.keys.all[at as usize];
+        key.admits(now_us) && key.running < self.beside_partner(at)
+    }
+
+    pub(super) fn is_startable(&self, at: u32) -> bool {
+        self.keys.all[at as usize].held > 0 && self.admits(at, self.now_us)
+    }
+
+    pub(super) fn occupy(&mut self, slot: u32, domain: u32, state: State, now_us: u64) {
+        fault!();
+        let entry = &mut self.slots[slot as usize];
+        entry.state = state;
+        entry.domain = domain;
+        entry.since_us = now_us;
+        entry.held_ms = 0;
+        self.in_use += 1;
+        self.capacity = self.capacity.max(self.in_use);
+        if domain != NONE {
+            self.keys.all[domain as usize].slots += 1;
+        }
+    }
+
+    /// The opposite of [`Gate::occupy`]. The domain may be idle then; it is not put to rest yet.
+    pub(super) fn vacate(&mut self, slot: u32) {
+        fault!();
+        let entry = &mut self.slots[slot as usize];
+        entry.state = State::Free;
+        entry.command = NONE;
+        let domain = std::mem::replace(&mut entry.domain, NONE);
+        self.in_use -= 1;
+        if domain != NONE {
+            self.keys.all[domain as usize].slots -= 1;
+        }
+    }
+
+    /// A place of the domain's key is taken by a free slot.
+    pub(super) fn start(&mut self, slot: u32, domain: u32, now_us: u64) {
+        self.occupy(slot, domain, State::Running, now_us);
+        fault!();
+        let of = self.keys.all[domain as usize].of;
+        let key = &mut self.keys.all[of as usize];
+        key.pace.run(now_us, key.running);
+        let entry = &mut self.slots[slot as usize];
+        (entry.beside, entry.began) = (key.running, key.learned.began(now_us));
+        key.running += 1;
+        key.peak = key.peak.max(key.running);
+        self.tell(of);
+    }
+
+    /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there is room
+    /// for all that is away, too: else it would overtake it.
+    pub(super) fn may_hold(&mut self, at: u32, was_called: bool, now_us: u64) -> bool {
+        let key = &self.keys.all[at as usize];
+        let left = self.not_running().saturating_sub(2 * (self.held() + 1));
+        if 2 * (key.held + 1) > ALPHA * left {
+            return false;
+        }
+        if key.recall.away() > 0 && !was_called {
+            let uncalled = key.recall.away() - key.recall.called();
+            return self.room(at, now_us) > uncalled;
+        }
+        match key.limit() {
+            Limit::AtMost(limit) if limit > 0 => key.held < key.pace.reach(limit).max(limit),
+            // Closed for nobody knows how long.
+            _ => true,
+        }
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        slot: u32,
+        domain: u32,
+        parts: &Parts<'_>,
+        now_us: u64,
+    ) -> Result<(), OutOfMemory> {
+        let command = self.commands.store(parts)?;
+        self.occupy(slot, domain, State::Held, now_us);
+        fault!();
+        self.slots[slot as usize].command = command;
+        append(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
+        let at = self.keys.all[domain as usize].of;
+        let key = &mut self.keys.all[at as usize];
+        append(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
+        key.held += 1;
+        key.held_ever += 1;
+        self.totals.held += 1;
+        fault!();
+        self.make_ready(at);
+        self.look_for_room(at);
+        Ok(())
+    }
+
+    /// Frees a held slot. Its command is released, and can be read until the next `store`.
+    pub(super) fn unhold(&mut self, slot: u32, at: u32) -> u32 {
+        fault!();
+        unlink(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
+        fault!();
+        let key = &mut self.keys.all[at as usize];
+        unlink(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
+        key.held -= 1;
+        // A key that is ready has held commands, and is active by that: it is in no other list.
+        if key.held == 0 && std::mem::take(&mut key.ready) {
+            unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
+        }
+        let command = self.slots[slot as usize].command;
+        self.commands.release(command);
+        fault!();
+        self.vacate(slot);
+        fault!();
+        command
+    }
+
+    pub(super) fn make_ready(&mut self, at: u32) {
+        let key = &self.keys.all[at as usize];
+        if key.ready || key.held == 0 || key.blocked {
+            return;
+        }
+        let is_startable = self.is_startable(at);
+        let key = &mut self.keys.all[at as usize];
+        if is_startable {
+            key.ready = true;
+            append(&mut self.ready, at, &mut self.keys.links, |link| link);
+        } else if let Some(until_us) = key.starts_from(self.now_us)
+            && !key.paused
+            && self.paused.try_reserve(1).is_ok()
+        {
+            // Without memory they wait until their hold ends.
+            key.paused = true;
+            self.paused.push(Reverse((until_us, at)));
+        } else if key.kind == KeyKind::Candidates
+            && !key.behind
+            && key.admits(self.now_us)
+            && self.behind.try_reserve(1).is_ok()
+        {
+            key.behind = true;
+            self.behind.push(at);
+        }
+    }
+
+    /// Candidates for whom their site's members have left a place: since one of them ended, or none of them waits any more.
+    pub(super) fn look_behind(&mut self) {
+        let mut index = 0;
+        while let Some(&at) = self.behind.get(index) {
+            let key = &self.keys.all[at as usize];
+            // Another key may have this entry by now.
+            if key.behind && key.held > 0 && !self.is_startable(at) {
+                index += 1;
+                continue;
+            }
+            self.behind.swap_remove(index);
+            if std::mem::take(&mut self.keys.all[at as usize].behind) {
+                self.make_ready(at);
+            }
+        }
+    }
+
+    /// The slots that run nothing.
+    pub(super) fn not_running(&self) -> u32 {
+        (self.capacity + self.held()).saturating_sub(self.in_use)
+    }
+}
+
+/// A key may hold this many times what is left of what all keys may hold.
+pub(super) const ALPHA: u32 = 4;

@@ -1,0 +1,242 @@
+//! Other rules, and memory given back: the keys are made again.
+
+#![forbid(unsafe_code)]
+
+use super::{Gate, Order};
+use crate::control::limit::{Learning, Limit};
+use crate::control::route::Routes;
+use crate::control::sender::{Reads, Senders};
+use crate::control::site::Map;
+use crate::control::table::Table;
+use crate::core::key::{Key, Place, Slow};
+use crate::core::keys::{Keys, add_entry};
+use crate::core::rules::KeyKind;
+use crate::core::slots::{Slot, State};
+use crate::report::replies::Replies;
+use crate::util::list::{EMPTY, NONE, append};
+use crate::util::memory::{self, OutOfMemory};
+
+/// How many keys an empty list of keys keeps room for.
+const KEPT_ENTRIES: usize = 64;
+
+impl Gate {
+    /// Gives memory back and forgets old keys. To be called about once a second.
+    ///
+    /// # Errors
+    /// No memory to give memory back; nothing has changed.
+    pub fn tidy(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        self.commands.trim();
+        self.tell_all();
+        self.keys.forget_old(now_us);
+        for list in [&mut self.lacking, &mut self.absent, &mut self.gone] {
+            if list.is_empty() && list.capacity() > KEPT_ENTRIES {
+                *list = Vec::new();
+            }
+        }
+        if self.keys.all.len() > 128 && self.keys.index.len() * 4 < self.keys.all.len() {
+            self.rebuild(now_us)?;
+        }
+        if self.keys.index.is_empty() {
+            // Nothing was delivered for an hour.
+            self.keys = Keys::new(self.keys.last_number);
+            self.lacking.clear();
+            self.absent.clear();
+            self.paused.clear();
+            self.behind.clear();
+            self.polled.clear();
+        }
+        Ok(())
+    }
+
+    /// Another table counts from now on, made with [`Gate::hasher`]; None for no limits at all. What runs goes on running
+    /// and is counted under its new keys; what is held stays held, and starts as soon as its new key has a place.
+    ///
+    /// # Errors
+    /// No memory: the old table stays.
+    pub fn set_table(&mut self, table: Option<Table>, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        let old = std::mem::replace(&mut self.rules.table, table);
+        self.rebuild(now_us).inspect_err(|_| self.rules.table = old)
+    }
+
+    /// Other routes count from now on, made with [`Gate::hasher`].
+    ///
+    /// # Errors
+    /// No memory: the old routes stay.
+    pub fn set_routes(&mut self, routes: Routes, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        let old = std::mem::replace(&mut self.rules.routes, routes);
+        self.rebuild(now_us).inspect_err(|_| self.rules.routes = old)
+    }
+
+    /// Other senders count from now on, made with [`Gate::hasher`]. What runs and is held stays with the relay that it had: its
+    /// qmail-remote has looked there already, or it is one delivery more or less.
+    pub fn set_senders(&mut self, senders: Senders) {
+        self.rules.senders = senders;
+    }
+
+    /// What the tree's qmail-remote reads; before the first delivery.
+    pub fn set_reads(&mut self, reads: Reads) {
+        self.rules.reads = reads;
+    }
+
+    /// Another map of sites counts from now on, made with [`Gate::hasher`].
+    ///
+    /// # Errors
+    /// No memory: the old map stays.
+    pub fn set_map(&mut self, map: Map, now_us: u64) -> Result<(), OutOfMemory> {
+        let now_us = self.clock(now_us);
+        let old = std::mem::replace(&mut self.rules.sites.map, map);
+        self.rebuild(now_us).inspect_err(|_| self.rules.sites.map = old)
+    }
+
+    /// Other words count from now on. The pauses that the old ones wanted are over: whoever changes the file may have been
+    /// mistaken before.
+    pub fn set_replies(&mut self, replies: Replies, now_us: u64) {
+        self.clock(now_us);
+        self.rules.replies = replies;
+        self.paused.clear();
+        for at in 0..self.keys.all.len() as u32 {
+            let key = &mut self.keys.all[at as usize];
+            (key.pause, key.slow) = (None, Slow::default());
+            key.paused = false;
+            if key.place == Place::Active {
+                self.make_ready(at);
+                self.look_for_room(at);
+            }
+        }
+    }
+
+    /// The name that qmail-remote gives with HELO, which servers repeat. Nothing is done without memory for it.
+    pub fn set_helo(&mut self, name: &[u8]) {
+        let helo = &mut self.rules.helo;
+        helo.clear();
+        if helo.try_reserve_exact(name.len()).is_ok() {
+            helo.extend_from_slice(name);
+        }
+    }
+
+    /// Makes the keys anew: for other rules, or to give memory back.
+    pub(super) fn rebuild(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
+        let rules = &self.rules;
+        let mut keys = Keys::new(self.keys.last_number);
+        let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
+        // The idle ones first, the oldest first, so that they come to rest in the same order; then those with slots. Keys
+        // of relays and groups come with the first domain that counts under them.
+        let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.known));
+        let in_use = (0u32..)
+            .zip(&self.keys.all)
+            .filter(|(_, key)| key.slots > 0 || key.listed)
+            .map(|(at, _)| at);
+        for old in idle.chain(in_use) {
+            let key = &self.keys.all[old as usize];
+            let hash = rules.hasher.hash(&key.name);
+            // A relay that senders have is like a domain; others come with their domains, or only have a past.
+            let has_own = key.slots > 0 || key.of != old;
+            moved[old as usize] =
+                if key.kind == KeyKind::Domain || (key.kind == KeyKind::Relay && has_own) {
+                    add_entry(&mut keys, rules, (key.kind, hash, &key.name), now_us, None)?
+                } else if let Some(cap) = rules.cap_of(key.kind, &key.name) {
+                    keys.activate(key.kind, hash, &key.name, cap, now_us, None)?
+                } else {
+                    NONE
+                };
+        }
+        for (old, key) in (0u32..).zip(&self.keys.all) {
+            if key.place == Place::Active && moved[old as usize] == NONE {
+                let hash = Keys::hash(key.kind, rules.hasher.hash(&key.name));
+                moved[old as usize] = keys.find(hash).unwrap_or(NONE);
+            }
+        }
+
+        // A domain of a site keeps what is away under its own number.
+        let keeps = |key: &Key, at: u32| key.of == at || key.standing.is_some();
+        let is_gone = |old: &Key, at: u32, keys: &Keys| {
+            old.recall.away() > 0 && keys.all.get(at as usize).is_none_or(|key| !keeps(key, at))
+        };
+        let away = self.keys.all.iter().filter(|key| key.recall.away() > 0).count();
+        self.gone.try_reserve(away)?;
+        self.absent.try_reserve(away)?;
+
+        // Nothing fails from here on.
+        for (old, &at) in self.keys.all.iter().zip(&moved) {
+            if is_gone(old, at, &keys) {
+                self.gone.push(old.number);
+            }
+        }
+        self.absent.clear();
+        self.lacking.clear();
+        self.called = 0;
+        for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
+            let Some(key) = keys.all.get_mut(at as usize) else { continue };
+            key.idle_since_us = old.idle_since_us;
+            if keeps(key, at) {
+                old.pace.run(now_us, old.running);
+                std::mem::swap(&mut key.pace, &mut old.pace);
+                key.error = std::mem::take(&mut old.error);
+                (key.busy, key.done, key.held_ever, key.peak) =
+                    (old.busy, old.done, old.held_ever, old.peak);
+                (key.recall, key.number) = (old.recall, old.number);
+                (key.pause, key.slow) = (old.pause, old.slow);
+                // Nothing that was learned goes on where the limit stays what it is from now on.
+                if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
+                    && key.standing.is_some() == old.standing.is_some()
+                {
+                    key.learned = old.learned;
+                }
+                if key.cap.limit == Limit::AtMost(0) {
+                    key.recall.cancel();
+                } else if key.recall.away() > 0 {
+                    key.listed = true;
+                    self.absent.push(at);
+                }
+                let (of, called) = (key.of, key.recall.called());
+                self.called += called;
+                if of != at {
+                    keys.all[of as usize].parted_called += called;
+                }
+            }
+        }
+        for slot in &mut self.slots {
+            if slot.state == State::Free || slot.domain == NONE {
+                continue;
+            }
+            slot.domain = moved[slot.domain as usize];
+            let domain = &mut keys.all[slot.domain as usize];
+            domain.slots += 1;
+            let of = domain.of;
+            if slot.state == State::Running {
+                keys.all[of as usize].running += 1;
+            }
+        }
+        let mut at = self.waiting.first;
+        while at != NONE {
+            let Slot { domain, of_all, .. } = self.slots[at as usize];
+            let of = keys.all[domain as usize].of;
+            let key = &mut keys.all[of as usize];
+            key.held += 1;
+            key.held_ever = key.held_ever.max(1);
+            append(&mut key.waiting, at, &mut self.slots, |slot| &mut slot.of_key);
+            at = of_all.next;
+        }
+        let old = std::mem::replace(&mut self.keys, keys);
+        self.sites = Order::Kept;
+        self.ready = EMPTY;
+        self.paused.clear();
+        self.behind.clear();
+        self.polled.clear();
+        self.retell(&old);
+        for at in 0..self.keys.all.len() as u32 {
+            let key = &self.keys.all[at as usize];
+            let idle_since_us = key.idle_since_us;
+            if key.place == Place::Active && key.is_idle() {
+                self.keys.rest(at, idle_since_us);
+            } else {
+                self.make_ready(at);
+                self.look_for_room(at);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,197 @@
+//! What a delivery's report changes.
+
+#![forbid(unsafe_code)]
+
+use super::Gate;
+use super::sites::Site;
+use crate::core::key::{Pause, most, note_error};
+use crate::core::learn::{Counted, Ended, RECENT_US, Try};
+use crate::core::rules::KeyKind;
+use crate::core::shortage::{WITNESS_US, Witness};
+use crate::core::slots::{Slot, State};
+use crate::report::echo::Own;
+use crate::report::replies::{Meaning, Verdict};
+use crate::report::{self, Reader};
+
+impl Gate {
+    /// What a report says of the key, whose delivery does not run any more.
+    pub(super) fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
+        let Slot { since_us, mail, envelope, domain, .. } = self.slots[slot as usize];
+        let looks_at_addresses = self.rules.looks_at_addresses();
+        let key = &mut self.keys.all[at as usize];
+        note_error(&mut key.error, report);
+        if self.rules.reads_reports(key.cap) {
+            let own = Own {
+                hasher: self.rules.hasher,
+                envelope,
+                names: [&self.keys.all[domain as usize].name, &self.rules.helo],
+            };
+            let reader = Reader { own, replies: &self.rules.replies };
+            let said = reader.classify(report);
+            let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
+            // Too fast is not too many: no level is to be learned from it.
+            let is_too_fast = matches!(said.rule, Some(Verdict { meaning: Meaning::Rate, .. }))
+                && matches!(said.seen, report::Seen::TooMany(_));
+            let of_server = if is_too_fast { report::Seen::Deferred } else { said.seen };
+            let seen = match site {
+                Site::Elsewhere | Site::Alone => report::Seen::Nothing,
+                // As ever, unless the operator says something else.
+                _ if self.key(at).is_fixed() && said.rule.is_none() => report::at_the_door(report),
+                _ => of_server,
+            };
+            let counted = if site == Site::Own { Counted::Known } else { Counted::All };
+            let ended = self.what_ended(at, slot, seen, counted, now_us);
+            let is_candidate = self.key(at).kind == KeyKind::Candidates;
+            let mut tried = self.learn(at, &ended);
+            match site {
+                Site::Alone => {
+                    tried = self.ended_alone(domain, Ended { seen: of_server, ..ended });
+                }
+                // What was refused at an address of the site is the site's matter.
+                Site::Own if !matches!(said.seen, report::Seen::TooMany(_)) => {
+                    self.ended_alone(domain, ended);
+                }
+                _ => {}
+            }
+            let paused = match site {
+                Site::Elsewhere => None,
+                Site::Alone => Some(domain),
+                _ => Some(at),
+            };
+            if let (Some(Verdict { line, meaning }), Some(paused)) = (said.rule, paused) {
+                let key = &mut self.keys.all[paused as usize];
+                let until_us = match meaning {
+                    Meaning::Pause(secs) => {
+                        Some(now_us.saturating_add(u64::from(secs) * 1_000_000))
+                    }
+                    Meaning::Rate if is_too_fast => Some(key.slow.slow_down(since_us, now_us)),
+                    Meaning::Rate | Meaning::Limit | Meaning::Nothing => None,
+                };
+                // As after any refusal that is not about the mail: with others there, or accepted within a minute, it was no try.
+                let beside = key.running > 0 || key.learned.has_accepted(now_us, RECENT_US);
+                if is_too_fast && said.seen.is_too_many_early() && beside {
+                    tried = Try::NotReally;
+                }
+                if let Some(until_us) = until_us {
+                    let pause = Pause { until_us, line };
+                    key.pause(pause);
+                    // The other half of a site is at the same servers.
+                    if paused == at
+                        && let Some(partner) = self.partner(at)
+                    {
+                        self.keys.all[partner as usize].pause(pause);
+                    }
+                }
+            }
+            match said.seen {
+                // It came alone, as far as is counted; but only now is it known beside how many others of its site.
+                seen if seen.is_too_many_early() && site == Site::New => tried = Try::NotReally,
+                report::Seen::Accepted if site == Site::New || is_candidate => {
+                    self.accepted_at_site(domain, ended);
+                }
+                _ => {}
+            }
+            if self.goes_back(mail, tried) {
+                return tried;
+            }
+        } else if key.is_fixed() && !self.is_as_ever(at, report, now_us) {
+            let seen = report::at_the_door(report);
+            let ended = self.what_ended(at, slot, seen, Counted::All, now_us);
+            let tried = self.learn(at, &ended);
+            if self.goes_back(mail, tried) {
+                return tried;
+            }
+        }
+        let key = &mut self.keys.all[at as usize];
+        key.done += 1;
+        key.pace.complete(now_us);
+        self.rate.count(now_us);
+        let service_us = now_us.saturating_sub(since_us) as f64;
+        self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
+        self.totals.done += 1;
+        Try::Real
+    }
+
+    /// The delivery in this slot, whose key does not count it any more.
+    pub(super) fn what_ended(
+        &self,
+        at: u32,
+        slot: u32,
+        seen: report::Seen,
+        counted: Counted,
+        now_us: u64,
+    ) -> Ended {
+        let Slot { since_us, beside, began, .. } = self.slots[slot as usize];
+        let key = self.key(at);
+        Ended {
+            now_us,
+            started_us: since_us,
+            running: key.running,
+            beside,
+            limit: most(key.cap.limit),
+            learning: key.cap.learning,
+            seen,
+            counted,
+            began,
+        }
+    }
+
+    /// What a key's delivery says of its server, unless it is this machine that cannot connect.
+    pub(super) fn learn(&mut self, at: u32, ended: &Ended) -> Try {
+        let key = &mut self.keys.all[at as usize];
+        match ended.seen {
+            report::Seen::ConnectFailed => {}
+            report::Seen::Nothing => return key.learned.end(ended, &mut self.random),
+            _ => {
+                self.shortage.connected(ended.started_us);
+                return key.learned.end(ended, &mut self.random);
+            }
+        }
+        let before = Witness { at, number: key.number, learned: key.learned };
+        let took = key.learned.has_accepted(ended.now_us, WITNESS_US);
+        let slots = &self.slots;
+        let pending = |since_us: u64| {
+            let is_new = |slot: &&Slot| slot.state == State::Running && slot.since_us >= since_us;
+            // This one is among them until its slot is free.
+            (slots.iter().filter(is_new).count() as u32).saturating_sub(1)
+        };
+        if self.shortage.failed(ended.now_us, took.then_some(before), pending) {
+            while let Some(Witness { at, number, learned }) = self.shortage.take() {
+                if let Some(key) = self.keys.all.get_mut(at as usize)
+                    && key.number == number
+                {
+                    key.learned = learned;
+                    self.make_ready(at);
+                }
+            }
+        }
+        if self.shortage.is_on(ended.now_us) {
+            return Try::NotReally;
+        }
+        self.keys.all[at as usize].learned.end(ended, &mut self.random)
+    }
+
+    /// Whether a delivery of a key with a fixed limit was accepted, and nothing was amiss before: nearly all of them.
+    #[inline]
+    pub(super) fn is_as_ever(&mut self, at: u32, report: &[u8], now_us: u64) -> bool {
+        matches!(report, [b'r', 0, b'K', ..])
+            && self.shortage.is_quiet(now_us)
+            && self.keys.all[at as usize].learned.accepted_as_ever(now_us)
+    }
+
+    /// Whether a mail goes back as busy after its delivery.
+    pub(super) fn goes_back(&mut self, mail: u64, tried: Try) -> bool {
+        let returns = match tried {
+            Try::Real => false,
+            Try::NotReally => self.returns.may_return(mail),
+            Try::TooSoon => true,
+        };
+        if !returns {
+            self.returns.tried(mail);
+        }
+        returns
+    }
+}
+
+/// How much one delivery counts in the guess for a new key's service time.
+const TYPICAL_WEIGHT: f64 = 1.0 / 64.0;

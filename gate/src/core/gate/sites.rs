@@ -1,0 +1,175 @@
+//! A site's domains: which part of its places each may have, and what their reports say of it.
+
+#![forbid(unsafe_code)]
+
+use super::{Gate, Order};
+use crate::control::limit::{Learning, Limit};
+use crate::control::site::{Because, Evidence, Standing};
+use crate::core::key::{Key, most};
+use crate::core::keys::Keys;
+use crate::core::learn::{Counted, Ended, May, Try};
+use crate::core::rules::KeyKind;
+use crate::report::{self, Report};
+
+/// Which site a domain that a report came from belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Site {
+    /// None that matters.
+    Other,
+    /// One under which it counts, but the delivery was at an address that is not of it.
+    Elsewhere,
+    /// One under which it counts, but the delivery was at no address: it says something of the domain alone.
+    Alone,
+    /// One under which it counts.
+    Own,
+    /// One that learns, and under which it counts as soon as the keys are made anew.
+    New,
+}
+
+/// Domains that have been seen at another site come under its key so soon, in microseconds for each key. Not at once: all
+/// keys are made anew for that, which takes less than a fiftieth of this (benches/gate.rs).
+const RESITE_US: u64 = 20;
+
+/// And for so many slots as much as for one key.
+const RESITE_SLOTS: usize = 8;
+
+impl Gate {
+    /// How many slots, running and held, a domain may have that counts under a site by its address. A member has three
+    /// quarters of the members' places, so that one domain whose server hangs leaves some to the others (a line of its own
+    /// takes the domain out of this). A candidate has one, until the site has taken its mail. Other domains have all.
+    pub(super) fn part(&self, domain: u32) -> u32 {
+        let entry = &self.keys.all[domain as usize];
+        let whole = self.keys.all[entry.of as usize].limit();
+        match (entry.standing, whole) {
+            (None, _) | (_, Limit::AtMost(0)) => u32::MAX,
+            (Some(Standing::Candidate), _) => 1,
+            (Some(Standing::Member), Limit::Unlimited) => u32::MAX,
+            (Some(Standing::Member), Limit::AtMost(limit)) => (limit - limit / 4).max(1),
+        }
+    }
+
+    /// Why no more of a site's domain may start though the site has room: the domain has its part, or it is suspended because
+    /// no connection to it succeeds. None: it may.
+    pub(super) fn waits_alone(&self, domain: u32, now_us: u64) -> Option<May> {
+        let entry = &self.keys.all[domain as usize];
+        entry.standing?;
+        if let Some(until_us) = entry.suspended_until(now_us) {
+            return Some(May::Suspended(until_us));
+        }
+        (entry.slots >= self.part(domain)).then_some(May::Wait)
+    }
+
+    /// The other key of a site: of its members that of its candidates, and the other way round; if it has deliveries or is
+    /// remembered.
+    pub(super) fn partner(&self, at: u32) -> Option<u32> {
+        let key = self.key(at);
+        let kind = match key.kind {
+            KeyKind::Candidates => KeyKind::Group,
+            KeyKind::Group if self.rules.looks_at_addresses() => KeyKind::Candidates,
+            _ => return None,
+        };
+        self.keys.find(Keys::same_name(key, kind))
+    }
+
+    /// How many of this key may run beside the other key of its site. There is no such limit for a key without another one,
+    /// nor for a site's members: candidates take none of their places. Candidates have the places that the members leave
+    /// while no member waits. They always have a quarter as many as the site has, or one, so that they become members
+    /// however busy it is.
+    pub(super) fn beside_partner(&self, at: u32) -> u32 {
+        if self.key(at).kind != KeyKind::Candidates {
+            return u32::MAX;
+        }
+        let Some(members) = self.partner(at) else { return u32::MAX };
+        let members = self.key(members);
+        let limit = most(members.limit());
+        let least = (limit / 4).max(1);
+        if members.held > 0 || members.recall.away() > 0 {
+            return least;
+        }
+        limit.saturating_sub(members.running).max(least)
+    }
+
+    /// A site's member has ended: its candidates may have room.
+    pub(super) fn look_at_candidates(&mut self, at: u32) {
+        if self.key(at).kind == KeyKind::Group
+            && let Some(candidates) = self.partner(at)
+        {
+            self.look_for_room(candidates);
+        }
+    }
+
+    /// Microseconds until the keys may be made anew for sites.
+    pub(super) fn resite_us(&self, now_us: u64) -> u64 {
+        let keys = self.keys.all.len() + self.slots.len() / RESITE_SLOTS;
+        let since_us = now_us.max(self.now_us).saturating_sub(self.resited_us);
+        (keys as u64 * RESITE_US).saturating_sub(since_us)
+    }
+
+    /// The address that a delivery was connected to may say to which site its next hop belongs.
+    pub(super) fn note_site(&mut self, domain: u32, said: &Report) -> Site {
+        let evidence = match said.seen {
+            report::Seen::Accepted => Evidence::Took,
+            _ => Evidence::Answered,
+        };
+        let Key { kind, ref name, .. } = self.keys.all[domain as usize];
+        // Without memory it is not known.
+        if let Some(peer) = said.peer
+            && self.rules.note(kind, name, peer, evidence) == Ok(true)
+        {
+            self.sites = Order::Changed;
+        }
+        let entry = self.key(domain);
+        if entry.standing.is_some() {
+            let key = self.key(entry.of);
+            return match said.peer {
+                Some(peer) if self.rules.group_at(peer) == Some(&key.name) => Site::Own,
+                Some(_) => Site::Elsewhere,
+                None => match said.seen {
+                    report::Seen::TooMany(_)
+                    | report::Seen::ConnectFailed
+                    | report::Seen::Died(_) => Site::Alone,
+                    _ => Site::Own,
+                },
+            };
+        }
+        if self.sites == Order::Kept && !said.seen.is_too_many_early() {
+            return Site::Other;
+        }
+        let hash = self.rules.hasher.hash(&entry.name);
+        let now = self.rules.resolve_entry(entry.kind, hash, &entry.name);
+        let by_address = matches!(now.site, Some(Because::Address(..) | Because::Refused(..)));
+        if by_address && now.cap.learning == Learning::On { Site::New } else { Site::Other }
+    }
+
+    /// What a domain of a site has met for itself: failures that carry no address, and whatever ends them.
+    pub(super) fn ended_alone(&mut self, domain: u32, ended: Ended) -> Try {
+        let entry = &mut self.keys.all[domain as usize];
+        // Its slot is not free yet.
+        let running = entry.slots.saturating_sub(1);
+        entry.learned.end(
+            &Ended { running, beside: running, counted: Counted::All, ..ended },
+            &mut self.random,
+        )
+    }
+
+    /// What the server took from a domain that does not count under its site yet says of the site, and of its candidates, that it
+    /// takes mail.
+    pub(super) fn accepted_at_site(&mut self, domain: u32, ended: Ended) {
+        let Key { kind, ref name, .. } = self.keys.all[domain as usize];
+        let site = self.rules.resolve_entry(kind, self.rules.hasher.hash(name), name);
+        let name_hash = self.rules.hasher.hash(site.name);
+        let of = self.keys.all[domain as usize].of;
+        for kind in [KeyKind::Group, KeyKind::Candidates] {
+            let Some(at) = self.keys.find(Keys::hash(kind, name_hash)).filter(|&at| at != of)
+            else {
+                continue;
+            };
+            let key = &mut self.keys.all[at as usize];
+            let (running, limit) = (key.running, most(key.cap.limit));
+            let ended = Ended { running, limit, learning: key.cap.learning, ..ended };
+            key.learned.end(&ended, &mut self.random);
+            self.make_ready(at);
+            self.look_for_room(at);
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! A key: what is counted together, its limit, its figures, and its pauses.
+
+#![forbid(unsafe_code)]
+
+use crate::control::limit::{Cap, Learning, Limit};
+use crate::control::route::without_credentials;
+use crate::control::site::Standing;
+use crate::core::answer::{Cause, SLOTS_MAX};
+use crate::core::learn::{Learned, May};
+use crate::core::pace::Pace;
+use crate::core::recall::Recall;
+use crate::core::rules::KeyKind;
+use crate::core::share::Turn;
+use crate::util::list::{EMPTY, List, NONE};
+
+pub(super) const SLOW_MIN_US: u64 = 1_000_000;
+
+pub(super) const SLOW_MAX_US: u64 = 32_000_000;
+
+pub(super) const SLOW_CALM_US: u64 = 60_000_000;
+
+/// The length in bytes to which the last error of a key is cut.
+pub(super) const ERROR_BYTES: usize = 120;
+
+/// A pause that control/concurrencyreplies asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pause {
+    pub(super) until_us: u64,
+    pub(super) line: u32,
+}
+
+/// The pauses of a key whose server says that it is too fast. The first one lasts [`SLOW_MIN_US`]. When a delivery that started after
+/// a pause is too fast again, the next pause is twice as long, up to [`SLOW_MAX_US`]: shorter than a hold, so that no mail ages
+/// meanwhile. The limit stays as it is. After [`SLOW_CALM_US`] without such a reply the next pause is a first one again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slow {
+    /// The last pause, and when it ends.
+    pub(super) pause_us: u64,
+    pub(super) until_us: u64,
+}
+
+impl Slow {
+    /// A delivery that started then was too fast. Until when nothing starts; what started before the last pause ended says nothing
+    /// new.
+    pub(super) fn slow_down(&mut self, started_us: u64, now_us: u64) -> u64 {
+        if started_us >= self.until_us {
+            let is_calm = now_us.saturating_sub(self.until_us) > SLOW_CALM_US;
+            self.pause_us = match self.pause_us {
+                0 => SLOW_MIN_US,
+                _ if is_calm => SLOW_MIN_US,
+                last_us => (2 * last_us).min(SLOW_MAX_US),
+            };
+            self.until_us = now_us.saturating_add(self.pause_us);
+        }
+        self.until_us
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has slots, or domains that count under it.
+    Active,
+    /// In `Keys::recent`.
+    Recent,
+    /// In `Keys::known`.
+    Known,
+    /// The entry is free.
+    Nowhere,
+}
+
+/// What is counted together. (Or a domain that counts under such a key; those are not shown.)
+#[derive(Debug)]
+pub struct Key {
+    /// What its name is.
+    pub kind: KeyKind,
+    /// Its name in lower case.
+    pub name: Vec<u8>,
+    /// How many may run, by the table.
+    pub cap: Cap,
+    /// What is known of its server.
+    pub learned: Learned,
+    /// How many run.
+    pub running: u32,
+    /// How many are held.
+    pub held: u32,
+    /// How many were sent away.
+    pub busy: u64,
+    /// How many ran and ended.
+    pub done: u64,
+    /// How many were held for some time.
+    pub held_ever: u64,
+    /// The most that ran at once.
+    pub peak: u32,
+    /// What its last delivery that failed printed; shortened.
+    pub error: Vec<u8>,
+    /// How fast it is served.
+    pub pace: Pace,
+    /// What is away.
+    pub recall: Recall,
+    /// The key's number for qmail-send, from 1 on. No key has had it before, for as long as there are fewer than 2^32.
+    pub number: u32,
+    /// Mail of its domains that is away under their own numbers; see `Gate::count_parted`.
+    pub parted: u32,
+    /// How much of that has been called and has not come yet.
+    pub parted_called: u32,
+    /// It is in `Gate::lacking`.
+    pub(super) lacks: bool,
+    /// It is in `Gate::absent`.
+    pub(super) listed: bool,
+    /// It is in `Gate::paused`.
+    pub(super) paused: bool,
+    /// It is in `Gate::behind`.
+    pub(super) behind: bool,
+    /// It is in `Gate::polled`.
+    pub(super) polled: bool,
+    /// Other spawners have the places that it could take, or it is their turn.
+    pub(super) blocked: bool,
+    /// The others have been told that it runs or wants something.
+    pub(super) told: bool,
+    /// How many deliveries they had at the last look.
+    pub(super) elsewhere: u32,
+    pub(super) turn: Turn,
+    /// The last pause that control/concurrencyreplies asked for. It may be over.
+    pub(super) pause: Option<Pause>,
+    pub(super) slow: Slow,
+    pub(super) hash: u64,
+    /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
+    pub(super) of: u32,
+    /// What it is to a site, if it counts there by an address. Then it has a part of the site's places at most, and what is
+    /// beyond that is away under its own number; and failures that carry no address are its own.
+    pub(super) standing: Option<Standing>,
+    /// Slots in use by deliveries to this very domain.
+    pub(super) slots: u32,
+    /// Other entries that count under it.
+    pub(super) members: u32,
+    pub(super) place: Place,
+    pub(super) ready: bool,
+    pub(super) waiting: List,
+    pub(super) idle_since_us: u64,
+}
+
+impl Key {
+    /// A key that is not yet among the others.
+    pub(crate) fn new(kind: KeyKind, name: Vec<u8>, cap: Cap) -> Self {
+        Self {
+            kind,
+            name,
+            cap,
+            learned: Learned::NEW,
+            running: 0,
+            held: 0,
+            busy: 0,
+            done: 0,
+            held_ever: 0,
+            peak: 0,
+            error: Vec::new(),
+            pace: Pace::new(0, None),
+            recall: Recall::default(),
+            number: 0,
+            parted: 0,
+            parted_called: 0,
+            lacks: false,
+            listed: false,
+            paused: false,
+            behind: false,
+            polled: false,
+            blocked: false,
+            told: false,
+            elsewhere: 0,
+            turn: Turn::default(),
+            pause: None,
+            slow: Slow::default(),
+            hash: 0,
+            of: NONE,
+            standing: None,
+            slots: 0,
+            members: 0,
+            place: Place::Nowhere,
+            ready: false,
+            waiting: EMPTY,
+            idle_since_us: 0,
+        }
+    }
+
+    /// How many may run now.
+    #[must_use]
+    pub fn limit(&self) -> Limit {
+        match self.cap.limit {
+            limit @ Limit::AtMost(0) => limit,
+            Limit::AtMost(limit) => Limit::AtMost(self.learned.effective(limit, self.cap.learning)),
+            Limit::Unlimited => match self.learned.effective(SLOTS_MAX, self.cap.learning) {
+                SLOTS_MAX => Limit::Unlimited,
+                limit => Limit::AtMost(limit),
+            },
+        }
+    }
+
+    /// Until when nothing starts, in microseconds, if that is so.
+    #[must_use]
+    pub fn suspended_until(&self, now_us: u64) -> Option<u64> {
+        self.suspension(now_us).map(|(until_us, _)| until_us)
+    }
+
+    /// The same, and why.
+    #[inline]
+    pub(super) fn suspension(&self, now_us: u64) -> Option<(u64, Cause)> {
+        let learned = self.learned.suspended_until(now_us);
+        match (learned, self.pause_at(now_us)) {
+            (learned, Some(pause)) if learned.is_none_or(|until_us| until_us < pause.until_us) => {
+                Some((pause.until_us, Cause::Rule(pause.line)))
+            }
+            (learned, _) => learned.map(|until_us| (until_us, Cause::NoConnection)),
+        }
+    }
+
+    /// A pause is prolonged by another one, and never shortened.
+    pub(super) fn pause(&mut self, pause: Pause) {
+        if self.pause.is_none_or(|known| known.until_us < pause.until_us) {
+            self.pause = Some(pause);
+        }
+    }
+
+    #[inline]
+    pub(super) fn pause_at(&self, now_us: u64) -> Option<Pause> {
+        self.pause.filter(|pause| pause.until_us > now_us)
+    }
+
+    /// When its server objected the last time; None: never, or it does not matter any more.
+    #[must_use]
+    pub fn objected_us(&self) -> Option<u64> {
+        match self.cap.learning {
+            Learning::On => self.learned.objected_us(),
+            Learning::Fixed => None,
+        }
+    }
+
+    /// When it may start something again, if that is a matter of time.
+    pub(super) fn starts_from(&self, now_us: u64) -> Option<u64> {
+        self.suspended_until(now_us).or_else(|| match self.may_start(now_us) {
+            May::Later(until_us) => Some(until_us),
+            May::Start | May::Wait | May::Suspended(_) => None,
+        })
+    }
+
+    pub(super) fn may_start(&self, now_us: u64) -> May {
+        self.learned.may_start(now_us, self.running, most(self.cap.limit), self.cap.learning)
+    }
+
+    /// How many may run now; that may be less than [`Key::limit`] for a while.
+    pub(super) fn most(&self, now_us: u64) -> u32 {
+        self.learned.most(now_us, most(self.cap.limit), self.cap.learning)
+    }
+
+    pub(super) fn admits(&self, now_us: u64) -> bool {
+        match self.cap.limit {
+            Limit::AtMost(0) => false,
+            _ if self.pause_at(now_us).is_some() => false,
+            _ => self.may_start(now_us) == May::Start,
+        }
+    }
+
+    /// The limit that holds over all spawners. Others have none, or nothing runs anyway; what a server was seen to take is known
+    /// to this spawner alone.
+    pub(super) fn common_limit(&self) -> Option<u32> {
+        match self.cap.limit {
+            Limit::AtMost(limit) if limit > 0 => Some(limit),
+            _ => None,
+        }
+    }
+
+    /// Whether it has a limit that stays what it is: then it matters only whether its server lets anybody in.
+    pub(super) fn is_fixed(&self) -> bool {
+        self.cap.learning == Learning::Fixed && matches!(self.cap.limit, Limit::AtMost(1..))
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.slots == 0 && self.members == 0 && !self.listed
+    }
+
+    /// Whether it has ever been at its limit, or its server has objected.
+    pub(super) fn is_contended(&self) -> bool {
+        self.held_ever > 0
+            || self.busy > 0
+            || self.learned.objected_us().is_some()
+            || self.pause.is_some()
+    }
+}
+
+/// A limit as a number.
+pub(super) fn most(limit: Limit) -> u32 {
+    match limit {
+        Limit::AtMost(limit) => limit,
+        Limit::Unlimited => SLOTS_MAX,
+    }
+}
+
+/// Keeps the text of a failed delivery. qmail-remote prints a line per recipient (r, h, s) and one for the message
+/// (K, Z, D), each ended by a zero byte.
+pub(super) fn note_error(error: &mut Vec<u8>, report: &[u8]) {
+    if let [b'r', .., 0] = report
+        && report.windows(2).any(|pair| pair == b"\0K")
+    {
+        return;
+    }
+    let lines = || report.split(|&byte| byte == 0);
+    let failed = lines().find(|line| matches!(line.first(), Some(b'Z' | b'D')) && line.len() > 1);
+    let Some(text) =
+        failed.or_else(|| lines().find(|line| matches!(line.first(), Some(b'h' | b's'))))
+    else {
+        return;
+    };
+    let text = without_credentials(&text[1..]);
+    let text = &text[..text.len().min(ERROR_BYTES)];
+    error.clear();
+    if error.try_reserve(text.len()).is_ok() {
+        error.extend_from_slice(text);
+    }
+}

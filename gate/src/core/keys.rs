@@ -1,0 +1,314 @@
+//! The keys that have deliveries or are remembered, by name.
+
+#![forbid(unsafe_code)]
+
+use crate::control::limit::Cap;
+use crate::control::name::{NAME_MAX, has_upper, without_root};
+use crate::control::site::{Because, Standing};
+use crate::core::key::{Key, Place, Slow};
+use crate::core::learn::Learned;
+use crate::core::pace::Pace;
+use crate::core::recall::Recall;
+use crate::core::rules::{KeyKind, Rules};
+use crate::core::share::Turn;
+use crate::util::index::Index;
+use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
+use crate::util::memory::{self, OutOfMemory};
+
+/// Keys without deliveries that never reached their limit: so many are remembered, for their figures.
+pub(super) const RECENT_KEYS: usize = 256;
+
+/// Keys without deliveries that did: so many are remembered, for their pace, and for so long.
+pub(super) const KNOWN_KEYS: usize = 4096;
+
+pub(super) const KNOWN_US: u64 = 3600 * 1_000_000;
+
+#[derive(Debug)]
+pub(super) struct Keys {
+    pub(super) all: Vec<Key>,
+    /// Of each entry: among the idle ones of its place, or among the ready ones (which are active). Apart, because a
+    /// change of the list touches the neighbours, too.
+    pub(super) links: Vec<Link>,
+    pub(super) free: Vec<u32>,
+    pub(super) index: Index,
+    pub(super) recent: List,
+    pub(super) recent_len: usize,
+    pub(super) known: List,
+    pub(super) known_len: usize,
+    pub(super) last_number: u32,
+}
+
+impl Keys {
+    pub(super) fn new(last_number: u32) -> Self {
+        Self {
+            last_number,
+            all: Vec::new(),
+            links: Vec::new(),
+            free: Vec::new(),
+            index: Index::default(),
+            recent: EMPTY,
+            recent_len: 0,
+            known: EMPTY,
+            known_len: 0,
+        }
+    }
+
+    pub(super) fn hash(kind: KeyKind, name_hash: u64) -> u64 {
+        name_hash.wrapping_add(Self::of_kind(kind))
+    }
+
+    pub(super) fn of_kind(kind: KeyKind) -> u64 {
+        (kind as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    /// The hash of another kind with the same name.
+    pub(super) fn same_name(key: &Key, kind: KeyKind) -> u64 {
+        Self::hash(kind, key.hash.wrapping_sub(Self::of_kind(key.kind)))
+    }
+
+    /// As in a [`crate::control::name::NameMap`], two names with the same 64 bits of hash are taken for the same.
+    #[inline]
+    pub(super) fn find(&self, hash: u64) -> Option<u32> {
+        self.index.find(hash, |at| self.all[at as usize].hash == hash)
+    }
+
+    /// An active entry, new or out of the idle ones.
+    pub(super) fn activate(
+        &mut self,
+        kind: KeyKind,
+        name_hash: u64,
+        name: &[u8],
+        cap: Cap,
+        now_us: u64,
+        guess_secs: Option<f64>,
+    ) -> Result<u32, OutOfMemory> {
+        let hash = Self::hash(kind, name_hash);
+        if let Some(at) = self.find(hash) {
+            self.wake(at);
+            return Ok(at);
+        }
+        self.add(kind, hash, name, cap, now_us, guess_secs)
+    }
+
+    /// A new entry, active, which counts under itself. There is none with this hash.
+    pub(super) fn add(
+        &mut self,
+        kind: KeyKind,
+        hash: u64,
+        name: &[u8],
+        cap: Cap,
+        now_us: u64,
+        guess_secs: Option<f64>,
+    ) -> Result<u32, OutOfMemory> {
+        debug_assert!(self.find(hash).is_none());
+        // One comes, so one may go: what is too much besides goes in its own time, in `Keys::forget_old`.
+        if self.recent_len > RECENT_KEYS {
+            self.forget(self.recent.first);
+        }
+        if self.known_len > KNOWN_KEYS {
+            self.forget(self.known.first);
+        }
+        let at = match self.free.last() {
+            Some(&at) => at,
+            None => {
+                self.free.try_reserve(self.all.len() + 1)?;
+                self.links.try_reserve(1)?;
+                memory::push(&mut self.all, Key::new(kind, Vec::new(), cap))?;
+                self.links.push(UNLINKED);
+                let at = self.all.len() as u32 - 1;
+                self.free.push(at);
+                at
+            }
+        };
+        let key = &mut self.all[at as usize];
+        key.name.clear();
+        key.name.try_reserve(name.len())?;
+        self.index.insert(hash, at)?;
+        key.name.extend_from_slice(name);
+        if has_upper(name) {
+            key.name.make_ascii_lowercase();
+        }
+        key.kind = kind;
+        key.cap = cap;
+        key.standing = None;
+        key.parted = 0;
+        key.parted_called = 0;
+        key.learned = Learned::NEW;
+        key.hash = hash;
+        key.of = at;
+        key.place = Place::Active;
+        key.pace = Pace::new(now_us, guess_secs);
+        key.recall = Recall::default();
+        // What is still in `Gate::paused` or `Gate::polled` is of whoever was here before.
+        key.paused = false;
+        key.behind = false;
+        key.polled = false;
+        key.blocked = false;
+        key.told = false;
+        key.elsewhere = 0;
+        key.turn = Turn::default();
+        key.pause = None;
+        key.slow = Slow::default();
+        self.last_number = self.last_number.checked_add(1).unwrap_or(1);
+        key.number = self.last_number;
+        self.free.pop();
+        Ok(at)
+    }
+
+    pub(super) fn wake(&mut self, at: u32) {
+        match self.all[at as usize].place {
+            Place::Recent => {
+                unlink(&mut self.recent, at, &mut self.links, |link| link);
+                self.recent_len -= 1;
+            }
+            Place::Known => {
+                unlink(&mut self.known, at, &mut self.links, |link| link);
+                self.known_len -= 1;
+            }
+            Place::Active | Place::Nowhere => {}
+        }
+        self.all[at as usize].place = Place::Active;
+    }
+
+    /// Puts an entry that is idle to the others that are; it may be forgotten as soon as a new entry is made.
+    pub(super) fn rest(&mut self, at: u32, now_us: u64) {
+        let key = &mut self.all[at as usize];
+        key.idle_since_us = now_us;
+        if key.is_contended() {
+            key.place = Place::Known;
+            append(&mut self.known, at, &mut self.links, |link| link);
+            self.known_len += 1;
+        } else {
+            key.place = Place::Recent;
+            append(&mut self.recent, at, &mut self.links, |link| link);
+            self.recent_len += 1;
+        }
+    }
+
+    /// Forgets an idle entry. The key that it counted under may become idle by that.
+    pub(super) fn forget(&mut self, at: u32) {
+        self.wake(at);
+        let key = &mut self.all[at as usize];
+        key.place = Place::Nowhere;
+        let of = key.of;
+        key.busy = 0;
+        key.done = 0;
+        key.held_ever = 0;
+        key.peak = 0;
+        key.recall = Recall::default();
+        if key.error.capacity() > 0 {
+            key.error = Vec::new();
+        }
+        let hash = key.hash;
+        self.index.remove(hash, at);
+        self.free.push(at);
+        if of != at {
+            let idle_since_us = self.all[at as usize].idle_since_us;
+            let of_key = &mut self.all[of as usize];
+            of_key.members -= 1;
+            if of_key.is_idle() {
+                self.rest(of, idle_since_us);
+            }
+        }
+    }
+
+    /// Forgets what is idle: what there is too much of, and what is too old.
+    pub(super) fn forget_old(&mut self, now_us: u64) {
+        while self.recent_len > RECENT_KEYS {
+            self.forget(self.recent.first);
+        }
+        while self.known_len > KNOWN_KEYS {
+            self.forget(self.known.first);
+        }
+        let old = |keys: &Self, at: u32| {
+            at != NONE && now_us.saturating_sub(keys.all[at as usize].idle_since_us) > KNOWN_US
+        };
+        while old(self, self.known.first) {
+            let at = self.known.first;
+            if self.all[at as usize].pause_at(now_us).is_some() {
+                // A pause may be longer.
+                self.wake(at);
+                self.rest(at, now_us);
+            } else {
+                self.forget(at);
+            }
+        }
+        while old(self, self.recent.first) {
+            self.forget(self.recent.first);
+        }
+    }
+
+    pub(super) fn idle(&self, list: List) -> impl Iterator<Item = u32> {
+        let mut at = list.first;
+        std::iter::from_fn(move || {
+            let this = at;
+            if this == NONE {
+                return None;
+            }
+            at = self.links[this as usize].next;
+            Some(this)
+        })
+    }
+}
+
+/// What of a domain is looked up.
+pub(super) fn known_part(domain: &[u8]) -> &[u8] {
+    let domain = without_root(domain);
+    &domain[domain.len().saturating_sub(NAME_MAX)..]
+}
+
+/// The entry for a domain, or for a relay that a sender has: kind, hash of the name, name.
+pub(super) fn add_entry(
+    keys: &mut Keys,
+    rules: &Rules,
+    entry: (KeyKind, u64, &[u8]),
+    now_us: u64,
+    guess_secs: Option<f64>,
+) -> Result<u32, OutOfMemory> {
+    if let Some(at) = keys.find(Keys::hash(entry.0, entry.1)) {
+        keys.wake(at);
+        return Ok(at);
+    }
+    add_new(keys, rules, entry, now_us, guess_secs)
+}
+
+/// A new entry where there is none, and one for the key that it counts under, if that is another.
+pub(super) fn add_new(
+    keys: &mut Keys,
+    rules: &Rules,
+    (kind, hash, name): (KeyKind, u64, &[u8]),
+    now_us: u64,
+    guess_secs: Option<f64>,
+) -> Result<u32, OutOfMemory> {
+    // The entry first: what the rules need comes into the cache meanwhile.
+    let at = keys.add(kind, Keys::hash(kind, hash), name, Cap::NONE, now_us, guess_secs)?;
+    let found = rules.resolve_entry(kind, hash, name);
+    keys.all[at as usize].cap = found.cap;
+    keys.all[at as usize].standing = match found.site {
+        Some(Because::Address(..)) => Some(Standing::Member),
+        Some(Because::Refused(..)) => Some(Standing::Candidate),
+        Some(Because::Map(_) | Because::Literal(..)) | None => None,
+    };
+    if found.kind == kind {
+        return Ok(at);
+    }
+    let of = keys.activate(
+        found.kind,
+        rules.hasher.hash(found.name),
+        found.name,
+        found.cap,
+        now_us,
+        guess_secs,
+    );
+    match of {
+        Ok(of) => {
+            keys.all[of as usize].members += 1;
+            keys.all[at as usize].of = of;
+            Ok(at)
+        }
+        Err(OutOfMemory) => {
+            keys.forget(at);
+            Err(OutOfMemory)
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The slots, and what each of them does.
+
+#![forbid(unsafe_code)]
+
+use crate::core::learn::Began;
+use crate::report::echo::Envelope;
+use crate::util::list::Link;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Free,
+    Running,
+    Held,
+}
+
+/// A link in two lists of held slots: that of its key, and that of all, oldest first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    pub(super) state: State,
+    pub(super) domain: u32,
+    pub(super) command: u32,
+    /// How many others of its key were running when it was started.
+    pub(super) beside: u32,
+    /// How long its command was held, in milliseconds, 1 or more; 0: not at all.
+    pub(super) held_ms: u32,
+    pub(super) began: Began,
+    pub(super) since_us: u64,
+    /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
+    pub(super) mail: u64,
+    /// By this it is known what the server repeats of the delivery. Only where the report is read.
+    pub(super) envelope: Envelope,
+    pub(super) of_key: Link,
+    pub(super) of_all: Link,
+}
