@@ -2,11 +2,11 @@
 //! directory.
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use qpatch_gate::name::Hasher;
-use qpatch_gate::problem::Problems;
+use qpatch_gate::problem::{Kind, Problems};
 use qpatch_gate::status::{InForce, Status};
 use qpatch_gate::table::{self, Table};
 
@@ -16,6 +16,7 @@ use super::launch::conf;
 use super::launch::limits::Setting;
 use super::launch::{self, Launch};
 use super::process::{self, Daemons, Limits, Remotes, field_kib};
+use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::relay_files;
 
 /// A C library.
@@ -211,17 +212,15 @@ fn control_number(host: &Host<'_>, path: &Path, default: u32) -> Fact<u32> {
         return Ok(default);
     }
     let text = host.read(path)?;
-    let line = text.lines().next().unwrap_or_default().trim();
-    // qmail reads the digits at the start, and 0 where there are none.
-    let digits: String = line.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().map_err(|_| format!("{}: {line:?} is not a number", path.display()))
+    leading_number(text.as_bytes()).ok_or_else(|| {
+        let line = text.lines().next().unwrap_or_default().trim();
+        format!("{}: {line:?} is not a number", path.display())
+    })
 }
 
 /// The first spawner speaks for all: they read the same files.
 fn in_force(host: &Host<'_>, path: &Path) -> Option<InForce> {
-    let path = host.path(path);
-    let is_regular = fs::metadata(&path).is_ok_and(|file| file.is_file());
-    let status = Status::parse(&is_regular.then(|| fs::read(path).ok())??).ok()?;
+    let status = Status::parse(&host.read_bytes(path).ok()?).ok()?;
     Some(status.in_force)
 }
 
@@ -229,20 +228,19 @@ fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<Caps>> {
     if !is_there(host, path)? {
         return Ok(None);
     }
-    // As the gate does: opening a FIFO would wait.
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    let metadata = fs::metadata(host.path(path)).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(format!("{}: not a regular file", path.display()));
+    let at = path.display();
+    match read_file(&host.path(path), table::FILE_MAX) {
+        Ok(None) => Ok(None),
+        Ok(Some((_, text))) => Caps::parse(&text).map(Some),
+        Err(Kind::NotRegular) => Err(format!("{at}: not a regular file")),
+        Err(Kind::TooBig(bytes, _)) => {
+            Err(format!("{at}: {bytes} bytes are more than the gate reads"))
+        }
+        Err(Kind::Unreadable(number)) => {
+            Err(format!("{at}: {}", io::Error::from_raw_os_error(number)))
+        }
+        Err(kind) => Err(format!("{at}: {kind}")),
     }
-    if metadata.len() > table::FILE_MAX {
-        return Err(format!(
-            "{}: {} bytes are more than the gate reads",
-            path.display(),
-            metadata.len()
-        ));
-    }
-    Caps::parse(&fs::read(host.path(path)).map_err(failed)?).map(Some)
 }
 
 /// Control files of the patches that bind an outgoing connection to an address of the machine.

@@ -2,10 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
+
+use crate::qmail::control::{NotOpened, open_regular};
 
 /// Something that was looked for: what it is, or why it could not be seen.
 pub type Fact<T> = Result<T, String>;
@@ -93,14 +94,10 @@ impl Host<'_> {
     pub(super) fn read_bytes(&self, path: impl AsRef<Path>) -> Fact<Vec<u8>> {
         let path = path.as_ref();
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(self.path(path))
-            .map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
-            return Err(format!("{}: not a regular file", path.display()));
-        }
+        let (file, _) = open_regular(&self.path(path)).map_err(|why| match why {
+            NotOpened::NotRegular => format!("{}: not a regular file", path.display()),
+            NotOpened::System(error) => failed(error),
+        })?;
         let mut bytes = Vec::new();
         file.take(BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
         Ok(bytes)

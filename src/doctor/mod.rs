@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::qmail::home::QMAIL_HOME;
 
 /// What to examine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { home: PathBuf::from("/var/qmail"), concurrency: None, cc: "cc".to_owned() }
+        Options { home: PathBuf::from(QMAIL_HOME), concurrency: None, cc: "cc".to_owned() }
     }
 }
 

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use qpatch_gate::gate::CONCURRENCY_REMOTE;
 
-use super::{Home, leading_number, read_file};
 use crate::error::Error;
 use crate::output::{CommandResult, print};
+use crate::qmail::control::{leading_number, read_file};
+use crate::qmail::home::Home;
 
 /// Arguments of `qpatch gate init`.
 #[derive(Debug, Args)]
@@ -74,7 +75,7 @@ fn write(home: &Home, path: &Path) -> Result<(), Error> {
             "exists already, and was not touched",
             format!(
                 "edit it and run qpatch gate check {}, or move it away first",
-                home.0.display()
+                home.path().display()
             ),
         )
     };
@@ -87,7 +88,7 @@ fn write(home: &Home, path: &Path) -> Result<(), Error> {
         .flatten()
         .and_then(|(_, text)| leading_number(&text))
         .unwrap_or(CONCURRENCY_REMOTE);
-    let control = home.0.join("control");
+    let control = home.path().join("control");
     let refused = |error: std::io::Error| Error::io(&control, "write into it", &error);
     let mut file = tempfile::Builder::new()
         .prefix(".concurrencydomains.")

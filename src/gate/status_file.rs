@@ -17,8 +17,10 @@ use qpatch_gate::status::{
 };
 use qpatch_gate::table::Limit;
 
-use super::{Home, check, meaning, read_file};
+use super::advice::{advice, meaning};
 use crate::error::Error;
+use crate::qmail::control::read_file;
+use crate::qmail::home::Home;
 use crate::sys;
 
 /// So many spawners of one qmail at most. Their files are looked for by their names, which takes no right to list the folder,
@@ -153,7 +155,7 @@ pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
     let lock = home.lock("");
     match why {
         Why::Missing if matches!(lock.try_exists(), Ok(false)) => Error::new(
-            home.0.display(),
+            home.path().display(),
             "no qmail is installed here: it has no queue/lock",
             "name the folder that has qmail's control and queue",
         ),
@@ -167,7 +169,7 @@ pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
             "permission denied",
             "run qpatch as root, or as a user of the group that queue/lock belongs to".to_string(),
         ),
-        Why::File(kind) => at(&meaning(*kind), check::advice(*kind)),
+        Why::File(kind) => at(&meaning(*kind), advice(*kind)),
         Why::Status(StatusError::Empty) => at(
             "empty: no gate has written it yet",
             why_empty(home, path).unwrap_or_else(|| {
@@ -195,7 +197,7 @@ fn why_empty(home: &Home, path: &Path) -> Option<String> {
     if matches!(domains.try_exists(), Ok(false)) {
         return Some(format!(
             "there are no limits: qpatch gate init {} writes {} to start from",
-            home.0.display(),
+            home.path().display(),
             domains.display()
         ));
     }

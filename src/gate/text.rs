@@ -1,6 +1,11 @@
-//! Names and limits, as people read them.
+//! Names, limits and where they come from: as people read and write them.
 
-use qpatch_gate::rules::KeyKind;
+use std::net::IpAddr;
+
+use qpatch_gate::literal;
+use qpatch_gate::name::{domain_of, without_root};
+use qpatch_gate::rules::{KeyKind, Resolution, Rules, Way};
+use qpatch_gate::site::Because;
 use qpatch_gate::status::{Escaped, unescaped_bytes};
 use qpatch_gate::table::Limit;
 
@@ -60,6 +65,73 @@ pub(super) fn limit_value(limit: Limit) -> Option<u32> {
         Limit::AtMost(limit) => Some(limit),
         Limit::Unlimited => None,
     }
+}
+
+/// `concurrencydomains:3`; 0 is no line.
+pub(super) fn line_text(number: u32) -> String {
+    match number {
+        0 => "no line".to_string(),
+        number => format!("concurrencydomains:{number}"),
+    }
+}
+
+/// Where a key and its limit come from.
+pub(super) fn origin_text(rules: &Rules, found: &Resolution<'_>) -> String {
+    let (line, route) = rules.lines(found);
+    let mut from = found.site.map_or_else(|| line_text(line), site_text);
+    if found.line.is_some_and(|line| line.is_default()) {
+        from.push_str(" (the default)");
+    }
+    match found.route {
+        Some(Way::Host(_)) => from.push_str(&format!(", by smtproutes:{route}")),
+        Some(Way::Sender(_)) => from.push_str(&format!(", by authsenders:{route}")),
+        None => {}
+    }
+    from
+}
+
+pub(super) fn site_text(because: Because) -> String {
+    match because {
+        Because::Map(line) => format!("concurrencysites:{line}"),
+        Because::Literal(address, line) | Because::Address(address, line) => {
+            format!("concurrencydomains:{line}, its mail goes to {address}")
+        }
+        Because::Refused(address, line) => {
+            format!(
+                "concurrencydomains:{line}, its mail was refused at {address}, and none taken yet"
+            )
+        }
+    }
+}
+
+/// A relay, or the line of one, as it is written: IPv6 addresses in brackets.
+pub(super) fn relay_text(relay: &[u8]) -> String {
+    match literal::bare(relay) {
+        Some(address @ IpAddr::V6(_)) => format!("[{address}]"),
+        _ => escaped(relay),
+    }
+}
+
+/// The name before the first colon of a line.
+pub(super) fn host_of(line: &[u8]) -> Option<&[u8]> {
+    let colon = line.iter().position(|&byte| byte == b':')?;
+    Some(&line[..colon])
+}
+
+/// A domain, or an address of which only the domain matters.
+pub(super) fn domain_argument(value: &str) -> Result<String, String> {
+    if value.contains('/') {
+        return Err(
+            "this is no domain: example.com is, or an address, whose domain counts".to_string()
+        );
+    }
+    let domain = domain_of(value.as_bytes()).unwrap_or(value.as_bytes());
+    Ok(String::from_utf8_lossy(without_root(domain)).into_owned())
+}
+
+/// The bytes of such an argument, which may be a name as it is printed: with `%ff` for a byte.
+pub(super) fn domain_bytes(argument: &str) -> Vec<u8> {
+    unescaped_bytes(argument.as_bytes()).unwrap_or_default()
 }
 
 #[cfg(test)]

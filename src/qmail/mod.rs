@@ -2,5 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod control;
+pub(crate) mod home;
 pub mod log;
 pub(crate) mod relay_files;

@@ -165,7 +165,7 @@ fn has_content(path: &Path) -> bool {
     let is_cdb = path.extension().is_some_and(|end| end == "cdb");
     match is_cdb {
         true => text.len() > 2048,
-        false => crate::gate::content_lines(&text).any(|(_, line)| line.contains(&b':')),
+        false => super::control::content_lines(&text).any(|(_, line)| line.contains(&b':')),
     }
 }
 

@@ -14,8 +14,10 @@ use qpatch_gate::table::Limit;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::gate::check::{self, Source};
-use crate::gate::text::{cut, escaped, key_name, limit_text, limit_value, plain_of_status};
+use crate::gate::source::{self, Source};
+use crate::gate::text::{
+    cut, domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, plain_of_status,
+};
 use crate::output::count;
 
 /// What becomes of a domain, for programs. Times are in seconds since 1970.
@@ -48,12 +50,12 @@ pub(super) struct Domain {
 
 /// Reads the rules of a qmail home.
 pub(super) fn rules(home: &Path) -> Result<Rules, Error> {
-    check::load(&Source::of(home)?, Hasher::new(1))?.into_rules(home)
+    source::load(&Source::of(home)?, Hasher::new(1))?.into_rules(home)
 }
 
 impl Domain {
     pub(super) fn new(domain: &str, rules: &Rules, status: &Status) -> Self {
-        let asked = check::domain_bytes(domain);
+        let asked = domain_bytes(domain);
         let found = rules.resolve(&asked);
         let key = escaped(found.name.to_ascii_lowercase());
         let known = status.keys.iter().find(|known| known.kind == found.kind && known.name == key);
@@ -64,7 +66,7 @@ impl Domain {
         Self {
             domain: escaped(&asked),
             kind: found.kind.name(),
-            from: check::from(rules, &found),
+            from: origin_text(rules, &found),
             limit: limit_value(at_most),
             learns: found.cap.learning == Learning::On,
             listed: known.is_some(),

@@ -16,24 +16,26 @@ use qpatch_gate::status::{InForce, KEYS_MAX, KeyStatus, State, Status};
 use serde::Serialize;
 
 use super::status_file::{Process, Spawner, Unread, counted, explain, read, together};
-use super::text::{cut, key_name, limit_text, limit_value, plain, plain_of_status};
-use super::{Home, check};
+use super::text::{
+    cut, domain_argument, key_name, limit_text, limit_value, plain, plain_of_status,
+};
 use crate::error::Error;
 use crate::output::{CommandResult, Reader, Side, count, print, printed, table};
+use crate::qmail::home::{Home, QMAIL_HOME};
 use domain::Domain;
 
 /// Arguments of `qpatch gate show`.
 #[derive(Debug, Args)]
 pub struct Show {
     /// The folder where qmail is installed
-    #[arg(value_name = "QMAILHOME", default_value = super::QMAIL_HOME)]
+    #[arg(value_name = "QMAILHOME", default_value = QMAIL_HOME)]
     home: PathBuf,
     /// Look again and again, every 2 seconds or as said
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = interval)]
     watch: Option<u32>,
     /// Tell only how this domain counts now; may be repeated
-    #[arg(long = "domain", value_name = "D", value_parser = check::domain_argument)]
+    #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table)]

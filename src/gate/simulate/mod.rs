@@ -29,7 +29,7 @@ use clap::Args;
 use qpatch_gate::gate::{CONCURRENCY_REMOTE, Gate, SLOTS_MAX};
 use qpatch_gate::table::{Limit, Table};
 
-use super::check::{Source, load};
+use super::source::{Source, load};
 use crate::error::Error;
 use crate::output::{CommandResult, Format, count, print};
 use crate::qmail::log::Log;

@@ -40,13 +40,15 @@ use qpatch_gate::status::StatusError;
 use qpatch_gate::table::{self, Table};
 use serde::Serialize;
 
-use super::check::{self, Source, domain_argument};
+use super::advice::unusable;
+use super::source::{Source, load};
 use super::status_file::{self, Unread, Why};
-use super::text::plain;
-use super::{Home, content_lines, read_file, unusable};
+use super::text::{domain_argument, plain};
 use crate::date;
 use crate::error::Error;
 use crate::output::{CommandResult, Format, Side, count, print, table};
+use crate::qmail::control::{content_lines, read_file};
+use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::log::Log;
 use crate::qmail::log::event::Event;
 use exchangers::{Asker, Exchanger, Hop, Said, is_name};
@@ -55,7 +57,7 @@ use exchangers::{Asker, Exchanger, Hop, Said, is_name};
 #[derive(Debug, Args)]
 pub struct Sites {
     /// The folder where qmail is installed
-    #[arg(value_name = "QMAILHOME", default_value = super::QMAIL_HOME)]
+    #[arg(value_name = "QMAILHOME", default_value = QMAIL_HOME)]
     home: PathBuf,
     /// Also look up the domains of the deliveries in this log of qmail-send, - for standard input; may be repeated
     #[arg(long, value_name = "LOG")]
@@ -292,7 +294,7 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
     let home = &Home::with_control(&args.home)?;
     let source = Source::of(&args.home)?;
     let path = &home.control("concurrencysites");
-    let loaded = check::load(&source, Hasher::new(1))?;
+    let loaded = load(&source, Hasher::new(1))?;
     let relays = loaded.relays();
     let rules = loaded.into_rules(&args.home)?;
     let text = match read_file(path, table::FILE_MAX) {

@@ -1,0 +1,72 @@
+//! Under which key a domain counts: `qpatch gate check --domain`.
+
+use qpatch_gate::learn::Learning;
+use qpatch_gate::rules::{KeyKind, Way};
+use serde::Serialize;
+
+use crate::gate::source::Loaded;
+use crate::gate::text::{
+    domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, site_text,
+};
+
+/// What becomes of a domain.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer {
+    domain: String,
+    kind: &'static str,
+    key: String,
+    /// null is unlimited.
+    limit: Option<u32>,
+    /// The line of concurrencydomains; 0 for none.
+    line: u32,
+    /// The line of smtproutes; 0 for none.
+    route: u32,
+    /// The line of authsenders, if the sender chooses the relay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authsenders: Option<u32>,
+    /// Whether the limit follows the server.
+    learns: bool,
+    /// Why it counts for a site, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    site: Option<String>,
+    #[serde(skip)]
+    pub(super) row: [String; 4],
+}
+
+/// No sender has it: what it finds is what counts for senders without a line of their own.
+const NO_SENDER: &str = "\0";
+
+pub(super) fn answers(loaded: &Loaded, domains: &[String], sender: Option<&str>) -> Vec<Answer> {
+    let Some(rules) = &loaded.rules else { return Vec::new() };
+    let relay = rules.by_sender(sender.unwrap_or(NO_SENDER).as_bytes());
+    let answer = |domain: &String| {
+        let asked = domain_bytes(domain);
+        let found = rules.resolve_for(&asked, relay);
+        let (line, route) = rules.lines(&found);
+        let (route, authsenders) = match found.route {
+            Some(Way::Sender(_)) => (0, Some(route)),
+            Some(Way::Host(_)) | None => (route, None),
+        };
+        let (domain, key) = (escaped(&asked), escaped(found.name.to_ascii_lowercase()));
+        let row = [
+            key_name(KeyKind::Domain, &domain),
+            key_name(found.kind, &key),
+            limit_text(found.cap.limit),
+            origin_text(rules, &found),
+        ];
+        let limit = limit_value(found.cap.limit);
+        Answer {
+            domain,
+            kind: found.kind.name(),
+            key,
+            limit,
+            line,
+            route,
+            authsenders,
+            learns: found.cap.learning == Learning::On,
+            site: found.site.map(site_text),
+            row,
+        }
+    };
+    domains.iter().map(answer).collect()
+}

@@ -1,0 +1,149 @@
+//! What check found, for people and for programs.
+
+use std::collections::HashSet;
+
+use qpatch_gate::table::Limit;
+use serde::Serialize;
+
+use super::Check;
+use super::answers::Answer;
+use super::replies::{self, Told};
+use super::running::{Remote, Whence};
+use crate::gate::finding::Finding;
+use crate::gate::source::{Loaded, Source};
+use crate::gate::text::limit_text;
+use crate::output::{CommandResult, Side, count, print, table};
+
+fn numbers(loaded: &Loaded) -> (u64, u64) {
+    let errors = loaded.findings.iter().filter(|finding| finding.is_error()).count() as u64;
+    (errors, loaded.findings.len() as u64 - errors)
+}
+
+pub(super) fn print_table(
+    source: &Source,
+    loaded: &Loaded,
+    remote: Option<Remote>,
+    answers: &[Answer],
+    told: &[Told],
+    args: &Check,
+) -> CommandResult {
+    print(|out| {
+        let mut helped = HashSet::new();
+        for finding in &loaded.findings {
+            let severity = if finding.is_error() { "error" } else { "warning" };
+            writeln!(out, "{}: {severity}: {}", finding.place(), finding.message)?;
+            // What to do is told once.
+            if !finding.help.is_empty() && helped.insert(&finding.help) {
+                writeln!(out, "  {}", finding.help)?;
+            }
+        }
+        let mut sums = match numbers(loaded) {
+            (0, 0) => "no problems".to_string(),
+            (0, warnings) => count(warnings, "warning"),
+            (errors, 0) => count(errors, "error"),
+            (errors, warnings) => {
+                format!("{}, {}", count(errors, "error"), count(warnings, "warning"))
+            }
+        };
+        let Some(rules) = &loaded.rules else {
+            writeln!(
+                out,
+                "{}: {sums}; the gate goes on with the last file that had no errors",
+                source.domains.display()
+            )?;
+            if !args.domains.is_empty() {
+                writeln!(out, "no limits of domains are told while there are errors")?;
+            }
+            if !args.replies.is_empty() {
+                writeln!(out, "no replies are told while there are errors")?;
+            }
+            return Ok(());
+        };
+        let mut facts = Vec::new();
+        if let Some(table) = &rules.table {
+            facts.push(count(table.len() as u64, "line"));
+            let others = [(table.ranges(), "range"), (table.exchangers(), "mx line")];
+            let others = others.iter().filter(|(number, _)| *number > 0);
+            facts.extend(others.map(|&(number, what)| count(number as u64, what)));
+            if !table.groups().is_empty() {
+                facts.push(count(table.groups().len() as u64, "group"));
+            }
+            let default = table.find(b"").map_or(Limit::Unlimited, |line| line.cap.limit);
+            facts.push(format!("default {}", limit_text(default)));
+        }
+        if !rules.routes.is_empty() {
+            facts.push(count(rules.routes.len() as u64, "route"));
+        }
+        if !rules.senders.is_empty() {
+            facts.push(count(rules.senders.len() as u64, "sender line"));
+        }
+        if !rules.replies.is_empty() {
+            facts.push(count(rules.replies.len() as u64, "reply line"));
+        }
+        if let Some(Remote { limit, from }) = remote {
+            let default = if from == Whence::Default { " (qmail's default)" } else { "" };
+            facts.push(format!("concurrencyremote {limit}{default}"));
+        }
+        if !facts.is_empty() {
+            sums.push_str("; ");
+        }
+        writeln!(out, "{}: {sums}{}", source.domains.display(), facts.join(", "))?;
+        let has_errors = numbers(loaded).0 > 0;
+        if let (true, Some(path)) = (has_errors, &source.replies) {
+            let path = path.display();
+            writeln!(out, "{path}: the gate goes on with the last file that had no errors")?;
+        }
+        match has_errors && !told.is_empty() {
+            true => writeln!(out, "no replies are told while there are errors")?,
+            false => replies::print(out, told)?,
+        }
+        if answers.is_empty() {
+            return Ok(());
+        }
+        writeln!(out)?;
+        let columns = [
+            ("DOMAIN", Side::Left),
+            ("KEY", Side::Left),
+            ("LIMIT", Side::Right),
+            ("FROM", Side::Left),
+        ];
+        let rows: Vec<_> = answers.iter().map(|answer| answer.row.clone()).collect();
+        table(out, columns, &rows)
+    })
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Report<'a> {
+    errors: u64,
+    warnings: u64,
+    problems: &'a [Finding],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrencyremote: Option<u32>,
+    domains: &'a [Answer],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    replies: &'a [Told],
+}
+
+pub(super) fn print_json(
+    loaded: &Loaded,
+    remote: Option<Remote>,
+    answers: &[Answer],
+    told: &[Told],
+) -> CommandResult {
+    let (errors, warnings) = numbers(loaded);
+    // What is told would not be what the gate does.
+    let told = if errors > 0 { &[] } else { told };
+    let report = Report {
+        errors,
+        warnings,
+        problems: &loaded.findings,
+        concurrencyremote: remote.map(|remote| remote.limit),
+        domains: answers,
+        replies: told,
+    };
+    print(|out| {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        writeln!(out)
+    })
+}

@@ -1,0 +1,160 @@
+//! What is around the control files: concurrencyremote, files that name relays, permissions, and what the running gate says.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use qpatch_gate::gate::CONCURRENCY_REMOTE;
+use qpatch_gate::problem::{File, Kind, Problem, Severity};
+use qpatch_gate::sender::Asked;
+use qpatch_gate::status::{State, StatusError};
+
+use crate::gate::advice::advice;
+use crate::gate::finding::Finding;
+use crate::gate::source::{Loaded, Source};
+use crate::gate::status_file::{self, Why};
+use crate::gate::text::plain;
+use crate::qmail::control::{leading_number, read_file};
+use crate::qmail::home::Home;
+use crate::qmail::relay_files;
+
+/// What qmail-send has read at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Remote {
+    pub(super) limit: u32,
+    /// Whether control/concurrencyremote says so.
+    pub(super) from: Whence,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whence {
+    File,
+    Default,
+}
+
+pub(super) fn concurrency_remote(source: &Source, loaded: &mut Loaded) -> Option<Remote> {
+    let path = source.home.as_ref()?.control("concurrencyremote");
+    let default = Remote { limit: CONCURRENCY_REMOTE, from: Whence::Default };
+    let kind = match read_file(&path, 4096) {
+        Ok(None) => return Some(default),
+        Ok(Some((_, text))) => match leading_number(&text) {
+            Some(limit) => return Some(Remote { limit, from: Whence::File }),
+            None => Kind::NotNumber,
+        },
+        Err(kind) => kind,
+    };
+    let line = u32::from(kind == Kind::NotNumber);
+    let problem = Problem { line, ..Problem::of_file(File::ConcurrencyRemote, kind) };
+    loaded.said.insert(problem.to_string());
+    // To the limits a wrong concurrencyremote is no error: they count as they stand.
+    let finding = Finding::of_problem(&problem, &path, &[]);
+    loaded.findings.push(Finding { severity: Severity::Warning, ..finding });
+    Some(default)
+}
+
+/// Relays that are in other files than smtproutes.
+pub(super) fn look_elsewhere(home: &Home, loaded: &mut Loaded) {
+    if loaded.domains.is_none() {
+        return;
+    }
+    for file in relay_files::find(&home.path()) {
+        let path = home.control(file.name);
+        loaded.findings.push(Finding::warning((&path, 0, 0), file.message(), file.help()));
+    }
+}
+
+/// qmail-rspawn runs as qmailr, to whom queue/lock/tcpto belongs.
+pub(super) fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
+    let tcpto = std::fs::metadata(home.lock("tcpto")).ok();
+    if let Some((metadata, _)) = &loaded.domains {
+        let mode = metadata.mode();
+        let readable = mode & 0o004 != 0
+            || tcpto.as_ref().is_some_and(|tcpto| {
+                (metadata.uid() == tcpto.uid() && mode & 0o400 != 0)
+                    || (metadata.gid() == tcpto.gid() && mode & 0o040 != 0)
+            });
+        if !readable {
+            let path = &source.domains;
+            let message = format!(
+                "the gate cannot read it: its mode is {:04o}, and qmail-rspawn runs as qmailr",
+                mode & 0o7777
+            );
+            let help = format!("chmod 644 {}", path.display());
+            loaded.findings.push(Finding::new(Severity::Error, (path, 0, 0), message, help));
+            // The gate does not use it, either.
+            loaded.rules = None;
+        }
+    }
+    let Some(tcpto) = tcpto else { return };
+    // One for each qmail-rspawn; those of a tree with supplemental channels share a file besides.
+    let numbered = (1..).map(|number| format!("gatestatus.{number}"));
+    let others = numbered.take_while(|name| home.lock(name).exists()).collect::<Vec<_>>();
+    if !others.is_empty() && !home.lock("gateshared").exists() {
+        let message =
+            "no such file: each limit holds per qmail-rspawn, not for all of them together";
+        let help = advice(Kind::CountsAlone(0));
+        loaded.findings.push(Finding::warning((&home.lock("gateshared"), 0, 0), message, help));
+    }
+    let follows_senders = relay_files::followed(&home.path()).senders == Asked::Yes;
+    let kept = File::KEPT.into_iter().filter(|&file| file != File::KeptSenders || follows_senders);
+    let kept = kept.map(File::name);
+    let kept: Vec<_> = kept.collect();
+    if home.lock("gatestatus").exists() {
+        for path in kept.iter().map(|name| home.lock(name)).filter(|path| !path.exists()) {
+            let message = "no such file: what the control file says is not kept, so after a restart a mistake in it counts at once";
+            let help = "make setup check in the patched tree, while qmail is stopped";
+            loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+        }
+    }
+    let names = ["gatestatus", "gateshared"].into_iter().chain(kept);
+    let names = names.chain(others.iter().map(String::as_str));
+    for path in names.map(|name| home.lock(name)) {
+        let Ok(file) = std::fs::metadata(&path) else { continue };
+        if file.is_file() && file.uid() != tcpto.uid() {
+            let message = format!(
+                "the gate cannot write it: it belongs to user {}, and qmail-rspawn runs as user {}",
+                file.uid(),
+                tcpto.uid()
+            );
+            let help = format!("chown {} {}", tcpto.uid(), path.display());
+            loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+        }
+    }
+}
+
+/// What the running gate says; of several spawners, each thing once.
+pub(super) fn look_at_status(home: &Home, loaded: &mut Loaded) {
+    let mut warn = |path: &Path, message: String, help: &str| {
+        loaded.findings.push(Finding::warning((path, 0, 0), message, help));
+    };
+    let path = home.lock("gatestatus");
+    match status_file::read(home) {
+        Ok(spawners) => {
+            let status = status_file::together(&spawners);
+            if status.state == State::Failed {
+                let message = "the gate had an internal error: since then there are no limits";
+                warn(&path, message.to_string(), "restart qmail, and report it");
+                return;
+            }
+            for problem in &status.problems {
+                if !loaded.said.contains(problem) {
+                    let message = format!("the gate says: {}", plain(problem));
+                    let help = "if it has been corrected, the gate sees it with its next delivery";
+                    warn(&path, message, help);
+                }
+            }
+        }
+        Err(unread) => match unread.why {
+            // Without a queue there is no gate that could be asked, and a gate without limits is silent.
+            Why::Missing if home.lock("").is_dir() => warn(
+                &path,
+                "no such file: this qmail has no gate".to_string(),
+                "qpatch apply TREE, make setup check, restart qmail",
+            ),
+            Why::Missing | Why::Denied | Why::Status(StatusError::Empty) => {}
+            Why::File(_) | Why::Status(_) => {
+                let error = status_file::explain(home, &unread);
+                warn(&unread.path, error.what, &error.help);
+            }
+        },
+    }
+}
