@@ -11,7 +11,8 @@ use std::process::Command;
 use proptest::prelude::*;
 use qpatch::doctor::host::Host;
 use qpatch::doctor::launch::limits::{Given, Machine, Pair, State, Value};
-use qpatch::doctor::launch::script::{Called, Shell, Walk, World};
+use qpatch::doctor::launch::script::{Called, Walk, World};
+use qpatch::doctor::launch::shell::Shell;
 use qpatch::doctor::launch::unit;
 use qpatch::doctor::{Options, examine_host};
 

@@ -27,7 +27,7 @@ use qpatch::verify::rig::protocol::{Command, Report, Width};
 use qpatch::verify::rig::sendrig::{self, SendRig, Spawners, pull_trigger};
 use qpatch::verify::rig::spawner::{Channel, IDLE, Spawner};
 use qpatch::verify::rig::stub::{self, Event, EventKind, Mode, Stubs, peak};
-use qpatch::verify::sandbox::scratch::Site;
+use qpatch::verify::sandbox::site::Site;
 use qpatch_gate::problem::File;
 use qpatch_gate::status::{InForce, State, Status};
 use qpatch_gate::table::Limit;

@@ -14,9 +14,9 @@ use std::time::Instant;
 
 use common::{Run, bytes, has, qpatch, run, snapshot};
 use qpatch::verify::error::Error;
-use qpatch::verify::proofs::build;
 use qpatch::verify::rig::sendrig;
-use qpatch::verify::sandbox::scratch::{SiteConfig, check_tree};
+use qpatch::verify::sandbox::build;
+use qpatch::verify::sandbox::{SiteConfig, check_tree};
 use qpatch::verify::{self, Options, Outcome, Part, Silent, Verdict};
 use rig::{site, tell};
 use tempfile::TempDir;

@@ -20,7 +20,7 @@ use qpatch::fixture::Dialect;
 use qpatch::verify::rig::protocol;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
-use qpatch::verify::sandbox::scratch::TodoLayout;
+use qpatch::verify::sandbox::site::TodoLayout;
 use qpatch::verify::{self, Options, Part, Silent};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use qpatch::verify::sandbox::check_tree;
 use qpatch::verify::sandbox::limits::Raised;
-use qpatch::verify::sandbox::scratch::{Keep, Scratch, check_tree};
+use qpatch::verify::sandbox::scratch::{Keep, Scratch};
 use qpatch::verify::{CatchSignals, die_of};
 
 use qpatch_bench_smtp::dns::{NameServer, Zone};

@@ -14,10 +14,14 @@ use qpatch::patches;
 use qpatch::tree::Tree;
 use qpatch::tree::journal::Session;
 use qpatch::tree::plan::{Halves, Plan as Changes};
-use qpatch::verify::proofs::{build, mail};
+use qpatch::verify::proofs::mail;
 use qpatch::verify::rig::sendrig;
+use qpatch::verify::sandbox::SiteConfig;
+use qpatch::verify::sandbox::build;
+use qpatch::verify::sandbox::makefile::targets;
 use qpatch::verify::sandbox::process::Process;
-use qpatch::verify::sandbox::scratch::{Scratch, Site, SiteConfig};
+use qpatch::verify::sandbox::scratch::Scratch;
+use qpatch::verify::sandbox::site::Site;
 use qpatch_gate::status::Status;
 use qpatch_gate::table::Limit;
 
@@ -152,7 +156,7 @@ impl Qmail {
         let config = SiteConfig { spawn: Some(spawn), ..SiteConfig::default() };
         let site = scratch.site(&copy, name, &config)?;
         build::prepare(&site)?;
-        let rules = build::targets(site.tree())?;
+        let rules = targets(site.tree())?;
         let optional = sendrig::OPTIONAL_PROGRAMS.iter().filter(|name| rules.contains(**name));
         let programs: Vec<&str> =
             sendrig::PROGRAMS.iter().chain(&PROGRAMS).chain(optional).copied().collect();

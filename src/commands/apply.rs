@@ -52,7 +52,7 @@ impl Next {
             return String::new();
         }
         let back = "; `qpatch revert` puts all back. Next:";
-        match verify::sandbox::scratch::check_tree(tree) {
+        match verify::sandbox::check_tree(tree) {
             Ok(()) => format!("{back} qpatch verify, then make setup check"),
             Err(verify::Error::NotBuilt { why, .. }) => {
                 format!("{back} make setup check\nqpatch verify cannot build this tree: {why}")

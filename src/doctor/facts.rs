@@ -10,11 +10,11 @@ use qpatch_gate::problem::{Kind, Problems};
 use qpatch_gate::status::{InForce, Status};
 use qpatch_gate::table::{self, Table};
 
-use super::Options;
 use super::host::{Fact, Host};
 use super::launch::conf;
 use super::launch::limits::Setting;
 use super::launch::{self, Launch};
+use super::options::Options;
 use super::process::{self, Daemons, Limits, Remotes, field_kib};
 use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::relay_files;
@@ -334,6 +334,8 @@ fn mount_of(mounts: &str, path: &Path) -> Option<Mount> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

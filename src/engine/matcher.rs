@@ -10,7 +10,9 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use crate::engine::include::includes;
 use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::makefile;
 use crate::engine::rule::{Alternative, Element, Pattern, Scope};
 
 /// Element comparisons that one start position may cost before it counts as no match.
@@ -580,11 +582,11 @@ pub fn regions(
             Err(functions.into_iter().map(|f| f.name).collect())
         }
         Scope::Target(name) => {
-            let targets = targets(source);
-            let regions: Vec<_> =
-                targets.iter().filter(|(n, _)| n == name).flat_map(|(_, r)| r.clone()).collect();
+            let rules = makefile::rules(source);
+            let ours = rules.iter().filter(|rule| rule.targets.contains(name));
+            let regions: Vec<_> = ours.flat_map(|rule| rule.tokens.clone()).collect();
             if regions.is_empty() {
-                return Err(targets.into_iter().map(|(n, _)| n).collect());
+                return Err(rules.into_iter().flat_map(|rule| rule.targets).collect());
             }
             Ok(regions)
         }
@@ -603,93 +605,6 @@ fn first_include(source: &Source<'_>) -> Range<usize> {
 /// The `#include` lines that no conditional holds.
 fn free_includes(source: &Source<'_>) -> Vec<Range<usize>> {
     includes(source).into_iter().filter(|i| i.held_by.is_none()).map(|i| i.tokens).collect()
-}
-
-struct Include {
-    tokens: Range<usize>,
-    /// The outermost conditional around it.
-    held_by: Option<usize>,
-}
-
-fn includes(source: &Source<'_>) -> Vec<Include> {
-    let mut found = Vec::new();
-    let mut open: Vec<usize> = Vec::new();
-    for at in 0..source.tokens.len().saturating_sub(1) {
-        if source.tokens[at].kind != Kind::Directive {
-            continue;
-        }
-        match &*source.text(at + 1) {
-            b"if" | b"ifdef" | b"ifndef" => open.push(at),
-            b"endif" => {
-                open.pop();
-            }
-            b"include" => {
-                let end = (at..source.tokens.len())
-                    .find(|&i| source.tokens[i].kind == Kind::LineEnd)
-                    .map_or(source.tokens.len(), |i| i + 1);
-                found.push(Include { tokens: at..end, held_by: open.first().copied() });
-            }
-            _ => {}
-        }
-    }
-    found
-}
-
-/// Makefile targets, each with its rule and recipe. Blank and comment lines before a line of the recipe are no end of it,
-/// but no part of it either: it goes on in a further range.
-fn targets(source: &Source<'_>) -> Vec<(String, Vec<Range<usize>>)> {
-    let mut found = Vec::new();
-    let tokens = &source.tokens;
-    let behind_line = |at: usize| {
-        let end = (at..tokens.len()).find(|&i| tokens[i].kind == Kind::LineEnd);
-        end.map_or(tokens.len(), |i| i + 1)
-    };
-    let mut at = 0;
-    while at < tokens.len() {
-        let word = source.text(at);
-        let name = if tokens[at].kind != Kind::Word || recipe_line(source, at) {
-            None
-        } else if let Some(name) = word.strip_suffix(b":") {
-            Some(name)
-        } else if at + 1 < tokens.len() && source.is(at + 1, Kind::Word, ":") {
-            Some(&*word)
-        } else {
-            None
-        };
-        let Some(name) = name else {
-            at = behind_line(at);
-            continue;
-        };
-        let mut ranges = Vec::new();
-        let (mut start, mut end) = (at, behind_line(at));
-        loop {
-            while end < tokens.len() && recipe_line(source, end) {
-                end = behind_line(end);
-            }
-            ranges.push(start..end);
-            let mut next = end;
-            while next < tokens.len()
-                && !recipe_line(source, next)
-                && (tokens[next].kind == Kind::LineEnd || source.text(next).starts_with(b"#"))
-            {
-                next = behind_line(next);
-            }
-            if next >= tokens.len() || !recipe_line(source, next) {
-                break;
-            }
-            (start, end) = (next, next);
-        }
-        found.push((String::from_utf8_lossy(name).into_owned(), ranges));
-        at = end;
-    }
-    found
-}
-
-/// Whether the line that token `at` begins starts with a tab.
-fn recipe_line(source: &Source<'_>, at: usize) -> bool {
-    let start = source.tokens[at].span.start;
-    let line = source.bytes[..start].iter().rposition(|&b| b == b'\n').map_or(0, |n| n + 1);
-    source.bytes.get(line) == Some(&b'\t')
 }
 
 #[cfg(test)]
@@ -739,33 +654,6 @@ mod tests {
         assert_eq!(range("/* c */\n#include <a.h>\n#include <b.h>\n"), 0..4);
         assert_eq!(range("int x;\n#ifdef A\n#include <a.h>\n#endif\n"), 3..3);
         assert_eq!(range("int x;\n"), 0..0);
-    }
-
-    #[test]
-    fn makefile_targets() {
-        let source = Source::new(Lang::Text, b"a: \\\nb c\n\t./x\n\t./y\n\nd : e\nf:\n");
-        let lens = |ranges: Vec<Range<usize>>| ranges.iter().map(Range::len).collect::<Vec<_>>();
-        let found: Vec<_> = targets(&source).into_iter().map(|(n, r)| (n, lens(r))).collect();
-        assert_eq!(found, [("a".into(), vec![8]), ("d".into(), vec![4]), ("f".into(), vec![2])]);
-    }
-
-    #[test]
-    fn a_recipe_goes_on_behind_comments_and_blank_lines() {
-        let text = b"a: b\n# c \\\n d:\n\n\t./x a\n#\n\t./y\n\n# e\nf: g\n";
-        let source = Source::new(Lang::Text, text);
-        let words = |range: &Range<usize>| {
-            let words = range.clone().filter(|&i| source.tokens[i].kind == Kind::Word);
-            words
-                .map(|i| String::from_utf8(source.text(i).into_owned()).unwrap())
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        let found: Vec<_> = targets(&source)
-            .iter()
-            .map(|(n, r)| (n.clone(), r.iter().map(words).collect::<Vec<_>>()))
-            .collect();
-        let of_a = ["a: b", "./x a", "./y"].map(String::from).to_vec();
-        assert_eq!(found, [("a".to_string(), of_a), ("f".to_string(), vec!["f: g".to_string()])]);
     }
 
     /// The nearest place for a pattern that is written as the context of a rule.

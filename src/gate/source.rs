@@ -133,7 +133,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
         }
     }
     if let Some(home) = &source.home {
-        rules.reads = relay_files::followed(&home.path());
+        rules.reads = relay_files::followed(home.path());
         loaded.leave_out_bounces(rules.reads, source.routes.as_deref());
     }
     if let Some(path) = source.senders.as_ref().filter(|_| rules.reads.senders == Asked::Yes) {

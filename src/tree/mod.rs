@@ -235,35 +235,6 @@ fn below(root: &Path) -> Option<PathBuf> {
         .or_else(|| first.iter().flat_map(|p| folders(p)).find(is_tree))
 }
 
-/// An `#include` line.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Include {
-    /// The header's name.
-    pub header: String,
-    /// Whether it stands in quotes, as headers of the tree do.
-    pub quoted: bool,
-}
-
-/// The headers that a source includes itself.
-#[must_use]
-pub fn own_includes(bytes: &[u8]) -> Vec<Include> {
-    let mut found = Vec::new();
-    for line in bytes.split(|&b| b == b'\n') {
-        let Some(line) = line.trim_ascii().strip_prefix(b"#") else { continue };
-        let Some(line) = line.trim_ascii_start().strip_prefix(b"include") else { continue };
-        let (line, close) = match line.trim_ascii_start() {
-            [b'"', line @ ..] => (line, b'"'),
-            [b'<', line @ ..] => (line, b'>'),
-            _ => continue,
-        };
-        if let Some(end) = line.iter().position(|&b| b == close) {
-            let header = String::from_utf8_lossy(&line[..end]).into_owned();
-            found.push(Include { header, quoted: close == b'"' });
-        }
-    }
-    found
-}
-
 impl Tree {
     /// What the rules want to know of this tree, beside the conf-spawn that it is to get.
     #[must_use]

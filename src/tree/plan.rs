@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::{Include, MARKS, Tree, own_includes};
+use super::{MARKS, Tree};
 use crate::engine::edit::{self, Edit, Misfit, State};
+use crate::engine::include::{Header, headers};
 use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::makefile;
 use crate::engine::matcher;
 use crate::engine::rule::{
     Absent, Condition, Need, Patch, Purpose, Reach, Scope, Section, Select, Work as Does,
@@ -240,7 +242,7 @@ struct Work {
     old: BTreeMap<String, Vec<u8>>,
     new: BTreeMap<String, Vec<u8>>,
     /// Of each file in `new`.
-    includes: BTreeMap<String, Vec<Include>>,
+    includes: BTreeMap<String, Vec<Header>>,
     /// Links that lead out of the tree: they may be looked at, and why they must not be changed.
     outside: BTreeMap<String, Error>,
     /// Sources that could not be read.
@@ -280,7 +282,7 @@ impl Work {
 
     /// Let the file `name` become `bytes`.
     fn put(&mut self, name: String, bytes: Vec<u8>) {
-        self.includes.insert(name.clone(), own_includes(&bytes));
+        self.includes.insert(name.clone(), headers(&bytes));
         self.new.insert(name, bytes);
     }
 
@@ -290,8 +292,8 @@ impl Work {
         let mut open = vec![name];
         while let Some(file) = open.pop() {
             for include in self.includes.get(file).into_iter().flatten() {
-                if seen.insert(include.header.as_str()) {
-                    open.push(&include.header);
+                if seen.insert(include.name.as_str()) {
+                    open.push(&include.name);
                 }
             }
         }
@@ -546,10 +548,10 @@ impl Work {
             if before == bytes.as_slice() {
                 continue;
             }
-            let had = own_includes(before);
-            let added = own_includes(bytes).into_iter().filter(|i| i.quoted && !had.contains(i));
+            let had = headers(before);
+            let added = headers(bytes).into_iter().filter(|i| i.quoted && !had.contains(i));
             for include in added {
-                makefile = with_prerequisite(&makefile, &format!("{stem}.o"), &include.header);
+                makefile = with_prerequisite(&makefile, &format!("{stem}.o"), &include.name);
             }
         }
         self.put(MAKEFILE.to_string(), makefile);
@@ -588,25 +590,10 @@ fn with_prerequisite(makefile: &[u8], target: &str, header: &str) -> Vec<u8> {
 
 /// Whether `name` is a prerequisite in `makefile`, and no target.
 fn needs(makefile: &[u8], name: &str) -> bool {
-    let source = Source::new(Lang::Text, makefile);
-    let mut needed = false;
-    for line in source.tokens.split(|t| t.kind == Kind::LineEnd) {
-        let Some(first) = line.first() else { continue };
-        let at = first.span.start;
-        if makefile[..at].ends_with(b"\t") || makefile[at] == b'#' {
-            continue;
-        }
-        let mut target = true;
-        for token in line {
-            let word = &makefile[token.span.clone()];
-            if target && word.strip_suffix(b":").unwrap_or(word) == name.as_bytes() {
-                return false;
-            }
-            needed |= !target && word == name.as_bytes();
-            target &= !word.ends_with(b":");
-        }
-    }
-    needed
+    let rules = makefile::rules_of(makefile);
+    let is_one_of = |names: &[String]| names.iter().any(|one| one == name);
+    rules.iter().any(|rule| is_one_of(&rule.prerequisites))
+        && !rules.iter().any(|rule| is_one_of(&rule.targets))
 }
 
 fn place(name: &str, misfit: &Misfit) -> String {

@@ -51,7 +51,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The compiler or make failed.
-    Build(Box<super::proofs::build::BuildFailure>),
+    Build(Box<BuildFailure>),
     /// Something that was waited for did not come.
     Timeout {
         /// What was waited for.
@@ -89,6 +89,32 @@ pub struct Disproof {
     pub found: String,
     /// The likely cause and the next step; empty when nothing is known.
     pub next: String,
+}
+
+/// A command of a build that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildFailure {
+    /// The command, as in `make qmail-send`.
+    pub command: String,
+    /// How it ended.
+    pub how: String,
+    /// The lines that matter of what it printed.
+    pub lines: Vec<String>,
+    /// The likely cause and the next step, where they are known.
+    pub cause: Option<String>,
+}
+
+impl fmt::Display for BuildFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.command, self.how)?;
+        if let Some(cause) = &self.cause {
+            write!(f, "; {cause}")?;
+        }
+        for line in &self.lines {
+            write!(f, "\n{line}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Error {

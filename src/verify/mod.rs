@@ -6,125 +6,27 @@
 //! pipes; only what is at the far end of a delivery is a stub.
 //!
 //! [`run`] is the whole proof. Its parts can be used alone: a
-//! [`sandbox::scratch::Scratch`] holds [`sandbox::scratch::Site`]s; [`proofs::build`] compiles in one;
+//! [`sandbox::scratch::Scratch`] holds [`sandbox::site::Site`]s; [`sandbox::build`] compiles in one;
 //! [`rig::stub::Stubs`] are the far end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running programs;
 //! [`proofs::trials`], [`proofs::mail`] and [`proofs::gate`] are what they are put through.
 #![deny(unsafe_code)]
 
 pub mod error;
+mod options;
 pub mod proofs;
 pub mod report;
 pub mod rig;
 pub mod sandbox;
 mod session;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use crate::sys;
 
 pub use error::{Disproof, Error};
+pub use options::{MAX_SPAWN, Options, Part};
 pub use report::{Outcome, Progress, Silent, Step, Transient, Verdict, Written};
-
-/// The largest conf-spawn: delivery numbers take two bytes, and qpatch leaves the last few alone.
-pub const MAX_SPAWN: u32 = 65000;
-
-/// What a proof is to try, and how.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// The conf-spawn to try (1..65000); `None`: what the tree has.
-    pub spawn: Option<u32>,
-    /// The compiler, in place of the first word of conf-cc and conf-ld.
-    pub cc: Option<String>,
-    /// Further words for conf-cc.
-    pub cflags: Vec<String>,
-    /// Whether the scratch directory is kept, to look inside.
-    pub keep: sandbox::scratch::Keep,
-    /// The seed of everything random; `None`: a new one, which the outcome tells.
-    pub seed: Option<u64>,
-    /// Only these parts, and what they need; empty: all.
-    pub only: Vec<Part>,
-    /// A folder whose files the copy gets in its control/, beside those that verify writes itself: for spawners that want
-    /// files of their own, as those of forks with LDAP.
-    pub control: Option<PathBuf>,
-    /// Where the scratch directory is made; `None`: `$TMPDIR`, /tmp or /var/tmp.
-    pub scratch_parent: Option<PathBuf>,
-}
-
-/// A part of a proof that can be asked for alone. The tree is built for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The tree builds.
-    Build,
-    /// Its chkspawn accepts conf-spawn.
-    Chkspawn,
-    /// Its fd_set has room.
-    FdSet,
-    /// The machine has room; the rig is made ready.
-    Machine,
-    /// qmail-rspawn alone.
-    Rspawn,
-    /// qmail-lspawn alone.
-    Lspawn,
-    /// qmail-send with every delivery number, the spawners played by the rig.
-    Numbers,
-    /// Mail through qmail-send and both spawners.
-    Mail,
-    /// qmail-send stopped and killed with deliveries under way.
-    Restart,
-    /// The gate's limits.
-    Gate,
-    /// Spawners and mail again, built with `_FORTIFY_SOURCE=3`.
-    Fortify,
-}
-
-impl Part {
-    /// Every part, in order.
-    pub const ALL: [Part; 11] = [
-        Part::Build,
-        Part::Chkspawn,
-        Part::FdSet,
-        Part::Machine,
-        Part::Rspawn,
-        Part::Lspawn,
-        Part::Numbers,
-        Part::Mail,
-        Part::Restart,
-        Part::Gate,
-        Part::Fortify,
-    ];
-
-    /// The name of its step; of its first one, where it has several.
-    pub fn step(self) -> &'static str {
-        match self {
-            Part::Build => "build",
-            Part::Chkspawn => "chkspawn",
-            Part::FdSet => "fd_set",
-            Part::Machine => "machine",
-            Part::Rspawn => "qmail-rspawn",
-            Part::Lspawn => "qmail-lspawn",
-            Part::Numbers => "qmail-send numbers",
-            Part::Mail => "mail",
-            Part::Restart => "restart",
-            Part::Gate => "gate",
-            Part::Fortify => "fortify build",
-        }
-    }
-
-    /// Its name on a command line: that of its step, in one word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Numbers => "qmail-send-numbers",
-            Part::Fortify => "fortify",
-            other => other.step(),
-        }
-    }
-
-    /// The part of that name.
-    pub fn named(name: &str) -> Option<Part> {
-        Part::ALL.into_iter().find(|part| part.name() == name || part.step() == name)
-    }
-}
 
 /// Proves `tree`. A step that fails is part of the outcome; an error means that the proof could not be carried out
 /// (not a tree, no place for a copy) or that a signal stopped it, which [`Error::Interrupted`] tells.
@@ -132,7 +34,7 @@ impl Part {
 /// While it runs, SIGINT, SIGTERM and SIGHUP make it clean up and return; see [`die_of`].
 pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Outcome, Error> {
     let started = Instant::now();
-    sandbox::scratch::check_tree(tree)?;
+    sandbox::check_tree(tree)?;
     if let Some(spawn) = options.spawn
         && !(1..=MAX_SPAWN).contains(&spawn)
     {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::Error;
-use super::proofs::build;
+use super::options::{Options, Part};
 use super::proofs::fdset;
 use super::proofs::gate;
 use super::proofs::mail::{self, Crowd, Sent, Stop};
@@ -17,9 +17,12 @@ use super::rig::protocol::Width;
 use super::rig::sendrig;
 use super::rig::spawner::{Channel, Spawner};
 use super::rig::stub::Stubs;
+use super::sandbox::SiteConfig;
+use super::sandbox::build;
 use super::sandbox::limits::{Bound, Machine};
-use super::sandbox::scratch::{MessageId, Scratch, Site, SiteConfig};
-use super::{Options, Part};
+use super::sandbox::makefile::targets;
+use super::sandbox::scratch::Scratch;
+use super::sandbox::site::{MessageId, Site};
 
 /// At most this many deliveries of each channel go through qmail-send and real spawners at the same time.
 const MAX_CROWD: u32 = 4096;
@@ -223,7 +226,7 @@ impl<'s> Session<'s> {
         let Some(site) = built else { return Ok(None) };
         self.spawn = site.spawn();
         self.cc = site.cc().to_owned();
-        let has_chkspawn = build::targets(site.tree())?.contains("chkspawn");
+        let has_chkspawn = targets(site.tree())?.contains("chkspawn");
         self.part(Part::Chkspawn, true, |session, name| {
             if has_chkspawn {
                 return session.step(name, |_| chkspawn(&site));
@@ -257,7 +260,7 @@ impl<'s> Session<'s> {
         self.spawn = site.spawn();
         self.cc = site.cc().to_owned();
         build::prepare(&site)?;
-        let rules = build::targets(site.tree())?;
+        let rules = targets(site.tree())?;
         let mut wanted: Vec<&str> = sendrig::PROGRAMS.to_vec();
         for program in wanted.iter() {
             if !rules.contains(*program) {
@@ -289,7 +292,7 @@ impl<'s> Session<'s> {
     }
 
     fn install(&mut self, site: Site) -> Result<(Ready, Shown), Error> {
-        let rules = build::targets(site.tree())?;
+        let rules = targets(site.tree())?;
         let optional =
             sendrig::OPTIONAL_PROGRAMS.iter().filter(|program| rules.contains(**program));
         for program in sendrig::PROGRAMS.iter().chain(optional) {

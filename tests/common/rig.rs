@@ -7,7 +7,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use qpatch::verify::error::Error;
-use qpatch::verify::proofs::build;
 use qpatch::verify::proofs::mail::{self, Sent};
 use qpatch::verify::proofs::trials;
 use qpatch::verify::rig::numbers::{self, Random};
@@ -15,8 +14,11 @@ use qpatch::verify::rig::protocol::Width;
 use qpatch::verify::rig::sendrig;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::Stubs;
+use qpatch::verify::sandbox::SiteConfig;
+use qpatch::verify::sandbox::build;
 use qpatch::verify::sandbox::limits::{Bound, Machine, Raised};
-use qpatch::verify::sandbox::scratch::{Keep, MessageId, Scratch, Site, SiteConfig};
+use qpatch::verify::sandbox::scratch::{Keep, Scratch};
+use qpatch::verify::sandbox::site::{MessageId, Site};
 
 /// A tree's programs, built by its own Makefile and installed in a home of their own.
 pub(crate) struct Rig {

@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::super::facts::Facts;
+use super::super::finding::{Finding, Fix, Verdict};
 use super::super::launch::limits::{Limited, Pair, Source, Value};
 use super::super::launch::{KERNEL_FILES, Start};
 use super::super::process::Daemon;
-use super::super::{Finding, Fix, Verdict};
-use super::{OTHER_PROCESSES, enough, files_for, finding, names, running, shown, unknown};
+use super::common::{OTHER_PROCESSES, enough, files_for, finding, names, running, shown, unknown};
 
 pub(super) fn shell_files(facts: &Facts, deliveries: u64) -> Finding {
     const NAME: &str = "descriptors, shell";

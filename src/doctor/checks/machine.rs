@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::super::facts::{Compiler, Facts, Libc};
+use super::super::finding::{Finding, Verdict};
 use super::super::process::Measure;
-use super::super::{Finding, Verdict};
+use super::common::{SYSCTL, finding, names, unknown};
 use super::processes::raise;
-use super::{SYSCTL, finding, unknown};
 
 /// What one waiting qmail-remote costs the machine where none runs that could be measured, in KiB. Of 600 of netqmail-1.06 (gcc -O2,
 /// glibc 2.36, no TLS), connected to a server that says nothing, each has taken 117 of memory (Pss), 39 of page tables, and what
@@ -149,7 +149,7 @@ pub(super) fn ports(facts: &Facts, remote: u64) -> Finding {
                 "{range}, {needed} needed; a connection that has its address from {} shares them with all destinations, not with one, \
                  unless qmail-remote sets IP_BIND_ADDRESS_NO_PORT; when they run out, it says what it says for a server that \
                  refuses",
-                super::names(files)
+                names(files)
             ),
         ),
     };

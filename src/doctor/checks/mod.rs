@@ -1,23 +1,15 @@
 //! Judging: pure functions from [`Facts`] to [`Finding`]s.
 #![forbid(unsafe_code)]
 
+mod common;
 mod descriptors;
 mod machine;
 mod processes;
 mod qmail;
 
 use super::facts::Facts;
-use super::process::Daemon;
-use super::{Finding, Fix, Options, Verdict};
-
-/// Processes besides the deliveries: everything else on the machine.
-const OTHER_PROCESSES: u64 = 500;
-
-/// Where a setting of the kernel belongs.
-const SYSCTL: &str = "/etc/sysctl.d/qmail.conf";
-
-/// More names than this are not told one by one.
-const NAMES_MAX: usize = 3;
+use super::finding::Finding;
+use super::options::Options;
 
 /// The number of remote deliveries that the findings are about: what was asked for, or what control/concurrencyremote
 /// says; never more than conf-spawn.
@@ -55,63 +47,6 @@ pub fn all(facts: &Facts, concurrency: u32) -> Vec<Finding> {
     ]
 }
 
-/// Descriptors that a spawner needs: two for each delivery, and five (chkspawn's formula); a few to spare.
-fn files_for(deliveries: u64) -> u64 {
-    2 * deliveries + 16
-}
-
-fn finding(name: &'static str, verdict: Verdict, detail: impl Into<String>) -> Finding {
-    Finding { name, verdict, detail: detail.into(), fixes: Vec::new() }
-}
-
-fn unknown(name: &'static str, why: impl Into<String>) -> Finding {
-    finding(name, Verdict::Unknown, why)
-}
-
-impl Finding {
-    fn fix(mut self, place: impl Into<String>, line: impl Into<String>) -> Finding {
-        self.fixes.push(Fix { place: place.into(), line: line.into() });
-        self
-    }
-}
-
-fn enough(limit: Option<u64>, needed: u64) -> bool {
-    limit.is_none_or(|limit| limit >= needed)
-}
-
-fn shown(limit: Option<u64>) -> String {
-    limit.map_or("unlimited".to_owned(), |limit| limit.to_string())
-}
-
-/// The first few of many names.
-fn names<S: AsRef<str>>(all: &[S]) -> String {
-    let first: Vec<&str> = all.iter().take(NAMES_MAX).map(AsRef::as_ref).collect();
-    match all.len().saturating_sub(NAMES_MAX) {
-        0 => first.join(", "),
-        more => format!("{} and {more} more", first.join(", ")),
-    }
-}
-
-fn running(facts: &Facts) -> Result<&[Daemon], String> {
-    let daemons = facts.daemons.as_ref().map_err(String::clone)?;
-    if !daemons.ours.is_empty() {
-        return Ok(&daemons.ours);
-    }
-    if daemons.not_told.is_empty() {
-        return Err("no qmail-send is running that can be seen (it may run in a container, or /proc be mounted with hidepid)"
-            .to_owned());
-    }
-    let who = match daemons.asked_by_root {
-        false => "only root can see",
-        true => "it cannot be seen from here, not even by root,",
-    };
-    Err(format!(
-        "running: {}; {who} whether that is the qmail in {}",
-        names(&daemons.not_told),
-        facts.home.display()
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use qpatch_gate::status::InForce;
@@ -120,11 +55,13 @@ mod tests {
     use std::path::PathBuf;
     use std::rc::Rc;
 
+    use super::common::SYSCTL;
     use crate::doctor::facts::{Caps, Compiler, Libc, Mount};
     use crate::doctor::launch::limits::{Given, Limited, Pair, Setting, State, Value};
     use crate::doctor::launch::{Ceiling, Launch, Service, Start};
+    use crate::doctor::process::Daemon;
     use crate::doctor::process::{Daemons, Group, Limits, Measure, Remotes};
-    use crate::doctor::{Report, Verdict};
+    use crate::doctor::{Fix, Report, Verdict};
 
     /// qmail's rc, which is started with so many descriptors by a line of its own.
     fn start(value: Value) -> Start {

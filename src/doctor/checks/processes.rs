@@ -2,10 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::super::facts::Facts;
+use super::super::finding::{Finding, Verdict};
 use super::super::launch::Ceiling;
 use super::super::launch::limits::Limited;
-use super::super::{Finding, Verdict};
-use super::{OTHER_PROCESSES, SYSCTL, enough, finding, running, shown, unknown};
+use super::common::{OTHER_PROCESSES, SYSCTL, enough, finding, names, running, shown, unknown};
 
 pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
     const NAME: &str = "processes, qmailr";
@@ -75,7 +75,7 @@ pub(super) fn unit_settings(facts: &Facts) -> Finding {
             _ => {
                 let units: Vec<&str> =
                     services.iter().map(|service| service.name.as_str()).collect();
-                format!("none of {} stops mail", super::names(&units))
+                format!("none of {} stops mail", names(&units))
             }
         };
         return finding(NAME, Verdict::Ok, detail);

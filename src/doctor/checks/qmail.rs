@@ -5,8 +5,8 @@ use qpatch_gate::status::InForce;
 use qpatch_gate::table;
 
 use super::super::facts::{Caps, Facts};
-use super::super::{Finding, Verdict};
-use super::{finding, unknown};
+use super::super::finding::{Finding, Verdict};
+use super::common::{finding, unknown};
 
 pub(super) fn conf_spawn(facts: &Facts, concurrency: u32) -> Finding {
     const NAME: &str = "conf-spawn";

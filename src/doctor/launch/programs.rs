@@ -5,8 +5,18 @@
 //! daemontools 0.76, runit 2.1.2, s6 2.11.1 and util-linux 2.38 (2.41 refuses a number with a suffix); perp's runlimit, and nosh, go by their manuals.
 #![forbid(unsafe_code)]
 
+use super::field::Field;
 use super::limits::{Above, Amount, Limited, Part, Value};
-use super::script::{Field, Shell, Target};
+use super::shell::Shell;
+
+/// What a script starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The queue daemons.
+    Qmail,
+    /// A supervisor, which starts what is in its folder.
+    Supervisor,
+}
 
 /// A limit that a command sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::unit::{Entry, Unit};
+use super::unit::{Entry, Unit, drop_in};
 
 /// Such a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(super) fn obstacles(unit: &Unit, home: &Path) -> Vec<Obstacle> {
             place: format!("{} line {}", entry.file, entry.line),
             text: entry.text.clone(),
             why: why.to_owned(),
-            fix: (super::drop_in(&unit.name, "Service", Some(entry)), line.to_owned()),
+            fix: (drop_in(&unit.name, "Service", Some(entry)), line.to_owned()),
         });
     };
     const ROOT: &str = "qmail-start has to be root to give each daemon its own user";

@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use super::field::{Field, Variable};
 use super::limits::{Amount, Change, Limited, Machine, Pair, Setting, State, Value};
-use super::programs::{self, Next};
-use super::shell::{self, Kind, Link, Node, Word};
+use super::programs::{self, Next, Target};
+use super::shell::{self, Kind, Link, Node, Shell, Word};
 
 /// What a path that a script names turns out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,50 +37,6 @@ pub trait World {
     fn is_known(&self, path: &str) -> bool;
 }
 
-/// A shell, as far as its ulimit differs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shell {
-    /// Debian's sh.
-    Dash,
-    /// The sh of most other systems.
-    Bash,
-    /// ksh93.
-    Ksh,
-    /// zsh.
-    Zsh,
-    /// That of Alpine and of rescue systems.
-    Busybox,
-    /// csh and tcsh, which have `limit`.
-    Csh,
-    /// One that could not be seen.
-    Unknown,
-}
-
-impl Shell {
-    /// By its name.
-    pub fn named(name: &str) -> Option<Shell> {
-        Some(match name {
-            "dash" => Shell::Dash,
-            "bash" => Shell::Bash,
-            "ksh" | "ksh93" | "mksh" | "pdksh" => Shell::Ksh,
-            "zsh" => Shell::Zsh,
-            "busybox" | "ash" => Shell::Busybox,
-            "csh" | "tcsh" => Shell::Csh,
-            "sh" => Shell::Unknown,
-            _ => return None,
-        })
-    }
-}
-
-/// What a script starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// The queue daemons.
-    Qmail,
-    /// A supervisor, which starts what is in its folder.
-    Supervisor,
-}
-
 /// A place that starts something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
@@ -102,32 +59,6 @@ pub struct Found {
     pub unread: Vec<String>,
     /// Lines that look as if they set the limit of descriptors, and do not.
     pub idle: Vec<String>,
-}
-
-/// A value of a variable, and where it was set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Variable {
-    /// The value; `None`: only the running script knows it.
-    pub value: Option<String>,
-    /// The file of the line that sets it.
-    pub file: String,
-    /// The line; 0: not from a line.
-    pub line: usize,
-}
-
-/// A word after its variables have got their values.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Field {
-    /// The text, with what could not be known as it is written.
-    pub text: String,
-    /// Whether all of it is known.
-    pub known: bool,
-    /// The file of the line that it comes from.
-    pub file: String,
-    /// The line.
-    pub line: usize,
-    /// Where in the line it starts.
-    pub column: usize,
 }
 
 /// Scripts that call scripts.

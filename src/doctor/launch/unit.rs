@@ -532,6 +532,46 @@ pub fn words(line: &str) -> Vec<Vec<String>> {
     commands
 }
 
+/// The file for a setting of one's own. It has to come after the drop-in that sets it now.
+pub(super) fn drop_in(name: &str, section: &str, now: Option<&Entry>) -> String {
+    let now = now
+        .filter(|entry| entry.file.contains(".d/"))
+        .and_then(|entry| entry.file.rsplit('/').next());
+    let file =
+        if now.is_some_and(|now| now > "limits.conf") { "zz-limits.conf" } else { "limits.conf" };
+    format!("/etc/systemd/system/{name}.d/{file}, in [{section}]")
+}
+
+/// `word` with the specifiers that it has (`%n`).
+pub(super) fn specifiers(unit: &Unit, word: &str) -> String {
+    if !word.contains('%') {
+        return word.to_owned();
+    }
+    let name = unit.name.as_str();
+    let prefix = name.split(['@']).next().unwrap_or_default();
+    let prefix = prefix.strip_suffix(".service").unwrap_or(prefix);
+    let mut text = String::new();
+    let mut chars = word.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            text.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('%') => text.push('%'),
+            Some('i' | 'I') => text.push_str(instance(name)),
+            Some('n') => text.push_str(name),
+            Some('N') => text.push_str(name.strip_suffix(".service").unwrap_or(name)),
+            Some('p' | 'P') => text.push_str(prefix),
+            other => {
+                text.push('%');
+                text.extend(other);
+            }
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,7 @@ use crate::output::{CommandResult, Failures, Format};
 use crate::qmail::home::QMAIL_HOME;
 use answers::answers;
 use not_meant::not_meant;
-use print::{print_json, print_table};
+use print::{Asked, print_json, print_table};
 use replies::reply_argument;
 use running::{concurrency_remote, look_at_permissions, look_at_status, look_elsewhere};
 
@@ -76,8 +76,9 @@ pub fn run(args: &Check) -> CommandResult {
     let answers = answers(&loaded, &args.domains, args.sender.as_deref());
     let none = Replies::default();
     let told = replies::told(loaded.rules.as_ref().map_or(&none, |r| &r.replies), &args.replies);
+    let asked = Asked { domains: !args.domains.is_empty(), replies: !args.replies.is_empty() };
     match args.format {
-        Format::Table => print_table(&source, &loaded, remote, &answers, &told, args)?,
+        Format::Table => print_table(&source, &loaded, remote, &answers, &told, asked)?,
         Format::Json => print_json(&loaded, remote, &answers, &told)?,
     }
     let failed = loaded.findings.iter().any(Finding::is_error);

@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use qpatch_gate::table::Limit;
 use serde::Serialize;
 
-use super::Check;
 use super::answers::Answer;
 use super::replies::{self, Told};
 use super::running::{Remote, Whence};
@@ -13,6 +12,13 @@ use crate::gate::finding::Finding;
 use crate::gate::source::{Loaded, Source};
 use crate::gate::text::limit_text;
 use crate::output::{CommandResult, Side, count, print, table};
+
+/// What the operator has asked for besides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    pub(super) domains: bool,
+    pub(super) replies: bool,
+}
 
 fn numbers(loaded: &Loaded) -> (u64, u64) {
     let errors = loaded.findings.iter().filter(|finding| finding.is_error()).count() as u64;
@@ -25,7 +31,7 @@ pub(super) fn print_table(
     remote: Option<Remote>,
     answers: &[Answer],
     told: &[Told],
-    args: &Check,
+    asked: Asked,
 ) -> CommandResult {
     print(|out| {
         let mut helped = HashSet::new();
@@ -51,10 +57,10 @@ pub(super) fn print_table(
                 "{}: {sums}; the gate goes on with the last file that had no errors",
                 source.domains.display()
             )?;
-            if !args.domains.is_empty() {
+            if asked.domains {
                 writeln!(out, "no limits of domains are told while there are errors")?;
             }
-            if !args.replies.is_empty() {
+            if asked.replies {
                 writeln!(out, "no replies are told while there are errors")?;
             }
             return Ok(());

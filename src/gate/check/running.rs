@@ -56,7 +56,7 @@ pub(super) fn look_elsewhere(home: &Home, loaded: &mut Loaded) {
     if loaded.domains.is_none() {
         return;
     }
-    for file in relay_files::find(&home.path()) {
+    for file in relay_files::find(home.path()) {
         let path = home.control(file.name);
         loaded.findings.push(Finding::warning((&path, 0, 0), file.message(), file.help()));
     }
@@ -94,7 +94,7 @@ pub(super) fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loa
         let help = advice(Kind::CountsAlone(0));
         loaded.findings.push(Finding::warning((&home.lock("gateshared"), 0, 0), message, help));
     }
-    let follows_senders = relay_files::followed(&home.path()).senders == Asked::Yes;
+    let follows_senders = relay_files::followed(home.path()).senders == Asked::Yes;
     let kept = File::KEPT.into_iter().filter(|&file| file != File::KeptSenders || follows_senders);
     let kept = kept.map(File::name);
     let kept: Vec<_> = kept.collect();

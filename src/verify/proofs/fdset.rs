@@ -6,10 +6,11 @@
 
 use std::fs;
 
-use super::build;
 use crate::verify::error::Error;
+use crate::verify::sandbox::build;
+use crate::verify::sandbox::makefile::targets;
 use crate::verify::sandbox::process::run_captured;
-use crate::verify::sandbox::scratch::Site;
+use crate::verify::sandbox::site::Site;
 
 /// What one source file sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +34,7 @@ const MARK: &[u8] = b"rig-fdset=";
 
 /// Asks every source file that uses fd_set and that the Makefile makes an object of.
 pub fn ask(site: &Site) -> Result<FdSets, Error> {
-    let rules = build::targets(site.tree())?;
+    let rules = targets(site.tree())?;
     let mut files = Vec::new();
     for entry in fs::read_dir(site.tree()).map_err(Error::file("read", site.tree()))? {
         let name = entry

@@ -12,7 +12,7 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
 use crate::verify::rig::spawner::{Channel, Spawner};
 use crate::verify::rig::stub::{self, EventKind, Mode, Stubs};
-use crate::verify::sandbox::scratch::{MessageId, Site};
+use crate::verify::sandbox::site::{MessageId, Site};
 
 /// The limit that the trials set.
 const LIMIT: u32 = 5;

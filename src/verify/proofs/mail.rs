@@ -14,7 +14,7 @@ use crate::verify::rig::protocol::{Report, Width};
 use crate::verify::rig::sendrig::{SendRig, Spawners, pull_trigger, run_qmail_queue};
 use crate::verify::rig::spawner::Channel;
 use crate::verify::rig::stub::{self, EventKind, Mode, Stubs, peak};
-use crate::verify::sandbox::scratch::{MessageId, Site};
+use crate::verify::sandbox::site::{MessageId, Site};
 
 const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
 

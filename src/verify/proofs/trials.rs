@@ -10,7 +10,7 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::{Command, Report, Width};
 use crate::verify::rig::spawner::{Channel, Spawner};
 use crate::verify::rig::stub::{self, Mode, Stubs};
-use crate::verify::sandbox::scratch::{MessageId, Site};
+use crate::verify::sandbox::site::{MessageId, Site};
 
 /// The envelope sender of every delivery.
 const SENDER: &str = "sender@sender.example";

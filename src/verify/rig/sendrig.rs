@@ -28,7 +28,7 @@ use super::stub::Stubs;
 use crate::sys::{self, Interest, Polled, Resource, Watch};
 use crate::verify::error::Error;
 use crate::verify::sandbox::process::{Process, describe, interrupted, last_words};
-use crate::verify::sandbox::scratch::Site;
+use crate::verify::sandbox::site::Site;
 
 /// The programs of a tree that [`SendRig`] needs; further ones where a tree has them.
 pub const PROGRAMS: [&str; 6] =

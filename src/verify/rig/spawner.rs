@@ -14,7 +14,7 @@ use super::stub::Stubs;
 use crate::sys::{self, Interest, Polled, Watch};
 use crate::verify::error::Error;
 use crate::verify::sandbox::process::{Process, describe, interrupted, last_words};
-use crate::verify::sandbox::scratch::Site;
+use crate::verify::sandbox::site::Site;
 
 /// Which of the two spawners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

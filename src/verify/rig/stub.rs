@@ -12,10 +12,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::sys::{self, Resource};
-use crate::verify::error::Error;
-use crate::verify::proofs::build::{BuildFailure, NOT_OURS, telling_lines};
+use crate::verify::error::{BuildFailure, Error};
+use crate::verify::sandbox::build::{NOT_OURS, telling_lines};
 use crate::verify::sandbox::process::{describe, run_captured};
-use crate::verify::sandbox::scratch::Site;
+use crate::verify::sandbox::site::Site;
 
 const STUB_C: &str = include_str!("stub.c");
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use crate::sys::{self, ChildState, Interest, Polled, Watch};
 use crate::verify::error::Error;
 
+/// How long a command may print nothing before it is given up.
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+
 /// A running program. Dropping it kills it and everything that it has started and that has not left its group.
 #[derive(Debug)]
 pub struct Process {

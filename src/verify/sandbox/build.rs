@@ -1,18 +1,13 @@
 //! Building the programs of a [`Site`] with the tree's own Makefile, and saying why that failed.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
-use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Instant;
 
-use crate::verify::error::Error;
-use crate::verify::sandbox::process::{describe, run_captured};
-use crate::verify::sandbox::scratch::Site;
-
-/// How long make may print nothing before it is given up.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::verify::error::{BuildFailure, Error};
+use crate::verify::sandbox::process::{PATIENCE, describe, run_captured};
+use crate::verify::sandbox::site::Site;
 
 /// What is said where a source of the rig does not compile: it may be the compiler, its flags or its C library.
 pub(crate) const NOT_OURS: &str = "a source of verify itself, in plain C89 and POSIX, does not compile with conf-cc and the C \
@@ -20,32 +15,6 @@ pub(crate) const NOT_OURS: &str = "a source of verify itself, in plain C89 and P
 
 /// The source of the object that [`prepare`] links into every program.
 const LINK_C: &str = include_str!("link.c");
-
-/// A command of a build that failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BuildFailure {
-    /// The command, as in `make qmail-send`.
-    pub command: String,
-    /// How it ended.
-    pub how: String,
-    /// The lines that matter of what it printed.
-    pub lines: Vec<String>,
-    /// The likely cause and the next step, where they are known.
-    pub cause: Option<String>,
-}
-
-impl fmt::Display for BuildFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.command, self.how)?;
-        if let Some(cause) = &self.cause {
-            write!(f, "; {cause}")?;
-        }
-        for line in &self.lines {
-            write!(f, "\n{line}")?;
-        }
-        Ok(())
-    }
-}
 
 /// What a build took.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,24 +73,6 @@ pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
         Some(failure) => Err(Error::Build(Box::new(failure))),
         None => Ok(Built { seconds: started.elapsed().as_secs_f64() }),
     }
-}
-
-/// The names that the tree's Makefile has a rule for.
-pub fn targets(tree: &Path) -> Result<BTreeSet<String>, Error> {
-    let path = tree.join("Makefile");
-    let text = fs::read(&path).map_err(Error::file("read", &path))?;
-    Ok(rule_names(&String::from_utf8_lossy(&text)))
-}
-
-fn rule_names(makefile: &str) -> BTreeSet<String> {
-    makefile
-        .lines()
-        .filter(|line| !line.starts_with(['\t', '#', ' ', '.']))
-        .filter_map(|line| line.split_once(':'))
-        .filter(|(names, rest)| !names.contains('=') && !rest.starts_with('='))
-        .flat_map(|(names, _)| names.split_whitespace())
-        .map(str::to_owned)
-        .collect()
 }
 
 /// Puts a program of the copy into the home's bin/, where the others look for it.
@@ -277,14 +228,6 @@ fn missing_command(output: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rules_are_found_and_variables_are_not() {
-        let names = rule_names(
-            "SHELL=/bin/sh\nA := b\ndefault: it\n\t./load x:y\nqmail-send \\\nx: y\na b: c\n# d: e\n",
-        );
-        assert_eq!(names, BTreeSet::from(["default", "x", "a", "b"].map(str::to_owned)));
-    }
 
     #[test]
     fn known_causes_are_named() {

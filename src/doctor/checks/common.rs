@@ -1,0 +1,72 @@
+//! What several checks need.
+#![forbid(unsafe_code)]
+
+use crate::doctor::facts::Facts;
+use crate::doctor::finding::{Finding, Fix, Verdict};
+use crate::doctor::process::Daemon;
+
+/// Processes besides the deliveries: everything else on the machine.
+pub(super) const OTHER_PROCESSES: u64 = 500;
+
+/// Where a setting of the kernel belongs.
+pub(super) const SYSCTL: &str = "/etc/sysctl.d/qmail.conf";
+
+/// More names than this are not told one by one.
+pub(super) const NAMES_MAX: usize = 3;
+
+/// Descriptors that a spawner needs: two for each delivery, and five (chkspawn's formula); a few to spare.
+pub(super) fn files_for(deliveries: u64) -> u64 {
+    2 * deliveries + 16
+}
+
+pub(super) fn finding(name: &'static str, verdict: Verdict, detail: impl Into<String>) -> Finding {
+    Finding { name, verdict, detail: detail.into(), fixes: Vec::new() }
+}
+
+pub(super) fn unknown(name: &'static str, why: impl Into<String>) -> Finding {
+    finding(name, Verdict::Unknown, why)
+}
+
+impl Finding {
+    pub(super) fn fix(mut self, place: impl Into<String>, line: impl Into<String>) -> Finding {
+        self.fixes.push(Fix { place: place.into(), line: line.into() });
+        self
+    }
+}
+
+pub(super) fn enough(limit: Option<u64>, needed: u64) -> bool {
+    limit.is_none_or(|limit| limit >= needed)
+}
+
+pub(super) fn shown(limit: Option<u64>) -> String {
+    limit.map_or("unlimited".to_owned(), |limit| limit.to_string())
+}
+
+/// The first few of many names.
+pub(super) fn names<S: AsRef<str>>(all: &[S]) -> String {
+    let first: Vec<&str> = all.iter().take(NAMES_MAX).map(AsRef::as_ref).collect();
+    match all.len().saturating_sub(NAMES_MAX) {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
+    }
+}
+
+pub(super) fn running(facts: &Facts) -> Result<&[Daemon], String> {
+    let daemons = facts.daemons.as_ref().map_err(String::clone)?;
+    if !daemons.ours.is_empty() {
+        return Ok(&daemons.ours);
+    }
+    if daemons.not_told.is_empty() {
+        return Err("no qmail-send is running that can be seen (it may run in a container, or /proc be mounted with hidepid)"
+            .to_owned());
+    }
+    let who = match daemons.asked_by_root {
+        false => "only root can see",
+        true => "it cannot be seen from here, not even by root,",
+    };
+    Err(format!(
+        "running: {}; {who} whether that is the qmail in {}",
+        names(&daemons.not_told),
+        facts.home.display()
+    ))
+}

@@ -1,0 +1,53 @@
+//! What process 1 tells of the limits of those that come from it.
+#![forbid(unsafe_code)]
+
+use std::rc::Rc;
+
+use super::limits::{Given, Pair, State, Value};
+use crate::doctor::host::Host;
+use crate::doctor::process::{self, Limits};
+
+/// What process 1 tells of those that come from it.
+pub(super) struct FirstProcess {
+    pub(super) name: String,
+    pub(super) limits: Option<Limits>,
+    pub(super) may_raise: bool,
+}
+
+impl FirstProcess {
+    pub(super) fn of(host: &Host<'_>) -> FirstProcess {
+        let name = host.read("/proc/1/comm").map(|name| name.trim().to_owned()).unwrap_or_default();
+        let limits = host.read("/proc/1/limits").ok().map(|text| process::limits(&text));
+        let status = host.read("/proc/1/status").unwrap_or_default();
+        let bounding = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+        let bounding = bounding.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+        // CAP_SYS_RESOURCE.
+        FirstProcess { name, limits, may_raise: bounding.is_none_or(|set| set & (1 << 24) != 0) }
+    }
+
+    pub(super) fn is_systemd(&self) -> bool {
+        self.name == "systemd"
+    }
+
+    /// What a process gets that no systemd has started.
+    pub(super) fn state(&self) -> State {
+        match self.limits {
+            Some(limits) if !self.is_systemd() => {
+                let by = Rc::new(Given {
+                    by: format!("process 1 ({})", self.name),
+                    certain: false,
+                    raise: None,
+                });
+                State::new(
+                    Pair::given(value(limits.files), value(limits.files_hard), &by),
+                    Pair::NOT_FOUND,
+                )
+            }
+            _ => State::not_found(),
+        }
+    }
+}
+
+pub(super) fn value(limit: Option<u64>) -> Value {
+    limit.map_or(Value::Unlimited, Value::Number)
+}

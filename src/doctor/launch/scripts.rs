@@ -1,0 +1,87 @@
+//! The scripts and programs of a machine, as what follows them sees them.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::limits::Machine;
+use super::script::{Called, World};
+use super::shell::Shell;
+use crate::doctor::host::Host;
+
+/// The scripts and programs of a machine.
+pub(super) struct Scripts<'h> {
+    host: &'h Host<'h>,
+    home: String,
+    shell: Shell,
+    machine: Machine,
+    texts: RefCell<BTreeMap<String, Called>>,
+}
+
+/// A start script that is longer is none.
+const SCRIPT_MAX: u64 = 1 << 20;
+
+impl<'h> Scripts<'h> {
+    /// Those of `host`, whose qmail is in `home`.
+    pub(super) fn of(host: &'h Host<'h>, home: &Path) -> Scripts<'h> {
+        Scripts {
+            host,
+            home: home.display().to_string(),
+            shell: shell(host),
+            machine: Machine { nr_open: host.number("/proc/sys/fs/nr_open").ok(), may_raise: true },
+            texts: RefCell::default(),
+        }
+    }
+
+    pub(super) fn home(&self) -> &str {
+        &self.home
+    }
+}
+
+impl World for Scripts<'_> {
+    fn called(&self, path: &str) -> Called {
+        if let Some(known) = self.texts.borrow().get(path) {
+            return known.clone();
+        }
+        let place = self.host.path(path);
+        let is_script =
+            std::fs::metadata(&place).is_ok_and(|file| file.is_file() && file.len() <= SCRIPT_MAX);
+        let called = if !is_script {
+            Called::Other
+        } else {
+            match self.host.read_bytes(path) {
+                Err(why) => Called::Unreadable(why),
+                // A program of the machine's own.
+                Ok(bytes) if bytes.contains(&0) => Called::Other,
+                Ok(bytes) => Called::Script(String::from_utf8_lossy(&bytes).into_owned()),
+            }
+        };
+        self.texts.borrow_mut().insert(path.to_owned(), called.clone());
+        called
+    }
+
+    fn shell(&self) -> Shell {
+        self.shell
+    }
+
+    fn machine(&self) -> Machine {
+        self.machine
+    }
+
+    fn is_rc(&self, path: &str) -> bool {
+        path == format!("{}/rc", self.home) || path.ends_with("/qmail/rc")
+    }
+
+    fn is_known(&self, path: &str) -> bool {
+        self.is_rc(path)
+            || path.starts_with("/etc/init.d/")
+            || path.ends_with("/run")
+            || path.rsplit('/').next().is_some_and(|name| name.contains("qmail"))
+    }
+}
+
+fn shell(host: &Host<'_>) -> Shell {
+    let real = host.real(Path::new("/bin/sh")).filter(|real| host.is_file(real));
+    real.and_then(|real| Shell::named(real.file_name()?.to_str()?)).unwrap_or(Shell::Unknown)
+}

@@ -1,0 +1,309 @@
+//! Configuring a copy of a tree: its compiler, conf-spawn, users and home.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::copy::make_dir;
+use super::identity::Identity;
+use super::makefile::targets;
+use super::queue_layout::{QueueLayout, supplemental};
+use super::site::{Site, TodoLayout};
+use crate::engine::edit::{self, Edit};
+use crate::engine::lex::{Kind, Lang, Source};
+use crate::sys;
+use crate::verify::error::Error;
+
+/// How a [`Site`]'s copy of the tree is configured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SiteConfig {
+    /// What to write into conf-spawn; `None` leaves what the tree has.
+    pub spawn: Option<u32>,
+    /// The compiler, in place of the first word of conf-cc and conf-ld; their flags stay.
+    pub cc: Option<String>,
+    /// Further words for the end of conf-cc's first line, which a shell reads.
+    pub cflags: Vec<String>,
+    /// A folder whose files are copied into the home's control/, but for those that the rig writes or relies on.
+    pub control: Option<PathBuf>,
+}
+
+/// The last letters of qmail's users (auto_uida: alias, daemon, log, owner, passwd, queue, remote, send) and groups (queue,
+/// nofiles).
+const UIDS: [char; 8] = ['a', 'd', 'l', 'o', 'p', 'q', 'r', 's'];
+const GIDS: [char; 2] = ['q', 'n'];
+
+/// Configures a fresh copy, and makes its home.
+pub(super) fn configure(mut site: Site, config: &SiteConfig) -> Result<Site, Error> {
+    let (mut cc, mut ld) = (site.conf_line("conf-cc")?, site.conf_line("conf-ld")?);
+    if let Some(wanted) = &config.cc {
+        for line in [&mut cc, &mut ld] {
+            line.replace_range(..first_word(line), wanted);
+        }
+    }
+    for flag in &config.cflags {
+        cc.push(' ');
+        cc.push_str(flag);
+    }
+    ld.push(' ');
+    ld.push_str(&site.rig().join("link.o").display().to_string());
+    site.set_conf("conf-cc", &cc)?;
+    site.set_conf("conf-ld", &ld)?;
+    site.set_conf(site.settings.home, &site.home().display().to_string())?;
+    if let Some(spawn) = config.spawn {
+        site.set_conf("conf-spawn", &spawn.to_string())?;
+    }
+    site.cc = cc;
+    site.spawn = site.conf_number("conf-spawn")?;
+    if site.spawn == 0 {
+        let found = "0: nothing would ever be delivered";
+        return Err(Error::disproved("conf-spawn", "1 or more", found, "qpatch apply --spawn N"));
+    }
+    if site.conf_path("conf-split").exists() {
+        site.split = site.conf_number("conf-split")?.max(1);
+    }
+    set_ids(&site)?;
+    make_home(&mut site)?;
+    if let Some(control) = &config.control {
+        copy_control(&site, control, &site.home().join("control"))?;
+    }
+    Ok(site)
+}
+
+/// Gives the programs of the copy the rig's ids where the tree does not make auto_uids.c of qmail's users (there, link.c
+/// does): fixed numbers in a source that no rule makes, and ids that programs ask the owners of files in QMAIL/owners for.
+fn set_ids(site: &Site) -> Result<(), Error> {
+    let rules = targets(site.tree())?;
+    for entry in fs::read_dir(site.tree()).map_err(Error::file("read", site.tree()))? {
+        let name = entry.map_err(Error::file("read", site.tree()))?.file_name();
+        let text = name.to_string_lossy();
+        if !text.ends_with(".c") || rules.contains(text.as_ref()) {
+            continue;
+        }
+        let path = site.tree().join(&name);
+        let Ok(source) = fs::read(&path) else { continue };
+        if memchr::memmem::find(&source, b"/owners/").is_some() {
+            make_owners(site)?;
+        }
+        if memchr::memmem::find(&source, b"auto_").is_some()
+            && let Some(changed) = with_ids(&source, site.identity())
+        {
+            let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
+            let _ = fs::remove_file(&path);
+            site.write(&path, &changed)?;
+            let file = fs::File::options().write(true).open(&path);
+            let set = file.and_then(|file| file.set_modified(modified?));
+            set.map_err(Error::file("set the time of", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn make_owners(site: &Site) -> Result<(), Error> {
+    let owners = site.home().join("owners");
+    make_dir(&owners, site.identity())?;
+    for user in UIDS {
+        site.write(&owners.join(format!("uid{user}")), &[])?;
+    }
+    for group in GIDS {
+        site.write(&owners.join(format!("gid{group}")), &[])?;
+    }
+    Ok(())
+}
+
+/// Copies what is in the folder `from`, and in folders in it, where nothing is yet and the rig does not rely on what
+/// qmail does without.
+fn copy_control(site: &Site, from: &Path, to: &Path) -> Result<(), Error> {
+    let entries = fs::read_dir(from).map_err(Error::file("read", from))?;
+    for entry in entries {
+        let name = entry.map_err(Error::file("read", from))?.file_name();
+        let (from, to) = (from.join(&name), to.join(&name));
+        if is_of_the_rig(&name.to_string_lossy()) || to.exists() {
+            continue;
+        }
+        let metadata = fs::metadata(&from).map_err(Error::file("look at", &from))?;
+        if metadata.is_dir() {
+            make_dir(&to, site.identity())?;
+            copy_control(site, &from, &to)?;
+        } else if metadata.is_file() {
+            let bytes = fs::read(&from).map_err(Error::file("read", &from))?;
+            site.write(&to, &bytes)?;
+            // There may be a password in it.
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600))
+                .map_err(Error::file("set the mode of", &to))?;
+        }
+    }
+    Ok(())
+}
+
+fn make_home(site: &mut Site) -> Result<(), Error> {
+    for dir in ["", "bin", "control", "users", "alias", "boot", "queue"] {
+        make_dir(&site.home().join(dir), site.identity())?;
+    }
+    for dir in ["", "hold", "tmp"] {
+        make_dir(&site.rig().join(dir), site.identity())?;
+    }
+    site.supplemental = supplemental(site);
+    let mut layout = QueueLayout::of_site(site)?;
+    for number in 0..site.supplemental.count {
+        layout.split.insert(format!("{}{number}", site.supplemental.name));
+        site.set_control(
+            &format!("suppls{number}"),
+            &format!("{}\n", site.supplemental_domain(number)),
+        )?;
+    }
+    if layout.split.contains("todo") {
+        site.todo = TodoLayout::Split;
+    }
+    let queue = site.home().join("queue");
+    for name in &layout.flat {
+        make_dir(&queue.join(name), site.identity())?;
+    }
+    for name in &layout.split {
+        make_dir(&queue.join(name), site.identity())?;
+        for part in 0..site.split {
+            make_dir(&queue.join(name).join(part.to_string()), site.identity())?;
+        }
+    }
+    make_dir(&queue.join("lock"), site.identity())?;
+    site.write(&queue.join("lock/tcpto"), &[0; 1024])?;
+    site.write(&queue.join("lock/sendmutex"), &[])?;
+    if layout.has_shared {
+        // What qmail-rspawns tell each other, and the files of each.
+        site.write(&queue.join("lock/gateshared"), &[])?;
+        for number in 0..=site.supplemental.count {
+            let dot = if number == 0 { String::new() } else { format!(".{number}") };
+            for name in ["gatestatus", "gatesites"] {
+                site.write(&queue.join(format!("lock/{name}{dot}")), &[])?;
+            }
+        }
+    }
+    let trigger = queue.join("lock/trigger");
+    sys::mkfifo(&trigger, 0o622).map_err(Error::file("make the pipe", &trigger))?;
+    site.identity().give(&trigger)?;
+    site.set_control("me", "verify.example\n")?;
+    site.set_control("locals", "local.example\n")
+}
+
+/// `source` with the ids of `identity` wherever it defines one of qmail's (`int auto_uidq = 64011;`); `None` where it does not.
+fn with_ids(source: &[u8], identity: Identity) -> Option<Vec<u8>> {
+    let c = Source::new(Lang::C, source);
+    let mut edits = Vec::new();
+    for at in 0..c.tokens.len().saturating_sub(2) {
+        let name = c.text(at);
+        let of = |start: &[u8], ends: &[char]| {
+            let end = name.strip_prefix(start).filter(|end| end.len() == 1);
+            end.is_some_and(|end| ends.contains(&char::from(end[0])))
+        };
+        let id = if of(b"auto_uid", &UIDS) {
+            identity.uid()
+        } else if of(b"auto_gid", &GIDS) {
+            identity.gid()
+        } else {
+            continue;
+        };
+        if c.is(at + 1, Kind::Punct, "=") && c.tokens[at + 2].kind == Kind::Number {
+            let range = c.tokens[at + 2].span.clone();
+            edits.push(Edit { range, text: id.to_string().into_bytes() });
+        }
+    }
+    (!edits.is_empty()).then(|| edit::apply(source, &edits))
+}
+
+/// Where the first word of a shell's line ends: at the first blank that is in no quotes, no backquotes and no brackets.
+fn first_word(line: &str) -> usize {
+    let (mut quote, mut depth, mut escaped) = (None, 0_u32, false);
+    let start = line.len() - line.trim_start().len();
+    for (at, c) in line.char_indices().skip(start) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quote != Some('\'') => escaped = true,
+            '\'' | '"' | '`' if quote == Some(c) => quote = None,
+            '\'' | '"' | '`' if quote.is_none() => quote = Some(c),
+            '(' | '{' if quote.is_none() => depth += 1,
+            ')' | '}' if quote.is_none() => depth = depth.saturating_sub(1),
+            ' ' | '\t' if quote.is_none() && depth == 0 => return at,
+            _ => {}
+        }
+    }
+    line.len()
+}
+
+/// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control` brings of these
+/// is left out.
+fn is_of_the_rig(name: &str) -> bool {
+    const NAMES: [&str; 12] = [
+        "me",
+        "defaultdomain",
+        "defaulthost",
+        "plusdomain",
+        "envnoathost",
+        "percenthack",
+        "queuelifetime",
+        "bouncefrom",
+        "bouncehost",
+        "doublebounceto",
+        "doublebouncehost",
+        "virtualdomains",
+    ];
+    // Those with relays as they are, and as *.cdb: a gate that follows them would count the rig's mail by these relays.
+    const STARTS: [&str; 8] = [
+        "locals",
+        "concurrency",
+        "suppls",
+        "gate",
+        "smtproutes",
+        "moresmtproutes",
+        "qmtproutes",
+        "authsenders",
+    ];
+    NAMES.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_files_that_decide_where_mail_goes_are_the_rig_s() {
+        let routes = ["smtproutes", "smtproutes.cdb", "moresmtproutes.cdb", "qmtproutes"];
+        for name in routes.into_iter().chain(["authsenders", "me", "concurrencydomains", "locals"])
+        {
+            assert!(is_of_the_rig(name), "{name}");
+        }
+        for name in ["ldapserver", "ldap", "helohost", "messages", "mailroutes"] {
+            assert!(!is_of_the_rig(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_first_word_of_a_line_may_have_blanks() {
+        for (line, end) in [
+            ("cc -O2", 2),
+            ("cc", 2),
+            ("", 0),
+            (" cc -O2", 3),
+            ("`which gcc` -O2", 11),
+            ("$(head -1 a) -O2", 12),
+            ("${CC:-c c} -O2", 10),
+            ("'my cc' -O2", 7),
+            ("my\\ cc -O2", 6),
+            ("\"my 'cc\" '-O2'", 8),
+        ] {
+            assert_eq!(first_word(line), end, "{line}");
+        }
+    }
+
+    #[test]
+    fn ids_in_a_source_become_the_rig_s() {
+        let identity = Identity::for_tree(Path::new("/")).expect("an identity");
+        let source =
+            b"int auto_uida = 64010;\nint auto_gidq=64010, auto_other = 1;\n/* auto_uids = 7 */\n";
+        let (uid, gid) = (identity.uid(), identity.gid());
+        let wanted = format!(
+            "int auto_uida = {uid};\nint auto_gidq={gid}, auto_other = 1;\n/* auto_uids = 7 */\n"
+        );
+        assert_eq!(with_ids(source, identity), Some(wanted.into_bytes()));
+        assert_eq!(with_ids(b"if (uid == auto_uidq) auto_uidr = getuid();", identity), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! What a tree says of its queue: the folders that its installer makes, and the remote channels that it has.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::makefile::targets;
+use super::process::{PATIENCE, run_captured};
+use super::site::{Site, Supplemental};
+use crate::engine::edit::{self, Edit};
+use crate::engine::include::{Include, includes};
+use crate::engine::lex::{Lang, Source};
+use crate::verify::error::Error;
+
+/// Which directories the tree's own installer makes below queue/, read from hier.c as it is compiled; stock qmail's where it has
+/// none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct QueueLayout {
+    pub(super) flat: BTreeSet<String>,
+    pub(super) split: BTreeSet<String>,
+    /// It makes the file by which several qmail-rspawn count together.
+    pub(super) has_shared: bool,
+}
+
+impl QueueLayout {
+    pub(super) fn of_site(site: &Site) -> Result<QueueLayout, Error> {
+        let path = site.tree().join("hier.c");
+        let source = match fs::read(&path) {
+            Ok(source) => source,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(Error::file("read", &path)(error)),
+        };
+        // What is not compiled does not count. Headers that are yet to be made are left out. Where the compiler finds fault
+        // all the same, all of the source counts.
+        let compiled = preprocessed(site, &without_missing_headers(site, &source));
+        let text = String::from_utf8_lossy(&source);
+        Ok(Self::of_hier(&compiled.map_or(text, |compiled| compiled.into())))
+    }
+
+    fn of_hier(source: &str) -> QueueLayout {
+        let set =
+            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let mut layout = QueueLayout {
+            flat: set(&["pid", "intd", "todo", "bounce"]),
+            split: set(&["mess", "info", "local", "remote"]),
+            has_shared: source.contains("\"queue/lock/gateshared\""),
+        };
+        let squeezed: String = source.chars().filter(|c| !c.is_whitespace()).collect();
+        for (call, names) in
+            [("dsplit(\"queue/", &mut layout.split), ("d(auto_qmail,\"queue/", &mut layout.flat)]
+        {
+            for found in squeezed.split(call).skip(1) {
+                let name = found.split('"').next().unwrap_or_default();
+                let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+                if !name.is_empty() && plain {
+                    names.insert(name.to_owned());
+                }
+            }
+        }
+        layout
+    }
+}
+
+/// `source` without the `#include` lines of headers that the tree does not have.
+fn without_missing_headers(site: &Site, source: &[u8]) -> Vec<u8> {
+    let c = Source::new(Lang::C, source);
+    let is_missing = |include: &Include| {
+        include
+            .header
+            .as_ref()
+            .is_some_and(|header| header.quoted && !site.tree().join(&header.name).exists())
+    };
+    let missing = includes(&c).into_iter().filter(is_missing).map(|include| {
+        let range =
+            c.tokens[include.tokens.start].span.start..c.tokens[include.tokens.end - 1].span.end;
+        Edit { range, text: Vec::new() }
+    });
+    edit::apply(source, &missing.collect::<Vec<_>>())
+}
+
+/// What of a source the tree's compiler would see; `None` if it finds fault with it.
+fn preprocessed(site: &Site, source: &[u8]) -> Option<String> {
+    let path = site.rig().join("preprocess.c");
+    site.write(&path, source).ok()?;
+    let output = site.compiler().args(["-E", "-P", "-I."]).arg(&path).output();
+    let output = output.ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// What channels.h says, by way of the tree's compiler: a line.
+const CHANNELS_C: &str = "#include \"channels.h\"\n#include <stdio.h>\n#ifndef QDIR_BASENAME\n#define QDIR_BASENAME \"suppl\"\n\
+    #endif\nint main(void) { printf(\"%d %s\\n\",(int) (SUPPL_CHANNELS),QDIR_BASENAME); return 0; }\n";
+
+/// None where the tree has no channels.h, or it says nothing of them.
+pub(super) fn supplemental(site: &Site) -> Supplemental {
+    told_by(site).unwrap_or_default()
+}
+
+fn told_by(site: &Site) -> Option<Supplemental> {
+    let name = "channels.h";
+    if !site.tree().join(name).exists() {
+        targets(site.tree()).ok()?.contains(name).then_some(())?;
+        // The build fails at the same place, and tells why.
+        let mut command = site.command("make");
+        command.arg(name);
+        let (status, _) = run_captured(command, "make", PATIENCE).ok()?;
+        status.success().then_some(())?;
+    }
+    let (source, program) = (site.rig().join("channels.c"), site.rig().join("channels"));
+    site.write(&source, CHANNELS_C.as_bytes()).ok()?;
+    let mut command = site.compiler();
+    command.args(["-w", "-I."]).arg("-o").arg(&program).arg(&source);
+    command.output().ok().filter(|output| output.status.success())?;
+    let output = site.command(&program).output().ok()?;
+    let said = String::from_utf8(output.stdout).ok()?;
+    let (count, name) = said.trim_end().split_once(' ')?;
+    Some(Supplemental { count: count.parse().ok()?, name: name.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_layout_is_stocks_where_hier_says_nothing() {
+        let layout = QueueLayout::of_hier("");
+        assert!(layout.flat.contains("todo"));
+        assert!(layout.split.contains("remote"));
+    }
+
+    #[test]
+    fn queue_layout_follows_hier() {
+        let layout = QueueLayout::of_hier(
+            "dsplit( \"queue/todo\" ,u,0750);\n d (auto_qmail,\n\"queue/extra\",1);",
+        );
+        assert!(layout.split.contains("todo"));
+        assert!(layout.flat.contains("extra"));
+    }
+}
