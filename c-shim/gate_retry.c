@@ -6,7 +6,7 @@
 #include "gate_retry.h"
 
 #define SECONDS_MAX 3600
-#define RETRY_MAX 86400 /* qmail's own retry time is sooner, until a message is 50 days old */
+#define RETRY_MAX 86400 /* qmail's own retry time is sooner, until a message is 50 days old; then it is this */
 #define CALL_DELNUM 65535UL
 #define TURN 256 /* so many a pass may hand out after one was busy, before it lets others go first */
 #define STEPS 100 /* so many steps of a pass that hand out nobody are made at once */
@@ -162,11 +162,12 @@ struct message {
   unsigned int numparts; /* all of them */
   unsigned int numlater; /* those that wait only for the clock */
   unsigned int open; /* how many of its jobs are */
+  unsigned int later; /* the last part that began to wait for the clock alone; 0 if that waits no more */
   int c;
+  int flagused;
   unsigned long id;
   long due; /* since when */
   long lost; /* when those that could not be remembered want to come back; 0: there are none */
-  int flagused;
 };
 
 static struct pool messages = { 0, sizeof(struct message), (unsigned int) -1, 0, 0, 0 };
@@ -242,6 +243,7 @@ struct part {
   unsigned long serial; /* those that were due in the same second stay in order */
   unsigned long pass; /* the last one in which somebody was busy */
   unsigned long from; /* of a REST */
+  long due; /* since when; of those that their own server has deferred, since they were to be tried again */
   long when; /* it comes back at the latest */
   char *domain; /* of an ASKED */
   struct {
@@ -256,7 +258,7 @@ static struct pool parts = { 0, sizeof(struct part), (unsigned int) -1, 0, 0, 0 
 #define W(i) (((struct part *) parts.all)[(i) - 1])
 #define WCHAINS 16384
 
-static unsigned int wchain[WCHAINS]; /* those that are BUSY, by message and queue */
+static unsigned int wchain[WCHAINS]; /* those that are BUSY, by message, queue and when they were due */
 
 struct queue {
   unsigned int number;
@@ -321,7 +323,7 @@ static int before(int order, unsigned int a, unsigned int b)
   if (order == CLOCK) {
     if (W(a).when != W(b).when) return W(a).when < W(b).when;
   }
-  else if (M(W(a).message).due != M(W(b).message).due) return M(W(a).message).due < M(W(b).message).due;
+  else if (W(a).due != W(b).due) return W(a).due < W(b).due;
   return W(a).serial < W(b).serial;
 }
 
@@ -413,13 +415,14 @@ static void queue_drop(struct queue **q)
 }
 
 /* 0: no memory */
-static unsigned int part_make(unsigned int m)
+static unsigned int part_make(unsigned int m, long due)
 {
   unsigned int i;
 
   i = take(&parts);
   if (!i) return 0;
   W(i).message = m;
+  W(i).due = due;
   W(i).nextof = M(m).parts;
   if (M(m).parts) W(M(m).parts).prevof = i;
   M(m).parts = i;
@@ -443,13 +446,14 @@ static void part_drop(unsigned int i)
   give(&parts,i);
 }
 
-/* to the part of a message that waits in a queue, or to the end of its chain */
-static unsigned int *busy_find(unsigned int m, unsigned int queue)
+/* to the part of a message that waits in a queue since it was due then, or to the end of its chain */
+static unsigned int *busy_find(unsigned int m, unsigned int queue, long due)
 {
   unsigned int *link;
 
-  for (link = wchain + (m * 2654435761UL ^ queue * 40503UL) % WCHAINS;*link;link = &W(*link).nextlike)
-    if (W(*link).message == m && W(*link).queue == queue) break;
+  link = wchain + (m * 2654435761UL ^ queue * 40503UL ^ (unsigned long) due * 69069UL) % WCHAINS;
+  for (;*link;link = &W(*link).nextlike)
+    if (W(*link).message == m && W(*link).queue == queue && W(*link).due == due) break;
   return link;
 }
 
@@ -488,7 +492,7 @@ static int wait_called(unsigned int i, unsigned int queue, long when)
   W(i).when = when;
   W(i).serial = ++serial;
   W(i).nextlike = 0;
-  *busy_find(W(i).message,queue) = i;
+  *busy_find(W(i).message,queue,W(i).due) = i;
   channel[c].top = meld(CLOCK,channel[c].top,i);
   (*q)->top = meld(QUEUE,(*q)->top,i);
   return 1;
@@ -515,12 +519,15 @@ static void unwait(unsigned int i)
 
   c = M(W(i).message).c;
   detach(CLOCK,&channel[c].top,i);
-  if (W(i).state == LATER) --M(W(i).message).numlater;
+  if (W(i).state == LATER) {
+    --M(W(i).message).numlater;
+    if (M(W(i).message).later == i) M(W(i).message).later = 0;
+  }
   else {
     q = queue_find(c,W(i).queue);
     detach(QUEUE,&(*q)->top,i);
     if (!(*q)->top) queue_drop(q);
-    link = busy_find(W(i).message,W(i).queue);
+    link = busy_find(W(i).message,W(i).queue,W(i).due);
     *link = W(i).nextlike;
   }
   W(i).state = CALLED;
@@ -579,7 +586,7 @@ static void domain_learn(unsigned long hash, unsigned int queue)
 
 /* ---- the jobs that run */
 
-#define PASS_NONE 0 /* nobody: so is one that was begun when there was no memory */
+#define PASS_NONE 0 /* nobody, or nobody any more: so is one that was begun when there was no memory */
 #define PASS_ALL 1 /* everybody, from the beginning */
 #define PASS_LIST 2 /* these */
 #define PASS_REST 3 /* everybody from here on */
@@ -592,9 +599,10 @@ struct running {
   long lost; /* when those that could not be remembered want to come back; 0 if there are none */
   unsigned long at; /* where the pass goes on; NOWHERE if it has to look */
   unsigned long seen; /* where it was at the last step */
-  unsigned long serial; /* of the pass */
+  unsigned long serial; /* of the pass; 0: there was no memory when it began */
   unsigned int message; /* 0: nothing of it waits */
   unsigned int handed; /* how many were handed out since one was busy */
+  unsigned int out; /* of how many there is no report yet */
   int pass; /* what it is over */
   int flagbusy; /* 1: one was */
 };
@@ -651,6 +659,7 @@ int gate_retry_open(int j, int c, unsigned long id, long dt)
     return 1;
   }
   M(m).plan = W(i).next;
+  r->due = W(i).due; /* SIGALRM has made everything in pqchan due now */
   if (W(i).state == REST) {
     r->pass = PASS_REST;
     r->at = W(i).from;
@@ -668,7 +677,7 @@ static int yield(struct running *r, unsigned long mpos)
 {
   unsigned int i;
 
-  i = part_make(r->message);
+  i = part_make(r->message,r->due);
   if (!i) return 0;
   W(i).flagbehind = 1;
   call(i);
@@ -678,17 +687,27 @@ static int yield(struct running *r, unsigned long mpos)
     W(i).state = REST;
     W(i).from = mpos;
   }
+  r->pass = PASS_NONE;
   return 1;
 }
 
-/* where a recipient begins; 0: none does, this is another file than it was */
-static int seek(int fd, unsigned long mpos)
+/*
+To where a recipient begins; 0: it cannot. If none begins there, this is another file than it was: the message was removed
+by somebody else than qmail-send, and another one has its number. Then what is remembered of it here means nothing.
+*/
+static int seek(struct running *r, int fd, unsigned long mpos)
 {
   char ch;
 
-  if (!mpos) return lseek(fd,(off_t) 0,SEEK_SET) == 0;
-  if (lseek(fd,(off_t) mpos - 1,SEEK_SET) == (off_t) -1) return 0;
-  return read(fd,&ch,1) == 1 && !ch;
+  if (lseek(fd,(off_t) (mpos ? mpos - 1 : 0),SEEK_SET) == (off_t) -1) return 0;
+  if (!mpos) return 1;
+  switch(read(fd,&ch,1)) {
+    case -1: return 0;
+    case 1: if (!ch) return 1;
+  }
+  chain_drop(&r->list);
+  r->pass = PASS_ALL; /* and it does not come to the end */
+  return 0;
 }
 
 int gate_retry_next(int j, int fd, unsigned long *mpos)
@@ -701,13 +720,15 @@ int gate_retry_next(int j, int fd, unsigned long *mpos)
   r->seen = *mpos;
   if (r->pass == PASS_NONE) return 2;
   if (r->pass == PASS_REST && r->at != NOWHERE) {
-    if (!seek(fd,r->at)) return 2;
+    if (!seek(r,fd,r->at)) return 2;
     *mpos = r->seen = r->at;
     r->at = NOWHERE;
     return 1;
   }
   if (r->pass == PASS_LIST) {
     if (r->at == *mpos) return 0; /* it has not been read */
+    if (r->at != NOWHERE && r->list.first) chain_pop(&r->list);
+    r->at = NOWHERE;
     if (!r->list.first) return 2;
   }
   if (r->handed >= TURN) {
@@ -716,9 +737,8 @@ int gate_retry_next(int j, int fd, unsigned long *mpos)
   }
   if (r->pass != PASS_LIST) return 0;
   r->at = P(r->list.first).mpos;
-  if (r->at != *mpos && !seek(fd,r->at)) return 2;
-  chain_pop(&r->list);
   if (r->at == *mpos) return 0;
+  if (!seek(r,fd,r->at)) return 2;
   *mpos = r->seen = r->at;
   return 1;
 }
@@ -730,7 +750,7 @@ static int park(struct running *r, unsigned int busy, unsigned long mpos, char *
 
   i = W(busy).asks;
   if (!i) {
-    i = part_make(r->message);
+    i = part_make(r->message,r->due);
     if (!i) return 0;
     W(i).domain = malloc(strlen(domain) + 1);
     if (!W(i).domain || !chain_add(&W(i).chain,mpos)) {
@@ -759,11 +779,12 @@ int gate_retry_skip(int j, unsigned long mpos, char *recip)
   if (r && r->flagbusy && r->message) {
     domain = domain_of(recip,&hash);
     queue = domain ? domain_queue(hash) : 0;
-    i = queue ? *busy_find(r->message,queue) : 0;
+    i = queue ? *busy_find(r->message,queue,r->due) : 0;
     if (i && W(i).pass == r->serial)
       if (park(r,i,mpos,domain)) return 1;
     ++r->handed;
   }
+  if (r) ++r->out;
   flagstep = 0;
   return 0;
 }
@@ -796,7 +817,7 @@ int gate_retry_tell(int c, unsigned long *id, char **recip)
   i = fifo_get(&channel[c].asked);
   if (!i) return 0;
   channel[c].told = i;
-  busy = *busy_find(W(i).message,W(i).queue);
+  busy = *busy_find(W(i).message,W(i).queue,W(i).due);
   if (busy && W(busy).asks == i) W(busy).asks = 0; /* those that come now are asked for anew */
   text[20] = '@';
   strcpy(text + 21,W(i).domain);
@@ -846,13 +867,13 @@ static int busy(struct running *r, int c, unsigned long id, unsigned long mpos, 
     if (!r->message) return 0;
     ++M(r->message).open;
   }
-  i = *busy_find(r->message,queue);
+  i = *busy_find(r->message,queue,r->due);
   if (i) {
     if (!chain_add(&W(i).chain,mpos)) return 0;
     wait_longer(i,back);
   }
   else {
-    i = part_make(r->message);
+    i = part_make(r->message,r->due);
     if (!i) return 0;
     if (!chain_add(&W(i).chain,mpos)) {
       part_drop(i);
@@ -876,8 +897,9 @@ void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long 
   unsigned int queue;
   long back;
 
-  if (*report == 'K' || *report == 'D') return;
   r = running_get(j);
+  if (r && r->out) --r->out;
+  if (*report == 'K' || *report == 'D') return;
   if (*report == 'B') {
     *report = 'Z';
     text = report + 1;
@@ -900,12 +922,13 @@ void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long 
   }
 }
 
-int gate_retry_close(int j, long *dt)
+int gate_retry_close(int j, int flaghiteof, long *dt)
 {
   struct running *r;
   unsigned int m;
   unsigned int i;
   long lost;
+  long back;
 
   r = running_get(j);
   if (!r) return 0;
@@ -919,19 +942,30 @@ int gate_retry_close(int j, long *dt)
     if (lost && lost < *dt) *dt = lost;
     return 0;
   }
+  if (flaghiteof && r->list.first) {
+    /* another file, as in seek() */
+    chain_drop(&r->list);
+    sooner(&lost,*dt);
+  }
+  /* The file could not be read to its end, or qmail-send had no memory to start a delivery. Which recipients these are is not known. */
+  if (r->out || (!flaghiteof && (r->pass == PASS_ALL || r->pass == PASS_REST || !r->serial))) sooner(&lost,*dt);
   if (r->list.first) {
     /* the file could not be read */
     sooner(&r->natural,*dt);
     chain_move(&r->deferred,&r->list);
   }
   if (r->deferred.first) {
-    i = part_make(m);
-    if (i) {
+    back = r->natural;
+    sooner(&back,seconds() + RETRY_MAX);
+    i = M(m).later;
+    if (i && W(i).when == back) chain_move(&W(i).chain,&r->deferred);
+    else if ((i = part_make(m,back))) {
       chain_move(&W(i).chain,&r->deferred);
-      wait_later(i,r->natural);
+      wait_later(i,back);
+      M(m).later = i;
     }
     else {
-      sooner(&lost,r->natural);
+      sooner(&lost,back);
       chain_drop(&r->deferred);
     }
   }
@@ -968,7 +1002,7 @@ static void answer(int c, char *report)
     call(i);
     return;
   }
-  known = *busy_find(W(i).message,queue);
+  known = *busy_find(W(i).message,queue,W(i).due);
   if (known) {
     chain_move(&W(known).chain,&W(i).chain);
     wait_longer(known,back);
@@ -999,7 +1033,7 @@ int gate_retry_call(int c, unsigned long delnum, char *report)
     q = queue_find(c,(unsigned int) queue);
     if (!*q) break;
     i = (*q)->top;
-    if (W(i).chain.count > most && (cut = part_make(W(i).message))) {
+    if (W(i).chain.count > most && (cut = part_make(W(i).message,W(i).due))) {
       chain_cut(&W(cut).chain,&W(i).chain,(unsigned int) most);
       call(cut);
       break;
@@ -1034,7 +1068,7 @@ int gate_retry_due(int c, unsigned long *id, long *dt)
   else M(m).plan = i;
   M(m).lastplan = i;
   *id = M(m).id;
-  *dt = M(m).due < now && !W(i).flagbehind ? M(m).due : now;
+  *dt = W(i).due < now && !W(i).flagbehind ? W(i).due : now;
   return 1;
 }
 
@@ -1069,6 +1103,7 @@ int gate_retry_alarm(int c, unsigned long *id, long *dt)
 
 int gate_retry_flush(int c, unsigned long *id, long *dt)
 {
+  static unsigned int at = 0; /* messages up to here have been looked at */
   unsigned int m;
   unsigned int i;
   long now;
@@ -1076,7 +1111,8 @@ int gate_retry_flush(int c, unsigned long *id, long *dt)
   if (c < 0 || c >= numchannels) return 0;
   channel[c].called.first = channel[c].asked.first = channel[c].told = 0;
   now = seconds();
-  for (m = 1;m <= messages.num;++m) {
+  while (at < messages.num) {
+    m = ++at;
     /* with a plan it is in pqchan */
     if (!M(m).flagused || M(m).c != c || M(m).plan || !M(m).parts) continue;
     *id = M(m).id;
@@ -1091,5 +1127,6 @@ int gate_retry_flush(int c, unsigned long *id, long *dt)
     if (!M(m).open) message_drop(m);
     return 1;
   }
+  at = 0;
   return 0;
 }

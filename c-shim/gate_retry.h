@@ -22,7 +22,11 @@ DESCRIPTION
   one of them. After any other answer they are tried.
 
   The recipients of such a message which their own server deferred wait here, too, until the retry time that qmail gave
-  them. A message of which nobody was ever busy is none of this: it is as without the gate.
+  them, but for a day at the longest. From then on they are due: if they are busy then, newer mail that was due before goes first. A message of which nobody was ever busy is none of this: it is as without the gate.
+
+  Some recipients are not remembered: those behind a place where a pass had to end because its file could not be read, one that
+  qmail-send had no memory to hand out, and those whose place is in another file. This is so where a message was removed while
+  qmail-send ran, and a new one has its number. The message comes back for a pass from the beginning, as when memory is short (below).
 
   A pass that has handed out 256 recipients since one was busy lets other messages go first, and goes on behind them.
 
@@ -30,10 +34,10 @@ DESCRIPTION
   are in seconds since the epoch, as recent is. HOOKS.md shows the calls in qmail-send.c.
 
 MEMORY
-  Per recipient that waits 8 bytes, at most GATE_RETRY_MAX of them. Per message that waits 64 bytes, and 112 for each queue in
+  Per recipient that waits 8 bytes, at most GATE_RETRY_MAX of them. Per message that waits 64 bytes, and 120 for each queue in
   which its recipients wait, each retry time of deferred ones, and each call that is not carried out yet. 16 for each queue
   that has mail. While the gate is asked for several, the name of their domain. Per channel on which mail has
-  waited 8 KiB, per job of jo[] 88 bytes; 256 KiB for the queues of domains. When memory is short or GATE_RETRY_MAX is
+  waited 8 KiB, per job of jo[] 96 bytes; 256 KiB for the queues of domains. When memory is short or GATE_RETRY_MAX is
   reached, a recipient cannot be remembered: its message comes back for a pass from the beginning when the others have
   been tried, at the time that was asked for this recipient.
 
@@ -79,10 +83,10 @@ Z of a dying message has been made a D, and before the letter is looked at.
 extern void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long natural, char *recip, char *report);
 
 /*
-The last delivery of job j is done, and the message is not: *dt is when it would come back.
+The last delivery of job j is done, and the message is not: *dt is when it would come back. flaghiteof: jo[j].flaghiteof.
 1: it waits here, gate_retry_due will give it back. 0: to be put into pqchan at *dt, which may have been made sooner.
 */
-extern int gate_retry_close(int j, long *dt);
+extern int gate_retry_close(int j, int flaghiteof, long *dt);
 
 /* a report of a delivery that there is not. 1: it was a call or an answer, and done. 0: it was none. */
 extern int gate_retry_call(int c, unsigned long delnum, char *report);

@@ -22,13 +22,14 @@ unsafe extern "C" {
         recip: *mut c_char,
         report: *mut c_char,
     );
-    fn gate_retry_close(j: c_int, dt: *mut c_long) -> c_int;
+    fn gate_retry_close(j: c_int, flaghiteof: c_int, dt: *mut c_long) -> c_int;
     fn gate_retry_call(c: c_int, delnum: c_ulong, report: *mut c_char) -> c_int;
     fn gate_retry_due(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_retry_wakeup(wakeup: c_long) -> c_long;
     fn gate_retry_alarm(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_retry_flush(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_test_reset();
+    fn gate_test_set_file(file: c_int);
     fn gate_test_sizes(which: c_int) -> c_uint;
     fn gate_test_used(which: c_int) -> c_uint;
 }
@@ -153,6 +154,20 @@ extern "C" fn gate_test_free(address: *mut c_void) {
     }
 }
 
+/// What a seek to a recipient finds, but for the first of a file, where it always finds one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum File {
+    /// A recipient.
+    #[default]
+    Same = 0,
+    /// The middle of something.
+    Other = 1,
+    /// The end of the file, or what is behind it.
+    Shorter = 2,
+    /// An error.
+    Unreadable = 3,
+}
+
 /// gate_retry.c, from its beginning.
 pub struct Retry {
     _alone: MutexGuard<'static, ()>,
@@ -203,6 +218,12 @@ impl Retry {
     pub fn open(&mut self, j: i32, c: i32, id: u64, dt: i64) -> bool {
         // SAFETY: gate_retry.c runs in one thread at a time: this one has the lock.
         unsafe { gate_retry_open(j, c, id, dt) != 0 }
+    }
+
+    /// From now on.
+    pub fn set_file(&mut self, file: File) {
+        // SAFETY: as in `open`.
+        unsafe { gate_test_set_file(file as c_int) }
     }
 
     /// gate_retry_next: its answer, and the position afterwards.
@@ -259,10 +280,10 @@ impl Retry {
     }
 
     /// gate_retry_close: None if the message waits.
-    pub fn close(&mut self, j: i32, natural: i64) -> Option<i64> {
+    pub fn close(&mut self, j: i32, at_end: bool, natural: i64) -> Option<i64> {
         let mut dt = natural;
         // SAFETY: as in `open`, and dt lives longer than the call.
-        let waits = unsafe { gate_retry_close(j, &raw mut dt) };
+        let waits = unsafe { gate_retry_close(j, c_int::from(at_end), &raw mut dt) };
         (waits == 0).then_some(dt)
     }
 

@@ -1,9 +1,9 @@
 //! gate_retry.c beside gate-model's `retry`: the same calls, the same answers, as often asked for memory.
 
 use proptest::prelude::*;
-use qpatch_c_shim::retry::{Retry as C, Shortage};
+use qpatch_c_shim::retry::{File, Retry as C, Shortage};
 use qpatch_gate_model::retry::{
-    CALL_DELNUM, Closed, Job, Memory, Retry, SECONDS_MAX, Step, TURN, Told,
+    CALL_DELNUM, Closed, File as Found, Job, Memory, PassEnd, Retry, SECONDS_MAX, Step, TURN, Told,
 };
 
 /// The clock at the beginning.
@@ -29,11 +29,17 @@ struct Twins {
     c: C,
     rust: Retry<Scheduled>,
     now: i64,
+    file: Found,
 }
 
 impl Twins {
     fn start() -> Self {
-        let mut twins = Self { c: C::start(), rust: Retry::new(Scheduled::default()), now: START };
+        let mut twins = Self {
+            c: C::start(),
+            rust: Retry::new(Scheduled::default()),
+            now: START,
+            file: Found::Same,
+        };
         twins.c.set_clock(START);
         twins
     }
@@ -46,6 +52,15 @@ impl Twins {
     fn set_shortage(&mut self, shortage: Shortage) {
         self.c.set_shortage(shortage);
         *self.rust.memory() = Scheduled { shortage, requests: 0 };
+    }
+
+    fn set_file(&mut self, file: File) {
+        self.c.set_file(file);
+        self.file = match file {
+            File::Same => Found::Same,
+            File::Other | File::Shorter => Found::Other,
+            File::Unreadable => Found::Unreadable,
+        };
     }
 
     #[track_caller]
@@ -68,7 +83,7 @@ impl Twins {
             (2, _) => Step::End,
             other => panic!("{other:?}"),
         };
-        let rust = self.rust.next(j, position);
+        let rust = self.rust.next_in(self.file, j, position);
         self.same(c, rust)
     }
 
@@ -106,9 +121,9 @@ impl Twins {
     }
 
     /// None if it waits.
-    fn close(&mut self, j: usize, natural: i64) -> Option<i64> {
-        let c = self.c.close(j as i32, natural);
-        let rust = match self.rust.close(j, natural, self.now) {
+    fn close(&mut self, j: usize, end: PassEnd, natural: i64) -> Option<i64> {
+        let c = self.c.close(j as i32, end == PassEnd::EndOfFile, natural);
+        let rust = match self.rust.close(j, end, natural, self.now) {
             Closed::Waits => None,
             Closed::Due(at) => Some(at),
         };
@@ -168,7 +183,7 @@ enum Act {
     Skip { j: usize, position: u64, recipient: Vec<u8> },
     Tell { channel: usize },
     Report { j: usize, job: Job, position: u64, natural: i64, recipient: Vec<u8>, report: Vec<u8> },
-    Close { j: usize, natural: i64 },
+    Close { j: usize, end: PassEnd, natural: i64 },
     Call { channel: usize, delivery: u64, report: Vec<u8> },
     Due { channel: usize },
     DueAll,
@@ -177,6 +192,7 @@ enum Act {
     Flush { channel: usize },
     Clock { by: i64 },
     Shortage(Shortage),
+    File(File),
 }
 
 impl Act {
@@ -189,7 +205,7 @@ impl Act {
             Self::Report { j, job, position, natural, recipient, report } => {
                 on.report(j, job, position, on.now + natural, &recipient, &report);
             }
-            Self::Close { j, natural } => drop(on.close(j, on.now + natural)),
+            Self::Close { j, end, natural } => drop(on.close(j, end, on.now + natural)),
             Self::Call { channel, delivery, report } => drop(on.call(channel, delivery, &report)),
             Self::Due { channel } => drop(on.due(channel)),
             Self::DueAll => (0..CHANNELS).for_each(|channel| drop(on.due_all(channel))),
@@ -201,6 +217,7 @@ impl Act {
             Self::Flush { channel } => drop(on.flush(channel)),
             Self::Clock { by } => on.set_clock((on.now + by).max(START / 2)),
             Self::Shortage(shortage) => on.set_shortage(shortage),
+            Self::File(file) => on.set_file(file),
         }
     }
 }
@@ -259,7 +276,14 @@ fn calls() -> impl Strategy<Value = Act> {
 
 fn acts() -> impl Strategy<Value = Act> {
     let positions = || prop_oneof![9 => 0..6_u64, 9 => 0..200_u64, 1 => any::<u64>()];
-    let natural = || prop_oneof![1..30_i64, 1..5000_i64];
+    let natural = || prop_oneof![10 => 1..30_i64, 10 => 1..5000_i64, 1 => 0..1_000_000_i64];
+    let ends = prop_oneof![4 => Just(PassEnd::EndOfFile), 1 => Just(PassEnd::Before)];
+    let files = prop_oneof![
+        3 => Just(File::Same),
+        1 => Just(File::Other),
+        1 => Just(File::Shorter),
+        1 => Just(File::Unreadable),
+    ];
     let by = prop_oneof![
         6 => 1..4_i64,
         2 => 1..100_i64,
@@ -280,7 +304,7 @@ fn acts() -> impl Strategy<Value = Act> {
         40 => (indices(), jobs(), positions(), natural(), recipients(), reports()).prop_map(
             |(j, job, position, natural, recipient, report)| Act::Report { j, job, position, natural, recipient, report }
         ),
-        14 => (indices(), natural()).prop_map(|(j, natural)| Act::Close { j, natural }),
+        14 => (indices(), ends, natural()).prop_map(|(j, end, natural)| Act::Close { j, end, natural }),
         16 => calls(),
         10 => channels().prop_map(|channel| Act::Due { channel }),
         2 => Just(Act::DueAll),
@@ -289,6 +313,7 @@ fn acts() -> impl Strategy<Value = Act> {
         1 => channels().prop_map(|channel| Act::Flush { channel }),
         8 => by.prop_map(|by| Act::Clock { by }),
         3 => shortages.prop_map(Act::Shortage),
+        3 => files.prop_map(Act::File),
     ]
 }
 
@@ -319,7 +344,7 @@ proptest! {
 fn sizes_are_as_stated() {
     let [channel, part, queue, message, place, running, domains] = C::start().sizes();
     assert!(channel <= 8232, "{channel}");
-    assert_eq!([part, queue, message, place, running, domains], [112, 16, 64, 8, 88, 256 << 10]);
+    assert_eq!([part, queue, message, place, running, domains], [120, 16, 64, 8, 96, 256 << 10]);
 }
 
 /// What the file of a message says of a recipient.
@@ -501,7 +526,8 @@ impl Send {
             return;
         }
         let natural = self.twins.now + NATURAL;
-        if let Some(due) = self.twins.close(j, natural) {
+        let end = if at_end { PassEnd::EndOfFile } else { PassEnd::Before };
+        if let Some(due) = self.twins.close(j, end, natural) {
             self.due.push((due, id as usize));
         }
     }

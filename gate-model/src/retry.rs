@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 pub const REMEMBERED_MAX: u32 = 4_194_304;
 /// The longest wait that a busy report may ask for.
 pub const SECONDS_MAX: i64 = 3600;
-/// qmail's own retry time is sooner.
+/// qmail's own retry time is sooner, until a message is 50 days old; then it is this.
 const RETRY_MAX: i64 = 86400;
 /// A call comes as the report of this delivery.
 pub const CALL_DELNUM: u64 = 65535;
@@ -113,6 +113,27 @@ pub enum Step {
     End,
 }
 
+/// How far the pass of a job came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassEnd {
+    /// To the end of the file.
+    EndOfFile,
+    /// Not so far: it had nothing to do there, or the file could not be read.
+    Before,
+}
+
+/// What is found where a recipient begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum File {
+    /// A recipient.
+    #[default]
+    Same,
+    /// Something else: another message has this one's number.
+    Other,
+    /// Nothing: an error.
+    Unreadable,
+}
+
 /// What a pass is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Pass {
@@ -180,6 +201,8 @@ struct Message {
     parts: Vec<PartId>,
     plan: VecDeque<PartId>,
     later: usize,
+    /// The last part that began to wait for the clock alone, if it still does.
+    last_later: Option<PartId>,
     open: u32,
     due: i64,
     lost: Option<i64>,
@@ -197,6 +220,7 @@ struct Part {
     /// The last pass in which somebody was busy.
     pass: u64,
     from: u64,
+    due: i64,
     when: i64,
     domain: Vec<u8>,
 }
@@ -226,6 +250,8 @@ struct Running {
     serial: u64,
     message: Option<Job>,
     handed: u32,
+    /// Of how many that were handed out there is no report yet.
+    out: u32,
     pass: Pass,
     was_busy: bool,
 }
@@ -241,8 +267,8 @@ pub struct Retry<M: Memory = Plenty> {
     parts_pool: Pool,
     parts: HashMap<PartId, (Job, Part)>,
     last_part: PartId,
-    /// The parts that are [`State::Busy`].
-    busy: HashMap<(Job, u32), PartId>,
+    /// The parts that are [`State::Busy`], by message, queue and when they were due.
+    busy: HashMap<(Job, u32, i64), PartId>,
     channels: Vec<Channel>,
     /// By hash: in which queue the mail of domains has waited. None: there was no memory yet.
     domains: Option<HashMap<u64, (u64, u32)>>,
@@ -317,12 +343,12 @@ impl<M: Memory> Retry<M> {
         &mut self.parts.entry(id).or_default().1
     }
 
-    fn part_make(&mut self, job: Job) -> Option<PartId> {
+    fn part_make(&mut self, job: Job, due: i64) -> Option<PartId> {
         if !self.parts_pool.take(u32::MAX, &mut self.memory) {
             return None;
         }
         self.last_part += 1;
-        self.parts.insert(self.last_part, (job, Part::default()));
+        self.parts.insert(self.last_part, (job, Part { due, ..Part::default() }));
         let id = self.last_part;
         self.message(job).parts.push(id);
         Some(id)
@@ -355,10 +381,11 @@ impl<M: Memory> Retry<M> {
             return false;
         }
         self.serial += 1;
-        let (serial, due) = (self.serial, self.message(job).due);
+        let serial = self.serial;
         let part = self.part(id);
         (part.state, part.queue, part.when, part.serial) = (State::Busy, queue, when, serial);
-        self.busy.insert((job, queue), id);
+        let due = part.due;
+        self.busy.insert((job, queue, due), id);
         let channel = &mut self.channels[job.channel];
         channel.clock.insert((when, serial, id));
         channel.queues.entry(queue).or_default().insert((due, serial, id));
@@ -381,15 +408,16 @@ impl<M: Memory> Retry<M> {
 
     fn unwait(&mut self, id: PartId) {
         let job = self.job_of(id);
-        let due = self.message(job).due;
         let part = self.part(id);
-        let (state, queue) = (part.state, part.queue);
+        let (state, queue, due) = (part.state, part.queue, part.due);
         let (when, serial) = (part.when, part.serial);
         part.state = State::Called;
         let channel = &mut self.channels[job.channel];
         channel.clock.remove(&(when, serial, id));
         if state == State::Later {
-            self.message(job).later -= 1;
+            let message = self.message(job);
+            message.later -= 1;
+            message.last_later.take_if(|last| *last == id);
             return;
         }
         if let Some(turns) = channel.queues.get_mut(&queue) {
@@ -398,7 +426,7 @@ impl<M: Memory> Retry<M> {
                 channel.queues.remove(&queue);
             }
         }
-        self.busy.remove(&(job, queue));
+        self.busy.remove(&(job, queue, due));
     }
 
     fn call_part(&mut self, id: PartId) {
@@ -425,6 +453,7 @@ impl<M: Memory> Retry<M> {
             running.pass = Pass::Nobody;
             if let Some(id) = message.plan.pop_front() {
                 let part = self.part_drop(id);
+                running.due = part.due;
                 if part.state == State::Rest {
                     (running.pass, running.at) = (Pass::Rest, Some(part.from));
                 } else {
@@ -443,9 +472,8 @@ impl<M: Memory> Retry<M> {
     }
 
     fn let_others_first(&mut self, j: usize, position: u64) -> bool {
-        let Some(id) = self.running[j].message.and_then(|job| self.part_make(job)) else {
-            return false;
-        };
+        let Running { message, due, .. } = self.running[j];
+        let Some(id) = message.and_then(|job| self.part_make(job, due)) else { return false };
         self.call_part(id);
         let list = std::mem::take(&mut self.running[j].list);
         let is_list = self.running[j].pass == Pass::List;
@@ -456,11 +484,17 @@ impl<M: Memory> Retry<M> {
         } else {
             (part.state, part.from) = (State::Rest, position);
         }
+        self.running[j].pass = Pass::Nobody;
         true
     }
 
     /// Before the recipient at this position is read.
     pub fn next(&mut self, j: usize, position: u64) -> Step {
+        self.next_in(File::Same, j, position)
+    }
+
+    /// The same, where the file may be another one, or cannot be read.
+    pub fn next_in(&mut self, file: File, j: usize, position: u64) -> Step {
         let is_none = self.messages.is_empty();
         let Some(running) = self.running(j) else {
             return if is_none { Step::Here } else { Step::End };
@@ -468,14 +502,26 @@ impl<M: Memory> Retry<M> {
         match running.pass {
             Pass::Nobody => return Step::End,
             Pass::Rest => {
-                if let Some(at) = running.at.take() {
+                if let Some(at) = running.at {
+                    if !self.seek(file, j, at) {
+                        return Step::End;
+                    }
+                    self.running[j].at = None;
                     return Step::At(at);
                 }
             }
             Pass::List if running.at == Some(position) => return Step::Here,
-            Pass::List if running.list.is_empty() => return Step::End,
-            Pass::List | Pass::All => {}
+            Pass::List => {
+                if running.at.take().is_some() && running.list.pop_front().is_some() {
+                    self.give_places(1);
+                }
+                if self.running[j].list.is_empty() {
+                    return Step::End;
+                }
+            }
+            Pass::All => {}
         }
+        let running = &mut self.running[j];
         if running.handed >= TURN {
             if self.let_others_first(j, position) {
                 return Step::End;
@@ -486,13 +532,27 @@ impl<M: Memory> Retry<M> {
         if running.pass != Pass::List {
             return Step::Here;
         }
-        let at = running.list.pop_front();
-        running.at = at;
-        self.give_places(1);
-        match at {
-            Some(at) if at != position => Step::At(at),
-            _ => Step::Here,
+        let Some(&at) = running.list.front() else { return Step::Here };
+        running.at = Some(at);
+        if at == position {
+            return Step::Here;
         }
+        if self.seek(file, j, at) { Step::At(at) } else { Step::End }
+    }
+
+    /// Whether a recipient begins at this position. At 0 one always does.
+    fn seek(&mut self, file: File, j: usize, position: u64) -> bool {
+        match file {
+            _ if position == 0 => return true,
+            File::Same => return true,
+            File::Unreadable => {}
+            File::Other => {
+                let list = std::mem::take(&mut self.running[j].list);
+                self.give_places(list.len());
+                self.running[j].pass = Pass::All;
+            }
+        }
+        false
     }
 
     fn park(&mut self, job: Job, busy: PartId, position: u64, domain: &[u8]) -> bool {
@@ -503,12 +563,12 @@ impl<M: Memory> Retry<M> {
             }
             return is_there;
         }
-        let Some(id) = self.part_make(job) else { return false };
+        let &mut Part { queue, due, .. } = self.part(busy);
+        let Some(id) = self.part_make(job, due) else { return false };
         if !self.memory.is_there() || !self.place(position) {
             self.part_drop(id);
             return false;
         }
-        let queue = self.part(busy).queue;
         self.part(busy).asks = Some(id);
         let part = self.part(id);
         (part.state, part.queue, part.domain) = (State::Asked, queue, domain.to_vec());
@@ -520,19 +580,23 @@ impl<M: Memory> Retry<M> {
     /// Whether the recipient at this position is not to be tried now: it waits.
     pub fn skip(&mut self, j: usize, position: u64, recipient: &[u8]) -> bool {
         let Some(running) = self.running(j) else { return false };
-        let &mut Running { was_busy, message, serial, .. } = running;
-        let Some(job) = message.filter(|_| was_busy) else { return false };
+        let &mut Running { was_busy, message, serial, due, .. } = running;
+        let Some(job) = message.filter(|_| was_busy) else {
+            running.out += 1;
+            return false;
+        };
         if let Some((domain, hash)) = domain_of(recipient)
             && let Some(&(known, queue)) =
                 self.domains.as_ref().and_then(|domains| domains.get(&(hash % DOMAINS)))
             && known == hash
-            && let Some(&busy) = self.busy.get(&(job, queue))
+            && let Some(&busy) = self.busy.get(&(job, queue, due))
             && self.part(busy).pass == serial
             && self.park(job, busy, position, domain)
         {
             return true;
         }
         self.running[j].handed += 1;
+        self.running[j].out += 1;
         false
     }
 
@@ -546,8 +610,8 @@ impl<M: Memory> Retry<M> {
         let id = of.asked.pop_front()?;
         of.told = Some(id);
         let job = self.job_of(id);
-        let queue = self.part(id).queue;
-        if let Some(&busy) = self.busy.get(&(job, queue))
+        let &mut Part { queue, due, .. } = self.part(id);
+        if let Some(&busy) = self.busy.get(&(job, queue, due))
             && self.part(busy).asks == Some(id)
         {
             self.part(busy).asks = None;
@@ -564,7 +628,8 @@ impl<M: Memory> Retry<M> {
             return;
         };
         let job = self.job_of(id);
-        if let Some(&known) = self.busy.get(&(job, queue)) {
+        let due = self.part(id).due;
+        if let Some(&known) = self.busy.get(&(job, queue, due)) {
             let part = self.part_drop(id);
             self.part(known).chain.extend(part.chain);
             self.wait_longer(known, now + secs);
@@ -586,7 +651,7 @@ impl<M: Memory> Retry<M> {
                 job
             }
         };
-        let id = if let Some(&id) = self.busy.get(&(job, queue)) {
+        let id = if let Some(&id) = self.busy.get(&(job, queue, due)) {
             if !self.place(position) {
                 return false;
             }
@@ -594,7 +659,7 @@ impl<M: Memory> Retry<M> {
             self.wait_longer(id, back);
             id
         } else {
-            let Some(id) = self.part_make(job) else { return false };
+            let Some(id) = self.part_make(job, due) else { return false };
             if !self.place(position) {
                 self.part_drop(id);
                 return false;
@@ -646,9 +711,8 @@ impl<M: Memory> Retry<M> {
         told: Told,
         now: i64,
     ) {
-        if told == Told::Done || self.running(j).is_none() {
-            return;
-        }
+        let Some(running) = self.running(j) else { return };
+        running.out = running.out.saturating_sub(1);
         match told {
             Told::Done => {}
             Told::Busy { secs, queue } => {
@@ -674,7 +738,7 @@ impl<M: Memory> Retry<M> {
     }
 
     /// The last delivery of job `j` is done, and the message is not: it would come back at `natural`.
-    pub fn close(&mut self, j: usize, natural: i64, now: i64) -> Closed {
+    pub fn close(&mut self, j: usize, end: PassEnd, natural: i64, now: i64) -> Closed {
         let Some(running) = self.running(j) else { return Closed::Due(natural) };
         let mut lost = running.lost.take();
         let Some(job) = running.message.take() else {
@@ -682,24 +746,40 @@ impl<M: Memory> Retry<M> {
             self.give_places(deferred.len());
             return Closed::Due(lost.map_or(natural, |lost| lost.min(natural)));
         };
+        let mut void = 0;
+        if end == PassEnd::EndOfFile && !running.list.is_empty() {
+            // Another file.
+            void = std::mem::take(&mut running.list).len();
+            sooner(&mut lost, natural);
+        }
+        let ends_early = match running.pass {
+            Pass::All | Pass::Rest => true,
+            // The first without memory when it began.
+            Pass::Nobody | Pass::List => running.serial == 0,
+        };
+        if running.out > 0 || end == PassEnd::Before && ends_early {
+            sooner(&mut lost, natural);
+        }
         if !running.list.is_empty() {
             // The file could not be read.
             sooner(&mut running.natural, natural);
             let mut list = std::mem::take(&mut running.list);
             running.deferred.append(&mut list);
         }
-        let deferred = std::mem::take(&mut running.deferred);
+        let mut deferred = std::mem::take(&mut running.deferred);
+        let own = running.natural.unwrap_or(natural).min(now + RETRY_MAX);
+        self.give_places(void);
         if !deferred.is_empty() {
-            let own = running.natural.unwrap_or(natural);
-            match self.part_make(job) {
-                Some(id) => {
-                    self.part(id).chain = deferred;
-                    self.wait_later(id, own);
-                }
-                None => {
-                    sooner(&mut lost, own);
-                    self.give_places(deferred.len());
-                }
+            let last = self.message(job).last_later;
+            if let Some(id) = last.filter(|&id| self.part(id).when == own) {
+                self.part(id).chain.append(&mut deferred);
+            } else if let Some(id) = self.part_make(job, own) {
+                self.part(id).chain = deferred;
+                self.wait_later(id, own);
+                self.message(job).last_later = Some(id);
+            } else {
+                sooner(&mut lost, own);
+                self.give_places(deferred.len());
             }
         }
         let message = self.message(job);
@@ -736,8 +816,9 @@ impl<M: Memory> Retry<M> {
         {
             let number = self.part(id).chain.len() as u32;
             let job = self.job_of(id);
+            let due = self.part(id).due;
             if number > most
-                && let Some(cut) = self.part_make(job)
+                && let Some(cut) = self.part_make(job, due)
             {
                 let chain = self.part(id).chain.drain(..most as usize).collect();
                 self.part(cut).chain = chain;
@@ -795,10 +876,9 @@ impl<M: Memory> Retry<M> {
             }
         };
         let job = self.job_of(id);
-        let goes_behind = self.part(id).goes_behind;
-        let message = self.message(job);
-        message.plan.push_back(id);
-        Some((job.id, if goes_behind { now } else { message.due.min(now) }))
+        let &mut Part { goes_behind, due, .. } = self.part(id);
+        self.message(job).plan.push_back(id);
+        Some((job.id, if goes_behind { now } else { due.min(now) }))
     }
 
     /// When [`Retry::due`] has something, if nothing is called before; `wakeup` if that is sooner.

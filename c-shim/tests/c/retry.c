@@ -31,6 +31,10 @@ static long now(void)
 /* a channel file in which a recipient begins everywhere */
 static int file;
 
+/* one in which none does, and an empty one */
+static int other;
+static int empty;
+
 static char *reportedby(int j, unsigned long id, unsigned long mpos, long natural, char *recip, char *report)
 {
   static char buf[300];
@@ -49,7 +53,14 @@ static char *reported(int j, unsigned long id, unsigned long mpos, long natural,
 static int closed(int j, long *dt)
 {
   *dt = now() + 1000;
-  return gate_retry_close(j,dt);
+  return gate_retry_close(j,1,dt);
+}
+
+/* the same, after a pass that did not come to the end of the file */
+static int closedearly(int j, long *dt)
+{
+  *dt = now() + 1000;
+  return gate_retry_close(j,0,dt);
 }
 
 /* the next recipient of a pass that has come to mpos; -1: it has ended */
@@ -391,7 +402,7 @@ static void list(void)
   for (mpos = 0;mpos < 65000;++mpos) {
     is("to the end",next(0,mpos),(long) mpos);
     if (gate_retry_skip(0,mpos,"u@a.example")) continue;
-    if (mpos == 400) reported(0,90,0,now() + 400,"B3600 5 busy\n");
+    reported(0,90,mpos < 400 ? mpos : 0,now() + 400,mpos < 400 ? "Kok\n" : "B3600 5 busy\n");
     if (mpos > 400) is("asked for one by one",1,0);
   }
   is("ask",gate_retry_tell(1,&id,&recip) && !strcmp(recip,"64599@a.example"),1);
@@ -471,7 +482,7 @@ static void orders(void)
         sprintf(buf,"B%ld %u busy\n",job[i].when - now(),job[i].queue);
         reported(0,(unsigned long) i,0,now() + 9000,buf);
         dt = now() + 9000;
-        is("waits",gate_retry_close(0,&dt),1);
+        is("waits",gate_retry_close(0,1,&dt),1);
         break;
       case 2:
         sprintf(buf,"R%d 1\n",i % 5 + 1);
@@ -540,6 +551,7 @@ static void mixed(void)
   is("a part",gate_retry_open(5,1,9,dt),1);
   is("at its place",next(5,0),20);
   reported(5,9,20,natural + 5000,"Zagain\n");
+  is("no more",next(5,30),-1);
   is("waits",closed(5,&dt),1);
   is("wakeup",gate_retry_wakeup(now() + 9000),natural + 5000);
   clock_seconds = natural + 5000;
@@ -547,6 +559,7 @@ static void mixed(void)
   gate_retry_open(5,1,9,dt);
   is("at its place",next(5,0),20);
   reported(5,9,20,0,"Kdone\n");
+  is("no more",next(5,30),-1);
   is("done",closed(5,&dt),0);
   is("now",dt,now());
 }
@@ -625,13 +638,213 @@ static void many(void)
   is("channel",gate_retry_due(2,&id,&dt) + gate_retry_due(-1,&id,&dt) + gate_retry_flush(7,&id,&dt),0);
 }
 
+/* a message that was removed while qmail-send ran, and another one that has its number */
+static void another(void)
+{
+  unsigned long id;
+  unsigned long at;
+  long start;
+  long dt;
+  int kind;
+
+  for (kind = 0;kind < 3;++kind) {
+    start = now();
+    gate_retry_open(0,1,70,now());
+    reported(0,70,0,now() + 400,"Zlater\n");
+    reported(0,70,100,now() + 400,"B3000 5 busy\n");
+    reported(0,70,200,now() + 400,"B3000 5 busy\n");
+    is("waits",closed(0,&dt),1);
+    called(65535,"R5 2\n");
+    is("due",gate_retry_due(1,&id,&dt),1);
+    is("a part",gate_retry_open(0,1,70,dt),1);
+    at = 0;
+    if (kind < 2) {
+      /* nobody begins there: something else is there, or nothing at all */
+      is("none of it is there",gate_retry_next(0,kind ? empty : other,&at),2);
+      is("back",closedearly(0,&dt),0);
+    }
+    else {
+      /* it ends behind the first */
+      is("the first",next(0,0),100);
+      is("is tried",gate_retry_skip(0,100,"u@a.example"),0);
+      reported(0,70,100,now() + 400,"Kok\n");
+      is("the second",next(0,110),200);
+      is("back",closed(0,&dt),0);
+    }
+    is("natural",dt,start + 1000);
+    is("forgotten",gate_retry_open(0,1,70,dt),0);
+    is("nothing waits",gate_retry_due(1,&id,&dt) + gate_retry_flush(1,&id,&dt),0);
+  }
+  /* an error of reading is not that: they are tried later */
+  gate_retry_open(0,1,70,now());
+  reported(0,70,100,now() + 400,"B3000 5 busy\n");
+  is("waits",closed(0,&dt),1);
+  called(65535,"R5 2\n");
+  is("due",gate_retry_due(1,&id,&dt) && gate_retry_open(0,1,70,dt),1);
+  at = 0;
+  is("error",gate_retry_next(0,-1,&at),2);
+  is("waits",closedearly(0,&dt),1);
+  clock_seconds += 1000;
+  is("due",gate_retry_due(1,&id,&dt) && gate_retry_open(0,1,70,dt),1);
+  is("it seeks well, and cannot read",next(0,0),100);
+  is("waits",closedearly(0,&dt),1);
+  clock_seconds += 1000;
+  is("due",gate_retry_due(1,&id,&dt) && gate_retry_open(0,1,70,dt),1);
+  is("the same one",next(0,0),100);
+  is("tried",gate_retry_skip(0,100,"u@a.example"),0);
+  reported(0,70,100,now() + 400,"Kok\n");
+  is("done",next(0,110),-1);
+  is("done",closed(0,&dt),0);
+}
+
+/* whom a pass did not come to does not wait for those that are deferred again and again */
+static void unread(void)
+{
+  unsigned long id;
+  long start;
+  long mpos;
+  long dt;
+  int kind;
+
+  for (kind = 0;kind < 4;++kind) {
+    start = now();
+    gate_retry_open(0,1,71,now());
+    reported(0,71,0,now() + 5000,"Zlater\n");
+    if (kind == 3) reported(0,71,10,now() + 5000,"B3000 5 busy\n");
+    else reportedby(0,71,10,now() + 5000,"u@a.example","B3000 5 busy\n");
+    if (kind == 0) is("it cannot be read on",closedearly(0,&dt),1);
+    if (kind == 1) {
+      is("no memory to start it",gate_retry_skip(0,20,"u@b.example"),0);
+      is("it waits for the busy one",closed(0,&dt),1);
+    }
+    if (kind > 1) {
+      for (mpos = 20;next(0,mpos) != -1;++mpos) gate_retry_skip(0,mpos,"u@b.example"), reported(0,71,mpos,0,"Kok\n");
+      is("the rest",gate_retry_due(1,&id,&dt) && gate_retry_open(1,1,71,dt),1);
+      is("waits",closedearly(0,&dt),1);
+      if (kind == 2) is("from there",next(1,0),mpos);
+      else {
+        unsigned long at = 0;
+        is("it cannot be read at all",gate_retry_next(1,-1,&at),2);
+      }
+      is("and cannot be read on",closedearly(1,&dt),1);
+    }
+    called(65535,"R5 1\n");
+    is("due",gate_retry_due(1,&id,&dt) && gate_retry_open(0,1,71,dt),1);
+    is("the busy one",next(0,0),10);
+    is("is tried",gate_retry_skip(0,10,"u@a.example"),0);
+    reported(0,71,10,0,"Kok\n");
+    is("no more",next(0,20),-1);
+    is("all of it again",closed(0,&dt),0);
+    is("natural",dt,start + 1000);
+    is("forgotten",gate_retry_open(0,1,71,dt),0);
+  }
+}
+
+/* birth + (a lot)^2, or a birth that is to come: not at once for that, and not in a year */
+static void faraway(void)
+{
+  unsigned long id;
+  long mpos;
+  long dt;
+  int n;
+
+  gate_retry_open(0,1,72,now());
+  reported(0,72,0,now() + 400,"B3000 5 busy\n");
+  reported(0,72,10,now() + 200000,"Zlater\n");
+  is("waits",closed(0,&dt),1);
+  is("not at once",gate_retry_due(1,&id,&dt),0);
+  called(65535,"R5 1\n");
+  is("due",gate_retry_due(1,&id,&dt),1);
+  passover(0,72);
+  for (n = 0;n < 3;++n) {
+    is("wakeup",gate_retry_wakeup(now() + 900000),now() + 86400);
+    clock_seconds += 86399;
+    is("not yet",gate_retry_due(1,&id,&dt),0);
+    clock_seconds += 1;
+    is("due",gate_retry_due(1,&id,&dt),1);
+    is("a part",gate_retry_open(0,1,72,dt),1);
+    is("the deferred one",next(0,0),10);
+    reported(0,72,10,now() + 200000,n < 2 ? "Zlater\n" : "Kok\n");
+    mpos = next(0,20);
+    is("and no more",mpos,-1);
+    is("waits",closed(0,&dt),n < 2);
+  }
+}
+
+/* a message whose recipients are deferred again and again does not go before newer mail for ever */
+static void ages(void)
+{
+  unsigned long id;
+  long dt;
+
+  gate_retry_open(0,1,73,now() - 50);
+  reported(0,73,0,now() + 400,"Zlater\n");
+  reported(0,73,10,now() + 400,"B3000 5 busy\n");
+  is("waits",closed(0,&dt),1);
+  clock_seconds += 400;
+  is("due",gate_retry_due(1,&id,&dt),1);
+  is("since it was to be tried again",dt,now());
+  is("a part",gate_retry_open(0,1,73,dt),1);
+  is("the deferred one",next(0,0),0);
+  is("is tried",gate_retry_skip(0,0,"u@a.example"),0);
+  gate_retry_open(1,1,74,now() - 100);
+  reported(1,74,0,now() + 400,"B3000 5 busy\n");
+  is("waits",closed(1,&dt),1);
+  reported(0,73,0,now() + 400,"B3000 5 busy\n");
+  is("waits",closed(0,&dt),1);
+  called(65535,"R5 1\n");
+  is("who was busy from the first",gate_retry_due(1,&id,&dt) && id == 73,1);
+  is("since it was due",dt,now() - 450);
+  passover(0,73);
+  called(65535,"R5 1\n");
+  is("the newer message",gate_retry_due(1,&id,&dt) && id == 74,1);
+  passover(0,74);
+  called(65535,"R5 1\n");
+  is("who was deferred before",gate_retry_due(1,&id,&dt) && id == 73,1);
+  passover(0,73);
+}
+
+/* those with the same retry time come back together, whatever jobs they are of */
+static void gathered(void)
+{
+  unsigned long id;
+  long retry;
+  long mpos;
+  long dt;
+
+  retry = now() + 400;
+  for (mpos = 0;mpos < 1000;mpos += 10) {
+    gate_retry_open(mpos ? 1 : 0,1,75,now());
+    if (!mpos) reported(0,75,5000,retry,"B3000 5 busy\n");
+    else reported(1,75,mpos,retry,"Zlater\n");
+    if (mpos) is("waits",closed(1,&dt),1);
+  }
+  is("waits",closed(0,&dt),1);
+  is("SIGALRM",gate_retry_alarm(1,&id,&dt),1);
+  is("all of them",gate_retry_alarm(1,&id,&dt),0);
+  is("a part",gate_retry_open(0,1,75,dt),1);
+  for (mpos = 10;mpos < 1000;mpos += 10) is("one after the other",next(0,mpos - 1),mpos);
+  is("no more",next(0,mpos - 1),-1);
+  is("the busy one waits",closed(0,&dt),1);
+  while (gate_retry_flush(1,&id,&dt)) ;
+}
+
 int main(void)
 {
   FILE *f;
+  int i;
 
   f = tmpfile();
   if (!f || ftruncate(fileno(f),1 << 20) == -1) return 2;
   file = fileno(f);
+  f = tmpfile();
+  if (!f) return 2;
+  empty = fileno(f);
+  f = tmpfile();
+  if (!f) return 2;
+  for (i = 0;i < 1000;++i) putc('T',f);
+  if (fflush(f) == EOF) return 2;
+  other = fileno(f);
   reports();
   comesback();
   calls();
@@ -645,6 +858,11 @@ int main(void)
   orders();
   mixed();
   flush();
+  another();
+  unread();
+  faraway();
+  ages();
+  gathered();
   many();
   if (failures) return 1;
   printf("retry ok\n");

@@ -1,4 +1,4 @@
-/* gate_retry.c as it is, but for the clock and the allocator, which are those of src/retry.rs, and for files, where every seek finds a recipient. */
+/* gate_retry.c as it is, but for the clock and the allocator, which are those of src/retry.rs, and for files, which are what it says. */
 #include <sys/types.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +17,19 @@ static off_t gate_test_lseek(int fd, off_t to, int whence)
   return to;
 }
 
+/* before every recipient. 0: its place is as it was; 1: another file; 2: another one, shorter; 3: unreadable */
+static int gate_test_file = 0;
+
 static ssize_t gate_test_read(int fd, char *to, size_t len)
 {
   (void) fd;
-  memset(to,0,len);
-  return (ssize_t) len;
+  memset(to,gate_test_file == 1 ? 'T' : 0,len);
+  return gate_test_file == 2 ? 0 : gate_test_file == 3 ? -1 : (ssize_t) len;
+}
+
+void gate_test_set_file(int file)
+{
+  gate_test_file = file;
 }
 
 #define lseek gate_test_lseek
@@ -69,6 +77,7 @@ void gate_test_reset(void)
   memset(mchain,0,sizeof(mchain));
   memset(wchain,0,sizeof(wchain));
   flagstep = 0;
+  gate_test_file = 0;
 }
 
 /* how much is in use: messages, their parts, recipients */

@@ -18,7 +18,7 @@ use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, Why};
 use qpatch_gate::random::Random;
 use qpatch_gate::table::Table;
-use qpatch_gate_model::retry::{Closed, Job, Retry, Step, Told};
+use qpatch_gate_model::retry::{Closed, Job, PassEnd, Retry, Step, Told};
 
 pub const SEC: u64 = 1_000_000;
 const PASS_US: u64 = SEC / 3000;
@@ -507,7 +507,8 @@ impl Model {
             return;
         }
         let natural = secs(now_us + DEFERRED_US);
-        if let Closed::Due(at_secs) = self.retry.close(j, natural, secs(now_us)) {
+        let end = if at_end { PassEnd::EndOfFile } else { PassEnd::Before };
+        if let Closed::Due(at_secs) = self.retry.close(j, end, natural, secs(now_us)) {
             let at_secs = at_secs.max(0) as u64;
             self.at(now_us.max(at_secs * SEC), Event::Arrive(message, at_secs));
         }

@@ -15,7 +15,7 @@ use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
 use qpatch_gate::report::{Report, Seen};
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Cap, Limit};
-use qpatch_gate_model::retry::{Closed, Job, Retry, Step, Told};
+use qpatch_gate_model::retry::{Closed, Job, PassEnd, Retry, Step, Told};
 use serde::Serialize;
 
 use crate::gate::simulate::log_report;
@@ -412,7 +412,9 @@ impl Machine {
         let job = run.job;
         self.free_runs.push(at);
         let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
-        if let Closed::Due(at_secs) = self.retry.close(at as usize, natural, now_secs) {
+        if let Closed::Due(at_secs) =
+            self.retry.close(at as usize, PassEnd::EndOfFile, natural, now_secs)
+        {
             // Nothing of it waits.
             let recipients = &mut self.jobs[job as usize];
             if recipients.left == 0 {
@@ -450,6 +452,7 @@ impl Machine {
 
     /// This delivery comes no more.
     fn finish(&mut self, at: u32) {
+        self.tell(at, Told::Done);
         let Delivery { key, job, position, run, .. } = self.deliveries[at as usize];
         self.keys[key as usize].live -= 1;
         let recipients = &mut self.jobs[job as usize];
