@@ -9,20 +9,26 @@ use qpatch::qmail::log::Log;
 use qpatch::qmail::log::event::Event;
 use qpatch::qmail::log::stamp::Precision;
 
-/// What a log says of deliveries: microseconds since the first, and what happened.
+/// What a log says of deliveries: microseconds since the first, and what happened, with the place of its origin among the log's.
 fn told(dir: &Path, files: &[&str]) -> Vec<(i64, String)> {
     let paths: Vec<PathBuf> = files.iter().map(|file| dir.join(file)).collect();
     let mut log = Log::open(&paths).unwrap();
     let mut events = Vec::new();
+    let mut origins = Vec::new();
     while let Some(entry) = log.next_entry().unwrap() {
         let Ok(line) = entry.line else { continue };
         let Some(stamp) = line.stamp else { continue };
+        let place = origins.iter().position(|&origin| origin == line.origin);
+        let place = place.unwrap_or_else(|| {
+            origins.push(line.origin);
+            origins.len() - 1
+        });
         let what = match line.event {
             Event::Start { number, message, recipient, .. } => {
-                format!("start {number} {message} {}", recipient.escape_ascii())
+                format!("{place} start {number} {message} {}", recipient.escape_ascii())
             }
             Event::End { number, end, text } => {
-                format!("end {number} {end:?} {}", text.escape_ascii())
+                format!("{place} end {number} {end:?} {}", text.escape_ascii())
             }
             _ => continue,
         };
@@ -60,7 +66,7 @@ fn json(us: u64, line: &str) -> serde_json::Value {
         "MESSAGE": line, "_PID": "77"})
 }
 
-const FORMATS: [Format; 31] = [
+const FORMATS: [Format; 32] = [
     ("multilog", 1, |us, line| {
         let secs = BASE + us / 1_000_000 + 10 + (1 << 62);
         format!("@{secs:016x}{:08x} {line}", us % 1_000_000 * 1000)
@@ -81,6 +87,10 @@ const FORMATS: [Format; 31] = [
     ("rsyslog", 1, |us, line| format!("{}{line}", calendar(us, "T", 6, "+01:00 mx1 qmail: "))),
     ("rfc 5424", 1, |us, line| {
         format!("<22>1 {}{line}", calendar(us, "T", 6, "Z mx1 qmail 77 - - "))
+    }),
+    ("rfc 5424, syslog-ng", 1, |us, line| {
+        let data = format!(r#"[meta sequenceId="{us}"][x@1 a="]\" [" b=""] qmail: "#);
+        format!("<22>1 {}{data}{line}", calendar(us, "T", 6, "+01:00 mx1 mx1 - - "))
     }),
     ("syslog", 1_000_000, |us, line| {
         format!("Nov 14 {} mx1 qmail: {line}", &calendar(us, " ", 0, "")[11..])

@@ -57,6 +57,9 @@ pub fn read<'a>(
             }
             (rest, may_be_weak) = (behind, true);
         }
+        if let Some(behind) = structured_data(rest) {
+            (rest, may_be_weak) = (without_mark(behind), true);
+        }
         if let Some(Said { event, queue }) = event::parse(rest)
             && (may_be_weak || is_strong(&event))
         {
@@ -66,8 +69,7 @@ pub fn read<'a>(
         is_broken |= may_be_weak && event::is_meant_as_delivery(rest);
         let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
         let word = &rest[..end];
-        rest = rest[end..].trim_ascii_start();
-        rest = rest.strip_prefix("\u{feff}".as_bytes()).unwrap_or(rest);
+        rest = without_mark(rest[end..].trim_ascii_start());
         if rest.is_empty() {
             break;
         }
@@ -94,6 +96,52 @@ fn priority(line: &[u8]) -> &[u8] {
         }
         _ => line,
     }
+}
+
+/// Behind the byte order mark that RFC 5424 has before UTF-8.
+fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
+}
+
+/// Behind the structured data of RFC 5424: `[meta sequenceId="5"][origin ip="192.0.2.1"] `. It differs from line to line, so it
+/// names no origin. Brackets without a parameter are none: other loggers have such.
+fn structured_data(text: &[u8]) -> Option<&[u8]> {
+    let mut rest = text;
+    while let Some(inner) = rest.strip_prefix(b"[") {
+        let mut parameters = &inner[sd_name(inner)..];
+        if parameters.len() == inner.len() || !parameters.starts_with(b" ") {
+            return None;
+        }
+        rest = loop {
+            match parameters {
+                [b']', behind @ ..] => break behind,
+                [b' ', parameter @ ..] => {
+                    let end = sd_name(parameter);
+                    let value = parameter[end..].strip_prefix(b"=\"").filter(|_| end > 0)?;
+                    parameters = &value[sd_value(value)? + 1..];
+                }
+                _ => return None,
+            }
+        };
+    }
+    let trimmed = rest.trim_ascii_start();
+    (rest.len() < text.len() && trimmed.len() < rest.len()).then_some(trimmed)
+}
+
+/// How long a name of structured data is.
+fn sd_name(text: &[u8]) -> usize {
+    let is_over = |byte: &u8| matches!(byte, b'=' | b']' | b'"') || !byte.is_ascii_graphic();
+    text.iter().position(is_over).unwrap_or(text.len())
+}
+
+/// Where the quote stands that ends a value; a backslash keeps the next byte from it.
+fn sd_value(text: &[u8]) -> Option<usize> {
+    let mut escaped = false;
+    text.iter().position(|&byte| {
+        let is_end = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        is_end
+    })
 }
 
 /// A word without the number of a process in brackets, and without what ends it.
