@@ -1,7 +1,8 @@
 //! Days of the Gregorian calendar: of log lines and of the dates in files that qpatch writes.
 
-/// The days from 1970-01-01 to this day; None where there is no such month, or the year is not in 1..=9999. Day 31 of a shorter
-/// month is the next month's. The years are counted from March on, so that a leap day is the last of its year.
+/// The days from 1970-01-01 to this day; None where there is no such month, or the year is not in 1..=9999. Day 31 of
+/// a shorter month is the next month's. The years are counted from March on, so that a leap day is the last of its
+/// year.
 pub(crate) fn days_since_1970(year: u64, month: u64, day: u64) -> Option<i64> {
     if !(1..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;

@@ -272,8 +272,9 @@ pub(crate) fn kill_group(leader: u32, signal: i32) -> io::Result<()> {
     }
 }
 
-/// Whoever is left without a parent below this process becomes its child, where the system has such a thing (Linux), and not that of
-/// the first process, which in a container may never reap anybody. From then on it is to be reaped here: [`reap_group`].
+/// Whoever is left without a parent below this process becomes its child, where the system has such a thing (Linux),
+/// and not that of the first process, which in a container may never reap anybody. From then on it is to be reaped
+/// here: [`reap_group`].
 pub(crate) fn adopt_orphans() {
     #[cfg(target_os = "linux")]
     {
@@ -282,8 +283,8 @@ pub(crate) fn adopt_orphans() {
     }
 }
 
-/// Waits for every child of this process that is in the process group `leader`, until there is none. All of them have been sent
-/// SIGKILL, and the group's leader has been waited for just now.
+/// Waits for every child of this process that is in the process group `leader`, until there is none. All of them have
+/// been sent SIGKILL, and the group's leader has been waited for just now.
 pub(crate) fn reap_group(leader: u32) {
     let Some(leader) = libc::pid_t::try_from(leader).ok().filter(|&leader| leader > 1) else {
         return;

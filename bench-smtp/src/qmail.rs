@@ -13,7 +13,7 @@ use qpatch::gate::sites::{self, Sites};
 use qpatch::patches;
 use qpatch::tree::Tree;
 use qpatch::tree::journal::Session;
-use qpatch::tree::plan::{Halves, Plan as Changes};
+use qpatch::tree::plan::{OnPartialProtocol, Plan as Changes};
 use qpatch::verify::proofs::mail;
 use qpatch::verify::rig::sendrig;
 use qpatch::verify::sandbox::SiteConfig;
@@ -265,7 +265,7 @@ fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(Error::doing("read a patch"))?;
     let changes = Changes::new(&tree, &patches)?;
-    changes.check(&patches, Halves::Refuse).map_err(|errors| {
+    changes.check(&patches, OnPartialProtocol::Refuse).map_err(|errors| {
         let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Error::new(format!("the patches do not fit the tree: {}", told.join("; ")), "")
     })?;

@@ -110,7 +110,7 @@ pub(super) fn apply(args: &Apply, next: Next) -> CommandResult {
     })
 }
 
-/// What conf-spawn stays at: whoever forgets --spawn shall not wait for the deliveries in vain.
+/// Without --spawn the limit does not rise: say so.
 fn tell_spawn(out: &mut dyn Write, choice: &PatchChoice, tree: &Tree) -> io::Result<()> {
     if choice.spawn.is_some() || !choice.has(patches::BIG_CONCURRENCY, true) {
         return Ok(());

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::output::{Failures, warn};
 use crate::patches::{self, Shipped};
 use crate::tree::Tree;
-use crate::tree::plan::{Halves, Plan};
+use crate::tree::plan::{OnPartialProtocol, Plan};
 use crate::verify::sandbox::target::Target;
 
 /// Which patches, for which tree.
@@ -64,8 +64,8 @@ impl PatchChoice {
         }
     }
 
-    fn on_partial_protocol(&self) -> Halves {
-        if self.complete { Halves::Complete } else { Halves::Refuse }
+    fn on_partial_protocol(&self) -> OnPartialProtocol {
+        if self.complete { OnPartialProtocol::Complete } else { OnPartialProtocol::Refuse }
     }
 
     pub(super) fn has(&self, patch: &str, gate: bool) -> bool {

@@ -1,7 +1,8 @@
-//! `qpatch man`: the manual pages, those of the commands, made from their help, concurrencydomains(5) and concurrencyreplies(5).
+//! `qpatch man`: the manual pages, those of the commands, made from their help, concurrencydomains(5) and
+//! concurrencyreplies(5).
 //!
-//! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it knows
-//! nothing of METRICS, EXIT STATUS and SEE ALSO.
+//! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it
+//! knows nothing of METRICS, EXIT STATUS and SEE ALSO.
 
 #![forbid(unsafe_code)]
 

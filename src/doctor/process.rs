@@ -1,4 +1,5 @@
-//! Processes that run: qmail's daemons with their limits, what their control groups allow, and the memory of qmail-remote.
+//! Processes that run: qmail's daemons with their limits, what their control groups allow, and the memory of
+//! qmail-remote.
 #![forbid(unsafe_code)]
 
 use std::fs;

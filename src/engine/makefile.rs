@@ -13,8 +13,8 @@ pub struct MakeRule {
     pub targets: Vec<String>,
     /// What it makes them from.
     pub prerequisites: Vec<String>,
-    /// Its tokens, recipe included. Blank and comment lines before a line of the recipe are no end of it, but no part of it
-    /// either: it goes on in a further range.
+    /// Its tokens, recipe included. Blank and comment lines before a line of the recipe are no end of it, but no part
+    /// of it either: it goes on in a further range.
     pub tokens: Vec<Range<usize>>,
 }
 

@@ -120,7 +120,8 @@ pub fn matches(source: &Source<'_>, region: Range<usize>, pattern: &Pattern) -> 
     region.into_iter().any(|at| search.at(at).is_some())
 }
 
-/// Where in `regions` the pattern came closest to matching: where the longest part of it is, be that its beginning or not.
+/// Where in `regions` the pattern came closest to matching: where the longest part of it is, be that its beginning or
+/// not.
 #[must_use]
 pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern) -> Near {
     let elements = &pattern.elements;

@@ -1,7 +1,7 @@
 //! The patch engine: bytes in, edits out. It knows nothing of qmail or of files.
 //!
-//! [`lex`] turns a source into tokens; [`makefile`] and [`include`] find rules of make and `#include` lines in them. [`rule`] reads what a patch wants, [`matcher`] finds where a rule matches, and
-//! [`edit`] makes the smallest edit.
+//! [`lex`] turns a source into tokens; [`makefile`] and [`include`] find rules of make and `#include` lines in them.
+//! [`rule`] reads what a patch wants, [`matcher`] finds where a rule matches, and [`edit`] makes the smallest edit.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! What is wrong with a control file, and where: a problem that the gate's parser has, or a warning of `qpatch gate check`.
+//! What is wrong with a control file, and where: a problem that the gate's parser has, or a warning of `qpatch gate
+//! check`.
 
 use std::path::Path;
 

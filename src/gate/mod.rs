@@ -1,7 +1,7 @@
 //! `qpatch gate`: the control file of the gate, its status, and what its limits would do.
 //!
-//! One module for each subcommand. All of them use the gate's own code (the crate `qpatch_gate`), so what they say is what
-//! will run.
+//! One module for each subcommand. All of them use the gate's own code (the crate `qpatch_gate`), so what they say is
+//! what will run.
 
 #![forbid(unsafe_code)]
 

@@ -18,8 +18,9 @@ pub(crate) enum NotOpened {
     System(io::Error),
 }
 
-/// Opens a file for reading, if it is a regular one, and says what the system knows of it. It waits for nothing, neither for a
-/// FIFO's writer nor for a device; and because what is opened is looked at, nobody can put something else there in between.
+/// Opens a file for reading, if it is a regular one, and says what the system knows of it. It waits for nothing,
+/// neither for a FIFO's writer nor for a device; and because what is opened is looked at, nobody can put something
+/// else there in between.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, Metadata), NotOpened> {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {

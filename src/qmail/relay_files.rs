@@ -1,9 +1,9 @@
 //! Files that send mail to a relay before control/smtproutes is asked, in trees whose qmail-remote reads them.
 //!
-//! At run time the gate cannot tell whether this qmail-remote reads such a file: it is not readable by qmailr (its mode is 0711). So
-//! the Makefile of a patched tree looks into qmail-remote.c, and qmail-rspawn has the answer. What the gate does not follow is told
-//! here: whoever runs `gate check` or `doctor` is mostly root, and can read both programs. What is in these files is never
-//! shown: there are passwords.
+//! At run time the gate cannot tell whether this qmail-remote reads such a file: it is not readable by qmailr (its
+//! mode is 0711). So the Makefile of a patched tree looks into qmail-remote.c, and qmail-rspawn has the answer. What
+//! the gate does not follow is told here: whoever runs `gate check` or `doctor` is mostly root, and can read both
+//! programs. What is in these files is never shown: there are passwords.
 
 use std::fs;
 use std::path::Path;
@@ -45,9 +45,9 @@ pub(crate) enum Read {
     No,
 }
 
-/// All that are known: authsenders of the SMTP AUTH patches by Erwin Hoffmann, which sagredo's, s/qmail's and other trees have;
-/// qmtproutes of the QMTP patches; moresmtproutes.cdb of IndiMail. Files that choose the machine's own address (outgoingip,
-/// domainips, domainbindings) send mail nowhere else.
+/// All that are known: authsenders of the SMTP AUTH patches by Erwin Hoffmann, which sagredo's, s/qmail's and other
+/// trees have; qmtproutes of the QMTP patches; moresmtproutes.cdb of IndiMail. Files that choose the machine's own
+/// address (outgoingip, domainips, domainbindings) send mail nowhere else.
 const FILES: [(&str, &str); 3] = [
     ("authsenders", "the sender"),
     ("qmtproutes", "the recipient"),
@@ -60,8 +60,8 @@ const MARK: &[u8] = b"qmail-remote reads:";
 /// A control file that is larger has no routes that somebody wrote; a program that is larger is none of qmail's.
 const MAX: u64 = 64 << 20;
 
-/// The files that `home` has and of which not everything is as it should be: qmail-remote reads one, or may read it, and the gate
-/// does not follow it; or the other way round.
+/// The files that `home` has and of which not everything is as it should be: qmail-remote reads one, or may read it,
+/// and the gate does not follow it; or the other way round.
 pub(crate) fn find(home: &Path) -> Vec<Elsewhere> {
     let there = FILES.into_iter().filter(|(name, _)| has_content(&home.join("control").join(name)));
     let there: Vec<_> = there.collect();

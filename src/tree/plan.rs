@@ -110,7 +110,7 @@ pub enum Outcome {
 
 /// What to do with a tree in which one half of the protocol speaks two bytes and the other one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Halves {
+pub enum OnPartialProtocol {
     /// Refuse: someone's hand is in the middle of something.
     Refuse,
     /// Make the missing half.
@@ -149,10 +149,14 @@ impl Plan {
     ///
     /// # Errors
     /// One for each misfit, with the place, the nearest match and what to do.
-    pub fn check(&self, patches: &[Patch], halves: Halves) -> std::result::Result<(), Vec<Error>> {
+    pub fn check(
+        &self,
+        patches: &[Patch],
+        halves: OnPartialProtocol,
+    ) -> std::result::Result<(), Vec<Error>> {
         let mut errors: Vec<_> =
             self.reports.iter().flat_map(|report| self.misfits(&report.patch)).collect();
-        if errors.is_empty() && halves == Halves::Refuse {
+        if errors.is_empty() && halves == OnPartialProtocol::Refuse {
             errors.extend(self.half_made(patches));
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -356,9 +360,9 @@ impl Work {
         Ok(Ok(found))
     }
 
-    /// Whether `name`, a C source or conf-cc, is missing although the tree's makefile builds from it. qmail
-    /// makes `x.h` of `x.h1` and `x.h2`, and forks have the rules for that in another makefile. Without conf-spawn a tree can
-    /// be patched: it is the operator's.
+    /// Whether `name`, a C source or conf-cc, is missing although the tree's makefile builds from it. qmail makes
+    /// `x.h` of `x.h1` and `x.h2`, and forks have the rules for that in another makefile. Without conf-spawn a tree
+    /// can be patched: it is the operator's.
     fn is_missed(&self, tree: &Tree, name: &str) -> bool {
         (Lang::of(name) == Lang::C || name == "conf-cc")
             && !self.has(tree, name)

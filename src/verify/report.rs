@@ -84,8 +84,8 @@ impl Outcome {
         self.steps.iter().all(|step| step.verdict != Verdict::Fail)
     }
 
-    /// How many deliveries ran at once in qmail-rspawn, if that was tried: fewer than conf-spawn where the machine allows no
-    /// more.
+    /// How many deliveries ran at once in qmail-rspawn, if that was tried: fewer than conf-spawn where the machine
+    /// allows no more.
     pub fn at_once(&self) -> Option<u64> {
         let step = self.steps.iter().find(|step| step.name == "qmail-rspawn")?;
         step.figures.get("at_once").copied()

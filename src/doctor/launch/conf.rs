@@ -1,5 +1,5 @@
-//! limits.conf of PAM, which counts for what is started from a login shell or by su, and not for daemons that a supervisor or
-//! systemd starts.
+//! limits.conf of PAM, which counts for what is started from a login shell or by su, and not for daemons that a
+//! supervisor or systemd starts.
 #![forbid(unsafe_code)]
 
 use super::limits::{Limited, Setting, Value};

@@ -2,7 +2,8 @@
 //! another one and leave the limits as they are, and those that only talk of one.
 //!
 //! What each of them does with its options was tried with dash 0.5.12, bash 5.2, ksh93u+m, zsh 5.9, busybox 1.35,
-//! daemontools 0.76, runit 2.1.2, s6 2.11.1 and util-linux 2.38 (2.41 refuses a number with a suffix); perp's runlimit, and nosh, go by their manuals.
+//! daemontools 0.76, runit 2.1.2, s6 2.11.1 and util-linux 2.38 (2.41 refuses a number with a suffix); perp's
+//! runlimit, and nosh, go by their manuals.
 #![forbid(unsafe_code)]
 
 use super::field::Field;

@@ -1,5 +1,5 @@
-//! Settings of a unit that keep qmail from sending mail at all: most of them are meant to confine a daemon that needs neither
-//! root nor the network.
+//! Settings of a unit that keep qmail from sending mail at all: most of them are meant to confine a daemon that needs
+//! neither root nor the network.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
@@ -126,8 +126,8 @@ fn allowed<'u>(unit: &'u Unit, key: &str, word: &str) -> Option<(&'u Entry, bool
     allowed_any(unit, key, &[word])
 }
 
-/// Whether a list of what is allowed (or, with `~`, of what is not) allows what one of `words` stands for, and its last line.
-/// `None`: no list.
+/// Whether a list of what is allowed (or, with `~`, of what is not) allows what one of `words` stands for, and its
+/// last line. `None`: no list.
 fn allowed_any<'u>(unit: &'u Unit, key: &str, words: &[&str]) -> Option<(&'u Entry, bool)> {
     let mut last = None;
     let mut allowed = true;

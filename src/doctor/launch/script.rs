@@ -1,7 +1,7 @@
 //! Follows a start script from its first line to the programs that it starts, with the limits that it sets on the way.
 //!
-//! Nothing is run. Where the way depends on what only the running script knows (a condition, a variable from outside), all
-//! ways are followed, and a limit that comes from outside is unknown.
+//! Nothing is run. Where the way depends on what only the running script knows (a condition, a variable from
+//! outside), all ways are followed, and a limit that comes from outside is unknown.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -275,7 +275,8 @@ impl<'w> Walk<'w> {
         (self.functions, self.called, self.last) = outer;
     }
 
-    /// A service script of OpenRC: the settings of all services, those of this one, the script, rc_ulimit, its functions.
+    /// A service script of OpenRC: the settings of all services, those of this one, the script, rc_ulimit, its
+    /// functions.
     fn openrc(&mut self, file: &str, text: &str, mut place: Place) {
         let name = file.rsplit('/').next().unwrap_or_default();
         let confs = ["/etc/rc.conf".to_owned(), format!("/etc/conf.d/{name}")];

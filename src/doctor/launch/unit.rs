@@ -1,5 +1,6 @@
-//! systemd's units as systemd reads them: which file counts, which drop-ins change it, what its values mean, and what holds
-//! where nothing is set. Everything here was tried with systemd 252 and 257 as the first process of a container.
+//! systemd's units as systemd reads them: which file counts, which drop-ins change it, what its values mean, and what
+//! holds where nothing is set. Everything here was tried with systemd 252 and 257 as the first process of a
+//! container.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,7 +134,8 @@ impl<'h> Units<'h> {
         all.filter(|name| name.ends_with(suffix) && name.len() > suffix.len()).collect()
     }
 
-    /// All services: of templates the instances that are wanted by something or have drop-ins, or else the template itself.
+    /// All services: of templates the instances that are wanted by something or have drop-ins, or else the template
+    /// itself.
     pub fn services(&self) -> Vec<String> {
         const SUFFIX: &str = ".service";
         let names = self.names(SUFFIX);
@@ -213,8 +215,9 @@ impl<'h> Units<'h> {
         Some(unit)
     }
 
-    /// The files that change a unit: of those with one name the first in the order of the folders, and of all of them in the
-    /// order of their names. A folder of /etc comes before one of /usr/lib, whichever of them names the unit more closely.
+    /// The files that change a unit: of those with one name the first in the order of the folders, and of all of them
+    /// in the order of their names. A folder of /etc comes before one of /usr/lib, whichever of them names the unit
+    /// more closely.
     fn drop_ins(&self, name: &str) -> Vec<String> {
         let mut names = vec![name.to_owned()];
         names.extend(self.aliases.get(name).into_iter().flatten().cloned());
@@ -376,8 +379,8 @@ fn number_line(text: &str, first: usize, last: usize) -> usize {
         .unwrap_or(first)
 }
 
-/// Soft and hard limit of a `LimitNOFILE=`, `LimitNPROC=` or a default of it; `u64::MAX` is infinity. `None`: systemd takes
-/// no notice of the line. An empty value is such a line: unlike others, these settings cannot be reset.
+/// Soft and hard limit of a `LimitNOFILE=`, `LimitNPROC=` or a default of it; `u64::MAX` is infinity. `None`: systemd
+/// takes no notice of the line. An empty value is such a line: unlike others, these settings cannot be reset.
 pub fn limit(value: &str) -> Option<(u64, u64)> {
     let number = |text: &str| match text {
         "infinity" => Some(u64::MAX),

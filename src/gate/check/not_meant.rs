@@ -10,7 +10,7 @@ use qpatch_gate::problem::Problem;
 use qpatch_gate::rules::{KeyKind, Rules};
 use qpatch_gate::table::{self, Limit, Table};
 
-use super::running::{Remote, Whence};
+use super::running::{Remote, RemoteSource};
 use crate::gate::finding::Finding;
 use crate::gate::source::{Loaded, Source};
 use crate::gate::text::{escaped, host_of, key_name, line_text, relay_text};
@@ -160,7 +160,7 @@ fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec
         let column = columns.get(&problem.line).copied().unwrap_or(1);
         let problem = Problem { column, ..*problem };
         let mut finding = Finding::of_problem(&problem, path, text);
-        if remote.from == Whence::Default {
+        if remote.from == RemoteSource::Default {
             finding.message.push_str(", qmail's default");
         }
         finding

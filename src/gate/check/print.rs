@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::answers::Answer;
 use super::replies::{self, Told};
-use super::running::{Remote, Whence};
+use super::running::{Remote, RemoteSource};
 use crate::gate::finding::Finding;
 use crate::gate::source::{Loaded, Source};
 use crate::gate::text::limit_text;
@@ -87,7 +87,7 @@ pub(super) fn print_table(
             facts.push(count(rules.replies.len() as u64, "reply line"));
         }
         if let Some(Remote { limit, from }) = remote {
-            let default = if from == Whence::Default { " (qmail's default)" } else { "" };
+            let default = if from == RemoteSource::Default { " (qmail's default)" } else { "" };
             facts.push(format!("concurrencyremote {limit}{default}"));
         }
         if !facts.is_empty() {

@@ -27,7 +27,8 @@ pub(super) fn reply_argument(value: &str) -> Result<String, String> {
     Err("this is no refusal: it begins with a code from 400 to 599, as 421 4.7.0 Too many connections".to_string())
 }
 
-/// qmail-send writes `_` for a blank and `/` for a line feed; and qmail-remote has a line of its own behind a recipient's.
+/// qmail-send writes `_` for a blank and `/` for a line feed; and qmail-remote has a line of its own behind a
+/// recipient's.
 fn of_log(reply: &str) -> String {
     let reply = reply.split("/Giving_up_on_").next().unwrap_or_default();
     reply.replace('_', " ").replace('/', "\n")

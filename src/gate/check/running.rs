@@ -22,22 +22,22 @@ use crate::qmail::relay_files;
 pub(super) struct Remote {
     pub(super) limit: u32,
     /// Whether control/concurrencyremote says so.
-    pub(super) from: Whence,
+    pub(super) from: RemoteSource,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whence {
+pub(super) enum RemoteSource {
     File,
     Default,
 }
 
 pub(super) fn concurrency_remote(source: &Source, loaded: &mut Loaded) -> Option<Remote> {
     let path = source.home.as_ref()?.control("concurrencyremote");
-    let default = Remote { limit: CONCURRENCY_REMOTE, from: Whence::Default };
+    let default = Remote { limit: CONCURRENCY_REMOTE, from: RemoteSource::Default };
     let kind = match read_file(&path, 4096) {
         Ok(None) => return Some(default),
         Ok(Some((_, text))) => match leading_number(&text) {
-            Some(limit) => return Some(Remote { limit, from: Whence::File }),
+            Some(limit) => return Some(Remote { limit, from: RemoteSource::File }),
             None => Kind::NotNumber,
         },
         Err(kind) => kind,

@@ -1,11 +1,11 @@
 //! What a log tells of deliveries, each as a whole: from the time when it was handed out first to its report.
 //!
-//! They come in the order in which they were handed out, each when its end is known. Of a server that has a gate already, the
-//! log has more than one beginning for a delivery that was sent away as busy; they are one, which begins with the first. Such
-//! a gate says how long it held what it held ([`crate::qmail::log::event::held`]): how long a delivery ran is known from that, not from
-//! the time between its beginning and its end, in which it may only have waited. What fails for good has no such line, because
-//! its text goes to the sender; but the deliveries to one domain start in their order, so it did not start before those that
-//! were handed out earlier.
+//! They come in the order in which they were handed out, each when its end is known. Of a server that has a gate
+//! already, the log has more than one beginning for a delivery that was sent away as busy; they are one, which begins
+//! with the first. Such a gate says how long it held what it held ([`crate::qmail::log::event::held`]): how long a
+//! delivery ran is known from that, not from the time between its beginning and its end, in which it may only have
+//! waited. What fails for good has no such line, because its text goes to the sender; but the deliveries to one
+//! domain start in their order, so it did not start before those that were handed out earlier.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 

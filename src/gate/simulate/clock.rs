@@ -1,8 +1,8 @@
 //! The log's time, which goes on whatever the computer's clock did.
 //!
-//! Local times jump where daylight saving time begins and ends. In which zone a log was written it does not say, so the jump is
-//! seen by itself: an hour back, or an hour that is missing, give or take ten minutes without a line, on a day and at a time at
-//! which it may be. What else goes back was set back, and goes on from there.
+//! Local times jump where daylight saving time begins and ends. In which zone a log was written it does not say, so
+//! the jump is seen by itself: an hour back, or an hour that is missing, give or take ten minutes without a line, on
+//! a day and at a time at which it may be. What else goes back was set back, and goes on from there.
 
 use crate::qmail::log::stamp::{Basis, Stamp};
 
@@ -60,8 +60,8 @@ impl Clock {
         self.now_us
     }
 
-    /// How much later the beginning is from now on, if times without a year have come to a new one, or over a day that this
-    /// year does not have.
+    /// How much later the beginning is from now on, if times without a year have come to a new one, or over a day
+    /// that this year does not have.
     fn new_year(&mut self, last: Stamp, stamp_us: i64) -> i64 {
         let (last_day, day) = (last.us.div_euclid(DAY_US), stamp_us.div_euclid(DAY_US));
         self.is_leap |= day == LEAP_DAY;

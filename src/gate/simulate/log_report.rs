@@ -1,8 +1,9 @@
 //! What a line of qmail-send's log tells of a report.
 //!
-//! qmail-send writes the report's text with `_` for spaces and for what cannot be printed, and `/` for line feeds; so which
-//! of these a server itself had written is not known. It does not matter to the gate, which reads digits and words. What
-//! qmail-rspawn does before is undone here: it puts the text of the recipient's line before that of the message's.
+//! qmail-send writes the report's text with `_` for spaces and for what cannot be printed, and `/` for line feeds; so
+//! which of these a server itself had written is not known. It does not matter to the gate, which reads digits and
+//! words. What qmail-rspawn does before is undone here: it puts the text of the recipient's line before that of the
+//! message's.
 
 use std::net::IpAddr;
 

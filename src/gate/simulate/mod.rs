@@ -1,18 +1,18 @@
 //! `qpatch gate simulate`: what limits would have done to the deliveries in a log.
 //!
-//! The gate's own core runs on the log's clock. A delivery asks when the log says that it was handed to qmail-rspawn first, and
-//! runs for as long as it did then. So it comes to the machine when the log has told of its end, in the order in which the
-//! deliveries were handed out; the machine's time is behind what has been read of the log by no more than the longest of
-//! them. What is kept is what is between, and what runs or waits.
+//! The gate's own core runs on the log's clock. A delivery asks when the log says that it was handed to qmail-rspawn
+//! first, and runs for as long as it did then. So it comes to the machine when the log has told of its end, in the
+//! order in which the deliveries were handed out; the machine's time is behind what has been read of the log by no
+//! more than the longest of them. What is kept is what is between, and what runs or waits.
 //!
-//! How a delivery ended is in the log, too: the text of its report. The gate hears it, so limits that learn do, and mail finds
-//! its site by the address that took it. But what a server would have said had there been fewer is not known: whom it
-//! refused then, it refuses here. So limits fall lower and rise later than they would. And a delivery that would have gone
-//! back as busy, because it was refused beside others, takes its place for no time when it comes again: what became of
-//! its next try is in the log, as a delivery of its own.
+//! How a delivery ended is in the log, too: the text of its report. The gate hears it, so limits that learn do, and
+//! mail finds its site by the address that took it. But what a server would have said had there been fewer is not
+//! known: whom it refused then, it refuses here. So limits fall lower and rise later than they would. And a delivery
+//! that would have gone back as busy, because it was refused beside others, takes its place for no time when it comes
+//! again: what became of its next try is in the log, as a delivery of its own.
 //!
-//! [`account`] makes whole deliveries of a log's lines, [`clock`] is their time, [`machine`] is qmail-send and qmail-rspawn
-//! around the gate, [`replay`] takes the deliveries through it, and [`outcome`] is what comes out.
+//! [`account`] makes whole deliveries of a log's lines, [`clock`] is their time, [`machine`] is qmail-send and
+//! qmail-rspawn around the gate, [`replay`] takes the deliveries through it, and [`outcome`] is what comes out.
 
 mod account;
 mod clock;

@@ -8,8 +8,8 @@ use qpatch_gate::gate::Gate;
 use super::account::{Account, Try};
 use super::machine::Machine;
 
-/// What a gate that the log has already started when another had ended started a little before the log tells of that end: the
-/// report has to get there. It is not taken as another one at once.
+/// What a gate that the log has already started when another had ended started a little before the log tells of that
+/// end: the report has to get there. It is not taken as another one at once.
 const REPORT_US: u64 = 50_000;
 
 /// When a delivery of the log begins or ends to run: at what time, by which line, and whose key it is.
@@ -227,8 +227,8 @@ mod tests {
 
     #[test]
     fn a_recipient_comes_back_while_others_of_its_message_are_under_way() {
-        // There are too few slots to hold any, so one of the second domain goes back as busy, and its place is free after a second. The
-        // first domain's takes a minute.
+        // There are too few slots to hold any, so one of the second domain goes back as busy, and its place is free
+        // after a second. The first domain's takes a minute.
         let run = run("a.example:1\n", 3, &message(&[("b", 60_000), ("a", 1000), ("a", 1000)]));
         let machine = &run.machine;
         let key = machine.keys.iter().find(|key| key.name == b"a.example").unwrap();
@@ -385,7 +385,8 @@ mod tests {
         let near = |own: f64, found: f64| (own - found).abs() <= 0.05 * own + 0.05;
         assert_eq!((own.deliveries, &own.peaks), (found.deliveries, &found.peaks), "{what}");
         assert!(near(own.whole_secs, found.whole_secs), "{what}: {own:?} {found:?}");
-        // Recipients for whom the gate was asked together are not in the log before they are called: their waits are not known.
+        // Recipients for whom the gate was asked together are not in the log before they are called: their waits are
+        // not known.
         let is_list = what.starts_with("mixed");
         assert!(
             near(own.waited_secs, found.waited_secs)

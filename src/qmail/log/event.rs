@@ -1,9 +1,10 @@
 //! What a line of qmail-send says, behind the time and whatever else a logger puts before it.
 //!
-//! Read in qmail-1.01, qmail-1.03, netqmail, notqmail, trees with supplemental channels, and IndiMail, whose qmail-send serves
-//! one of several queues and ends its lines with the queue's name; there a delivery's number may be followed by a dot and a
-//! name of the instance (QIDENT). What qmail-send writes of addresses and reports has `_` for each byte that is not a
-//! printable one, and for spaces and `%`, and `/` for a line feed: so the first space ends it.
+//! Read in qmail-1.01, qmail-1.03, netqmail, notqmail, trees with supplemental channels, and IndiMail, whose
+//! qmail-send serves one of several queues and ends its lines with the queue's name; there a delivery's number may be
+//! followed by a dot and a name of the instance (QIDENT). What qmail-send writes of addresses and reports has `_` for
+//! each byte that is not a printable one, and for spaces and `%`, and `/` for a line feed: so the first space ends
+//! it.
 
 /// What a line tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +90,11 @@ pub enum End {
     Mangled,
     /// A gate has answered: it was not tried, and comes again when the gate calls it.
     Busy,
-    /// A gate has answered: it was not tried, because nothing gets through to its server, or by the operator's rule. It comes
-    /// again at its own time.
+    /// A gate has answered: it was not tried, because nothing gets through to its server, or by the operator's rule.
+    /// It comes again at its own time.
     Suspended,
-    /// A gate's answer, too: it was tried, and refused because there were too many. It comes again when the gate calls it.
+    /// A gate's answer, too: it was tried, and refused because there were too many. It comes again when the gate
+    /// calls it.
     Refused,
 }
 
@@ -110,7 +112,8 @@ pub struct Held {
 pub struct Said<'a> {
     /// What happened.
     pub event: Event<'a>,
-    /// The name of the queue and of the instance, where the line says them: numbers of deliveries and messages count within.
+    /// The name of the queue and of the instance, where the line says them: numbers of deliveries and messages count
+    /// within.
     pub queue: [&'a [u8]; 2],
 }
 

@@ -1,7 +1,7 @@
 //! The files of a log: in their order, packed or not, line by line.
 //!
-//! gzip, xz, zstd and bzip2 are left to the system's programs of these names: whoever packs logs has them, they know every
-//! variant of their formats, and four more libraries would be for this alone.
+//! gzip, xz, zstd and bzip2 are left to the system's programs of these names: whoever packs logs has them, they know
+//! every variant of their formats, and four more libraries would be for this alone.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};

@@ -1,8 +1,8 @@
-//! qmail-send's log, as loggers, containers and rotation leave it. One reader for the whole project: the simulation and the
-//! search for sites read files with it ([`Log`]), the proof reads what qmail-send writes itself ([`event`]).
+//! qmail-send's log, as loggers, containers and rotation leave it. One reader for the whole project: the simulation
+//! and the search for sites read files with it ([`Log`]), the proof reads what qmail-send writes itself ([`event`]).
 //!
-//! [`input`] is the files, [`records`] what is not one line each, [`stamp`] the times, [`line`] what is before qmail-send's
-//! words, and [`event`] those words.
+//! [`input`] is the files, [`records`] what is not one line each, [`stamp`] the times, [`line`] what is before
+//! qmail-send's words, and [`event`] those words.
 
 pub mod event;
 mod input;
@@ -49,7 +49,8 @@ pub struct Entry<'a> {
 const AHEAD_LINES: u64 = 1000;
 
 impl Log {
-    /// Opens the files; `-` is standard input. Files with times are read in the order of these, whatever order they are named in.
+    /// Opens the files; `-` is standard input. Files with times are read in the order of these, whatever order they
+    /// are named in.
     ///
     /// # Errors
     /// One cannot be opened.
@@ -159,8 +160,8 @@ impl Log {
     }
 }
 
-/// The first time in a file. One without a year gets that in which it is before the file was written last, so that December
-/// is before January.
+/// The first time in a file. One without a year gets that in which it is before the file was written last, so that
+/// December is before January.
 fn first_time(path: &Path) -> Result<Option<Stamp>, Error> {
     let mut log = Log {
         paths: vec![path.to_path_buf()],

@@ -1,5 +1,5 @@
-//! Logs that are not one line each: what journalctl, docker and others write as JSON, journalctl's export and verbose formats,
-//! and JSON over several lines.
+//! Logs that are not one line each: what journalctl, docker and others write as JSON, journalctl's export and verbose
+//! formats, and JSON over several lines.
 
 use serde_json::{Map, Value};
 

@@ -21,14 +21,16 @@ const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
 /// Up to this many messages carry the recipients of one trial.
 pub const MESSAGES: u32 = 2000;
 
-/// So many deliveries go over each supplemental channel when the rig plays the spawners: more than 255, to see both bytes.
+/// So many deliveries go over each supplemental channel when the rig plays the spawners: more than 255, to see both
+/// bytes.
 const SUPPLEMENTAL: u32 = 300;
 
 /// qmail-send tries a deferred recipient again after 100 s (local) at the earliest.
 const EARLIEST_RETRY_NS: u64 = 90_000_000_000;
 
-/// How long a trial of the gate goes on while no mail is done: longer than the minute of a hold, and than the pauses after
-/// which the gate calls mail that it has sent away. Not a limit on the whole, as with [`crate::verify::rig::spawner::IDLE`].
+/// How long a trial of the gate goes on while no mail is done: longer than the minute of a hold, and than the pauses
+/// after which the gate calls mail that it has sent away. Not a limit on the whole, as with
+/// [`crate::verify::rig::spawner::IDLE`].
 const NO_PROGRESS: Duration = Duration::from_secs(150);
 
 /// Whether mail gets done: a gate that sends it away for ever shows signs of life for ever.
@@ -748,9 +750,9 @@ pub struct Capped {
     pub notes: Vec<String>,
 }
 
-/// Queues 100 mails to `domains`, which together have a limit of `limit`, mixed with 200 to twenty others. While `limit`
-/// deliveries to them wait, all others have to be done; then they get their mail too, never more than `limit` at the same
-/// time. The machine has room for `room` deliveries of one spawner.
+/// Queues 100 mails to `domains`, which together have a limit of `limit`, mixed with 200 to twenty others. While
+/// `limit` deliveries to them wait, all others have to be done; then they get their mail too, never more than `limit`
+/// at the same time. The machine has room for `room` deliveries of one spawner.
 pub fn capped(
     site: &Site,
     stubs: &mut Stubs,

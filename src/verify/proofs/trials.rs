@@ -548,7 +548,8 @@ pub fn end_of_input(
 mod tests {
     use super::*;
 
-    /// A stub that crashes says nothing of itself, so any Z was taken for its end, even one that says that it never ran.
+    /// A stub that crashes says nothing of itself, so any Z was taken for its end, even one that says that it never
+    /// ran.
     #[test]
     fn a_spawner_s_own_error_is_no_crash_of_a_delivery() {
         let expected =

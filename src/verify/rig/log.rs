@@ -1,5 +1,5 @@
-//! What qmail-send's log, read line by line, says of one run. Pure: text in, an account of deliveries out. The format is
-//! described in the manual page qmail-log(5); [`crate::qmail::log::event`] reads it.
+//! What qmail-send's log, read line by line, says of one run. Pure: text in, an account of deliveries out. The format
+//! is described in the manual page qmail-log(5); [`crate::qmail::log::event`] reads it.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -104,8 +104,8 @@ impl Report {
         Some((Report { number, letter, text }, bytes.len() - rest.len() + end + 1))
     }
 
-    /// Whether this is no report but the gate, which calls mail back or has a line for the log (gate.h): 65535 is the number of
-    /// no delivery.
+    /// Whether this is no report but the gate, which calls mail back or has a line for the log (gate.h): 65535 is the
+    /// number of no delivery.
     pub fn is_from_gate(&self) -> bool {
         matches!(self.letter, b'R' | b'N') && self.number == 65535
     }
@@ -150,9 +150,9 @@ pub(crate) struct Greeting {
 
 /// Reads a spawner's first words. `None`: more is needed.
 pub(crate) fn read_greeting(bytes: &[u8]) -> Option<Greeting> {
-    // One byte:  N, 0, letter, text, NUL.   Two bytes:  N, N, 0, 0, letter, text, NUL.
-    // The third byte is a letter or the low byte of delivery number 0: that tells them apart whatever N is. A gate (two bytes)
-    // may have lines for the log first, for number 65535.
+    // One byte:  N, 0, letter, text, NUL.   Two bytes:  N, N, 0, 0, letter, text, NUL. The third byte is a letter or
+    // the low byte of delivery number 0: that tells them apart whatever N is. A gate (two bytes) may have lines for
+    // the log first, for number 65535.
     let width = if matches!(*bytes.get(2)?, 0 | 0xff) { Width::Two } else { Width::One };
     let (announced, mut rest) = width.read(bytes)?;
     loop {

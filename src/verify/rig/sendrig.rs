@@ -209,8 +209,8 @@ impl SendRig {
             let dir = site.rig().join("relay");
             fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
             site.identity().give(&dir)?;
-            // A few more than are known of: what no qmail-send takes is in nobody's way. Each takes two descriptors, which
-            // are scarce on some machines.
+            // A few more than are known of: what no qmail-send takes is in nobody's way. Each takes two descriptors,
+            // which are scarce on some machines.
             let known = 1 + site.supplemental().count as usize;
             let room = sys::limit(Resource::OpenFiles).map_or(u64::MAX, |limit| limit.soft);
             let remote = if room > 64 + 2 * known as u64 { known.max(8) } else { known };

@@ -28,8 +28,8 @@ pub struct SiteConfig {
     pub control: Option<PathBuf>,
 }
 
-/// The last letters of qmail's users (auto_uida: alias, daemon, log, owner, passwd, queue, remote, send) and groups (queue,
-/// nofiles).
+/// The last letters of qmail's users (auto_uida: alias, daemon, log, owner, passwd, queue, remote, send) and groups
+/// (queue, nofiles).
 const UIDS: [char; 8] = ['a', 'd', 'l', 'o', 'p', 'q', 'r', 's'];
 const GIDS: [char; 2] = ['q', 'n'];
 
@@ -70,8 +70,9 @@ pub(super) fn configure(mut site: Site, config: &SiteConfig) -> Result<Site, Err
     Ok(site)
 }
 
-/// Gives the programs of the copy the rig's ids where the tree does not make auto_uids.c of qmail's users (there, link.c
-/// does): fixed numbers in a source that no rule makes, and ids that programs ask the owners of files in QMAIL/owners for.
+/// Gives the programs of the copy the rig's ids where the tree does not make auto_uids.c of qmail's users (there,
+/// link.c does): fixed numbers in a source that no rule makes, and ids that programs ask the owners of files in
+/// QMAIL/owners for.
 fn set_ids(site: &Site) -> Result<(), Error> {
     let rules = targets(site.tree())?;
     for entry in fs::read_dir(site.tree()).map_err(Error::file("read", site.tree()))? {
@@ -185,7 +186,8 @@ fn make_home(site: &mut Site) -> Result<(), Error> {
     site.set_control("locals", "local.example\n")
 }
 
-/// `source` with the ids of `identity` wherever it defines one of qmail's (`int auto_uidq = 64011;`); `None` where it does not.
+/// `source` with the ids of `identity` wherever it defines one of qmail's (`int auto_uidq = 64011;`); `None` where it
+/// does not.
 fn with_ids(source: &[u8], identity: Identity) -> Option<Vec<u8>> {
     let c = Source::new(Lang::C, source);
     let mut edits = Vec::new();
@@ -229,8 +231,8 @@ fn first_word(line: &str) -> usize {
     line.len()
 }
 
-/// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control` brings of these
-/// is left out.
+/// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control`
+/// brings of these is left out.
 fn is_of_the_rig(name: &str) -> bool {
     const NAMES: [&str; 12] = [
         "me",

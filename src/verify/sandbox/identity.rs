@@ -11,8 +11,9 @@ use crate::verify::error::Error;
 
 /// The user and group that everything in the scratch copy runs as: make, the compiler, the tree's programs, the stubs.
 ///
-/// An ordinary user stays who they are. Root becomes an unprivileged user for every program that is started: qmail-lspawn
-/// refuses deliveries as root, limits on processes do not bind root, and a tree's Makefile should not run as root.
+/// An ordinary user stays who they are. Root becomes an unprivileged user for every program that is started:
+/// qmail-lspawn refuses deliveries as root, limits on processes do not bind root, and a tree's Makefile should not
+/// run as root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     uid: u32,

@@ -12,8 +12,8 @@ use crate::engine::include::{Include, includes};
 use crate::engine::lex::{Lang, Source};
 use crate::verify::error::Error;
 
-/// Which directories the tree's own installer makes below queue/, read from hier.c as it is compiled; stock qmail's where it has
-/// none.
+/// Which directories the tree's own installer makes below queue/, read from hier.c as it is compiled; stock qmail's
+/// where it has none.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct QueueLayout {
     pub(super) flat: BTreeSet<String>,
@@ -30,8 +30,8 @@ impl QueueLayout {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::file("read", &path)(error)),
         };
-        // What is not compiled does not count. Headers that are yet to be made are left out. Where the compiler finds fault
-        // all the same, all of the source counts.
+        // What is not compiled does not count. Headers that are yet to be made are left out. Where the compiler finds
+        // fault all the same, all of the source counts.
         let compiled = preprocessed(site, &without_missing_headers(site, &source));
         let text = String::from_utf8_lossy(&source);
         Ok(Self::of_hier(&compiled.map_or(text, |compiled| compiled.into())))

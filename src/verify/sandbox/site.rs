@@ -35,8 +35,8 @@ pub struct Site {
     pub(super) supplemental: Supplemental,
 }
 
-/// The remote channels that a tree has beside the usual one, each with a qmail-rspawn of its own: trees with the channels patch,
-/// whose qmail-send chooses the channel by the recipient's domain.
+/// The remote channels that a tree has beside the usual one, each with a qmail-rspawn of its own: trees with the
+/// channels patch, whose qmail-send chooses the channel by the recipient's domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Supplemental {
     /// How many there are.
@@ -76,8 +76,8 @@ impl Site {
         &self.cc
     }
 
-    /// The compiler with its flags, to be given further ones. As in `./compile`, a shell reads the line, in the tree: there may be
-    /// quotes, variables and commands in backquotes in it.
+    /// The compiler with its flags, to be given further ones. As in `./compile`, a shell reads the line, in the tree:
+    /// there may be quotes, variables and commands in backquotes in it.
     pub(crate) fn compiler(&self) -> Command {
         let mut command = self.command("sh");
         command.arg("-c").arg(format!("exec {} \"$@\"", self.cc)).arg("sh");

@@ -1,5 +1,5 @@
-//! Which machine a compiler compiles for, and whether that is the one that the gate was compiled for: told by the first bytes of an
-//! object, before a link fails without a word about it.
+//! Which machine a compiler compiles for, and whether that is the one that the gate was compiled for: told by the
+//! first bytes of an object, before a link fails without a word about it.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -56,8 +56,8 @@ impl Target {
         }
     }
 
-    /// What the tree's conf-cc compiles for; `None` where that cannot be found out, as without that compiler. Nothing is written into
-    /// the tree, and root runs no command of it: see [`super::identity::Identity`].
+    /// What the tree's conf-cc compiles for; `None` where that cannot be found out, as without that compiler. Nothing
+    /// is written into the tree, and root runs no command of it: see [`super::identity::Identity`].
     #[must_use]
     pub fn of_compiler(tree: &Tree) -> Option<Target> {
         let conf_cc = tree.read("conf-cc").ok()?;

@@ -285,8 +285,8 @@ impl Parser {
         Node::Simple(words)
     }
 
-    /// A number that is written in front of `<` or `>` names a descriptor, whether or not there is a blank: taking `ulimit
-    /// -n 1024 >&2` for one would lose the limit, so only one digit counts.
+    /// A number that is written in front of `<` or `>` names a descriptor, whether or not there is a blank: taking
+    /// `ulimit -n 1024 >&2` for one would lose the limit, so only one digit counts.
     fn adjacent(&self, at: usize) -> bool {
         matches!(self.tokens.get(at), Some(Token::Word(word)) if word.bare().is_some_and(|word| word.len() == 1))
     }
