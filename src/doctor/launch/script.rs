@@ -2,6 +2,8 @@
 //!
 //! Nothing is run. Where the way depends on what only the running script knows (a condition, a variable from
 //! outside), all ways are followed, and a limit that comes from outside is unknown.
+//!
+//! Longer than other files: [`Walk`] is one state, and each of its methods is a step that changes it.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
