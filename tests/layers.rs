@@ -15,7 +15,7 @@ const TOOL: &[&[&str]] = &[
     &["error", "date", "sys"],
     &["output", "fixture"],
     &["engine::lex"],
-    &["engine::makefile", "engine::include"],
+    &["engine::makefile", "engine::include", "engine::function"],
     &["engine::rule"],
     &["engine::matcher"],
     &["engine::edit"],

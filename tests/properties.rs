@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 use qpatch::engine::edit::{self, State};
+use qpatch::engine::function::functions;
 use qpatch::engine::lex::{Kind, Lang, Source};
-use qpatch::engine::matcher;
 use qpatch::engine::rule::{self, Parameters, Patch};
 use qpatch::fixture::Dialect;
 
@@ -46,7 +46,7 @@ proptest! {
                 prop_assert!(token.span.start >= at && token.span.end <= bytes.len());
                 at = token.span.end;
             }
-            let _ = matcher::functions(&source);
+            let _ = functions(&source);
         }
     }
 

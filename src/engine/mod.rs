@@ -1,11 +1,13 @@
 //! The patch engine: bytes in, edits out. It knows nothing of qmail or of files.
 //!
-//! [`lex`] turns a source into tokens; [`makefile`] and [`include`] find rules of make and `#include` lines in them.
+//! [`lex`] turns a source into tokens; [`makefile`], [`include`] and [`function`] find rules of make,
+//! `#include` lines and functions in them.
 //! [`rule`] reads what a patch wants, [`matcher`] finds where a rule matches, and [`edit`] makes the smallest edit.
 
 #![forbid(unsafe_code)]
 
 pub mod edit;
+pub mod function;
 pub mod include;
 pub mod lex;
 pub mod makefile;

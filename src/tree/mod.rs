@@ -15,8 +15,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::engine::function::functions;
 use crate::engine::lex::{Kind, Lang, Source};
-use crate::engine::matcher::functions;
 use crate::engine::rule::Parameters;
 use crate::error::{Error, Result};
 

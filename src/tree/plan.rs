@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{MARKS, Tree};
 use crate::engine::edit::{self, Edit, Misfit, State};
+use crate::engine::function::functions;
 use crate::engine::include::{Header, headers};
 use crate::engine::lex::{Kind, Lang, Source};
 use crate::engine::makefile;
@@ -391,9 +392,7 @@ impl Work {
         match condition {
             Condition::Function(function) => {
                 contains(bytes, function.as_bytes())
-                    && matcher::functions(&Source::new(Lang::C, bytes))
-                        .iter()
-                        .any(|f| f.name == *function)
+                    && functions(&Source::new(Lang::C, bytes)).iter().any(|f| f.name == *function)
             }
             Condition::Include(header) => self.all_includes(name).contains(header.as_str()),
             Condition::NoInclude(header) => !self.all_includes(name).contains(header.as_str()),
