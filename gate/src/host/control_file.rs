@@ -1,0 +1,287 @@
+//! A control file, the copy of its last good contents, and what of both counts.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::control::problem::{self, Kind, Problem};
+use crate::control::table;
+use crate::core::gate::CONCURRENCY_REMOTE;
+use crate::host::clock::Clock;
+use crate::host::kept::{self, Mark};
+use crate::host::watched::{
+    Contents, Seen, Watched, directory_of, is_young, join, open_if, read_if,
+};
+use crate::util::memory::OutOfMemory;
+
+/// A file that was changed within this time may not be whole yet. Half a file without a mistake would be taken for a good one.
+pub(super) const QUIET: Duration = Duration::from_millis(200);
+
+/// The same for a file that has less than half of what it had, or is missing: whoever overwrites or replaces it may have been
+/// kept waiting in the middle of that.
+pub(super) const LONG_QUIET: Duration = Duration::from_secs(3);
+
+/// After how many looks the status says that a file never comes to rest.
+pub(super) const LOOKS_IN_VAIN: u32 = 5;
+
+/// After how long a copy that could not be written is tried again.
+pub(super) const KEEP_AGAIN_US: u64 = 60_000_000;
+
+/// Where the contents that count come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The file as it is, or that there is none.
+    File,
+    /// An earlier one.
+    Earlier,
+    /// The good lines of the file as it is.
+    Part,
+    /// Nothing has been seen yet.
+    Nothing,
+}
+
+/// A control file, and what counts of it.
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) file: problem::File,
+    pub(super) watched: Watched,
+    pub(super) problem: Option<Problem>,
+    pub(super) source: Source,
+    /// How often in a row it was changing when it was looked at.
+    pub(super) in_vain: u32,
+    pub(super) kept: Kept,
+    /// Whether qmail-send's log has it that something else than the file counts.
+    pub(super) logged: Logged,
+}
+
+/// Whether something is in qmail-send's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Logged {
+    No,
+    Yes,
+}
+
+/// The copy of the last good contents of a control file.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) file: problem::File,
+    pub(super) path: OsString,
+    /// What the copy has, if that is known and whole.
+    pub(super) mark: Option<Mark>,
+    /// The copy when it was last read or written.
+    pub(super) seen: Seen,
+    /// When it was last looked at.
+    pub(super) looked_us: u64,
+    /// What it should have, while the control file cannot be used.
+    pub(super) held: Option<Vec<u8>>,
+    pub(super) problem: Option<Problem>,
+    /// When it could not be written.
+    pub(super) failed_us: Option<u64>,
+}
+
+impl Kept {
+    pub(super) fn new(file: problem::File, path: OsString) -> Self {
+        let (mark, seen, looked_us) = (None, Seen::Nothing, 0);
+        Self { file, path, mark, seen, looked_us, held: None, problem: None, failed_us: None }
+    }
+
+    /// What it has, if that is whole, and when it was written, in seconds since 1970.
+    pub(super) fn read(&mut self) -> Option<(Vec<u8>, u64)> {
+        (self.mark, self.problem) = (None, None);
+        let read = open_if(&self.path, Seen::Nothing).and_then(|(seen, file)| {
+            self.seen = seen;
+            match (seen, file) {
+                (Seen::File { size, modified: (secs, _), .. }, Some(file)) if size > 0 => {
+                    let (contents, mark) = kept::read(&file, table::FILE_MAX)?;
+                    self.mark = Some(mark);
+                    Ok(Some((contents, u64::try_from(secs).unwrap_or(0))))
+                }
+                // A tree that was patched by an earlier qpatch has none; that is said when there is something to be kept.
+                _ => Ok(None),
+            }
+        });
+        read.unwrap_or_else(|kind| {
+            self.problem = Some(Problem::of_file(self.file, kind));
+            None
+        })
+    }
+
+    /// Writes this into it, if it has something else. None: there is no file.
+    pub(super) fn write(&mut self, contents: Option<&[u8]>, now_us: u64) {
+        if contents.map(Mark::of) == self.mark && self.failed_us.is_none() && self.problem.is_none()
+        {
+            return;
+        }
+        // Nothing is kept where nothing can be.
+        if contents.is_none() && read_if(&self.path, 0, Seen::Nothing) == Ok((Seen::Missing, None))
+        {
+            (self.mark, self.problem) = (None, None);
+            return;
+        }
+        let written = kept::write(&self.path, contents).map(|(mark, metadata)| {
+            (self.mark, self.seen) = (mark, Seen::of(&metadata));
+        });
+        self.failed_us = written.is_err().then_some(now_us);
+        self.problem = written.err().map(|kind| Problem::of_file(self.file, kind));
+    }
+
+    /// The control file can be used (or is not there): this is what has to be kept.
+    pub(super) fn keep(&mut self, contents: Option<&[u8]>, now_us: u64) {
+        self.held = None;
+        self.write(contents, now_us);
+    }
+
+    /// The control file cannot be used any more: what the copy has is held for the time when somebody takes that away.
+    pub(super) fn hold(&mut self) {
+        if self.held.is_none() && self.mark.is_some() {
+            let (mark, problem) = (self.mark, self.problem);
+            self.held = self.read().filter(|_| self.mark == mark).map(|(contents, _)| contents);
+            self.problem = self.problem.or(problem);
+        }
+    }
+
+    /// Whether somebody else has written it, or removed it, since it was read or written.
+    pub(super) fn has_changed(&self) -> bool {
+        let now = std::fs::metadata(Path::new(&self.path)).map(|file| Seen::of(&file));
+        now.unwrap_or(Seen::Missing) != self.seen
+    }
+}
+
+impl Control {
+    /// The file in the folder `control`, and its copy in the folder `lock`.
+    pub(super) fn new(
+        control: &OsStr,
+        file: problem::File,
+        lock: &OsStr,
+        kept: problem::File,
+    ) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            file,
+            watched: Watched::new(control, file.name())?,
+            problem: None,
+            source: Source::Nothing,
+            in_vain: 0,
+            logged: Logged::No,
+            kept: Kept::new(kept, join(lock, kept.name())?),
+        })
+    }
+
+    /// What is new about it. A file that is changing just now is not news yet. If it never stops changing, that is news.
+    pub(super) fn look(&mut self, max: u64, clock: &dyn Clock) -> Contents {
+        let contents = self.watched.look(max);
+        let is_at_rest = match contents {
+            Contents::Read(ref text) => self.watched.is_whole(self.quiet(text.len() as u64), clock),
+            Contents::Missing => !self.is_just_taken_away(clock),
+            Contents::Same | Contents::Unusable(_) => true,
+        };
+        if !is_at_rest {
+            self.watched.seen = Seen::Nothing;
+            self.in_vain += 1;
+            let is_news = self.in_vain == LOOKS_IN_VAIN || self.source == Source::Nothing;
+            return if is_news { Contents::Unusable(Kind::Changing) } else { Contents::Same };
+        }
+        self.in_vain = 0;
+        contents
+    }
+
+    /// How long a file of so many bytes has to be at rest.
+    pub(super) fn quiet(&self, length: u64) -> Duration {
+        match self.kept.mark {
+            Some(mark) if length < mark.length() / 2 => LONG_QUIET,
+            _ => QUIET,
+        }
+    }
+
+    /// Whether what is there now may be something else in an instant.
+    pub(super) fn is_restless(&self, clock: &dyn Clock) -> bool {
+        match std::fs::metadata(Path::new(&self.watched.path)) {
+            Ok(file) => file.is_file() && is_young(&Seen::of(&file), self.quiet(file.len()), clock),
+            Err(error) => error.kind() == ErrorKind::NotFound && self.is_just_taken_away(clock),
+        }
+    }
+
+    /// Whether it may be there again in an instant: something was made or removed in its folder, and a copy of it is kept,
+    /// which is so until it has been away for good.
+    pub(super) fn is_just_taken_away(&self, clock: &dyn Clock) -> bool {
+        let folder = std::fs::metadata(Path::new(directory_of(&self.watched.path)));
+        self.kept.mark.is_some()
+            && folder.is_ok_and(|folder| is_young(&Seen::of(&folder), LONG_QUIET, clock))
+    }
+
+    /// Looks again at the copy, and at what could not be kept, if it is time for that.
+    pub(super) fn keep_again(&mut self, now_us: u64) {
+        let is_time = |at_us: u64| now_us.saturating_sub(at_us) >= KEEP_AGAIN_US;
+        if is_time(self.kept.looked_us) {
+            self.kept.looked_us = now_us;
+            if self.kept.failed_us.is_none() && self.kept.has_changed() {
+                self.restore_copy(now_us);
+            }
+        }
+        if self.kept.failed_us.is_some_and(is_time) {
+            self.kept.failed_us = Some(now_us);
+            if let Some(held) = self.kept.held.take() {
+                self.kept.write(Some(&held), now_us);
+                self.kept.held = Some(held);
+                return;
+            }
+            // Where there is none, the file itself need not be read again for it.
+            if std::fs::metadata(Path::new(&self.kept.path)).is_ok() {
+                self.watched.seen = Seen::Nothing;
+            }
+        }
+    }
+
+    /// Somebody else has changed the copy: writes again what it should have.
+    pub(super) fn restore_copy(&mut self, now_us: u64) {
+        let should = self.kept.mark;
+        // Another spawner of the queue may have written the same.
+        let _ = self.kept.read();
+        if self.kept.mark == should && self.kept.problem.is_none() {
+            return;
+        }
+        match self.kept.held.take() {
+            Some(held) => {
+                self.kept.write(Some(&held), now_us);
+                self.kept.held = Some(held);
+            }
+            // The file itself says what to write.
+            None => self.watched.seen = Seen::Nothing,
+        }
+        if self.source == Source::Earlier && self.kept.mark.is_none() && self.kept.problem.is_none()
+        {
+            self.kept.problem = Some(Problem::of_file(self.kept.file, Kind::KeptNotWhole));
+        }
+    }
+
+    /// What became of what was read. Without memory it is read again at the next look.
+    pub(super) fn settle(&mut self, set: Result<Option<Problem>, Kind>) {
+        if set == Err(Kind::OutOfMemory) {
+            self.watched.seen = Seen::Nothing;
+        }
+        self.problem = set.unwrap_or_else(|kind| Some(Problem::of_file(self.file, kind)));
+    }
+
+    /// Whether something else than the file counts, or nothing though there is one.
+    /// That it is changing just now is for the status: whoever removes one or puts another there is no cause for a warning.
+    pub(super) fn is_passed_over(&self) -> bool {
+        match self.source {
+            _ if self.problem.is_some_and(|problem| problem.kind == Kind::Changing) => false,
+            Source::File => false,
+            Source::Earlier | Source::Part => true,
+            Source::Nothing => self.problem.is_some(),
+        }
+    }
+
+    /// What is to be said of it: what is wrong with it, what counts in its place, and what is wrong with the copy.
+    pub(super) fn problems(&self) -> [Option<Problem>; 3] {
+        let counts = match self.source {
+            Source::File | Source::Nothing => None,
+            Source::Earlier => Some(Kind::EarlierCounts),
+            Source::Part => Some(Kind::PartCounts(CONCURRENCY_REMOTE)),
+        };
+        [self.problem, counts.map(|kind| Problem::of_file(self.file, kind)), self.kept.problem]
+    }
+}
