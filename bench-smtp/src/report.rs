@@ -37,7 +37,8 @@ impl Row {
         median(&all?)
     }
 
-    fn judge(&mut self) {
+    /// `below`: what the tree without the gate has in the next row.
+    fn judge(&mut self, below: Option<f64>) {
         let Some(bar) = self.bar else { return };
         let gate = self.median("gate");
         self.met = match bar {
@@ -47,6 +48,9 @@ impl Row {
             Bar::AtLeastOfNoGate(share) => {
                 let before = self.median("no gate");
                 before.map(|before| gate.is_some_and(|gate| gate >= share * before))
+            }
+            Bar::AtMostOfNoGateBelow(times) => {
+                below.map(|below| gate.is_some_and(|gate| gate <= times * below))
             }
         };
     }
@@ -115,9 +119,13 @@ impl Report {
                 self.rows.push(Row { scenario, measure: name, values, bar, met: None });
                 self.rows.len() - 1
             });
-            let row = &mut self.rows[at];
-            row.values.entry(subject.to_owned()).or_default().push(value);
-            row.judge();
+            self.rows[at].values.entry(subject.to_owned()).or_default().push(value);
+        }
+        // Of the same scenario: its rows are there since its first run, one behind the other.
+        let below = |at: usize| self.rows.get(at + 1).and_then(|row| row.median("no gate"));
+        let below: Vec<_> = (0..self.rows.len()).map(below).collect();
+        for (row, below) in self.rows.iter_mut().zip(below) {
+            row.judge(below);
         }
     }
 
@@ -199,6 +207,29 @@ mod tests {
         let json: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");
         assert_eq!(json["rows"][0]["values"]["no gate"][0], 957.0);
         assert_eq!(json["rows"][0]["bar"]["at_most"], 20.0);
+    }
+
+    #[test]
+    fn a_bar_can_rest_on_the_row_below_without_the_gate() {
+        let rows = |of: f64, below: f64| {
+            let row =
+                |name: &str, value, bar| Measure { name: name.to_owned(), value: Some(value), bar };
+            vec![
+                row("CPU", of, Some(Bar::AtMostOfNoGateBelow(1.3))),
+                row("CPU, same pace", below, None),
+            ]
+        };
+        for (gate, met) in [(57.4, true), (61.0, true), (61.2, false)] {
+            let mut report = Report::default();
+            // Neither what the gate has in the row below counts, nor what no gate has in this one.
+            report.add(Scenario::S8, "gate", rows(gate, 1.0));
+            assert_eq!((report.rows[0].met, report.missed()), (None, 0), "not without its measure");
+            report.add(Scenario::S8, "no gate", rows(19.5, 47.0));
+            assert_eq!((report.rows[0].met, report.rows[1].met), (Some(met), None), "{gate}");
+            assert_eq!(report.missed(), usize::from(!met));
+            let table = report.to_table();
+            assert!(table.contains("| <= 1.3 of no gate below | "), "{table}");
+        }
     }
 
     #[test]

@@ -387,6 +387,8 @@ pub enum Bar {
     AtLeast(f64),
     /// Or at least so many times that of the same tree without the gate.
     AtLeastOfNoGate(f64),
+    /// Or at most so many times what the same tree without the gate has in the row below.
+    AtMostOfNoGateBelow(f64),
 }
 
 impl fmt::Display for Bar {
@@ -395,6 +397,7 @@ impl fmt::Display for Bar {
             Bar::AtMost(value) => write!(f, "<= {value}"),
             Bar::AtLeast(value) => write!(f, ">= {value}"),
             Bar::AtLeastOfNoGate(share) => write!(f, ">= {share} of no gate"),
+            Bar::AtMostOfNoGateBelow(times) => write!(f, "<= {times} of no gate below"),
         }
     }
 }
@@ -597,10 +600,11 @@ impl Measures<'_> {
             let all_ms = run.told.cpu_ms_of.get("qmail-send")? - others?;
             Some(all_ms * 1000.0 / plan.count(BIG).max(1) as f64)
         });
-        self.add("qmail-send's CPU us a recipient, without the others", with, None);
-        let alone = self.of("twenty at once", cpu);
-        self.add("the same, the list alone and concurrencyremote 20", alone, None);
-        self.add("the first as times of the second", ratio(with, alone), Some(Bar::AtMost(1.3)));
+        // A list without any limit is no measure: hundreds of its deliveries share what one wake-up costs. See README.md.
+        let bar = Bar::AtMostOfNoGateBelow(1.3);
+        self.add("qmail-send's CPU us a recipient, without the others", with, Some(bar));
+        let same_pace = self.of("twenty at once", cpu);
+        self.add("the same, the list alone and concurrencyremote 20", same_pace, None);
         self.cpu("list");
         self.busy_answers("list", None);
     }
