@@ -194,6 +194,21 @@ fn a_spare_exchanger_makes_no_member() {
     );
 }
 
+/// A part of such a domain's mail goes to a server that has nothing to do with the site.
+#[test]
+fn an_equal_exchanger_elsewhere_makes_no_member() {
+    let rig = Rig::new(LIMITS);
+    rig.dns.says("half.example", mx(&[(10, "x.google.com."), (10, "mx.own.example.")]));
+    let all: Vec<_> = (0..40).map(|n| (10, name(&format!("h{n}.google.com.")))).collect();
+    rig.dns.says("many.example", Says::Mx([&all[..], &[(10, name("z.own.example."))]].concat()));
+    rig.control("concurrencysites", "half.example:google\nmany.example:google\n");
+    let report = rig.json(&[]);
+    assert_eq!(domains(&report["removed"]), ["half.example", "many.example"]);
+    let why = "mx.own.example (10) is tried as early as x.google.com (10), concurrencydomains:4";
+    assert_eq!(report["removed"][0]["because"], why);
+    assert_eq!(rig.map(), HEAD);
+}
+
 /// A domain of which nothing was seen for long is not asked for any more; what is seen stays, however old.
 #[test]
 fn what_is_unseen_for_long_leaves_the_map() {
@@ -422,6 +437,11 @@ fn hostile_names_get_no_line_of_their_own() {
     let report = rig.json(&args);
     assert_eq!(report["elsewhere"], 6, "{report}");
     assert_eq!(rig.map(), format!("{HEAD}huge.example:outlook\nmany.example:outlook\n"));
+    // Mail goes to the first of them whatever it is called.
+    let behind = vec![(1, odd(&[b"x.outlook", b"com"])), (2, name("x.outlook.com."))];
+    dns.says("behind.example", Says::Mx(behind));
+    let report = rig.json(&["--domain", "behind.example"]);
+    assert_eq!((&report["elsewhere"], domains(&report["added"]).len()), (&1.into(), 0), "{report}");
     assert!(dns.asked().1 > 0, "what is too long for UDP comes by TCP");
     // A map that somebody has broken is read as the gate reads it, and put in order.
     rig.control(

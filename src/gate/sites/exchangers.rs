@@ -28,6 +28,9 @@ const HOPELESS: usize = 2 * AT_ONCE;
 const WHOLE: u32 = 4;
 /// So many aliases are followed, one after the other.
 const ALIASES: usize = 8;
+/// So many exchangers of a domain are kept, the most preferred ones. An answer has room for 4000 with names of 255 bytes, and
+/// whoever owns a domain chooses them.
+const EXCHANGERS_MAX: usize = 16;
 
 /// Whom to ask, and for how long.
 #[derive(Clone, Debug)]
@@ -54,15 +57,18 @@ pub(super) enum Hop {
 pub(super) struct Exchanger {
     /// The lower the earlier it is tried.
     pub(super) preference: u16,
-    /// In lower case, without a dot at the end.
-    pub(super) name: String,
+    /// In lower case, without a dot at the end. None if it is not a name that counts: mail goes there all the same, so it is at
+    /// no site.
+    pub(super) name: Option<String>,
 }
 
 /// What DNS says of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Said {
-    /// The most preferred first. May be empty: none has a name that counts.
+    /// The most preferred first; at least one.
     Exchangers(Vec<Exchanger>),
+    /// No exchangers: the name's own host takes its mail. Its name and those that it is an alias of.
+    Host(Vec<Exchanger>),
     /// There is no such domain.
     NoDomain,
     /// It takes no mail (RFC 7505).
@@ -130,6 +136,8 @@ impl Asker {
         }
         options.timeout = self.answer;
         options.attempts = 1;
+        // No name is asked for twice, and an answer may take a megabyte.
+        options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
         let unable = |error| Error::new("DNS", format!("cannot be asked: {error}"), "");
         TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
@@ -195,12 +203,12 @@ async fn ask_one(resolver: &TokioResolver, name: &str, hop: Hop) -> Said {
     let mut found = Vec::new();
     let mut host = host;
     loop {
-        found.extend(text(&host).map(|name| Exchanger { preference: 0, name }));
+        found.push(Exchanger { preference: 0, name: text(&host) });
         if found.len() > ALIASES {
             return nothing("too many aliases, or a loop of them");
         }
         match resolver.lookup(host.clone(), RecordType::CNAME).await {
-            Err(error) if is_no_data(&error) => return Said::Exchangers(found),
+            Err(error) if is_no_data(&error) => return Said::Host(found),
             Err(error) => return failure(&error),
             Ok(answer) => match alias(&host, answer.answers()) {
                 Some(target) if text(target).is_some() => host = target.clone(),
@@ -245,9 +253,17 @@ fn exchangers(name: &Name, answers: &[Record]) -> Said {
     }
     found.sort();
     found.dedup();
-    let named =
-        |(preference, name): (u16, Option<String>)| name.map(|name| Exchanger { preference, name });
-    Said::Exchangers(found.into_iter().filter_map(named).collect())
+    // Of more equals than are kept, those left out are as if they had no names: nobody has looked where they are.
+    if let [.., (last, _), (more, _)] = found[..found.len().min(EXCHANGERS_MAX + 1)]
+        && found.len() > EXCHANGERS_MAX
+    {
+        found.truncate(EXCHANGERS_MAX);
+        if last == more {
+            found.push((more, None));
+        }
+    }
+    let exchanger = |(preference, name)| Exchanger { preference, name };
+    Said::Exchangers(found.into_iter().map(exchanger).collect())
 }
 
 /// Whether the name exists, without records of this sort. Not so for a server that only knows who else may know.
@@ -293,7 +309,7 @@ mod tests {
         Record::from_rdata(name(owner), 60, RData::MX(MX::new(preference, target)))
     }
 
-    fn found(answers: &[Record]) -> Vec<(u16, String)> {
+    fn found(answers: &[Record]) -> Vec<(u16, Option<String>)> {
         match exchangers(&name("a.example."), answers) {
             Said::Exchangers(list) => {
                 list.into_iter().map(|found| (found.preference, found.name)).collect()
@@ -332,7 +348,8 @@ mod tests {
             mx("a.example.", 10, name("first.example.")),
             mx("b.example.", 1, name("other.example.")),
         ];
-        let expected = [(10, "first.example".to_string()), (20, "second.example".to_string())];
+        let some = |name: &str| Some(name.to_string());
+        let expected = [(10, some("first.example")), (20, some("second.example"))];
         assert_eq!(found(&answers), expected);
         let other = exchangers(&name("c.example."), &answers);
         assert!(matches!(other, Said::Nothing(_)), "{other:?}");
@@ -344,7 +361,7 @@ mod tests {
         assert!(matches!(exchangers(&name("z.example."), &aliases), Said::Nothing(_)));
         // A loop within an answer ends somewhere.
         let _ = exchangers(&name("a.example."), &aliases);
-        assert_eq!(found(&[aliases[0].clone(), aliases[2].clone()])[0].1, "other.example");
+        assert_eq!(found(&[aliases[0].clone(), aliases[2].clone()])[0].1, some("other.example"));
     }
 
     #[test]
@@ -357,12 +374,25 @@ mod tests {
             odd(&[b"\x1b[2J", b"example"]),
             odd(&[b"\xff", b"example"]),
         ] {
-            assert_eq!(found(&[mx("a.example.", 1, target)]), []);
+            assert_eq!(found(&[mx("a.example.", 1, target)]), [(1, None)]);
         }
         assert_eq!(
             exchangers(&name("a.example."), &[mx("a.example.", 0, Name::root())]),
             Said::NoMail
         );
+    }
+
+    #[test]
+    fn of_very_many_the_most_preferred_are_kept() {
+        let many = |preference: fn(u16) -> u16| -> Vec<Record> {
+            let one = |at| mx("a.example.", preference(at), name(&format!("h{at:04}.example.")));
+            (0..4000).map(one).collect()
+        };
+        let kept = found(&many(|at| 4000 - at));
+        assert_eq!(kept.len(), EXCHANGERS_MAX);
+        assert_eq!(kept[0], (1, Some("h3999.example".to_string())));
+        let kept = found(&many(|_| 7));
+        assert_eq!((kept.len(), kept.last().unwrap()), (EXCHANGERS_MAX + 1, &(7, None)));
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! domain to a relay, the relay is looked up.
 //!
 //! **Which site.** That of the most preferred exchangers: there mail goes as long as they are up. Among equally preferred ones
-//! the line that comes first in the file counts; DNS gives them in any order. A less preferred exchanger makes no member:
+//! the line that comes first in the file counts; DNS gives them in any order. If one of them matches no line, the domain is no
+//! member, for a part of its mail goes elsewhere. A less preferred exchanger makes no member:
 //! whoever owns a domain may name a provider's servers as its spares, and its mail would take places there that it
 //! does not need.
 //!
@@ -244,30 +245,44 @@ fn mapped(text: &[u8], today: i64) -> BTreeMap<String, Mapped> {
 /// An exchanger that matches a line of concurrencydomains: the most preferred one, and its group and line.
 fn matching<'a>(exchangers: &'a [Exchanger], table: &Table) -> Option<(&'a Exchanger, u32, u32)> {
     let matches = exchangers.iter().filter_map(|exchanger| {
-        let (group, line) = table.find_exchanger(exchanger.name.as_bytes())?;
+        let (group, line) = table.find_exchanger(exchanger.name.as_ref()?.as_bytes())?;
         Some((exchanger, group, line))
     });
     matches.min_by_key(|&(exchanger, _, line)| (exchanger.preference, line))
 }
 
 /// The site of a domain with these exchangers: the index of the group, if its mail goes there, and why or why not.
-fn site_of(exchangers: &[Exchanger], table: &Table) -> (Option<u32>, String) {
-    let Some(first) = exchangers.iter().min_by_key(|exchanger| exchanger.preference) else {
-        return (None, "its exchangers have no names".to_string());
+///
+/// With `is_one` they are the names of one host, of which one that matches is enough.
+fn site_of(exchangers: &[Exchanger], is_one: bool, table: &Table) -> (Option<u32>, String) {
+    let Some(first) = exchangers.first() else {
+        return (None, "it has no exchangers".to_string());
     };
-    let matched =
-        matching(exchangers, table).map(|(Exchanger { preference, name }, group, line)| {
-            (group, *preference, format!("{name} ({preference}), concurrencydomains:{line}"))
-        });
-    match matched {
-        Some((group, preference, because)) if preference == first.preference => {
-            (Some(group), because)
+    let told = |Exchanger { preference, name }: &Exchanger| {
+        let name = name.as_deref().unwrap_or("an exchanger without a usable name");
+        format!("{name} ({preference})")
+    };
+    let at_no_site = |exchanger: &&Exchanger| match &exchanger.name {
+        Some(name) => table.find_exchanger(name.as_bytes()).is_none(),
+        None => true,
+    };
+    let elsewhere = exchangers
+        .iter()
+        .take_while(|exchanger| !is_one && exchanger.preference == first.preference)
+        .find(at_no_site);
+    match (matching(exchangers, table), elsewhere) {
+        (Some((matched, group, line)), None) => {
+            (Some(group), format!("{}, concurrencydomains:{line}", told(matched)))
         }
-        Some((_, _, because)) => {
-            let first = format!("{} ({}) is tried first", first.name, first.preference);
-            (None, format!("{first}, before {because}"))
+        (Some((matched, _, line)), Some(elsewhere)) => {
+            let order = match matched.preference == first.preference {
+                true => "is tried as early as",
+                false => "is tried first, before",
+            };
+            let matched = format!("{}, concurrencydomains:{line}", told(matched));
+            (None, format!("{} {order} {matched}", told(elsewhere)))
         }
-        None => (None, format!("{} ({}) matches no line", first.name, first.preference)),
+        (None, _) => (None, format!("{} matches no line", told(first))),
     }
 }
 
@@ -549,8 +564,9 @@ impl Outcome {
                 }
                 Said::NoDomain => (None, "no such domain".to_string()),
                 Said::NoMail => (None, "it takes no mail (null MX)".to_string()),
-                Said::Exchangers(exchangers) => {
-                    let (group, because) = site_of(exchangers, table);
+                Said::Exchangers(found) | Said::Host(found) => {
+                    let is_one = matches!(said, Said::Host(_));
+                    let (group, because) = site_of(found, is_one, table);
                     let name = group.map(|group| &table.groups()[group as usize].name);
                     (name.map(|name| String::from_utf8_lossy(name).into_owned()), because)
                 }
