@@ -19,7 +19,8 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What to do where the system does not permit it.
-pub(crate) const NOT_PERMITTED: &str = "run qpatch as the owner, or get the permission from there";
+pub(crate) const NOT_PERMITTED: &str =
+    "run qpatch as the owner of it, or ask the owner for permission";
 
 impl Error {
     /// An error about `place`, with `help` for what to do next.

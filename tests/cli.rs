@@ -260,6 +260,11 @@ fn rule_try_names_what_it_cannot_use() {
             "patches/fd-setsize/rule:1: no rule has this line\n  rules begin on the lines ",
         ),
         (
+            &["fd-setsize:9999", spawn],
+            1,
+            "patches/fd-setsize/rule:9999: there is no such line: the rule file has ",
+        ),
+        (
             &["domain-gate", "/dev/null"],
             1,
             "no rule is for a file called null\n  its rules are for *.c, ",

@@ -150,7 +150,8 @@ fn files_that_are_no_files() {
         let run = home.gate_in_shell("exec timeout 60", &["check", "."]);
         let expected = format!(
             "./control/concurrencydomains: error: {what}\n  {help}\n\
-             ./control/concurrencydomains: 1 error; the gate goes on with the last file that had no errors\n"
+             ./control/concurrencydomains: 1 error; the gate goes on with the last file that had no errors, or, where there was none, \
+             with the good lines and a limit of 20 for all other domains\n"
         );
         assert_eq!((run.code, run.out, run.err), (1, expected, String::new()));
         assert_eq!(home.gate(&["check", "control/concurrencydomains"]).code, 1);
@@ -259,7 +260,7 @@ fn what_the_gate_may_not_read_or_write_is_seen() {
                  ./queue/lock/gatekept.routes: warning: no such file: what the control file says is not kept, so after a \
                  restart a mistake in it counts at once\n  make setup check in the patched tree, while qmail is stopped\n\
                  {}{}./control/concurrencydomains: 1 error, 3 warnings; the gate goes on with the last file that had no \
-                 errors\n",
+                 errors, or, where there was none, with the good lines and a limit of 20 for all other domains\n",
                 not_writable("gatestatus"),
                 not_writable("gatekept.sites")
             )

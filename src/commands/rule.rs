@@ -85,6 +85,12 @@ fn try_out(args: &Try) -> Result<Outcome, Error> {
         ("definitions-in-headers".to_string(), String::new()),
     ]);
     parameters.extend(args.spawn.map(|n| ("spawn".to_string(), n.to_string())));
+    let lines = text.lines().count();
+    if let Some(line) = line.filter(|&line| line == 0 || line > lines) {
+        let what = format!("there is no such line: the rule file has {lines} lines");
+        let help = "name a line of the rule that is meant, or leave the line out";
+        return Err(Error::new(format!("{shown_as}:{line}"), what, help));
+    }
     let kept = beside(name);
     let mut attachments: Vec<(&str, &[u8])> = patches::ATTACHMENTS.to_vec();
     attachments.extend(kept.iter().map(|name| (name.as_str(), &b""[..])));

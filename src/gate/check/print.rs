@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use qpatch_gate::gate::CONCURRENCY_REMOTE;
 use qpatch_gate::table::Limit;
 use serde::Serialize;
 
@@ -54,7 +55,8 @@ pub(super) fn print_table(
         let Some(rules) = &loaded.rules else {
             writeln!(
                 out,
-                "{}: {sums}; the gate goes on with the last file that had no errors",
+                "{}: {sums}; the gate goes on with the last file that had no errors, or, where there was none, \
+                 with the good lines and a limit of {CONCURRENCY_REMOTE} for all other domains",
                 source.domains.display()
             )?;
             if asked.domains {
@@ -97,7 +99,10 @@ pub(super) fn print_table(
         let has_errors = numbers(loaded).0 > 0;
         if let (true, Some(path)) = (has_errors, &source.replies) {
             let path = path.display();
-            writeln!(out, "{path}: the gate goes on with the last file that had no errors")?;
+            writeln!(
+                out,
+                "{path}: the gate goes on with the last file that had no errors, or, where there was none, without any"
+            )?;
         }
         match has_errors && !told.is_empty() {
             true => writeln!(out, "no replies are told while there are errors")?,
