@@ -915,6 +915,36 @@ fn the_log_is_told_what_counts_in_place_of_a_file() {
 }
 
 #[test]
+fn an_empty_file_in_the_place_of_limits_opens_nothing() {
+    let home = Home::new();
+    home.write("concurrencydomains", "a.example:1\n");
+    let mut host = at_rest(&home, |home| home.open(10));
+    assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+    // As a script leaves it that has no room on the disk: written beside it, cut to nothing, renamed.
+    home.write("concurrencydomains.new", "");
+    fs::rename(home.control("concurrencydomains.new"), home.control("concurrencydomains")).unwrap();
+    // Also after a restart.
+    for mut host in [host, at_rest(&home, |home| home.open(10))] {
+        for _ in 0..20 {
+            next_second();
+            let _ = notices(&mut host);
+        }
+        let _ = ask(&mut host, 1, "a.example");
+        assert_eq!(ask(&mut host, 2, "a.example"), Ask::Hold);
+        assert_eq!(
+            home.problem(),
+            "control/concurrencydomains: it is empty, and had limits before; control/concurrencydomains: the last one \
+             that had no errors counts"
+        );
+    }
+    // Who wants no limits removes the file, or writes a comment.
+    home.write("concurrencydomains", "# none\n");
+    let mut host = at_rest(&home, |home| home.open(10));
+    assert_eq!(ask(&mut host, 1, "a.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 2, "a.example"), Ask::Go);
+}
+
+#[test]
 fn relays_count_together() {
     let home = Home::new();
     home.write("concurrencydomains", "relay.example:2\n");

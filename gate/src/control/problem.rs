@@ -220,6 +220,8 @@ pub enum Kind {
     OutOfMemory,
     /// The file is not used as long as it changes all the time.
     Changing,
+    /// It has no byte, and took the place of a file that had limits.
+    Emptied,
     /// What counts is the last file that had no errors.
     EarlierCounts,
     /// There is no earlier file without errors: what counts is the lines that have none, and for every other domain the limit
@@ -368,6 +370,7 @@ impl fmt::Display for Kind {
             }
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::Changing => f.write_str("it was changed just now, or changes all the time"),
+            Self::Emptied => f.write_str("it is empty, and had limits before"),
             Self::EarlierCounts => f.write_str("the last one that had no errors counts"),
             Self::PartCounts(limit) => {
                 write!(f, "no earlier one without errors is known: its good lines count, and a limit of {limit} for all other domains")

@@ -37,6 +37,9 @@ impl<C: Clock> Host<C> {
     pub(super) fn load_table(&mut self, text: &[u8], now_us: u64) -> Result<Option<Problem>, Kind> {
         let parsed = Table::parse(text, self.gate.hasher());
         let (table, problems) = parsed.map_err(|_| Kind::OutOfMemory)?;
+        if text.is_empty() && self.had_limits() {
+            return self.fall_back(table, now_us).and(Err(Kind::Emptied));
+        }
         if problems.errors() > 0 {
             self.fall_back(table, now_us)?;
         } else {
@@ -46,6 +49,15 @@ impl<C: Clock> Host<C> {
             self.domains.kept.keep(Some(text), now_us);
         }
         Ok(problems.worst())
+    }
+
+    /// Whether the limits in force, or at the start those of the copy, are more than none. A full disk can leave a file of 0
+    /// bytes in their place, where it is written under another name and renamed.
+    fn had_limits(&mut self) -> bool {
+        if self.domains.source == Source::Nothing {
+            return self.domains.kept.read().is_some_and(|(text, _)| !text.is_empty());
+        }
+        self.gate.rules().table.as_ref().is_some_and(|table| !table.is_empty())
     }
 
     /// The file cannot be used. What counts already goes on to count; at the start, the copy of the last good one; without

@@ -9,7 +9,7 @@ use crate::host::clock::Clock;
 use crate::host::control_file::{Control, Logged};
 
 /// Between two rounds of warnings in qmail-send's log about control files that cannot be used, in microseconds.
-const NOTICE_US: u64 = 60_000_000;
+pub(super) const NOTICE_US: u64 = 60_000_000;
 
 impl<C: Clock> Host<C> {
     /// Whether there is something for qmail-send's log. Where a queue has several spawners the first one speaks.
