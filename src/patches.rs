@@ -25,10 +25,11 @@ macro_rules! shipped {
 }
 
 /// All of them, in the order in which they are applied.
-pub const ALL: [Shipped; 4] = [
+pub const ALL: [Shipped; 5] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
     shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
+    shipped!("outgoing-ports", "outgoing addresses share no ports between destinations"),
     shipped!("domain-gate", "a limit of simultaneous deliveries per destination domain"),
 ];
 
@@ -39,8 +40,8 @@ pub const BIG_CONCURRENCY: &str = "big-concurrency";
 pub const GATE: &str = "domain-gate";
 
 /// Files that rules write with `create NAME from FILE`: of the gate its C files as they stand in its source, and its library
-/// as the build made it; of fd-setsize its header.
-pub(crate) const ATTACHMENTS: [(&str, &[u8]); 9] = [
+/// as the build made it; of fd-setsize and outgoing-ports their header.
+pub(crate) const ATTACHMENTS: [(&str, &[u8]); 10] = [
     ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),
     ("gate.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate.h"))),
@@ -50,7 +51,11 @@ pub(crate) const ATTACHMENTS: [(&str, &[u8]); 9] = [
     ("gate_retry.h", qpatch_c_shim::RETRY_H),
     ("gate_retry.c", qpatch_c_shim::RETRY_C),
     ("select_set.h", include_bytes!("../patches/fd-setsize/select_set.h")),
+    ("bind_noport.h", include_bytes!("../patches/outgoing-ports/bind_noport.h")),
 ];
+
+/// The text in bind_noport.h, and so in a program that was built with it.
+pub(crate) const BIND_NOPORT_MARK: &[u8] = b"qpatch: IP_BIND_ADDRESS_NO_PORT";
 
 /// The gate's static library, gate.a.
 #[must_use]
@@ -83,6 +88,12 @@ impl Shipped {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mark_is_in_the_header() {
+        let (_, header) = ATTACHMENTS.iter().find(|(name, _)| *name == "bind_noport.h").unwrap();
+        assert!(memchr::memmem::find(header, BIND_NOPORT_MARK).is_some());
+    }
 
     #[test]
     fn all_shipped_rules_can_be_read() {

@@ -39,7 +39,7 @@ fn holds(outcome: &Outcome, name: &str, says: &str) {
 fn mail_goes_over_every_channel_and_a_group_keeps_its_limit() {
     let fixture = applied(3);
     let outcome = proof(&fixture, &[Part::Numbers, Part::Mail, Part::Gate]);
-    holds(&outcome, "qmail-send numbers", "300 at once on each of 3 supplemental channels");
+    holds(&outcome, "qmail-send-numbers", "300 at once on each of 3 supplemental channels");
     holds(&outcome, "mail", "360 remote and 300 local deliveries at once");
     holds(&outcome, "mail", "20 at once on each of 3 supplemental channels");
     holds(
@@ -52,7 +52,7 @@ fn mail_goes_over_every_channel_and_a_group_keeps_its_limit() {
 #[test]
 fn as_many_channels_as_the_patch_ships() {
     let outcome = proof(&applied(21), &[Part::Numbers, Part::Gate]);
-    holds(&outcome, "qmail-send numbers", "300 at once on each of 21 supplemental channels");
+    holds(&outcome, "qmail-send-numbers", "300 at once on each of 21 supplemental channels");
     holds(
         &outcome,
         "gate",

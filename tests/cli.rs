@@ -138,7 +138,7 @@ fn a_choice_of_no_patch_is_wrong_usage() {
         assert!(run.err.contains(&format!("Usage: qpatch {} ", args[0])), "{}", run.err);
     }
     let help = qpatch(&["apply", "--help"]).ok().out;
-    let ids = "toolchain, big-concurrency, fd-setsize, domain-gate]";
+    let ids = "toolchain, big-concurrency, fd-setsize, outgoing-ports, domain-gate]";
     assert_eq!(help.matches(ids).count(), 2, "{help}");
 }
 
@@ -147,7 +147,8 @@ fn a_step_that_verify_does_not_have_is_wrong_usage() {
     let run = qpatch(&["verify", "--only", "spawner", "/"]);
     assert_eq!((run.code, run.out.as_str()), (2, ""), "{}", run.err);
     let what = "error: invalid value 'spawner' for '--only <STEP,...>'\n  [possible values: build, chkspawn, fd_set, machine, \
-                qmail-rspawn, qmail-lspawn, qmail-send-numbers, mail, restart, gate, fortify]\n";
+                qmail-rspawn, qmail-lspawn, qmail-send-numbers, mail, restart, gate, fortify-build, \
+                fortify-qmail-rspawn, fortify-qmail-lspawn, fortify-mail, fortify]\n";
     assert!(run.err.starts_with(what), "{}", run.err);
 }
 
@@ -718,6 +719,27 @@ fn a_distribution_s_flags_that_old_sources_do_not_stand() {
     assert!(status.out.contains("toolchain       applied"), "{}", status.out);
     fixture.qpatch(&["revert"]).ok();
     assert!(fixture.read("conf-cc").starts_with(flags));
+    // Flags that a command or a variable gives may have it, too; a command within a flag gives a part of that one alone.
+    let off = " -Wno-error=implicit-function-declaration";
+    for (flags, more) in [
+        ("cc `dpkg-buildflags --get CFLAGS`", off),
+        ("cc -Werror=implicit-function-declaration $(rpm --eval '%{optflags}')", off),
+        ("cc $CFLAGS -Wno-error=implicit-function-declaration", ""),
+        ("cc -I`head -1 conf-ssl`/include", ""),
+    ] {
+        let fixture = Fixture::new(Dialect::StockKr);
+        fixture.write("conf-cc", &format!("{flags}\n"));
+        fixture.qpatch(&["apply"]).ok();
+        let wanted = flags.replace("-Werror", "-Wno-error");
+        assert_eq!(fixture.read("conf-cc"), format!("{wanted} -std=gnu89{more}\n"));
+        let again = fixture.qpatch(&["apply"]).ok();
+        assert!(again.out.ends_with("nothing to change\n"), "{}", again.out);
+    }
+    // Sources of today's C need none of it.
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    fixture.write("conf-cc", "cc `dpkg-buildflags --get CFLAGS`\n");
+    fixture.qpatch(&["apply"]).ok();
+    assert_eq!(fixture.read("conf-cc"), "cc `dpkg-buildflags --get CFLAGS`\n");
 }
 
 #[test]

@@ -150,7 +150,7 @@ fn proved(outcome: &Outcome) -> Result<String, String> {
         outcome.spawn,
         figure("qmail-rspawn", "at_once"),
         figure("qmail-lspawn", "at_once"),
-        figure("qmail-send numbers", "peak_remote"),
+        figure("qmail-send-numbers", "peak_remote"),
         outcome.seconds
     ))
 }

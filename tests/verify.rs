@@ -136,16 +136,16 @@ fn the_classic_patch_and_recipe_at_40000() {
 fn the_classic_patch_and_recipe_under_fortify() {
     let options = Options {
         spawn: Some(1000),
-        only: vec![Part::Chkspawn, Part::FdSet, Part::Fortify],
+        only: vec![Part::Chkspawn, Part::FdSet, Part::FortifyRspawn, Part::FortifyLspawn],
         ..Options::default()
     };
     let outcome = verify::run(classic().path(), &options, &mut Silent).unwrap();
     assert!(!outcome.ok());
     let step = |name: &str| outcome.steps.iter().find(|step| step.name == name).unwrap();
-    for name in ["build", "chkspawn", "fd_set", "fortify build"] {
+    for name in ["build", "chkspawn", "fd_set", "fortify-build"] {
         assert_eq!(step(name).verdict, verify::Verdict::Pass, "{}", step(name));
     }
-    for name in ["fortify qmail-rspawn", "fortify qmail-lspawn"] {
+    for name in ["fortify-qmail-rspawn", "fortify-qmail-lspawn"] {
         assert_eq!(step(name).verdict, verify::Verdict::Fail);
         let detail = &step(name).detail;
         assert!(detail.contains("ended by signal 6 (abort)"), "{detail}");
@@ -252,7 +252,7 @@ fn end(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus
 #[test]
 fn an_interrupted_proof_leaves_nothing_behind() {
     let fixture = patched(Dialect::StockAnsi, Gate::Out);
-    for last_step in ["build", "qmail-send numbers"] {
+    for last_step in ["build", "qmail-send-numbers"] {
         let tmp = tmpdir();
         // A shell makes what it starts in the background ignore SIGINT.
         let mut child = Command::new("env")
@@ -328,7 +328,7 @@ fn a_qmail_lspawn_that_wants_more_than_there_is() {
         let step = steps(&outcome).find(|step| step["name"] == name);
         step.map(|step| step["result"].clone()).unwrap_or_default()
     };
-    assert_eq!(verdict("qmail-send numbers"), "pass");
+    assert_eq!(verdict("qmail-send-numbers"), "pass");
     assert_eq!(verdict("mail"), "skipped");
 }
 
@@ -352,8 +352,8 @@ fn steps_that_nobody_asked_for() {
     let fixture = Fixture::new(Dialect::StockAnsi);
     let run = proof(&fixture, &["--only", "chkspawn", "--only", "fd_set"], FILES).ok();
     let steps =
-        ["machine", "qmail-rspawn", "qmail-lspawn", "qmail-send numbers", "mail", "restart"];
-    for step in steps.into_iter().chain(["gate", "fortify build"]) {
+        ["machine", "qmail-rspawn", "qmail-lspawn", "qmail-send-numbers", "mail", "restart"];
+    for step in steps.into_iter().chain(["gate", "fortify-build"]) {
         let line = format!("\nskip  {step:<22}  not asked for\n");
         assert!(run.out.contains(&line), "wanted {line:?}, found\n{}", run.out);
     }
@@ -494,6 +494,17 @@ fn a_compiler_line_that_only_a_shell_understands() {
     fixture.write("conf-cc", "`echo no such program` `cat flags` -I\"two words\"\n");
     fixture.write("conf-ld", "'no such program'\n");
     proof(&fixture, &["--only", "qmail-rspawn", "--cc", "cc -O1"], FILES).ok();
+    // One that is not there: whoever has named it is told so.
+    let none = proof(&fixture, &["--only", "build", "--cc", "no-such-cc -O1"], FILES);
+    let reason = "exit code 127; there is no no-such-cc, which --cc names; name another compiler, or install it";
+    assert!(none.out.contains(reason), "{}", none.out);
+    // What the flags from a command make an error of: the hint sees them.
+    fixture.write("flags", "-DWORD=1 -DTWO=2 -Werror=implicit-function-declaration\n");
+    fixture.write("conf-cc", "cc `head -1 flags` -std=gnu89 -I'two words'\n");
+    fixture.replace("seek_set.c", "#include", "int f(void) { return undeclared(); }\n#include");
+    let hint = "(-Werror=implicit-function-declaration, which a command or a variable in conf-cc gives); put \
+                -Wno-error=implicit-function-declaration at the end of conf-cc's first line";
+    disproved(&fixture, &["--only", "build", "--cc", "cc"], "build", &[hint]);
 }
 
 /// Numbers that a distribution has fixed, in a source that no rule makes; and ids that are asked for when a program runs.
@@ -567,6 +578,42 @@ fn the_last_words_of_a_program_that_ends_at_once() {
         let said = format!("; its last words: \"fatal: {words}\"; {guess}");
         disproved(&fixture, &["--only", step], step, &[&said]);
     }
+}
+
+/// In the middle of a trial as well, where its standard error is closed, as qmail-start has it.
+#[test]
+fn the_last_words_of_a_spawner_that_ends_in_the_middle() {
+    let fixture = patched(Dialect::StockKr, Gate::Out);
+    let report = "  if (wait_crashed(wstat)) {\n    substdio_puts(ss,\"Zqmail-remote";
+    let says = "  write(2,\"fatal: out of wits\\n\",19);\n  _exit(111);\n";
+    fixture.replace("qmail-rspawn.c", report, &format!("{says}{report}"));
+    let step = "qmail-rspawn";
+    let said = "deliveries had started, 1000 had ended; its last words: \"fatal: out of wits\"; it may want control files of its own";
+    let outcome =
+        disproved(&fixture, &["--only", step], step, &["ended by exit code 111 while", said]);
+    assert!(!outcome.to_string().contains("did not end)"), "{outcome:#}");
+}
+
+/// Sources that a hardened build refuses are no fault of the patches, if it refuses them without the patches as well.
+#[test]
+fn a_tree_that_cannot_be_hardened_patched_or_not() {
+    let refuses = "#if _FORTIFY_SOURCE > 2\n#error this source cannot be hardened\n#endif\n";
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.write("seek_set.c", &format!("{refuses}{}", fixture.read("seek_set.c")));
+    fixture.qpatch(&["apply", "--spawn", "300", "--no-gate"]).ok();
+    let run = proof(&fixture, &["--only", "build,fortify"], FILES).ok();
+    let told = "skip  fortify-build           the unpatched tree fails alike with -O2 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3: \
+                make ";
+    assert!(run.out.contains(told), "{}", run.out);
+    assert!(run.out.contains("note: seek_set.c:2:2: error: #error this source"), "{}", run.out);
+    // One that came with the patches, or after them, is.
+    fixture.write("spawn.c", &format!("{refuses}{}", fixture.read("spawn.c")));
+    let outcome =
+        disproved(&fixture, &["--only", "fortify-build"], "fortify-build", &["exit code 2"]);
+    let note =
+        "not so in the unpatched tree: spawn.c: error: #error this source cannot be hardened";
+    let step = steps(&outcome).find(|step| step["name"] == "fortify-build").unwrap();
+    assert_eq!(step["notes"], serde_json::json!([note]));
 }
 
 /// In a container, the first process may reap nobody: what qmail-send leaves behind when it is killed would stay for ever.

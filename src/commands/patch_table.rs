@@ -17,7 +17,7 @@ pub(super) enum Tense {
 /// The table of patches.
 pub(super) fn write(out: &mut dyn Write, reports: &[Report], tense: Tense) -> io::Result<()> {
     let (on, off) = bold();
-    for report in reports {
+    for report in reports.iter().filter(|report| report.concerns_the_tree()) {
         let count = |wanted: fn(&Outcome) -> bool| {
             report.rules.iter().filter(|r| wanted(&r.outcome)).count()
         };

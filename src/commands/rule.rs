@@ -83,6 +83,8 @@ fn try_out(args: &Try) -> Result<Outcome, Error> {
     let mut parameters = Parameters::from([
         ("old-style".to_string(), String::new()),
         ("definitions-in-headers".to_string(), String::new()),
+        ("flags-from-elsewhere".to_string(), String::new()),
+        ("binds-outgoing".to_string(), String::new()),
     ]);
     parameters.extend(args.spawn.map(|n| ("spawn".to_string(), n.to_string())));
     let lines = text.lines().count();

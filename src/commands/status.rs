@@ -27,7 +27,7 @@ pub struct Status {
 #[derive(Serialize)]
 struct StatusReport<'a> {
     tree: String,
-    patches: &'a [Report],
+    patches: Vec<&'a Report>,
 }
 
 /// Print how each patch stands.
@@ -56,10 +56,8 @@ pub fn run(args: &Status) -> CommandResult {
         }
         Format::Json => {
             let tree = tree.root().display().to_string();
-            serde_json::to_writer_pretty(
-                &mut *out,
-                &StatusReport { tree, patches: &plan.reports },
-            )?;
+            let patches = plan.reports.iter().filter(|report| report.concerns_the_tree()).collect();
+            serde_json::to_writer_pretty(&mut *out, &StatusReport { tree, patches })?;
             writeln!(out)
         }
     })

@@ -26,7 +26,8 @@ pub struct Verify {
     #[arg(long, value_name = "CC")]
     cc: Option<String>,
     /// Only this step, and what it needs: build, chkspawn, fd_set, machine, qmail-rspawn, qmail-lspawn,
-    /// qmail-send-numbers, mail, restart, gate, fortify. May be given several times
+    /// qmail-send-numbers, mail, restart, gate, fortify-build, fortify-qmail-rspawn,
+    /// fortify-qmail-lspawn, fortify-mail; fortify for the last four. May be given several times
     #[arg(long, value_name = "STEP,...", value_delimiter = ',', value_parser = steps(),
         hide_possible_values = true)]
     only: Vec<String>,
@@ -48,7 +49,11 @@ pub struct Verify {
 /// The steps of a proof that can be asked for.
 fn steps() -> PossibleValuesParser {
     PossibleValuesParser::new(
-        verify::Part::ALL.map(|part| PossibleValue::new(part.name()).alias(part.step())),
+        verify::Part::ALL
+            .map(verify::Part::name)
+            .into_iter()
+            .chain([verify::FORTIFY])
+            .map(PossibleValue::new),
     )
 }
 
@@ -62,7 +67,7 @@ pub fn run(args: &Verify) -> CommandResult {
         cc: args.cc.clone(),
         keep: if args.keep { Keep::Yes } else { Keep::No },
         seed: args.seed,
-        only: args.only.iter().filter_map(|name| verify::Part::named(name)).collect(),
+        only: args.only.iter().flat_map(|name| verify::Part::named(name)).collect(),
         control: args.control.clone(),
         ..verify::Options::default()
     };

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use memchr::memmem;
 use qpatch_gate::name::Hasher;
 use qpatch_gate::problem::{Kind, Problems};
 use qpatch_gate::status::{InForce, Status};
@@ -16,6 +17,7 @@ use super::launch::limits::Setting;
 use super::launch::{self, Launch};
 use super::options::Options;
 use super::process::{self, Daemons, Limits, Remotes, field_kib};
+use crate::patches::BIND_NOPORT_MARK;
 use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::relay_files;
 
@@ -111,6 +113,8 @@ pub struct Facts {
     pub pipe_pages: (Fact<u64>, Fact<u64>),
     /// Control files that give outgoing connections an address of the machine.
     pub outgoing: Vec<String>,
+    /// Whether qmail-remote was built with the patch outgoing-ports; looked at only where there are such files.
+    pub takes_ports_late: Fact<bool>,
     /// First and last ephemeral port.
     pub ports: Fact<(u32, u32)>,
     /// Connection tracking: the limit and how many there are; `Ok(None)`: not in use.
@@ -135,6 +139,7 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
             Err(why) => launch.unread.push(why),
         }
     }
+    let outgoing = outgoing(host, &options.home);
     Facts {
         home: options.home.clone(),
         spawn: installed_spawn(host, &options.home),
@@ -167,7 +172,13 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
             host.number("/proc/sys/fs/pipe-user-pages-soft"),
             host.number("/proc/sys/fs/pipe-user-pages-hard"),
         ),
-        outgoing: outgoing(host, &options.home),
+        takes_ports_late: match outgoing.as_slice() {
+            [] => Ok(false),
+            _ => host
+                .read_bytes(options.home.join("bin/qmail-remote"))
+                .map(|program| memmem::find(&program, BIND_NOPORT_MARK).is_some()),
+        },
+        outgoing,
         ports: host.read("/proc/sys/net/ipv4/ip_local_port_range").and_then(|text| {
             let mut numbers = text.split_whitespace().map(str::parse::<u32>);
             match (numbers.next(), numbers.next()) {
@@ -423,6 +434,11 @@ mod tests {
             ("proc/17/status", "Name: qmail-remote\nVmPTE: 999 kB\n"),
             ("proc/18/comm", "qmail-send\n"),
             ("proc/18/stat", "18 (a) b) Z 1\n"),
+            ("var/qmail/control/outgoingip", "192.0.2.1\n"),
+            (
+                "var/qmail/bin/qmail-remote",
+                "\u{7f}ELF\u{0}qpatch: IP_BIND_ADDRESS_NO_PORT\u{0}outgoingip\u{0}",
+            ),
             ("proc/loadavg", "0 0 0 1/77 99\n"),
             ("proc/meminfo", "MemAvailable: 1000000 kB\n"),
             ("proc/mounts", "/dev/a / ext4 rw 0 0\n"),
@@ -485,6 +501,7 @@ mod tests {
         assert_eq!(facts.remotes, Some(Remotes { count: 1, kib: 117 + 39, measure }));
         assert_eq!((facts.threads, facts.memory_kib), (Ok(77), Ok(1_000_000)));
         assert_eq!(facts.ports, Ok((32768, 60999)));
+        assert_eq!((facts.outgoing.len(), facts.takes_ports_late), (1, Ok(true)));
         assert_eq!(facts.conntrack, Ok(Some((65536, 12))));
         assert_eq!(facts.queue.expect("mounted").kind, "ext4");
         assert_eq!(facts.launch.unread, Vec::<String>::new());

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod conf_line;
 pub(crate) mod control;
 pub(crate) mod home;
 pub mod log;

@@ -19,6 +19,7 @@ use crate::engine::function::functions;
 use crate::engine::lex::{Kind, Lang, Source};
 use crate::engine::rule::Parameters;
 use crate::error::{Error, Result};
+use crate::qmail::conf_line;
 
 /// The largest file that is read, in bytes. The largest source of any known qmail is 120 KiB.
 pub const MAX_FILE: u64 = 8 << 20;
@@ -247,6 +248,12 @@ impl Tree {
         if has_definitions_in_headers(self) {
             parameters.insert("definitions-in-headers".to_string(), String::new());
         }
+        if has_flags_from_elsewhere(self) {
+            parameters.insert("flags-from-elsewhere".to_string(), String::new());
+        }
+        if binds_outgoing(self) {
+            parameters.insert("binds-outgoing".to_string(), String::new());
+        }
         parameters
     }
 }
@@ -291,6 +298,29 @@ fn defines_objects(header: &[u8]) -> bool {
 fn is_old_style(tree: &Tree) -> bool {
     let old = |bytes: Vec<u8>| functions(&Source::new(Lang::C, &bytes)).iter().any(|f| f.old_style);
     tree.sources(".c").any(old)
+}
+
+/// Whether a source that connects to servers of others binds these connections to an address of the
+/// host, as patches for outgoing addresses do.
+fn binds_outgoing(tree: &Tree) -> bool {
+    const SOURCES: [&str; 3] = ["timeoutconn.c", "qmail-remote.c", "qmail-smtpam.c"];
+    let binds = |bytes: Vec<u8>| {
+        let c = Source::new(Lang::C, &bytes);
+        (0..c.tokens.len().saturating_sub(1)).any(|at| {
+            let called = c.is(at, Kind::Ident, "bind") || c.is(at, Kind::Ident, "bind_noport");
+            called && c.is(at + 1, Kind::Punct, "(")
+        })
+    };
+    SOURCES.iter().filter_map(|name| tree.read(name).ok()).any(binds)
+}
+
+/// Whether old sources are compiled with flags that only a command in conf-cc knows, as Debian's
+/// dpkg-buildflags. It is not asked: what it gives depends on the day and the environment.
+fn has_flags_from_elsewhere(tree: &Tree) -> bool {
+    let conf_cc = tree.read("conf-cc").unwrap_or_default();
+    let conf_cc = String::from_utf8_lossy(&conf_cc);
+    let line = conf_cc.lines().next().unwrap_or_default();
+    conf_line::has_flags_from_elsewhere(line) && is_old_style(tree)
 }
 
 #[cfg(test)]

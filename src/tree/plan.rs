@@ -53,6 +53,14 @@ pub struct Report {
     pub rules: Vec<RuleReport>,
 }
 
+impl Report {
+    /// Whether the patch has anything to say of this tree; one that has not is not listed.
+    #[must_use]
+    pub fn concerns_the_tree(&self) -> bool {
+        !self.rules.is_empty()
+    }
+}
+
 /// How a patch stands to a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

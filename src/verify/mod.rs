@@ -25,7 +25,7 @@ use std::time::Instant;
 use crate::sys;
 
 pub use error::{Disproof, Error};
-pub use options::{MAX_SPAWN, Options, Part};
+pub use options::{FORTIFY, MAX_SPAWN, Options, Part};
 pub use report::{Outcome, Progress, Silent, Step, Transient, Verdict, Written};
 
 /// Proves `tree`. A step that fails is part of the outcome; an error means that the proof could not be carried out

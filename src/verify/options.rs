@@ -53,13 +53,19 @@ pub enum Part {
     Restart,
     /// The gate's limits.
     Gate,
-    /// Spawners and mail again, built with `_FORTIFY_SOURCE=3`.
-    Fortify,
+    /// The tree builds with `_FORTIFY_SOURCE=3`, as hardened distributions build.
+    FortifyBuild,
+    /// qmail-rspawn alone, built so.
+    FortifyRspawn,
+    /// qmail-lspawn alone, built so.
+    FortifyLspawn,
+    /// Mail through qmail-send and both spawners, built so.
+    FortifyMail,
 }
 
 impl Part {
     /// Every part, in order.
-    pub const ALL: [Part; 11] = [
+    pub const ALL: [Part; 14] = [
         Part::Build,
         Part::Chkspawn,
         Part::FdSet,
@@ -70,11 +76,18 @@ impl Part {
         Part::Mail,
         Part::Restart,
         Part::Gate,
-        Part::Fortify,
+        Part::FortifyBuild,
+        Part::FortifyRspawn,
+        Part::FortifyLspawn,
+        Part::FortifyMail,
     ];
 
-    /// The name of its step; of its first one, where it has several.
-    pub fn step(self) -> &'static str {
+    /// Those of the fortified build, in order.
+    pub const FORTIFY: [Part; 4] =
+        [Part::FortifyBuild, Part::FortifyRspawn, Part::FortifyLspawn, Part::FortifyMail];
+
+    /// Its name: one word, which a report prints and `--only` takes.
+    pub fn name(self) -> &'static str {
         match self {
             Part::Build => "build",
             Part::Chkspawn => "chkspawn",
@@ -82,25 +95,25 @@ impl Part {
             Part::Machine => "machine",
             Part::Rspawn => "qmail-rspawn",
             Part::Lspawn => "qmail-lspawn",
-            Part::Numbers => "qmail-send numbers",
+            Part::Numbers => "qmail-send-numbers",
             Part::Mail => "mail",
             Part::Restart => "restart",
             Part::Gate => "gate",
-            Part::Fortify => "fortify build",
+            Part::FortifyBuild => "fortify-build",
+            Part::FortifyRspawn => "fortify-qmail-rspawn",
+            Part::FortifyLspawn => "fortify-qmail-lspawn",
+            Part::FortifyMail => "fortify-mail",
         }
     }
 
-    /// Its name on a command line: that of its step, in one word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Numbers => "qmail-send-numbers",
-            Part::Fortify => "fortify",
-            other => other.step(),
+    /// The parts of that name: one, or with `fortify` all of the fortified build. None where nothing is called so.
+    pub fn named(name: &str) -> Vec<Part> {
+        if name == FORTIFY {
+            return Part::FORTIFY.to_vec();
         }
-    }
-
-    /// The part of that name.
-    pub fn named(name: &str) -> Option<Part> {
-        Part::ALL.into_iter().find(|part| part.name() == name || part.step() == name)
+        Part::ALL.into_iter().filter(|part| part.name() == name).collect()
     }
 }
+
+/// The name of all parts of the fortified build together.
+pub const FORTIFY: &str = "fortify";

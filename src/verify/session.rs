@@ -1,7 +1,8 @@
 //! The steps of one proof, in order, and what each says about itself.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use super::report::{Progress, Step, Verdict};
 use super::rig::numbers::{self, Random};
 use super::rig::protocol::Width;
 use super::rig::sendrig;
-use super::rig::spawner::{Channel, Spawner};
+use super::rig::spawner::{Channel, Errors, Spawner, heard};
 use super::rig::stub::Stubs;
 use super::sandbox::SiteConfig;
 use super::sandbox::build;
@@ -23,6 +24,7 @@ use super::sandbox::limits::{Bound, Machine};
 use super::sandbox::makefile::targets;
 use super::sandbox::scratch::Scratch;
 use super::sandbox::site::{MessageId, Site};
+use crate::tree::{Tree, journal};
 
 /// At most this many deliveries of each channel go through qmail-send and real spawners at the same time.
 const MAX_CROWD: u32 = 4096;
@@ -32,6 +34,12 @@ const STOCK_FD_SETSIZE: u64 = 1024;
 
 /// Why a step was skipped that `--only` leaves out.
 const NOT_ASKED: &str = "not asked for";
+
+/// Why a step was skipped that needs one that has failed.
+const EARLIER_FAILED: &str = "not tried, because an earlier step failed";
+
+/// How hardened builds compile. Ubuntu's and others' compilers define the macro already; to define it twice is a warning.
+const FORTIFY_FLAGS: [&str; 3] = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
 
 /// How many deliveries are under way when qmail-send is stopped.
 const UNDER_WAY: u32 = 100;
@@ -77,6 +85,24 @@ struct Held {
 impl Held {
     fn both(self) -> bool {
         self.remote && self.local
+    }
+}
+
+/// Which of the two builds a spawner is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Build {
+    Plain,
+    Fortified,
+}
+
+impl Build {
+    fn part(self, channel: Channel) -> Part {
+        match (self, channel) {
+            (Build::Plain, Channel::Remote) => Part::Rspawn,
+            (Build::Plain, Channel::Local) => Part::Lspawn,
+            (Build::Fortified, Channel::Remote) => Part::FortifyRspawn,
+            (Build::Fortified, Channel::Local) => Part::FortifyLspawn,
+        }
     }
 }
 
@@ -158,7 +184,7 @@ impl<'s> Session<'s> {
 
     pub(super) fn run(&mut self) -> Result<(), Error> {
         let Some(mut plain) = self.build_plain()? else { return Ok(()) };
-        let held = self.spawners("", &mut plain)?;
+        let held = self.spawners(Build::Plain, &mut plain)?;
         let spawners = held.both();
         // The rig plays both: a qmail-lspawn that cannot be run here is not needed.
         let numbers = self.part(Part::Numbers, held.remote, |session, name| {
@@ -175,7 +201,7 @@ impl<'s> Session<'s> {
                 session.step(name, |session| session.gate(&mut plain))
             })?;
         } else if self.options.only.contains(&Part::Gate) {
-            self.step::<()>(Part::Gate.step(), |_| {
+            self.step::<()>(Part::Gate.name(), |_| {
                 let next = "qpatch apply (domain-gate) puts it in";
                 Err(Error::disproved("the tree", "a gate, as --only asks for it", "none", next))
             })?;
@@ -186,8 +212,7 @@ impl<'s> Session<'s> {
             })?;
         }
         drop(plain);
-        self.part(Part::Fortify, spawners && mail, |session, _| session.fortified().map(Some))?;
-        Ok(())
+        self.fortified(spawners && mail)
     }
 
     /// Runs `body` if the part was asked for and what it needs has held. Returns whether nothing is known against it.
@@ -197,13 +222,13 @@ impl<'s> Session<'s> {
         possible: bool,
         body: impl FnOnce(&mut Self, &str) -> Result<Option<()>, Error>,
     ) -> Result<bool, Error> {
-        let name = part.step();
+        let name = part.name();
         if !self.wants(part) {
             self.skip(name, NOT_ASKED);
             return Ok(true);
         }
         if !possible {
-            self.skip(name, "not tried, because an earlier step failed");
+            self.skip(name, EARLIER_FAILED);
             return Ok(false);
         }
         Ok(body(self, name)?.is_some())
@@ -212,7 +237,7 @@ impl<'s> Session<'s> {
     /// Copies, builds and checks what can be checked without running anything but chkspawn.
     fn build_plain(&mut self) -> Result<Option<Ready>, Error> {
         let built = self.step("build", |session| {
-            session.compile("plain", &[]).map_err(|error| match error {
+            session.compile("plain").map_err(|error| match error {
                 Error::Build(mut failure) => {
                     let tree = session.tree.display();
                     failure
@@ -238,28 +263,39 @@ impl<'s> Session<'s> {
             self.part(Part::FdSet, true, |session, name| session.step(name, |_| fd_sets(&site)))?;
         let runs = |part: &Part| !matches!(part, Part::Build | Part::Chkspawn | Part::FdSet);
         if self.options.only.is_empty() || self.options.only.iter().any(runs) {
-            return self.step(Part::Machine.step(), |session| session.install(site));
+            return self.step(Part::Machine.name(), |session| session.install(site));
         }
-        for part in Part::ALL.iter().filter(|part| runs(part)) {
-            self.skip(part.step(), NOT_ASKED);
+        // The fortified build stands for its parts.
+        let parts =
+            Part::ALL.iter().filter(|part| runs(part) && !Part::FORTIFY[1..].contains(part));
+        for part in parts {
+            self.skip(part.name(), NOT_ASKED);
         }
         Ok(None)
     }
 
-    /// Builds everything; where chkspawn stands in the way, it is silenced (its own step tells what it says), so that
-    /// what it warns of can be shown.
-    fn compile(&mut self, name: &str, cflags: &[&str]) -> Result<(Site, Shown), Error> {
-        let mut config = SiteConfig {
+    /// What was asked for, and `cflags` behind it.
+    fn config(&self, cflags: &[&str]) -> SiteConfig {
+        let asked = self.options.cflags.iter().map(String::as_str);
+        SiteConfig {
             spawn: self.options.spawn,
             cc: self.options.cc.clone(),
-            cflags: self.options.cflags.clone(),
+            cflags: asked.chain(cflags.iter().copied()).map(str::to_owned).collect(),
             control: self.options.control.clone(),
-        };
-        config.cflags.extend(cflags.iter().map(|flag| (*flag).to_owned()));
-        let site = self.scratch.site(self.tree, name, &config)?;
+        }
+    }
+
+    /// Builds everything; where chkspawn stands in the way, it is silenced (its own step tells what it says), so that
+    /// what it warns of can be shown.
+    fn compile(&mut self, name: &str) -> Result<(Site, Shown), Error> {
+        let site = self.scratch.site(self.tree, name, &self.config(&[]))?;
+        self.compile_in(&site).map(|shown| (site, shown))
+    }
+
+    fn compile_in(&mut self, site: &Site) -> Result<Shown, Error> {
         self.spawn = site.spawn();
         self.cc = site.cc().to_owned();
-        build::prepare(&site)?;
+        build::prepare(site)?;
         let rules = targets(site.tree())?;
         let mut wanted: Vec<&str> = sendrig::PROGRAMS.to_vec();
         for program in wanted.iter() {
@@ -276,19 +312,19 @@ impl<'s> Session<'s> {
             .extend(sendrig::OPTIONAL_PROGRAMS.iter().filter(|program| rules.contains(**program)));
         let started = Instant::now();
         if rules.contains("chkspawn") {
-            build::make(&site, &["chkspawn"])?;
-            if build::chkspawn(&site)?.is_some() {
-                build::set_chkspawn_aside(&site)?;
+            build::make(site, &["chkspawn"])?;
+            if build::chkspawn(site)?.is_some() {
+                build::set_chkspawn_aside(site)?;
             }
         }
-        build::make(&site, &wanted)?;
+        build::make(site, &wanted)?;
         let programs = wanted.len();
         let detail = format!(
             "{programs} programs in {:.1} s with \"{}\"",
             started.elapsed().as_secs_f64(),
             site.cc().to_owned()
         );
-        Ok((site, Shown::new(detail).figure("programs", programs)))
+        Ok(Shown::new(detail).figure("programs", programs))
     }
 
     fn install(&mut self, site: Site) -> Result<(Ready, Shown), Error> {
@@ -305,12 +341,12 @@ impl<'s> Session<'s> {
         Ok((Ready { site, stubs, message, machine, width: None }, shown))
     }
 
-    fn spawners(&mut self, prefix: &str, ready: &mut Ready) -> Result<Held, Error> {
+    fn spawners(&mut self, of: Build, ready: &mut Ready) -> Result<Held, Error> {
         let mut held = Held { remote: false, local: false };
-        for (channel, part) in [(Channel::Remote, Part::Rspawn), (Channel::Local, Part::Lspawn)] {
-            let name = format!("{prefix}{channel}");
-            if prefix.is_empty() && !self.wants(part) {
-                self.skip(&name, NOT_ASKED);
+        for channel in [Channel::Remote, Channel::Local] {
+            let part = of.part(channel);
+            if !self.wants(part) {
+                self.skip(part.name(), NOT_ASKED);
                 match channel {
                     Channel::Remote => held.remote = true,
                     Channel::Local => held.local = true,
@@ -318,7 +354,7 @@ impl<'s> Session<'s> {
                 continue;
             }
             let fd_set_holds = self.fd_set_holds;
-            let proved = self.step(&name, |session| {
+            let proved = self.step(part.name(), |session| {
                 session.spawner(ready, channel).map_err(|error| match error {
                     Error::Timeout { waited_for, seconds, seen } if !fd_set_holds => {
                         Error::Timeout {
@@ -338,10 +374,21 @@ impl<'s> Session<'s> {
         Ok(held)
     }
 
+    /// Qmail-start closes a spawner's standard error, and so does the rig. If it dies in the middle, it dies again with that
+    /// open: what it says then is why.
     fn spawner(&mut self, ready: &mut Ready, channel: Channel) -> Result<((), Shown), Error> {
+        heard(|errors| self.spawner_with(ready, channel, errors))
+    }
+
+    fn spawner_with(
+        &mut self,
+        ready: &mut Ready,
+        channel: Channel,
+        errors: Errors,
+    ) -> Result<((), Shown), Error> {
         let Ready { site, stubs, message, machine, width } = ready;
         let spawn = site.spawn();
-        let mut spawner = Spawner::start(site, stubs, channel)?;
+        let mut spawner = Spawner::start_with(site, stubs, channel, errors)?;
         if !self.fd_set_holds {
             // It will probably hang, and that the proof has failed is known already.
             spawner.set_idle(Duration::from_secs(5));
@@ -525,22 +572,89 @@ impl<'s> Session<'s> {
         Ok(((), shown))
     }
 
-    /// The same again, as hardened builds compile it.
-    fn fortified(&mut self) -> Result<(), Error> {
-        // Ubuntu's and others' compilers define it already; to define it twice is a warning.
-        let flags = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
-        let cc = self.cc.clone();
-        let site = self.step("fortify build", |session| session.compile("fortify", &flags))?;
-        self.cc = cc;
-        let Some(site) = site else { return Ok(()) };
-        let (mut ready, _) = self.install(site)?;
-        let name = "fortify mail";
-        if self.spawners("fortify ", &mut ready)?.both() {
-            self.step(name, |session| session.mail(&mut ready))?;
-        } else {
-            self.skip(name, "not tried, because an earlier step failed");
+    /// The same again, as hardened builds compile it. The build is needed for each of its parts.
+    fn fortified(&mut self, possible: bool) -> Result<(), Error> {
+        let name = Part::FortifyBuild.name();
+        if !Part::FORTIFY.into_iter().any(|part| self.wants(part)) {
+            self.skip(name, NOT_ASKED);
+            return Ok(());
         }
+        if !possible {
+            self.skip(name, EARLIER_FAILED);
+            return Ok(());
+        }
+        let Some(site) = self.fortified_build(name)? else { return Ok(()) };
+        let (mut ready, _) = self.install(site)?;
+        let held = self.spawners(Build::Fortified, &mut ready)?;
+        self.part(Part::FortifyMail, held.both(), |session, name| {
+            session.step(name, |session| session.mail(&mut ready))
+        })?;
         Ok(())
+    }
+
+    /// Where the tree does not compile, this is no fault of the patches if it does not without them either.
+    fn fortified_build(&mut self, name: &str) -> Result<Option<Site>, Error> {
+        let cc = self.cc.clone();
+        self.progress.begin(name);
+        let started = Instant::now();
+        let site = self.scratch.site(self.tree, "fortify", &self.config(&FORTIFY_FLAGS))?;
+        let (site, verdict, shown) = match self.compile_in(&site) {
+            Ok(shown) => (Some(site), Verdict::Pass, shown),
+            Err(error @ Error::Interrupted(_)) => return Err(error),
+            Err(Error::Build(failure)) => match self.errors_of_the_patches(&site)? {
+                Some(errors) if errors.is_empty() => {
+                    let flags = FORTIFY_FLAGS.join(" ");
+                    let detail =
+                        format!("the unpatched tree fails alike with {flags}: {}", failure.command);
+                    let shown = Shown { notes: failure.lines, ..Shown::new(detail) };
+                    (None, Verdict::Skipped, shown)
+                }
+                errors => {
+                    let mut shown = Shown::new(failure.to_string());
+                    let notes = errors.into_iter().flatten().take(5);
+                    shown.notes.extend(
+                        notes.map(|error| format!("not so in the unpatched tree: {error}")),
+                    );
+                    (None, Verdict::Fail, shown)
+                }
+            },
+            Err(error) => (None, Verdict::Fail, Shown::new(error.to_string())),
+        };
+        self.cc = cc;
+        self.end(name, verdict, shown, started.elapsed().as_secs_f64());
+        Ok(site)
+    }
+
+    /// The errors that `site` gives, and the tree as it was before qpatch does not, with the same conf-cc and flags. `None`
+    /// where that cannot be found out.
+    fn errors_of_the_patches(&mut self, site: &Site) -> Result<Option<BTreeSet<String>>, Error> {
+        let errors = build::errors_of_all(site, &sendrig::PROGRAMS)?;
+        let tree = Tree::open(self.tree).map_err(Error::Tree)?;
+        let originals = journal::originals(&tree).map_err(Error::Tree)?;
+        if errors.is_empty() || originals.is_empty() {
+            return Ok(None);
+        }
+        let copy = self.scratch.copy(self.tree, "unpatched")?;
+        let copied = Tree::open(&copy).map_err(Error::Tree)?;
+        for (name, bytes) in originals.into_iter().filter(|(name, _)| name != "conf-cc") {
+            let path = copied.path(&name);
+            let done = match bytes {
+                Some(bytes) => fs::write(&path, bytes),
+                None if path.exists() => fs::remove_file(&path),
+                None => Ok(()),
+            };
+            done.map_err(Error::file("put back", &path))?;
+        }
+        let mut config = self.config(&FORTIFY_FLAGS);
+        config.spawn = None;
+        let site = match self.scratch.site(&copy, "fortify-unpatched", &config) {
+            Ok(site) => site,
+            // As a conf-spawn that only qpatch has set.
+            Err(Error::Disproved(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let unpatched = build::errors_of_all(&site, &sendrig::PROGRAMS)?;
+        Ok(Some(errors.difference(&unpatched).cloned().collect()))
     }
 }
 

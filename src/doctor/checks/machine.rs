@@ -139,19 +139,31 @@ pub(super) fn ports(facts: &Facts, remote: u64) -> Finding {
     // A port is taken for a minute after its connection; with deliveries of a few seconds that is ten times as many.
     let needed = (10 * remote).min(ALL_PORTS);
     let range = format!("{first} to {last}, {count} ports");
-    let (verdict, detail) = match facts.outgoing.as_slice() {
-        [] => {
+    let (verdict, detail) = match (facts.outgoing.as_slice(), &facts.takes_ports_late) {
+        ([], _) => {
             (Verdict::Ok, format!("{range}; {needed} are enough even if all mail goes to one host"))
         }
-        files => (
-            Verdict::Note,
+        (files, Ok(true)) => (
+            Verdict::Ok,
             format!(
-                "{range}, {needed} needed; a connection that has its address from {} shares them with all destinations, not with one, \
-                 unless qmail-remote sets IP_BIND_ADDRESS_NO_PORT; when they run out, it says what it says for a server that \
-                 refuses",
+                "{range}; {needed} are enough even if all mail goes to one host, also for connections that have their address from \
+                 {}: qmail-remote was built with outgoing-ports",
                 names(files)
             ),
         ),
+        (files, seen) => {
+            let built = match seen {
+                Ok(_) => "this qmail-remote was built without it".to_owned(),
+                Err(why) => format!("whether this one was built with it could not be seen: {why}"),
+            };
+            let detail = format!(
+                "{range}, {needed} needed; a connection that has its address from {} shares them with all destinations, not with one, \
+                 unless qmail-remote sets IP_BIND_ADDRESS_NO_PORT, as qpatch's patch outgoing-ports lets it do; {built}; when they \
+                 run out, it says what it says for a server that refuses",
+                names(files)
+            );
+            (Verdict::Note, detail)
+        }
     };
     if count >= needed {
         return finding(NAME, verdict, detail);

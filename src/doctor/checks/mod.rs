@@ -125,6 +125,7 @@ mod tests {
             remotes: None,
             pipe_pages: (Ok(16384), Ok(0)),
             outgoing: Vec::new(),
+            takes_ports_late: Ok(false),
             ports: Ok((32768, 60999)),
             conntrack: Ok(None),
             limits_conf: Vec::new(),
@@ -403,8 +404,24 @@ mod tests {
     #[test]
     fn an_address_of_ones_own_shares_the_ports() {
         let outgoing = vec!["/q/control/outgoingip".to_owned()];
-        let finding = found(&Facts { outgoing, ..healthy() }, "ephemeral ports");
+        let with =
+            |takes_ports_late| Facts { outgoing: outgoing.clone(), takes_ports_late, ..healthy() };
+        let built = found(&with(Ok(true)), "ephemeral ports");
+        assert_eq!(built.verdict, Verdict::Ok, "{built}");
+        assert!(
+            built
+                .detail
+                .ends_with("/q/control/outgoingip: qmail-remote was built with outgoing-ports"),
+            "{built}"
+        );
+        let unseen = found(&with(Err("it may not be read".to_owned())), "ephemeral ports");
+        assert!(unseen.detail.contains("could not be seen: it may not be read; when"), "{unseen}");
+        let finding = found(&with(Ok(false)), "ephemeral ports");
         assert_eq!(finding.verdict, Verdict::Note, "{finding}");
+        assert!(
+            finding.detail.contains("; this qmail-remote was built without it; when"),
+            "{finding}"
+        );
         assert!(
             finding.detail.starts_with(
                 "32768 to 60999, 28232 ports, 10000 needed; a connection that has its address from \

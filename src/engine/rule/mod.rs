@@ -305,7 +305,8 @@ impl std::error::Error for RuleError {}
 pub type Parameters = BTreeMap<String, String>;
 
 /// The parameters that there are: the `N` of `--spawn N`, and what qpatch sees in a tree.
-pub const PARAMETERS: [&str; 3] = ["spawn", "old-style", "definitions-in-headers"];
+pub const PARAMETERS: [&str; 5] =
+    ["spawn", "old-style", "definitions-in-headers", "flags-from-elsewhere", "binds-outgoing"];
 
 /// Files that a patch brings along beside its rule file, by name: what `create NAME from FILE`
 /// takes.

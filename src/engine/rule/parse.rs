@@ -922,7 +922,7 @@ mod tests {
             ("file a.c as c as c\n", "1:15: expected `as` only once".into()),
             (
                 "file a.c when spwan\n",
-                "1:15: expected `spawn`, `old-style` or `definitions-in-headers` after `when`, found \"spwan\""
+                "1:15: expected `spawn`, `old-style`, `definitions-in-headers`, `flags-from-elsewhere` or `binds-outgoing` after `when`, found \"spwan\""
                     .into(),
             ),
             ("file a.c with fonction f\n", format!("1:15: expected {CONDITIONS}, found \"fonction\"")),

@@ -61,6 +61,69 @@ pub struct Reverted {
     pub removed: usize,
 }
 
+/// What `tree` was before qpatch changed it: each file that it has changed with its bytes, `None` for one that it made.
+/// Nothing where qpatch has not changed it. Takes no lock: the tree is only read.
+///
+/// # Errors
+/// If the journal or an original cannot be read.
+pub fn originals(tree: &Tree) -> Result<Vec<(String, Option<Vec<u8>>)>> {
+    let state = tree.root().join(STATE_DIR);
+    let journal = read_journal(&state)?;
+    let files = journal.into_iter().flat_map(|journal| journal.files);
+    files
+        .map(|entry| {
+            let original = read_original(&state, &entry)?;
+            Ok((entry.name, original))
+        })
+        .collect()
+}
+
+/// The journal in the folder `state`; `None` where qpatch has not changed the tree.
+fn read_journal(state: &Path) -> Result<Option<Journal>> {
+    let path = state.join("journal.json");
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io(&path, "read", &e)),
+    };
+    let unreadable = |why: String| {
+        Error::new(
+            path.display(),
+            format!("not a journal of this qpatch: {why}"),
+            "the originals are in .qpatch/orig; unpack the tree again, or copy them back",
+        )
+    };
+    let journal: Journal = serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
+    if journal.version != VERSION {
+        return Err(unreadable(format!("version {}, not {VERSION}", journal.version)));
+    }
+    if let Some(entry) = journal.files.iter().find(|e| !is_plain_name(&e.name)) {
+        return Err(unreadable(format!("it names {:?}", entry.name)));
+    }
+    Ok(Some(journal))
+}
+
+/// The bytes of the file as it was before qpatch, kept in the folder `state`; `None` where there was none.
+fn read_original(state: &Path, entry: &Entry) -> Result<Option<Vec<u8>>> {
+    let Some(original) = &entry.original else { return Ok(None) };
+    let kept = state.join("orig").join(&entry.name);
+    let damaged = |what: &str| {
+        Error::new(
+            kept.display(),
+            format!("the kept original is {what}"),
+            "nothing was reverted; unpack the tree again",
+        )
+    };
+    if !fs::symlink_metadata(&kept).is_ok_and(|m| m.is_file()) {
+        return Err(damaged("missing"));
+    }
+    let bytes = fs::read(&kept).map_err(|e| Error::io(&kept, "read", &e))?;
+    if digest(&bytes) != original.digest {
+        return Err(damaged("damaged"));
+    }
+    Ok(Some(bytes))
+}
+
 /// The right to change a tree: one process at a time has it.
 #[derive(Debug)]
 pub struct Session<'a> {
@@ -276,28 +339,7 @@ impl<'a> Session<'a> {
     }
 
     fn journal(&self) -> Result<Option<Journal>> {
-        let path = self.state.join("journal.json");
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(&path, "read", &e)),
-        };
-        let unreadable = |why: String| {
-            Error::new(
-                path.display(),
-                format!("not a journal of this qpatch: {why}"),
-                "the originals are in .qpatch/orig; unpack the tree again, or copy them back",
-            )
-        };
-        let journal: Journal =
-            serde_json::from_slice(&text).map_err(|e| unreadable(e.to_string()))?;
-        if journal.version != VERSION {
-            return Err(unreadable(format!("version {}, not {VERSION}", journal.version)));
-        }
-        if let Some(entry) = journal.files.iter().find(|e| !is_plain_name(&e.name)) {
-            return Err(unreadable(format!("it names {:?}", entry.name)));
-        }
-        Ok(Some(journal))
+        read_journal(&self.state)
     }
 
     fn write_journal(&self, journal: &Journal) -> Result<()> {
@@ -446,23 +488,7 @@ impl<'a> Session<'a> {
 
     /// The kept original of `entry`; `None` for a file that qpatch made.
     fn original(&self, entry: &Entry) -> Result<Option<Vec<u8>>> {
-        let Some(original) = &entry.original else { return Ok(None) };
-        let kept = self.state.join("orig").join(&entry.name);
-        let damaged = |what: &str| {
-            Error::new(
-                kept.display(),
-                format!("the kept original is {what}"),
-                "nothing was reverted; unpack the tree again",
-            )
-        };
-        if !fs::symlink_metadata(&kept).is_ok_and(|m| m.is_file()) {
-            return Err(damaged("missing"));
-        }
-        let bytes = fs::read(&kept).map_err(|e| Error::io(&kept, "read", &e))?;
-        if digest(&bytes) != original.digest {
-            return Err(damaged("damaged"));
-        }
-        Ok(Some(bytes))
+        read_original(&self.state, entry)
     }
 
     /// Put every original back, then forget all.

@@ -10,7 +10,7 @@ use crate::sys::Resource;
 use crate::verify::error::Error;
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
-use crate::verify::rig::spawner::{Channel, Spawner};
+use crate::verify::rig::spawner::{Channel, Errors, Spawner, heard};
 use crate::verify::rig::stub::{self, EventKind, Mode, Stubs};
 use crate::verify::sandbox::site::{MessageId, Site};
 
@@ -88,7 +88,7 @@ fn tried(
         mail::capped(site, stubs, &[DOMAIN.to_owned()], limit, room, random, told)?;
     // qmail-send has run on this queue: what it did not know is gone.
     let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
-    let failed_starts = places_come_back(site, stubs, limit, message)?;
+    let failed_starts = heard(|errors| places_come_back(site, stubs, limit, message, errors))?;
     Ok(Gated { limit, peak, capped, others, group_peak: None, failed_starts, notes })
 }
 
@@ -98,9 +98,10 @@ fn places_come_back(
     stubs: &mut Stubs,
     limit: u32,
     message: MessageId,
+    errors: Errors,
 ) -> Result<usize, Error> {
     let failures = (4 * limit).min(site.spawn());
-    let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
+    let mut spawner = Spawner::start_with(site, stubs, Channel::Remote, errors)?;
     let command = |number: u32, hold: Option<&str>| Command {
         number,
         message: message.relative(),

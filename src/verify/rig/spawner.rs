@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::pipes::{Incoming, Outgoing};
@@ -74,10 +74,21 @@ pub(crate) fn search_path(site: &Site) -> std::ffi::OsString {
 /// long as long as it gets on.
 pub const IDLE: Duration = Duration::from_secs(60);
 
+/// What becomes of a spawner's standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errors {
+    /// Closed, as qmail-start has it: descriptor 2 may then be the pipe of a delivery.
+    Closed,
+    /// Kept in a file, for the error that tells of the spawner's end.
+    Kept,
+}
+
 /// A running spawner.
 #[derive(Debug)]
 pub struct Spawner {
     channel: Channel,
+    /// Where its standard error is kept, if it is.
+    errors: Option<PathBuf>,
     process: Process,
     input: Option<Outgoing>,
     output: Incoming,
@@ -99,22 +110,36 @@ pub struct Seen {
 }
 
 impl Spawner {
-    /// Starts the spawner that is installed in the site's home and finds out which protocol it speaks.
+    /// Starts the spawner that is installed in the site's home and finds out which protocol it speaks. Its standard error is
+    /// closed.
     pub fn start(site: &Site, stubs: &mut Stubs, channel: Channel) -> Result<Spawner, Error> {
+        Spawner::start_with(site, stubs, channel, Errors::Closed)
+    }
+
+    /// The same, with its standard error as `errors` says.
+    pub fn start_with(
+        site: &Site,
+        stubs: &mut Stubs,
+        channel: Channel,
+        errors: Errors,
+    ) -> Result<Spawner, Error> {
         let (child_in, our_out) = io::pipe().map_err(Error::system("make a pipe"))?;
         let (our_in, child_out) = io::pipe().map_err(Error::system("make a pipe"))?;
         let mut command = channel.command(site);
+        let path = site.rig().join(format!("{}.errors", channel.program()));
+        let file = match errors {
+            Errors::Closed => None,
+            Errors::Kept => Some(empty(site, &path)?),
+        };
         // qmail-start closes 2..6, so that descriptor 2 may be the pipe of a delivery.
-        sys::map_descriptors(
-            &mut command,
-            vec![(child_in.as_raw_fd(), 0), (child_out.as_raw_fd(), 1)],
-            7,
-        );
+        let mut map = vec![(child_in.as_raw_fd(), 0), (child_out.as_raw_fd(), 1)];
+        map.extend(file.as_ref().map(|file| (file.as_raw_fd(), 2)));
+        sys::map_descriptors(&mut command, map, 7);
         let process = Process::start(command, channel.program())?;
         drop((child_in, child_out));
-        let errors = site.rig().join(format!("{}.errors", channel.program()));
         let mut spawner = Spawner {
             channel,
+            errors: file.map(|_| path.clone()),
             process,
             input: Some(Outgoing::new(our_out)?),
             output: Incoming::new(our_in)?,
@@ -125,7 +150,7 @@ impl Spawner {
         };
         match spawner.greet(stubs) {
             Err(Error::Died { program, how, context, cause, .. }) => {
-                let said = said_at_start(site, channel, &errors)?;
+                let said = said_at_start(site, channel, &path)?;
                 Err(Error::Died { program, how, context, said, cause })
             }
             greeted => greeted.map(|()| spawner),
@@ -300,7 +325,7 @@ impl Spawner {
             program: self.channel.program().to_owned(),
             how: describe(status),
             context: context.to_owned(),
-            said: String::new(),
+            said: self.errors.as_deref().map(said_in).unwrap_or_default(),
             cause: likely_cause_of_death(status),
         }
     }
@@ -309,8 +334,7 @@ impl Spawner {
 /// What a spawner says on standard error when it is started with nothing to do. Qmail-start closes that, and so does
 /// [`Spawner::start`]; so this starts another one, after one has ended at its start, to learn why.
 fn said_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String, Error> {
-    site.write(errors, &[])?;
-    let file = File::options().append(true).open(errors).map_err(Error::file("open", errors))?;
+    let file = empty(site, errors)?;
     let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
     let sink = File::options().write(true).open("/dev/null");
     let sink = sink.map_err(Error::file("open", "/dev/null"))?;
@@ -322,7 +346,38 @@ fn said_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String,
     if let Err(error @ Error::Interrupted(_)) = ended {
         return Err(error);
     }
-    Ok(last_words(&fs::read(errors).unwrap_or_default()))
+    Ok(said_in(errors))
+}
+
+/// Makes the file `path` empty, for a program to say something in.
+fn empty(site: &Site, path: &Path) -> Result<File, Error> {
+    site.write(path, &[])?;
+    File::options().append(true).open(path).map_err(Error::file("open", path))
+}
+
+fn said_in(errors: &Path) -> String {
+    last_words(&fs::read(errors).unwrap_or_default())
+}
+
+/// Runs `trial`. Where a spawner has died without a word, because nobody could hear one, `trial` runs once more with its standard
+/// error open; the error then tells what it said. Where it does not die again, that is said.
+pub(crate) fn heard<T>(mut trial: impl FnMut(Errors) -> Result<T, Error>) -> Result<T, Error> {
+    match trial(Errors::Closed) {
+        Err(Error::Died { program, how, context, said, cause }) if said.is_empty() => {
+            let again = trial(Errors::Kept);
+            let (said, context) = match again {
+                Err(error @ Error::Interrupted(_)) => return Err(error),
+                Err(Error::Died { program: again, said, .. }) if again == program => {
+                    (said, context)
+                }
+                _ => {
+                    (said, format!("{context} (once; with its standard error open it did not end)"))
+                }
+            };
+            Err(Error::Died { program, how, context, said, cause })
+        }
+        first => first,
+    }
 }
 
 /// What usually kills a spawner in this way.

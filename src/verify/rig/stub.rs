@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::sys::{self, Resource};
-use crate::verify::error::{BuildFailure, Error};
-use crate::verify::sandbox::build::{NOT_OURS, telling_lines};
-use crate::verify::sandbox::process::{describe, run_captured};
+use crate::verify::error::Error;
+use crate::verify::sandbox::build::not_ours;
+use crate::verify::sandbox::process::run_captured;
 use crate::verify::sandbox::site::Site;
 
 const STUB_C: &str = include_str!("stub.c");
@@ -354,17 +354,9 @@ fn compile(site: &Site) -> Result<Linked, Error> {
         if status.success() {
             return Ok(linked);
         }
-        last = Some(BuildFailure {
-            command: format!("{} stub.c", site.cc()),
-            how: describe(status),
-            lines: telling_lines(&String::from_utf8_lossy(&output)),
-            cause: Some(NOT_OURS.to_owned()),
-        });
+        last = Some(not_ours(site, "stub.c", status, &output));
     }
-    match last {
-        Some(failure) => Err(Error::Build(Box::new(failure))),
-        None => Ok(Linked::Dynamically),
-    }
+    last.map_or(Ok(Linked::Dynamically), Err)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Building the programs of a [`Site`] with the tree's own Makefile, and saying why that failed.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Instant;
 
 use crate::verify::error::{BuildFailure, Error};
@@ -10,11 +12,30 @@ use crate::verify::sandbox::process::{PATIENCE, describe, run_captured};
 use crate::verify::sandbox::site::Site;
 
 /// What is said where a source of the rig does not compile: it may be the compiler, its flags or its C library.
-pub(crate) const NOT_OURS: &str = "a source of verify itself, in plain C89 and POSIX, does not compile with conf-cc and the C \
+const NOT_OURS: &str = "a source of verify itself, in plain C89 and POSIX, does not compile with conf-cc and the C \
     library behind it; its first message tells why";
 
 /// The source of the object that [`prepare`] links into every program.
 const LINK_C: &str = include_str!("link.c");
+
+/// The errors of compiler and linker among `lines`, each without the numbers of lines and columns.
+fn errors_in<'l>(lines: impl Iterator<Item = &'l str>) -> BTreeSet<String> {
+    let tells = |line: &&str| {
+        (line.contains("error:") || line.contains("undefined reference"))
+            && !line.contains("warning:")
+    };
+    lines.filter(tells).map(without_numbers).collect()
+}
+
+/// `a.c:12:3: error: x` as `a.c: error: x`; `a.c:(.text+0x12): undefined ...` as `a.c: undefined ...`.
+fn without_numbers(line: &str) -> String {
+    let is_place = |part: &&str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
+            || part.starts_with("(.text")
+    };
+    let parts: Vec<&str> = line.split(':').filter(|part| !is_place(part)).collect();
+    parts.join(":")
+}
 
 /// What a build took.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,12 +61,18 @@ pub fn prepare(site: &Site) -> Result<(), Error> {
     if status.success() {
         return Ok(());
     }
-    Err(Error::Build(Box::new(BuildFailure {
-        command: format!("{} link.c", site.cc()),
+    Err(not_ours(site, "link.c", status, &output))
+}
+
+/// The failure of `source`, which is verify's own.
+pub(crate) fn not_ours(site: &Site, source: &str, status: ExitStatus, output: &[u8]) -> Error {
+    let output = String::from_utf8_lossy(output);
+    Error::Build(Box::new(BuildFailure {
+        command: format!("{} {source}", site.cc()),
         how: describe(status),
-        lines: telling_lines(&String::from_utf8_lossy(&output)),
-        cause: Some(NOT_OURS.to_owned()),
-    })))
+        lines: telling_lines(&output),
+        cause: Some(not_run(&output, site.asked_cc()).unwrap_or_else(|| NOT_OURS.to_owned())),
+    }))
 }
 
 /// Runs `make` for `targets` in the copy, on all processors; if that fails once more on one, which settles whether the
@@ -66,13 +93,30 @@ pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
             command: format!("make {}", targets.join(" ")),
             how: describe(status),
             lines: telling_lines(&output),
-            cause: likely_cause(&output, site.spawn(), site.cc()),
+            cause: likely_cause(
+                &output,
+                &Settings {
+                    spawn: site.spawn(),
+                    cc: site.cc(),
+                    expanded_cc: &site.expanded_cc(),
+                    asked_cc: site.asked_cc(),
+                },
+            ),
         });
     }
     match last {
         Some(failure) => Err(Error::Build(Box::new(failure))),
         None => Ok(Built { seconds: started.elapsed().as_secs_f64() }),
     }
+}
+
+/// Every error of a build of `targets` that goes on behind the first one.
+pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<String>, Error> {
+    prepare(site)?;
+    let mut command = site.command("make");
+    command.arg("-k").args(targets);
+    let (_, output) = run_captured(command, "make", PATIENCE)?;
+    Ok(errors_in(String::from_utf8_lossy(&output).lines()))
 }
 
 /// Puts a program of the copy into the home's bin/, where the others look for it.
@@ -117,7 +161,8 @@ const SHOWN_LINES: usize = 12;
 /// The lines with errors and what surrounds a linker's complaint; the last ones where nothing looks like an error.
 pub(crate) fn telling_lines(output: &str) -> Vec<String> {
     let tells = |line: &&str| {
-        let echoed = line.starts_with("./") || line.contains("warning:");
+        let echoed = line.starts_with("./") && command_not_run(line).is_none();
+        let echoed = echoed || line.contains("warning:");
         let lower = line.to_ascii_lowercase();
         let words = [
             "error:",
@@ -142,8 +187,21 @@ pub(crate) fn telling_lines(output: &str) -> Vec<String> {
     telling.into_iter().map(str::to_owned).collect()
 }
 
+/// What a build was made with.
+#[derive(Debug, Clone, Copy)]
+struct Settings<'s> {
+    spawn: u32,
+    /// conf-cc's first line.
+    cc: &'s str,
+    /// What the shell makes of it.
+    expanded_cc: &'s str,
+    /// The compiler that was asked for in place of conf-cc's.
+    asked_cc: Option<&'s str>,
+}
+
 /// What usually is behind a message, and what helps.
-fn likely_cause(output: &str, spawn: u32, cc: &str) -> Option<String> {
+fn likely_cause(output: &str, settings: &Settings<'_>) -> Option<String> {
+    let spawn = settings.spawn;
     let has =
         |text: &str| output.lines().any(|line| line.contains(text) && !line.contains("warning:"));
     let cause = if has("TLS definition") && has("errno") || has("undefined reference to `errno'") {
@@ -179,25 +237,82 @@ fn likely_cause(output: &str, spawn: u32, cc: &str) -> Option<String> {
         || has("too many arguments to function")
         || has("conflicting types for")
     {
-        match cc.contains("-std=gnu89") || cc.contains("-ansi") {
-            true => "the sources are older than what conf-cc's flags make an error of (-Werror=...); take those flags out, or \
-                     add -Wno-error=implicit-function-declaration behind them"
-                .to_owned(),
-            false => "the sources are older than this compiler's defaults; qpatch apply (toolchain) puts -std=gnu89 into conf-cc"
-                .to_owned(),
-        }
+        return old_sources(output, settings);
     } else if let Some(library) = word_after(output, "cannot find -l") {
         format!("the library {library} is not installed; install its development package")
     } else if let Some(header) = missing_header(output) {
         format!(
             "the header {header} is not installed or not in conf-cc's include path; install its development package"
         )
-    } else if let Some(command) = missing_command(output) {
-        format!("the program {command} is not installed")
     } else {
-        return None;
+        return not_run(output, settings.asked_cc);
     };
     Some(cause)
+}
+
+/// What to do about a compiler that refuses old C. Names nothing that conf-cc has already.
+fn old_sources(output: &str, settings: &Settings<'_>) -> Option<String> {
+    const OLD: [&str; 6] =
+        ["-ansi", "-std=c89", "-std=c90", "-std=gnu89", "-std=gnu90", "-std=iso9899:1990"];
+    let words: Vec<&str> = settings.expanded_cc.split_whitespace().collect();
+    // Of several the last one counts.
+    let standard = words.iter().rev().find(|word| **word == "-ansi" || word.starts_with("-std="));
+    match standard {
+        None => {
+            return Some(
+                "the sources are older than this compiler's defaults; qpatch apply (toolchain) puts -std=gnu89 into conf-cc"
+                    .to_owned(),
+            );
+        }
+        Some(new) if !OLD.contains(new) => {
+            return Some(format!(
+                "the sources are older than {new}, which conf-cc has; put -std=gnu89 in its place"
+            ));
+        }
+        Some(_) => {}
+    }
+    let names = made_errors(output);
+    if names.is_empty() {
+        return None;
+    }
+    let is_off = |name: &&String| {
+        let (on, off) = (format!("-Werror={name}"), format!("-Wno-error={name}"));
+        let last = words.iter().rev().find(|word| ["-Werror", &on, &off].contains(word));
+        last.is_some_and(|last| **last == off)
+    };
+    let cause = match names.iter().find(|name| words.contains(&format!("-Werror={name}").as_str()))
+    {
+        _ if names.iter().all(|name| is_off(&name)) => {
+            return Some(
+                "the sources are older than what the flags make an error of; conf-cc says -Wno-error=... already, so a flag behind \
+                 it, from the Makefile or ./compile, says -Werror=... again; take that one out"
+                    .to_owned(),
+            );
+        }
+        Some(name) if !settings.cc.contains(&format!("-Werror={name}")) => {
+            format!("-Werror={name}, which a command or a variable in conf-cc gives")
+        }
+        _ => "-Werror=...".to_owned(),
+    };
+    let off: Vec<String> = names
+        .iter()
+        .filter(|name| !is_off(name))
+        .map(|name| format!("-Wno-error={name}"))
+        .collect();
+    Some(format!(
+        "the sources are older than what conf-cc's flags make an error of ({cause}); put {} at the end of conf-cc's first line",
+        off.join(" ")
+    ))
+}
+
+/// The warnings that a flag has made errors, as compilers name them: `[-Werror=NAME]`, clang's `[-Werror,-WNAME]`.
+fn made_errors(output: &str) -> BTreeSet<String> {
+    let errors = output.lines().filter(|line| !line.contains("warning:"));
+    let tags = errors
+        .filter_map(|line| line.trim_end().strip_suffix(']')?.rsplit_once('[').map(|(_, tag)| tag));
+    tags.filter_map(|tag| tag.strip_prefix("-Werror=").or_else(|| tag.strip_prefix("-Werror,-W")))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn word_after(output: &str, before: &str) -> Option<String> {
@@ -214,15 +329,45 @@ fn missing_header(output: &str) -> Option<String> {
     said.split([':', ' ']).next().map(|name| name.trim_matches('\'').to_owned())
 }
 
-fn missing_command(output: &str) -> Option<String> {
-    let line = output.lines().find(|line| line.contains("not found") && line.contains("sh"))?;
-    let before =
-        line.split(": not found").next().or_else(|| line.split(": command not found").next())?;
-    before
-        .rsplit(':')
-        .next()
-        .map(|name| name.trim().to_owned())
-        .filter(|name| !name.is_empty() && !name.contains(' '))
+/// That a program could not be run, and which file names it.
+fn not_run(output: &str, asked_cc: Option<&str>) -> Option<String> {
+    let (program, why) = output.lines().find_map(command_not_run)?;
+    let asked = asked_cc.is_some_and(|asked| asked.split_whitespace().next() == Some(program));
+    let named = if asked { "--cc names" } else { "conf-cc, conf-ld or the Makefile names" };
+    Some(match why {
+        NotRun::NotFound if asked => {
+            format!("there is no {program}, which --cc names; name another compiler, or install it")
+        }
+        NotRun::NotFound => format!("the program {program} is not installed"),
+        NotRun::NotPermitted => format!("the program {program}, which {named}, may not be run"),
+    })
+}
+
+/// Why a shell or make could not run a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotRun {
+    NotFound,
+    NotPermitted,
+}
+
+/// The program that a line of a shell or of make says it could not run: `./load: 3: exec: ccc: not found`.
+fn command_not_run(line: &str) -> Option<(&str, NotRun)> {
+    const ENDS: [(&str, NotRun); 5] = [
+        (": not found", NotRun::NotFound),
+        (": command not found", NotRun::NotFound),
+        (": Command not found", NotRun::NotFound),
+        (": No such file or directory", NotRun::NotFound),
+        (": Permission denied", NotRun::NotPermitted),
+    ];
+    let (before, why) =
+        ENDS.iter().find_map(|(end, why)| Some((line.trim_end().strip_suffix(end)?, *why)))?;
+    let (speaker, name) = before.rsplit_once(": ")?;
+    let speaker = speaker.split(':').next().unwrap_or_default();
+    let speaker = speaker.rsplit('/').next().unwrap_or_default();
+    // make says the same of other files, but with more words.
+    let speaks = ["sh", "bash", "dash", "make", "compile", "load", "makelib"].contains(&speaker)
+        || speaker.starts_with("make[");
+    (speaks && !name.is_empty() && !name.contains(' ')).then_some((name, why))
 }
 
 #[cfg(test)]
@@ -232,7 +377,9 @@ mod tests {
     #[test]
     fn known_causes_are_named() {
         let tls = "/usr/bin/ld: errno: TLS definition in /lib/libc.so.6 mismatches non-TLS reference in chkspawn.o";
-        let likely_cause = |output: &str, spawn| super::likely_cause(output, spawn, "cc -O2");
+        let likely_cause = |output: &str, spawn| {
+            super::likely_cause(output, &Settings { spawn, ..settings("cc -O2", "cc -O2") })
+        };
         assert!(likely_cause(tls, 1000).expect("known").contains("extern int errno"));
         let oops = "Oops. You have set conf-spawn higher than 255.";
         assert!(likely_cause(oops, 1000).expect("known").contains("--spawn 1000"));
@@ -250,12 +397,95 @@ mod tests {
         assert!(likely_cause(tcc, 1).expect("known").contains("put gcc or clang into conf-ld"));
         let implicit = "a.c:1:2: error: implicit declaration of function 'f' [-Werror=implicit-function-declaration]";
         assert!(likely_cause(implicit, 1).expect("known").contains("(toolchain) puts -std=gnu89"));
-        let there = super::likely_cause(
-            implicit,
-            1,
-            "gcc -Werror=implicit-function-declaration -std=gnu89",
+    }
+
+    fn settings<'s>(cc: &'s str, expanded_cc: &'s str) -> Settings<'s> {
+        Settings { spawn: 1, cc, expanded_cc, asked_cc: None }
+    }
+
+    /// The hint about sources that are too old for the flags names no flag that is there already.
+    #[test]
+    fn what_helps_old_sources_depends_on_the_flags() {
+        let name = "implicit-function-declaration";
+        let gcc = format!("a.c:1:2: error: implicit declaration of function 'f' [-Werror={name}]");
+        let clang =
+            format!("a.c:1:2: error: implicit declaration of function 'f' [-Werror,-W{name}]");
+        let by_default = format!("a.c:1:2: error: implicit declaration of function 'f' [-W{name}]");
+        let (on, off) = (format!("-Werror={name}"), format!("-Wno-error={name}"));
+        let hint =
+            |output: &str, cc: &str, expanded: &str| likely_cause(output, &settings(cc, expanded));
+
+        for output in [&gcc, &clang, &by_default] {
+            let cc = format!("gcc {on}");
+            assert!(hint(output, &cc, &cc).expect("known").contains("(toolchain) puts -std=gnu89"));
+            let newer = hint(output, "gcc -std=gnu17", "gcc -std=gnu89 -std=gnu17").expect("known");
+            assert!(newer.contains("older than -std=gnu17, which conf-cc has"), "{newer}");
+        }
+        for output in [&gcc, &clang] {
+            let cc = format!("gcc {on} -std=gnu89");
+            let hint = hint(output, &cc, &cc).expect("known");
+            assert!(
+                hint.ends_with(&format!(
+                    "(-Werror=...); put {off} at the end of conf-cc's first line"
+                )),
+                "{hint}"
+            );
+        }
+        let command = "cc `dpkg-buildflags --get CFLAGS` -std=gnu89";
+        let said =
+            hint(&gcc, command, &format!("cc -g -O2 {on} -Wformat -std=gnu89")).expect("known");
+        assert!(
+            said.contains(&format!(
+                "({on}, which a command or a variable in conf-cc gives); put {off} at"
+            )),
+            "{said}"
         );
-        assert!(there.expect("known").contains("add -Wno-error=implicit-function-declaration"));
+        // Before the command's flags it does not count; behind them it does.
+        let before =
+            hint(&gcc, &format!("cc {off} `x`"), &format!("cc {off} {on} -ansi")).expect("known");
+        assert!(before.contains(&format!("put {off} at the end")), "{before}");
+        let there = hint(&gcc, &format!("{command} {off}"), &format!("cc {on} -std=gnu89 {off}"))
+            .expect("known");
+        assert!(
+            there.contains("from the Makefile or ./compile, says -Werror=... again"),
+            "{there}"
+        );
+        // Of two that are made errors one is there.
+        let two =
+            format!("{gcc}\na.c:3:1: error: return type defaults to 'int' [-Werror=implicit-int]");
+        let other = hint(&two, command, &format!("cc {on} -std=gnu89 {off} -Werror=implicit-int"))
+            .expect("known");
+        assert!(other.contains("put -Wno-error=implicit-int at the end"), "{other}");
+        // An error of its own, which no flag takes away.
+        let own = "a.c:1:2: error: conflicting types for 'f'";
+        assert_eq!(hint(own, "gcc -std=gnu89", "gcc -std=gnu89"), None);
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_run_is_named_with_who_names_it() {
+        for (line, wanted) in [
+            ("sh: 1: exec: nocc: not found", Some(("nocc", NotRun::NotFound))),
+            ("./load: 3: exec: nold: not found", Some(("nold", NotRun::NotFound))),
+            ("./load: line 3: exec: nold: not found", Some(("nold", NotRun::NotFound))),
+            ("/bin/sh: line 1: nroff: command not found", Some(("nroff", NotRun::NotFound))),
+            ("make[1]: nroff: No such file or directory", Some(("nroff", NotRun::NotFound))),
+            ("sh: 1: exec: /tmp: Permission denied", Some(("/tmp", NotRun::NotPermitted))),
+            ("a.c:1:2: fatal error: b.h: No such file or directory", None),
+            ("/usr/bin/ld: cannot find -lx: No such file or directory", None),
+            ("make: *** No rule to make target 'x'.  Stop.", None),
+            ("cp: cannot stat 'x.o': No such file or directory", None),
+        ] {
+            assert_eq!(command_not_run(line), wanted, "{line}");
+        }
+        let output = "./load: 3: exec: nold: not found";
+        assert_eq!(telling_lines(output), [output.to_owned()]);
+        let cause = |asked_cc| likely_cause(output, &Settings { asked_cc, ..settings("cc", "cc") });
+        assert_eq!(cause(None).expect("known"), "the program nold is not installed");
+        let asked = cause(Some("nold -m32")).expect("known");
+        assert_eq!(
+            asked,
+            "there is no nold, which --cc names; name another compiler, or install it"
+        );
     }
 
     #[test]

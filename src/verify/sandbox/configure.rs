@@ -12,6 +12,7 @@ use super::queue_layout::{QueueLayout, supplemental};
 use super::site::{Site, TodoLayout};
 use crate::engine::edit::{self, Edit};
 use crate::engine::lex::{Kind, Lang, Source};
+use crate::qmail::conf_line::first_word;
 use crate::sys;
 use crate::verify::error::Error;
 
@@ -40,6 +41,7 @@ pub(super) fn configure(mut site: Site, config: &SiteConfig) -> Result<Site, Err
         for line in [&mut cc, &mut ld] {
             line.replace_range(..first_word(line), wanted);
         }
+        site.asked_cc = Some(wanted.clone());
     }
     for flag in &config.cflags {
         cc.push(' ');
@@ -212,25 +214,6 @@ fn with_ids(source: &[u8], identity: Identity) -> Option<Vec<u8>> {
     (!edits.is_empty()).then(|| edit::apply(source, &edits))
 }
 
-/// Where the first word of a shell's line ends: at the first blank that is in no quotes, no backquotes and no brackets.
-fn first_word(line: &str) -> usize {
-    let (mut quote, mut depth, mut escaped) = (None, 0_u32, false);
-    let start = line.len() - line.trim_start().len();
-    for (at, c) in line.char_indices().skip(start) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quote != Some('\'') => escaped = true,
-            '\'' | '"' | '`' if quote == Some(c) => quote = None,
-            '\'' | '"' | '`' if quote.is_none() => quote = Some(c),
-            '(' | '{' if quote.is_none() => depth += 1,
-            ')' | '}' if quote.is_none() => depth = depth.saturating_sub(1),
-            ' ' | '\t' if quote.is_none() && depth == 0 => return at,
-            _ => {}
-        }
-    }
-    line.len()
-}
-
 /// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control`
 /// brings of these is left out.
 fn is_of_the_rig(name: &str) -> bool {
@@ -275,24 +258,6 @@ mod tests {
         }
         for name in ["ldapserver", "ldap", "helohost", "messages", "mailroutes"] {
             assert!(!is_of_the_rig(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_first_word_of_a_line_may_have_blanks() {
-        for (line, end) in [
-            ("cc -O2", 2),
-            ("cc", 2),
-            ("", 0),
-            (" cc -O2", 3),
-            ("`which gcc` -O2", 11),
-            ("$(head -1 a) -O2", 12),
-            ("${CC:-c c} -O2", 10),
-            ("'my cc' -O2", 7),
-            ("my\\ cc -O2", 6),
-            ("\"my 'cc\" '-O2'", 8),
-        ] {
-            assert_eq!(first_word(line), end, "{line}");
         }
     }
 

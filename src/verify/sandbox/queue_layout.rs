@@ -46,11 +46,16 @@ impl QueueLayout {
             has_shared: source.contains("\"queue/lock/gateshared\""),
         };
         let squeezed: String = source.chars().filter(|c| !c.is_whitespace()).collect();
-        for (call, names) in
-            [("dsplit(\"queue/", &mut layout.split), ("d(auto_qmail,\"queue/", &mut layout.flat)]
-        {
-            for found in squeezed.split(call).skip(1) {
-                let name = found.split('"').next().unwrap_or_default();
+        // The home may be an argument of both, and its name may differ: dsplit("queue/todo",...), dsplit(auto_qmail,"queue/todo",...).
+        for (call, names) in [("dsplit(", &mut layout.split), ("d(", &mut layout.flat)] {
+            for (at, _) in squeezed.match_indices(call) {
+                let before = squeezed[..at].bytes().next_back();
+                if before.is_some_and(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+                    continue;
+                }
+                let arguments = squeezed[at + call.len()..].split(')').next().unwrap_or_default();
+                let Some((_, name)) = arguments.split_once("\"queue/") else { continue };
+                let name = name.split('"').next().unwrap_or_default();
                 let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
                 if !name.is_empty() && plain {
                     names.insert(name.to_owned());
@@ -135,5 +140,12 @@ mod tests {
         );
         assert!(layout.split.contains("todo"));
         assert!(layout.flat.contains("extra"));
+        // As in trees that tell dsplit() the home as well; what stands behind the first directory is none.
+        let layout = QueueLayout::of_hier(
+            "void dsplit(home,base) {} dsplit(auto_qmail, \"queue/intd\",u,0700); d(home,\"queue/pid\",1); \
+             end(\"queue/none\"); d(\"queue\",\"x\");",
+        );
+        assert!(layout.split.contains("intd") && !layout.split.contains("none"));
+        assert!(layout.flat.contains("pid") && !layout.flat.contains("none"));
     }
 }

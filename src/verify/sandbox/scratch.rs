@@ -101,6 +101,7 @@ impl Scratch {
             rig: base.join("rig"),
             identity: self.identity,
             cc: String::new(),
+            asked_cc: None,
             spawn: 0,
             split: 23,
             todo: TodoLayout::Flat,

@@ -29,6 +29,7 @@ pub struct Site {
     pub(super) rig: PathBuf,
     pub(super) identity: Identity,
     pub(super) cc: String,
+    pub(super) asked_cc: Option<String>,
     pub(super) spawn: u32,
     pub(super) split: u32,
     pub(super) todo: TodoLayout,
@@ -74,6 +75,24 @@ impl Site {
     /// The first line of conf-cc: the compiler and its flags, as a line of a shell.
     pub fn cc(&self) -> &str {
         &self.cc
+    }
+
+    /// The compiler that was asked for in place of the tree's ([`super::configure::SiteConfig::cc`]).
+    pub(crate) fn asked_cc(&self) -> Option<&str> {
+        self.asked_cc.as_deref()
+    }
+
+    /// What a shell makes of [`Site::cc`] in the tree: the compiler and its flags, without quotes, with what commands in
+    /// backquotes and variables give. The line as it is, if the shell cannot read it.
+    pub(crate) fn expanded_cc(&self) -> String {
+        let mut command = self.command("sh");
+        command.arg("-c").arg(format!("printf '%s ' {}", self.cc));
+        let said = command.stdin(std::process::Stdio::null()).output().ok();
+        let said = said.filter(|output| output.status.success());
+        said.map_or_else(
+            || self.cc.clone(),
+            |output| String::from_utf8_lossy(&output.stdout).trim_end().to_owned(),
+        )
     }
 
     /// The compiler with its flags, to be given further ones. As in `./compile`, a shell reads the line, in the tree:
