@@ -53,8 +53,7 @@ pub use crate::core::answer::{
 };
 use crate::core::command::{Commands, Parts};
 pub use crate::core::key::Key;
-use crate::core::key::Place;
-use crate::core::keys::{Keys, add_entry, add_new, known_part};
+use crate::core::keys::{Entry, Keys, Place, add_entry, add_new, known_part};
 use crate::core::learn::{Began, May, Returns, Try};
 use crate::core::pace::Rate;
 use crate::core::recall::{Heard, Recall};
@@ -214,20 +213,20 @@ impl Gate {
             self.occupy(slot, NONE, State::Running, now_us);
             return Answer::Go;
         };
-        let at = self.keys.all[domain as usize].of;
+        let at = self.keys.all[domain as usize].domain.key;
         let was_called = self.arrived(domain, at, now_us);
         let entry = &mut self.slots[slot as usize];
         entry.envelope = Envelope::NONE;
-        let is_read = self.rules.reads_reports(self.keys.all[at as usize].cap);
+        let is_read = self.rules.reads_reports(self.keys.all[at as usize].key.cap);
         if is_read {
             let hasher = self.rules.hasher;
             let message = hasher.hash(parts.as_slice()[0]).rotate_left(32);
             entry.mail = message ^ hasher.hash(parts.recipient());
             entry.envelope = Envelope::new(&hasher, parts.sender(), parts.recipient());
-            if self.keys.all[domain as usize].kind != KeyKind::Domain {
+            if self.keys.all[domain as usize].key.kind != KeyKind::Domain {
                 entry.envelope = entry.envelope.with_domain(&hasher, parts.recipient());
             }
-        } else if self.keys.all[at as usize].is_fixed() {
+        } else if self.keys.all[at as usize].key.is_fixed() {
             // Where it is asked for most, no hash: the recipients of one message at one domain have their returns together, and so
             // have messages whose numbers end alike.
             let number = parts.as_slice()[0];
@@ -247,11 +246,11 @@ impl Gate {
             return Answer::Busy(busy);
         }
         let startable = self.admits(at, now_us) && self.shortage.paused_until(now_us).is_none();
-        let suspended_until = self.keys.all[at as usize].suspended_until(now_us);
+        let suspended_until = self.keys.all[at as usize].key.suspended_until(now_us);
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts anyway
         // is not asked for, because three divisions are in the answer.
         let starts_at_once =
-            startable && self.keys.all[at as usize].held == 0 && self.takes_place(at, now_us);
+            startable && self.keys.all[at as usize].key.held == 0 && self.takes_place(at, now_us);
         let may_hold = !starts_at_once
             && suspended_until.is_none_or(|until_us| until_us - now_us < HOLD_MAX_US)
             && self.may_hold(at, was_called, now_us);
@@ -287,7 +286,7 @@ impl Gate {
             self.look_again(now_us);
         }
         let domain = self.domain(domain_of(recipient)?, now_us).ok()?;
-        let at = self.keys.all[domain as usize].of;
+        let at = self.keys.all[domain as usize].domain.key;
         let busy = match self.waits_alone(domain, now_us) {
             Some(May::Suspended(_)) => None,
             Some(_) => {
@@ -295,7 +294,7 @@ impl Gate {
                 Some(self.send_away(domain, now_us, why, number))
             }
             None => {
-                let key = &self.keys.all[at as usize];
+                let key = &self.keys.all[at as usize].key;
                 let ages = key.cap.limit != Limit::AtMost(0)
                     && key
                         .suspended_until(now_us)
@@ -321,7 +320,7 @@ impl Gate {
             && until_us <= now_us
         {
             self.paused.pop();
-            self.keys.all[at as usize].paused = false;
+            self.keys.all[at as usize].key.paused = false;
             self.make_ready(at);
         }
         if !self.polled.is_empty() && now_us.saturating_sub(self.polled_us) >= self.poll_us {
@@ -332,13 +331,13 @@ impl Gate {
         while self.ready.first != NONE && blocked_until.is_none() {
             let at = self.ready.first;
             unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
-            self.keys.all[at as usize].ready = false;
+            self.keys.all[at as usize].key.ready = false;
             // If not, it has been suspended meanwhile, or its limit has gone down, or others have its places.
             if !self.is_startable(at) || !self.takes_place(at, now_us) {
                 self.make_ready(at);
                 continue;
             }
-            let slot = self.keys.all[at as usize].waiting.first;
+            let slot = self.keys.all[at as usize].key.waiting.first;
             let domain = self.slots[slot as usize].domain;
             self.handing = Some((slot, self.slots[slot as usize].command));
             let held_us = now_us.saturating_sub(self.slots[slot as usize].since_us);
@@ -355,7 +354,7 @@ impl Gate {
         if slot != NONE && now_us.saturating_sub(self.slots[slot as usize].since_us) >= HOLD_MAX_US
         {
             let domain = self.slots[slot as usize].domain;
-            let at = self.keys.all[domain as usize].of;
+            let at = self.keys.all[domain as usize].domain.key;
             self.handing = Some((slot, self.slots[slot as usize].command));
             let command = self.unhold(slot, at);
             let busy = self.not_now(at, now_us, 1);
@@ -385,16 +384,16 @@ impl Gate {
         match state {
             State::Free => {}
             State::Held => {
-                let at = self.keys.all[domain as usize].of;
+                let at = self.keys.all[domain as usize].domain.key;
                 self.unhold(slot, at);
                 self.tell(at);
                 self.rest_if_idle(domain, now_us);
             }
             State::Running if domain == NONE => self.vacate(slot),
             State::Running => {
-                let at = self.keys.all[domain as usize].of;
+                let at = self.keys.all[domain as usize].domain.key;
                 fault!();
-                let key = &mut self.keys.all[at as usize];
+                let key = &mut self.keys.all[at as usize].key;
                 key.pace.run(now_us, key.running);
                 key.running -= 1;
                 fault!();
@@ -404,7 +403,7 @@ impl Gate {
                 };
                 self.vacate(slot);
                 // Its own place is free: whose turn it is can be said at once.
-                self.keys.all[at as usize].blocked = false;
+                self.keys.all[at as usize].key.blocked = false;
                 self.make_ready(at);
                 let busy = (tried != Try::Real).then(|| {
                     self.totals.refused += 1;
@@ -431,9 +430,9 @@ impl Gate {
         }
         self.gone.clear();
         self.called = 0;
-        for key in &mut self.keys.all {
-            key.recall = Recall::default();
-            key.parted_called = 0;
+        for entry in &mut self.keys.all {
+            entry.key.recall = Recall::default();
+            entry.key.parted_called = 0;
         }
         self.look_at_absent(self.now_us);
         self.tell_all();
@@ -475,23 +474,23 @@ impl Gate {
     /// A key by its number.
     #[must_use]
     pub fn key(&self, at: u32) -> &Key {
-        &self.keys.all[at as usize]
+        &self.keys.all[at as usize].key
     }
 
     /// The key of this kind and name, if it has deliveries or is remembered.
     #[must_use]
     pub fn find_key(&self, kind: KeyKind, name: &[u8]) -> Option<&Key> {
         let at = self.keys.find(Keys::hash(kind, self.rules.hasher.hash(name)))?;
-        let key = self.key(at);
-        (key.of == at).then_some(key)
+        let entry = &self.keys.all[at as usize];
+        (entry.domain.key == at).then_some(&entry.key)
     }
 
     /// All keys that have deliveries or are remembered.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         (0u32..)
             .zip(&self.keys.all)
-            .filter(|&(at, key)| key.place != Place::Nowhere && key.of == at)
-            .map(|(_, key)| key)
+            .filter(|&(at, entry)| entry.place != Place::Nowhere && entry.domain.key == at)
+            .map(|(_, entry)| &entry.key)
     }
 
     /// How many commands are held.
@@ -533,9 +532,13 @@ impl Gate {
     /// The bytes that its variable parts occupy, without the rules.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let keys: usize =
-            self.keys.all.iter().map(|key| key.name.capacity() + key.error.capacity()).sum();
-        keys + self.keys.all.capacity() * (size_of::<Key>() + size_of::<Link>())
+        let keys: usize = self
+            .keys
+            .all
+            .iter()
+            .map(|entry| entry.key.name.capacity() + entry.key.error.capacity())
+            .sum();
+        keys + self.keys.all.capacity() * (size_of::<Entry>() + size_of::<Link>())
             + [&self.keys.free, &self.lacking, &self.absent, &self.gone]
                 .map(|list| list.capacity() * 4)
                 .iter()

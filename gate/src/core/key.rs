@@ -4,14 +4,13 @@
 
 use crate::control::limit::{Cap, Learning, Limit};
 use crate::control::route::without_credentials;
-use crate::control::site::Standing;
 use crate::core::answer::{Cause, SLOTS_MAX};
 use crate::core::learn::{Learned, May};
 use crate::core::pace::Pace;
 use crate::core::recall::Recall;
 use crate::core::rules::KeyKind;
 use crate::core::share::Turn;
-use crate::util::list::{EMPTY, List, NONE};
+use crate::util::list::{EMPTY, List};
 
 pub(super) const SLOW_MIN_US: u64 = 1_000_000;
 
@@ -56,18 +55,6 @@ impl Slow {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// It has slots, or domains that count under it.
-    Active,
-    /// In `Keys::recent`.
-    Recent,
-    /// In `Keys::known`.
-    Known,
-    /// The entry is free.
-    Nowhere,
-}
-
 /// What is counted together. (Or a domain that counts under such a key; those are not shown.)
 #[derive(Debug)]
 pub struct Key {
@@ -103,10 +90,6 @@ pub struct Key {
     pub parted: u32,
     /// How much of that has been called and has not come yet.
     pub parted_called: u32,
-    /// It is in `Gate::lacking`.
-    pub(super) lacks: bool,
-    /// It is in `Gate::absent`.
-    pub(super) listed: bool,
     /// It is in `Gate::paused`.
     pub(super) paused: bool,
     /// It is in `Gate::behind`.
@@ -123,20 +106,10 @@ pub struct Key {
     /// The last pause that control/concurrencyreplies asked for. It may be over.
     pub(super) pause: Option<Pause>,
     pub(super) slow: Slow,
-    pub(super) hash: u64,
-    /// The key that its deliveries count under: itself, unless it is a domain in a group or behind a relay.
-    pub(super) of: u32,
-    /// What it is to a site, if it counts there by an address. Then it has a part of the site's places at most, and what is
-    /// beyond that is away under its own number; and failures that carry no address are its own.
-    pub(super) standing: Option<Standing>,
-    /// Slots in use by deliveries to this very domain.
-    pub(super) slots: u32,
-    /// Other entries that count under it.
-    pub(super) members: u32,
-    pub(super) place: Place,
+    /// It is among those whose turn it is.
     pub(super) ready: bool,
+    /// Its held slots, the one that is held longest first.
     pub(super) waiting: List,
-    pub(super) idle_since_us: u64,
 }
 
 impl Key {
@@ -159,8 +132,6 @@ impl Key {
             number: 0,
             parted: 0,
             parted_called: 0,
-            lacks: false,
-            listed: false,
             paused: false,
             behind: false,
             polled: false,
@@ -170,15 +141,8 @@ impl Key {
             turn: Turn::default(),
             pause: None,
             slow: Slow::default(),
-            hash: 0,
-            of: NONE,
-            standing: None,
-            slots: 0,
-            members: 0,
-            place: Place::Nowhere,
             ready: false,
             waiting: EMPTY,
-            idle_since_us: 0,
         }
     }
 
@@ -271,10 +235,6 @@ impl Key {
     /// Whether it has a limit that stays what it is: then it matters only whether its server lets anybody in.
     pub(super) fn is_fixed(&self) -> bool {
         self.cap.learning == Learning::Fixed && matches!(self.cap.limit, Limit::AtMost(1..))
-    }
-
-    pub(super) fn is_idle(&self) -> bool {
-        self.slots == 0 && self.members == 0 && !self.listed
     }
 
     /// Whether it has ever been at its limit, or its server has objected.

@@ -5,7 +5,7 @@
 use crate::control::limit::Cap;
 use crate::control::name::{NAME_MAX, has_upper, without_root};
 use crate::control::site::{Because, Standing};
-use crate::core::key::{Key, Place, Slow};
+use crate::core::key::{Key, Slow};
 use crate::core::learn::Learned;
 use crate::core::pace::Pace;
 use crate::core::recall::Recall;
@@ -23,9 +23,73 @@ pub(super) const KNOWN_KEYS: usize = 4096;
 
 pub(super) const KNOWN_US: u64 = 3600 * 1_000_000;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It has slots, or domains that count under it.
+    Active,
+    /// In `Keys::recent`.
+    Recent,
+    /// In `Keys::known`.
+    Known,
+    /// The entry is free.
+    Nowhere,
+}
+
+/// A domain, or a relay that a sender has: what deliveries are for.
+#[derive(Debug)]
+pub(super) struct Domain {
+    /// The key that its deliveries count under: the one in its own entry, unless it is in a group, behind a relay or of a site.
+    pub(super) key: u32,
+    /// What it is to a site, if it counts there by an address. Then it has a part of the site's places at most, and what is
+    /// beyond that is away under its own number; and failures that carry no address are its own.
+    pub(super) standing: Option<Standing>,
+    /// Slots in use by its deliveries.
+    pub(super) slots: u32,
+}
+
+/// A name, as a domain and as a key.
+///
+/// Nearly every domain is its own key. So both are in one entry, and a delivery needs one look-up and one place in memory for
+/// them. A group and a relay use the key alone. A domain that counts under another key uses its own one for its name; as
+/// a domain of a site also for its number, for what of its mail is away, and for its pauses.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) domain: Domain,
+    pub(super) key: Key,
+    /// Of the key's kind and name.
+    pub(super) hash: u64,
+    /// Other domains that count under the key.
+    pub(super) members: u32,
+    pub(super) place: Place,
+    pub(super) idle_since_us: u64,
+    /// It is among those with mail that is away.
+    pub(super) in_away_list: bool,
+    /// It is among those that may have room for such mail.
+    pub(super) in_room_queue: bool,
+}
+
+impl Entry {
+    fn free() -> Self {
+        Self {
+            domain: Domain { key: NONE, standing: None, slots: 0 },
+            key: Key::new(KeyKind::Domain, Vec::new(), Cap::NONE),
+            hash: 0,
+            members: 0,
+            place: Place::Nowhere,
+            idle_since_us: 0,
+            in_away_list: false,
+            in_room_queue: false,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.domain.slots == 0 && self.members == 0 && !self.in_away_list
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Keys {
-    pub(super) all: Vec<Key>,
+    pub(super) all: Vec<Entry>,
     /// Of each entry: among the idle ones of its place, or among the ready ones (which are active). Apart, because a
     /// change of the list touches the neighbours, too.
     pub(super) links: Vec<Link>,
@@ -62,8 +126,8 @@ impl Keys {
     }
 
     /// The hash of another kind with the same name.
-    pub(super) fn same_name(key: &Key, kind: KeyKind) -> u64 {
-        Self::hash(kind, key.hash.wrapping_sub(Self::of_kind(key.kind)))
+    pub(super) fn same_name(entry: &Entry, kind: KeyKind) -> u64 {
+        Self::hash(kind, entry.hash.wrapping_sub(Self::of_kind(entry.key.kind)))
     }
 
     /// As in a [`crate::control::name::NameMap`], two names with the same 64 bits of hash are taken for the same.
@@ -113,14 +177,15 @@ impl Keys {
             None => {
                 self.free.try_reserve(self.all.len() + 1)?;
                 self.links.try_reserve(1)?;
-                memory::push(&mut self.all, Key::new(kind, Vec::new(), cap))?;
+                memory::push(&mut self.all, Entry::free())?;
                 self.links.push(UNLINKED);
                 let at = self.all.len() as u32 - 1;
                 self.free.push(at);
                 at
             }
         };
-        let key = &mut self.all[at as usize];
+        let entry = &mut self.all[at as usize];
+        let key = &mut entry.key;
         key.name.clear();
         key.name.try_reserve(name.len())?;
         self.index.insert(hash, at)?;
@@ -130,13 +195,9 @@ impl Keys {
         }
         key.kind = kind;
         key.cap = cap;
-        key.standing = None;
         key.parted = 0;
         key.parted_called = 0;
         key.learned = Learned::NEW;
-        key.hash = hash;
-        key.of = at;
-        key.place = Place::Active;
         key.pace = Pace::new(now_us, guess_secs);
         key.recall = Recall::default();
         // What is still in `Gate::paused` or `Gate::polled` is of whoever was here before.
@@ -151,6 +212,9 @@ impl Keys {
         key.slow = Slow::default();
         self.last_number = self.last_number.checked_add(1).unwrap_or(1);
         key.number = self.last_number;
+        entry.hash = hash;
+        (entry.domain.key, entry.domain.standing) = (at, None);
+        entry.place = Place::Active;
         self.free.pop();
         Ok(at)
     }
@@ -172,14 +236,14 @@ impl Keys {
 
     /// Puts an entry that is idle to the others that are; it may be forgotten as soon as a new entry is made.
     pub(super) fn rest(&mut self, at: u32, now_us: u64) {
-        let key = &mut self.all[at as usize];
-        key.idle_since_us = now_us;
-        if key.is_contended() {
-            key.place = Place::Known;
+        let entry = &mut self.all[at as usize];
+        entry.idle_since_us = now_us;
+        if entry.key.is_contended() {
+            entry.place = Place::Known;
             append(&mut self.known, at, &mut self.links, |link| link);
             self.known_len += 1;
         } else {
-            key.place = Place::Recent;
+            entry.place = Place::Recent;
             append(&mut self.recent, at, &mut self.links, |link| link);
             self.recent_len += 1;
         }
@@ -188,9 +252,10 @@ impl Keys {
     /// Forgets an idle entry. The key that it counted under may become idle by that.
     pub(super) fn forget(&mut self, at: u32) {
         self.wake(at);
-        let key = &mut self.all[at as usize];
-        key.place = Place::Nowhere;
-        let of = key.of;
+        let entry = &mut self.all[at as usize];
+        entry.place = Place::Nowhere;
+        let (of, hash) = (entry.domain.key, entry.hash);
+        let key = &mut entry.key;
         key.busy = 0;
         key.done = 0;
         key.held_ever = 0;
@@ -199,7 +264,6 @@ impl Keys {
         if key.error.capacity() > 0 {
             key.error = Vec::new();
         }
-        let hash = key.hash;
         self.index.remove(hash, at);
         self.free.push(at);
         if of != at {
@@ -225,7 +289,7 @@ impl Keys {
         };
         while old(self, self.known.first) {
             let at = self.known.first;
-            if self.all[at as usize].pause_at(now_us).is_some() {
+            if self.all[at as usize].key.pause_at(now_us).is_some() {
                 // A pause may be longer.
                 self.wake(at);
                 self.rest(at, now_us);
@@ -283,8 +347,8 @@ pub(super) fn add_new(
     // The entry first: what the rules need comes into the cache meanwhile.
     let at = keys.add(kind, Keys::hash(kind, hash), name, Cap::NONE, now_us, guess_secs)?;
     let found = rules.resolve_entry(kind, hash, name);
-    keys.all[at as usize].cap = found.cap;
-    keys.all[at as usize].standing = match found.site {
+    keys.all[at as usize].key.cap = found.cap;
+    keys.all[at as usize].domain.standing = match found.site {
         Some(Because::Address(..)) => Some(Standing::Member),
         Some(Because::Refused(..)) => Some(Standing::Candidate),
         Some(Because::Map(_) | Because::Literal(..)) | None => None,
@@ -303,7 +367,7 @@ pub(super) fn add_new(
     match of {
         Ok(of) => {
             keys.all[of as usize].members += 1;
-            keys.all[at as usize].of = of;
+            keys.all[at as usize].domain.key = of;
             Ok(at)
         }
         Err(OutOfMemory) => {

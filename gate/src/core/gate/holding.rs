@@ -15,12 +15,12 @@ use crate::util::memory::OutOfMemory;
 impl Gate {
     /// Whether one more of this key may start.
     pub(super) fn admits(&self, at: u32, now_us: u64) -> bool {
-        let key = &self.keys.all[at as usize];
+        let key = &self.keys.all[at as usize].key;
         key.admits(now_us) && key.running < self.beside_partner(at)
     }
 
     pub(super) fn is_startable(&self, at: u32) -> bool {
-        self.keys.all[at as usize].held > 0 && self.admits(at, self.now_us)
+        self.keys.all[at as usize].key.held > 0 && self.admits(at, self.now_us)
     }
 
     pub(super) fn occupy(&mut self, slot: u32, domain: u32, state: State, now_us: u64) {
@@ -33,7 +33,7 @@ impl Gate {
         self.in_use += 1;
         self.capacity = self.capacity.max(self.in_use);
         if domain != NONE {
-            self.keys.all[domain as usize].slots += 1;
+            self.keys.all[domain as usize].domain.slots += 1;
         }
     }
 
@@ -46,7 +46,7 @@ impl Gate {
         let domain = std::mem::replace(&mut entry.domain, NONE);
         self.in_use -= 1;
         if domain != NONE {
-            self.keys.all[domain as usize].slots -= 1;
+            self.keys.all[domain as usize].domain.slots -= 1;
         }
     }
 
@@ -54,8 +54,8 @@ impl Gate {
     pub(super) fn start(&mut self, slot: u32, domain: u32, now_us: u64) {
         self.occupy(slot, domain, State::Running, now_us);
         fault!();
-        let of = self.keys.all[domain as usize].of;
-        let key = &mut self.keys.all[of as usize];
+        let of = self.keys.all[domain as usize].domain.key;
+        let key = &mut self.keys.all[of as usize].key;
         key.pace.run(now_us, key.running);
         let entry = &mut self.slots[slot as usize];
         (entry.beside, entry.began) = (key.running, key.learned.began(now_us));
@@ -67,7 +67,7 @@ impl Gate {
     /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there is room
     /// for all that is away, too: else it would overtake it.
     pub(super) fn may_hold(&mut self, at: u32, was_called: bool, now_us: u64) -> bool {
-        let key = &self.keys.all[at as usize];
+        let key = &self.keys.all[at as usize].key;
         let left = self.not_running().saturating_sub(2 * (self.held() + 1));
         if 2 * (key.held + 1) > ALPHA * left {
             return false;
@@ -95,8 +95,8 @@ impl Gate {
         fault!();
         self.slots[slot as usize].command = command;
         append(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
-        let at = self.keys.all[domain as usize].of;
-        let key = &mut self.keys.all[at as usize];
+        let at = self.keys.all[domain as usize].domain.key;
+        let key = &mut self.keys.all[at as usize].key;
         append(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
         key.held += 1;
         key.held_ever += 1;
@@ -112,7 +112,7 @@ impl Gate {
         fault!();
         unlink(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
         fault!();
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         unlink(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
         key.held -= 1;
         // A key that is ready has held commands, and is active by that: it is in no other list.
@@ -128,12 +128,12 @@ impl Gate {
     }
 
     pub(super) fn make_ready(&mut self, at: u32) {
-        let key = &self.keys.all[at as usize];
+        let key = &self.keys.all[at as usize].key;
         if key.ready || key.held == 0 || key.blocked {
             return;
         }
         let is_startable = self.is_startable(at);
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         if is_startable {
             key.ready = true;
             append(&mut self.ready, at, &mut self.keys.links, |link| link);
@@ -158,14 +158,14 @@ impl Gate {
     pub(super) fn look_behind(&mut self) {
         let mut index = 0;
         while let Some(&at) = self.behind.get(index) {
-            let key = &self.keys.all[at as usize];
+            let key = &self.keys.all[at as usize].key;
             // Another key may have this entry by now.
             if key.behind && key.held > 0 && !self.is_startable(at) {
                 index += 1;
                 continue;
             }
             self.behind.swap_remove(index);
-            if std::mem::take(&mut self.keys.all[at as usize].behind) {
+            if std::mem::take(&mut self.keys.all[at as usize].key.behind) {
                 self.make_ready(at);
             }
         }

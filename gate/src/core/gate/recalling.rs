@@ -6,18 +6,19 @@ use super::holding::ALPHA;
 use super::{Gate, HOLD_MAX_US, LOOK_US};
 use crate::control::limit::Limit;
 use crate::core::answer::{Busy, Call, Cause, SLOTS_MAX, SUSPENDED_MAX_SECS, Why};
-use crate::core::key::{Key, most};
+use crate::core::key::most;
+use crate::core::keys::Entry;
 use crate::util::memory;
 
 impl Gate {
     /// A command for a domain, which counts under the key `at`, has come. True if it is taken for one that was called.
     pub(super) fn arrived(&mut self, domain: u32, at: u32, now_us: u64) -> bool {
-        if domain != at && self.keys.all[domain as usize].recall.arrived(now_us) {
+        if domain != at && self.keys.all[domain as usize].key.recall.arrived(now_us) {
             self.called -= 1;
-            self.keys.all[at as usize].parted_called -= 1;
+            self.keys.all[at as usize].key.parted_called -= 1;
             return true;
         }
-        let was_called = self.keys.all[at as usize].recall.arrived(now_us);
+        let was_called = self.keys.all[at as usize].key.recall.arrived(now_us);
         self.called -= u32::from(was_called);
         was_called
     }
@@ -30,21 +31,21 @@ impl Gate {
             self.look_at_absent(now_us);
         }
         while let Some(at) = self.lacking.pop() {
-            self.keys.all[at as usize].lacks = false;
+            self.keys.all[at as usize].in_room_queue = false;
             let most = self.room(at, now_us);
             let admits = self.admits(at, now_us);
-            let key = &mut self.keys.all[at as usize];
+            let Entry { domain, key, .. } = &mut self.keys.all[at as usize];
             // In portions, unless a place is idle: each is a report to qmail-send.
             let is_little = most < (key.held + key.recall.called()) / 8;
             if is_little && !admits {
                 continue;
             }
-            let (number, of) = (key.number, key.of);
+            let (number, of) = (key.number, domain.key);
             let most = key.recall.call(most, now_us);
             if most > 0 {
                 self.called += most;
                 if of != at {
-                    self.keys.all[of as usize].parted_called += most;
+                    self.keys.all[of as usize].key.parted_called += most;
                 }
                 return Some(Call { number, most });
             }
@@ -57,18 +58,18 @@ impl Gate {
         self.looked_us = now_us;
         let mut index = 0;
         while let Some(&at) = self.absent.get(index) {
-            let key = &mut self.keys.all[at as usize];
+            let Entry { domain, key, .. } = &mut self.keys.all[at as usize];
             let called = key.recall.called();
-            let of = key.of;
+            let of = domain.key;
             if key.recall.expire(now_us, &self.heard) {
                 self.called -= called;
                 if of != at {
-                    self.keys.all[of as usize].parted_called -= called;
+                    self.keys.all[of as usize].key.parted_called -= called;
                 }
             }
-            let key = &mut self.keys.all[at as usize];
-            if key.recall.away() == 0 {
-                key.listed = false;
+            let entry = &mut self.keys.all[at as usize];
+            if entry.key.recall.away() == 0 {
+                entry.in_away_list = false;
                 self.tell(at);
                 self.absent.swap_remove(index);
                 self.look_at_candidates(at);
@@ -83,15 +84,16 @@ impl Gate {
     /// qmail-send speaks after a silence.
     pub(super) fn look_again(&mut self, now_us: u64) {
         for &at in &self.absent {
-            self.keys.all[at as usize].recall.look_again(now_us);
+            self.keys.all[at as usize].key.recall.look_again(now_us);
         }
     }
 
     /// To be called when there may be room for mail of this key that is away.
     pub(super) fn look_for_room(&mut self, at: u32) {
-        let key = &mut self.keys.all[at as usize];
-        if key.listed && !key.lacks && memory::push(&mut self.lacking, at).is_ok() {
-            key.lacks = true;
+        let entry = &mut self.keys.all[at as usize];
+        if entry.in_away_list && !entry.in_room_queue && memory::push(&mut self.lacking, at).is_ok()
+        {
+            entry.in_room_queue = true;
         }
     }
 
@@ -102,19 +104,20 @@ impl Gate {
         if self.shortage.paused_until(now_us).is_some() {
             return 0;
         }
-        let Key { of, slots, standing, recall, .. } = self.keys.all[at as usize];
-        if standing.is_some() {
+        let Entry { domain, key, .. } = &self.keys.all[at as usize];
+        if domain.standing.is_some() {
+            let (of, taken) = (domain.key, domain.slots + key.recall.called());
             // Of a site's domain, what it may have, as far as the site has room.
             if self.waits_alone(at, now_us).is_some() {
                 return 0;
             }
             let room = self.room(of, now_us);
-            return self.part(at).saturating_sub(slots + recall.called()).min(room);
+            return self.part(at).saturating_sub(taken).min(room);
         }
         let others = self.held() + self.called;
         let slots = self.not_running();
         let beside_partner = self.beside_partner(at);
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         let here = key.held + key.recall.called() + key.parted_called;
         let others = others - here;
         let (idle, spare) = match key.limit() {
@@ -138,7 +141,7 @@ impl Gate {
 
     /// So many that are neither started nor held.
     pub(super) fn not_now(&mut self, at: u32, now_us: u64, number: u32) -> Busy {
-        let key = &self.keys.all[at as usize];
+        let key = &self.keys.all[at as usize].key;
         let suspension = match key.cap.limit {
             Limit::AtMost(0) => None,
             _ => key.suspension(now_us),
@@ -162,7 +165,7 @@ impl Gate {
 
     pub(super) fn send_away(&mut self, at: u32, now_us: u64, why: Why, number: u32) -> Busy {
         fault!();
-        let key = &mut self.keys.all[at as usize];
+        let Entry { key, in_away_list, .. } = &mut self.keys.all[at as usize];
         key.pace.run(now_us, key.running);
         let limit = most(key.limit());
         let before = key.held.saturating_add(key.recall.away()).saturating_add(number - 1);
@@ -171,8 +174,8 @@ impl Gate {
         key.recall.sent_away(now_us, secs, number);
         self.called -= called - key.recall.called();
         // While it is closed there is nothing to look for. Without memory to list it, it comes back by the clock.
-        if limit > 0 && !key.listed && memory::push(&mut self.absent, at).is_ok() {
-            key.listed = true;
+        if limit > 0 && !*in_away_list && memory::push(&mut self.absent, at).is_ok() {
+            *in_away_list = true;
         }
         key.busy += u64::from(number);
         self.totals.busy += u64::from(number);
@@ -183,13 +186,14 @@ impl Gate {
 
     /// Counts, for each key, what is away under the numbers of its domains.
     pub fn count_parted(&mut self) {
-        for key in &mut self.keys.all {
-            key.parted = 0;
+        for entry in &mut self.keys.all {
+            entry.key.parted = 0;
         }
         for &at in &self.absent {
-            let Key { of, recall, .. } = self.keys.all[at as usize];
+            let Entry { domain, key, .. } = &self.keys.all[at as usize];
+            let (of, away) = (domain.key, key.recall.away());
             if of != at {
-                self.keys.all[of as usize].parted += recall.away();
+                self.keys.all[of as usize].key.parted += away;
             }
         }
     }

@@ -8,8 +8,8 @@ use crate::control::route::Routes;
 use crate::control::sender::{Reads, Senders};
 use crate::control::site::Map;
 use crate::control::table::Table;
-use crate::core::key::{Key, Place, Slow};
-use crate::core::keys::{Keys, add_entry};
+use crate::core::key::{Key, Slow};
+use crate::core::keys::{Domain, Entry, Keys, Place, add_entry};
 use crate::core::rules::KeyKind;
 use crate::core::slots::{Slot, State};
 use crate::report::replies::Replies;
@@ -98,10 +98,10 @@ impl Gate {
         self.rules.replies = replies;
         self.paused.clear();
         for at in 0..self.keys.all.len() as u32 {
-            let key = &mut self.keys.all[at as usize];
+            let Entry { key, place, .. } = &mut self.keys.all[at as usize];
             (key.pause, key.slow) = (None, Slow::default());
             key.paused = false;
-            if key.place == Place::Active {
+            if *place == Place::Active {
                 self.make_ready(at);
                 self.look_for_room(at);
             }
@@ -127,13 +127,13 @@ impl Gate {
         let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.known));
         let in_use = (0u32..)
             .zip(&self.keys.all)
-            .filter(|(_, key)| key.slots > 0 || key.listed)
+            .filter(|(_, entry)| entry.domain.slots > 0 || entry.in_away_list)
             .map(|(at, _)| at);
         for old in idle.chain(in_use) {
-            let key = &self.keys.all[old as usize];
+            let Entry { domain, key, .. } = &self.keys.all[old as usize];
             let hash = rules.hasher.hash(&key.name);
             // A relay that senders have is like a domain; others come with their domains, or only have a past.
-            let has_own = key.slots > 0 || key.of != old;
+            let has_own = domain.slots > 0 || domain.key != old;
             moved[old as usize] =
                 if key.kind == KeyKind::Domain || (key.kind == KeyKind::Relay && has_own) {
                     add_entry(&mut keys, rules, (key.kind, hash, &key.name), now_us, None)?
@@ -143,35 +143,39 @@ impl Gate {
                     NONE
                 };
         }
-        for (old, key) in (0u32..).zip(&self.keys.all) {
-            if key.place == Place::Active && moved[old as usize] == NONE {
+        for (old, Entry { key, place, .. }) in (0u32..).zip(&self.keys.all) {
+            if *place == Place::Active && moved[old as usize] == NONE {
                 let hash = Keys::hash(key.kind, rules.hasher.hash(&key.name));
                 moved[old as usize] = keys.find(hash).unwrap_or(NONE);
             }
         }
 
         // A domain of a site keeps what is away under its own number.
-        let keeps = |key: &Key, at: u32| key.of == at || key.standing.is_some();
+        let keeps = |domain: &Domain, at: u32| domain.key == at || domain.standing.is_some();
         let is_gone = |old: &Key, at: u32, keys: &Keys| {
-            old.recall.away() > 0 && keys.all.get(at as usize).is_none_or(|key| !keeps(key, at))
+            let now = keys.all.get(at as usize);
+            old.recall.away() > 0 && now.is_none_or(|now| !keeps(&now.domain, at))
         };
-        let away = self.keys.all.iter().filter(|key| key.recall.away() > 0).count();
+        let away = self.keys.all.iter().filter(|entry| entry.key.recall.away() > 0).count();
         self.gone.try_reserve(away)?;
         self.absent.try_reserve(away)?;
 
         // Nothing fails from here on.
         for (old, &at) in self.keys.all.iter().zip(&moved) {
-            if is_gone(old, at, &keys) {
-                self.gone.push(old.number);
+            if is_gone(&old.key, at, &keys) {
+                self.gone.push(old.key.number);
             }
         }
         self.absent.clear();
         self.lacking.clear();
         self.called = 0;
         for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
-            let Some(key) = keys.all.get_mut(at as usize) else { continue };
-            key.idle_since_us = old.idle_since_us;
-            if keeps(key, at) {
+            let Some(entry) = keys.all.get_mut(at as usize) else { continue };
+            entry.idle_since_us = old.idle_since_us;
+            if keeps(&entry.domain, at) {
+                let was_of_site = old.domain.standing.is_some();
+                let Entry { domain, key, in_away_list, .. } = entry;
+                let old = &mut old.key;
                 old.pace.run(now_us, old.running);
                 std::mem::swap(&mut key.pace, &mut old.pace);
                 key.error = std::mem::take(&mut old.error);
@@ -181,20 +185,20 @@ impl Gate {
                 (key.pause, key.slow) = (old.pause, old.slow);
                 // Nothing that was learned goes on where the limit stays what it is from now on.
                 if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
-                    && key.standing.is_some() == old.standing.is_some()
+                    && domain.standing.is_some() == was_of_site
                 {
                     key.learned = old.learned;
                 }
                 if key.cap.limit == Limit::AtMost(0) {
                     key.recall.cancel();
                 } else if key.recall.away() > 0 {
-                    key.listed = true;
+                    *in_away_list = true;
                     self.absent.push(at);
                 }
-                let (of, called) = (key.of, key.recall.called());
+                let (of, called) = (domain.key, key.recall.called());
                 self.called += called;
                 if of != at {
-                    keys.all[of as usize].parted_called += called;
+                    keys.all[of as usize].key.parted_called += called;
                 }
             }
         }
@@ -203,18 +207,18 @@ impl Gate {
                 continue;
             }
             slot.domain = moved[slot.domain as usize];
-            let domain = &mut keys.all[slot.domain as usize];
+            let domain = &mut keys.all[slot.domain as usize].domain;
             domain.slots += 1;
-            let of = domain.of;
+            let of = domain.key;
             if slot.state == State::Running {
-                keys.all[of as usize].running += 1;
+                keys.all[of as usize].key.running += 1;
             }
         }
         let mut at = self.waiting.first;
         while at != NONE {
             let Slot { domain, of_all, .. } = self.slots[at as usize];
-            let of = keys.all[domain as usize].of;
-            let key = &mut keys.all[of as usize];
+            let of = keys.all[domain as usize].domain.key;
+            let key = &mut keys.all[of as usize].key;
             key.held += 1;
             key.held_ever = key.held_ever.max(1);
             append(&mut key.waiting, at, &mut self.slots, |slot| &mut slot.of_key);
@@ -228,9 +232,9 @@ impl Gate {
         self.polled.clear();
         self.retell(&old);
         for at in 0..self.keys.all.len() as u32 {
-            let key = &self.keys.all[at as usize];
-            let idle_since_us = key.idle_since_us;
-            if key.place == Place::Active && key.is_idle() {
+            let entry = &self.keys.all[at as usize];
+            let idle_since_us = entry.idle_since_us;
+            if entry.place == Place::Active && entry.is_idle() {
                 self.keys.rest(at, idle_since_us);
             } else {
                 self.make_ready(at);

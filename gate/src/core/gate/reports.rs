@@ -5,6 +5,7 @@
 use super::Gate;
 use super::sites::Site;
 use crate::core::key::{Pause, most, note_error};
+use crate::core::keys::Entry;
 use crate::core::learn::{Counted, Ended, RECENT_US, Try};
 use crate::core::rules::KeyKind;
 use crate::core::shortage::{WITNESS_US, Witness};
@@ -18,13 +19,13 @@ impl Gate {
     pub(super) fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
         let Slot { since_us, mail, envelope, domain, .. } = self.slots[slot as usize];
         let looks_at_addresses = self.rules.looks_at_addresses();
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         note_error(&mut key.error, report);
         if self.rules.reads_reports(key.cap) {
             let own = Own {
                 hasher: self.rules.hasher,
                 envelope,
-                names: [&self.keys.all[domain as usize].name, &self.rules.helo],
+                names: [&self.keys.all[domain as usize].key.name, &self.rules.helo],
             };
             let reader = Reader { own, replies: &self.rules.replies };
             let said = reader.classify(report);
@@ -59,7 +60,7 @@ impl Gate {
                 _ => Some(at),
             };
             if let (Some(Verdict { line, meaning }), Some(paused)) = (said.rule, paused) {
-                let key = &mut self.keys.all[paused as usize];
+                let key = &mut self.keys.all[paused as usize].key;
                 let until_us = match meaning {
                     Meaning::Pause(secs) => {
                         Some(now_us.saturating_add(u64::from(secs) * 1_000_000))
@@ -79,7 +80,7 @@ impl Gate {
                     if paused == at
                         && let Some(partner) = self.partner(at)
                     {
-                        self.keys.all[partner as usize].pause(pause);
+                        self.keys.all[partner as usize].key.pause(pause);
                     }
                 }
             }
@@ -102,7 +103,7 @@ impl Gate {
                 return tried;
             }
         }
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         key.done += 1;
         key.pace.complete(now_us);
         self.rate.count(now_us);
@@ -138,7 +139,7 @@ impl Gate {
 
     /// What a key's delivery says of its server, unless it is this machine that cannot connect.
     pub(super) fn learn(&mut self, at: u32, ended: &Ended) -> Try {
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         match ended.seen {
             report::Seen::ConnectFailed => {}
             report::Seen::Nothing => return key.learned.end(ended, &mut self.random),
@@ -157,7 +158,7 @@ impl Gate {
         };
         if self.shortage.failed(ended.now_us, took.then_some(before), pending) {
             while let Some(Witness { at, number, learned }) = self.shortage.take() {
-                if let Some(key) = self.keys.all.get_mut(at as usize)
+                if let Some(Entry { key, .. }) = self.keys.all.get_mut(at as usize)
                     && key.number == number
                 {
                     key.learned = learned;
@@ -168,7 +169,7 @@ impl Gate {
         if self.shortage.is_on(ended.now_us) {
             return Try::NotReally;
         }
-        self.keys.all[at as usize].learned.end(ended, &mut self.random)
+        self.keys.all[at as usize].key.learned.end(ended, &mut self.random)
     }
 
     /// Whether a delivery of a key with a fixed limit was accepted, and nothing was amiss before: nearly all of them.
@@ -176,7 +177,7 @@ impl Gate {
     pub(super) fn is_as_ever(&mut self, at: u32, report: &[u8], now_us: u64) -> bool {
         matches!(report, [b'r', 0, b'K', ..])
             && self.shortage.is_quiet(now_us)
-            && self.keys.all[at as usize].learned.accepted_as_ever(now_us)
+            && self.keys.all[at as usize].key.learned.accepted_as_ever(now_us)
     }
 
     /// Whether a mail goes back as busy after its delivery.

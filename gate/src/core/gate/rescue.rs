@@ -31,7 +31,7 @@ impl Gate {
 
     /// And a key whose mail is away: its number.
     pub fn rescue_call(&mut self) -> Option<u32> {
-        self.absent.pop().map(|at| self.keys.all[at as usize].number)
+        self.absent.pop().map(|at| self.keys.all[at as usize].key.number)
     }
 
     /// How many [`Gate::rescue`] would still find.

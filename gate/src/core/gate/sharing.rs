@@ -3,8 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::Gate;
-use crate::core::key::Place;
-use crate::core::keys::Keys;
+use crate::core::keys::{Entry, Keys, Place};
 use crate::core::share::{Looked, Others, Spawners, Take, Tells, Wants};
 
 /// A place that another spawner gives back is noticed within this time, in microseconds; half of it on average. With no time
@@ -62,17 +61,17 @@ impl Gate {
     #[inline]
     pub(super) fn tell(&mut self, at: u32) {
         if self.spawners.is_some() {
-            self.tell_of(at, self.keys.all[at as usize].running);
+            self.tell_of(at, self.keys.all[at as usize].key.running);
         }
     }
 
     pub(super) fn tell_of(&mut self, at: u32, running: u32) {
-        let key = &self.keys.all[at as usize];
+        let Entry { domain, key, place, .. } = &self.keys.all[at as usize];
         let own = match key.common_limit() {
-            Some(_) if key.of == at && key.place != Place::Nowhere => self.own(at, running),
+            Some(_) if domain.key == at && *place != Place::Nowhere => self.own(at, running),
             _ => Tells::default(),
         };
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         let is_something = own != Tells::default();
         if is_something || key.told {
             key.told = is_something;
@@ -88,7 +87,7 @@ impl Gate {
             return;
         }
         for at in 0..self.keys.all.len() as u32 {
-            if self.keys.all[at as usize].told {
+            if self.keys.all[at as usize].key.told {
                 self.tell(at);
             }
         }
@@ -102,9 +101,9 @@ impl Gate {
         for at in 0..self.keys.all.len() as u32 {
             self.tell(at);
         }
-        for key in old.all.iter().filter(|key| key.told) {
+        for key in old.all.iter().map(|entry| &entry.key).filter(|key| key.told) {
             let hash = Keys::hash(key.kind, self.rules.hasher.hash(&key.name));
-            let now = self.keys.find(hash).map(|at| &self.keys.all[at as usize]);
+            let now = self.keys.find(hash).map(|at| self.key(at));
             if now.is_none_or(|now| !now.told)
                 && let Some(spawners) = &mut self.spawners
             {
@@ -120,7 +119,7 @@ impl Gate {
     }
 
     pub(super) fn takes_common_place(&mut self, at: u32, now_us: u64) -> bool {
-        let key = &self.keys.all[at as usize];
+        let key = &self.keys.all[at as usize].key;
         let Some(limit) = key.common_limit() else { return true };
         if key.blocked {
             return false;
@@ -136,7 +135,7 @@ impl Gate {
 
     /// What the others have of a key now, and whose turn it is.
     pub(super) fn turn(&mut self, at: u32, limit: u32, now_us: u64) -> Take {
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         let others = match &mut self.spawners {
             Some(spawners) => spawners.others(key.kind, &key.name),
             None => Others::default(),
@@ -147,7 +146,7 @@ impl Gate {
 
     /// It waits for what others have. Without memory to look for that: until its next own delivery ends or the hold does.
     pub(super) fn block(&mut self, at: u32) {
-        let key = &mut self.keys.all[at as usize];
+        let key = &mut self.keys.all[at as usize].key;
         key.blocked = true;
         if !key.polled && self.polled.try_reserve(1).is_ok() {
             key.polled = true;
@@ -171,7 +170,7 @@ impl Gate {
         let most = (POLL_READS / others.max(1)).max(1) as usize;
         for _ in 0..most.min(self.polled.len()) {
             let Some(at) = self.polled.pop_front() else { return };
-            let key = &self.keys.all[at as usize];
+            let key = &self.keys.all[at as usize].key;
             // Another key may have this entry by now.
             if !key.polled {
                 continue;
@@ -185,7 +184,7 @@ impl Gate {
                 self.polled.push_back(at);
                 continue;
             }
-            let key = &mut self.keys.all[at as usize];
+            let key = &mut self.keys.all[at as usize].key;
             (key.polled, key.blocked) = (false, false);
             self.make_ready(at);
             self.look_for_room(at);

@@ -39,8 +39,8 @@ impl Gate {
     /// takes the domain out of this). A candidate has one, until the site has taken its mail. Other domains have all.
     pub(super) fn part(&self, domain: u32) -> u32 {
         let entry = &self.keys.all[domain as usize];
-        let whole = self.keys.all[entry.of as usize].limit();
-        match (entry.standing, whole) {
+        let whole = self.keys.all[entry.domain.key as usize].key.limit();
+        match (entry.domain.standing, whole) {
             (None, _) | (_, Limit::AtMost(0)) => u32::MAX,
             (Some(Standing::Candidate), _) => 1,
             (Some(Standing::Member), Limit::Unlimited) => u32::MAX,
@@ -52,23 +52,23 @@ impl Gate {
     /// no connection to it succeeds. None: it may.
     pub(super) fn waits_alone(&self, domain: u32, now_us: u64) -> Option<May> {
         let entry = &self.keys.all[domain as usize];
-        entry.standing?;
-        if let Some(until_us) = entry.suspended_until(now_us) {
+        entry.domain.standing?;
+        if let Some(until_us) = entry.key.suspended_until(now_us) {
             return Some(May::Suspended(until_us));
         }
-        (entry.slots >= self.part(domain)).then_some(May::Wait)
+        (entry.domain.slots >= self.part(domain)).then_some(May::Wait)
     }
 
     /// The other key of a site: of its members that of its candidates, and the other way round; if it has deliveries or is
     /// remembered.
     pub(super) fn partner(&self, at: u32) -> Option<u32> {
-        let key = self.key(at);
-        let kind = match key.kind {
+        let entry = &self.keys.all[at as usize];
+        let kind = match entry.key.kind {
             KeyKind::Candidates => KeyKind::Group,
             KeyKind::Group if self.rules.looks_at_addresses() => KeyKind::Candidates,
             _ => return None,
         };
-        self.keys.find(Keys::same_name(key, kind))
+        self.keys.find(Keys::same_name(entry, kind))
     }
 
     /// How many of this key may run beside the other key of its site. There is no such limit for a key without another one,
@@ -111,16 +111,16 @@ impl Gate {
             report::Seen::Accepted => Evidence::Took,
             _ => Evidence::Answered,
         };
-        let Key { kind, ref name, .. } = self.keys.all[domain as usize];
+        let Key { kind, ref name, .. } = self.keys.all[domain as usize].key;
         // Without memory it is not known.
         if let Some(peer) = said.peer
             && self.rules.note(kind, name, peer, evidence) == Ok(true)
         {
             self.sites = Order::Changed;
         }
-        let entry = self.key(domain);
-        if entry.standing.is_some() {
-            let key = self.key(entry.of);
+        let entry = &self.keys.all[domain as usize];
+        if entry.domain.standing.is_some() {
+            let key = self.key(entry.domain.key);
             return match said.peer {
                 Some(peer) if self.rules.group_at(peer) == Some(&key.name) => Site::Own,
                 Some(_) => Site::Elsewhere,
@@ -135,8 +135,8 @@ impl Gate {
         if self.sites == Order::Kept && !said.seen.is_too_many_early() {
             return Site::Other;
         }
-        let hash = self.rules.hasher.hash(&entry.name);
-        let now = self.rules.resolve_entry(entry.kind, hash, &entry.name);
+        let hash = self.rules.hasher.hash(&entry.key.name);
+        let now = self.rules.resolve_entry(entry.key.kind, hash, &entry.key.name);
         let by_address = matches!(now.site, Some(Because::Address(..) | Because::Refused(..)));
         if by_address && now.cap.learning == Learning::On { Site::New } else { Site::Other }
     }
@@ -145,8 +145,8 @@ impl Gate {
     pub(super) fn ended_alone(&mut self, domain: u32, ended: Ended) -> Try {
         let entry = &mut self.keys.all[domain as usize];
         // Its slot is not free yet.
-        let running = entry.slots.saturating_sub(1);
-        entry.learned.end(
+        let running = entry.domain.slots.saturating_sub(1);
+        entry.key.learned.end(
             &Ended { running, beside: running, counted: Counted::All, ..ended },
             &mut self.random,
         )
@@ -155,16 +155,16 @@ impl Gate {
     /// What the server took from a domain that does not count under its site yet says of the site, and of its candidates, that it
     /// takes mail.
     pub(super) fn accepted_at_site(&mut self, domain: u32, ended: Ended) {
-        let Key { kind, ref name, .. } = self.keys.all[domain as usize];
+        let Key { kind, ref name, .. } = self.keys.all[domain as usize].key;
         let site = self.rules.resolve_entry(kind, self.rules.hasher.hash(name), name);
         let name_hash = self.rules.hasher.hash(site.name);
-        let of = self.keys.all[domain as usize].of;
+        let of = self.keys.all[domain as usize].domain.key;
         for kind in [KeyKind::Group, KeyKind::Candidates] {
             let Some(at) = self.keys.find(Keys::hash(kind, name_hash)).filter(|&at| at != of)
             else {
                 continue;
             };
-            let key = &mut self.keys.all[at as usize];
+            let key = &mut self.keys.all[at as usize].key;
             let (running, limit) = (key.running, most(key.cap.limit));
             let ended = Ended { running, limit, learning: key.cap.learning, ..ended };
             key.learned.end(&ended, &mut self.random);
