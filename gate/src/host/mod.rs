@@ -397,10 +397,7 @@ impl<C: Clock> Host<C> {
             |last_us: u64, every_us: u64| every_us.saturating_sub(now_us.saturating_sub(last_us));
         let look_us = held_us.map(|_| until(self.looked_us, LOOK_US));
         let write_us = self.write_every_us().map(|every_us| until(self.written_us, every_us));
-        let notice_us = self
-            .unlogged
-            .then(|| self.logged_us.map_or(0, |last_us| until(last_us, notices::NOTICE_US)));
-        [held_us, look_us, write_us, notice_us].into_iter().flatten().min()
+        [held_us, look_us, write_us, self.notice_wait_us(now_us)].into_iter().flatten().min()
     }
 
     /// How long after the last one the next status is due. A gate that has never had anything to say goes on like that.

@@ -9,7 +9,7 @@ use crate::host::clock::Clock;
 use crate::host::control_file::{Control, Logged};
 
 /// Between two rounds of warnings in qmail-send's log about control files that cannot be used, in microseconds.
-pub(super) const NOTICE_US: u64 = 60_000_000;
+const NOTICE_US: u64 = 60_000_000;
 
 impl<C: Clock> Host<C> {
     /// Whether there is something for qmail-send's log. Where a queue has several spawners the first one speaks.
@@ -53,6 +53,13 @@ impl<C: Clock> Host<C> {
         }
         let _ = self.text.push(b"\n\0");
         true
+    }
+
+    /// The time until the next line for the log may be due, in microseconds. `None`: nothing is to be logged.
+    pub(super) fn notice_wait_us(&self, now_us: u64) -> Option<u64> {
+        let since_us = |at_us: u64| now_us.saturating_sub(at_us);
+        self.unlogged
+            .then(|| self.logged_us.map_or(0, |at_us| NOTICE_US.saturating_sub(since_us(at_us))))
     }
 
     /// The control files that are watched, in the order in which they are told of.
