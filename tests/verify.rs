@@ -155,6 +155,7 @@ fn the_classic_patch_and_recipe_under_fortify() {
             ),
             "{detail}"
         );
+        assert!(detail.contains("otherwise on memory that was damaged"), "{detail}");
     }
 }
 
@@ -433,6 +434,7 @@ fn settings_that_a_configure_makes() {
     for (name, template, script) in [
         ("conf-qmail", Some("conf-qmail.in"), Some("default.configure")),
         ("conf-ld", None, Some("configure")),
+        ("conf-qmail", Some("conf-qmail.in"), None),
         ("conf-cc", None, None),
     ] {
         let fixture = Fixture::new(Dialect::StockAnsi);
@@ -442,9 +444,14 @@ fn settings_that_a_configure_makes() {
             let from = template.unwrap_or("kept");
             fixture.write(script, &format!("#!/bin/sh\nsed s/a/a/ {from} > {name}\n"));
         }
-        let why = match script {
-            Some(script) => format!("it has no {name}, which its {script} makes: run that first"),
-            None => format!("it has no {name}"),
+        let why = match (script, template) {
+            (Some(script), _) => {
+                format!("it has no {name}, which its {script} makes: run that first")
+            }
+            (None, Some(template)) => {
+                format!("it has no {name}, only {template}: make it from that first")
+            }
+            (None, None) => format!("it has no {name}"),
         };
         if name != "conf-cc" {
             let applied = fixture.qpatch(&["apply", "--spawn", "1000"]).ok();

@@ -386,7 +386,8 @@ pub(crate) fn likely_cause_of_death(status: std::process::ExitStatus) -> &'stati
     match status.signal() {
         Some(libc::SIGABRT) => {
             "under _FORTIFY_SOURCE the C library aborts on a descriptor of 1024 or more in FD_SET, whatever the size of \
-             the tree's fd_set; qpatch apply (fd-setsize) takes care of that"
+             the tree's fd_set; qpatch apply (fd-setsize) takes care of that; otherwise on memory that was damaged or freed \
+             wrongly (-fsanitize=address in conf-cc and conf-ld shows where)"
         }
         Some(libc::SIGSEGV | libc::SIGBUS) => {
             "a pointer cut to 32 bits (alloc without a declaration), or memory overwritten by FD_SET beyond the tree's \

@@ -80,6 +80,9 @@ fn missing(tree: &Tree, name: &str) -> String {
     });
     match script {
         Some(script) => format!("it has no {name}, which its {script} makes: run that first"),
+        None if tree.names().contains(&template) => {
+            format!("it has no {name}, only {template}: make it from that first")
+        }
         None => format!("it has no {name}"),
     }
 }
