@@ -25,12 +25,16 @@ macro_rules! shipped {
 }
 
 /// All of them, in the order in which they are applied.
-pub const ALL: [Shipped; 5] = [
+pub const ALL: [Shipped; 6] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
     shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
     shipped!("outgoing-ports", "outgoing addresses share no ports between destinations"),
     shipped!("domain-gate", "a limit of simultaneous deliveries per destination domain"),
+    shipped!(
+        "fork-server",
+        "qmail-remote is started at a cost that does not grow, and without exec if wanted"
+    ),
 ];
 
 /// The id of the patch with the two-byte delivery numbers, which sets conf-spawn.
@@ -39,9 +43,37 @@ pub const BIG_CONCURRENCY: &str = "big-concurrency";
 /// The id of the patch with the gate, a limit of deliveries per domain.
 pub const GATE: &str = "domain-gate";
 
+/// The id of the patch that starts qmail-remote in another way.
+pub const FORK_SERVER: &str = "fork-server";
+
+/// A patch that a tree may go without.
+#[derive(Clone, Copy, Debug)]
+pub struct Optional {
+    /// Its id.
+    pub id: &'static str,
+    /// What a tree without it lacks.
+    pub without: &'static str,
+    /// How to choose.
+    pub choice: &'static str,
+}
+
+/// The patches that are left out where they do not fit a tree, unless they are asked for by name.
+pub const OPTIONAL: [Optional; 2] = [
+    Optional {
+        id: GATE,
+        without: "no limits per domain: the gate does not fit this tree and is left out",
+        choice: "--gate makes this an error, --no-gate leaves it out without this warning",
+    },
+    Optional {
+        id: FORK_SERVER,
+        without: "qmail-remote is started as before: the fork server does not fit this tree and is left out",
+        choice: "--skip fork-server leaves it out without this warning",
+    },
+];
+
 /// Files that rules write with `create NAME from FILE`: of the gate its C files as they stand in its source, and its library
 /// as the build made it; of fd-setsize and outgoing-ports their header.
-pub(crate) const ATTACHMENTS: [(&str, &[u8]); 10] = [
+pub(crate) const ATTACHMENTS: [(&str, &[u8]); 14] = [
     ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),
     ("gate.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate.h"))),
@@ -50,6 +82,10 @@ pub(crate) const ATTACHMENTS: [(&str, &[u8]); 10] = [
     ("gate_stub.c", qpatch_c_shim::STUB_C),
     ("gate_retry.h", qpatch_c_shim::RETRY_H),
     ("gate_retry.c", qpatch_c_shim::RETRY_C),
+    ("remote_start.h", qpatch_c_shim::REMOTE_START_H),
+    ("remote_start.c", qpatch_c_shim::REMOTE_START_C),
+    ("remote_packet.h", qpatch_c_shim::REMOTE_PACKET_H),
+    ("remote_serve.c", qpatch_c_shim::REMOTE_SERVE_C),
     ("select_set.h", include_bytes!("../patches/fd-setsize/select_set.h")),
     ("bind_noport.h", include_bytes!("../patches/outgoing-ports/bind_noport.h")),
 ];

@@ -86,6 +86,8 @@ struct Args {
 enum Which {
     Gate,
     NoGate,
+    ForkServer,
+    ForkExec,
     Postfix,
 }
 
@@ -387,7 +389,12 @@ fn about(args: &Args, scratch: &Scratch, report: &mut Report) {
 fn subjects(args: &Args, scratch: &Scratch, report: &mut Report) -> Result<Vec<Box<dyn Subject>>> {
     let wants = |which| args.only.is_empty() || args.only.contains(&which);
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
-    for (which, flavour) in [(Which::Gate, Flavour::Gate), (Which::NoGate, Flavour::NoGate)] {
+    for (which, flavour) in [
+        (Which::Gate, Flavour::Gate),
+        (Which::NoGate, Flavour::NoGate),
+        (Which::ForkServer, Flavour::ForkServer),
+        (Which::ForkExec, Flavour::ForkExec),
+    ] {
         if wants(which) {
             eprintln!("building the tree, {which:?}");
             let mut qmail = Qmail::build(scratch, &args.tree, flavour, args.spawn)?;

@@ -31,13 +31,17 @@ use crate::run::{Subject, Told};
 use crate::sink::mail_of_local_part;
 use crate::usage;
 
-/// Whether the gate is in.
+/// What of qpatch is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
     /// Everything that qpatch does.
     Gate,
     /// Everything but the gate.
     NoGate,
+    /// Everything, and qmail-remote is started by the fork server.
+    ForkServer,
+    /// Everything but the patch fork-server: qmail-remote is started as ever.
+    ForkExec,
 }
 
 impl Flavour {
@@ -45,6 +49,20 @@ impl Flavour {
         match self {
             Flavour::Gate => "gate",
             Flavour::NoGate => "no gate",
+            Flavour::ForkServer => "fork server",
+            Flavour::ForkExec => "fork and exec",
+        }
+    }
+
+    fn has_gate(self) -> bool {
+        self != Flavour::NoGate
+    }
+
+    fn has(self, patch: &str) -> bool {
+        match patch {
+            patches::GATE => self.has_gate(),
+            patches::FORK_SERVER => self != Flavour::ForkExec,
+            _ => true,
         }
     }
 }
@@ -147,14 +165,11 @@ impl Account {
 impl Qmail {
     /// Copies `tree`, patches and builds the copy for `spawn` deliveries.
     pub fn build(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<Qmail> {
-        let name = match flavour {
-            Flavour::Gate => "gate",
-            Flavour::NoGate => "no-gate",
-        };
+        let name = flavour.name().replace(' ', "-");
         let copy = scratch.copy(tree, &format!("{name}-tree"))?;
         patch(&copy, flavour, spawn)?;
         let config = SiteConfig { spawn: Some(spawn), ..SiteConfig::default() };
-        let site = scratch.site(&copy, name, &config)?;
+        let site = scratch.site(&copy, &name, &config)?;
         build::prepare(&site)?;
         let rules = targets(site.tree())?;
         let optional = sendrig::OPTIONAL_PROGRAMS.iter().filter(|name| rules.contains(**name));
@@ -259,7 +274,7 @@ impl Qmail {
 fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
     let tree = Tree::open(root)?;
     let parameters = tree.parameters(Some(spawn));
-    let chosen = patches::ALL.iter().filter(|p| flavour == Flavour::Gate || p.id != patches::GATE);
+    let chosen = patches::ALL.iter().filter(|p| flavour.has(p.id));
     let patches = chosen
         .map(|shipped| shipped.patch(&parameters))
         .collect::<std::result::Result<Vec<_>, _>>()
@@ -284,7 +299,7 @@ impl Subject for Qmail {
     }
 
     fn takes(&self, plan: &Plan) -> bool {
-        plan.known == Known::Nothing || self.flavour == Flavour::Gate
+        plan.known == Known::Nothing || self.flavour.has_gate()
     }
 
     fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()> {
@@ -295,13 +310,15 @@ impl Subject for Qmail {
         fs::write(&tcpto, [0; 1024]).map_err(Error::doing("clear queue/lock/tcpto"))?;
         let routes = plan.routes(|domain, address| format!("{domain}:{address}:{port}\n"));
         self.control("smtproutes", (plan.route == Route::Table).then_some(&routes))?;
-        let table = (self.flavour == Flavour::Gate).then_some(plan.table.as_str());
+        let table = self.flavour.has_gate().then_some(plan.table.as_str());
         self.control("concurrencydomains", table)?;
         self.control("concurrencysites", None)?;
-        if self.flavour == Flavour::Gate {
+        if self.flavour.has_gate() {
             self.know(plan)?;
             self.site.write(&self.status_file(), b"")?;
         }
+        let deliveries = (self.flavour == Flavour::ForkServer).then_some("10000\n");
+        self.control("remoteserver", deliveries)?;
         self.control("concurrencyremote", Some(&format!("{}\n", plan.concurrency)))?;
         let patience = format!("{}\n", plan.patience.as_secs().max(1));
         self.control("timeoutremote", Some(&patience))?;

@@ -10,7 +10,7 @@ use crate::scenario::{Bar, Measure, Scenario};
 use crate::servers::Outcome;
 
 /// The columns, in order.
-pub const SUBJECTS: [&str; 3] = ["gate", "no gate", "postfix"];
+pub const SUBJECTS: [&str; 5] = ["gate", "no gate", "fork server", "fork and exec", "postfix"];
 
 /// One figure of one scenario, for every mail server.
 #[derive(Debug, Clone, Serialize)]
@@ -142,9 +142,10 @@ impl Report {
 
     /// A table in Markdown, padded so that it can be read as it is.
     pub fn to_table(&self) -> String {
-        let head =
-            ["", "measured", "gate", "no gate", "postfix", "/ no gate", "/ postfix", "bar", ""];
-        let mut lines = vec![head.map(str::to_owned).to_vec()];
+        let mut head = vec!["", "measured"];
+        head.extend(SUBJECTS);
+        head.extend(["/ no gate", "/ postfix", "bar", ""]);
+        let mut lines: Vec<Vec<String>> = vec![head.iter().map(|&word| word.to_owned()).collect()];
         let mut last = "";
         for row in &self.rows {
             let scenario = if row.scenario == last { "" } else { row.scenario.as_str() };

@@ -112,7 +112,7 @@ pub(super) fn apply(args: &Apply, next: Next) -> CommandResult {
 
 /// Without --spawn the limit does not rise: say so.
 fn tell_spawn(out: &mut dyn Write, choice: &PatchChoice, tree: &Tree) -> io::Result<()> {
-    if choice.spawn.is_some() || !choice.has(patches::BIG_CONCURRENCY, true) {
+    if choice.spawn.is_some() || !choice.has(patches::BIG_CONCURRENCY) {
         return Ok(());
     }
     let text = tree.read("conf-spawn").unwrap_or_default();

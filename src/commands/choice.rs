@@ -1,7 +1,7 @@
 //! Which patches a command is about, and what they change in a tree.
 //!
-//! The gate is worth less than the rest: where it does not fit a tree and nobody has asked for it by name, it is left out with a
-//! warning.
+//! The gate and the fork server go into most forks, not into all. If one of them does not fit a tree and was not asked for by
+//! name, it is left out with a warning.
 
 #![forbid(unsafe_code)]
 
@@ -53,9 +53,9 @@ pub(crate) fn patch_ids() -> PossibleValuesParser {
 impl PatchChoice {
     /// What is asked for that does not go together.
     pub(crate) fn conflict(&self) -> Option<&'static str> {
-        if !patches::ALL.iter().any(|p| self.has(p.id, !self.no_gate)) {
+        if !patches::ALL.iter().any(|p| self.has(p.id)) {
             Some("no patch is left after --only, --skip and --no-gate")
-        } else if self.spawn.is_some() && !self.has(patches::BIG_CONCURRENCY, true) {
+        } else if self.spawn.is_some() && !self.has(patches::BIG_CONCURRENCY) {
             Some(
                 "--spawn needs big-concurrency, which --only or --skip leaves out: give one of the two up",
             )
@@ -68,14 +68,15 @@ impl PatchChoice {
         if self.complete { OnPartialProtocol::Complete } else { OnPartialProtocol::Refuse }
     }
 
-    pub(super) fn has(&self, patch: &str, gate: bool) -> bool {
+    pub(super) fn has(&self, patch: &str) -> bool {
         (self.only.is_empty() || self.only.iter().any(|id| id == patch))
             && !self.skip.iter().any(|id| id == patch)
-            && (gate || patch != patches::GATE)
+            && !(self.no_gate && patch == patches::GATE)
     }
 
-    fn patches(&self, tree: &Tree, gate: bool) -> Result<Vec<Patch>, Error> {
-        read_patches(tree, self.spawn, |p| self.has(p.id, gate))
+    /// Whether the patch must go in, even if other trees do without.
+    fn insists_on(&self, patch: &str) -> bool {
+        (self.gate && patch == patches::GATE) || self.only.iter().any(|id| id == patch)
     }
 
     pub(super) fn plan(&self, tree: &Tree) -> Result<Plan, Failures> {
@@ -85,38 +86,51 @@ impl PatchChoice {
                 "the gate is in this tree already, and stays\n  `qpatch revert`, then `qpatch apply --no-gate`, takes it out",
             );
         }
-        let patches = self.patches(tree, !self.no_gate)?;
-        let plan = Plan::new(tree, &patches)?;
-        let gate_asked_for = self.gate || self.only.iter().any(|id| id == patches::GATE);
-        let misfit = plan.misfits(patches::GATE).next();
-        let wrong_machine = if misfit.is_none() { wrong_machine(tree, &plan) } else { None };
-        let misfit = misfit.or_else(|| wrong_machine.clone());
-        let alone = !self.has(patches::BIG_CONCURRENCY, true);
-        let why = "domain-gate needs big-concurrency, which --only or --skip leaves out";
-        if let (Some(misfit), false) = (&misfit, gate_asked_for) {
-            // Big concurrency is worth having on a fork that the gate does not know.
-            let patches = self.patches(tree, false)?;
-            let without = Plan::new(tree, &patches)?;
-            without.check(&patches, self.on_partial_protocol())?;
-            let reason = if alone { why.to_string() } else { misfit.to_string() };
-            warn(&format!(
-                "no limits per domain: the gate does not fit this tree and is left out\n  {reason}\n  --gate makes this an \
-                 error, --no-gate leaves it out without this warning"
-            ));
-            return Ok(without);
+        let mut left_out: Vec<&str> = Vec::new();
+        let mut warnings = Vec::new();
+        loop {
+            let patches =
+                read_patches(tree, self.spawn, |p| self.has(p.id) && !left_out.contains(&p.id))?;
+            let plan = Plan::new(tree, &patches)?;
+            let optional =
+                patches::OPTIONAL.iter().filter(|optional| !self.insists_on(optional.id));
+            let misfit = optional.clone().find_map(|optional| {
+                self.misfit(tree, &plan, optional.id).map(|misfit| (optional, misfit))
+            });
+            let Some((optional, misfit)) = misfit else {
+                if let Some(wrong) = wrong_machine(tree, &plan) {
+                    return Err(wrong.into());
+                }
+                plan.check(&patches, self.on_partial_protocol()).map_err(|mut errors| {
+                    if plan.misfits(patches::GATE).next().is_some() && self.gate_is_alone() {
+                        errors.push(Error::new("", GATE_ALONE, ""));
+                    }
+                    errors
+                })?;
+                warnings.iter().for_each(|text: &String| warn(text));
+                return Ok(plan);
+            };
+            warnings.push(format!("{}\n  {misfit}\n  {}", optional.without, optional.choice));
+            left_out.push(optional.id);
         }
-        if let Some(wrong) = wrong_machine {
-            return Err(wrong.into());
+    }
+
+    fn gate_is_alone(&self) -> bool {
+        !self.has(patches::BIG_CONCURRENCY)
+    }
+
+    /// Why the plan cannot put an optional patch into the tree.
+    fn misfit(&self, tree: &Tree, plan: &Plan, patch: &str) -> Option<String> {
+        let misfit = plan.misfits(patch).next();
+        if patch != patches::GATE {
+            return misfit.map(|misfit| misfit.to_string());
         }
-        plan.check(&patches, self.on_partial_protocol()).map_err(|mut errors| {
-            if alone && misfit.is_some() {
-                errors.push(Error::new("", why, ""));
-            }
-            errors
-        })?;
-        Ok(plan)
+        let misfit = misfit.or_else(|| wrong_machine(tree, plan))?;
+        Some(if self.gate_is_alone() { GATE_ALONE.to_owned() } else { misfit.to_string() })
     }
 }
+
+const GATE_ALONE: &str = "domain-gate needs big-concurrency, which --only or --skip leaves out";
 
 /// That the gate was compiled for another machine than the tree is, where the plan puts it in.
 fn wrong_machine(tree: &Tree, plan: &Plan) -> Option<Error> {

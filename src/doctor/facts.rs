@@ -20,6 +20,7 @@ use super::process::{self, Daemons, Limits, Remotes, field_kib};
 use crate::patches::BIND_NOPORT_MARK;
 use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::relay_files;
+use crate::qmail::remote_status::RemoteStatus;
 
 /// A C library.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +94,10 @@ pub struct Facts {
     pub in_force: Option<InForce>,
     /// What is said of files that send mail to relays before control/smtproutes does.
     pub elsewhere: Vec<(String, String)>,
+    /// Deliveries that control/remoteserver wants a fork server to make, if there is such a file.
+    pub remote_server: Option<String>,
+    /// How the qmail-rspawns that run start qmail-remote.
+    pub starts: Vec<RemoteStatus>,
     /// The limits of this process, which are those of the shell that has started it.
     pub shell: Fact<Limits>,
     /// The daemons that run.
@@ -151,6 +156,11 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
             .into_iter()
             .map(|file| (file.message(), file.help()))
             .collect(),
+        remote_server: host
+            .read(control.join("remoteserver"))
+            .ok()
+            .map(|text| text.lines().next().unwrap_or_default().to_owned()),
+        starts: RemoteStatus::running(&host.path(&options.home)),
         shell: host.read("/proc/self/limits").map(|text| process::limits(&text)),
         daemons: process::daemons(host, &options.home),
         launch,

@@ -7,3 +7,4 @@ pub(crate) mod control;
 pub(crate) mod home;
 pub mod log;
 pub(crate) mod relay_files;
+pub mod remote_status;

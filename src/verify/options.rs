@@ -53,6 +53,8 @@ pub enum Part {
     Restart,
     /// The gate's limits.
     Gate,
+    /// Deliveries by the fork server.
+    ForkServer,
     /// The tree builds with `_FORTIFY_SOURCE=3`, as hardened distributions build.
     FortifyBuild,
     /// qmail-rspawn alone, built so.
@@ -65,7 +67,7 @@ pub enum Part {
 
 impl Part {
     /// Every part, in order.
-    pub const ALL: [Part; 14] = [
+    pub const ALL: [Part; 15] = [
         Part::Build,
         Part::Chkspawn,
         Part::FdSet,
@@ -76,6 +78,7 @@ impl Part {
         Part::Mail,
         Part::Restart,
         Part::Gate,
+        Part::ForkServer,
         Part::FortifyBuild,
         Part::FortifyRspawn,
         Part::FortifyLspawn,
@@ -99,6 +102,7 @@ impl Part {
             Part::Mail => "mail",
             Part::Restart => "restart",
             Part::Gate => "gate",
+            Part::ForkServer => "fork-server",
             Part::FortifyBuild => "fortify-build",
             Part::FortifyRspawn => "fortify-qmail-rspawn",
             Part::FortifyLspawn => "fortify-qmail-lspawn",

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::error::Error;
 use super::options::{Options, Part};
 use super::proofs::fdset;
+use super::proofs::fork_server::{self, Served};
 use super::proofs::gate;
 use super::proofs::mail::{self, Crowd, Sent, Stop};
 use super::proofs::trials::{self, Places};
@@ -208,6 +209,16 @@ impl<'s> Session<'s> {
         } else {
             self.part(Part::Gate, true, |session, name| {
                 session.skip(name, "the tree has no gate (domain-gate is not applied)");
+                Ok(None)
+            })?;
+        }
+        if fork_server::is_in(self.tree) {
+            self.part(Part::ForkServer, held.remote, |session, name| {
+                session.step(name, |session| session.fork_server(&mut plain))
+            })?;
+        } else {
+            self.part(Part::ForkServer, true, |session, name| {
+                session.skip(name, "the tree has no fork server (fork-server is not applied)");
                 Ok(None)
             })?;
         }
@@ -569,6 +580,22 @@ impl<'s> Session<'s> {
         let mut shown =
             Shown::new(detail).figure("limit", gated.limit as usize).figure("peak", gated.peak);
         shown.notes = gated.notes;
+        Ok(((), shown))
+    }
+
+    fn fork_server(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+        let progress = &mut *self.progress;
+        let told = &mut |done, total| progress.advance(done, total);
+        let room = Self::crowd(ready).remote;
+        let Ready { site, stubs, .. } = ready;
+        let shown = match fork_server::holds(site, stubs, room, &mut self.random, told)? {
+            Served::None(why) => Shown::new(format!("not on this machine: {why}; each delivery is executed")),
+            Served::Alike { facts, at_once, by_server } => Shown::new(format!(
+                "a delivery that it makes sees what an executed qmail-remote sees ({facts} facts); {at_once} at once, \
+                 {by_server} deliveries by the server"
+            ))
+            .figure("at_once", at_once),
+        };
         Ok(((), shown))
     }
 

@@ -25,7 +25,7 @@ pub fn concurrency(facts: &Facts, options: &Options) -> u32 {
 pub fn all(facts: &Facts, concurrency: u32) -> Vec<Finding> {
     let remote = u64::from(concurrency);
     let local = u64::from(facts.local.as_ref().copied().unwrap_or(10));
-    vec![
+    let mut all = vec![
         qmail::conf_spawn(facts, concurrency),
         qmail::domain_limits(facts, concurrency),
         qmail::relays(facts),
@@ -44,7 +44,9 @@ pub fn all(facts: &Facts, concurrency: u32) -> Vec<Finding> {
         machine::c_library(facts),
         machine::fortify(facts),
         machine::queue(facts),
-    ]
+    ];
+    all.extend(qmail::starts(facts));
+    all
 }
 
 #[cfg(test)]
@@ -112,6 +114,8 @@ mod tests {
             caps: Ok(Some(caps(b":20\n"))),
             in_force: None,
             elsewhere: Vec::new(),
+            remote_server: None,
+            starts: Vec::new(),
             shell: Ok(limits),
             daemons: Ok(Daemons {
                 ours: vec![daemon("qmail-send", 7), daemon("qmail-rspawn", 8)],

@@ -7,6 +7,7 @@ use qpatch_gate::table;
 use super::super::facts::{Caps, Facts};
 use super::super::finding::{Finding, Verdict};
 use super::common::{finding, unknown};
+use crate::qmail::remote_status::RemoteStatus;
 
 pub(super) fn conf_spawn(facts: &Facts, concurrency: u32) -> Finding {
     const NAME: &str = "conf-spawn";
@@ -129,6 +130,38 @@ fn parts(line: &[u8]) -> Option<(String, String, String)> {
         subject.split(|&byte| matches!(byte, b'|' | b';' | b',')).next().unwrap_or_default();
     let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
     Some((text(shown), text(&rest[1..end]), text(&rest[end..])))
+}
+
+/// How qmail-remote is started, where control/remoteserver asks for a fork server.
+pub(super) fn starts(facts: &Facts) -> Option<Finding> {
+    const NAME: &str = "fork server";
+    let wanted = facts.remote_server.as_deref()?;
+    let reason = facts.starts.iter().find(|one| !one.reason.is_empty());
+    let sum = |get: fn(&RemoteStatus) -> u64| facts.starts.iter().map(get).sum::<u64>();
+    let by_exec = sum(|one| one.by_exec.saturating_add(one.by_spawn));
+    Some(if let Some(one) = reason {
+        finding(NAME, Verdict::Warn, format!("each delivery is executed: {}", one.reason))
+    } else if facts.starts.is_empty() {
+        finding(
+            NAME,
+            Verdict::Note,
+            format!(
+                "control/remoteserver is {wanted}; no qmail-rspawn that runs has made a delivery yet, or it is from a tree \
+                 without the patch fork-server"
+            ),
+        )
+    } else if facts.starts.iter().any(|one| one.most == 0) {
+        let what =
+            "qmail-rspawn has read control/remoteserver at its start, and had no number there";
+        finding(NAME, Verdict::Warn, what).fix("a restart of qmail-send", "reads it again")
+    } else {
+        let by_server = sum(|one| one.by_server);
+        let failed = sum(|one| one.failed);
+        let detail = format!(
+            "{by_server} deliveries by the fork server, {by_exec} by exec; {failed} servers have failed"
+        );
+        finding(NAME, Verdict::Ok, detail)
+    })
 }
 
 /// Relays that the gate does not look up.

@@ -22,6 +22,7 @@ use super::text::{
 use crate::error::Error;
 use crate::output::{CommandResult, Reader, Side, count, print, printed, table};
 use crate::qmail::home::{Home, QMAIL_HOME};
+use crate::qmail::remote_status::RemoteStatus;
 use domain::Domain;
 
 /// Arguments of `qpatch gate show`.
@@ -77,7 +78,8 @@ pub fn run(args: &Show) -> CommandResult {
         return Err(Error::new("--format prometheus", "has all keys", help).into());
     }
     let mut readings = HashMap::new();
-    let mut view = |spawners| View::new(spawners, &mut readings).of(args);
+    let mut view =
+        |spawners| View::new(spawners, RemoteStatus::running(&args.home), &mut readings).of(args);
     let first = view(read(&home).map_err(explained)?)?;
     let Some(seconds) = args.watch else {
         return print(|out| match args.format {
@@ -215,12 +217,18 @@ struct View {
     status: Status,
     now_secs: u64,
     rates: Vec<f64>,
+    /// How each spawner starts qmail-remote; none in a tree without the patch fork-server.
+    starts: Vec<RemoteStatus>,
     /// Those that were asked for.
     domains: Vec<Domain>,
 }
 
 impl View {
-    fn new(spawners: Vec<Spawner>, readings: &mut HashMap<u32, Readings>) -> Self {
+    fn new(
+        spawners: Vec<Spawner>,
+        starts: Vec<RemoteStatus>,
+        readings: &mut HashMap<u32, Readings>,
+    ) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_secs = now.map_or(0, |since| since.as_secs());
         let mut status = together(&spawners);
@@ -242,7 +250,7 @@ impl View {
             }
         }
         let rates = status.keys.iter().map(|key| rates[&(key.kind, &key.name[..])]).collect();
-        Self { spawners, status, now_secs, rates, domains: Vec::new() }
+        Self { spawners, status, now_secs, rates, starts, domains: Vec::new() }
     }
 
     /// With the domains that were asked for.
@@ -261,7 +269,7 @@ impl View {
     }
 
     fn prometheus(&self, args: &Show) -> String {
-        prometheus::text(&self.spawners, &self.status, args.busiest as usize)
+        prometheus::text(&self.spawners, &self.status, &self.starts, args.busiest as usize)
     }
 
     /// Whether the processes whose figures these are run: all or none do. None: it cannot be seen.
@@ -303,6 +311,24 @@ impl View {
                 };
                 writeln!(out, "this process is gone; {figures}")?;
             }
+        }
+        Ok(())
+    }
+
+    /// How deliveries were started, if there is more than one way.
+    fn starts(&self, out: &mut dyn Write) -> io::Result<()> {
+        if self.starts.iter().all(|one| one.most == 0 && one.by_server == 0) {
+            return Ok(());
+        }
+        let sum = |get: fn(&RemoteStatus) -> u64| self.starts.iter().map(get).sum::<u64>();
+        let by_exec = sum(|one| one.by_exec.saturating_add(one.by_spawn));
+        write!(out, "start: {} by the fork server, {by_exec} by exec", sum(|one| one.by_server))?;
+        match sum(|one| one.failed) {
+            0 => writeln!(out)?,
+            failed => writeln!(out, "; {} failed", count(failed, "server"))?,
+        }
+        for one in self.starts.iter().filter(|one| !one.reason.is_empty()) {
+            writeln!(out, "problem: no fork server: {}", plain(&one.reason))?;
         }
         Ok(())
     }
@@ -361,6 +387,7 @@ impl View {
             let seen = count(status.seen, "next hop");
             writeln!(out, "sites: {mapped} of concurrencysites, {seen} seen at an address")?;
         }
+        self.starts(out)?;
         for problem in &status.problems {
             writeln!(out, "problem: {}", plain(problem))?;
         }
@@ -494,6 +521,7 @@ impl View {
                 1 => Vec::new(),
                 _ => self.spawners.iter().map(SpawnerReport::new).collect(),
             },
+            starts: &self.starts,
             domains: &self.domains,
             keys: if self.domains.is_empty() { keys.collect() } else { Vec::new() },
             unlisted: status.unlisted,
@@ -530,6 +558,9 @@ struct Report<'a> {
     /// Each, if there are several; the figures around are of all together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     spawners: Vec<SpawnerReport>,
+    /// How each spawner starts qmail-remote.
+    #[serde(skip_serializing_if = "<[RemoteStatus]>::is_empty")]
+    starts: &'a [RemoteStatus],
     /// What was asked for; without the keys then.
     #[serde(skip_serializing_if = "<[Domain]>::is_empty")]
     domains: &'a [Domain],
@@ -672,12 +703,14 @@ mod tests {
                 status: Status { generation, ..largest.clone() },
                 process: Process::Unknown,
             });
-            let view = View::new(spawners.into(), &mut readings);
+            let view = View::new(spawners.into(), Vec::new(), &mut readings);
             let mut text = Vec::new();
             view.table(&mut text).unwrap();
             assert!(String::from_utf8(text).unwrap().contains(&u64::MAX.to_string()));
             assert!(serde_json::to_string(&view.report()).is_ok());
-            assert!(prometheus::text(&view.spawners, &view.status, 0).contains("1844674407370955"));
+            assert!(
+                prometheus::text(&view.spawners, &view.status, &[], 0).contains("1844674407370955")
+            );
         }
         let mut readings = Readings::default();
         readings.add(&status(u64::MAX, 1, 1.0));

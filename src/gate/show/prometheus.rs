@@ -20,6 +20,7 @@ use qpatch_gate::status::{InForce, KeyStatus, State, Status};
 use qpatch_gate::table::Limit;
 
 use crate::gate::status_file::{Spawner, counted, together};
+use crate::qmail::remote_status::RemoteStatus;
 
 /// A metric: its name behind `qmail_gate_`, its type, what it tells.
 type Head = (&'static str, &'static str, &'static str);
@@ -173,6 +174,18 @@ const OF_KEY: [KeyRow; 11] = [
     ),
 ];
 
+const STARTS: Head = (
+    "starts_total",
+    "counter",
+    "Starts of qmail-remote, by the way: server, exec, or spawn (fork and exec as the tree does it).",
+);
+
+const START_SERVER: Head =
+    ("start_server", "gauge", "1: qmail-remote has a fork server. 0: it has none now.");
+
+const START_FAILURES: Head =
+    ("start_server_failures_total", "counter", "Fork servers that have failed.");
+
 const KEYS_OTHER: Head = (
     "keys_other",
     "gauge",
@@ -183,6 +196,7 @@ const KEYS_OTHER: Head = (
 pub(crate) fn metrics() -> impl Iterator<Item = (String, &'static str, &'static str)> {
     let heads = OF_SPAWNER.iter().map(|(head, _)| head);
     let heads = heads.chain(OF_ALL.iter().map(|(head, _)| head)).chain([&KEYS_OTHER]);
+    let heads = heads.chain([&STARTS, &START_SERVER, &START_FAILURES]);
     let heads = heads.chain(OF_KEY.iter().map(|(head, ..)| head));
     heads.map(|&(name, kind, help)| (format!("qmail_gate_{name}"), kind, help))
 }
@@ -211,7 +225,12 @@ fn limit_value(limit: Limit) -> Option<f64> {
 
 /// All of it; of the keys that have no other reason for series of their own, the `busiest`. `status` is what the spawners say
 /// together.
-pub(super) fn text(spawners: &[Spawner], status: &Status, busiest: usize) -> String {
+pub(super) fn text(
+    spawners: &[Spawner],
+    status: &Status,
+    starts: &[RemoteStatus],
+    busiest: usize,
+) -> String {
     let mut out = String::new();
     for (head, get) in OF_SPAWNER {
         begin(&mut out, head);
@@ -228,6 +247,7 @@ pub(super) fn text(spawners: &[Spawner], status: &Status, busiest: usize) -> Str
         begin(&mut out, head);
         line(&mut out, head, &[], get(status));
     }
+    write_starts(&mut out, starts);
     let (own, others) = divided(status, busiest);
     begin(&mut out, KEYS_OTHER);
     line(&mut out, KEYS_OTHER, &[], others.keys);
@@ -263,6 +283,31 @@ pub(super) fn text(spawners: &[Spawner], status: &Status, busiest: usize) -> Str
         }
     }
     out
+}
+
+/// How qmail-remote is started: for each spawner, which its process tells apart.
+fn write_starts(out: &mut String, starts: &[RemoteStatus]) {
+    if starts.is_empty() {
+        return;
+    }
+    let pids: Vec<String> = starts.iter().map(|one| one.pid.to_string()).collect();
+    let each = || starts.iter().zip(&pids);
+    begin(out, STARTS);
+    for (one, pid) in each() {
+        for (way, value) in
+            [("server", one.by_server), ("exec", one.by_exec), ("spawn", one.by_spawn)]
+        {
+            line(out, STARTS, &[("way", way), ("pid", pid)], value);
+        }
+    }
+    begin(out, START_SERVER);
+    for (one, pid) in each() {
+        line(out, START_SERVER, &[("pid", pid)], u8::from(one.server != 0));
+    }
+    begin(out, START_FAILURES);
+    for (one, pid) in each() {
+        line(out, START_FAILURES, &[("pid", pid)], one.failed);
+    }
 }
 
 /// The keys with series of their own, in the order of the status, and the sums of the others.

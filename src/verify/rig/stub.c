@@ -43,6 +43,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef REMOTE_SERVE
+#include "remote_start.h"
+#endif
+
 #ifndef RIG
 #error RIG has to name the directory of the rig
 #endif
@@ -267,7 +271,12 @@ static int limit(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-  const char *name = argc > 0 ? strrchr(argv[0], '/') : 0;
+  const char *name;
+#ifdef REMOTE_SERVE
+  /* of a tree with the fork server: as its qmail-remote */
+  remote_serve(&argc, &argv);
+#endif
+  name = argc > 0 ? strrchr(argv[0], '/') : 0;
   name = name ? name + 1 : argc > 0 ? argv[0] : "";
   if (!strcmp(name, "qmail-remote")) return remote(argc, argv);
   if (!strcmp(name, "qmail-local")) return local(argc, argv);

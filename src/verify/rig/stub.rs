@@ -350,6 +350,10 @@ fn compile(site: &Site) -> Result<Linked, Error> {
             .arg("-o")
             .arg(site.rig().join("stub"))
             .arg(&source);
+        let server = site.tree().join("remote_serve.c");
+        if server.is_file() {
+            command.args(["-DREMOTE_SERVE", "-I"]).arg(site.tree()).arg(server);
+        }
         let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
         if status.success() {
             return Ok(linked);

@@ -171,6 +171,7 @@ fn make_home(site: &mut Site) -> Result<(), Error> {
     make_dir(&queue.join("lock"), site.identity())?;
     site.write(&queue.join("lock/tcpto"), &[0; 1024])?;
     site.write(&queue.join("lock/sendmutex"), &[])?;
+    site.write(&queue.join("lock/remotestatus"), &[])?;
     if layout.has_shared {
         // What qmail-rspawns tell each other, and the files of each.
         site.write(&queue.join("lock/gateshared"), &[])?;

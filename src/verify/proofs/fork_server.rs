@@ -1,0 +1,230 @@
+//! What the fork server of a patched tree has to do: a delivery that it makes sees what an executed qmail-remote sees, and
+//! many of them run at once.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::trials::{self, Told};
+use crate::verify::error::{BuildFailure, Error};
+use crate::verify::rig::numbers::Random;
+use crate::verify::rig::protocol::Command;
+use crate::verify::rig::spawner::{Channel, Spawner};
+use crate::verify::rig::stub::Stubs;
+use crate::verify::sandbox::build::telling_lines;
+use crate::verify::sandbox::process::{describe, run_captured};
+use crate::verify::sandbox::site::{MessageId, Site};
+
+const VIEW_C: &str = include_str!("../rig/view.c");
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// More deliveries than this at once show nothing new.
+const CROWD: u32 = 500;
+
+/// Whether a tree has the fork server.
+pub fn is_in(tree: &Path) -> bool {
+    tree.join("remote_start.h").is_file() && tree.join("remote_serve.c").is_file()
+}
+
+/// What the fork server has shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Served {
+    /// It works.
+    Alike {
+        /// Facts that are the same in a delivery by the server and in one by exec.
+        facts: usize,
+        /// Deliveries that ran at the same time.
+        at_once: usize,
+        /// How many of them the server made.
+        by_server: u64,
+    },
+    /// This machine has none; why.
+    None(String),
+}
+
+/// Compares a delivery by exec with one by the server, and then runs `room` of them, or 500, at the same time.
+///
+/// # Errors
+/// What differs, or that a program did not do its part.
+pub fn holds(
+    site: &Site,
+    stubs: &mut Stubs,
+    room: u32,
+    random: &mut Random,
+    told: Told<'_>,
+) -> Result<Served, Error> {
+    // qmail-send has run on this queue: what it did not know is gone.
+    let message = site.add_message(b"Subject: fork server\n\nhello\n")?;
+    site.set_control("remoteserver", "1000\n")?;
+    let path = site.home().join("control/remoteserver");
+    let shown = compared(site, stubs, message).and_then(|compared| match compared {
+        Compared::None(why) => Ok(Served::None(why)),
+        Compared::Alike(facts) => {
+            let (at_once, by_server) = crowd(site, stubs, message, room, random, told)?;
+            Ok(Served::Alike { facts, at_once, by_server })
+        }
+    });
+    fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+    shown
+}
+
+enum Compared {
+    Alike(usize),
+    None(String),
+}
+
+fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compared, Error> {
+    let program = site.home().join("bin/qmail-remote");
+    let stub = fs::read_link(&program).map_err(Error::file("read the link", &program))?;
+    let view = compile_view(site)?;
+    link(site, &view, &program)?;
+    let compared = compare(site, stubs, message);
+    link(site, &stub, &program)?;
+    compared
+}
+
+fn link(site: &Site, to: &Path, link: &Path) -> Result<(), Error> {
+    fs::remove_file(link).map_err(Error::file("remove", link))?;
+    std::os::unix::fs::symlink(to, link).map_err(Error::file("make", link))?;
+    site.identity().give(link)
+}
+
+fn compile_view(site: &Site) -> Result<std::path::PathBuf, Error> {
+    let (source, program) = (site.rig().join("view.c"), site.rig().join("view"));
+    site.write(&source, VIEW_C.as_bytes())?;
+    let mut command = site.compiler();
+    command.args(["-w", "-I"]).arg(site.tree()).arg("-o").arg(&program).arg(&source);
+    command.arg(site.tree().join("remote_serve.c"));
+    let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
+    if status.success() {
+        return Ok(program);
+    }
+    Err(Error::Build(Box::new(BuildFailure {
+        command: format!("{} view.c remote_serve.c", site.cc()),
+        how: describe(status),
+        lines: telling_lines(&String::from_utf8_lossy(&output)),
+        cause: None,
+    })))
+}
+
+fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compared, Error> {
+    let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
+    let executed = view(&mut spawner, stubs, message)?;
+    let end = Instant::now() + PATIENCE;
+    let served = loop {
+        let seen = view(&mut spawner, stubs, message)?;
+        let status = status(site)?;
+        if value(&status, "server") != "0" {
+            // The one that was just seen may have been the last by exec.
+            break view(&mut spawner, stubs, message)?;
+        }
+        let reason = value(&status, "reason");
+        if !reason.is_empty() {
+            return Ok(Compared::None(reason.to_owned()));
+        }
+        if Instant::now() > end {
+            return Err(Error::disproved(
+                "qmail-rspawn with control/remoteserver",
+                "a fork server after a few deliveries",
+                format!(
+                    "none after {} s; the last delivery saw {} facts",
+                    PATIENCE.as_secs(),
+                    seen.len()
+                ),
+                "",
+            ));
+        }
+    };
+    spawner.close_input();
+    spawner.wait_exit(stubs)?;
+    // An executed program has open what verify was started with; a server closes it.
+    let is_other = |line: &&String| {
+        let number = line.strip_prefix("fd ").and_then(|rest| rest.split(' ').next());
+        number.and_then(|number| number.parse::<u32>().ok()).is_some_and(|number| number > 2)
+    };
+    let wanted: BTreeSet<&String> = executed.iter().filter(|line| !is_other(line)).collect();
+    let found: BTreeSet<&String> = served.iter().collect();
+    let shown = |lines: Vec<&&String>| match lines.first() {
+        Some(line) => format!("{line:?}"),
+        None => "nothing of the kind".to_owned(),
+    };
+    if wanted == found && wanted.len() > 3 {
+        return Ok(Compared::Alike(wanted.len()));
+    }
+    Err(Error::disproved(
+        "what qmail-remote sees when the fork server makes a delivery",
+        shown(wanted.difference(&found).collect()),
+        shown(found.difference(&wanted).collect()),
+        "without control/remoteserver every delivery is executed; please report this with the tree's name",
+    ))
+}
+
+/// The lines of what a delivery sees.
+fn view(
+    spawner: &mut Spawner,
+    stubs: &mut Stubs,
+    message: MessageId,
+) -> Result<Vec<String>, Error> {
+    spawner.send(&Command {
+        number: 0,
+        message: message.relative(),
+        sender: "sender@sender.example".to_owned(),
+        recipient: "recipient@remote.example".to_owned(),
+    });
+    spawner.wait(stubs, "the report of a delivery", |seen| seen.reports >= 1)?;
+    let reports = spawner.take_reports();
+    let report = &reports[0];
+    if report.letter != b'K' {
+        return Err(Error::disproved("a delivery with the fork server", "K", report.shown(), ""));
+    }
+    Ok(report.text.lines().map(str::to_owned).collect())
+}
+
+fn crowd(
+    site: &Site,
+    stubs: &mut Stubs,
+    message: MessageId,
+    room: u32,
+    random: &mut Random,
+    told: Told<'_>,
+) -> Result<(usize, u64), Error> {
+    let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
+    let numbers: Vec<u32> = (0..room.min(CROWD).min(site.spawn()).max(1)).collect();
+    // The first round goes by exec until the server is there.
+    trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
+    let at_once = trials::at_once(&mut spawner, stubs, message, &numbers, random, told)?;
+    // The status is written at a delivery, once a second at most.
+    let end = Instant::now() + PATIENCE;
+    loop {
+        trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
+        let status = status(site)?;
+        let by_server = value(&status, "by-server").parse().unwrap_or(0);
+        if by_server * 2 > at_once as u64 {
+            spawner.close_input();
+            spawner.wait_exit(stubs)?;
+            return Ok((at_once, by_server));
+        }
+        if Instant::now() > end {
+            return Err(Error::disproved(
+                format!("qmail-rspawn with control/remoteserver, {at_once} deliveries"),
+                "most of them made by the fork server",
+                format!("{by_server}; {}", value(&status, "reason")),
+                "",
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn status(site: &Site) -> Result<String, Error> {
+    let path = site.home().join("queue/lock/remotestatus");
+    fs::read_to_string(&path).map_err(Error::file("read", &path))
+}
+
+/// The value of a line `KEY VALUE`.
+fn value<'t>(status: &'t str, key: &str) -> &'t str {
+    let mut lines = status.lines();
+    lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).unwrap_or_default()
+}

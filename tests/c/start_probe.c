@@ -1,0 +1,24 @@
+/* Stands in for qmail-remote in tests of the fork server. What it does follows from its first argument. */
+#define VIEW_ONLY
+#include "../../src/verify/rig/view.c"
+
+int main(int argc, char **argv)
+{
+  int fd;
+
+  remote_serve(&argc,&argv);
+  if (argc < 2) return 100;
+  if (!strcmp(argv[1],"view")) view(argc,argv);
+  /* a line in a file for each delivery: what is delivered twice is there twice */
+  else if (!strcmp(argv[1],"deliver")) {
+    fd = open(argv[2],O_WRONLY | O_APPEND | O_CREAT,0644);
+    dprintf(fd,"%s\n",argv[3]);
+    printf("delivered %s\n",argv[3]);
+  }
+  else if (!strcmp(argv[1],"pid")) printf("%d %d\n",(int) getpid(),(int) getppid());
+  else if (!strcmp(argv[1],"length")) printf("length %lu\n",(unsigned long) strlen(argv[2]));
+  else if (!strcmp(argv[1],"stop")) { kill(getpid(),SIGKILL); }
+  else if (!strcmp(argv[1],"sleep")) for (;;) pause();
+  fflush(stdout);
+  return 0;
+}
