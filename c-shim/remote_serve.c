@@ -43,14 +43,29 @@ static void warm(void)
   if (ctx) SSL_CTX_free(ctx);
 }
 
+/* the kernel's word: getpid() of glibc before 2.25 remembers, and does not notice the clone below */
+static long self(void)
+{
+#ifdef SYS_getpid
+  return syscall(SYS_getpid);
+#else
+  return (long) getpid();
+#endif
+}
+
 /* a child of this process's parent; the signal at its end is that of this process, SIGCHLD */
 static long child(void)
 {
+  long me, f;
+
+  me = self();
 #if defined(__s390__) || defined(__CRIS__)
-  return syscall(SYS_clone,0L,(long) (CLONE_PARENT | SIGCHLD),0L,0L,0L);
+  f = syscall(SYS_clone,0L,(long) (CLONE_PARENT | SIGCHLD),0L,0L,0L);
 #else
-  return syscall(SYS_clone,(long) (CLONE_PARENT | SIGCHLD),0L,0L,0L,0L);
+  f = syscall(SYS_clone,(long) (CLONE_PARENT | SIGCHLD),0L,0L,0L,0L);
 #endif
+  /* on sparc a child is told its parent's pid, not 0 */
+  return f != -1 && self() != me ? 0 : f;
 }
 
 static void answer(long pid)
@@ -116,7 +131,7 @@ void remote_serve(int *argc, char ***argv)
   if (stat("/proc/self/exe",&st) == -1) _exit(0);
   memset(&hello,0,sizeof hello);
   memcpy(hello.magic,REMOTE_MAGIC,sizeof hello.magic);
-  hello.pid = (long) getpid();
+  hello.pid = self();
   hello.dev = (unsigned long) st.st_dev;
   hello.ino = (unsigned long) st.st_ino;
   if (send(0,&hello,sizeof hello,MSG_NOSIGNAL) != sizeof hello) _exit(0);
@@ -130,7 +145,7 @@ void remote_serve(int *argc, char ***argv)
     close(fds[1]);
   }
 
-  answer((long) getpid());
+  answer(self());
   if (dup2(fds[0],0) == -1 || dup2(fds[1],1) == -1 || dup2(fds[1],2) == -1) _exit(111);
   close(fds[0]);
   close(fds[1]);
