@@ -77,8 +77,21 @@ static void answer(long pid)
   if (send(0,&a,sizeof a,MSG_NOSIGNAL) != sizeof a) _exit(111);
 }
 
-/* the next delivery; ends the process when qmail-rspawn has closed the socket. The packet's length */
-static size_t next(struct remote_packet *packet, int fds[2])
+/* Are all strings there that it says it has, and no more? qmail-rspawn sends no other packet. But whoever may run a set-user-id
+   qmail-remote may send it one, and the strings' places are numbered. */
+static int whole(const struct remote_packet *packet, size_t used)
+{
+  size_t i;
+  unsigned long n;
+
+  if (!packet->args || packet->args > REMOTE_STRINGS || packet->envs > REMOTE_STRINGS - packet->args) return 0;
+  n = 0;
+  for (i = 0;i < used;++i) if (!packet->text[i]) ++n;
+  return n == (unsigned long) packet->args + packet->envs && !packet->text[used - 1];
+}
+
+/* the next delivery; ends the process when qmail-rspawn has closed the socket, or what came is not what it sends */
+static void next(struct remote_packet *packet, int fds[2])
 {
   struct msghdr m;
   struct iovec iov;
@@ -101,9 +114,10 @@ static size_t next(struct remote_packet *packet, int fds[2])
     if (r == -1 && errno == EINTR) continue;
     if (r <= (ssize_t) (sizeof *packet - sizeof packet->text)) _exit(0);
     h = CMSG_FIRSTHDR(&m);
-    if (!h || h->cmsg_type != SCM_RIGHTS || h->cmsg_len != CMSG_LEN(2 * sizeof(int))) _exit(0);
+    if (!h || h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS || h->cmsg_len != CMSG_LEN(2 * sizeof(int))) _exit(0);
+    if (!whole(packet,(size_t) r - (sizeof *packet - sizeof packet->text))) _exit(0);
     memcpy(fds,CMSG_DATA(h),2 * sizeof(int));
-    return (size_t) r;
+    return;
   }
 }
 

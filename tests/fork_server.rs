@@ -358,6 +358,30 @@ fn what_does_not_fit_into_a_packet_goes_by_exec() {
 }
 
 #[test]
+fn a_packet_that_no_qmail_rspawn_sends_ends_the_server() {
+    let mut rig = Rig::new("");
+    let program = rig.program();
+    let mut poke =
+        |words: [&str; 3]| rig.say(&[&["poke", program.to_str().unwrap()][..], &words].concat());
+    assert_eq!(poke(["4", "2", "60"]), "child 1\n");
+    assert_eq!(poke(["2000", "0", "20000"]), "child 1\n");
+    for words in [
+        ["4", "2", "59"],
+        ["4", "2", "50"],
+        ["4", "2", "70"],
+        ["0", "6", "60"],
+        ["0", "0", "60"],
+        ["4", "4294967294", "20"],
+        ["2001", "0", "20010"],
+        ["1", "2000", "20010"],
+        ["4294967295", "2001", "20000"],
+        ["100000", "0", "60000"],
+    ] {
+        assert_eq!(poke(words), "child 0\n", "{words:?}");
+    }
+}
+
+#[test]
 fn without_descriptors_a_delivery_fails_as_it_always_did_and_the_next_goes() {
     let mut rig = Rig::new("1000\n");
     let server = rig.served();

@@ -11,7 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <sys/socket.h>
 #include "remote_start.h"
+#include "remote_packet.h"
 
 int error_temp(int e)
 {
@@ -64,6 +66,58 @@ static int await(int f)
   return wstat;
 }
 
+/* a stranger's packet, with strings of 9 bytes and their 0: what the server answers, a child's pid or nothing */
+static long poke(char *program, unsigned int args, unsigned int envs, size_t text)
+{
+  static struct remote_packet packet;
+  static char room[REMOTE_ROOM];
+  union {
+    struct cmsghdr align;
+    char room[CMSG_SPACE(2 * sizeof(int))];
+  } control;
+  struct remote_hello hello;
+  struct remote_answer a;
+  struct msghdr m;
+  struct iovec iov;
+  struct cmsghdr *h;
+  int two[2], fds[2], f;
+  size_t i;
+
+  if (socketpair(AF_UNIX,SOCK_SEQPACKET | SOCK_CLOEXEC,0,two) == -1) return -2;
+  memset(room,'.',sizeof room - 1);
+  f = fork();
+  if (!f) {
+    dup2(two[1],0); dup2(two[1],1);
+    execl(program,"server",REMOTE_WORD,room,(char *) 0);
+    _exit(111);
+  }
+  close(two[1]);
+  if (recv(two[0],&hello,sizeof hello,0) != sizeof hello) return -2;
+  packet.args = args;
+  packet.envs = envs;
+  for (i = 0;i < sizeof packet.text;++i) packet.text[i] = i % 10 == 9 ? 0 : 'x';
+  memset(&m,0,sizeof m);
+  memset(&control,0,sizeof control);
+  iov.iov_base = &packet;
+  iov.iov_len = sizeof packet - sizeof packet.text + text;
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = &control;
+  m.msg_controllen = sizeof control;
+  h = CMSG_FIRSTHDR(&m);
+  h->cmsg_level = SOL_SOCKET;
+  h->cmsg_type = SCM_RIGHTS;
+  h->cmsg_len = CMSG_LEN(sizeof fds);
+  fds[0] = fds[1] = two[0];
+  memcpy(CMSG_DATA(h),fds,sizeof fds);
+  if (sendmsg(two[0],&m,MSG_NOSIGNAL) == -1) return -2;
+  if (recv(two[0],&a,sizeof a,0) != sizeof a) a.pid = -1;
+  close(two[0]);
+  waitpid(f,(int *) 0,0);
+  if (a.pid > 0) waitpid((pid_t) a.pid,(int *) 0,0);
+  return a.pid;
+}
+
 int main(void)
 {
   static char line[200000];
@@ -112,6 +166,10 @@ int main(void)
       printf("pid %d\n",begun[count++]);
     } else if (!strcmp(args[0],"await")) {
       while (count) { copy(pipes[--count]); printf("end %d\n",await(begun[count])); }
+    } else if (!strcmp(args[0],"poke")) {
+      /* poke PROGRAM ARGS ENVS BYTES */
+      printf("child %d\n",poke(args[1],(unsigned int) strtoul(args[2],0,10),(unsigned int) strtoul(args[3],0,10),
+        (size_t) atol(args[4])) > 0);
     } else if (!strcmp(args[0],"set")) setenv(args[1],args[2],1);
     else if (!strcmp(args[0],"nofile") || !strcmp(args[0],"nproc")) {
       f = *args[0] == 'n' && args[0][1] == 'o' ? RLIMIT_NOFILE : RLIMIT_NPROC;
