@@ -357,7 +357,7 @@ static void begin(char *name)
   server = f;
   served = 0;
   handle = (int) syscall(SYS_pidfd_open,(long) f,0L);
-  if (handle == -1) leave();
+  if (handle == -1) broken(); /* one that could not be killed is not kept; and not another one for each delivery */
 }
 
 /* 1: there is a server to be asked */

@@ -144,6 +144,15 @@ impl Rig {
     }
 }
 
+// The status is written once a second at most: one more delivery after that time writes it.
+impl Rig {
+    fn counts_after(&mut self, pause: Duration) -> [u64; 4] {
+        std::thread::sleep(pause);
+        assert_eq!(self.run(&["length", "x"]), "length 1\nend 0\n");
+        self.counts()
+    }
+}
+
 fn dummy() -> ChildStdin {
     Command::new("true").stdin(Stdio::piped()).spawn().unwrap().stdin.take().unwrap()
 }
@@ -379,6 +388,23 @@ fn a_packet_that_no_qmail_rspawn_sends_ends_the_server() {
     ] {
         assert_eq!(poke(words), "child 0\n", "{words:?}");
     }
+}
+
+#[test]
+fn without_pidfd_open_no_server_is_started_for_each_delivery() {
+    let mut rig = Rig::new("1000\n");
+    if rig.say(&["deny", "434"]) != "denied 1\n" {
+        eprintln!("skipped: no system call can be denied here");
+        return;
+    }
+    let begun = Instant::now();
+    for _ in 0..30 {
+        assert_eq!(rig.run(&["length", "x"]), "length 1\nend 0\n");
+    }
+    let seconds = begun.elapsed().as_secs();
+    let [by_server, by_exec, by_spawn, failed] = rig.counts_after(Duration::from_millis(1100));
+    assert_eq!((by_server, by_exec, by_spawn), (0, 31, 0));
+    assert!((1..=seconds + 3).contains(&failed), "{failed} in {seconds} s");
 }
 
 #[test]

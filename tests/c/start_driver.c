@@ -11,7 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include "remote_start.h"
 #include "remote_packet.h"
 
@@ -118,6 +122,23 @@ static long poke(char *program, unsigned int args, unsigned int envs, size_t tex
   return a.pid;
 }
 
+/* as containers do whose list of system calls is older than this one; 1: this machine lets nobody do that */
+static int deny(unsigned int number)
+{
+  struct sock_filter steps[] = {
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS,0),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K,number,0,1),
+    BPF_STMT(BPF_RET | BPF_K,SECCOMP_RET_ERRNO | EPERM),
+    BPF_STMT(BPF_RET | BPF_K,SECCOMP_RET_ALLOW)
+  };
+  struct sock_fprog program;
+
+  program.len = sizeof steps / sizeof *steps;
+  program.filter = steps;
+  if (prctl(PR_SET_NO_NEW_PRIVS,1,0,0,0) == -1) return 1;
+  return prctl(PR_SET_SECCOMP,SECCOMP_MODE_FILTER,&program) == -1;
+}
+
 int main(void)
 {
   static char line[200000];
@@ -170,6 +191,9 @@ int main(void)
       /* poke PROGRAM ARGS ENVS BYTES */
       printf("child %d\n",poke(args[1],(unsigned int) strtoul(args[2],0,10),(unsigned int) strtoul(args[3],0,10),
         (size_t) atol(args[4])) > 0);
+    } else if (!strcmp(args[0],"deny")) {
+      /* all numbers here are newer than the time when each machine had its own */
+      printf("denied %d\n",!deny((unsigned int) atoi(args[1])));
     } else if (!strcmp(args[0],"set")) setenv(args[1],args[2],1);
     else if (!strcmp(args[0],"nofile") || !strcmp(args[0],"nproc")) {
       f = *args[0] == 'n' && args[0][1] == 'o' ? RLIMIT_NOFILE : RLIMIT_NPROC;
