@@ -346,6 +346,8 @@ static void begin(char *name)
     /* nothing that it does not close itself may stay open in it: it would be in all its children */
     if (syscall(SYS_close_range,3U,~0U,0U) == -1) _exit(111);
     execvp(name,args);
+    /* the file is just being written, or there is no memory: another time. It is no wrapper for that */
+    if (error_temp(errno)) send(0,"",1,MSG_NOSIGNAL);
     _exit(111);
   }
   close(two[1]);
@@ -370,6 +372,10 @@ static int greeted(void)
   r = recv(sock,&hello,sizeof hello,MSG_DONTWAIT);
   if (r == -1 && (errno == EAGAIN || errno == EINTR)) {
     if (seconds() - begun > REMOTE_HELLO_SECS) refuse("qmail-remote says nothing when it is started as a server: it is a wrapper, or from another tree");
+    return 0;
+  }
+  if (r == 1 && !*hello.magic) {
+    broken(); /* begin() could not execute it */
     return 0;
   }
   if (r != sizeof hello || memcmp(hello.magic,REMOTE_MAGIC,sizeof hello.magic)) {

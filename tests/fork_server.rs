@@ -288,6 +288,18 @@ fn another_program_is_taken_up_at_the_next_delivery() {
 }
 
 #[test]
+fn a_program_that_is_still_being_written_is_no_wrapper() {
+    let mut rig = Rig::new("1000\n");
+    let writing = fs::OpenOptions::new().write(true).open(rig.program()).unwrap();
+    // ETXTBSY: as it always was.
+    assert_eq!(rig.run(&["length", "x"]), "end 28416\n");
+    drop(writing);
+    rig.served();
+    assert_eq!(rig.status("reason"), "");
+    assert_eq!(rig.status("failed"), "1");
+}
+
+#[test]
 fn a_server_is_replaced_after_as_many_deliveries_as_said() {
     let mut rig = Rig::new("50\n");
     let mut servers = BTreeSet::new();
