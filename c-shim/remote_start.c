@@ -118,12 +118,13 @@ static void configure(void)
   int fd;
 
   if (done) return;
-  done = 1;
   fd = open(REMOTE_CONTROL,O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (fd == -1) {
-    if (errno != ENOENT) reason = "control/remoteserver cannot be read";
+    reason = errno == ENOENT ? "control/remoteserver does not exist" : "control/remoteserver cannot be read";
+    done = errno != EMFILE && errno != ENFILE;
     return;
   }
+  done = 1;
   r = read(fd,buf,sizeof buf);
   close(fd);
   n = 0;
@@ -147,7 +148,10 @@ static int record(int *fd)
   int i;
 
   *fd = open(REMOTE_STATUS,O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-  if (*fd == -1) return 0;
+  if (*fd == -1) {
+    if (errno == EMFILE || errno == ENFILE) *fd = -2; /* the next time, then */
+    return 0;
+  }
   for (i = 0;i < STATUS_RECORDS;++i) {
     memset(&lock,0,sizeof lock);
     lock.l_type = F_WRLCK;
@@ -174,7 +178,7 @@ static void status(int at_once)
     mine = record(&fd);
     at_once = 1;
   }
-  if (fd == -1) return;
+  if (fd < 0) return;
   t = seconds();
   if (!at_once && t - last < STATUS_SECS) return;
   last = t;
@@ -256,18 +260,24 @@ static int quick(char *program, char **args, int fdmess, int fdout)
   static int null = -1;
   static char stack[65536] __attribute__((aligned(64)));
   struct start s;
-  int i, f;
+  int f;
 
   if (state == 2) return 0;
   if (!state) {
-    state = 2;
     /* closes nothing, and unshares nothing, since nobody shares: it asks the kernel whether it knows this */
-    if (syscall(SYS_close_range,~0U,~0U,CLOSE_RANGE_UNSHARE) == -1) return 0;
+    if (syscall(SYS_close_range,~0U,~0U,CLOSE_RANGE_UNSHARE) == -1) {
+      state = 2;
+      return 0;
+    }
     null = open("/dev/null",O_RDWR | O_CLOEXEC);
     if (null == -1) return 0;
-    for (i = 0;i < 2;++i) {
-      low[i] = fcntl(null,F_DUPFD_CLOEXEC,3);
-      if (low[i] == -1) return 0;
+    low[0] = fcntl(null,F_DUPFD_CLOEXEC,3);
+    low[1] = low[0] == -1 ? -1 : fcntl(null,F_DUPFD_CLOEXEC,low[0] + 1);
+    if (low[1] == -1) {
+      /* at the next delivery all of it anew: the second must be above the first */
+      if (low[0] != -1) close(low[0]);
+      close(null);
+      return 0;
     }
     state = 1;
   }

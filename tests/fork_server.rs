@@ -431,6 +431,25 @@ fn without_descriptors_a_delivery_fails_as_it_always_did_and_the_next_goes() {
 }
 
 #[test]
+fn a_shortage_at_the_first_delivery_is_forgotten() {
+    for server in ["1000\n", ""] {
+        let mut rig = Rig::new(server);
+        // Taken: 0 and 1, the message, and the pipe. From none to all that the two ways want is missing.
+        for limit in 5..10 {
+            rig.say(&["nofile", &limit.to_string()]);
+            assert_eq!(rig.run(&["length", "x"]), "length 1\nend 0\n");
+        }
+        rig.say(&["nofile", "1000"]);
+        if server.is_empty() {
+            let [_, by_exec, by_spawn, _] = rig.counts_after(Duration::from_millis(1100));
+            assert!(by_exec > 0 && by_spawn > 0, "{by_exec} {by_spawn}");
+        } else {
+            rig.served();
+        }
+    }
+}
+
+#[test]
 fn without_processes_a_delivery_fails_as_it_always_did_and_the_next_goes() {
     if !is_root() {
         eprintln!("skipped: only root can take a user id of its own for this");
