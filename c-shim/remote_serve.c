@@ -90,7 +90,7 @@ static int whole(const struct remote_packet *packet, size_t used)
   return n == (unsigned long) packet->args + packet->envs && !packet->text[used - 1];
 }
 
-/* the next delivery; ends the process when qmail-rspawn has closed the socket, or what came is not what it sends */
+/* the next delivery; ends the process when qmail-rspawn has closed the socket, or never sent this */
 static void next(struct remote_packet *packet, int fds[2])
 {
   struct msghdr m;

@@ -94,6 +94,7 @@ static int handle = -1;      /* its pidfd: a pid may be somebody else by the tim
 static int ready;            /* it has said hello */
 static time_t begun;         /* when it was started */
 static time_t again;         /* no other one before this */
+static int doubts;           /* servers of this program, one after the other, that said nothing */
 static unsigned long served; /* what it has delivered */
 static const char *reason = "control/remoteserver does not exist"; /* why there is no server; empty: there may be one */
 
@@ -335,6 +336,13 @@ static void refuse(const char *why)
   leave();
 }
 
+/* Not a word from it. It may have been killed, or the machine may be too busy: only the second one in a row is believed. */
+static void doubt(const char *why)
+{
+  if (doubts++) refuse(why);
+  else broken();
+}
+
 static void begin(char *name)
 {
   static char room[REMOTE_ROOM];
@@ -369,7 +377,8 @@ static void begin(char *name)
   server = f;
   served = 0;
   handle = (int) syscall(SYS_pidfd_open,(long) f,0L);
-  if (handle == -1) broken(); /* one that could not be killed is not kept; and not another one for each delivery */
+  /* one that could not be killed is not kept; and there is not another one for each delivery */
+  if (handle == -1) broken();
 }
 
 /* 1: there is a server to be asked */
@@ -381,7 +390,12 @@ static int greeted(void)
   if (ready) return 1;
   r = recv(sock,&hello,sizeof hello,MSG_DONTWAIT);
   if (r == -1 && (errno == EAGAIN || errno == EINTR)) {
-    if (seconds() - begun > REMOTE_HELLO_SECS) refuse("qmail-remote says nothing when it is started as a server: it is a wrapper, or from another tree");
+    if (seconds() - begun > REMOTE_HELLO_SECS)
+      doubt("qmail-remote says nothing when it is started as a server: it is a wrapper, or from another tree");
+    return 0;
+  }
+  if (r <= 0) {
+    doubt("qmail-remote ends when it is started as a server: it is a wrapper, or from another tree");
     return 0;
   }
   if (r == 1 && !*hello.magic) {
@@ -397,6 +411,7 @@ static int greeted(void)
     return 0;
   }
   ready = 1;
+  doubts = 0;
   return 1;
 }
 
@@ -497,6 +512,7 @@ static int serve(char *name, char **args, int fdmess, int fdout)
     leave();
     program = st;
     reason = "";
+    doubts = 0;
     again = 0;
   }
   if (*reason) return 0;

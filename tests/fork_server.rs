@@ -300,6 +300,22 @@ fn a_program_that_is_still_being_written_is_no_wrapper() {
 }
 
 #[test]
+fn a_server_that_ends_or_hangs_before_it_is_there_is_tried_once_more() {
+    for hang in [false, true] {
+        let once = tempfile::tempdir().unwrap();
+        let mut rig = Rig::with("1000\n", |command| {
+            command.env("FALTER", once.path().join("faltered"));
+            if hang {
+                command.env("HANG", "yes");
+            }
+        });
+        rig.served();
+        assert!(once.path().join("faltered").exists());
+        assert_eq!((rig.status("reason"), rig.status("failed")), (String::new(), "1".to_owned()));
+    }
+}
+
+#[test]
 fn a_server_is_replaced_after_as_many_deliveries_as_said() {
     let mut rig = Rig::new("50\n");
     let mut servers = BTreeSet::new();
