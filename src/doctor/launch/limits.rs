@@ -249,7 +249,7 @@ impl State {
         }
     }
 
-    /// Whether what a command sets is in force.
+    /// Returns whether what a command sets is in force.
     pub fn is(&self, change: &Change) -> bool {
         let set = |bound: &Bound| bound.source == Source::Set(Rc::clone(&change.setting));
         self.of(change.setting.what).iter().all(|pair| set(&pair.soft) || set(&pair.hard))

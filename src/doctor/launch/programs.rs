@@ -281,7 +281,7 @@ fn options<'f>(args: &'f [Field], options: &Options) -> Next<'f> {
     Next::Limits { sets, skipped: at.min(args.len()), own: false }
 }
 
-/// Whether all of a word comes from where it cannot be read.
+/// Returns whether all of a word comes from where it cannot be read.
 fn is_unknown(field: &Field) -> bool {
     !field.known && field.text.starts_with(['$', '`'])
 }

@@ -178,7 +178,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    /// Whether a text of so many bytes may still be followed, in one more script.
+    /// Returns whether a text of so many bytes may still be followed, in one more script.
     fn may_follow(&mut self, bytes: usize) -> bool {
         self.parsed = self.parsed.saturating_add(bytes);
         let may = self.nested < NESTED_MAX && self.parsed <= PARSED_MAX;
@@ -865,7 +865,7 @@ fn quoted(word: &Word) -> Word {
     Word { pieces: pieces.collect(), ..*word }
 }
 
-/// Whether a script is one command line: execline's, or nosh's.
+/// Returns whether a script is one command line: execline's, or nosh's.
 pub fn is_chain(text: &str) -> bool {
     matches!(interpreter(text).as_str(), "execlineb" | "nosh" | "with-contenv")
 }

@@ -187,7 +187,7 @@ impl<'h> Units<'h> {
         (is_unit && target != name && target.ends_with(&format!(".{suffix}"))).then_some(target)
     }
 
-    /// Whether a file is there to say that there is none: empty, or a link to /dev/null.
+    /// Returns whether a file is there to say that there is none: empty, or a link to /dev/null.
     fn is_mask(&self, path: &str) -> bool {
         self.host.real(path.as_ref()).is_some_and(|real| real == std::path::Path::new("/dev/null"))
             || std::fs::metadata(self.host.path(path))

@@ -109,7 +109,7 @@ pub(super) struct Lines {
     pub(super) clock_changes: u64,
     /// More than a day without a line; each is taken as a day.
     pub(super) gaps: u64,
-    /// The numbers of deliveries began anew.
+    /// The numbers of deliveries started over.
     pub(super) restarts: u64,
     /// Queues, or hosts and programs, whose numbers are their own.
     pub(super) queues: u64,

@@ -102,7 +102,7 @@ fn may_change(basis: Basis, us: i64) -> bool {
     let is_sunday = match basis {
         // 1970-01-04 was one.
         Basis::Local => days.rem_euclid(7) == 3,
-        // Of which year nobody knows.
+        // The year is unknown.
         _ => true,
     };
     let month = match basis {

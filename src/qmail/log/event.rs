@@ -191,7 +191,7 @@ pub fn parse(text: &[u8]) -> Option<Said<'_>> {
     OTHERS.iter().any(|other| text.starts_with(other)).then(|| plain(Event::Other))?
 }
 
-/// Whether a line is about a delivery by its first words, so that it should be one that [`parse`] reads.
+/// Returns whether a line is about a delivery by its first words, so that it should be one that [`parse`] reads.
 #[must_use]
 pub fn is_meant_as_delivery(text: &[u8]) -> bool {
     text.strip_prefix(b"starting ")

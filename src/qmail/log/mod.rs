@@ -153,7 +153,7 @@ impl Log {
         &self.cut
     }
 
-    /// Whether the files are read in another order than they were named in.
+    /// Returns whether the files are read in another order than they were named in.
     #[must_use]
     pub fn is_reordered(&self) -> bool {
         self.reordered

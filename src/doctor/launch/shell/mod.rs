@@ -107,7 +107,7 @@ impl Word {
     }
 }
 
-/// Whether this can be a variable's name.
+/// Returns whether this can be a variable's name.
 pub fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
