@@ -209,6 +209,24 @@ fn an_equal_exchanger_elsewhere_makes_no_member() {
     assert_eq!(rig.map(), HEAD);
 }
 
+/// Many names without an answer, which one stranger may own, do not keep the others from being asked for.
+#[test]
+fn strangers_who_do_not_answer_do_not_end_the_look_up() {
+    let rig = Rig::new(LIMITS);
+    let mut names: Vec<String> = (0..60).map(|n| format!("d{n:03}.attacker.example")).collect();
+    for name in &names {
+        rig.dns.says(name, Says::Code(ResponseCode::ServFail));
+    }
+    names.push("good.example".to_string());
+    rig.dns.says("good.example", mx(&[(1, "x.google.com.")]));
+    let args: Vec<&str> = names.iter().flat_map(|name| ["--domain", name.as_str()]).collect();
+    // Whatever the order is: the server answers for the root.
+    for _ in 0..3 {
+        assert_eq!(domains(&rig.json(&args)["added"]), ["good.example"]);
+        fs::remove_file(rig.path("control/concurrencysites")).unwrap();
+    }
+}
+
 /// A domain of which nothing was seen for long is not asked for any more; what is seen stays, however old.
 #[test]
 fn what_is_unseen_for_long_leaves_the_map() {
