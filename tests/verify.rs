@@ -107,7 +107,8 @@ fn a_stock_tree_at_1000() {
         "the tree lacks the big-concurrency patch: qpatch apply --spawn 1000",
         "skip  mail                    not tried, because an earlier step failed\n",
         "skip  gate                    the tree has no gate (domain-gate is not applied)\n",
-        "\n4 of 6 steps failed at conf-spawn 1000, 5 not tried; ",
+        "skip  fork-server             the tree has no fork server (fork-server is not applied)\n",
+        "\n4 of 6 steps failed at conf-spawn 1000, 6 not tried; ",
     ] {
         assert!(run.out.contains(line), "wanted {line:?}, found\n{}", run.out);
     }
