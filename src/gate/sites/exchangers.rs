@@ -1,6 +1,7 @@
 //! Mail exchangers, as DNS has them.
 //!
-//! Nothing that comes from DNS is trusted to be a name: a target counts only if its labels have letters, digits, `-` and `_`
+//! Nothing that comes from DNS is trusted to be a name: a target counts only if its labels have letters, digits, `-`
+//! and `_`
 //! (so no dot, no colon and no line feed within a label), and only records that belong to the name that was asked for.
 
 use std::hash::{BuildHasher, RandomState};
@@ -23,17 +24,19 @@ use crate::error::Error;
 
 /// Names that are looked up at the same time.
 const AT_ONCE: usize = 20;
-/// After this many failures without an answer, the server is asked for the root. If it is silent there too, it is given up.
+/// After this many failures without an answer, the server is asked for the root. If it is silent there too, it is
+/// given up.
 const GIVE_UP_AFTER_FAILURES: usize = 2 * AT_ONCE;
 /// A look-up with all its aliases and attempts ends after this many times the time for one answer.
 const TIMEOUTS_PER_NAME: u32 = 4;
 /// The most aliases that are followed, one after the other.
 const ALIASES: usize = 8;
-/// The most exchangers of a domain that are kept, the most preferred ones. An answer has room for 4000 with names of 255 bytes,
+/// The most exchangers of a domain that are kept, the most preferred ones. An answer has room for 4000 with names of
+/// 255 bytes,
 /// and the owner of the domain chooses them.
 const EXCHANGERS_MAX: usize = 16;
 
-/// Whom to ask, and for how long.
+/// The servers to ask, and how long to wait.
 #[derive(Clone, Debug)]
 pub(super) struct Asker {
     /// Empty: those of /etc/resolv.conf.
@@ -58,12 +61,13 @@ pub(super) enum Hop {
 pub(super) struct Exchanger {
     /// The lower the earlier it is tried.
     pub(super) preference: u16,
-    /// In lower case, without a dot at the end. None if it is not a name that counts: mail goes there all the same, so it is at
+    /// In lower case, without a dot at the end. None if it is not a name that counts: mail goes there all the same,
+    /// so it is at
     /// no site.
     pub(super) name: Option<String>,
 }
 
-/// What DNS says of a name.
+/// The answer of DNS for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Said {
     /// The most preferred first; at least one.
@@ -78,7 +82,8 @@ pub(super) enum Said {
     Nothing(String),
 }
 
-/// Whether a name can be asked for: up to 253 bytes of letters, digits, `-` and `_` between dots, and no address.
+/// Returns whether a name can be asked for: up to 253 bytes of letters, digits, `-` and `_` between dots, and no
+/// address.
 pub(super) fn is_name(name: &str) -> bool {
     let is_label = |label: &str| (1..=63).contains(&label.len()) && is_plain(label.as_bytes());
     name.len() <= 253 && name.split('.').all(is_label) && name.parse::<IpAddr>().is_err()
@@ -107,7 +112,7 @@ impl Asker {
     /// Asks for each of the names, for which [`is_name`] holds; the answers are in their order.
     ///
     /// # Errors
-    /// There is nobody to be asked.
+    /// There is no server to ask.
     pub(super) fn ask(&self, names: &[(String, Hop)]) -> Result<Vec<Said>, Error> {
         if names.is_empty() {
             return Ok(Vec::new());
@@ -191,7 +196,8 @@ impl Asker {
         said
     }
 
-    /// Asks for the name servers of the root, which every server that asks others knows. Strangers choose the other names, and
+    /// Asks for the name servers of the root, which every server that asks others knows. Strangers choose the other
+    /// names, and
     /// may own many that nobody answers for.
     async fn probe(&self, resolver: &TokioResolver) -> Server {
         let root = resolver.lookup(Name::root(), RecordType::NS);
