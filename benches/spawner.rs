@@ -1,6 +1,6 @@
-//! What the gate costs qmail-rspawn: `cargo bench --bench spawner [-- TREE]`. The same tree (without TREE the fixture) with
-//! the gate and without, one round after the other in the same run: processor time a delivery, of qmail-rspawn and of what
-//! it has forked; time from start to exit; size.
+//! What the gate costs qmail-rspawn: `cargo bench --bench spawner [-- TREE]`. The same tree (without TREE the fixture)
+//! with the gate and without, one round after the other in the same run: processor time a delivery, of qmail-rspawn and
+//! of what it has forked; time from start to exit; size.
 
 use std::fs;
 use std::path::{Path, PathBuf};

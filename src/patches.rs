@@ -71,8 +71,8 @@ pub const OPTIONAL: [Optional; 2] = [
     },
 ];
 
-/// Files that rules write with `create NAME from FILE`: of the gate its C files as they stand in its source, and its library
-/// as the build made it; of fd-setsize and outgoing-ports their header.
+/// Files that rules write with `create NAME from FILE`: of the gate its C files as they stand in its source, and its
+/// library as the build made it; of fd-setsize and outgoing-ports their header.
 pub(crate) const ATTACHMENTS: [(&str, &[u8]); 14] = [
     ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),

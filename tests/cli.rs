@@ -721,7 +721,8 @@ fn a_distribution_s_flags_that_old_sources_do_not_stand() {
     assert!(status.out.contains("toolchain       applied"), "{}", status.out);
     fixture.qpatch(&["revert"]).ok();
     assert!(fixture.read("conf-cc").starts_with(flags));
-    // Flags that a command or a variable gives may have it, too; a command within a flag gives a part of that one alone.
+    // Flags that a command or a variable gives may have it, too; a command within a flag gives a part of that one
+    // alone.
     let off = " -Wno-error=implicit-function-declaration";
     for (flags, more) in [
         ("cc `dpkg-buildflags --get CFLAGS`", off),

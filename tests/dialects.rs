@@ -145,8 +145,8 @@ fn only_and_skip() {
     assert!(!out.contains("fd-setsize") && out.contains("would change spawn.c"), "{out}");
 }
 
-/// Forks that write the gate's places another way, each in one tree: the shapes of IndiMail, eQmail, aQmail and notqmail's
-/// send-jobs.
+/// Forks that write the gate's places another way, each in one tree: the shapes of IndiMail, eQmail, aQmail and
+/// notqmail's send-jobs.
 fn fork() -> Fixture {
     let fixture = Fixture::new(Dialect::StockAnsi);
     // The end of a delivery has a report function with a name of its own.

@@ -1,5 +1,5 @@
-//! What doctor says of whole machines: each file of tests/doctor_cases is a machine, as a list of files, and what doctor says of
-//! it. `QPATCH_BLESS=1` writes what it says now.
+//! What doctor says of whole machines: each file of tests/doctor_cases is a machine, as a list of files, and what
+//! doctor says of it. `QPATCH_BLESS=1` writes what it says now.
 //!
 //! And: what doctor takes the shells' and the limit programs' own commands for is compared with what they do here.
 

@@ -1,8 +1,8 @@
 //! `qpatch gate`: byte-exact goldens, and what goldens cannot have (FIFOs, huge files, a gate that runs, a terminal).
 //!
-//! `gate_cases/NAME/args` is `EXIT-CODE: ARGUMENTS`; the command runs in a copy of the folder, and has to say what is in
-//! `out` and `err` (no file: nothing). `QPATCH_BLESS=1 cargo test --test gate_cli` writes what is missing; look at it
-//! before committing.
+//! `gate_cases/NAME/args` is `EXIT-CODE: ARGUMENTS`; the command runs in a copy of the folder, and has to say what is
+//! in `out` and `err` (no file: nothing). `QPATCH_BLESS=1 cargo test --test gate_cli` writes what is missing; look at
+//! it before committing.
 
 mod common;
 

@@ -1,5 +1,6 @@
-//! The log of a server that has a gate, replayed: with the same limits it has its own times again, with higher ones those that
-//! a server with these would have. The log is a real one: of the fixture's own programs, and of the trees in QMAIL_TREES.
+//! The log of a server that has a gate, replayed: with the same limits it has its own times again, with higher ones
+//! those that a server with these would have. The log is a real one: of the fixture's own programs, and of the trees in
+//! QMAIL_TREES.
 
 mod common;
 #[path = "common/rig.rs"]

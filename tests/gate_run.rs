@@ -499,7 +499,8 @@ fn a_restart_does_not_open_the_gate() {
     assert_eq!(rspawn.end(), []);
 }
 
-/// The disk is full, for who writes: the copy cannot be written, mail goes on, and the copy that was there before counts on.
+/// The disk is full, for who writes: the copy cannot be written, mail goes on, and the copy that was there before
+/// counts on.
 #[test]
 fn a_full_disk_takes_no_limit_and_no_mail() {
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:2\n"), 200);
@@ -840,8 +841,8 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     assert_eq!(log.ended, log.deliveries.len());
     assert!(left.len() >= LIMIT, "{} left", left.len());
 
-    // What was sent away comes back after the restart; at once, if it is told to. (Messages that are done with may still
-    // be in the queue: qmail-send has stopped before it has removed them.)
+    // What was sent away comes back after the restart; at once, if it is told to. (Messages that are done with may
+    // still be in the queue: qmail-send has stopped before it has removed them.)
     let messages = left_in(site, &["info"]).len();
     assert!(messages >= left.len());
     let mut send = SendRig::start(site, Spawners::Own).unwrap();
@@ -877,8 +878,8 @@ struct Others {
 /// How long something took.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 struct Took {
-    /// In deliveries to the busy domain that ended meanwhile: a measure that does not depend on what else the machine has
-    /// to do.
+    /// In deliveries to the busy domain that ended meanwhile: a measure that does not depend on what else the machine
+    /// has to do.
     busy: usize,
     seconds: f64,
 }
@@ -1090,8 +1091,8 @@ fn no_password_of_a_relay_leaves_the_spawner() {
     assert!(!said.contains(SECRET) && !said.contains("mailuser"), "{said}");
 }
 
-/// A tree whose qmail-remote chooses relays by senders, as the SMTP AUTH patches do: the Makefile sees it, and the gate counts by
-/// these relays.
+/// A tree whose qmail-remote chooses relays by senders, as the SMTP AUTH patches do: the Makefile sees it, and the gate
+/// counts by these relays.
 #[test]
 fn a_tree_that_routes_by_senders_counts_by_their_relays() {
     let fixture = Fixture::new(Dialect::StockKr);

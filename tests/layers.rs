@@ -9,8 +9,8 @@ use std::str::FromStr;
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The rooms of the tool, from the bottom up. A module belongs to the room with the longest name that is its own or that of a
-/// folder around it. Rooms of one line stand side by side and do not import each other.
+/// The rooms of the tool, from the bottom up. A module belongs to the room with the longest name that is its own or
+/// that of a folder around it. Rooms of one line stand side by side and do not import each other.
 const TOOL: &[&[&str]] = &[
     &["error", "date", "sys"],
     &["output", "fixture"],
@@ -412,7 +412,8 @@ fn is_path_before(tokens: &[TokenTree], at: usize) -> bool {
     at >= 2 && is_punct(tokens.get(at - 1), ':') && is_punct(tokens.get(at - 2), ':')
 }
 
-/// The words of the path at `at`, and where it ends: behind its last word, or behind the colons before a brace or a star.
+/// The words of the path at `at`, and where it ends: behind its last word, or behind the colons before a brace or a
+/// star.
 fn path_at(tokens: &[TokenTree], mut at: usize) -> (Vec<String>, usize) {
     let mut path = Vec::new();
     while let Some(TokenTree::Ident(word)) = tokens.get(at) {

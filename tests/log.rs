@@ -9,7 +9,8 @@ use qpatch::qmail::log::Log;
 use qpatch::qmail::log::event::Event;
 use qpatch::qmail::log::stamp::Precision;
 
-/// What a log says of deliveries: microseconds since the first, and what happened, with the place of its origin among the log's.
+/// What a log says of deliveries: microseconds since the first, and what happened, with the place of its origin among
+/// the log's.
 fn told(dir: &Path, files: &[&str]) -> Vec<(i64, String)> {
     let paths: Vec<PathBuf> = files.iter().map(|file| dir.join(file)).collect();
     let mut log = Log::open(&paths).unwrap();

@@ -134,8 +134,9 @@ fn two_byte_runs_at_every_size() {
     runs(Dialect::TwoByte);
 }
 
-/// The rig, qmail-send, qmail-clean and the relays between them stand still in turns, each at whatever point it has come
-/// to, with the smallest pipes that there are full on both sides; and other proofs of this process come to their end.
+/// The rig, qmail-send, qmail-clean and the relays between them stand still in turns, each at whatever point it has
+/// come to, with the smallest pipes that there are full on both sides; and other proofs of this process come to their
+/// end.
 #[test]
 fn programs_that_stand_still_for_a_while_stop_no_trial() {
     for gate in [Gate::Out, Gate::In] {
@@ -318,8 +319,8 @@ fn without_qpatch_a_fortified_spawner_aborts_at_descriptor_1024() {
             Ok(()) => assert!(spawner.take_reports().is_empty(), "a delivery was refused"),
             Err(Error::Died { how, .. }) => {
                 assert_eq!(how, "signal 6 (abort)");
-                // Delivery n reads from descriptor 2n + 2, or a little above it; and its child may be seen to start before the
-                // spawner comes to select, so that the one after it is the one that is not made.
+                // Delivery n reads from descriptor 2n + 2, or a little above it; and its child may be seen to start
+                // before the spawner comes to select, so that the one after it is the one that is not made.
                 assert!((508..=512).contains(&number), "it aborted at delivery {number}");
                 return;
             }

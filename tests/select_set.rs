@@ -1,7 +1,7 @@
 //! What the patches' headers do once they are compiled, with each compiler and C library that there is.
 //!
-//! select_set.h beside the system's own fd_set: the same random descriptors, told alike, also with sanitizers. bind_noport.h:
-//! connections from one address to two destinations.
+//! select_set.h beside the system's own fd_set: the same random descriptors, told alike, also with sanitizers.
+//! bind_noport.h: connections from one address to two destinations.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -54,8 +54,8 @@ fn with_musl() {
     agrees("musl-gcc", &["-O2"]);
 }
 
-/// With four ephemeral ports, one address of this host has four connections in all, and with the header four to each of two
-/// destinations; with IPv4 and with IPv6.
+/// With four ephemeral ports, one address of this host has four connections in all, and with the header four to each of
+/// two destinations; with IPv4 and with IPv6.
 #[test]
 fn connections_from_one_address_share_no_ports_between_destinations() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -96,7 +96,8 @@ fn connections_from_one_address_share_no_ports_between_destinations() {
     }
 }
 
-/// The patch, on a tree that binds as public patches for outgoing addresses do: calls in several styles, IPv6 among them.
+/// The patch, on a tree that binds as public patches for outgoing addresses do: calls in several styles, IPv6 among
+/// them.
 #[test]
 fn a_tree_that_binds_an_outgoing_address() {
     let fixture = Fixture::new(Dialect::StockKr);

@@ -1,5 +1,5 @@
-//! Real trees: `QMAIL_TREES=DIR` has every tree in DIR patched, built and proved, in copies. Without it there is nothing
-//! to do here: no qmail source is part of this project.
+//! Real trees: `QMAIL_TREES=DIR` has every tree in DIR patched, built and proved, in copies. Without it there is
+//! nothing to do here: no qmail source is part of this project.
 
 mod common;
 #[path = "common/rig.rs"]

@@ -1,5 +1,5 @@
-//! `qpatch verify` on trees that are wrong: each has to fail, in the step that shows it and with the reason; and nothing
-//! is left behind, whatever happens.
+//! `qpatch verify` on trees that are wrong: each has to fail, in the step that shows it and with the reason; and
+//! nothing is left behind, whatever happens.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -467,7 +467,8 @@ fn settings_that_a_configure_makes() {
     }
 }
 
-/// The tree's ./compile and ./load give the first lines of conf-cc and conf-ld to a shell, in the tree; and so does verify.
+/// The tree's ./compile and ./load give the first lines of conf-cc and conf-ld to a shell, in the tree; and so does
+/// verify.
 #[test]
 fn a_compiler_line_that_only_a_shell_understands() {
     let fixture = Fixture::new(Dialect::StockAnsi);
@@ -515,7 +516,8 @@ fn a_compiler_line_that_only_a_shell_understands() {
     disproved(&fixture, &["--only", "build", "--cc", "cc"], "build", &[hint]);
 }
 
-/// Numbers that a distribution has fixed, in a source that no rule makes; and ids that are asked for when a program runs.
+/// Numbers that a distribution has fixed, in a source that no rule makes; and ids that are asked for when a program
+/// runs.
 #[test]
 fn ids_that_the_tree_does_not_make_of_its_users() {
     let fixed = Fixture::new(Dialect::StockAnsi);
@@ -624,7 +626,8 @@ fn a_tree_that_cannot_be_hardened_patched_or_not() {
     assert_eq!(step["notes"], serde_json::json!([note]));
 }
 
-/// In a container, the first process may reap nobody: what qmail-send leaves behind when it is killed would stay for ever.
+/// In a container, the first process may reap nobody: what qmail-send leaves behind when it is killed would stay for
+/// ever.
 #[test]
 fn a_proof_reaps_all_that_it_has_started() {
     let fixture = Fixture::new(Dialect::StockAnsi);

@@ -104,8 +104,8 @@ pub fn until_last(plan: &Plan, run: &Run, class: usize, from_us: u64) -> Option<
     Some(last.saturating_sub(from_us) as f64 / 1e6)
 }
 
-/// How long the mails of a class took, each from its arrival to its acceptance, in seconds: the mean, and what 95 of 100
-/// stay below. None: not all of it was accepted, or it did not arrive while the server ran.
+/// How long the mails of a class took, each from its arrival to its acceptance, in seconds: the mean, and what 95 of
+/// 100 stay below. None: not all of it was accepted, or it did not arrive while the server ran.
 pub fn sojourn(plan: &Plan, run: &Run, class: usize) -> Option<(f64, f64)> {
     let times = sojourns(plan, run, class)?;
     let share = times.len() * 95 / 100;

@@ -20,8 +20,8 @@ pub enum Takes {
     EverySecond,
 }
 
-/// Whether a mail is in the half that is taken: of 2n and 2n + 1 one is (the Thue-Morse sequence). Not the even ones, for
-/// qmail-send takes the mail of one directory of its queue after the other, which are all even or all odd numbers.
+/// Whether a mail is in the half that is taken: of 2n and 2n + 1 one is (the Thue-Morse sequence). Not the even ones,
+/// for qmail-send takes the mail of one directory of its queue after the other, which are all even or all odd numbers.
 pub fn is_taken(mail: u32) -> bool {
     mail.count_ones().is_multiple_of(2)
 }
@@ -40,7 +40,8 @@ mod code {
     pub(super) const DISCARD: u8 = b'd';
 }
 
-/// What it need not be told: the connection, HELO, the sender, the body, header lines, their end, unknown commands, DATA.
+/// What it need not be told: the connection, HELO, the sender, the body, header lines, their end, unknown commands,
+/// DATA.
 const NOT_WANTED: u32 = 0x1 | 0x2 | 0x4 | 0x10 | 0x20 | 0x40 | 0x100 | 0x200;
 const VERSION: u32 = 6;
 /// The protocol's largest packet is a body chunk of 65,535 bytes.

@@ -39,7 +39,8 @@ pub fn domain_name(number: usize) -> String {
     format!("d{number:03}.bench.example")
 }
 
-/// The address of server `number`, 0..=62499. Below 127.1.0.0/16, so that no address of the machine's own is among them.
+/// The address of server `number`, 0..=62499. Below 127.1.0.0/16, so that no address of the machine's own is among
+/// them.
 pub fn address(number: usize) -> Ipv4Addr {
     let low = u8::try_from(number % 250 + 1).unwrap_or(u8::MAX);
     Ipv4Addr::new(127, 1, u8::try_from(number / 250).unwrap_or(u8::MAX), low)
@@ -82,8 +83,8 @@ pub struct Plan {
     pub classes: usize,
     /// What is queued before the start, in this order.
     pub before: Vec<u32>,
-    /// And messages with several recipients, each of which counts as a mail of its own. Postfix is not put through a plan that has
-    /// some: it delivers to as many in one session, or counts each recipient as a destination.
+    /// And messages with several recipients, each of which counts as a mail of its own. Postfix is not put through a
+    /// plan that has some: it delivers to as many in one session, or counts each recipient as a destination.
     pub lists: Vec<Vec<u32>>,
     /// What comes so long after the start.
     pub arrivals: Vec<(Duration, u32)>,

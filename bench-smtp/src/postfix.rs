@@ -1,8 +1,8 @@
 //! A private Postfix: its own configuration, queue and log in a temporary directory, no listener but the one that takes
 //! a single message once. The system's own Postfix, if there is one, is not touched.
 //!
-//! Its queue is filled as its own cleanup(8) would fill it, without the cost: one message goes in by SMTP while there is
-//! no queue manager, and its queue file is the mould of all others, whose recipients have the same length.
+//! Its queue is filled as its own cleanup(8) would fill it, without the cost: one message goes in by SMTP while there
+//! is no queue manager, and its queue file is the mould of all others, whose recipients have the same length.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -23,8 +23,8 @@ use crate::run::{Subject, Told};
 use crate::sink::local_part;
 use crate::usage;
 
-/// What Postfix waits between two looks at deferred mail, and before it tries a mail or a destination again, in seconds;
-/// its default of 300 would be longer than the scenarios are.
+/// What Postfix waits between two looks at deferred mail, and before it tries a mail or a destination again, in
+/// seconds; its default of 300 would be longer than the scenarios are.
 pub const BACKOFF_SECS: u32 = 5;
 
 /// Where it takes the one message.

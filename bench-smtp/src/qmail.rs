@@ -219,8 +219,8 @@ impl Qmail {
         self.site.home().join("queue/lock/gatestatus")
     }
 
-    /// The limit of its key as the table has it, and the effective one, as its status file has them; of several keys, that
-    /// with the lowest. None: there is none.
+    /// The limit of its key as the table has it, and the effective one, as its status file has them; of several keys,
+    /// that with the lowest. None: there is none.
     pub fn limits(&self) -> Option<(u32, u32)> {
         let bytes = fs::read(self.status_file()).ok()?;
         let status = Status::parse(&bytes).ok()?;
@@ -416,7 +416,8 @@ impl Subject for Qmail {
     }
 }
 
-/// As the gate ends the texts of what waits until it is called; what it defers untried ends otherwise, and not in a short pause.
+/// As the gate ends the texts of what waits until it is called; what it defers untried ends otherwise, and not in a
+/// short pause.
 fn is_busy(text: &str) -> bool {
     text.contains("_not_tried._(#4.4.5)")
         || text.contains("_one_at_a_time_is_tried;_not_tried._(#4.4.1)")

@@ -106,8 +106,8 @@ pub fn run(subject: &mut dyn Subject, plan: &Plan, port: u16) -> Result<Run> {
     let sink = Sink::start(&plan.servers, port, classes.collect(), plan.classes)?;
     let mut going = Going { plan, subject, sink: &sink, arrived: vec![None; plan.mails.len()] };
     going.subject.start()?;
-    // From here on: the shell scripts that start Postfix are not its work. What is the mail server's itself is waited for
-    // at the end.
+    // From here on: the shell scripts that start Postfix are not its work. What is the mail server's itself is waited
+    // for at the end.
     let used = usage::of_children()?;
     let started = Instant::now();
     let complete = going.on(started);

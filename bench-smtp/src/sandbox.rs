@@ -1,5 +1,5 @@
-//! A network of the bench's own: a namespace in which there is nothing but a loopback interface, so that no mail can ever
-//! leave the machine, port 25 is free, and /etc/resolv.conf can name the bench's own name server.
+//! A network of the bench's own: a namespace in which there is nothing but a loopback interface, so that no mail can
+//! ever leave the machine, port 25 is free, and /etc/resolv.conf can name the bench's own name server.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -49,8 +49,8 @@ pub fn enter() -> Result<()> {
     Ok(())
 }
 
-/// Makes /etc/resolv.conf, for this process and those that it starts, name [`NAME_SERVER`]. `file` is written and has to
-/// stay.
+/// Makes /etc/resolv.conf, for this process and those that it starts, name [`NAME_SERVER`]. `file` is written and has
+/// to stay.
 pub fn use_name_server(file: &Path) -> Result<()> {
     fs::write(file, format!("nameserver {NAME_SERVER}\noptions attempts:2 timeout:2\n"))
         .map_err(Error::doing(format!("write {}", file.display())))?;
@@ -61,8 +61,8 @@ pub fn use_name_server(file: &Path) -> Result<()> {
         .map_err(|error| Error::new(format!("cannot mount over {}: {error}", target.display()), ""))
 }
 
-/// Adds users to /etc/passwd, and groups of the same names to /etc/group, as this process and those that it starts see them.
-/// Who is there already stays. `dir` gets the files, which have to stay.
+/// Adds users to /etc/passwd, and groups of the same names to /etc/group, as this process and those that it starts see
+/// them. Who is there already stays. `dir` gets the files, which have to stay.
 pub fn add_users(dir: &Path, names: &[&str]) -> Result<()> {
     /// Beyond what distributions give to packages.
     const FIRST: usize = 64900;

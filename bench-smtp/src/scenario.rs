@@ -600,7 +600,8 @@ impl Measures<'_> {
             let all_ms = run.told.cpu_ms_of.get("qmail-send")? - others?;
             Some(all_ms * 1000.0 / plan.count(BIG).max(1) as f64)
         });
-        // A list without any limit is no measure: hundreds of its deliveries share what one wake-up costs. See README.md.
+        // A list without any limit is no measure: hundreds of its deliveries share what one wake-up costs. See
+        // README.md.
         let bar = Bar::AtMostOfNoGateBelow(1.3);
         self.add("qmail-send's CPU us a recipient, without the others", with, Some(bar));
         let same_pace = self.of("twenty at once", cpu);

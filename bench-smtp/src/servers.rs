@@ -1,8 +1,9 @@
-//! S7: real servers at the far end, each set to five sessions or with a mail filter that defers, and the gate before them.
+//! S7: real servers at the far end, each set to five sessions or with a mail filter that defers, and the gate before
+//! them.
 //!
 //! What is measured here is what the sink's 421 cannot show: a server that closes its listening socket, that hangs up
-//! without a word, that serves the next one only when a place is free, that counts a session longer than it lasts, or that
-//! says "not now" for reasons of its own.
+//! without a word, that serves the next one only when a place is free, that counts a session longer than it lasts, or
+//! that says "not now" for reasons of its own.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;

@@ -1,5 +1,5 @@
-//! One SMTP session on standard input and output, for super-servers (tcpserver, tcpsvd, xinetd, couriertcpd), whose limits
-//! are what is looked at: it takes every mail after a while and forgets it.
+//! One SMTP session on standard input and output, for super-servers (tcpserver, tcpsvd, xinetd, couriertcpd), whose
+//! limits are what is looked at: it takes every mail after a while and forgets it.
 
 use std::io::{self, BufRead, Write};
 use std::time::Duration;

@@ -4,10 +4,10 @@
 //! **What a session is.** From the moment the server has accepted a connection until it has read QUIT or the end of the
 //! connection. A connection that is refused with 421 is closed at once and is no session; it is counted by itself.
 //!
-//! **Order.** A place at a server that is free because a session has ended is taken by the next one microseconds later, and
-//! the sink reads several of such events in one turn. So that it does not count as two what was one after the other, a
-//! new connection counts only after the sink has asked once more for the ends that had come before. An overlap shorter
-//! than a turn of the sink (tens of microseconds) may go unseen by that; a longer one is seen.
+//! **Order.** A place at a server that is free because a session has ended is taken by the next one microseconds later,
+//! and the sink reads several of such events in one turn. So that it does not count as two what was one after the
+//! other, a new connection counts only after the sink has asked once more for the ends that had come before. An overlap
+//! shorter than a turn of the sink (tens of microseconds) may go unseen by that; a longer one is seen.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};

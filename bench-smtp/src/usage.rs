@@ -48,8 +48,8 @@ pub fn reap_all(patience: Duration) -> Result<()> {
     }
 }
 
-/// The processor time in milliseconds of process `pid` and each of its children that run now; what a child has waited for
-/// is listed apart, as `CHILD's children`. What cannot be read is left out.
+/// The processor time in milliseconds of process `pid` and each of its children that run now; what a child has waited
+/// for is listed apart, as `CHILD's children`. What cannot be read is left out.
 pub fn of_programs(pid: u32) -> BTreeMap<String, f64> {
     let mut found = BTreeMap::new();
     let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));

@@ -1,5 +1,5 @@
-//! gate_retry.c for tests: its calls as methods, with a clock that is set by hand, and an allocator that fails when told to,
-//! moves every block that grows, and looks whether anything was written beyond one.
+//! gate_retry.c for tests: its calls as methods, with a clock that is set by hand, and an allocator that fails when
+//! told to, moves every block that grows, and looks whether anything was written beyond one.
 //!
 //! gate_retry.c has one state for the process, so there is one [`Retry`] at a time.
 
@@ -202,7 +202,8 @@ impl Retry {
         HEAP.with_borrow(|heap| heap.blocks.iter().map(|block| block.size).sum())
     }
 
-    /// In bytes: a channel, a part of a message, a queue, a message, a recipient, a job that runs, the queues of domains.
+    /// In bytes: a channel, a part of a message, a queue, a message, a recipient, a job that runs, the queues of
+    /// domains.
     pub fn sizes(&self) -> [u32; 7] {
         // SAFETY: it reads constants.
         [0, 1, 2, 3, 4, 5, 6].map(|which| unsafe { gate_test_sizes(which) })
@@ -249,8 +250,8 @@ impl Retry {
     /// gate_retry_tell
     pub fn tell(&mut self, c: i32) -> Option<(u64, Vec<u8>)> {
         let (mut id, mut recipient) = (0, std::ptr::null_mut());
-        // SAFETY: as in `open`, and both live longer than the call. What it points to then ends with a zero byte, and stays until the
-        // next call.
+        // SAFETY: as in `open`, and both live longer than the call. What it points to then ends with a zero byte, and
+        // stays until the next call.
         unsafe {
             let is = gate_retry_tell(c, &raw mut id, &raw mut recipient);
             (is != 0).then(|| (id, CStr::from_ptr(recipient).to_bytes().to_vec()))

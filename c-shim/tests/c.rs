@@ -1,5 +1,5 @@
-//! The gate and its C as the mail server gets them: a static library made by rustc alone, the glue made by cc, linked by
-//! cc with the libraries that rustc names. Also with AddressSanitizer, and under Valgrind where there is one.
+//! The gate and its C as the mail server gets them: a static library made by rustc alone, the glue made by cc, linked
+//! by cc with the libraries that rustc names. Also with AddressSanitizer, and under Valgrind where there is one.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -552,8 +552,8 @@ impl Send {
 proptest! {
     #![proptest_config(config())]
 
-    /// Whatever the servers and the gate say, and whenever: each recipient is tried until it is done, never twice at once, and
-    /// no file goes before.
+    /// Whatever the servers and the gate say, and whenever: each recipient is tried until it is done, never twice at
+    /// once, and no file goes before.
     #[test]
     fn no_recipient_is_lost(
         recipients in prop::collection::vec(prop_oneof![3 => 1..4_usize, 3 => 1..60_usize, 1 => 1..900_usize], 1..4),
@@ -620,8 +620,8 @@ proptest! {
     }
 }
 
-/// 65000 recipients of one message at one domain: a few dozen are refused one by one, the others wait without being asked, and the
-/// called ones are handed out while those that were called before are still under way.
+/// 65000 recipients of one message at one domain: a few dozen are refused one by one, the others wait without being
+/// asked, and the called ones are handed out while those that were called before are still under way.
 #[test]
 fn a_long_list() {
     const RECIPIENTS: usize = 65_000;

@@ -1,8 +1,8 @@
 //! gate_retry.c in Rust. gate_retry.h tells what each call means; here are the same calls, with the time as an argument
 //! instead of the clock, and with the report already read ([`Told::read`] reads it).
 //!
-//! It is meant to be read beside the C: the same state, kept in sorted maps instead of chains and heaps. Memory is short
-//! where [`Memory`] says so, which is asked wherever the C asks for memory.
+//! It is meant to be read beside the C: the same state, kept in sorted maps instead of chains and heaps. Memory is
+//! short where [`Memory`] says so, which is asked wherever the C asks for memory.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -600,8 +600,8 @@ impl<M: Memory> Retry<M> {
         false
     }
 
-    /// For which message the gate is to be asked for several recipients together, how many, and their domain. What it answers goes
-    /// to [`Retry::answer`].
+    /// For which message the gate is to be asked for several recipients together, how many, and their domain. What it
+    /// answers goes to [`Retry::answer`].
     pub fn tell(&mut self, channel: usize) -> Option<(u64, u32, Vec<u8>)> {
         let of = self.channels.get_mut(channel)?;
         if of.told.is_some() {

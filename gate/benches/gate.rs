@@ -102,8 +102,8 @@ fn ask_and_done(
     for _ in 0..ROUNDS {
         let mut ns = 0.0;
         for _ in 0..BATCHES {
-            // In a small buffer that is made anew before the clock starts, as the spawner's is by what comes from the pipe: it
-            // is not the bench's own memory that is measured, nor what that leaves of the cache.
+            // In a small buffer that is made anew before the clock starts, as the spawner's is by what comes from the
+            // pipe: it is not the bench's own memory that is measured, nor what that leaves of the cache.
             let text: String = (0..BATCH).map(|_| recipient(pick(&mut random))).collect();
             let parts: Vec<Parts<'_>> = text
                 .split_inclusive('\0')

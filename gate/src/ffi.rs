@@ -1,8 +1,8 @@
 //! What C sees. `gate.h` is the contract; `bindings.rs` is bindgen's reading of it, and the types of the functions here
 //! are compared with it when this is compiled.
 //!
-//! Every function is made by the macro `export!`, which is the boundary: no panic gets out, nothing is printed, and what C gets
-//! when something fails is written next to the name:
+//! Every function is made by the macro `export!`, which is the boundary: no panic gets out, nothing is printed, and
+//! what C gets when something fails is written next to the name:
 //!
 //! | function | answer when it fails |
 //! | --- | --- |
@@ -14,8 +14,8 @@
 //! | gate_timeout_ms | -1 |
 //! | gate_held | 0 |
 //!
-//! The state is behind a lock that is only ever tried: the contract is one thread, and whoever breaks it gets the answer
-//! above.
+//! The state is behind a lock that is only ever tried: the contract is one thread, and whoever breaks it gets the
+//! answer above.
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_uint};
 use std::hash::{BuildHasher, RandomState};
@@ -256,8 +256,8 @@ export! {
                 Some(GO)
             }
             Done::Instead => {
-                // SAFETY: a delivery that has not run is never reported instead, so text is not NULL. The text stays until the
-                // next call changes it.
+                // SAFETY: a delivery that has not run is never reported instead, so text is not NULL. The text stays
+                // until the next call changes it.
                 unsafe { *text = host.text().as_ptr().cast() };
                 Some(BUSY)
             }

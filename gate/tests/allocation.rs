@@ -1,5 +1,5 @@
-//! In the steady state a delivery allocates nothing, whether it goes, is held, or is sent away. What is left is that idle
-//! memory is given back once a second, and taken again.
+//! In the steady state a delivery allocates nothing, whether it goes, is held, or is sent away. What is left is that
+//! idle memory is given back once a second, and taken again.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;

@@ -1,4 +1,5 @@
-//! What cannot connect, seen by the gate: a server that closes its socket for a while, and a machine that cannot connect at all.
+//! What cannot connect, seen by the gate: a server that closes its socket for a while, and a machine that cannot
+//! connect at all.
 
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, Why};
@@ -187,7 +188,8 @@ fn in_its_place(gate: &mut Gate, report: &[u8], took_us: u64) -> Option<Busy> {
     gate.done(SEC + 1 + took_us, 0, Ran::Yes(report))
 }
 
-/// A fixed limit at the server's own: what is refused at the door beside others was no try, and the next one waits for the place.
+/// A fixed limit at the server's own: what is refused at the door beside others was no try, and the next one waits for
+/// the place.
 #[test]
 fn a_fixed_limit_and_what_is_refused_at_the_door() {
     for table in ["d.example:5\n", "d.example:5\n192.0.2.0/24:9:site\n"] {
@@ -213,8 +215,8 @@ fn a_fixed_limit_and_what_is_refused_at_the_door() {
     }
 }
 
-/// What the server may have, what it said of the mail, and what took a minute was a try. So is what is refused a fourth time, and what
-/// is refused when nobody else was let in of late.
+/// What the server may have, what it said of the mail, and what took a minute was a try. So is what is refused a fourth
+/// time, and what is refused when nobody else was let in of late.
 #[test]
 fn a_fixed_limit_and_what_is_a_try() {
     let tries: [&[u8]; 4] = [

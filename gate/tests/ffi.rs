@@ -1,5 +1,5 @@
-//! What C sees, called from Rust: wrong order, wrong arguments, panics. The gate is one for a process, so all of it is one
-//! test after the other.
+//! What C sees, called from Rust: wrong order, wrong arguments, panics. The gate is one for a process, so all of it is
+//! one test after the other.
 
 use std::ffi::{CString, c_char, c_int, c_long, c_uint};
 use std::fs;

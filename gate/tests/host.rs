@@ -601,7 +601,8 @@ impl Drop for SmallDisk {
     }
 }
 
-/// The disk is full: what was kept is there all the same, mail goes on, and what could not be kept is, once there is room.
+/// The disk is full: what was kept is there all the same, mail goes on, and what could not be kept is, once there is
+/// room.
 #[test]
 fn a_full_disk_leaves_the_copy_that_was_there() {
     let home = Home::new();
@@ -757,7 +758,8 @@ fn a_file_that_is_half_written_at_the_start_is_waited_for() {
     assert!([[3, 4, 5], [20, 20, 20]].contains(&limits), "{limits:?}");
 }
 
-/// Runs three deliveries at once to a key that learns, and lets the server say this to the first one: the limit that is learned.
+/// Runs three deliveries at once to a key that learns, and lets the server say this to the first one: the limit that is
+/// learned.
 fn limit_after(host: &mut Host, sender: &str, reply: &str) -> Limit {
     let recipient = format!("user@{}.example\0", host.gate().totals().asked);
     for slot in 0..3 {
@@ -975,7 +977,8 @@ fn running(host: &Host, kind: KeyKind, name: &str) -> u32 {
     host.gate().find_key(kind, name.as_bytes()).map_or(0, |key| key.running)
 }
 
-/// The question for many recipients names their domain and no sender: where the sender chooses the relay, they may count elsewhere.
+/// The question for many recipients names their domain and no sender: where the sender chooses the relay, they may
+/// count elsewhere.
 #[test]
 fn what_the_sender_may_decide_is_asked_for_one_by_one() {
     const TOGETHER: u32 = 65535;

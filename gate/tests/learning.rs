@@ -4,11 +4,12 @@
 //! The bounds, with the seeds that are printed:
 //!
 //! - 500 mails at 0.2 s to a server that takes 10 at once, 20 configured: at most 20 refused (13), done in at most 13 s
-//!   (10.0 at constant service time), whether it answers 421 or the connection fails; 20 and 12.0 if it counts a session
-//!   for 0.2 ms after its end.
-//! - Caps 1..=200, 20 to 200 configured, service times 0.05..60 s: at most one refusal for each place above the cap, and
-//!   one for each time that the wall is tried: after 4, 8, 16, 32 and then each 64 cohorts, or after five minutes. From five
-//!   service times on the effective limit is within one of the cap, up or down. Done in at most 1.15 times the ideal time.
+//!   (10.0 at constant service time), whether it answers 421 or the connection fails; 20 and 12.0 if it counts a
+//!   session for 0.2 ms after its end.
+//! - Caps 1..=200, 20 to 200 configured, service times 0.05..60 s: at most one refusal for each place above the cap,
+//!   and one for each time that the wall is tried: after 4, 8, 16, 32 and then each 64 cohorts, or after five minutes.
+//!   From five service times on the effective limit is within one of the cap, up or down. Done in at most 1.15 times
+//! the ideal time.
 //! - Once the objection ends the configured limit counts again after at most 65 + 1.3 service times a place.
 //! - A server that refuses or hangs for 1000 s gets, besides what was started at first, one delivery a pause.
 
@@ -538,8 +539,8 @@ proptest! {
         }
     }
 
-    /// A fixed limit is what it says. But what was refused at the door beside others waits a little, and while nobody can connect
-    /// there are pauses, none as long as a command is held.
+    /// A fixed limit is what it says. But what was refused at the door beside others waits a little, and while nobody
+    /// can connect there are pauses, none as long as a command is held.
     #[test]
     fn fixed(events in vec((any_seen(), 0u64..30_000_000, 0u32..9, any::<bool>()), 1..200)) {
         let (mut state, mut random, mut now_us) = (Learned::default(), Random::new(7), 0);

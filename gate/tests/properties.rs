@@ -144,8 +144,8 @@ impl Check {
         ((found.kind, found.name.to_ascii_lowercase()), found.cap.limit)
     }
 
-    /// Whether a key with so many running has a place. Candidates have those that their site's members leave while none of them
-    /// waits, and always a quarter.
+    /// Whether a key with so many running has a place. Candidates have those that their site's members leave while none
+    /// of them waits, and always a quarter.
     fn admits(&self, key: &KeyName, limit: Limit, running: u32) -> bool {
         let members = self.gate.find_key(KeyKind::Group, &key.1);
         let left = match members.map(|members| (members, members.limit())) {
@@ -422,9 +422,10 @@ impl Check {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Never over a limit; no place idle while its key has a held command, and no command sent away or held while there is
-    /// a place, whatever others do, unless the server has just refused something at the door; no place lost or counted twice, through reloads, too; never more held than slots are
-    /// free; nothing held for more than a minute; what was held comes back as it was.
+    /// Never over a limit; no place idle while its key has a held command, and no command sent away or held while there
+    /// is a place, whatever others do, unless the server has just refused something at the door; no place lost or
+    /// counted twice, through reloads, too; never more held than slots are free; nothing held for more than a minute;
+    /// what was held comes back as it was.
     #[test]
     fn places(
         slots in 1u32..40,
@@ -525,8 +526,8 @@ fn domains_of_a_site_come_together() {
     assert_eq!(gate.rules().sites.seen.len(), 100);
 }
 
-/// A domain's site is known from its first refusal on, but it counts under the site a little later. What it was refused in
-/// between was refused beside the others of the site, not alone.
+/// A domain's site is known from its first refusal on, but it counts under the site a little later. What it was refused
+/// in between was refused beside the others of the site, not alone.
 #[test]
 fn refused_before_it_counts_under_its_site() {
     let mut gate = Gate::new(400, 400, 7).unwrap();

@@ -1,5 +1,5 @@
-//! The kinds of servers that were measured (docs/measurements.md), each as a model: what one session too many costs with
-//! `:20::learn` and with a fixed limit. With `--nocapture --test-threads 1` they print their figures.
+//! The kinds of servers that were measured (docs/measurements.md), each as a model: what one session too many costs
+//! with `:20::learn` and with a fixed limit. With `--nocapture --test-threads 1` they print their figures.
 
 #[path = "model/server.rs"]
 mod server;
@@ -81,8 +81,9 @@ fn so_many_at_once() {
     }
 }
 
-/// A child counts for 20 ms after its session has ended. A place that has become free waits for that, so all of them are used. Of
-/// many places that become free together, half are wanted for those that end: there a wait costs more than it brings.
+/// A child counts for 20 ms after its session has ended. A place that has become free waits for that, so all of them
+/// are used. Of many places that become free together, half are wanted for those that end: there a wait costs more than
+/// it brings.
 #[test]
 fn children_that_linger() {
     for (limit, most, mails) in LOOPS {
@@ -101,7 +102,8 @@ fn children_that_linger() {
     }
 }
 
-/// A fixed limit stays what it is. What is refused at the door beside others is not a try, and comes again when it may be taken.
+/// A fixed limit stays what it is. What is refused at the door beside others is not a try, and comes again when it may
+/// be taken.
 #[test]
 fn fixed_limits() {
     let kinds: [(&str, Kind); 2] = [
@@ -194,8 +196,8 @@ fn so_many_a_minute() {
     }
 }
 
-/// A milter that always refuses some recipients, however few sessions there are: its server takes all others as if it were not
-/// there, and each of the refused is tried and deferred, or goes back three times at most.
+/// A milter that always refuses some recipients, however few sessions there are: its server takes all others as if it
+/// were not there, and each of the refused is tried and deferred, or goes back three times at most.
 #[test]
 fn a_milter_that_refuses_some() {
     for (limit, mails) in [(20, 200), (200, 2000), (20, 10_000), (200, 10_000)] {
@@ -229,8 +231,8 @@ fn a_run_of_mail_that_a_milter_refuses() {
             let name = format!("{bad_first} come first and are refused after {round_trip_secs} s");
             let outcome = learning(&name, |_, _| cap(u32::MAX), 0, &setup, 5.0);
             assert_eq!(outcome.accepted, 100);
-            // One at a time, with a pause of 2 s at most after three, of 4 after four more, of 8 and 16 after 16 and 64. After each
-            // further 64 a pause that is twice as long. And the limit grows from one.
+            // One at a time, with a pause of 2 s at most after three, of 4 after four more, of 8 and 16 after 16 and
+            // 64. After each further 64 a pause that is twice as long. And the limit grows from one.
             let paused_secs = match bad_first {
                 20 => 2.0,
                 100 => 30.0,

@@ -1,5 +1,5 @@
-//! Several spawners at one queue: what one gate counts, all count. Each is a whole [`Host`] on real files, in a thread of its own,
-//! with as little of qmail-send as it needs.
+//! Several spawners at one queue: what one gate counts, all count. Each is a whole [`Host`] on real files, in a thread
+//! of its own, with as little of qmail-send as it needs.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -136,8 +136,8 @@ fn a_qmail_send_that_stalls() {
     let outcome = backlog(Setup { stall, ..Setup::default() }, 50_000);
     assert!(shown("2 of 10 s stalled", 20.0, &outcome) > FULL);
     patient(&outcome);
-    // Longer than what is held lasts, and than the gate waits for an answer: places must be idle for the 4 s beyond what
-    // is held, and all goes on at once afterwards.
+    // Longer than what is held lasts, and than the gate waits for an answer: places must be idle for the 4 s beyond
+    // what is held, and all goes on at once afterwards.
     let stall = |us: u64| us % (30 * SEC) > 24 * SEC;
     let outcome = backlog(Setup { stall, ..Setup::default() }, 50_000);
     assert!(shown("6 of 30 s stalled", 20.0, &outcome) > 26.0 / 30.0 * FULL);
@@ -145,8 +145,8 @@ fn a_qmail_send_that_stalls() {
     assert!(outcome.domains[0].busy_per_mail() <= 1.1 && outcome.domains[0].busy_max <= 4);
 }
 
-/// qmail-send stands still for as long, with most of the mail away: its log pipe is full, or it was stopped. The backlog is done
-/// in the time that its limit needs, from the end of the stall on.
+/// qmail-send stands still for as long, with most of the mail away: its log pipe is full, or it was stopped. The
+/// backlog is done in the time that its limit needs, from the end of the stall on.
 #[test]
 fn a_qmail_send_that_stands_still() {
     const MAILS: u32 = 20_000;
@@ -172,8 +172,8 @@ fn a_qmail_send_that_stands_still() {
     }
 }
 
-/// For 500 s there is 1.4 times as much mail as can be delivered. Nobody overtakes: the wait of the last ones is that of the
-/// backlog then, 200 s, and no mail waits longer.
+/// For 500 s there is 1.4 times as much mail as can be delivered. Nobody overtakes: the wait of the last ones is that
+/// of the backlog then, 200 s, and no mail waits longer.
 #[test]
 fn more_than_can_be_delivered() {
     let mut model = Model::new(Setup::default());
@@ -240,7 +240,8 @@ fn many_busy_domains_leave_room() {
     }
 }
 
-/// With every number of slots, odd or even: a place that is held too much would be sent away and called again without end.
+/// With every number of slots, odd or even: a place that is held too much would be sent away and called again without
+/// end.
 #[test]
 fn few_slots() {
     for concurrency_remote in 21..=110 {
@@ -300,9 +301,9 @@ fn others_do_not_wait() {
     assert!(first_ms < 17_000.0);
 }
 
-/// One message with so many recipients, at these domains in turn, beside mail to fifty others that goes on for as long as the list is
-/// under way. The places of each of the first `limited` domains are full, no other mail waits for a second, and qmail-send's
-/// work is that of a list without a limit.
+/// One message with so many recipients, at these domains in turn, beside mail to fifty others that goes on for as long
+/// as the list is under way. The places of each of the first `limited` domains are full, no other mail waits for a
+/// second, and qmail-send's work is that of a list without a limit.
 fn list(name: &str, setup: Setup, recipients: u32, domains: u32, limited: u32) {
     let mut model = Model::new(setup);
     let names: Vec<u32> = (0..domains).map(|i| model.domain(&format!("list{i}.example"))).collect();
@@ -429,7 +430,8 @@ fn a_server_of_ten_behind_a_hundred_domains() {
     assert!(deferred > 100 && secs > 400.0, "it would not have been needed");
 }
 
-/// 200 mails of 1 s to a server of this kind, until so many seconds; (refused, deferred, accepted, seconds of the last one).
+/// 200 mails of 1 s to a server of this kind, until so many seconds; (refused, deferred, accepted, seconds of the last
+/// one).
 fn loop_of(kind: Kind, table: &'static str, mails: u32, until_secs: u64) -> (u32, u32, u32, f64) {
     let sessions = if matches!(kind, Kind::Milter(_)) { u32::MAX } else { 5 };
     let until_us = until_secs * SEC;

@@ -1,7 +1,7 @@
 //! Which patches a command is about, and what they change in a tree.
 //!
-//! The gate and the fork server go into most forks, not into all. If one of them does not fit a tree and was not asked for by
-//! name, it is left out with a warning.
+//! The gate and the fork server go into most forks, not into all. If one of them does not fit a tree and was not asked
+//! for by name, it is left out with a warning.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! The status files of a qmail: reading them, whether those who wrote them still run, and what they say together.
 //!
-//! A tree with several remote channels has a qmail-rspawn for each, and each writes a file of its own: queue/lock/gatestatus,
-//! gatestatus.1, gatestatus.2 and so on. An empty one has never been written.
+//! A tree with several remote channels has a qmail-rspawn for each, and each writes a file of its own:
+//! queue/lock/gatestatus, gatestatus.1, gatestatus.2 and so on. An empty one has never been written.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,8 +23,8 @@ use crate::qmail::control::read_file;
 use crate::qmail::home::Home;
 use crate::sys;
 
-/// So many spawners of one qmail at most. Their files are looked for by their names, which takes no right to list the folder,
-/// and one that is missing hides none behind it.
+/// So many spawners of one qmail at most. Their files are looked for by their names, which takes no right to list the
+/// folder, and one that is missing hides none behind it.
 const SPAWNERS_MAX: u32 = 64;
 
 /// Why there is no status.
@@ -214,7 +214,8 @@ fn why_empty(home: &Home, path: &Path) -> Option<String> {
     })
 }
 
-/// The namespace of process numbers in which Linux starts (PROC_PID_INIT_INO of its proc_ns.h): from there all are seen.
+/// The namespace of process numbers in which Linux starts (PROC_PID_INIT_INO of its proc_ns.h): from there all are
+/// seen.
 const FIRST_NAMESPACE: u64 = 0xeffffffc;
 
 /// Whether the process that wrote a status still runs. A zombie does not; nor does another one that has its number now.
@@ -276,8 +277,8 @@ fn innermost_pid(proc: &Path, pid: &str) -> Option<u32> {
     numbers.split_whitespace().last()?.parse().ok()
 }
 
-/// Those whose figures count. qmail-send ends when one of its spawners does, so one that is gone while another runs is of an
-/// earlier run. If none runs, the last figures of all.
+/// Those whose figures count. qmail-send ends when one of its spawners does, so one that is gone while another runs is
+/// of an earlier run. If none runs, the last figures of all.
 pub(super) fn counted(spawners: &[Spawner]) -> impl Iterator<Item = &Spawner> {
     let runs = |spawner: &Spawner| spawner.process != Process::Gone;
     let any = spawners.iter().any(runs);
@@ -286,8 +287,8 @@ pub(super) fn counted(spawners: &[Spawner]) -> impl Iterator<Item = &Spawner> {
 
 /// What several spawners say together; for one, what it says. Each key is there once.
 ///
-/// What is counted is added up. What all of them read from the same files is taken from the one that wrote last, for it may
-/// have read them later; of a key's limit that follows its server, the lowest.
+/// What is counted is added up. What all of them read from the same files is taken from the one that wrote last, for it
+/// may have read them later; of a key's limit that follows its server, the lowest.
 pub(super) fn together(spawners: &[Spawner]) -> Status {
     let mut statuses: Vec<&Status> = counted(spawners).map(|spawner| &spawner.status).collect();
     let first = statuses[0];

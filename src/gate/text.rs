@@ -9,8 +9,8 @@ use qpatch_gate::site::Because;
 use qpatch_gate::status::{Escaped, unescaped_bytes};
 use qpatch_gate::table::Limit;
 
-/// A name as it is printed everywhere: printable ASCII, the rest as `%` and two hexadecimal digits, and so is `%`. What mail
-/// brought in must not talk to the terminal, turn the line around, or look like another name.
+/// A name as it is printed everywhere: printable ASCII, the rest as `%` and two hexadecimal digits, and so is `%`. What
+/// mail brought in must not talk to the terminal, turn the line around, or look like another name.
 pub(super) fn escaped(name: impl AsRef<[u8]>) -> String {
     Escaped(name.as_ref()).to_string()
 }

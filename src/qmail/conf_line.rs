@@ -21,9 +21,9 @@ pub(crate) fn first_word(line: &str) -> usize {
     line.len()
 }
 
-/// Whether some of the flags come from a command or a variable (`cc \`dpkg-buildflags --get CFLAGS\``, `cc $CFLAGS`), so that
-/// the line does not tell which they are. A command within a flag, as in ``-I`head -1 conf-ssl` ``, gives a part of that flag
-/// alone.
+/// Whether some of the flags come from a command or a variable (`cc \`dpkg-buildflags --get CFLAGS\``, `cc $CFLAGS`),
+/// so that the line does not tell which they are. A command within a flag, as in ``-I`head -1 conf-ssl` ``, gives a
+/// part of that flag alone.
 #[must_use]
 pub(crate) fn has_flags_from_elsewhere(line: &str) -> bool {
     let mut rest = line.get(first_word(line)..).unwrap_or_default();

@@ -36,7 +36,8 @@ pub struct Tree {
     root: PathBuf,
     /// Names of the regular files directly in it, and of links to such files inside the tree, and those of `above`.
     names: BTreeSet<String>,
-    /// Names of the conf-* files that lie one folder up, where the Makefile looks for them (`../conf-spawn`, as in s/qmail).
+    /// Names of the conf-* files that lie one folder up, where the Makefile looks for them (`../conf-spawn`, as in
+    /// s/qmail).
     above: BTreeSet<String>,
 }
 

@@ -7,8 +7,8 @@
 //!
 //! [`run`] is the whole proof. Its parts can be used alone: a
 //! [`sandbox::scratch::Scratch`] holds [`sandbox::site::Site`]s; [`sandbox::build`] compiles in one;
-//! [`rig::stub::Stubs`] are the far end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running programs;
-//! [`proofs::trials`], [`proofs::mail`] and [`proofs::gate`] are what they are put through.
+//! [`rig::stub::Stubs`] are the far end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running
+//! programs; [`proofs::trials`], [`proofs::mail`] and [`proofs::gate`] are what they are put through.
 #![deny(unsafe_code)]
 
 pub mod error;
@@ -70,8 +70,8 @@ pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Resul
     proved.map(|()| outcome)
 }
 
-/// While it lives, SIGINT, SIGTERM and SIGHUP do not end this process: [`stopped_by`] tells of them, and what waits here
-/// returns [`Error::Interrupted`].
+/// While it lives, SIGINT, SIGTERM and SIGHUP do not end this process: [`stopped_by`] tells of them, and what waits
+/// here returns [`Error::Interrupted`].
 #[derive(Debug)]
 pub struct CatchSignals {
     _guard: sys::SignalGuard,

@@ -23,8 +23,8 @@ pub struct Options {
     pub seed: Option<u64>,
     /// Only these parts, and what they need; empty: all.
     pub only: Vec<Part>,
-    /// A folder whose files the copy gets in its control/, beside those that verify writes itself: for spawners that want
-    /// files of their own, as those of forks with LDAP.
+    /// A folder whose files the copy gets in its control/, beside those that verify writes itself: for spawners that
+    /// want files of their own, as those of forks with LDAP.
     pub control: Option<PathBuf>,
     /// Where the scratch directory is made; `None`: `$TMPDIR`, /tmp or /var/tmp.
     pub scratch_parent: Option<PathBuf>,

@@ -39,7 +39,8 @@ const NOT_ASKED: &str = "not asked for";
 /// Why a step was skipped that needs one that has failed.
 const EARLIER_FAILED: &str = "not tried, because an earlier step failed";
 
-/// How hardened builds compile. Ubuntu's and others' compilers define the macro already; to define it twice is a warning.
+/// How hardened builds compile. Ubuntu's and others' compilers define the macro already; to define it twice is a
+/// warning.
 const FORTIFY_FLAGS: [&str; 3] = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
 
 /// How many deliveries are under way when qmail-send is stopped.
@@ -385,8 +386,8 @@ impl<'s> Session<'s> {
         Ok(held)
     }
 
-    /// Qmail-start closes a spawner's standard error, and so does the rig. If it dies in the middle, it dies again with that
-    /// open: what it says then is why.
+    /// Qmail-start closes a spawner's standard error, and so does the rig. If it dies in the middle, it dies again with
+    /// that open: what it says then is why.
     fn spawner(&mut self, ready: &mut Ready, channel: Channel) -> Result<((), Shown), Error> {
         heard(|errors| self.spawner_with(ready, channel, errors))
     }
@@ -652,8 +653,8 @@ impl<'s> Session<'s> {
         Ok(site)
     }
 
-    /// The errors that `site` gives, and the tree as it was before qpatch does not, with the same conf-cc and flags. `None`
-    /// where that cannot be found out.
+    /// The errors that `site` gives, and the tree as it was before qpatch does not, with the same conf-cc and flags.
+    /// `None` where that cannot be found out.
     fn errors_of_the_patches(&mut self, site: &Site) -> Result<Option<BTreeSet<String>>, Error> {
         let errors = build::errors_of_all(site, &sendrig::PROGRAMS)?;
         let tree = Tree::open(self.tree).map_err(Error::Tree)?;

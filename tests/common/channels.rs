@@ -1,5 +1,5 @@
-//! A fixture tree with supplemental channels: qmail-send chooses one by the recipient's domain, and qmail-start starts a qmail-rspawn
-//! for each. As in trees with the channels patch, what they are is in channels.h.
+//! A fixture tree with supplemental channels: qmail-send chooses one by the recipient's domain, and qmail-start starts
+//! a qmail-rspawn for each. As in trees with the channels patch, what they are is in channels.h.
 #![allow(dead_code, unreachable_pub)]
 
 use qpatch::fixture::Dialect;

@@ -112,7 +112,8 @@ pub fn run(command: &mut Command) -> Run {
     }
 }
 
-/// Whether a tool can be run here. If not, the test says that it leaves this out; where QPATCH_SKIP_NOTHING is set, it fails.
+/// Whether a tool can be run here. If not, the test says that it leaves this out; where QPATCH_SKIP_NOTHING is set, it
+/// fails.
 pub fn has(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {

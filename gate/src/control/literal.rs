@@ -1,6 +1,6 @@
 //! Addresses that stand where a host's name is expected: `192.0.2.1`, `[192.0.2.1]`, `[2001:db8::25]`,
-//! `[IPv6:2001:db8::25]`. One address has many spellings, and must not have limits of its own for each: here it becomes one
-//! text. An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is the IPv4 address.
+//! `[IPv6:2001:db8::25]`. One address has many spellings, and must not have limits of its own for each: here it becomes
+//! one text. An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is the IPv4 address.
 
 #![forbid(unsafe_code)]
 

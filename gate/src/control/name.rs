@@ -1,8 +1,8 @@
 //! Domain names as the gate sees them: bytes, ASCII case-insensitive, looked up as qmail looks up smtproutes.
 //!
-//! Two hashes: one of whole names, eight bytes at a time; and one of `.suffixes`, and of senders' `@suffixes`, from the end to the
-//! beginning, so that one pass over a name gives the hashes of all of them. Both are seeded: whoever chooses recipients must not
-//! be able to choose collisions.
+//! Two hashes: one of whole names, eight bytes at a time; and one of `.suffixes`, and of senders' `@suffixes`, from the
+//! end to the beginning, so that one pass over a name gives the hashes of all of them. Both are seeded: whoever chooses
+//! recipients must not be able to choose collisions.
 
 #![forbid(unsafe_code)]
 
@@ -49,16 +49,16 @@ pub fn is_of_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_') || !byte.is_ascii()
 }
 
-/// Whether this may be the name of a host, or an address with or without brackets. What is none of these never had mail, and
-/// may be more than a name: earlier builds took the password of a relay for a part of its name.
+/// Whether this may be the name of a host, or an address with or without brackets. What is none of these never had
+/// mail, and may be more than a name: earlier builds took the password of a relay for a part of its name.
 #[must_use]
 pub fn is_host(name: &[u8]) -> bool {
     let is_name = !name.is_empty() && name.iter().all(|&byte| is_of_host(byte));
     is_name || crate::control::literal::of_name(name).is_some()
 }
 
-/// Whether the name is what people write for all domains, and what other software takes for it: here, as in qmail, that is an
-/// empty name.
+/// Whether the name is what people write for all domains, and what other software takes for it: here, as in qmail, that
+/// is an empty name.
 #[must_use]
 pub fn is_word_for_all(name: &[u8]) -> bool {
     const WORDS: [&[u8]; 3] = [b"all", b"any", b"default"];
@@ -70,8 +70,8 @@ pub fn is_word_for_all(name: &[u8]) -> bool {
         && (is_pattern(name) || WORDS.iter().any(|word| name.eq_ignore_ascii_case(word)))
 }
 
-/// Where a name has a printable character that no host's name has: no mail goes to such a host. Not for stars, about which there
-/// is more to say, and not for what begins as an address in brackets.
+/// Where a name has a printable character that no host's name has: no mail goes to such a host. Not for stars, about
+/// which there is more to say, and not for what begins as an address in brackets.
 #[must_use]
 pub fn not_of_host(name: &[u8]) -> Option<usize> {
     let is_odd = |&byte: &u8| byte.is_ascii_graphic() && !is_of_host(byte) && byte != b'*';
@@ -185,14 +185,16 @@ const CHECK_BITS: u32 = 64 - VALUE_BITS;
 
 /// Names with a value and a line number each, built once and then only read.
 ///
-/// What matters is that a look-up among a million names finds its place in the cache, or misses it once. So the names are
-/// not kept: a place has 43 bits of the hash besides the value, and its position stands for some 20 more. The price is that
-/// a name which is not among them is taken for one of them once in 10^12 look-ups. In the mail server the hash has a seed
-/// that nobody knows, so this cannot be brought about. Comparing the names would cost another cache miss each time, and three times the memory.
+/// What matters is that a look-up among a million names finds its place in the cache, or misses it once. So the names
+/// are not kept: a place has 43 bits of the hash besides the value, and its position stands for some 20 more. The price
+/// is that a name which is not among them is taken for one of them once in 10^12 look-ups. In the mail server the hash
+/// has a seed that nobody knows, so this cannot be brought about. Comparing the names would cost another cache miss
+/// each time, and three times the memory.
 ///
-/// Of many names with few different values, [`NameMap::pack`] keeps 32 bits of the hash, and the chance is once in 5 * 10^8
-/// probes, of which a host takes one, and where there are suffixes one more for each of its dots: a million names need 6.7 MB in
-/// place of 10.7. Another 5 MB are for the line numbers, which are apart because they are rarely asked for.
+/// Of many names with few different values, [`NameMap::pack`] keeps 32 bits of the hash, and the chance is once in 5 *
+/// 10^8 probes, of which a host takes one, and where there are suffixes one more for each of its dots: a million names
+/// need 6.7 MB in place of 10.7. Another 5 MB are for the line numbers, which are apart because they are rarely asked
+/// for.
 #[derive(Debug)]
 pub struct NameMap {
     hasher: Hasher,
@@ -208,8 +210,8 @@ pub struct NameMap {
 enum Places {
     /// The check in the upper bits, the value below. 0 is empty.
     Wide(Vec<u64>),
-    /// [`PACKED`] bytes each: the index of the value in the lowest one, and above it the lower half of the check, which is 0
-    /// if the place is empty. After the last one there is [`PADDING`].
+    /// [`PACKED`] bytes each: the index of the value in the lowest one, and above it the lower half of the check, which
+    /// is 0 if the place is empty. After the last one there is [`PADDING`].
     Packed { bytes: Vec<u8>, values: Vec<u32> },
 }
 
@@ -261,8 +263,8 @@ impl Places {
     }
 }
 
-/// So far from home is what is looked at mostly: at three quarters full a name that is there is found after 2.5 places, and
-/// one that is not there is missed after 8.5 (Knuth, The Art of Computer Programming 3, section 6.4).
+/// So far from home is what is looked at mostly: at three quarters full a name that is there is found after 2.5 places,
+/// and one that is not there is missed after 8.5 (Knuth, The Art of Computer Programming 3, section 6.4).
 const WALK: usize = 8;
 
 /// These elements may be in two lines of the cache.
@@ -422,8 +424,8 @@ impl NameMap {
         self.default()
     }
 
-    /// Looks a sender up as qmail-remote's patches for SMTP AUTH look it up in authsenders: the whole address, then what begins
-    /// with each of its dots and `@`, the longest first, then the empty name.
+    /// Looks a sender up as qmail-remote's patches for SMTP AUTH look it up in authsenders: the whole address, then
+    /// what begins with each of its dots and `@`, the longest first, then the empty name.
     #[must_use]
     pub fn find_sender(&self, sender: &[u8]) -> Option<(u32, Place)> {
         if self.len > 0 {

@@ -224,8 +224,8 @@ pub enum Kind {
     Emptied,
     /// What counts is the last file that had no errors.
     EarlierCounts,
-    /// There is no earlier file without errors: what counts is the lines that have none, and for every other domain the limit
-    /// that is here.
+    /// There is no earlier file without errors: what counts is the lines that have none, and for every other domain the
+    /// limit that is here.
     PartCounts(u32),
     /// A copy of the last good file that is not whole.
     KeptNotWhole,

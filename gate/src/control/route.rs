@@ -1,12 +1,12 @@
-//! control/smtproutes as qmail-remote reads it: `domain:relay[:port]`, looked up by exact name, each `.suffix`, then the
-//! empty name. A matching line with an empty relay means that there is no relay. Lines without a colon are ignored.
+//! control/smtproutes as qmail-remote reads it: `domain:relay[:port]`, looked up by exact name, each `.suffix`, then
+//! the empty name. A matching line with an empty relay means that there is no relay. Lines without a colon are ignored.
 //!
 //! The gate counts by the relay's name and ignores the port: it is the machine behind the name that has had enough.
 //!
-//! Patches for SMTP AUTH write a user and a password behind the relay: `domain:relay:port|user|password`, `relay|user|password`,
-//! `relay user password`, and others. A key's name stands in logs, in the status file and in labels, so **nothing but the
-//! relay's name may be kept of a line**. No host's name has a bar, a blank or another such byte, so in every tree the name ends
-//! there. What is not clear is not followed.
+//! Patches for SMTP AUTH write a user and a password behind the relay: `domain:relay:port|user|password`,
+//! `relay|user|password`, `relay user password`, and others. A key's name stands in logs, in the status file and in
+//! labels, so **nothing but the relay's name may be kept of a line**. No host's name has a bar, a blank or another such
+//! byte, so in every tree the name ends there. What is not clear is not followed.
 
 #![forbid(unsafe_code)]
 
@@ -159,8 +159,8 @@ impl Routes {
     }
 }
 
-/// Writes a file anew with nothing in it but hosts and names of relays: what may be kept of it. Read again, it has the same
-/// routes.
+/// Writes a file anew with nothing in it but hosts and names of relays: what may be kept of it. Read again, it has the
+/// same routes.
 ///
 /// # Errors
 /// No memory.
@@ -189,9 +189,9 @@ pub fn without_secrets(text: &[u8], out: &mut memory::Text) -> Result<(), OutOfM
     Ok(())
 }
 
-/// What of qmail-remote's words may be shown. A qmail-remote that does not know credentials takes them for a part of the host's
-/// name, and repeats all of it: `Sorry, I couldn't find any host named relay.example|user|password. (#5.1.2)`. Then nothing of
-/// the name is shown: it may begin with the user's.
+/// What of qmail-remote's words may be shown. A qmail-remote that does not know credentials takes them for a part of
+/// the host's name, and repeats all of it: `Sorry, I couldn't find any host named relay.example|user|password.
+/// (#5.1.2)`. Then nothing of the name is shown: it may begin with the user's.
 #[must_use]
 pub fn without_credentials(words: &[u8]) -> &[u8] {
     const BEFORE: &[u8] = b" host named ";
@@ -244,7 +244,8 @@ fn relay(field: &[u8]) -> Relay<'_> {
     }
     let (name, behind) = field.split_at(to(|byte| !is_of_host(byte)));
     match behind {
-        // `user:password@relay`: what is before a colon is the relay only if a port is behind it, or if no name can follow.
+        // `user:password@relay`: what is before a colon is the relay only if a port is behind it, or if no name can
+        // follow.
         [b':', port @ ..] => {
             let digits = port.iter().take_while(|byte| byte.is_ascii_digit()).count();
             match port.get(digits) {

@@ -1,7 +1,7 @@
-//! control/authsenders as qmail-remote reads it in trees with a patch for SMTP AUTH by Erwin Hoffmann: a relay by the sender, before
-//! smtproutes is asked. sagredo's qmail, brdelphus's, s/qmail, and notqmail's branches patches/notqmail/smtp-auth,
-//! patches/Gentoo/auth+tls and netqmail-smtp-auth have it, all with the same look-up. Lines are those of smtproutes with a sender
-//! in place of the host:
+//! control/authsenders as qmail-remote reads it in trees with a patch for SMTP AUTH by Erwin Hoffmann: a relay by the
+//! sender, before smtproutes is asked. sagredo's qmail, brdelphus's, s/qmail, and notqmail's branches
+//! patches/notqmail/smtp-auth, patches/Gentoo/auth+tls and netqmail-smtp-auth have it, all with the same look-up. Lines
+//! are those of smtproutes with a sender in place of the host:
 //!
 //! ```text
 //! info@a.example:relay.example:587|user|password
@@ -10,10 +10,10 @@
 //! :relay.example
 //! ```
 //!
-//! A sender is looked up as qmail-remote has quoted it (RFC 821): the whole address, then what begins with each of its dots and
-//! `@`, the longest first, then the empty name. So `first.last@a.example` meets `.last@a.example`, `@a.example` and `.example`, but
-//! not `.a.example`, which is for hosts below it. The first line that fits ends the search; without a relay it means that
-//! smtproutes is asked.
+//! A sender is looked up as qmail-remote has quoted it (RFC 821): the whole address, then what begins with each of its
+//! dots and `@`, the longest first, then the empty name. So `first.last@a.example` meets `.last@a.example`,
+//! `@a.example` and `.example`, but not `.a.example`, which is for hosts below it. The first line that fits ends the
+//! search; without a relay it means that smtproutes is asked.
 //!
 //! Whether the tree's qmail-remote reads the file is known when the tree is built: see [`Reads`].
 
@@ -24,8 +24,8 @@ use crate::control::problem::{File, Problems};
 use crate::control::route::Routes;
 use crate::util::memory::OutOfMemory;
 
-/// What the tree's qmail-remote asks for a relay beside smtproutes, as far as the gate follows it. The Makefile of a patched tree
-/// looks for it in qmail-remote.c: at run time qmailr cannot read the program.
+/// What the tree's qmail-remote asks for a relay beside smtproutes, as far as the gate follows it. The Makefile of a
+/// patched tree looks for it in qmail-remote.c: at run time qmailr cannot read the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reads {
     /// control/authsenders, by the sender.
@@ -117,7 +117,8 @@ impl Senders {
     }
 }
 
-/// Room for the end of an address. No name in the map is longer than [`NAME_MAX`]: what is before that is not looked at.
+/// Room for the end of an address. No name in the map is longer than [`NAME_MAX`]: what is before that is not looked
+/// at.
 struct Quoted {
     bytes: [u8; NAME_MAX + 1],
 }

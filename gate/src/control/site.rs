@@ -1,18 +1,21 @@
-//! Sites: which domains' mail goes to the same servers, so that they count together though their names say nothing of it.
+//! Sites: which domains' mail goes to the same servers, so that they count together though their names say nothing of
+//! it.
 //!
-//! Two things tell it. **The map**, control/concurrencysites, has a line `domain:group` for each domain whose mail exchangers
-//! match a line with `mx:` of concurrencydomains; `qpatch gate sites` looks them up in DNS and writes it, so that nobody asks
-//! DNS in the spawner. **What was seen**: qmail-remote prints the address that it was connected to, and an address in a range of
-//! concurrencydomains puts the next hop, a domain or a relay of smtproutes, into that range's group.
+//! Two things tell it. **The map**, control/concurrencysites, has a line `domain:group` for each domain whose mail
+//! exchangers match a line with `mx:` of concurrencydomains; `qpatch gate sites` looks them up in DNS and writes it, so
+//! that nobody asks DNS in the spawner. **What was seen**: qmail-remote prints the address that it was connected to,
+//! and an address in a range of concurrencydomains puts the next hop, a domain or a relay of smtproutes, into that
+//! range's group.
 //!
-//! An address counts where qmail-remote itself prints it (see [`crate::report`]), so no server can claim that of another. A domain
-//! whose mail exchanger is somebody else's does count with somebody else: there its mail goes.
+//! An address counts where qmail-remote itself prints it (see [`crate::report`]), so no server can claim that of
+//! another. A domain whose mail exchanger is somebody else's does count with somebody else: there its mail goes.
 //!
-//! **Members and candidates.** A next hop whose mail was taken at a site is a member of it. One that was only refused there is a
-//! candidate: whoever owns a domain can point its mail exchanger at a provider for one delivery, and elsewhere for the next.
-//! All candidates of a site count together, apart from its members (see [`crate::core::rules`]): they take none of the members'
-//! places, and what they meet says nothing of the site. The first mail that the site takes makes a candidate a member. Any
-//! delivery that was connected to an address elsewhere takes the next hop out, a candidate as well as a member.
+//! **Members and candidates.** A next hop whose mail was taken at a site is a member of it. One that was only refused
+//! there is a candidate: whoever owns a domain can point its mail exchanger at a provider for one delivery, and
+//! elsewhere for the next. All candidates of a site count together, apart from its members (see
+//! [`crate::core::rules`]): they take none of the members' places, and what they meet says nothing of the site. The
+//! first mail that the site takes makes a candidate a member. Any delivery that was connected to an address elsewhere
+//! takes the next hop out, a candidate as well as a member.
 //!
 //! What was seen is bounded: next hops with an address in a range, the last [`SEEN_MAX`] members and the last
 //! [`CANDIDATES_MAX`] candidates that had a delivery.
@@ -248,8 +251,9 @@ impl Seen {
             .or_else(|| find(&self.candidates).map(|address| (address, Standing::Candidate)))
     }
 
-    /// A delivery to a next hop, whose name has this hash, was connected to this address. Whether it belongs to another group
-    /// now, or otherwise than before. An address that is in no range is not remembered, nor is a name that no host has.
+    /// A delivery to a next hop, whose name has this hash, was connected to this address. Whether it belongs to another
+    /// group now, or otherwise than before. An address that is in no range is not remembered, nor is a name that no
+    /// host has.
     ///
     /// # Errors
     /// No memory: the next hop is not known.
@@ -387,8 +391,9 @@ impl Sites {
         Self { map: Map::new(hasher), seen: Seen::default() }
     }
 
-    /// The index of the group that a next hop belongs to by its site. The map, which somebody asked for, comes before the address
-    /// that the name is or that was seen; of the map, lines whose group is not in the table count for nothing.
+    /// The index of the group that a next hop belongs to by its site. The map, which somebody asked for, comes before
+    /// the address that the name is or that was seen; of the map, lines whose group is not in the table count for
+    /// nothing.
     #[inline]
     #[must_use]
     pub fn group(&self, hash: u64, next_hop: &[u8], table: &Table) -> Option<(u32, Because)> {
@@ -415,8 +420,8 @@ impl Sites {
     }
 }
 
-/// queue/lock/gatesites, which has what was seen beyond a restart: a line for each next hop, its name and its address with a
-/// tab between, then `end`. Names as in the status file.
+/// queue/lock/gatesites, which has what was seen beyond a restart: a line for each next hop, its name and its address
+/// with a tab between, then `end`. Names as in the status file.
 pub const HEAD: &[u8] = b"qpatch-sites\t1\n";
 
 /// The largest such file, in bytes.
@@ -436,8 +441,8 @@ pub fn write(out: &mut memory::Text, seen: &Seen) -> Result<(), OutOfMemory> {
     out.push(b"end\n")
 }
 
-/// Reads the file. It is overwritten in place: after a crash it may be torn, and each line that can be read counts. A name that
-/// no host has is dropped: earlier builds wrote the password of a relay behind the relay's name.
+/// Reads the file. It is overwritten in place: after a crash it may be torn, and each line that can be read counts. A
+/// name that no host has is dropped: earlier builds wrote the password of a relay behind the relay's name.
 ///
 /// # Errors
 /// No memory; what was read so far counts.

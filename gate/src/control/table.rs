@@ -3,16 +3,16 @@
 //! One line each, ended by LF or CRLF; spaces and tabs at the end of a line are ignored, as in all of qmail's control
 //! files. Empty lines and lines that begin with `#` are comments. A domain is looked up as in smtproutes: the exact
 //! name, then each `.suffix`, then the empty name. Of two lines for the same domain the later one counts, as in every
-//! file that qmail reads into a constmap. An empty limit means unlimited; 0 holds everything. The lines of a group count
-//! together, under the lowest of their limits.
+//! file that qmail reads into a constmap. An empty limit means unlimited; 0 holds everything. The lines of a group
+//! count together, under the lowest of their limits.
 //!
 //! In place of a domain a line may have a range of addresses, `192.0.2.0/24` or `[2001:db8::]/32`, or a name of mail
 //! exchangers, `mx:mail.example` or `mx:.example`. Such a line is about all domains whose mail goes there (see
-//! [`crate::control::site`]); they count together, under the group's name or, without one, under what the line begins with. The
-//! longest range that an address is in counts.
+//! [`crate::control::site`]); they count together, under the group's name or, without one, under what the line begins
+//! with. The longest range that an address is in counts.
 //!
-//! The fourth field says whether the limit follows the server: `learn` or `fixed`. For a group, what one of its lines says
-//! counts for all; where they disagree, it is fixed.
+//! The fourth field says whether the limit follows the server: `learn` or `fixed`. For a group, what one of its lines
+//! says counts for all; where they disagree, it is fixed.
 
 #![forbid(unsafe_code)]
 
@@ -498,8 +498,8 @@ struct Fields<'a> {
     learning: Option<Learning>,
 }
 
-/// The length of what a line begins with, up to the colon of the limit. In `[2001:db8::25]`, in `[2001:db8::]/32` and behind
-/// `mx:` colons are no end; but `mx:10` is about a domain.
+/// The length of what a line begins with, up to the colon of the limit. In `[2001:db8::25]`, in `[2001:db8::]/32` and
+/// behind `mx:` colons are no end; but `mx:10` is about a domain.
 #[must_use]
 pub fn subject_len(content: &[u8]) -> Option<usize> {
     let colon =

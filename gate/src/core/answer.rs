@@ -22,8 +22,8 @@ pub enum Answer {
 pub struct Busy {
     /// The index of the key, for `Gate::key`; valid until the next call. What qmail-send is told is `Key::number`.
     pub key: u32,
-    /// Seconds: until it should come again, if it is not called before, 1..=3600; of a key that is suspended, until that ends,
-    /// 1..=[`SUSPENDED_MAX_SECS`].
+    /// Seconds: until it should come again, if it is not called before, 1..=3600; of a key that is suspended, until
+    /// that ends, 1..=[`SUSPENDED_MAX_SECS`].
     pub secs: u32,
     /// Why.
     pub why: Why,

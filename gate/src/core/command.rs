@@ -1,5 +1,5 @@
-//! Copies of the commands that are held. What a command's parts mean is spawn.c's business; only the sender and the recipient
-//! are looked at elsewhere.
+//! Copies of the commands that are held. What a command's parts mean is spawn.c's business; only the sender and the
+//! recipient are looked at elsewhere.
 
 #![forbid(unsafe_code)]
 
@@ -42,7 +42,8 @@ impl<'a> Parts<'a> {
         &self.parts[..self.len]
     }
 
-    /// The sender: the second one of at least three, in all trees. What else there is, stands between sender and recipient.
+    /// The sender: the second one of at least three, in all trees. What else there is, stands between sender and
+    /// recipient.
     #[must_use]
     pub fn sender(&self) -> &'a [u8] {
         if self.len < 3 { &[] } else { self.parts[1] }

@@ -1,35 +1,33 @@
-//! The gate itself: a state machine with no I/O and no clock of its own. Time comes in as microseconds from any origin;
-//! it may stand still or jump forwards, and is taken as standing still when it goes backwards.
+//! The gate's state machine. It does no I/O and has no clock: the caller passes the time in microseconds from any
+//! origin. Time may stand still or jump forwards; a step backwards counts as standing still.
 //!
-//! A slot is a delivery number of qmail-send. A slot in use belongs to the entry of its domain, and that to the key under
-//! which the domain counts: mostly itself, else the entry of a relay or a group. The step between is there for reloads:
-//! when groups or routes change, every domain finds its new key, and no running delivery gets out of the count.
+//! A slot is a delivery number of qmail-send. A slot in use belongs to the entry of its domain, and the entry belongs
+//! to the key under which the domain counts: mostly its own, else that of a relay or a group. When groups or routes
+//! change, each domain finds its new key, and every running delivery stays in the count.
 //!
-//! **How much is held.** All keys together hold at most half of the slots that run nothing, so that as many stay free for
-//! mail that need not wait. Of this half, one key may hold up to [`ALPHA`] times what the others leave of it: the dynamic
-//! threshold of shared-buffer switches (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
-//! Switches", IEEE/ACM Transactions on Networking 6(2), 1998). One busy key takes four fifths of the half, ten share it,
-//! and there is always something left for the next. The threshold without the half was there before: 600 keys with a limit
-//! of 1 then held 399 of the 400 other slots. A fixed share was the other alternative; it starves its own places.
-//! Nothing is held that could not start in time: the hold ends after 60 seconds.
+//! **Held.** All keys together hold at most half of the slots that run nothing; the other half stays free for mail that
+//! need not wait. One key may hold up to [`ALPHA`] times what the others leave of that half, the dynamic threshold of
+//! shared-buffer switches (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
+//! IEEE/ACM Transactions on Networking 6(2), 1998). So one busy key takes four fifths of the half, ten keys share it,
+//! and something is left for the next. Without the half, 600 keys with a limit of 1 held 399 of 400 slots. A fixed
+//! share was the alternative; it starves a key's own places. A hold ends after 60 seconds.
 //!
-//! **What is not held** goes back to qmail-send, which keeps it until the gate calls it: see [`crate::core::recall`]. While mail
-//! of a key is away, no more of it is held than is needed to keep its places busy, and what comes later goes behind it.
+//! **Away.** qmail-send keeps the rest until the gate calls it: see [`crate::core::recall`]. While mail of a key is
+//! away, the gate holds only as much of it as keeps the key's places busy, and later mail queues behind it.
 //!
-//! **What the server says** lowers a key's limit if the table lets it: see [`crate::core::learn`]. A delivery that was refused only
-//! because too many were running goes back to qmail-send as busy in place of its report, and is away like the others. While a
-//! key is suspended, what the gate cannot hold is deferred, as by qmail-remote's own table of time-outs, so that it ages.
-//! Where a limit is fixed, only one thing is read in its reports: whether the server lets anybody in. And when hardly any server
-//! can, it is this machine: see [`crate::core::shortage`].
+//! **Replies** lower a key's limit if the table says `learn`: see [`crate::core::learn`]. A delivery that was refused
+//! only because too many ran goes back as busy in place of its report. While a key is suspended, the gate defers what
+//! it cannot hold, so that the mail ages. With a fixed limit the gate only reads whether the server lets anybody in. If
+//! hardly any server does, the fault is this machine's: see [`crate::core::shortage`].
 //!
-//! **Where a queue has several spawners**, a place is also one of them all: see [`crate::core::share`].
+//! **Several spawners** of one queue share the places of a key: see [`crate::core::share`].
 //!
 //! **Sites.** The members of a site that was found by addresses count under one key, its candidates under another
-//! ([`crate::control::site`]). What is beyond one member's part is away under the member's own number, so that it is called when the
-//! member has room, and stands in nobody's way.
+//! ([`crate::control::site`]). Mail beyond one member's part is away under the member's own number; the gate calls it
+//! when that member has room, and it holds up no other member.
 //!
-//! **How many slots there are.** The spawner knows conf-spawn, qmail-send starts no more than concurrencyremote. The
-//! lower of both counts, until more have been seen in use at once.
+//! **Slots.** The number of slots is the lower of conf-spawn and concurrencyremote, until more have been in use at
+//! once.
 
 #![forbid(unsafe_code)]
 
@@ -66,10 +64,10 @@ use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, unlink};
 use crate::util::memory::{self, OutOfMemory};
 use crate::util::random::Random;
 
-/// The longest time that a command is held, in microseconds: at its shutdown qmail-send waits for all that it has handed out.
+/// The longest hold, in microseconds. qmail-send waits for held commands when it shuts down.
 pub const HOLD_MAX_US: u64 = 60_000_000;
 
-/// How often keys with mail that is away are looked at, in microseconds, whatever else happens.
+/// Time between two checks of the keys with mail away, in microseconds.
 const LOOK_US: u64 = 500_000;
 
 /// qmail-send's default for concurrencyremote.
@@ -82,53 +80,55 @@ pub struct Gate {
     slots: Vec<Slot>,
     keys: Keys,
     commands: Commands,
-    /// Held slots, the one that is held longest first.
+    /// Held slots, the oldest hold first.
     waiting: List,
-    /// Keys that have a held command and a free place, in the order in which it is their turn.
+    /// Keys with a held command and a free place, in the order of their turns.
     ready: List,
     in_use: u32,
     capacity: u32,
     /// Deliveries done a second.
     rate: Rate,
-    /// The mean service time of the last deliveries, whatever their key: the guess for a new one. 0 before the first.
+    /// The mean service time of recent deliveries to all keys, the first guess for a new key. 0 before the first
+    /// delivery.
     typical_us: f64,
     random: Random,
     now_us: u64,
     totals: Totals,
     /// Keys that may have room for mail that is away.
     lacking: Vec<u32>,
-    /// Keys with mail that is away, but for those that are closed.
+    /// Keys with mail away, except closed ones.
     absent: Vec<u32>,
     looked_us: u64,
-    /// How much has been called and has not come yet, of all keys.
+    /// Calls that are not answered yet, of all keys.
     called: u32,
-    /// Numbers of keys that are no more, whose mail is to be called.
+    /// Numbers of keys that were removed; their mail must still be called.
     gone: Vec<u32>,
-    /// When commands came.
+    /// The times at which commands arrived.
     heard: Heard,
-    /// Keys that are suspended and have held commands: until when, and their index, which may be another key's by then.
+    /// Suspended keys with held commands: the end of the suspension and the index, which may belong to another key by
+    /// then.
     paused: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Keys of candidates with held commands whose places a site's members have.
+    /// Keys of candidates with held commands, while the members have all places of the site.
     behind: Vec<u32>,
-    /// The slot and the handle of the command that [`Gate::next`] is about to give. It is in none of the lists any more, and what
-    /// goes wrong before the caller has it must not lose it: see [`Gate::rescue_handing`].
+    /// The slot and the handle of the command that [`Gate::next`] is handing out. It is in no list; if something fails
+    /// before the caller has it, [`Gate::rescue_handing`] recovers it.
     handing: Option<(u32, u32)>,
-    /// What went back as busy after it was refused.
+    /// Deliveries that went back as busy after a refusal.
     returns: Returns,
-    /// Whether it is this machine that cannot connect.
+    /// Detects that this machine, and not a server, cannot connect.
     shortage: Shortage,
-    /// The other spawners of the queue, where there are any.
+    /// The other spawners of the queue, if any.
     spawners: Option<Box<dyn Spawners>>,
-    /// Keys that wait for what other spawners have, or have waited: the next to be looked at first.
+    /// Keys that wait or waited for places of other spawners; the next one to check comes first.
     polled: VecDeque<u32>,
     polled_us: u64,
     poll_us: u64,
-    /// Whether a domain belongs to another site than its key says.
+    /// Set when a domain belongs to a site other than that of its key.
     sites: Order,
     resited_us: u64,
 }
 
-/// Whether the keys are as the rules say.
+/// The keys compared with the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     Kept,
@@ -194,7 +194,7 @@ impl Gate {
         })
     }
 
-    /// A command has been read.
+    /// Decides about a command that was read: go, hold or busy.
     pub fn ask(&mut self, now_us: u64, slot: u32, parts: &Parts<'_>) -> Answer {
         let now_us = self.clock(now_us);
         self.handing = None;
@@ -227,8 +227,8 @@ impl Gate {
                 entry.envelope = entry.envelope.with_domain(&hasher, parts.recipient());
             }
         } else if self.keys.all[at as usize].key.is_fixed() {
-            // Where it is asked for most, no hash: the recipients of one message at one domain have their returns together, and so
-            // have messages whose numbers end alike.
+            // Where it is asked for most, no hash: the recipients of one message at one domain have their returns
+            // together, and so have messages whose numbers end alike.
             let number = parts.as_slice()[0];
             let number = match number.last_chunk() {
                 Some(end) => u64::from_le_bytes(*end),
@@ -247,8 +247,8 @@ impl Gate {
         }
         let startable = self.admits(at, now_us) && self.shortage.paused_until(now_us).is_none();
         let suspended_until = self.keys.all[at as usize].key.suspended_until(now_us);
-        // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts anyway
-        // is not asked for, because three divisions are in the answer.
+        // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts
+        // anyway is not asked for, because three divisions are in the answer.
         let starts_at_once =
             startable && self.keys.all[at as usize].key.held == 0 && self.takes_place(at, now_us);
         let may_hold = !starts_at_once
@@ -273,9 +273,10 @@ impl Gate {
         Answer::Busy(busy)
     }
 
-    /// Asks for `number` (1..) recipients of one message at one domain; `recipient` is any address there. qmail-send has been told
-    /// that one of them is to wait. With an answer all of them are away. None: they are to be asked for one by one. Their key has
-    /// no limit, or is suspended so that they age, or depends on the sender, which this question does not name.
+    /// Asks for `number` (1..) recipients of one message at one domain; `recipient` is any address there. qmail-send
+    /// has been told that one of them is to wait. With an answer all of them are away. None: they are to be asked for
+    /// one by one. Their key has no limit, or is suspended so that they age, or depends on the sender, which this
+    /// question does not name.
     pub fn ask_together(&mut self, now_us: u64, number: u32, recipient: &[u8]) -> Option<Busy> {
         let now_us = self.clock(now_us);
         self.handing = None;
@@ -307,7 +308,7 @@ impl Gate {
         busy
     }
 
-    /// What to do about the held commands; to be called until it says [`Next::None`].
+    /// Returns the next action for a held command or a call. Call it until it returns [`Next::None`].
     pub fn next(&mut self, now_us: u64) -> Next {
         let now_us = self.clock(now_us);
         self.handing = None;
@@ -345,7 +346,7 @@ impl Gate {
             self.start(slot, domain, now_us);
             let held_ms = u32::try_from(held_us / 1000).unwrap_or(u32::MAX);
             self.slots[slot as usize].held_ms = held_ms.max(1);
-            // Its turn is over: the others come first.
+            // Its turn is over; the other keys come first.
             self.make_ready(at);
             fault!();
             return Next::Go { slot, command };
@@ -365,7 +366,8 @@ impl Gate {
         self.next_call(now_us).map_or(Next::None, Next::Call)
     }
 
-    /// How long the delivery in this slot was held, and how long it has run, if it runs and was held.
+    /// Returns how long the delivery in this slot was held and how long it has run; None if it does not run or was not
+    /// held.
     #[must_use]
     pub fn times(&self, now_us: u64, slot: u32) -> Option<Times> {
         let &Slot { state, held_ms, since_us, .. } = self.slots.get(slot as usize)?;
@@ -376,7 +378,7 @@ impl Gate {
         })
     }
 
-    /// The delivery in this slot has ended. If it was not really tried: what qmail-send is told in place of its report.
+    /// Ends the delivery in this slot. If it does not count as an attempt, returns what replaces its report.
     pub fn done(&mut self, now_us: u64, slot: u32, ran: Ran<'_>) -> Option<Busy> {
         let now_us = self.clock(now_us);
         self.handing = None;
@@ -422,7 +424,7 @@ impl Gate {
         None
     }
 
-    /// Forgets all held commands, and what is away.
+    /// Forgets all held commands and all mail away.
     pub fn drop_held(&mut self) {
         while self.waiting.first != NONE {
             let slot = self.waiting.first;
@@ -438,7 +440,7 @@ impl Gate {
         self.tell_all();
     }
 
-    /// Microseconds until [`Gate::next`] has something to do; None if nothing is held or away.
+    /// Returns the microseconds until [`Gate::next`] has work; None if nothing is held or away.
     #[must_use]
     pub fn timeout_us(&self, now_us: u64) -> Option<u64> {
         let blocked_us = self.shortage.paused_until(now_us.max(self.now_us));
@@ -465,19 +467,19 @@ impl Gate {
         [ready_us, held_us, look_us, paused_us, resite_us, poll_us].into_iter().flatten().min()
     }
 
-    /// The parts of a command whose handle [`Gate::next`] gave.
+    /// Returns the parts of a command by the handle from [`Gate::next`].
     #[must_use]
     pub fn command(&self, command: u32) -> Parts<'_> {
         self.commands.parts(command)
     }
 
-    /// A key by its number.
+    /// Returns the key with this number.
     #[must_use]
     pub fn key(&self, at: u32) -> &Key {
         &self.keys.all[at as usize].key
     }
 
-    /// The key of this kind and name, if it has deliveries or is remembered.
+    /// Returns the key of this kind and name, if it has deliveries or is remembered.
     #[must_use]
     pub fn find_key(&self, kind: KeyKind, name: &[u8]) -> Option<&Key> {
         let at = self.keys.find(Keys::hash(kind, self.rules.hasher.hash(name)))?;
@@ -485,7 +487,7 @@ impl Gate {
         (entry.domain.key == at).then_some(&entry.key)
     }
 
-    /// All keys that have deliveries or are remembered.
+    /// Iterates over all keys that have deliveries or are remembered.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         (0u32..)
             .zip(&self.keys.all)
@@ -493,43 +495,43 @@ impl Gate {
             .map(|(_, entry)| &entry.key)
     }
 
-    /// How many commands are held.
+    /// Returns the number of held commands.
     #[must_use]
     pub fn held(&self) -> u32 {
         self.commands.used() as u32
     }
 
-    /// How much mail that is away has been called and has not come yet.
+    /// Returns the number of calls that are not answered yet.
     #[must_use]
     pub fn called(&self) -> u32 {
         self.called
     }
 
-    /// How many slots are running or held.
+    /// Returns the number of slots that run or hold a delivery.
     #[must_use]
     pub fn in_use(&self) -> u32 {
         self.in_use
     }
 
-    /// How many slots there are, as far as is known.
+    /// Returns the number of slots, as far as it is known.
     #[must_use]
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// Sums over everything.
+    /// Returns the sums over all keys.
     #[must_use]
     pub fn totals(&self) -> Totals {
         self.totals
     }
 
-    /// The rules that count.
+    /// Returns the rules in force.
     #[must_use]
     pub fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// The bytes that its variable parts occupy, without the rules.
+    /// Returns the bytes that the variable parts occupy, without the rules.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let keys: usize = self
@@ -547,12 +549,12 @@ impl Gate {
             + self.commands.bytes()
     }
 
-    /// What was seen before a restart, to be put back before the first delivery.
+    /// Restores the sites that were seen before a restart. Call it before the first delivery.
     pub fn seen_mut(&mut self) -> &mut Seen {
         &mut self.rules.sites.seen
     }
 
-    /// The hasher that tables and routes must be made with.
+    /// Returns the hasher that tables and routes must use.
     #[must_use]
     pub fn hasher(&self) -> crate::control::name::Hasher {
         self.rules.hasher
@@ -563,7 +565,7 @@ impl Gate {
         self.now_us
     }
 
-    /// The entry that a delivery belongs to: that of its domain, or of the relay that its sender has.
+    /// Returns the entry of a delivery: that of its domain, or of its sender's relay.
     #[inline]
     fn entry(&mut self, domain: &[u8], parts: &Parts<'_>, now_us: u64) -> Result<u32, OutOfMemory> {
         if self.rules.reads.any()
@@ -593,8 +595,8 @@ impl Gate {
         add_entry(&mut self.keys, &self.rules, (kind, hash, relay.name), now_us, guess).map(Some)
     }
 
-    /// The entry of a domain, which may have no slot yet. A domain that is longer than [`NAME_MAX`] is known by its end: no
-    /// name server has it, so qmail-remote connects to nobody unless a route's suffix matches.
+    /// Returns the entry of a domain, which may have no slot yet. A domain longer than [`NAME_MAX`] is known by its
+    /// end: no name server has it, so qmail-remote connects only if a route's suffix matches.
     fn domain(&mut self, domain: &[u8], now_us: u64) -> Result<u32, OutOfMemory> {
         let domain = known_part(domain);
         let hash = self.rules.hasher.hash(domain);

@@ -28,9 +28,10 @@ pub(super) struct Pause {
     pub(super) line: u32,
 }
 
-/// The pauses of a key whose server says that it is too fast. The first one lasts [`SLOW_MIN_US`]. When a delivery that started after
-/// a pause is too fast again, the next pause is twice as long, up to [`SLOW_MAX_US`]: shorter than a hold, so that no mail ages
-/// meanwhile. The limit stays as it is. After [`SLOW_CALM_US`] without such a reply the next pause is a first one again.
+/// The pauses of a key whose server says that it is too fast. The first one lasts [`SLOW_MIN_US`]. When a delivery that
+/// started after a pause is too fast again, the next pause is twice as long, up to [`SLOW_MAX_US`]: shorter than a
+/// hold, so that no mail ages meanwhile. The limit stays as it is. After [`SLOW_CALM_US`] without such a reply the next
+/// pause is a first one again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Slow {
     /// The last pause, and when it ends.
@@ -39,8 +40,8 @@ pub(super) struct Slow {
 }
 
 impl Slow {
-    /// A delivery that started then was too fast. Until when nothing starts; what started before the last pause ended says nothing
-    /// new.
+    /// A delivery that started then was too fast. Until when nothing starts; what started before the last pause ended
+    /// says nothing new.
     pub(super) fn slow_down(&mut self, started_us: u64, now_us: u64) -> u64 {
         if started_us >= self.until_us {
             let is_calm = now_us.saturating_sub(self.until_us) > SLOW_CALM_US;
@@ -223,8 +224,8 @@ impl Key {
         }
     }
 
-    /// The limit that holds over all spawners. Others have none, or nothing runs anyway; what a server was seen to take is known
-    /// to this spawner alone.
+    /// The limit that holds over all spawners. Others have none, or nothing runs anyway; what a server was seen to take
+    /// is known to this spawner alone.
     pub(super) fn common_limit(&self) -> Option<u32> {
         match self.cap.limit {
             Limit::AtMost(limit) if limit > 0 => Some(limit),

@@ -38,10 +38,11 @@ pub(super) enum Place {
 /// A domain, or a relay that a sender has: what deliveries are for.
 #[derive(Debug)]
 pub(super) struct Domain {
-    /// The key that its deliveries count under: the one in its own entry, unless it is in a group, behind a relay or of a site.
+    /// The key that its deliveries count under: the one in its own entry, unless it is in a group, behind a relay or of
+    /// a site.
     pub(super) key: u32,
-    /// What it is to a site, if it counts there by an address. Then it has a part of the site's places at most, and what is
-    /// beyond that is away under its own number; and failures that carry no address are its own.
+    /// What it is to a site, if it counts there by an address. Then it has a part of the site's places at most, and
+    /// what is beyond that is away under its own number; and failures that carry no address are its own.
     pub(super) standing: Option<Standing>,
     /// Slots in use by its deliveries.
     pub(super) slots: u32,
@@ -49,9 +50,9 @@ pub(super) struct Domain {
 
 /// A name, as a domain and as a key.
 ///
-/// Nearly every domain is its own key. So both are in one entry, and a delivery needs one look-up and one place in memory for
-/// them. A group and a relay use the key alone. A domain that counts under another key uses its own one for its name; as
-/// a domain of a site also for its number, for what of its mail is away, and for its pauses.
+/// Nearly every domain is its own key. So both are in one entry, and a delivery needs one look-up and one place in
+/// memory for them. A group and a relay use the key alone. A domain that counts under another key uses its own one for
+/// its name; as a domain of a site also for its number, for what of its mail is away, and for its pauses.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) domain: Domain,

@@ -1,82 +1,89 @@
-//! What a key learns of its server: how many it takes at once, and whether it is there at all. The configured limit is the
-//! ceiling; what is learned lies in 1..=limit. Time comes in, as everywhere. docs/measurements.md has the figures.
+//! What a key learns of its server: how many it takes at once, and whether it is there at all. The configured limit is
+//! the ceiling; what is learned lies in 1..=limit. Time comes in, as everywhere. docs/measurements.md has the figures.
 //!
-//! **A refusal** is a reply that there are too many or they come too fast, a connection that failed, or one that broke. It is an
-//! objection if it is about how many were running. The question of this module is whether it is.
+//! **A refusal** is a reply that there are too many or they come too fast, a connection that failed, or one that broke.
+//! It is an objection if it is about how many were running. The question of this module is whether it is.
 //!
-//! **Down.** The first refusal at a level that is not known to work is believed. Then the limit becomes what still runs without
-//! it. A server with ten places to which twenty are started refuses ten; as their reports come in, one place is taken away
-//! for each of them and none is filled again, so what is left is what it accepted. Deliveries that were started before the
-//! first of these reports belong to the same objection. They take away the place that they had, no more; nothing is halved.
+//! **Down.** The first refusal at a level that is not known to work is believed. Then the limit becomes what still runs
+//! without it. A server with ten places to which twenty are started refuses ten; as their reports come in, one place is
+//! taken away for each of them and none is filled again, so what is left is what it accepted. Deliveries that were
+//! started before the first of these reports belong to the same objection. They take away the place that they had, no
+//! more; nothing is halved.
 //!
-//! **Up.** By one, once as many have been accepted as the limit is, and only those count that ended while all places were
-//! taken (as RFC 7661 has it for TCP): a server that was not asked for more has not said that it would take more.
+//! **Up.** By one, once as many have been accepted as the limit is, and only those count that ended while all places
+//! were taken (as RFC 7661 has it for TCP): a server that was not asked for more has not said that it would take more.
 //!
-//! **The wall.** The level at which it was refused is remembered, as TCP CUBIC (RFC 9438) remembers its last maximum: below
-//! it the limit grows as ever, but the wall itself is tried only after 4 cohorts, then 8, 16, 32 and 64 if it holds, or
-//! after five minutes and one cohort. That is for refusals that come at once when a level has been reached. One that comes later
-//! is rather a chance or a server with other cares: one place less, until the next cohort.
+//! **The wall.** The level at which it was refused is remembered, as TCP CUBIC (RFC 9438) remembers its last maximum:
+//! below it the limit grows as ever, but the wall itself is tried only after 4 cohorts, then 8, 16, 32 and 64 if it
+//! holds, or after five minutes and one cohort. That is for refusals that come at once when a level has been reached.
+//! One that comes later is rather a chance or a server with other cares: one place less, until the next cohort.
 //!
-//! **Chance.** At a level that has been accepted, a single refusal changes nothing. Refusals are added up, and each answer of another
-//! kind takes away twice what chance would make of it (the CUSUM test of E. S. Page, "Continuous Inspection Schemes", Biometrika
-//! 41, 1954). Four more than that are an objection. A server that has become less generous refuses four in a row at once.
-//! A server that refuses slowly has accepted a level only after four times as long as a refusal takes.
+//! **Chance.** At a level that has been accepted, a single refusal changes nothing. Refusals are added up, and each
+//! answer of another kind takes away twice what chance would make of it (the CUSUM test of E. S. Page, "Continuous
+//! Inspection Schemes", Biometrika 41, 1954). Four more than that are an objection. A server that has become less
+//! generous refuses four in a row at once. A server that refuses slowly has accepted a level only after four times as
+//! long as a refusal takes.
 //!
-//! **The background.** Some servers refuse however few there are: a milter that is down, greylisting in words that are listed for
-//! a limit, one bad machine of several. What is refused at a level, and in at least half of the same part further below, is not about
-//! the level. So below what was left of the limit after the first objection, refusals and acceptances of what started since are
-//! counted. Three refusals there, with two accepted among them, and the limit goes back to where it was. From then on
-//! refusals are weighed against that part of all, as against chance before, and it follows what is refused. Where the
-//! part is an eighth or more each refusal is a try: it would be the same when it comes again. If many more are refused
-//! after all, the limit falls as at first, and it takes twice the evidence the next time.
+//! **The background.** Some servers refuse however few there are: a milter that is down, greylisting in words that are
+//! listed for a limit, one bad machine of several. What is refused at a level, and in at least half of the same part
+//! further below, is not about the level. So below what was left of the limit after the first objection, refusals and
+//! acceptances of what started since are counted. Three refusals there, with two accepted among them, and the limit
+//! goes back to where it was. From then on refusals are weighed against that part of all, as against chance before, and
+//! it follows what is refused. Where the part is an eighth or more each refusal is a try: it would be the same when it
+//! comes again. If many more are refused after all, the limit falls as at first, and it takes twice the evidence the
+//! next time.
 //!
 //! A server that refuses everything is something else: then there is nothing accepted among the refusals.
 //!
 //! **Suspended.** An objection to a delivery that was alone is a failure. After three in a row, with no answer of any
-//! other kind between, nothing is started for 1 to 2 s; then one delivery at a time, each failure doubling the pause up to
-//! 150 to 300 s. Drawn at random from the upper half, so that keys that fail together do not come back together. Any answer
-//! ends it, greylisting and a refusal for good as well; the limit begins at one. A refusal at the sender or the recipient may be
-//! about the mail alone, and the next one be accepted. So after such a pause not one is tried, but four, then 16 and 64. Mail that is asked for during a pause must
-//! not be sent away as busy for ever: what [`May::Suspended`] says lies further away than the hold may last should go back
-//! as an ordinary deferral, as it does from qmail-remote's own table of time-outs (tcpto), so that it ages and bounces.
+//! other kind between, nothing is started for 1 to 2 s; then one delivery at a time, each failure doubling the pause up
+//! to 150 to 300 s. Drawn at random from the upper half, so that keys that fail together do not come back together. Any
+//! answer ends it, greylisting and a refusal for good as well; the limit begins at one. A refusal at the sender or the
+//! recipient may be about the mail alone, and the next one be accepted. So after such a pause not one is tried, but
+//! four, then 16 and 64. Mail that is asked for during a pause must not be sent away as busy for ever: what
+//! [`May::Suspended`] says lies further away than the hold may last should go back as an ordinary deferral, as it does
+//! from qmail-remote's own table of time-outs (tcpto), so that it ages and bounces.
 //!
-//! **A handover.** A server that counts a session for some time after its end refuses the next one, though no more run than it takes.
-//! So an objection at a level that it has accepted, to a delivery that took the place of one that had just ended, also makes
-//! places wait ([`crate::core::linger`]), for less than one place is worth, and the level is tried again after one cohort.
+//! **A handover.** A server that counts a session for some time after its end refuses the next one, though no more run
+//! than it takes. So an objection at a level that it has accepted, to a delivery that took the place of one that had
+//! just ended, also makes places wait ([`crate::core::linger`]), for less than one place is worth, and the level is
+//! tried again after one cohort.
 //!
-//! **A socket that is closed.** sendmail with MaxDaemonChildren closes its listening socket when the last place is taken, until 15 s
-//! after places are free again; xinetd does so for 10 s. Nobody can connect then, though mail was taken just before.
-//! The pauses are 3 and 14.5 s there, long enough that no mail uses up its three returns. How many ran when it began and were
-//! accepted is the wall, and it survives the suspension. When it is open again, the limit is one below at once, and each place waits
-//! for a sixteenth of a delivery's length. The wall is tried again after ten minutes, then 20, 40 and 80, for each time costs all
-//! places for 20 s. If the socket closes below that level, it was at a handover: places wait for twice as long, and the limit is
-//! halved for a while.
+//! **A socket that is closed.** sendmail with MaxDaemonChildren closes its listening socket when the last place is
+//! taken, until 15 s after places are free again; xinetd does so for 10 s. Nobody can connect then, though mail was
+//! taken just before. The pauses are 3 and 14.5 s there, long enough that no mail uses up its three returns. How many
+//! ran when it began and were accepted is the wall, and it survives the suspension. When it is open again, the limit is
+//! one below at once, and each place waits for a sixteenth of a delivery's length. The wall is tried again after ten
+//! minutes, then 20, 40 and 80, for each time costs all places for 20 s. If the socket closes below that level, it was
+//! at a handover: places wait for twice as long, and the limit is halved for a while.
 //!
-//! **A fixed limit** stays what it is. But it has the same pauses at a closed socket, and places wait after a refusal at a
-//! handover. After any other refusal beside others no more are started than ran beside it, for 4 s, then 8, up to 64.
+//! **A fixed limit** stays what it is. But it has the same pauses at a closed socket, and places wait after a refusal
+//! at a handover. After any other refusal beside others no more are started than ran beside it, for 4 s, then 8, up to
+//! 64.
 //!
-//! **Not a try.** Refused before the message was sent, not connected, or cut off within a minute with nothing sent, while others of the
-//! key run or have been accepted within the last minute: [`Try::NotReally`]. A key at which nothing succeeds is down to
-//! one place after the first such round, and from then on each of its refusals is a try. And no mail goes back more than
-//! three times between two tries ([`Returns`]): what a server refuses with 421 because of its sender ages, too. Where the
-//! server may have the message, it is always a try.
+//! **Not a try.** Refused before the message was sent, not connected, or cut off within a minute with nothing sent,
+//! while others of the key run or have been accepted within the last minute: [`Try::NotReally`]. A key at which nothing
+//! succeeds is down to one place after the first such round, and from then on each of its refusals is a try. And no
+//! mail goes back more than three times between two tries ([`Returns`]): what a server refuses with 421 because of its
+//! sender ages, too. Where the server may have the message, it is always a try.
 //!
-//! **Young.** A site that was found by addresses ([`crate::control::site`]) begins with refusals: whom its server took instead is of
-//! domains that are not known to go there yet, and says nothing before it is done. So there the first refusal of a delivery
-//! that was alone begins a pause, and is no try ([`Try::TooSoon`]), until the server has answered anything else or has been
-//! suspended five times. What it accepts from a domain that does not count there yet ends the pause, too.
+//! **Young.** A site that was found by addresses ([`crate::control::site`]) begins with refusals: whom its server took
+//! instead is of domains that are not known to go there yet, and says nothing before it is done. So there the first
+//! refusal of a delivery that was alone begins a pause, and is no try ([`Try::TooSoon`]), until the server has answered
+//! anything else or has been suspended five times. What it accepts from a domain that does not count there yet ends the
+//! pause, too.
 //!
 //! **This machine.** When connections to many keys fail together it is not the servers: see [`crate::core::shortage`].
 //!
 //! **Stated.** With caps of 1..=200, 20 to 200 configured, 0.05 to 60 s a delivery and refusals that take less than a
-//! quarter of that, the limit is within one of the cap from five service times on. When the objection ends, the configured
-//! limit counts again after at most 65 + 1.3 for each place, in service times of a key that has enough mail. A server that is
-//! suspended is seen to be back after 300 s at most.
+//! quarter of that, the limit is within one of the cap from five service times on. When the objection ends, the
+//! configured limit counts again after at most 65 + 1.3 for each place, in service times of a key that has enough mail.
+//! A server that is suspended is seen to be back after 300 s at most.
 //!
-//! **What it costs.** Where deliveries of equal length are handed over in step, a server that counts sessions for some time after
-//! their end has room for half as many. Of many places, each waits no longer than one of them is worth: such a key gets half. What
-//! a server allows a minute, whatever their number at once, is not learned: the limit rises until it is refused, and pauses
-//! begin.
+//! **What it costs.** Where deliveries of equal length are handed over in step, a server that counts sessions for some
+//! time after their end has room for half as many. Of many places, each waits no longer than one of them is worth: such
+//! a key gets half. What a server allows a minute, whatever their number at once, is not learned: the limit rises until
+//! it is refused, and pauses begin.
 
 #![forbid(unsafe_code)]
 
@@ -85,11 +92,12 @@ use crate::core::linger::{LINGER_MAX_CLOSED_US, LINGER_MAX_US, LINGER_MIN_US, Li
 use crate::report::{Seen, Sent};
 use crate::util::random::Random;
 
-/// What starts so soon after another one of its key was accepted takes its place, as far as anybody knows: if it is refused, the
-/// server may still count the one that has ended. In microseconds.
+/// What starts so soon after another one of its key was accepted takes its place, as far as anybody knows: if it is
+/// refused, the server may still count the one that has ended. In microseconds.
 pub const HANDOVER_US: u64 = 200_000;
-/// A server that closes its socket at its limit gets a place that has become free only after this part of a delivery's length, but
-/// after [`LINGER_MIN_US`] at least, and [`HANDOVER_US`] at most: a place that is asked for too soon would cost 15 s.
+/// A server that closes its socket at its limit gets a place that has become free only after this part of a delivery's
+/// length, but after [`LINGER_MIN_US`] at least, and [`HANDOVER_US`] at most: a place that is asked for too soon would
+/// cost 15 s.
 const CLOSED_LINGER_PART: u64 = 16;
 /// What places wait for becomes less by this part with each cohort that is accepted.
 const COHORTS_TO_FADE: u32 = 256;
@@ -102,17 +110,18 @@ const CLOSES_MAX: u8 = 4;
 pub const FAILURES: u8 = 3;
 /// The first pause lasts half of this to all of it; each further one twice as long.
 pub const PAUSE_MIN_US: u64 = 2_000_000;
-/// What is refused alone at its sender or recipient may be refused for itself. So after the first pause so many are tried before the
-/// next one, one at a time; after each further pause four times as many, up to [`ENVELOPES_MAX`].
+/// What is refused alone at its sender or recipient may be refused for itself. So after the first pause so many are
+/// tried before the next one, one at a time; after each further pause four times as many, up to [`ENVELOPES_MAX`].
 pub const ENVELOPES: u8 = 4;
 /// See [`ENVELOPES`].
 pub const ENVELOPES_MAX: u8 = 64;
 /// The longest pause lasts half of this to all of it.
 pub const PAUSE_MAX_US: u64 = 300_000_000;
-/// A refusal is not a try if something was accepted within this time, or if others were still running. (Or at a young site.)
+/// A refusal is not a try if something was accepted within this time, or if others were still running. (Or at a young
+/// site.)
 pub const RECENT_US: u64 = 60_000_000;
-/// A site is young until its server has answered anything else, or it has been suspended so often: for 31 s at least, and 62 s
-/// at most.
+/// A site is young until its server has answered anything else, or it has been suspended so often: for 31 s at least,
+/// and 62 s at most.
 pub const YOUNG_PAUSES: u8 = 5;
 /// The level at which the server refused is tried again after so many cohorts; twice as many each time that it refuses
 /// there again, up to the second figure.
@@ -122,14 +131,14 @@ pub const PROBE_COHORTS_MAX: u16 = 64;
 /// Or after this time, and one cohort.
 pub const PROBE_US: u64 = 300_000_000;
 
-/// A server that lets nobody connect for a while after its last place was taken is asked for that place again after so many
-/// times [`PROBE_US`]; twice as many each time that it does so again, up to the second figure.
+/// A server that lets nobody connect for a while after its last place was taken is asked for that place again after so
+/// many times [`PROBE_US`]; twice as many each time that it does so again, up to the second figure.
 pub const CLOSING_PROBES: u64 = 2;
 /// See [`CLOSING_PROBES`].
 pub const CLOSING_PROBES_MAX: u64 = 16;
-/// The first pauses after which a server is tried that let itself be connected to within [`RECENT_US`]. Together 16.4 to 17.5 s after
-/// the last session: so a mail which may go back [`RETURNS_MAX`] times outlasts the 15 s for which sendmail closes its socket,
-/// which are 16 if its clock has just begun a second when it closes.
+/// The first pauses after which a server is tried that let itself be connected to within [`RECENT_US`]. Together 16.4
+/// to 17.5 s after the last session: so a mail which may go back [`RETURNS_MAX`] times outlasts the 15 s for which
+/// sendmail closes its socket, which are 16 if its clock has just begun a second when it closes.
 pub const CLOSED_PAUSES_US: [u64; 2] = [3_000_000, 14_500_000];
 /// They are shorter by this part at most.
 const CLOSED_PAUSES_SPREAD: u64 = 16;
@@ -185,7 +194,8 @@ pub struct Learned {
     score: f32,
     /// The part that is refused however few are running; 0: none that matters.
     background: f32,
-    /// Refused below the level that was refused, of the deliveries that started since `trial_us`; older ones count less.
+    /// Refused below the level that was refused, of the deliveries that started since `trial_us`; older ones count
+    /// less.
     below: f32,
     /// And accepted.
     below_accepted: f32,
@@ -223,7 +233,8 @@ pub struct Learned {
     has_answered: bool,
     /// Whether the level has been reached from below, and not a quarter of a cohort accepted since.
     height: Height,
-    /// Whether those are counted as they end; else their number was known, as that of a level that was reached step by step.
+    /// Whether those are counted as they end; else their number was known, as that of a level that was reached step by
+    /// step.
     counts_closers: bool,
     /// Whether the level was a new one when the refusals in a row began.
     was_new: bool,
@@ -305,8 +316,8 @@ pub enum Try {
     /// It was refused only because too many were running, as far as is known: it may go back as busy, if
     /// [`Returns::may_return`] agrees.
     NotReally,
-    /// It was refused at a young site. It goes back as busy; that happens [`YOUNG_PAUSES`] times at most, but for deliveries that were
-    /// under way when a pause began.
+    /// It was refused at a young site. It goes back as busy; that happens [`YOUNG_PAUSES`] times at most, but for
+    /// deliveries that were under way when a pause began.
     TooSoon,
 }
 
@@ -319,8 +330,8 @@ pub enum May {
     Wait,
     /// Not before this time, in microseconds.
     Suspended(u64),
-    /// Not before this time, in microseconds: the server may still count one that has just ended ([`crate::core::linger`]), or it has
-    /// refused one beside as many. Perhaps not even then, if more have ended.
+    /// Not before this time, in microseconds: the server may still count one that has just ended
+    /// ([`crate::core::linger`]), or it has refused one beside as many. Perhaps not even then, if more have ended.
     Later(u64),
 }
 
@@ -475,8 +486,8 @@ impl Learned {
         is_as_ever
     }
 
-    /// The limit stays what it is. But what was refused at the door while others ran, or soon after, was not a try; it waits for a
-    /// place, and while a server that has just taken mail takes none, there are pauses.
+    /// The limit stays what it is. But what was refused at the door while others ran, or soon after, was not a try; it
+    /// waits for a place, and while a server that has just taken mail takes none, there are pauses.
     fn end_of_fixed(&mut self, ended: &Ended, random: &mut Random) -> Try {
         if self.trial_us > 0 || self.proved > 0 || self.wall > 0 {
             // It has learned until now.
@@ -538,7 +549,8 @@ impl Learned {
         }
     }
 
-    /// For some seconds no more than what ran beside one that was refused; for twice as long if that has been tried again since.
+    /// For some seconds no more than what ran beside one that was refused; for twice as long if that has been tried
+    /// again since.
     fn hold_down(&mut self, ended: &Ended) {
         let ran = self.accepted_beside(ended).max(1);
         if ended.now_us < self.cut_us {
@@ -676,7 +688,8 @@ impl Learned {
         self.linger = Linger::NONE;
     }
 
-    /// The socket is open again: the server takes what it took before, but for the last one. Fewer if it closed at a handover.
+    /// The socket is open again: the server takes what it took before, but for the last one. Fewer if it closed at a
+    /// handover.
     fn opened_again(&mut self, ended: &Ended) {
         let part_us = ended.now_us.saturating_sub(ended.started_us) / CLOSED_LINGER_PART;
         let least_us = part_us.clamp(u64::from(LINGER_MIN_US), HANDOVER_US);
@@ -704,7 +717,8 @@ impl Learned {
     fn refuse(&mut self, ended: &Ended, random: &mut Random) -> Try {
         let recently = self.took_recently(ended.now_us);
         let others = ended.running > 0;
-        // Whom the server took instead may be of domains that are not known to go there, and says nothing before it is done.
+        // Whom the server took instead may be of domains that are not known to go there, and says nothing before it is
+        // done.
         let is_young = ended.counted == Counted::Known
             && ended.seen.is_too_many_early()
             && !self.has_answered
@@ -743,8 +757,8 @@ impl Learned {
         }
     }
 
-    /// Whether an objection may be about the place of one that has just ended. Then places wait longer from now on. `known`: the
-    /// level up to which it has accepted all.
+    /// Whether an objection may be about the place of one that has just ended. Then places wait longer from now on.
+    /// `known`: the level up to which it has accepted all.
     fn was_handover(&mut self, ended: &Ended, known: u16) -> bool {
         let is_level_known = match self.height {
             Height::Known => self.level <= known && ended.running < u32::from(self.level),
@@ -888,8 +902,8 @@ impl Learned {
                 self.wall = refused;
                 self.cohorts = 0;
             } else {
-                // It has accepted as many before. Either it refuses at random, or it has become less generous: then it will
-                // refuse again before a cohort is complete.
+                // It has accepted as many before. Either it refuses at random, or it has become less generous: then it
+                // will refuse again before a cohort is complete.
                 self.proved = self.level;
             }
             self.cut_us = ended.now_us;
@@ -910,7 +924,8 @@ impl Learned {
         self.accepted = 0;
     }
 
-    /// How many the server takes beside one that was refused: those that run, and those that may start when places wait no more.
+    /// How many the server takes beside one that was refused: those that run, and those that may start when places wait
+    /// no more.
     fn accepted_beside(&self, ended: &Ended) -> u16 {
         let waiting = self.linger.places(ended.now_us);
         ended.running.saturating_add(waiting).min(u32::from(FREE - 1)) as u16
@@ -954,7 +969,8 @@ impl Learned {
         }
     }
 
-    /// Nobody can connect since so many were running: the server has closed its socket, or it is down. Then that is tried soon.
+    /// Nobody can connect since so many were running: the server has closed its socket, or it is down. Then that is
+    /// tried soon.
     fn closed(&mut self, now_us: u64) {
         let ran = self.closers.max(2);
         if ran >= self.closed_at || self.closes >= CLOSES_MAX {
@@ -1000,8 +1016,8 @@ pub const RETURNS_MAX: u8 = 3;
 
 const RETURNS: usize = 1024;
 
-/// Which mails went back as busy, so that none does for ever: a server that refuses one sender with 421, and accepts all
-/// others, must see that mail age.
+/// Which mails went back as busy, so that none does for ever: a server that refuses one sender with 421, and accepts
+/// all others, must see that mail age.
 #[derive(Clone, Debug)]
 pub struct Returns {
     /// Of the mails with this low end of their hash: the high end, and how often in the lowest two bits.
@@ -1015,8 +1031,8 @@ impl Default for Returns {
 }
 
 impl Returns {
-    /// Whether a mail that was not really tried may go back as busy once more. `mail`: a hash of its queue number and its
-    /// recipient.
+    /// Whether a mail that was not really tried may go back as busy once more. `mail`: a hash of its queue number and
+    /// its recipient.
     pub fn may_return(&mut self, mail: u64) -> bool {
         let mark = &mut self.marks[mail as usize % RETURNS];
         let count = (*mark & 3) as u8;

@@ -1,13 +1,14 @@
 //! Places that a server gives back late.
 //!
-//! A server that forks for each session counts the child until it has been waited for: 2 to 10 ms after the session for Exim and
-//! sendmail on a machine with a load of 7 (docs/measurements.md). A connection that comes sooner in place of one that has ended
-//! is one more than there are places. It is refused, or the socket is closed for 15 s. So the gate goes on
-//! counting what has ended for a while. How long that must be is not known. The gate begins with a guess, and doubles it
-//! whenever it was too short.
+//! A server that forks for each session counts the child until it has been waited for: 2 to 10 ms after the session for
+//! Exim and sendmail on a machine with a load of 7 (docs/measurements.md). A connection that comes sooner in place of
+//! one that has ended is one more than there are places. It is refused, or the socket is closed for 15 s. So the gate
+//! goes on counting what has ended for a while. How long that must be is not known. The gate begins with a guess, and
+//! doubles it whenever it was too short.
 //!
-//! That time has two halves, and what ended in one half is forgotten all at once. So a place waits for a half to one and a half of
-//! the time. Places of sessions that end together, with none before and after, wait for exactly that time.
+//! That time has two halves, and what ended in one half is forgotten all at once. So a place waits for a half to one
+//! and a half of the time. Places of sessions that end together, with none before and after, wait for exactly that
+//! time.
 
 #![forbid(unsafe_code)]
 
@@ -92,8 +93,8 @@ impl Linger {
         Some(self.since_us.saturating_add(if is_soon { half_us } else { 2 * half_us }))
     }
 
-    /// A delivery that started at `started_us` was refused: the time was too short, and is doubled if that is not known yet. False
-    /// if it cannot become longer.
+    /// A delivery that started at `started_us` was refused: the time was too short, and is doubled if that is not known
+    /// yet. False if it cannot become longer.
     pub fn too_short(&mut self, now_us: u64, started_us: u64, most_us: u32) -> bool {
         if self.us > 0 && started_us <= self.longer_us {
             // That is known, and it is longer since then.

@@ -1,9 +1,9 @@
 //! How fast a key is served.
 //!
-//! **The rate** is limit / mean service time. Not the rate of completions: that falls when the hold runs empty, and then
-//! keeps itself low. The mean is work / completions. Work counts the time of the deliveries that still run, too, and each
-//! of them is half a completion: what has run for some time will run as long again. So a server that hangs is seen as
-//! slow before its first delivery has ended, and a new one as quick as it may still prove to be.
+//! **The rate** is limit / mean service time. Not the rate of completions: that falls when the hold runs empty, and
+//! then keeps itself low. The mean is work / completions. Work counts the time of the deliveries that still run, too,
+//! and each of them is half a completion: what has run for some time will run as long again. So a server that hangs is
+//! seen as slow before its first delivery has ended, and a new one as quick as it may still prove to be.
 
 #![forbid(unsafe_code)]
 

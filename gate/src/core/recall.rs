@@ -1,27 +1,28 @@
 //! Mail of one key that qmail-send keeps because the gate sent it away, and how the gate calls it back.
 //!
-//! qmail-send keeps such mail in a queue of its own per key, the mail that was due first in front (gate_retry.c), and gives
-//! so many of them as the gate calls. The gate calls when what it holds for the key runs low. So mail comes back when
-//! there is room for it, however fast the server has become meanwhile; none is sent away twice, and none is overtaken by
-//! what came later. The seconds in a busy answer are for the case that no call comes: they end the wait at the latest.
+//! qmail-send keeps such mail in a queue of its own per key, the mail that was due first in front (gate_retry.c), and
+//! gives so many of them as the gate calls. The gate calls when what it holds for the key runs low. So mail comes back
+//! when there is room for it, however fast the server has become meanwhile; none is sent away twice, and none is
+//! overtaken by what came later. The seconds in a busy answer are for the case that no call comes: they end the wait at
+//! the latest.
 //!
-//! The alternative was mail that comes back by the clock alone, paced by limit / mean service time. That needed 2.8 busy
-//! answers a mail for a backlog of 500 s and 5.9 for one of an hour, left up to a fifth of the places idle when a server
-//! became faster late in a backlog, and under a steady overload some mail was sent away again and again.
+//! The alternative was mail that comes back by the clock alone, paced by limit / mean service time. That needed 2.8
+//! busy answers a mail for a backlog of 500 s and 5.9 for one of an hour, left up to a fifth of the places idle when a
+//! server became faster late in a backlog, and under a steady overload some mail was sent away again and again.
 //!
 //! **What the gate knows** is only how much it has sent away. That may be too much (mail came back by the clock, or one
 //! message waits for two keys). A command that comes while called ones are missing is taken for one of them; if it was
 //! another, the missing one is taken for new when it comes, and the count is right again. If some are still missing two
-//! seconds after the last has come, while qmail-send goes on with other mail, the count was wrong or qmail-send is slow.
-//! From then on one is called, and twice as many each time when all have come. Each call in vain is waited for twice as
-//! long as the one before, up to [`PAUSE_MAX_US`]. What is away is forgotten when the last busy answer's time is over, and
-//! not before: until then qmail-send has it, unless the gate has miscounted.
+//! seconds after the last has come, while qmail-send goes on with other mail, the count was wrong or qmail-send is
+//! slow. From then on one is called, and twice as many each time when all have come. Each call in vain is waited for
+//! twice as long as the one before, up to [`PAUSE_MAX_US`]. What is away is forgotten when the last busy answer's time
+//! is over, and not before: until then qmail-send has it, unless the gate has miscounted.
 //!
-//! **Silence** says nothing. A qmail-send that is stopped, or that waits for its disk or its log, sends no commands at all,
-//! and a call in the pipe is not lost. So a call is in vain only when qmail-send has sent some other command after the time
-//! to answer. When it speaks again after a silence, each key that was in doubt is looked at anew. (Before, three calls
-//! in vain were the end. After a stall of 20 s the gate had forgotten 5217 mails, which then came by the clock: 5836 of
-//! 6000 after 180 s, where the limit's own pace is 26 s.)
+//! **Silence** says nothing. A qmail-send that is stopped, or that waits for its disk or its log, sends no commands at
+//! all, and a call in the pipe is not lost. So a call is in vain only when qmail-send has sent some other command after
+//! the time to answer. When it speaks again after a silence, each key that was in doubt is looked at anew. (Before,
+//! three calls in vain were the end. After a stall of 20 s the gate had forgotten 5217 mails, which then came by the
+//! clock: 5836 of 6000 after 180 s, where the limit's own pace is 26 s.)
 
 #![forbid(unsafe_code)]
 
@@ -140,8 +141,8 @@ impl Recall {
         }
     }
 
-    /// What has been called and should have come by now does not come, or nothing is away any more. True if that was so;
-    /// how much had been called is in `called` before.
+    /// What has been called and should have come by now does not come, or nothing is away any more. True if that was
+    /// so; how much had been called is in `called` before.
     pub fn expire(&mut self, now_us: u64, heard: &Heard) -> bool {
         if self.away > 0 && now_us >= self.until_us.saturating_add(ANSWER_US) {
             *self = Self::default();
@@ -176,7 +177,8 @@ mod tests {
         Heard { last_us: now_us, again_us: 0 }
     }
 
-    /// qmail-send has this many; all that are called come at once. How many calls, and after how many seconds qmail-send has none.
+    /// qmail-send has this many; all that are called come at once. How many calls, and after how many seconds
+    /// qmail-send has none.
     fn drain(recall: &mut Recall, mut there: u32, most: u32) -> (u32, u64) {
         let (mut calls, mut now_us, mut done_us) = (0, 0, 0);
         while recall.away() > 0 {

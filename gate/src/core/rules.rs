@@ -1,16 +1,16 @@
 //! Which key a domain counts under, and the limit of that key. In this order:
 //!
 //! 1. The group of the line of concurrencydomains that matches the domain, unless that is the default line.
-//! 2. The site of its next hop ([`crate::control::site`]), unless a line other than the default one matches the next hop. The next hop
-//!    is the relay that smtproutes sends the domain to, else the domain itself. A candidate of a site counts with the site's
-//!    other candidates.
+//! 2. The site of its next hop ([`crate::control::site`]), unless a line other than the default one matches the next
+//!    hop. The next hop is the relay that smtproutes sends the domain to, else the domain itself. A candidate of a site
+//!    counts with the site's other candidates.
 //! 3. The group of the default line.
 //! 4. The relay, with the limit of the relay's own name.
 //! 5. The domain itself.
 //!
-//! In trees whose qmail-remote asks for a relay by the sender ([`crate::control::sender`]), such a relay is the next hop whatever the
-//! domain is, and smtproutes is not asked. Then 2. to 4. are what the relay has: the line with its name, or the default line, and the
-//! group of that.
+//! In trees whose qmail-remote asks for a relay by the sender ([`crate::control::sender`]), such a relay is the next
+//! hop whatever the domain is, and smtproutes is not asked. Then 2. to 4. are what the relay has: the line with its
+//! name, or the default line, and the group of that.
 
 #![forbid(unsafe_code)]
 
@@ -132,8 +132,8 @@ impl Rules {
         }
     }
 
-    /// The line of concurrencydomains that a resolution comes from, and the line of smtproutes or authsenders that it went
-    /// through; from 1, and 0 for none.
+    /// The line of concurrencydomains that a resolution comes from, and the line of smtproutes or authsenders that it
+    /// went through; from 1, and 0 for none.
     #[must_use]
     pub fn lines(&self, found: &Resolution<'_>) -> (u32, u32) {
         let of_table =
@@ -169,15 +169,16 @@ impl Rules {
         None
     }
 
-    /// Whether the relay that a sender has is the next hop of mail to a domain, whose hash is known: unless the domain's own line
-    /// puts it into a group.
+    /// Whether the relay that a sender has is the next hop of mail to a domain, whose hash is known: unless the
+    /// domain's own line puts it into a group.
     #[must_use]
     pub fn sender_decides(&self, hash: u64, domain: &[u8]) -> bool {
         let own = self.table.as_ref().and_then(|table| own_line(table, hash, domain));
         !own.is_some_and(own_decides)
     }
 
-    /// The key and the limit of a domain, without a dot at its end, for mail that goes to the relay of its sender, if that has one.
+    /// The key and the limit of a domain, without a dot at its end, for mail that goes to the relay of its sender, if
+    /// that has one.
     #[must_use]
     pub fn resolve_for<'a>(
         &'a self,
@@ -297,7 +298,8 @@ impl Rules {
         table.find_address(peer).map(|range| &table.groups()[range.group as usize].name[..])
     }
 
-    /// A delivery to a domain, or to a relay, was at this address. Whether another site may count for its next hop from now on.
+    /// A delivery to a domain, or to a relay, was at this address. Whether another site may count for its next hop from
+    /// now on.
     ///
     /// # Errors
     /// No memory: nothing is noted.
@@ -332,8 +334,8 @@ impl Rules {
         self.sites.group(next_hop.hash, next_hop.name, table)
     }
 
-    /// Whether the operator has named this key: a group, a relay, a domain with a line of its own. Other names are chosen by
-    /// those who send mail.
+    /// Whether the operator has named this key: a group, a relay, a domain with a line of its own. Other names are
+    /// chosen by those who send mail.
     #[must_use]
     pub fn has_named(&self, kind: KeyKind, name: &[u8]) -> bool {
         match kind {
@@ -374,8 +376,8 @@ impl Rules {
     }
 }
 
-/// All candidates of a site together have half of its limit, and one of them has one place (gate.rs). Half, so that a hundred unknown
-/// domains behind one server become members about as fast as it takes their mail (tests/simulation.rs).
+/// All candidates of a site together have half of its limit, and one of them has one place (gate.rs). Half, so that a
+/// hundred unknown domains behind one server become members about as fast as it takes their mail (tests/simulation.rs).
 fn of_candidates(cap: Cap) -> Cap {
     match cap.limit {
         Limit::AtMost(limit) => Cap { limit: Limit::AtMost(limit.div_ceil(2)), ..cap },

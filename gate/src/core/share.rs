@@ -1,25 +1,27 @@
 //! Several spawners at one queue: one count for a key over all of them, and whose turn a free place is.
 //!
-//! Trees with supplemental channels start a qmail-rspawn for each, and each has a gate of its own. What belongs together by a
-//! group, a relay, a suffix or a site is spread over them, and its limit has to hold over all. [`Spawners`] is what a gate
-//! knows of the others; [`crate::host::shared`] keeps it in a file.
+//! Trees with supplemental channels start a qmail-rspawn for each, and each has a gate of its own. What belongs
+//! together by a group, a relay, a suffix or a site is spread over them, and its limit has to hold over all.
+//! [`Spawners`] is what a gate knows of the others; [`crate::host::shared`] keeps it in a file.
 //!
-//! **To take a place** a gate announces that it runs one more, then looks at what all others have announced, and takes the
-//! announcement back if that is too much. Of two gates at the same moment each sees the other or is seen by it: there are never
-//! too many, whatever the order. (Both may take it back, and look again a few milliseconds later, each at a time of its own.)
+//! **To take a place** a gate announces that it runs one more, then looks at what all others have announced, and takes
+//! the announcement back if that is too much. Of two gates at the same moment each sees the other or is seen by it:
+//! there are never too many, whatever the order. (Both may take it back, and look again a few milliseconds later, each
+//! at a time of its own.)
 //!
-//! **Whose turn it is.** A gate notices at once that it has given a place back itself, and what others give back only when it
-//! looks. Without a rule it would keep its places for ever. So:
+//! **Whose turn it is.** A gate notices at once that it has given a place back itself, and what others give back only
+//! when it looks. Without a rule it would keep its places for ever. So:
 //!
-//! - As long as a gate has less than an equal share it takes what is free. The equal share is what those that want no more
-//!   leave of the limit, divided by the number of those that do. All such shares fit under the limit at once.
-//! - Beyond that it does not get ahead of another that wants more, but for the places that do not divide: the gates take
-//!   these in turns of half a second. (With a limit of 1, that is the only place.)
-//! - A place that is left to the others and is not taken by them is taken after a tenth of a second all the same, and nothing is
-//!   left to them for the second that follows: a gate that wants and does not take may be stopped, or wait for its own disk.
+//! - As long as a gate has less than an equal share it takes what is free. The equal share is what those that want no
+//!   more leave of the limit, divided by the number of those that do. All such shares fit under the limit at once.
+//! - Beyond that it does not get ahead of another that wants more, but for the places that do not divide: the gates
+//!   take these in turns of half a second. (With a limit of 1, that is the only place.)
+//! - A place that is left to the others and is not taken by them is taken after a tenth of a second all the same, and
+//!   nothing is left to them for the second that follows: a gate that wants and does not take may be stopped, or wait
+//! for its own disk.
 //!
-//! The alternative was a fixed share of the limit for each spawner that is alive. It needs no count, but a limit below the
-//! number of spawners cannot be divided, and with one busy channel all other shares would be idle.
+//! The alternative was a fixed share of the limit for each spawner that is alive. It needs no count, but a limit below
+//! the number of spawners cannot be divided, and with one busy channel all other shares would be idle.
 
 #![forbid(unsafe_code)]
 

@@ -1,16 +1,16 @@
-//! A shortage of this machine: no ports left, no route, no memory for sockets. Then connections to all servers fail at once,
-//! and the servers are not the cause.
+//! A shortage of this machine: no ports left, no route, no memory for sockets. Then connections to all servers fail at
+//! once, and the servers are not the cause.
 //!
-//! **The signs.** Within [`WINDOW_US`] at least [`WITNESSES`] keys whose servers have taken mail within [`WITNESS_US`] fail to connect.
-//! There are as many failures as deliveries of which it is not known yet whether they have connected, those that
-//! were started within the same time. And of what was started since the first failure hardly anything connects. Then the limits of
-//! these keys become what they were before, nothing starts for 2 s, and what could not connect was not really tried.
-//! If it goes on so after that, the pause becomes 8, 16, and then 30 s.
+//! **The signs.** Within [`WINDOW_US`] at least [`WITNESSES`] keys whose servers have taken mail within [`WITNESS_US`]
+//! fail to connect. There are as many failures as deliveries of which it is not known yet whether they have connected,
+//! those that were started within the same time. And of what was started since the first failure hardly anything
+//! connects. Then the limits of these keys become what they were before, nothing starts for 2 s, and what could not
+//! connect was not really tried. If it goes on so after that, the pause becomes 8, 16, and then 30 s.
 //!
-//! **Who counts.** Only keys that took mail of late are witnesses, so a list of a thousand dead domains has none. Somebody
-//! who owns many live domains, and lets them die together, would also need half of all that is started here, and would
-//! gain pauses of some seconds by it. A hosting company that is down with fifty domains is not half of what is started, where
-//! there is other mail; where there is none, a pause of 2 s harms nobody.
+//! **Who counts.** Only keys that took mail of late are witnesses, so a list of a thousand dead domains has none.
+//! Somebody who owns many live domains, and lets them die together, would also need half of all that is started here,
+//! and would gain pauses of some seconds by it. A hosting company that is down with fifty domains is not half of what
+//! is started, where there is other mail; where there is none, a pause of 2 s harms nobody.
 //!
 //! A resolver that is dead says nothing of servers anyway: see [`crate::report`].
 
@@ -26,8 +26,8 @@ pub const WITNESSES: usize = 5;
 const WITNESSES_MAX: usize = 128;
 /// A key counts if its server has taken mail within this time, in microseconds.
 pub const WITNESS_US: u64 = 600_000_000;
-/// How long nothing starts: the first time, the second, and so on. All are shorter than a command is held. The first three
-/// together last 26 s: if the shortage is over by then, no mail has used up its returns.
+/// How long nothing starts: the first time, the second, and so on. All are shorter than a command is held. The first
+/// three together last 26 s: if the shortage is over by then, no mail has used up its returns.
 pub const PAUSES_US: [u64; 4] = [2_000_000, 8_000_000, 16_000_000, 30_000_000];
 
 /// A key whose deliveries failed to connect.
@@ -104,8 +104,8 @@ impl Shortage {
         }
     }
 
-    /// A delivery could not connect. `pending`: how many of those that run were started since a time. True: a pause begins, and
-    /// [`Shortage::take`] has the keys.
+    /// A delivery could not connect. `pending`: how many of those that run were started since a time. True: a pause
+    /// begins, and [`Shortage::take`] has the keys.
     pub fn failed(
         &mut self,
         now_us: u64,

@@ -17,11 +17,12 @@ use crate::host::watched::{
 };
 use crate::util::memory::OutOfMemory;
 
-/// A file that was changed within this time may not be whole yet. Half a file without a mistake would be taken for a good one.
+/// A file that was changed within this time may not be whole yet. Half a file without a mistake would be taken for a
+/// good one.
 pub(super) const QUIET: Duration = Duration::from_millis(200);
 
-/// The same for a file that has less than half of what it had, or is missing: whoever overwrites or replaces it may have been
-/// kept waiting in the middle of that.
+/// The same for a file that has less than half of what it had, or is missing: whoever overwrites or replaces it may
+/// have been kept waiting in the middle of that.
 pub(super) const LONG_QUIET: Duration = Duration::from_secs(3);
 
 /// After how many looks the status says that a file never comes to rest.
@@ -99,7 +100,8 @@ impl Kept {
                     self.mark = Some(mark);
                     Ok(Some((contents, u64::try_from(secs).unwrap_or(0))))
                 }
-                // A tree that was patched by an earlier qpatch has none; that is said when there is something to be kept.
+                // A tree that was patched by an earlier qpatch has none; that is said when there is something to be
+                // kept.
                 _ => Ok(None),
             }
         });
@@ -169,7 +171,8 @@ impl Control {
         })
     }
 
-    /// What is new about it. A file that is changing just now is not news yet. If it never stops changing, that is news.
+    /// What is new about it. A file that is changing just now is not news yet. If it never stops changing, that is
+    /// news.
     pub(super) fn look(&mut self, max: u64, clock: &dyn Clock) -> Contents {
         let contents = self.watched.look(max);
         let is_at_rest = match contents {
@@ -203,8 +206,8 @@ impl Control {
         }
     }
 
-    /// Whether it may be there again in an instant: something was made or removed in its folder, and a copy of it is kept,
-    /// which is so until it has been away for good.
+    /// Whether it may be there again in an instant: something was made or removed in its folder, and a copy of it is
+    /// kept, which is so until it has been away for good.
     pub(super) fn is_just_taken_away(&self, clock: &dyn Clock) -> bool {
         let folder = std::fs::metadata(Path::new(directory_of(&self.watched.path)));
         self.kept.mark.is_some()
@@ -265,7 +268,8 @@ impl Control {
     }
 
     /// Whether something else than the file counts, or nothing though there is one.
-    /// That it is changing just now is for the status: whoever removes one or puts another there is no cause for a warning.
+    /// That it is changing just now is for the status: whoever removes one or puts another there is no cause for a
+    /// warning.
     pub(super) fn is_passed_over(&self) -> bool {
         match self.source {
             _ if self.problem.is_some_and(|problem| problem.kind == Kind::Changing) => false,

@@ -51,8 +51,8 @@ impl<C: Clock> Host<C> {
         Ok(problems.worst())
     }
 
-    /// Whether the limits in force, or at the start those of the copy, are more than none. A full disk can leave a file of 0
-    /// bytes in their place, where it is written under another name and renamed.
+    /// Whether the limits in force, or at the start those of the copy, are more than none. A full disk can leave a file
+    /// of 0 bytes in their place, where it is written under another name and renamed.
     fn had_limits(&mut self) -> bool {
         if self.domains.source == Source::Nothing {
             return self.domains.kept.read().is_some_and(|(text, _)| !text.is_empty());
@@ -60,8 +60,8 @@ impl<C: Clock> Host<C> {
         self.gate.rules().table.as_ref().is_some_and(|table| !table.is_empty())
     }
 
-    /// The file cannot be used. What counts already goes on to count; at the start, the copy of the last good one; without
-    /// any, the good lines.
+    /// The file cannot be used. What counts already goes on to count; at the start, the copy of the last good one;
+    /// without any, the good lines.
     pub(super) fn fall_back(&mut self, mut good_lines: Table, now_us: u64) -> Result<(), Kind> {
         let is_whole = matches!(self.domains.source, Source::File | Source::Earlier);
         if is_whole && self.gate.rules().table.is_some() {

@@ -72,8 +72,8 @@ impl Mark {
     }
 }
 
-/// O_NONBLOCK, without which an open of a FIFO waits for somebody at its other end. A file is looked at before it is opened, but
-/// may be a FIFO by then.
+/// O_NONBLOCK, without which an open of a FIFO waits for somebody at its other end. A file is looked at before it is
+/// opened, but may be a FIFO by then.
 const NO_WAIT: i32 = match cfg!(all(
     target_os = "linux",
     any(target_arch = "x86", target_arch = "x86_64", target_arch = "arm", target_arch = "aarch64")
@@ -407,7 +407,8 @@ mod tests {
             .collect()
     }
 
-    /// The write that is cut, or finds no room, at any byte leaves the old contents or the new ones, and can be done again.
+    /// The write that is cut, or finds no room, at any byte leaves the old contents or the new ones, and can be done
+    /// again.
     #[test]
     fn a_write_that_ends_anywhere_leaves_the_old_contents_or_the_new_ones() {
         let first = lines(50, 25);

@@ -1,13 +1,13 @@
 //! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
 //!
-//! A file that cannot be used does not change what is in force. At the start, when nothing is, the copy of the last good one
-//! counts ([`crate::host::kept`]); without one, of concurrencydomains, the lines that are good and a limit of 20 for all other
-//! domains. Only where there is no such file there are no limits.
+//! A file that cannot be used does not change what is in force. At the start, when nothing is, the copy of the last
+//! good one counts ([`crate::host::kept`]); without one, of concurrencydomains, the lines that are good and a limit of
+//! 20 for all other domains. Only where there is no such file there are no limits.
 //!
 //! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs six `stat`
-//! calls a second, or seven where qmail-remote reads authsenders; the status one `write` a second, when something changed, or one a minute, and what was seen of sites one in
-//! ten seconds. All descriptors are closed again at once, but for that of [`crate::host::shared`], which only a queue with several
-//! spawners has.
+//! calls a second, or seven where qmail-remote reads authsenders; the status one `write` a second, when something
+//! changed, or one a minute, and what was seen of sites one in ten seconds. All descriptors are closed again at once,
+//! but for that of [`crate::host::shared`], which only a queue with several spawners has.
 
 #![forbid(unsafe_code)]
 
@@ -57,7 +57,8 @@ const HEARTBEAT_US: u64 = 60_000_000;
 const LOOK_AGAIN_US: u64 = 250_000;
 /// How long the start waits for a file to come to rest; qmail-send waits meanwhile.
 const START_WAIT: Duration = Duration::from_secs(1);
-/// What was seen of sites changes with nearly every new domain, and matters only at the next start: so it is written less often.
+/// What was seen of sites changes with nearly every new domain, and matters only at the next start: so it is written
+/// less often.
 const WRITE_SITES_US: u64 = 10_000_000;
 /// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
 const SLACK_MS: u64 = 2;
@@ -152,8 +153,8 @@ pub struct Host<C = SystemClock> {
 }
 
 impl Host {
-    /// Opens the gate: reads the control files, and writes the status if there is anything to say, or anything left of an
-    /// earlier spawner: what does not count any more, and may say more than it should, goes at once.
+    /// Opens the gate: reads the control files, and writes the status if there is anything to say, or anything left of
+    /// an earlier spawner: what does not count any more, and may say more than it should, goes at once.
     ///
     /// # Errors
     /// No memory, or slots out of range.
@@ -197,8 +198,8 @@ impl<C: Clock> Host<C> {
         let (concurrency_remote, concurrency_problem) =
             concurrency_remote(&join(control, "concurrencyremote")?);
         let expected = status_files(status)?;
-        // Which channel is this spawner's nobody tells it. Too low a number grows with what is seen in use; with too high a one,
-        // mail that is held could fill all slots of its channel.
+        // Which channel is this spawner's nobody tells it. Too low a number grows with what is seen in use; with too
+        // high a one, mail that is held could fill all slots of its channel.
         let mut capacity = concurrency_remote;
         for number in 1..expected {
             capacity = capacity.min(concurrency_supplemental(control, number - 1)?);
@@ -492,8 +493,8 @@ impl<C: Clock> Host<C> {
         self.dirty = true;
     }
 
-    /// Waits for control files that are being replaced at this very moment, but not for long. Of a file that does not come to
-    /// rest nothing is taken: see [`Control::look`].
+    /// Waits for control files that are being replaced at this very moment, but not for long. Of a file that does not
+    /// come to rest nothing is taken: see [`Control::look`].
     fn come_to_rest(&mut self) {
         let until_us = START_WAIT.as_micros() as u64;
         let clock = &self.clock;
@@ -586,8 +587,8 @@ impl<C: Clock> Host<C> {
         let _ = self.text.push(b"\0");
     }
 
-    /// Adds the line from which the log tells when a delivery started that was held. For reports that only qmail-send's log
-    /// shows: what bounces is for the sender, who has nothing to do with it.
+    /// Adds the line from which the log tells when a delivery started that was held. For reports that only qmail-send's
+    /// log shows: what bounces is for the sender, who has nothing to do with it.
     fn times_text(&mut self, Times { held_ms, ran_ms }: Times) {
         let secs = |ms: u64| (ms / 1000, ms % 1000);
         let ((held, held_part), (ran, ran_part)) = (secs(held_ms.into()), secs(ran_ms));

@@ -1,5 +1,5 @@
-//! Which process writes the status, so that a reader can tell whether it still runs: its number alone may be that of another
-//! by now.
+//! Which process writes the status, so that a reader can tell whether it still runs: its number alone may be that of
+//! another by now.
 //!
 //! Linux tells the rest in /proc. Where there is none, or it is not to be read, the rest is not known, and nothing else
 //! changes.

@@ -1,8 +1,9 @@
-//! queue/lock/gateshared: what the spawners of one queue tell each other of their keys. See [`crate::core::share`] for what for.
+//! queue/lock/gateshared: what the spawners of one queue tell each other of their keys. See [`crate::core::share`] for
+//! what for.
 //!
-//! Each spawner has a column of the file, which it alone writes. There it has an entry per key of which it runs or wants
-//! something: 16 bytes, in the bucket that the key's hash says, where the columns of all spawners lie side by side. So telling is
-//! one write of 16 bytes, and asking is one read.
+//! Each spawner has a column of the file, which it alone writes. There it has an entry per key of which it runs or
+//! wants something: 16 bytes, in the bucket that the key's hash says, where the columns of all spawners lie side by
+//! side. So telling is one write of 16 bytes, and asking is one read.
 //!
 //! ```text
 //! 0      MAGIC  BOOT  SEED  COLUMNS  BUCKETS     8 bytes each
@@ -12,20 +13,20 @@
 //!
 //! Numbers have the machine's byte order. VALUE is twice the number of deliveries that run, plus 1 if more are wanted.
 //!
-//! **An entry is whole or not there.** TAG is a hash of the entry and of the column's NONCE, which each owner has made at random.
-//! An entry that does not fit its tag is half written, or that of an owner which is not known yet: the owners are read again, then
-//! the entry. Nothing depends on how much of a write a reader sees at once.
+//! **An entry is whole or not there.** TAG is a hash of the entry and of the column's NONCE, which each owner has made
+//! at random. An entry that does not fit its tag is half written, or that of an owner which is not known yet: the
+//! owners are read again, then the entry. Nothing depends on how much of a write a reader sees at once.
 //!
 //! **The dead do not count.** An owner is alive as long as there is a process of its number that started at its time
-//! (/proc/PID/stat); also when it is stopped. A zombie is dead. All spawners run as the same user. A column is taken over under a
-//! lock (flock) that is held for some microseconds and never waited for but at the start, and there for a fifth of a second at
-//! most. With another BOOT, the hash of the kernel's boot number, all are dead.
+//! (/proc/PID/stat); also when it is stopped. A zombie is dead. All spawners run as the same user. A column is taken
+//! over under a lock (flock) that is held for some microseconds and never waited for but at the start, and there for a
+//! fifth of a second at most. With another BOOT, the hash of the kernel's boot number, all are dead.
 //!
-//! **Why the file is read and written, and not mapped.** `make setup` cuts it to length 0, and a process that has mapped it
-//! would die of that (SIGBUS). A read only finds less. It costs 2 to 3 microseconds a delivery (benches/gate.rs), of a thousand
-//! that qmail-remote takes to start, and no unsafe code. The order that taking a place needs (first told, then looked) is that of
-//! the system calls of one thread, with a fence between: what the kernel writes to and reads from the page cache for a
-//! thread are that processor's stores and loads.
+//! **Why the file is read and written, and not mapped.** `make setup` cuts it to length 0, and a process that has
+//! mapped it would die of that (SIGBUS). A read only finds less. It costs 2 to 3 microseconds a delivery
+//! (benches/gate.rs), of a thousand that qmail-remote takes to start, and no unsafe code. The order that taking a place
+//! needs (first told, then looked) is that of the system calls of one thread, with a fence between: what the kernel
+//! writes to and reads from the page cache for a thread are that processor's stores and loads.
 //!
 //! Whatever fails here, each spawner counts for itself, as without the file, and the status says so. It is tried again
 //! every second.
@@ -53,12 +54,12 @@ const MAGIC: u64 = u64::from_be_bytes(*b"qgshare1");
 const HEADER: usize = 4096;
 const OWNERS: usize = 1024;
 const OWNER: usize = 32;
-/// The most spawners that share a queue. Public trees have 22 remote channels at most, and after a crash of qmail-send the old
-/// ones are still there for a while.
+/// The most spawners that share a queue. Public trees have 22 remote channels at most, and after a crash of qmail-send
+/// the old ones are still there for a while.
 pub const COLUMNS_MAX: usize = 64;
 const ENTRY: usize = 16;
-/// As many buckets as slots: one key for each on average, when all places are used by different keys. More than eight are then
-/// in one bucket once in a million.
+/// As many buckets as slots: one key for each on average, when all places are used by different keys. More than eight
+/// are then in one bucket once in a million.
 const BUCKET: usize = 8;
 const BUCKETS: std::ops::RangeInclusive<u32> = 256..=8192;
 /// How long the start waits for the lock: how often it tries, and how long it waits between.
@@ -215,8 +216,8 @@ fn is_alive(owner: Owner) -> bool {
     started(pid).map_or(true, |start| start == Some(owner.start))
 }
 
-/// Whether /proc shows other processes of the same user: not with its option hidepid, because qmail-rspawn's file may not be
-/// read by its user, and such processes are hidden from their own kind.
+/// Whether /proc shows other processes of the same user: not with its option hidepid, because qmail-rspawn's file may
+/// not be read by its user, and such processes are hidden from their own kind.
 fn shows_others() -> bool {
     let Ok(mounts) = std::fs::read("/proc/self/mounts") else { return false };
     !mounts.split(|&byte| byte == b'\n').any(|line| {
@@ -412,8 +413,8 @@ impl Owners {
 }
 
 impl Shared {
-    /// Joins the others, if this queue is meant for more than one spawner: then `expected`, how many status files there are, is
-    /// above 1, or there is the file. slots: conf-spawn.
+    /// Joins the others, if this queue is meant for more than one spawner: then `expected`, how many status files there
+    /// are, is above 1, or there is the file. slots: conf-spawn.
     ///
     /// # Errors
     /// No memory.
@@ -443,8 +444,8 @@ impl Shared {
         Ok(Some(shared))
     }
 
-    /// Opened for good, but not as one of the first three descriptors: what the C library writes to descriptor 2 in distress
-    /// must not get here.
+    /// Opened for good, but not as one of the first three descriptors: what the C library writes to descriptor 2 in
+    /// distress must not get here.
     fn open_file(&self) -> Result<File, Kind> {
         let open = || OpenOptions::new().read(true).write(true).open(Path::new(&self.path));
         let metadata =
@@ -488,7 +489,8 @@ impl Shared {
         Ok(())
     }
 
-    /// A column of the file, which is made anew if it is of no use. When this fails the file is closed, and the lock with it.
+    /// A column of the file, which is made anew if it is of no use. When this fails the file is closed, and the lock
+    /// with it.
     fn join_locked(&mut self, file: File, own: Owner) -> Result<Joined, Kind> {
         let boot = boot();
         let mut owners = Owners::read(&file)?;

@@ -14,8 +14,8 @@ use crate::util::memory::{OutOfMemory, Text};
 const NAME_FILE_MAX: u64 = 4096;
 
 impl<C: Clock> Host<C> {
-    /// What was seen of sites before the spawner was started, by whichever of the spawners. Whatever is wrong with these files, it
-    /// is only not known then.
+    /// What was seen of sites before the spawner was started, by whichever of the spawners. Whatever is wrong with
+    /// these files, it is only not known then.
     pub(super) fn restore_seen(&mut self, files: u32) -> Result<(), OutOfMemory> {
         let hasher = self.gate.hasher();
         for index in 0..files {
@@ -24,8 +24,8 @@ impl<C: Clock> Host<C> {
                 Ok((_, Some(bytes))) => {
                     site::read(&bytes, hasher, self.gate.seen_mut())?;
                     self.seen_written = self.gate.rules().sites.seen.changes();
-                    // Whatever was not read is gone at once: it may be what an earlier build should not have written. That had
-                    // only the first file.
+                    // Whatever was not read is gone at once: it may be what an earlier build should not have written.
+                    // That had only the first file.
                     let mut text = Text::default();
                     site::write(&mut text, &self.gate.rules().sites.seen)?;
                     if index == 0 && !bytes.is_empty() && text.bytes != bytes {

@@ -24,8 +24,8 @@ pub(super) fn status_files(base: &OsStr) -> Result<u32, OutOfMemory> {
     Ok(count)
 }
 
-/// control/concurrencysuppl and a number, as qmail-send reads it in trees with the channels patch; what is wrong with it is
-/// qmail-send's to tell.
+/// control/concurrencysuppl and a number, as qmail-send reads it in trees with the channels patch; what is wrong with
+/// it is qmail-send's to tell.
 pub(super) fn concurrency_supplemental(control: &OsStr, number: u32) -> Result<u32, OutOfMemory> {
     let mut name = Text::default();
     write!(name, "concurrencysuppl{number}").map_err(|_| OutOfMemory)?;

@@ -2,8 +2,8 @@
 //!
 //! Text, one item a line, fields separated by tabs. The first line has a generation, and so has the last: a reader that
 //! finds two different ones, or no last line, has looked while it was written, and looks again. The file is overwritten
-//! in place (the spawner may not create files in queue/lock) and cut to length afterwards; what follows the last line is
-//! left over from before and means nothing.
+//! in place (the spawner may not create files in queue/lock) and cut to length afterwards; what follows the last line
+//! is left over from before and means nothing.
 //!
 //! ```text
 //! qpatch-gate  1  GENERATION
@@ -20,26 +20,27 @@
 //! end  GENERATION
 //! ```
 //!
-//! A limit is a number or `-` for unlimited; the effective one is lower while the server takes no more. OBJECTED is when it
-//! said so the last time, SUSPENDED until when nothing starts, both in seconds since 1970, or 0. RATE is deliveries a second
-//! over about ten seconds. `named`: the key is a group, a relay, or a domain with a line of its own. Bytes of names and texts
-//! that are not printable ASCII are written as `%` and two hexadecimal digits, and so is `%`.
+//! A limit is a number or `-` for unlimited; the effective one is lower while the server takes no more. OBJECTED is
+//! when it said so the last time, SUSPENDED until when nothing starts, both in seconds since 1970, or 0. RATE is
+//! deliveries a second over about ten seconds. `named`: the key is a group, a relay, or a domain with a line of its
+//! own. Bytes of names and texts that are not printable ASCII are written as `%` and two hexadecimal digits, and so is
+//! `%`.
 //!
-//! START-TICKS, PROGRAM and NAMESPACE are the process's as Linux tells them ([`crate::host::process`]); 0 and nothing where it does
-//! not. `file`: the limits of control/concurrencydomains as it is now are in force; `kept`: that file cannot be used, and those
-//! of an earlier one are; `part`: no earlier one is known, and its good lines are, with 20 for all other domains; `none`: no
-//! limit is.
+//! START-TICKS, PROGRAM and NAMESPACE are the process's as Linux tells them ([`crate::host::process`]); 0 and nothing
+//! where it does not. `file`: the limits of control/concurrencydomains as it is now are in force; `kept`: that file
+//! cannot be used, and those of an earlier one are; `part`: no earlier one is known, and its good lines are, with 20
+//! for all other domains; `none`: no limit is.
 //!
 //! # Versions
-//! What a later version adds stands at the end of a line, or in a line of a new kind. A reader passes over fields that are more
-//! than it knows, lines whose first word it does not know, and keys of such a kind; a word that it does not know in the place
-//! of `kept` means that no limit is in force. What a later version added and an earlier gate did not write is taken for not known: that is all after
-//! PID, LOADED and ERROR in the lines above. A change that cannot be made in this way gets another number in the first line,
-//! and a reader refuses a number that is not its own.
+//! What a later version adds stands at the end of a line, or in a line of a new kind. A reader passes over fields that
+//! are more than it knows, lines whose first word it does not know, and keys of such a kind; a word that it does not
+//! know in the place of `kept` means that no limit is in force. What a later version added and an earlier gate did not
+//! write is taken for not known: that is all after PID, LOADED and ERROR in the lines above. A change that cannot be
+//! made in this way gets another number in the first line, and a reader refuses a number that is not its own.
 //!
 //! # Several spawners
-//! A tree with several remote channels has a qmail-rspawn for each. Each writes a file of its own: gatestatus, gatestatus.1,
-//! gatestatus.2 and so on. An empty one has never been written.
+//! A tree with several remote channels has a qmail-rspawn for each. Each writes a file of its own: gatestatus,
+//! gatestatus.1, gatestatus.2 and so on. An empty one has never been written.
 
 #![forbid(unsafe_code)]
 
@@ -57,8 +58,8 @@ use crate::util::memory::{OutOfMemory, Text};
 /// So many keys are listed; the busiest ones.
 pub const KEYS_MAX: usize = 1000;
 
-/// The largest file that a reader accepts, in bytes: a thousand keys with the longest names and errors, all escaped, are
-/// less.
+/// The largest file that a reader accepts, in bytes: a thousand keys with the longest names and errors, all escaped,
+/// are less.
 pub const FILE_MAX: usize = 4 << 20;
 
 /// What the gate as a whole does.
@@ -91,7 +92,8 @@ pub enum InForce {
     File,
     /// Those of an earlier one, because the file as it is cannot be used.
     Kept,
-    /// The good lines of the file as it is, and 20 for all other domains: it cannot be used, and no earlier one is known.
+    /// The good lines of the file as it is, and 20 for all other domains: it cannot be used, and no earlier one is
+    /// known.
     Part,
     /// None.
     None,

@@ -88,7 +88,8 @@ pub(super) fn is_young(seen: &Seen, quiet: Duration, clock: &dyn Clock) -> bool 
 /// A regular file that is not the one that has been seen; none when it is, or when there is no file.
 pub(super) fn open_if(path: &OsStr, known: Seen) -> Result<(Seen, Option<File>), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
-    // A dangling link, or a folder that is missing, is not the same as a missing file: somebody has meant one to be there.
+    // A dangling link, or a folder that is missing, is not the same as a missing file: somebody has meant one to be
+    // there.
     let missing = |error: std::io::Error| {
         let is_there = std::fs::symlink_metadata(Path::new(path)).is_ok();
         let has_folder =

@@ -1,21 +1,22 @@
 //! What a reply says in the server's own words.
 //!
 //! Servers repeat addresses and names: `450 4.7.1 <dip@fullthrottle.example>: Recipient address rejected`, `451 4.3.5
-//! ratelimit.example: Sender domain rejected`. Whoever chooses an address chooses these words, so they must not decide what a
-//! reply means. [`Words`] is a reply without them:
+//! ratelimit.example: Sender domain rejected`. Whoever chooses an address chooses these words, so they must not decide
+//! what a reply means. [`Words`] is a reply without them:
 //!
-//! - What stands between `<` and `>` is left out; only `<>` stays. The bracket must have a byte that is not blank behind it.
-//!   Quoted local parts and nested brackets are followed. Without a `>` in its line, an address ends at the first blank.
+//! - What stands between `<` and `>` is left out; only `<>` stays. The bracket must have a byte that is not blank
+//!   behind it. Quoted local parts and nested brackets are followed. Without a `>` in its line, an address ends at the
+//! first blank.
 //! - An address without brackets, `local@domain`, becomes `<>`, whosever it is.
-//! - So do the names that this delivery sent: the domains of its sender and its recipient, the HELO name, and names below
-//!   these.
-//! - A local part alone may be an ordinary word (`service@`, `mail@`). It stays, but a phrase that lies within it does not count:
-//!   with `fullthrottle@` for a recipient, `fullthrottle is over quota` says nothing of throttling; with `mail@` for a sender,
-//!   `too much mail` still does. The same goes for a name without a dot.
+//! - So do the names that this delivery sent: the domains of its sender and its recipient, the HELO name, and names
+//!   below these.
+//! - A local part alone may be an ordinary word (`service@`, `mail@`). It stays, but a phrase that lies within it does
+//!   not count: with `fullthrottle@` for a recipient, `fullthrottle is over quota` says nothing of throttling; with
+//!   `mail@` for a sender, `too much mail` still does. The same goes for a name without a dot.
 //!
-//! What was sent is known by its hash and length, of which a slot has room for each; a copy of 65000 envelopes would cost more
-//! memory than all else here. So a local part is found as a whole, and not in an encoding of the server's choice; with its domain
-//! behind it, it is found in any.
+//! What was sent is known by its hash and length, of which a slot has room for each; a copy of 65000 envelopes would
+//! cost more memory than all else here. So a local part is found as a whole, and not in an encoding of the server's
+//! choice; with its domain behind it, it is found in any.
 
 #![forbid(unsafe_code)]
 
@@ -129,8 +130,8 @@ impl Own<'_> {
     }
 }
 
-/// A reply in lower case, all its lines as one, with one blank where there were any, and without what the server repeats. It
-/// begins with its code and its enhanced code, if it has one.
+/// A reply in lower case, all its lines as one, with one blank where there were any, and without what the server
+/// repeats. It begins with its code and its enhanced code, if it has one.
 pub(crate) struct Words {
     bytes: [u8; WORDS_MAX],
     len: usize,

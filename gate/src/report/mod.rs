@@ -1,14 +1,14 @@
 //! What the report of a delivery says about the server: what qmail-remote printed, read without trusting the server.
 //!
-//! A report is a line for each recipient (`r` accepted, `s` temporary, `h` permanent) and one for the message (`K`, `Z`,
-//! `D`); each ends with a zero byte. qmail-remote's own words come first, up to the first line feed; then, after `Remote host
-//! said: `, the server's reply, in which qmail-remote has replaced zero bytes. So the place decides, never a search through
-//! everything: what kind of end it was is read from qmail-remote's words at the start of the line, the peer's address from
-//! where qmail-remote prints it, and the server's reply only from right behind the fixed words, beginning with its three
-//! digits. A server can say of itself what it likes, and no more.
+//! A report is a line for each recipient (`r` accepted, `s` temporary, `h` permanent) and one for the message (`K`,
+//! `Z`, `D`); each ends with a zero byte. qmail-remote's own words come first, up to the first line feed; then, after
+//! `Remote host said: `, the server's reply, in which qmail-remote has replaced zero bytes. So the place decides, never
+//! a search through everything: what kind of end it was is read from qmail-remote's words at the start of the line, the
+//! peer's address from where qmail-remote prints it, and the server's reply only from right behind the fixed words,
+//! beginning with its three digits. A server can say of itself what it likes, and no more.
 //!
-//! Read in qmail-1.03, netqmail-1.06, 41 different qmail-remote.c of notqmail's branches and tags (with AUTH, TLS, SMTPUTF8,
-//! outgoingip), sagredo's qmail and indimail. They differ in this:
+//! Read in qmail-1.03, netqmail-1.06, 41 different qmail-remote.c of notqmail's branches and tags (with AUTH, TLS,
+//! SMTPUTF8, outgoingip), sagredo's qmail and indimail. They differ in this:
 //!
 //! | | who | read as |
 //! | --- | --- | --- |
@@ -55,8 +55,8 @@
 //! | Orange, GMX and others | `Trop de connexions`, `exceed max concurrent connections`, `Connection frequency limited` | KumoMTA's assets/community/shaping.toml |
 //! | greylisting | `Greylisted, see http://...` (postgrey), `Greylisting in action` (milter-greylist), `Greylisted for N minutes` (sqlgrey), `is not yet authorized to deliver mail` (Exim's example): not about how many | their sources |
 //!
-//! Everything else that is temporary (mailboxes, content, authentication) is a deferral, too. RFC 5321 (3.8) has 421 for a
-//! server that closes the connection, whatever the reason; so a 421 that says nothing else counts.
+//! Everything else that is temporary (mailboxes, content, authentication) is a deferral, too. RFC 5321 (3.8) has 421
+//! for a server that closes the connection, whatever the reason; so a 421 that says nothing else counts.
 //!
 //! Only the server's own words count, and not what it repeats of addresses: see [`crate::report::echo`].
 
@@ -139,9 +139,10 @@ pub fn classify(report: &[u8]) -> Report {
     Reader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
 }
 
-/// Whether a server let anybody in, where no more need be known: [`Seen::Accepted`], [`Seen::ConnectFailed`], [`Seen::Died`] if
-/// the server cannot have the message, [`Seen::TooMany`] for a 4xx at the greeting, when it knew nothing of the mail,
-/// [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`]. Nothing that a server repeats of the mail comes into it.
+/// Whether a server let anybody in, where no more need be known: [`Seen::Accepted`], [`Seen::ConnectFailed`],
+/// [`Seen::Died`] if the server cannot have the message, [`Seen::TooMany`] for a 4xx at the greeting, when it knew
+/// nothing of the mail, [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`]. Nothing that a server repeats of
+/// the mail comes into it.
 #[must_use]
 pub fn at_the_door(report: &[u8]) -> Seen {
     // Nearly all of them: what was accepted.
@@ -156,8 +157,8 @@ pub fn at_the_door(report: &[u8]) -> Seen {
     }
 }
 
-/// Whether a line can be added that only qmail-send's log shows. qmail-rspawn makes one text of a report's lines: its end must be
-/// the end of the report, and the text a success or a deferral. What fails for good goes to the sender.
+/// Whether a line can be added that only qmail-send's log shows. qmail-rspawn makes one text of a report's lines: its
+/// end must be the end of the report, and the text a success or a deferral. What fails for good goes to the sender.
 #[must_use]
 pub fn takes_a_line(report: &[u8]) -> bool {
     let Some(whole) = report.strip_suffix(&[0]) else { return false };
@@ -172,8 +173,8 @@ pub fn takes_a_line(report: &[u8]) -> bool {
     }
 }
 
-/// Whether qmail-remote says that the greeting failed, or that its own name was refused, and the server says that it may try again
-/// later.
+/// Whether qmail-remote says that the greeting failed, or that its own name was refused, and the server says that it
+/// may try again later.
 fn is_of_greeting(report: &[u8]) -> bool {
     let Some(rest) = report.strip_prefix(b"Z") else { return false };
     let (own, reply) = halves(rest);
@@ -225,8 +226,8 @@ impl Reader<'_> {
         Some(text)
     }
 
-    /// The line of the operator's that wants a pause after a reply that was taken as permanent. Other lines do not change what
-    /// becomes of the mail.
+    /// The line of the operator's that wants a pause after a reply that was taken as permanent. Other lines do not
+    /// change what becomes of the mail.
     #[must_use]
     pub fn permanent(&self, reply: &[u8]) -> Option<Verdict> {
         if self.replies.is_empty() {
@@ -242,8 +243,8 @@ fn classify_by(reader: &Reader<'_>, report: &[u8]) -> Report {
     if report.len() > REPORT_MAX {
         return NOTHING;
     }
-    // As in qmail-rspawn: a line counts if it has its zero byte, the first byte of all says what became of the recipient,
-    // and the first K, Z or D is the message's.
+    // As in qmail-rspawn: a line counts if it has its zero byte, the first byte of all says what became of the
+    // recipient, and the first K, Z or D is the message's.
     let mut lines =
         report.split_inclusive(|&byte| byte == 0).filter_map(|line| line.strip_suffix(&[0]));
     let recipient = match report.first() {

@@ -1,5 +1,5 @@
-//! control/concurrencyreplies: what replies mean, in the operator's own words. The first line that fits counts, before the
-//! gate's own reading ([`crate::report`]).
+//! control/concurrencyreplies: what replies mean, in the operator's own words. The first line that fits counts, before
+//! the gate's own reading ([`crate::report`]).
 //!
 //! ```text
 //! line     code blank+ pattern blank+ meaning (blank+ '#' anything)?
@@ -8,8 +8,9 @@
 //! meaning  'limit' | 'rate' | 'pause' blank+ seconds | 'nothing'
 //! ```
 //!
-//! A pattern is searched for in what [`crate::report::echo`] makes of a reply: `421 4.7.0 too many connections from <>`, in lower case
-//! and in one line. Whatever patterns there are, a reply costs no more than its length times [`PROGRAMS_MAX`] steps.
+//! A pattern is searched for in what [`crate::report::echo`] makes of a reply: `421 4.7.0 too many connections from
+//! <>`, in lower case and in one line. Whatever patterns there are, a reply costs no more than its length times
+//! [`PROGRAMS_MAX`] steps.
 
 #![forbid(unsafe_code)]
 
@@ -20,8 +21,8 @@ use crate::report::echo::Words;
 use crate::util::memory::{self, OutOfMemory};
 use crate::util::regex::{self, Regex, contains};
 
-/// The longest file in bytes: two kilobytes for each of [`RULES_MAX`] lines. The file is parsed between two deliveries, and lines
-/// with [`PROGRAMS_MAX`] steps in all do not need more.
+/// The longest file in bytes: two kilobytes for each of [`RULES_MAX`] lines. The file is parsed between two deliveries,
+/// and lines with [`PROGRAMS_MAX`] steps in all do not need more.
 pub const FILE_MAX: u64 = 1 << 20;
 
 /// What a reply means.

@@ -4,7 +4,8 @@
 
 use std::fmt::{self, Write as _};
 
-/// Bytes as printable ASCII without tabs: what is not, and `%`, as `%` and two hexadecimal digits. No two texts become one.
+/// Bytes as printable ASCII without tabs: what is not, and `%`, as `%` and two hexadecimal digits. No two texts become
+/// one.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a [u8]);
 

@@ -6,13 +6,13 @@ use crate::util::memory::{self, OutOfMemory};
 
 const EMPTY: u64 = 0;
 
-/// The smallest size, in elements of 8 bytes. Keys in use and those that gate.rs remembers besides are a few hundred, and mostly
-/// have their home to themselves then, so that the processor guesses right where a search ends: with 1024 elements ask and
-/// done took 129 ns and not 116 (benches/gate.rs, a table of 1000 domains).
+/// The smallest size, in elements of 8 bytes. Keys in use and those that gate.rs remembers besides are a few hundred,
+/// and mostly have their home to themselves then, so that the processor guesses right where a search ends: with 1024
+/// elements ask and done took 129 ns and not 116 (benches/gate.rs, a table of 1000 domains).
 const SIZE_MIN: usize = 4096;
 
-/// Open addressing with linear probing; removal shifts back, so there are no tombstones. An element has the upper half of
-/// the hash in its upper half, which says where it belongs, and the position plus one in its lower half.
+/// Open addressing with linear probing; removal shifts back, so there are no tombstones. An element has the upper half
+/// of the hash in its upper half, which says where it belongs, and the position plus one in its lower half.
 #[derive(Debug, Default)]
 pub struct Index {
     elements: Vec<u64>,

@@ -1,5 +1,5 @@
-//! Doubly linked lists of positions in a vector whose elements hold the links: no allocation, and an element leaves its list in
-//! constant time.
+//! Doubly linked lists of positions in a vector whose elements hold the links: no allocation, and an element leaves its
+//! list in constant time.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Memory that may be missing. In the mail server no allocation may abort the process, so whatever the gate allocates on
-//! its way goes through `try_reserve`, and [`OutOfMemory`] is an answer like any other.
+//! Memory that may be missing. In the mail server no allocation may abort the process, so whatever the gate allocates
+//! on its way goes through `try_reserve`, and [`OutOfMemory`] is an answer like any other.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! One instruction that safe Rust does not have.
 
-/// Asks the processor to bring an element into its cache. Unlike a load it holds up nothing that comes after it: a load that
-/// misses the cache stops the processor as soon as its reorder buffer is full. (In a profile of `Gate::ask` among a million
-/// domains, 47 % of the samples were at a load in its place.)
+/// Asks the processor to bring an element into its cache. Unlike a load it holds up nothing that comes after it: a load
+/// that misses the cache stops the processor as soon as its reorder buffer is full. (In a profile of `Gate::ask` among
+/// a million domains, 47 % of the samples were at a load in its place.)
 #[inline]
 pub(crate) fn prefetch<T>(element: &T) {
     let address: *const T = element;

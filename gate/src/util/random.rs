@@ -1,4 +1,5 @@
-//! A small seeded generator: splitmix64 (Steele, Lea, Flood 2014). Not for secrets; it spreads retries and seeds hashes.
+//! A small seeded generator: splitmix64 (Steele, Lea, Flood 2014). Not for secrets; it spreads retries and seeds
+//! hashes.
 
 #![forbid(unsafe_code)]
 

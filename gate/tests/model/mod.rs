@@ -1,13 +1,13 @@
 //! A discrete-event model of qmail-send and qmail-rspawn around the real core.
 //!
-//! qmail-send: one pass over a mail takes 1/3000 s; a pass needs a free slot and a mail whose time, in whole seconds, has
-//! come; the mail whose time came first is passed first. Mail that is sent away waits in [`Retry`]. A call takes
-//! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many recipients, each of which is a
-//! mail here; one that is read and not handed out takes READ_US.
+//! qmail-send: one pass over a mail takes 1/3000 s; a pass needs a free slot and a mail whose time, in whole seconds,
+//! has come; the mail whose time came first is passed first. Mail that is sent away waits in [`Retry`]. A call takes
+//! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many recipients, each
+//! of which is a mail here; one that is read and not handed out takes READ_US.
 //!
 //! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time. All domains
-//! are behind one server; beyond [`Setup::sessions`] it answers 421 after REFUSE_US. What comes back from that as an ordinary
-//! deferral is tried again after DEFERRED_US.
+//! are behind one server; beyond [`Setup::sessions`] it answers 421 after REFUSE_US. What comes back from that as an
+//! ordinary deferral is tried again after DEFERRED_US.
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses its part of the model")]
 

@@ -139,8 +139,8 @@ const FLOOD_US: u64 = 20_000;
 /// sendmail looks whether it may listen again when a session ends, and so long after it looked the last time.
 const LOOKS_US: u64 = 5_000_000;
 
-/// sendmail's MaxDaemonChildren: it closes its listening socket when the last place is taken. So many seconds later it looks whether
-/// one is free, and opens it again, or closes it for as long once more.
+/// sendmail's MaxDaemonChildren: it closes its listening socket when the last place is taken. So many seconds later it
+/// looks whether one is free, and opens it again, or closes it for as long once more.
 pub(crate) fn closing(most: u32, secs: u64, ends: &Rc<Ends>) -> Server {
     let ends = Rc::clone(ends);
     let (mut closed_us, mut opens_us, mut refused) = (None, 0, 0);

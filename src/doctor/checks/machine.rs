@@ -7,12 +7,14 @@ use super::super::process::Measure;
 use super::common::{SYSCTL, finding, names, unknown};
 use super::processes::raise;
 
-/// What one waiting qmail-remote costs the machine where none runs that could be measured, in KiB. Of 600 of netqmail-1.06 (gcc -O2,
-/// glibc 2.36, no TLS), connected to a server that says nothing, each has taken 117 of memory (Pss), 39 of page tables, and what
-/// the kernel keeps of a process; linked statically 74 and 38. Its resident size (RSS) is 1400, nearly all of it shared.
+/// What one waiting qmail-remote costs the machine where none runs that could be measured, in KiB. Of 600 of
+/// netqmail-1.06 (gcc -O2, glibc 2.36, no TLS), connected to a server that says nothing, each has taken 117 of memory
+/// (Pss), 39 of page tables, and what the kernel keeps of a process; linked statically 74 and 38. Its resident size
+/// (RSS) is 1400, nearly all of it shared.
 const REMOTE_KIB: u64 = 200;
 
-/// What the kernel keeps of a process that is in none of its own figures: its stack, 16 KiB, and its structures and socket.
+/// What the kernel keeps of a process that is in none of its own figures: its stack, 16 KiB, and its structures and
+/// socket.
 const KERNEL_KIB: u64 = 40;
 
 /// The ports from 1024 on.

@@ -1,4 +1,5 @@
-//! What is around the control files: concurrencyremote, files that name relays, permissions, and what the running gate says.
+//! What is around the control files: concurrencyremote, files that name relays, permissions, and what the running gate
+//! says.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! `qpatch gate show --domain`: how a domain counts now.
 //!
-//! The rules say under which key, the status file what that key does. The rules are those of the files as they are; a gate
-//! that has not read them yet, or that cannot use them, counts by older ones.
+//! The rules say under which key, the status file what that key does. The rules are those of the files as they are; a
+//! gate that has not read them yet, or that cannot use them, counts by older ones.
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -1,17 +1,19 @@
 //! The status in Prometheus' text format.
 //!
-//! **Which keys have series.** Names of domains are chosen by whoever sends mail, and a series that was there once is kept
-//! by Prometheus for months. So a key has series of its own if the operator has named it (a group, a relay, a domain with a
-//! line of its own), if it is or was at its limit, or if it is one of the busiest of the rest. The gauges of all others are
-//! added up under `kind="other"`.
+//! **Which keys have series.** Names of domains are chosen by whoever sends mail, and a series that was there once is
+//! kept by Prometheus for months. So a key has series of its own if the operator has named it (a group, a relay, a
+//! domain with a line of its own), if it is or was at its limit, or if it is one of the busiest of the rest. The gauges
+//! of all others are added up under `kind="other"`.
 //!
-//! **The counters of the others** are not told, for no figure would be true: when a key gets series of its own, its past would
-//! have to leave the others' sum, and a counter that falls is taken for one that began anew, so that rate() would count
-//! all of the others' past as if it were now. What the others did is what is left of the counters of all deliveries, which
-//! never lose anything: rate(qmail_gate_done_total[5m]) without sum(rate(qmail_gate_key_done_total[5m])).
+//! **The counters of the others** are not told, for no figure would be true: when a key gets series of its own, its
+//! past would have to leave the others' sum, and a counter that falls is taken for one that began anew, so that rate()
+//! would count all of the others' past as if it were now. What the others did is what is left of the counters of all
+//! deliveries, which never lose anything: rate(qmail_gate_done_total[5m]) without
+//! sum(rate(qmail_gate_key_done_total[5m])).
 //!
-//! **The counters of several spawners** have a label `spawner` each, for the same reason: each gate forgets keys in its own time
-//! and begins anew with them, and of a sum that falls by the part of one, rate() would count the parts of the others as new.
+//! **The counters of several spawners** have a label `spawner` each, for the same reason: each gate forgets keys in its
+//! own time and begins anew with them, and of a sum that falls by the part of one, rate() would count the parts of the
+//! others as new.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -223,8 +225,8 @@ fn limit_value(limit: Limit) -> Option<f64> {
     }
 }
 
-/// All of it; of the keys that have no other reason for series of their own, the `busiest`. `status` is what the spawners say
-/// together.
+/// All of it; of the keys that have no other reason for series of their own, the `busiest`. `status` is what the
+/// spawners say together.
 pub(super) fn text(
     spawners: &[Spawner],
     status: &Status,

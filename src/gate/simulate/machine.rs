@@ -1,7 +1,7 @@
 //! qmail-send and qmail-rspawn around the gate, on the log's time.
 //!
-//! What is not in the log is modelled: mail that was sent away waits until the gate calls it, and qmail-send makes at most
-//! 3000 passes a second over mail that waits for it. What qmail-send does with such mail says the twin of its code
+//! What is not in the log is modelled: mail that was sent away waits until the gate calls it, and qmail-send makes at
+//! most 3000 passes a second over mail that waits for it. What qmail-send does with such mail says the twin of its code
 //! ([`qpatch_gate_model::retry`]). A message here is its recipients of one pass, which are those that
 //! the log begins one after the other. One whose key is suspended waits for its own time, which is nextretry()'s.
 
@@ -427,8 +427,8 @@ impl Machine {
         }
     }
 
-    /// When qmail-send would try it again: its nextretry(). It takes the time at which a job begins; this is the time at which one
-    /// of its deliveries ends, for a job of the log has no other.
+    /// When qmail-send would try it again: its nextretry(). It takes the time at which a job begins; this is the time
+    /// at which one of its deliveries ends, for a job of the log has no other.
     fn natural_secs(&self, job: u32) -> i64 {
         let born_secs = (self.jobs[job as usize].born_us / 1_000_000) as i64;
         let tries = (self.now_secs() - born_secs).isqrt() + SKIP_SECS;

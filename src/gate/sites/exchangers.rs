@@ -1,8 +1,7 @@
 //! Mail exchangers, as DNS has them.
 //!
-//! Nothing that comes from DNS is trusted to be a name: a target counts only if its labels have letters, digits, `-`
-//! and `_`
-//! (so no dot, no colon and no line feed within a label), and only records that belong to the name that was asked for.
+//! The answers are not trusted. A target counts only if its labels consist of letters, digits, `-` and `_`, so no label
+//! has a dot, a colon or a line feed in it. A record counts only if it belongs to the name that was asked for.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
@@ -24,16 +23,15 @@ use crate::error::Error;
 
 /// Names that are looked up at the same time.
 const AT_ONCE: usize = 20;
-/// After this many failures without an answer, the server is asked for the root. If it is silent there too, it is
-/// given up.
+/// After this many failures and no answer, the server is asked for the root. If it is silent there too, the rest is not
+/// asked.
 const GIVE_UP_AFTER_FAILURES: usize = 2 * AT_ONCE;
 /// A look-up with all its aliases and attempts ends after this many times the time for one answer.
 const TIMEOUTS_PER_NAME: u32 = 4;
 /// The most aliases that are followed, one after the other.
 const ALIASES: usize = 8;
-/// The most exchangers of a domain that are kept, the most preferred ones. An answer has room for 4000 with names of
-/// 255 bytes,
-/// and the owner of the domain chooses them.
+/// The most preferred exchangers of a domain that are kept. An answer has room for 4000 names of 255 bytes, and the
+/// owner of the domain chooses them.
 const EXCHANGERS_MAX: usize = 16;
 
 /// The servers to ask, and how long to wait.
@@ -61,9 +59,8 @@ pub(super) enum Hop {
 pub(super) struct Exchanger {
     /// The lower the earlier it is tried.
     pub(super) preference: u16,
-    /// In lower case, without a dot at the end. None if it is not a name that counts: mail goes there all the same,
-    /// so it is at
-    /// no site.
+    /// In lower case, without a dot at the end. None if the name does not count: mail goes there all the same, but the
+    /// host belongs to no site.
     pub(super) name: Option<String>,
 }
 
@@ -196,9 +193,8 @@ impl Asker {
         said
     }
 
-    /// Asks for the name servers of the root, which every server that asks others knows. Strangers choose the other
-    /// names, and
-    /// may own many that nobody answers for.
+    /// Asks for the name servers of the root, which every resolver knows. Strangers choose the other names, and may own
+    /// many that have no answer.
     async fn probe(&self, resolver: &TokioResolver) -> Server {
         let root = resolver.lookup(Name::root(), RecordType::NS);
         match timeout(self.answer * TIMEOUTS_PER_NAME, root).await {

@@ -1,8 +1,8 @@
 //! A line of a log: times, hosts, programs and containers first, and then what qmail-send says.
 //!
-//! What is before qmail-send's words is read word by word, so that it does not matter in which order loggers have put it
-//! there: syslog's host and program, a facility, a container, the words of RFC 5424. Where there are several times, the most
-//! exact one counts, and of these the last, which was written first.
+//! What is before qmail-send's words is read word by word, so that it does not matter in which order loggers have put
+//! it there: syslog's host and program, a facility, a container, the words of RFC 5424. Where there are several times,
+//! the most exact one counts, and of these the last, which was written first.
 
 use super::event::{self, Event, Said};
 use super::stamp::{Numbers, Stamp, stamp};
@@ -15,7 +15,8 @@ const WORDS: usize = 12;
 pub struct Line<'a> {
     /// When. None where the logger wrote no time.
     pub stamp: Option<Stamp>,
-    /// Which host, program and queue it is from: lines with the same one belong together, numbers of deliveries count within.
+    /// Which host, program and queue it is from: lines with the same one belong together, numbers of deliveries count
+    /// within.
     pub origin: u64,
     /// The program or container, for people; empty if none is named.
     pub tag: &'a [u8],
@@ -103,8 +104,8 @@ fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
 }
 
-/// Behind the structured data of RFC 5424: `[meta sequenceId="5"][origin ip="192.0.2.1"] `. It differs from line to line, so it
-/// names no origin. Brackets without a parameter are none: other loggers have such.
+/// Behind the structured data of RFC 5424: `[meta sequenceId="5"][origin ip="192.0.2.1"] `. It differs from line to
+/// line, so it names no origin. Brackets without a parameter are none: other loggers have such.
 fn structured_data(text: &[u8]) -> Option<&[u8]> {
     let mut rest = text;
     while let Some(inner) = rest.strip_prefix(b"[") {

@@ -45,8 +45,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The object that make builds of a source that qpatch made. It goes with the source: the tree's own `make clean` does not
-    /// know it.
+    /// The object that make builds of a source that qpatch made. It goes with the source: the tree's own `make clean`
+    /// does not know it.
     pub(super) fn made_object(&self) -> Option<String> {
         let stem = self.name.strip_suffix(".c").filter(|_| self.original.is_none())?;
         Some(format!("{stem}.o"))

@@ -1,5 +1,5 @@
-//! What the fork server of a patched tree has to do: a delivery that it makes sees what an executed qmail-remote sees, and
-//! many of them run at once.
+//! What the fork server of a patched tree has to do: a delivery that it makes sees what an executed qmail-remote sees,
+//! and many of them run at once.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;

@@ -34,7 +34,8 @@ pub struct Gated {
     pub capped: usize,
     /// Deliveries to other domains, done while the capped one was full.
     pub others: usize,
-    /// The most deliveries to a group at the same time whose mail goes over every remote channel; None where there is only one.
+    /// The most deliveries to a group at the same time whose mail goes over every remote channel; None where there is
+    /// only one.
     pub group_peak: Option<usize>,
     /// Starts that were made to fail before the limit was tried again; 0 where the machine does not allow it.
     pub failed_starts: usize,
@@ -43,8 +44,8 @@ pub struct Gated {
 }
 
 /// Sends 100 mails to a domain with a limit of 5 among mails to others, through the tree's own qmail-send, and makes
-/// starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner: with very little, the limit is
-/// lower.
+/// starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner: with very little, the limit
+/// is lower.
 pub fn holds(
     site: &Site,
     stubs: &mut Stubs,

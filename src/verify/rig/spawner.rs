@@ -110,8 +110,8 @@ pub struct Seen {
 }
 
 impl Spawner {
-    /// Starts the spawner that is installed in the site's home and finds out which protocol it speaks. Its standard error is
-    /// closed.
+    /// Starts the spawner that is installed in the site's home and finds out which protocol it speaks. Its standard
+    /// error is closed.
     pub fn start(site: &Site, stubs: &mut Stubs, channel: Channel) -> Result<Spawner, Error> {
         Spawner::start_with(site, stubs, channel, Errors::Closed)
     }
@@ -359,8 +359,8 @@ fn said_in(errors: &Path) -> String {
     last_words(&fs::read(errors).unwrap_or_default())
 }
 
-/// Runs `trial`. Where a spawner has died without a word, because nobody could hear one, `trial` runs once more with its standard
-/// error open; the error then tells what it said. Where it does not die again, that is said.
+/// Runs `trial`. Where a spawner has died without a word, because nobody could hear one, `trial` runs once more with
+/// its standard error open; the error then tells what it said. Where it does not die again, that is said.
 pub(crate) fn heard<T>(mut trial: impl FnMut(Errors) -> Result<T, Error>) -> Result<T, Error> {
     match trial(Errors::Closed) {
         Err(Error::Died { program, how, context, said, cause }) if said.is_empty() => {

@@ -46,7 +46,8 @@ impl QueueLayout {
             has_shared: source.contains("\"queue/lock/gateshared\""),
         };
         let squeezed: String = source.chars().filter(|c| !c.is_whitespace()).collect();
-        // The home may be an argument of both, and its name may differ: dsplit("queue/todo",...), dsplit(auto_qmail,"queue/todo",...).
+        // The home may be an argument of both, and its name may differ: dsplit("queue/todo",...),
+        // dsplit(auto_qmail,"queue/todo",...).
         for (call, names) in [("dsplit(", &mut layout.split), ("d(", &mut layout.flat)] {
             for (at, _) in squeezed.match_indices(call) {
                 let before = squeezed[..at].bytes().next_back();

@@ -1,5 +1,5 @@
-//! A temporary directory for proofs, which goes away with its owner. A [`Site`] in it is one copy of a tree, configured for one
-//! compiler and one conf-spawn.
+//! A temporary directory for proofs, which goes away with its owner. A [`Site`] in it is one copy of a tree, configured
+//! for one compiler and one conf-spawn.
 #![forbid(unsafe_code)]
 
 use std::fs;

@@ -82,8 +82,8 @@ impl Site {
         self.asked_cc.as_deref()
     }
 
-    /// What a shell makes of [`Site::cc`] in the tree: the compiler and its flags, without quotes, with what commands in
-    /// backquotes and variables give. The line as it is, if the shell cannot read it.
+    /// What a shell makes of [`Site::cc`] in the tree: the compiler and its flags, without quotes, with what commands
+    /// in backquotes and variables give. The line as it is, if the shell cannot read it.
     pub(crate) fn expanded_cc(&self) -> String {
         let mut command = self.command("sh");
         command.arg("-c").arg(format!("printf '%s ' {}", self.cc));

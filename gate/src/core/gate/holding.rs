@@ -64,8 +64,8 @@ impl Gate {
         self.tell(of);
     }
 
-    /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there is room
-    /// for all that is away, too: else it would overtake it.
+    /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there
+    /// is room for all that is away, too: else it would overtake it.
     pub(super) fn may_hold(&mut self, at: u32, was_called: bool, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize].key;
         let left = self.not_running().saturating_sub(2 * (self.held() + 1));
@@ -154,7 +154,8 @@ impl Gate {
         }
     }
 
-    /// Candidates for whom their site's members have left a place: since one of them ended, or none of them waits any more.
+    /// Candidates for whom their site's members have left a place: since one of them ended, or none of them waits any
+    /// more.
     pub(super) fn look_behind(&mut self) {
         let mut index = 0;
         while let Some(&at) = self.behind.get(index) {

@@ -97,9 +97,9 @@ impl Gate {
         }
     }
 
-    /// How much mail of this key that is away has room here: for its idle places, where it starts at once, and to be held. What
-    /// is held keeps to the thresholds exactly as in [`Gate::may_hold`]: one too many would be sent away and called again
-    /// without end.
+    /// How much mail of this key that is away has room here: for its idle places, where it starts at once, and to be
+    /// held. What is held keeps to the thresholds exactly as in [`Gate::may_hold`]: one too many would be sent away and
+    /// called again without end.
     pub(super) fn room(&mut self, at: u32, now_us: u64) -> u32 {
         if self.shortage.paused_until(now_us).is_some() {
             return 0;

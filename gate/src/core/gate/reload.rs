@@ -49,8 +49,9 @@ impl Gate {
         Ok(())
     }
 
-    /// Another table counts from now on, made with [`Gate::hasher`]; None for no limits at all. What runs goes on running
-    /// and is counted under its new keys; what is held stays held, and starts as soon as its new key has a place.
+    /// Another table counts from now on, made with [`Gate::hasher`]; None for no limits at all. What runs goes on
+    /// running and is counted under its new keys; what is held stays held, and starts as soon as its new key has a
+    /// place.
     ///
     /// # Errors
     /// No memory: the old table stays.
@@ -70,8 +71,8 @@ impl Gate {
         self.rebuild(now_us).inspect_err(|_| self.rules.routes = old)
     }
 
-    /// Other senders count from now on, made with [`Gate::hasher`]. What runs and is held stays with the relay that it had: its
-    /// qmail-remote has looked there already, or it is one delivery more or less.
+    /// Other senders count from now on, made with [`Gate::hasher`]. What runs and is held stays with the relay that it
+    /// had: its qmail-remote has looked there already, or it is one delivery more or less.
     pub fn set_senders(&mut self, senders: Senders) {
         self.rules.senders = senders;
     }
@@ -91,8 +92,8 @@ impl Gate {
         self.rebuild(now_us).inspect_err(|_| self.rules.sites.map = old)
     }
 
-    /// Other words count from now on. The pauses that the old ones wanted are over: whoever changes the file may have been
-    /// mistaken before.
+    /// Other words count from now on. The pauses that the old ones wanted are over: whoever changes the file may have
+    /// been mistaken before.
     pub fn set_replies(&mut self, replies: Replies, now_us: u64) {
         self.clock(now_us);
         self.rules.replies = replies;
@@ -122,8 +123,8 @@ impl Gate {
         let rules = &self.rules;
         let mut keys = Keys::new(self.keys.last_number);
         let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
-        // The idle ones first, the oldest first, so that they come to rest in the same order; then those with slots. Keys
-        // of relays and groups come with the first domain that counts under them.
+        // The idle ones first, the oldest first, so that they come to rest in the same order; then those with slots.
+        // Keys of relays and groups come with the first domain that counts under them.
         let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.known));
         let in_use = (0u32..)
             .zip(&self.keys.all)

@@ -68,7 +68,8 @@ impl Gate {
                     Meaning::Rate if is_too_fast => Some(key.slow.slow_down(since_us, now_us)),
                     Meaning::Rate | Meaning::Limit | Meaning::Nothing => None,
                 };
-                // As after any refusal that is not about the mail: with others there, or accepted within a minute, it was no try.
+                // As after any refusal that is not about the mail: with others there, or accepted within a minute, it
+                // was no try.
                 let beside = key.running > 0 || key.learned.has_accepted(now_us, RECENT_US);
                 if is_too_fast && said.seen.is_too_many_early() && beside {
                     tried = Try::NotReally;

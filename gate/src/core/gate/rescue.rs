@@ -13,8 +13,8 @@ impl Gate {
         Some((slot, command))
     }
 
-    /// For the same: the next slot from `from` on that is held, which is free then, and the handle of its command. Nothing else is
-    /// touched.
+    /// For the same: the next slot from `from` on that is held, which is free then, and the handle of its command.
+    /// Nothing else is touched.
     pub fn rescue(&mut self, from: u32) -> Option<(u32, u32)> {
         let slot = (from..self.slots.len() as u32)
             .find(|&slot| self.slots[slot as usize].state == State::Held)?;

@@ -6,13 +6,14 @@ use super::Gate;
 use crate::core::keys::{Entry, Keys, Place};
 use crate::core::share::{Looked, Others, Spawners, Take, Tells, Wants};
 
-/// A place that another spawner gives back is noticed within this time, in microseconds; half of it on average. With no time
-/// between, two that stand in each other's way would do so again. It costs 50 wake-ups a second while mail waits for what others have:
-/// 0.9 us each with one such key, 23 us with as many as are looked at in one go (4 spawners), a thousandth of a processor.
+/// A place that another spawner gives back is noticed within this time, in microseconds; half of it on average. With no
+/// time between, two that stand in each other's way would do so again. It costs 50 wake-ups a second while mail waits
+/// for what others have: 0.9 us each with one such key, 23 us with as many as are looked at in one go (4 spawners), a
+/// thousandth of a processor.
 const POLL_US: std::ops::RangeInclusive<u64> = 10_000..=30_000;
 
-/// The most columns of other spawners that are read each time: 3 of 42 keys, 21 of 6. The other keys have their turn at the next
-/// times.
+/// The most columns of other spawners that are read each time: 3 of 42 keys, 21 of 6. The other keys have their turn at
+/// the next times.
 const POLL_READS: u32 = 128;
 
 impl Gate {
@@ -81,7 +82,8 @@ impl Gate {
         }
     }
 
-    /// Tells them again of what they have been told: whether it wants more may have changed by other things than its own deliveries.
+    /// Tells them again of what they have been told: whether it wants more may have changed by other things than its
+    /// own deliveries.
     pub(super) fn tell_all(&mut self) {
         if self.spawners.is_none() {
             return;
@@ -144,7 +146,8 @@ impl Gate {
         key.turn.take(now_us, limit, key.running, &others)
     }
 
-    /// It waits for what others have. Without memory to look for that: until its next own delivery ends or the hold does.
+    /// It waits for what others have. Without memory to look for that: until its next own delivery ends or the hold
+    /// does.
     pub(super) fn block(&mut self, at: u32) {
         let key = &mut self.keys.all[at as usize].key;
         key.blocked = true;

@@ -26,8 +26,8 @@ pub(super) enum Site {
     New,
 }
 
-/// Domains that have been seen at another site come under its key so soon, in microseconds for each key. Not at once: all
-/// keys are made anew for that, which takes less than a fiftieth of this (benches/gate.rs).
+/// Domains that have been seen at another site come under its key so soon, in microseconds for each key. Not at once:
+/// all keys are made anew for that, which takes less than a fiftieth of this (benches/gate.rs).
 const RESITE_US: u64 = 20;
 
 /// And for so many slots as much as for one key.
@@ -35,8 +35,9 @@ const RESITE_SLOTS: usize = 8;
 
 impl Gate {
     /// How many slots, running and held, a domain may have that counts under a site by its address. A member has three
-    /// quarters of the members' places, so that one domain whose server hangs leaves some to the others (a line of its own
-    /// takes the domain out of this). A candidate has one, until the site has taken its mail. Other domains have all.
+    /// quarters of the members' places, so that one domain whose server hangs leaves some to the others (a line of its
+    /// own takes the domain out of this). A candidate has one, until the site has taken its mail. Other domains have
+    /// all.
     pub(super) fn part(&self, domain: u32) -> u32 {
         let entry = &self.keys.all[domain as usize];
         let whole = self.keys.all[entry.domain.key as usize].key.limit();
@@ -48,8 +49,8 @@ impl Gate {
         }
     }
 
-    /// Why no more of a site's domain may start though the site has room: the domain has its part, or it is suspended because
-    /// no connection to it succeeds. None: it may.
+    /// Why no more of a site's domain may start though the site has room: the domain has its part, or it is suspended
+    /// because no connection to it succeeds. None: it may.
     pub(super) fn waits_alone(&self, domain: u32, now_us: u64) -> Option<May> {
         let entry = &self.keys.all[domain as usize];
         entry.domain.standing?;
@@ -59,8 +60,8 @@ impl Gate {
         (entry.domain.slots >= self.part(domain)).then_some(May::Wait)
     }
 
-    /// The other key of a site: of its members that of its candidates, and the other way round; if it has deliveries or is
-    /// remembered.
+    /// The other key of a site: of its members that of its candidates, and the other way round; if it has deliveries or
+    /// is remembered.
     pub(super) fn partner(&self, at: u32) -> Option<u32> {
         let entry = &self.keys.all[at as usize];
         let kind = match entry.key.kind {
@@ -71,10 +72,10 @@ impl Gate {
         self.keys.find(Keys::same_name(entry, kind))
     }
 
-    /// How many of this key may run beside the other key of its site. There is no such limit for a key without another one,
-    /// nor for a site's members: candidates take none of their places. Candidates have the places that the members leave
-    /// while no member waits. They always have a quarter as many as the site has, or one, so that they become members
-    /// however busy it is.
+    /// How many of this key may run beside the other key of its site. There is no such limit for a key without another
+    /// one, nor for a site's members: candidates take none of their places. Candidates have the places that the members
+    /// leave while no member waits. They always have a quarter as many as the site has, or one, so that they become
+    /// members however busy it is.
     pub(super) fn beside_partner(&self, at: u32) -> u32 {
         if self.key(at).kind != KeyKind::Candidates {
             return u32::MAX;
@@ -152,8 +153,8 @@ impl Gate {
         )
     }
 
-    /// What the server took from a domain that does not count under its site yet says of the site, and of its candidates, that it
-    /// takes mail.
+    /// What the server took from a domain that does not count under its site yet says of the site, and of its
+    /// candidates, that it takes mail.
     pub(super) fn accepted_at_site(&mut self, domain: u32, ended: Ended) {
         let Key { kind, ref name, .. } = self.keys.all[domain as usize].key;
         let site = self.rules.resolve_entry(kind, self.rules.hasher.hash(name), name);
