@@ -1,4 +1,4 @@
-//! A key: what is counted together, its limit, its figures, and its pauses.
+//! A key: the deliveries that count together, their limit, figures and pauses.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ pub(super) const SLOW_MAX_US: u64 = 32_000_000;
 
 pub(super) const SLOW_CALM_US: u64 = 60_000_000;
 
-/// The length in bytes to which the last error of a key is cut.
+/// The longest text of a key's last error, in bytes.
 pub(super) const ERROR_BYTES: usize = 120;
 
 /// A pause that control/concurrencyreplies asks for.
@@ -28,13 +28,13 @@ pub(super) struct Pause {
     pub(super) line: u32,
 }
 
-/// The pauses of a key whose server says that it is too fast. The first one lasts [`SLOW_MIN_US`]. When a delivery that
-/// started after a pause is too fast again, the next pause is twice as long, up to [`SLOW_MAX_US`]: shorter than a
+/// The pauses of a key whose server says that mail comes too fast. The first one lasts [`SLOW_MIN_US`]. When a delivery
+/// that started after a pause is too fast again, the next pause is twice as long, up to [`SLOW_MAX_US`]: shorter than a
 /// hold, so that no mail ages meanwhile. The limit stays as it is. After [`SLOW_CALM_US`] without such a reply the next
 /// pause is a first one again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Slow {
-    /// The last pause, and when it ends.
+    /// The length of the last pause, and its end.
     pub(super) pause_us: u64,
     pub(super) until_us: u64,
 }
@@ -56,40 +56,40 @@ impl Slow {
     }
 }
 
-/// What is counted together. (Or a domain that counts under such a key; those are not shown.)
+/// Deliveries that count together. (The key of a domain that counts elsewhere is not shown.)
 #[derive(Debug)]
 pub struct Key {
-    /// What its name is.
+    /// The kind of its name.
     pub kind: KeyKind,
     /// Its name in lower case.
     pub name: Vec<u8>,
-    /// How many may run, by the table.
+    /// The limit of the table.
     pub cap: Cap,
-    /// What is known of its server.
+    /// What the gate has learned about its server.
     pub learned: Learned,
-    /// How many run.
+    /// Deliveries that run.
     pub running: u32,
-    /// How many are held.
+    /// Deliveries that are held.
     pub held: u32,
-    /// How many were sent away.
+    /// Busy answers so far.
     pub busy: u64,
-    /// How many ran and ended.
+    /// Deliveries that ran and ended.
     pub done: u64,
-    /// How many were held for some time.
+    /// Deliveries that were held for some time.
     pub held_ever: u64,
-    /// The most that ran at once.
+    /// The most that ran at the same time.
     pub peak: u32,
-    /// What its last delivery that failed printed; shortened.
+    /// The output of its last failed delivery, shortened.
     pub error: Vec<u8>,
-    /// How fast it is served.
+    /// Its pace.
     pub pace: Pace,
-    /// What is away.
+    /// Its mail away.
     pub recall: Recall,
-    /// The key's number for qmail-send, from 1 on. No key has had it before, for as long as there are fewer than 2^32.
+    /// The key's number for qmail-send, from 1 on. Numbers are not used again before 2^32 keys.
     pub number: u32,
-    /// Mail of its domains that is away under their own numbers; see `Gate::count_parted`.
+    /// Mail of its domains that is away under the domains' own numbers; see `Gate::count_parted`.
     pub parted: u32,
-    /// How much of that has been called and has not come yet.
+    /// Calls for that mail that are not answered yet.
     pub parted_called: u32,
     /// It is in `Gate::paused`.
     pub(super) paused: bool,
@@ -97,24 +97,24 @@ pub struct Key {
     pub(super) behind: bool,
     /// It is in `Gate::polled`.
     pub(super) polled: bool,
-    /// Other spawners have the places that it could take, or it is their turn.
+    /// Other spawners have the places that it could take, or the turn is theirs.
     pub(super) blocked: bool,
-    /// The others have been told that it runs or wants something.
+    /// The other spawners know that it runs or wants something.
     pub(super) told: bool,
-    /// How many deliveries they had at the last look.
+    /// The number of their deliveries at the last look.
     pub(super) elsewhere: u32,
     pub(super) turn: Turn,
-    /// The last pause that control/concurrencyreplies asked for. It may be over.
+    /// The last pause by control/concurrencyreplies; it may be over.
     pub(super) pause: Option<Pause>,
     pub(super) slow: Slow,
-    /// It is among those whose turn it is.
+    /// It is in the list of keys whose turn it is.
     pub(super) ready: bool,
-    /// Its held slots, the one that is held longest first.
+    /// Its held slots, the oldest hold first.
     pub(super) waiting: List,
 }
 
 impl Key {
-    /// A key that is not yet among the others.
+    /// Makes a key that is in no list yet.
     pub(crate) fn new(kind: KeyKind, name: Vec<u8>, cap: Cap) -> Self {
         Self {
             kind,
@@ -160,7 +160,7 @@ impl Key {
         }
     }
 
-    /// Until when nothing starts, in microseconds, if that is so.
+    /// Returns the end of a pause or suspension, in microseconds, if there is one.
     #[must_use]
     pub fn suspended_until(&self, now_us: u64) -> Option<u64> {
         self.suspension(now_us).map(|(until_us, _)| until_us)
@@ -178,7 +178,7 @@ impl Key {
         }
     }
 
-    /// A pause is prolonged by another one, and never shortened.
+    /// Starts a pause. Another pause can make it longer, never shorter.
     pub(super) fn pause(&mut self, pause: Pause) {
         if self.pause.is_none_or(|known| known.until_us < pause.until_us) {
             self.pause = Some(pause);
@@ -190,7 +190,7 @@ impl Key {
         self.pause.filter(|pause| pause.until_us > now_us)
     }
 
-    /// When its server objected the last time; None: never, or it does not matter any more.
+    /// Returns when its server last objected; None if it never did or it no longer matters.
     #[must_use]
     pub fn objected_us(&self) -> Option<u64> {
         match self.cap.learning {
@@ -199,7 +199,7 @@ impl Key {
         }
     }
 
-    /// When it may start something again, if that is a matter of time.
+    /// Returns when it may start a delivery again, if time alone decides.
     pub(super) fn starts_from(&self, now_us: u64) -> Option<u64> {
         self.suspended_until(now_us).or_else(|| match self.may_start(now_us) {
             May::Later(until_us) => Some(until_us),
@@ -211,7 +211,7 @@ impl Key {
         self.learned.may_start(now_us, self.running, most(self.cap.limit), self.cap.learning)
     }
 
-    /// How many may run now; that may be less than [`Key::limit`] for a while.
+    /// Returns how many deliveries may run now; this may be less than [`Key::limit`] for a while.
     pub(super) fn most(&self, now_us: u64) -> u32 {
         self.learned.most(now_us, most(self.cap.limit), self.cap.learning)
     }
@@ -233,12 +233,12 @@ impl Key {
         }
     }
 
-    /// Whether it has a limit that stays what it is: then it matters only whether its server lets anybody in.
+    /// Returns whether its limit is fixed: then only failed connections matter.
     pub(super) fn is_fixed(&self) -> bool {
         self.cap.learning == Learning::Fixed && matches!(self.cap.limit, Limit::AtMost(1..))
     }
 
-    /// Whether it has ever been at its limit, or its server has objected.
+    /// Returns whether it was ever at its limit, or its server has objected.
     pub(super) fn is_contended(&self) -> bool {
         self.held_ever > 0
             || self.busy > 0
@@ -247,7 +247,7 @@ impl Key {
     }
 }
 
-/// A limit as a number.
+/// Returns a limit as a number.
 pub(super) fn most(limit: Limit) -> u32 {
     match limit {
         Limit::AtMost(limit) => limit,

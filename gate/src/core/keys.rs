@@ -15,7 +15,7 @@ use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::util::memory::{self, OutOfMemory};
 
-/// Keys without deliveries that never reached their limit: so many are remembered, for their figures.
+/// The number of remembered keys without deliveries that never reached their limit. They keep their figures.
 pub(super) const RECENT_KEYS: usize = 256;
 
 /// Keys without deliveries that did: so many are remembered, for their pace, and for so long.
@@ -25,7 +25,7 @@ pub(super) const KNOWN_US: u64 = 3600 * 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// It has slots, or domains that count under it.
+    /// The key has slots, or domains that count under it.
     Active,
     /// In `Keys::recent`.
     Recent,
@@ -35,14 +35,14 @@ pub(super) enum Place {
     Nowhere,
 }
 
-/// A domain, or a relay that a sender has: what deliveries are for.
+/// A domain, or the relay of a sender: the destination of a delivery.
 #[derive(Debug)]
 pub(super) struct Domain {
     /// The key that its deliveries count under: the one in its own entry, unless it is in a group, behind a relay or of
     /// a site.
     pub(super) key: u32,
-    /// What it is to a site, if it counts there by an address. Then it has a part of the site's places at most, and
-    /// what is beyond that is away under its own number; and failures that carry no address are its own.
+    /// Its standing at a site, if it counts there by an address. Then it has at most a part of the site's places, and
+    /// the rest of its mail is away under its own number. Failures without an address count for the domain alone.
     pub(super) standing: Option<Standing>,
     /// Slots in use by its deliveries.
     pub(super) slots: u32,
@@ -63,9 +63,9 @@ pub(super) struct Entry {
     pub(super) members: u32,
     pub(super) place: Place,
     pub(super) idle_since_us: u64,
-    /// It is among those with mail that is away.
+    /// It is in the list of keys with mail away.
     pub(super) in_away_list: bool,
-    /// It is among those that may have room for such mail.
+    /// It is in the list of keys that may have room for mail away.
     pub(super) in_room_queue: bool,
 }
 
@@ -137,7 +137,7 @@ impl Keys {
         self.index.find(hash, |at| self.all[at as usize].hash == hash)
     }
 
-    /// An active entry, new or out of the idle ones.
+    /// Returns an active entry: a new one, or one of the idle ones.
     pub(super) fn activate(
         &mut self,
         kind: KeyKind,
@@ -155,7 +155,7 @@ impl Keys {
         self.add(kind, hash, name, cap, now_us, guess_secs)
     }
 
-    /// A new entry, active, which counts under itself. There is none with this hash.
+    /// Makes a new active entry that counts under itself. No entry may have this hash.
     pub(super) fn add(
         &mut self,
         kind: KeyKind,
@@ -166,7 +166,7 @@ impl Keys {
         guess_secs: Option<f64>,
     ) -> Result<u32, OutOfMemory> {
         debug_assert!(self.find(hash).is_none());
-        // One comes, so one may go: what is too much besides goes in its own time, in `Keys::forget_old`.
+        // One entry arrives, so one may go. `Keys::forget_old` removes the rest later.
         if self.recent_len > RECENT_KEYS {
             self.forget(self.recent.first);
         }
@@ -201,7 +201,7 @@ impl Keys {
         key.learned = Learned::NEW;
         key.pace = Pace::new(now_us, guess_secs);
         key.recall = Recall::default();
-        // What is still in `Gate::paused` or `Gate::polled` is of whoever was here before.
+        // Entries of `Gate::paused` and `Gate::polled` may still belong to the key that was here before.
         key.paused = false;
         key.behind = false;
         key.polled = false;
@@ -235,7 +235,7 @@ impl Keys {
         self.all[at as usize].place = Place::Active;
     }
 
-    /// Puts an entry that is idle to the others that are; it may be forgotten as soon as a new entry is made.
+    /// Moves an idle entry to the other idle ones; the next new entry may replace it.
     pub(super) fn rest(&mut self, at: u32, now_us: u64) {
         let entry = &mut self.all[at as usize];
         entry.idle_since_us = now_us;
@@ -250,7 +250,7 @@ impl Keys {
         }
     }
 
-    /// Forgets an idle entry. The key that it counted under may become idle by that.
+    /// Forgets an idle entry. The key under which it counted may become idle, too.
     pub(super) fn forget(&mut self, at: u32) {
         self.wake(at);
         let entry = &mut self.all[at as usize];
@@ -277,7 +277,7 @@ impl Keys {
         }
     }
 
-    /// Forgets what is idle: what there is too much of, and what is too old.
+    /// Forgets idle entries that are too many or too old.
     pub(super) fn forget_old(&mut self, now_us: u64) {
         while self.recent_len > RECENT_KEYS {
             self.forget(self.recent.first);
@@ -316,13 +316,13 @@ impl Keys {
     }
 }
 
-/// What of a domain is looked up.
+/// The parts of a domain that a look-up needs.
 pub(super) fn known_part(domain: &[u8]) -> &[u8] {
     let domain = without_root(domain);
     &domain[domain.len().saturating_sub(NAME_MAX)..]
 }
 
-/// The entry for a domain, or for a relay that a sender has: kind, hash of the name, name.
+/// Returns the entry of a domain or of a sender's relay: kind, hash of the name, name.
 pub(super) fn add_entry(
     keys: &mut Keys,
     rules: &Rules,
@@ -337,7 +337,7 @@ pub(super) fn add_entry(
     add_new(keys, rules, entry, now_us, guess_secs)
 }
 
-/// A new entry where there is none, and one for the key that it counts under, if that is another.
+/// Makes an entry if there is none, and one for the key under which it counts, if that is another.
 pub(super) fn add_new(
     keys: &mut Keys,
     rules: &Rules,

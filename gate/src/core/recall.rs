@@ -1,4 +1,4 @@
-//! Mail of one key that qmail-send keeps because the gate sent it away, and how the gate calls it back.
+//! The mail of one key that is away, and when the gate calls it back.
 //!
 //! qmail-send keeps such mail in a queue of its own per key, the mail that was due first in front (gate_retry.c), and
 //! gives so many of them as the gate calls. The gate calls when what it holds for the key runs low. So mail comes back
@@ -26,12 +26,12 @@
 
 #![forbid(unsafe_code)]
 
-/// Mail that has been called should come within this time. After each call in vain: within twice the time before.
+/// Called mail should arrive within this time. After each unanswered call the time doubles.
 pub const ANSWER_US: u64 = 2_000_000;
-/// The longest time in which called mail should come.
+/// The longest such time.
 pub const PAUSE_MAX_US: u64 = ANSWER_US << VAIN_MAX;
 const VAIN_MAX: u8 = 8;
-/// So many came when called: the count is right.
+/// After this many answered calls the count is trusted again.
 const TRUSTED: u32 = 1024;
 
 /// See the module.
@@ -39,17 +39,17 @@ const TRUSTED: u32 = 1024;
 pub struct Recall {
     away: u32,
     called: u32,
-    /// The count is in doubt: so many are called next. 0: it is not.
+    /// Calls to make next while the count is in doubt. 0: it is not in doubt.
     probe: u32,
-    /// Calls in vain, in a row: up to [`VAIN_MAX`].
+    /// Unanswered calls in a row, up to [`VAIN_MAX`].
     vain: u8,
-    /// When called mail should have come.
+    /// The time by which called mail should have arrived.
     deadline_us: u64,
-    /// When the time of the last busy answer is over: nothing that was sent away still waits then.
+    /// The end of the last busy answer's time. No mail of this key waits after it.
     until_us: u64,
 }
 
-/// When commands came from qmail-send.
+/// The times at which commands arrived from qmail-send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heard {
     /// The last one.
@@ -59,7 +59,7 @@ pub struct Heard {
 }
 
 impl Heard {
-    /// A command has come. True if it is the first after a silence.
+    /// Notes a command. Returns whether it is the first after a silence.
     pub fn command(&mut self, now_us: u64) -> bool {
         let after_silence = now_us.saturating_sub(self.last_us) >= ANSWER_US;
         if after_silence {
@@ -71,29 +71,29 @@ impl Heard {
 }
 
 impl Recall {
-    /// How much is away, about; what has been called and has not come yet is still away.
+    /// Returns roughly how much mail is away, including mail that is called and has not arrived.
     #[must_use]
     pub fn away(&self) -> u32 {
         self.away
     }
 
-    /// How much has been called and has not come yet.
+    /// Returns the number of calls that are not answered yet.
     #[must_use]
     pub fn called(&self) -> u32 {
         self.called
     }
 
-    /// So much mail was sent away, and will come back after so many seconds at the latest.
+    /// Notes mail that was sent away, and the seconds after which it returns by itself.
     pub fn sent_away(&mut self, now_us: u64, secs: u32, number: u32) {
         self.away = self.away.saturating_add(number);
         self.until_us = self.until_us.max(now_us.saturating_add(u64::from(secs) * 1_000_000));
         if std::mem::take(&mut self.vain) > 0 {
-            // The call that is out was for what is not there; this mail is.
+            // The open call was for mail that is not there; this mail is.
             self.called = 0;
         }
     }
 
-    /// A command has come. True if it is taken for one that was called.
+    /// Notes a command. Returns whether it is taken for called mail.
     pub fn arrived(&mut self, now_us: u64) -> bool {
         let Some(called) = self.called.checked_sub(1) else { return false };
         self.called = called;
@@ -101,7 +101,7 @@ impl Recall {
         self.away -= 1;
         self.deadline_us = now_us.saturating_add(ANSWER_US);
         if self.probe > 0 {
-            // In doubt there is one more, until a call is in vain.
+            // While the count is uncertain, assume that one more waits until a call goes unanswered.
             self.away = self.away.max(called + 1);
             if called == 0 {
                 self.probe *= 2;
@@ -113,7 +113,7 @@ impl Recall {
         true
     }
 
-    /// Calls at most so many. How many are to be called.
+    /// Calls up to `most` mails back; returns how many.
     pub fn call(&mut self, most: u32, now_us: u64) -> u32 {
         let number = match self.probe {
             0 => (self.away - self.called).min(most),
@@ -128,12 +128,12 @@ impl Recall {
         number
     }
 
-    /// What has been called is not waited for any more: when it comes, it is new.
+    /// Stops waiting for called mail. If it arrives later, it counts as new.
     pub fn cancel(&mut self) {
         self.called = 0;
     }
 
-    /// qmail-send speaks again after a silence: what was taken for a call in vain may have been none.
+    /// Handles the end of a silence of qmail-send: a call that seemed unanswered may still be answered.
     pub fn look_again(&mut self, now_us: u64) {
         if self.vain > 0 {
             self.vain = 0;

@@ -1,4 +1,4 @@
-//! The slots, and what each of them does.
+//! The slots, and the state of each.
 
 #![forbid(unsafe_code)]
 
@@ -19,15 +19,15 @@ pub(super) struct Slot {
     pub(super) state: State,
     pub(super) domain: u32,
     pub(super) command: u32,
-    /// How many others of its key were running when it was started.
+    /// Other deliveries of its key that ran when it started.
     pub(super) beside: u32,
-    /// How long its command was held, in milliseconds, 1 or more; 0: not at all.
+    /// The length of its hold in milliseconds, 1 or more; 0: it was not held.
     pub(super) held_ms: u32,
     pub(super) began: Began,
     pub(super) since_us: u64,
     /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
     pub(super) mail: u64,
-    /// By this it is known what the server repeats of the delivery. Only where the report is read.
+    /// The words of the delivery that a server may repeat. Only if the report is read.
     pub(super) envelope: Envelope,
     pub(super) of_key: Link,
     pub(super) of_all: Link,
