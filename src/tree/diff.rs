@@ -1,4 +1,4 @@
-//! A change as a unified diff.
+//! Shows a change as a unified diff.
 
 #![forbid(unsafe_code)]
 
@@ -6,16 +6,16 @@ use similar::TextDiff;
 
 use crate::tree::plan::Change;
 
-/// Lines of context, as `diff -u` has them.
+/// Lines of context, as in `diff -u`.
 const CONTEXT: usize = 3;
 
-/// The unified diff of `change`, with `a/` and `b/` before the names, so that `patch -p1`,
-/// `git apply` and quilt take it.
+/// Returns the unified diff of `change`, with `a/` and `b/` before the names, as `patch -p1`, `git
+/// apply` and quilt expect.
 #[must_use]
 pub fn unified(change: &Change) -> Vec<u8> {
     let old = change.old.as_deref().unwrap_or_default();
-    // Only a newline ends a line, as for patch and git: similar's own lines end at a lone carriage
-    // return too, and what is counted so they call a malformed patch.
+    // Only a newline ends a line, as in patch and git. similar's own lines also end at a lone
+    // carriage return; patch and git would call such a patch malformed.
     let (old, new) = (lines(old), lines(&change.new));
     let diff = TextDiff::configure().newline_terminated(true).diff_slices(&old, &new);
     let mut out = Vec::new();
@@ -32,7 +32,7 @@ pub fn unified(change: &Change) -> Vec<u8> {
     out
 }
 
-/// The lines of `bytes`, each with its newline; the last one may have none.
+/// Returns the lines of `bytes`, each with its newline; the last line may have none.
 fn lines(bytes: &[u8]) -> Vec<&[u8]> {
     bytes.split_inclusive(|&b| b == b'\n').collect()
 }

@@ -1,8 +1,8 @@
 //! The only code that reads or writes a qmail tree.
 //!
-//! [`Tree`] recognises a tree and reads it; [`plan`] works out in memory what the patches change;
-//! [`journal`] writes that to disk, or takes it back, such that a process killed at any moment
-//! leaves a tree that the next `apply` or `revert` completes.
+//! [`Tree`] recognises a tree and reads it. [`plan`] works out in memory what the patches change.
+//! [`journal`] writes that to disk, or reverts it. A process that is killed at any moment leaves a
+//! tree that the next `apply` or `revert` completes.
 
 #![forbid(unsafe_code)]
 
@@ -21,32 +21,32 @@ use crate::engine::rule::Parameters;
 use crate::error::{Error, Result};
 use crate::qmail::conf_line;
 
-/// The largest file that is read, in bytes. The largest source of any known qmail is 120 KiB.
+/// The largest file that qpatch reads, in bytes. The largest source of any known qmail is 120 KiB.
 pub const MAX_FILE: u64 = 8 << 20;
 
-/// The folder in a tree that holds all of qpatch's state.
+/// The folder in a tree that has all of qpatch's state.
 pub const STATE_DIR: &str = ".qpatch";
 
-/// Files without which a folder is not a qmail source tree.
+/// The files that make a folder a qmail source tree.
 pub(crate) const MARKS: [&str; 4] = ["Makefile", "spawn.c", "qmail-send.c", "qmail-rspawn.c"];
 
-/// A folder with the sources of a qmail.
+/// A folder with the sources of qmail.
 #[derive(Debug)]
 pub struct Tree {
     root: PathBuf,
-    /// Names of the regular files directly in it, and of links to such files inside the tree, and those of `above`.
+    /// Names of the regular files directly in it, of links to such files inside the tree, and of
+    /// `above`.
     names: BTreeSet<String>,
-    /// Names of the conf-* files that lie one folder up, where the Makefile looks for them (`../conf-spawn`, as in
+    /// Names of the conf-* files one folder up that the Makefile refers to (`../conf-spawn`, as in
     /// s/qmail).
     above: BTreeSet<String>,
 }
 
 impl Tree {
-    /// Recognise the qmail source tree in the folder `root`.
+    /// Opens the qmail source tree in the folder `root`.
     ///
-    /// # Errors
-    /// If it is no folder, or has not the files that make a qmail; if a folder below it has them,
-    /// the error names that one.
+    /// # Errors If `root` is not a folder, or does not have the files of a qmail tree. If a folder
+    /// below it has them, the error names that folder.
     pub fn open(root: &Path) -> Result<Tree> {
         let root = root.canonicalize().map_err(|e| Error::io(root, "open the tree", &e))?;
         if !root.is_dir() {
@@ -78,44 +78,45 @@ impl Tree {
         Ok(tree)
     }
 
-    /// The tree's folder, absolute and without links.
+    /// Returns the tree's folder, as an absolute path without links.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Names of the files that a patch may speak of.
+    /// Returns the names of the files that a patch may refer to.
     #[must_use]
     pub fn names(&self) -> &BTreeSet<String> {
         &self.names
     }
 
-    /// Whether `name` is a conf-* file that lies one folder up, where the Makefile looks for it.
+    /// Returns whether `name` is a conf-* file one folder up that the Makefile refers to.
     #[must_use]
     pub fn is_above(&self, name: &str) -> bool {
         self.above.contains(name)
     }
 
-    /// Where the file `name` is, or would be; links are not followed.
+    /// Returns the path of the file `name`, which need not exist. Does not follow links.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         let folder = if self.is_above(name) { self.root.parent() } else { None };
         folder.unwrap_or(&self.root).join(name)
     }
 
-    /// `name` as it is seen from the tree's folder, for people: `../conf-spawn` where it lies one folder up.
+    /// Returns `name` as seen from the tree's folder, for people: `../conf-spawn` for a file one
+    /// folder up.
     #[must_use]
     pub fn shown(&self, name: &str) -> String {
         if self.is_above(name) { format!("../{name}") } else { name.to_string() }
     }
 
-    /// The bytes of the files whose names end in `end`, without those that cannot be read.
+    /// Returns the bytes of the files whose names end in `end`. Skips unreadable files.
     fn sources<'a>(&'a self, end: &'a str) -> impl Iterator<Item = Vec<u8>> + 'a {
         let names = self.names.iter().filter(move |n| n.ends_with(end));
         names.filter_map(|name| self.read(name).ok())
     }
 
-    /// The bytes of the file `name`.
+    /// Returns the bytes of the file `name`.
     ///
     /// # Errors
     /// If it cannot be read, is larger than [`MAX_FILE`], or leads out of the tree.
@@ -123,15 +124,14 @@ impl Tree {
         read_file(&self.resolve(name)?)
     }
 
-    /// The bytes of the file outside the tree that the link `name` leads to, if that is what
-    /// `name` is.
+    /// Returns the bytes of a file outside the tree, if `name` is a link to one.
     pub(crate) fn read_outside(&self, name: &str) -> Option<Vec<u8>> {
         let real = self.root.join(name).canonicalize().ok()?;
         let file = !real.starts_with(&self.root) && real.is_file();
         file.then(|| read_file(&real).ok()).flatten()
     }
 
-    /// The file that `name` stands for, links followed.
+    /// Returns the file that `name` stands for. Follows links.
     ///
     /// # Errors
     /// If a link leads out of the tree, or to nothing.
@@ -149,7 +149,7 @@ impl Tree {
         Ok(real)
     }
 
-    /// Check that `name` may be replaced: its own permissions say so, also to root.
+    /// Checks that the permissions of `name` let it be replaced. This counts for root, too.
     ///
     /// # Errors
     /// If the file or its folder is read-only, or the file leads out of the tree.
@@ -185,7 +185,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|e| Error::io(path, "read", &e))
 }
 
-/// The conf-* files one folder up from `root` that `makefile` names.
+/// Returns the conf-* files one folder up from `root` that `makefile` names.
 fn confs_above(root: &Path, makefile: &[u8]) -> BTreeSet<String> {
     let Some(parent) = root.parent() else { return BTreeSet::new() };
     let text = String::from_utf8_lossy(makefile);
@@ -197,7 +197,7 @@ fn confs_above(root: &Path, makefile: &[u8]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Names of the regular files in `root`, and of links that may lead to one.
+/// Returns the names of the regular files in `root`, and of links that may lead to one.
 fn file_names(root: &Path) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(root).map_err(|e| Error::io(root, "list the folder", &e))? {
@@ -205,8 +205,8 @@ fn file_names(root: &Path) -> Result<BTreeSet<String>> {
         let kind = entry.file_type().map_err(|e| Error::io(&entry.path(), "read", &e))?;
         let file = kind.is_file() || (kind.is_symlink() && !entry.path().is_dir());
         if let (true, Ok(name)) = (file, entry.file_name().into_string()) {
-            // As for a shell's `*.c`: what editors and other systems leave there (`.#spawn.c`, a
-            // dangling link; `._spawn.c`) is no source.
+            // Skip dot files, as a shell's `*.c` does: what editors and other systems leave
+            // (`.#spawn.c`, a dangling link; `._spawn.c`) is not a source.
             if !name.starts_with('.') {
                 names.insert(name);
             }
@@ -215,7 +215,7 @@ fn file_names(root: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// A folder one or two levels below `root` that is a qmail source tree.
+/// Returns a folder one or two levels below `root` that is a qmail source tree.
 fn below(root: &Path) -> Option<PathBuf> {
     let folders = |path: &Path| -> Vec<PathBuf> {
         let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
@@ -238,7 +238,7 @@ fn below(root: &Path) -> Option<PathBuf> {
 }
 
 impl Tree {
-    /// What the rules want to know of this tree, beside the conf-spawn that it is to get.
+    /// Returns the parameters for the rules: the future conf-spawn, and what this tree shows.
     #[must_use]
     pub fn parameters(&self, spawn: Option<u32>) -> Parameters {
         let mut parameters = Parameters::new();
@@ -259,8 +259,8 @@ impl Tree {
     }
 }
 
-/// Whether a header defines an object (`int sig_alarm;` without `extern`). Every file that includes
-/// it then has one, and since gcc 10 and clang 11 they no longer link into one.
+/// Returns whether a header defines an object (`int sig_alarm;` without `extern`). Then every file
+/// that includes it defines one, and since gcc 10 and clang 11 they no longer link.
 fn has_definitions_in_headers(tree: &Tree) -> bool {
     tree.sources(".h").any(|bytes| defines_objects(&bytes))
 }
@@ -295,14 +295,14 @@ fn defines_objects(header: &[u8]) -> bool {
     false
 }
 
-/// Whether the sources are written in the C before 1999: K&R definitions, implicit `int`.
+/// Returns whether the sources use C from before 1999: K&R definitions, implicit `int`.
 fn is_old_style(tree: &Tree) -> bool {
     let old = |bytes: Vec<u8>| functions(&Source::new(Lang::C, &bytes)).iter().any(|f| f.old_style);
     tree.sources(".c").any(old)
 }
 
-/// Whether a source that connects to servers of others binds these connections to an address of the
-/// host, as patches for outgoing addresses do.
+/// Returns whether a source that connects to remote servers binds the connections to a local
+/// address, as patches for outgoing addresses do.
 fn binds_outgoing(tree: &Tree) -> bool {
     const SOURCES: [&str; 3] = ["timeoutconn.c", "qmail-remote.c", "qmail-smtpam.c"];
     let binds = |bytes: Vec<u8>| {
@@ -315,8 +315,9 @@ fn binds_outgoing(tree: &Tree) -> bool {
     SOURCES.iter().filter_map(|name| tree.read(name).ok()).any(binds)
 }
 
-/// Whether old sources are compiled with flags that only a command in conf-cc knows, as Debian's
-/// dpkg-buildflags. It is not asked: what it gives depends on the day and the environment.
+/// Returns whether old sources are compiled with flags that a command in conf-cc prints, such as
+/// Debian's dpkg-buildflags. The command is not run: its output depends on the day and the
+/// environment.
 fn has_flags_from_elsewhere(tree: &Tree) -> bool {
     let conf_cc = tree.read("conf-cc").unwrap_or_default();
     let conf_cc = String::from_utf8_lossy(&conf_cc);

@@ -1,4 +1,4 @@
-//! What a set of patches changes in a tree, worked out in memory.
+//! Works out in memory what a set of patches changes in a tree.
 
 #![forbid(unsafe_code)]
 
@@ -22,10 +22,10 @@ const MAKEFILE: &str = "Makefile";
 
 const MISSED: &str = "the tree has no such file, but its Makefile builds from it";
 
-/// What the patches change, and how each of them stands.
+/// The changes of the patches, and the state of each patch.
 #[derive(Debug)]
 pub struct Plan {
-    /// Files that change, by name.
+    /// The files that change, by name.
     pub changes: Vec<Change>,
     /// One per patch, in order.
     pub reports: Vec<Report>,
@@ -36,47 +36,47 @@ pub struct Plan {
 pub struct Change {
     /// Its name in the tree.
     pub name: String,
-    /// Its bytes now; `None` where the patch creates it.
+    /// Its bytes now; `None` if the patch creates it.
     pub old: Option<Vec<u8>>,
-    /// Its bytes then.
+    /// Its bytes after the change.
     pub new: Vec<u8>,
 }
 
-/// How one patch stands to the tree.
+/// The state of one patch in the tree.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Its id.
+    /// The patch's id.
     pub patch: String,
-    /// In one word.
+    /// The state in one word.
     pub standing: Standing,
-    /// Rule by rule and file by file.
+    /// The details, by rule and file.
     pub rules: Vec<RuleReport>,
 }
 
 impl Report {
-    /// Whether the patch has anything to say of this tree; one that has not is not listed.
+    /// Returns whether a rule of the patch concerns this tree. Other patches are not listed.
     #[must_use]
     pub fn concerns_the_tree(&self) -> bool {
         !self.rules.is_empty()
     }
 }
 
-/// How a patch stands to a tree.
+/// The state of a patch in a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
-    /// All that it makes true is true.
+    /// Everything that it makes true is true.
     Applied,
-    /// None of it is; it fits.
+    /// Nothing of it is true; it fits.
     Missing,
-    /// Some of it is, or is there but wrong; the rest fits.
+    /// A part of it is there, or there but wrong; the rest fits.
     Partial,
-    /// Something is written in a way that the rules do not know.
+    /// The tree has some code in a form that the rules do not know.
     Foreign,
 }
 
 impl Standing {
-    /// The word for people.
+    /// Returns the word for people.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -88,7 +88,7 @@ impl Standing {
     }
 }
 
-/// How one rule stands to one file.
+/// The state of one rule in one file.
 #[derive(Clone, Debug, Serialize)]
 pub struct RuleReport {
     /// The file.
@@ -97,40 +97,41 @@ pub struct RuleReport {
     pub title: String,
     /// Its line in the patch's rule file.
     pub line: usize,
-    /// How it stands.
+    /// The state.
     pub outcome: Outcome,
 }
 
-/// How a rule stands to a file.
+/// The state of a rule in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", content = "why", rename_all = "lowercase")]
 pub enum Outcome {
-    /// There already.
+    /// The change is there already.
     Done,
-    /// There is nothing for it to do in this file.
+    /// The rule has nothing to do in this file.
     Nothing,
-    /// Is made.
+    /// The change is made.
     Make,
-    /// Is there, known to be wrong, and repaired.
+    /// The change is there, known to be wrong, and repaired.
     Repair,
-    /// Does not fit.
+    /// The rule does not fit.
     Misfit(String),
 }
 
-/// What to do with a tree in which one half of the protocol speaks two bytes and the other one.
+/// What to do with a tree in which one half of the protocol uses two bytes for a delivery number,
+/// and the other half one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnPartialProtocol {
-    /// Refuse: someone's hand is in the middle of something.
+    /// Refuse: someone may be in the middle of a change.
     Refuse,
     /// Make the missing half.
     Complete,
 }
 
 impl Plan {
-    /// Work out what `patches` change in `tree`.
+    /// Works out what `patches` change in `tree`.
     ///
-    /// # Errors
-    /// If a file cannot be read. That a rule does not fit is no error here: see [`Plan::check`].
+    /// # Errors If a file cannot be read. A rule that does not fit is not an error here: see
+    /// [`Plan::check`].
     pub fn new(tree: &Tree, patches: &[Patch]) -> Result<Plan> {
         let mut work = Work::read(tree)?;
         let mut reports = Vec::new();
@@ -154,10 +155,10 @@ impl Plan {
         Ok(Plan { changes: work.changes(), reports })
     }
 
-    /// Refuse what must not be applied: a rule that does not fit, or half of the protocol.
+    /// Refuses a plan that must not be applied: a rule does not fit, or half of the protocol is
+    /// done.
     ///
-    /// # Errors
-    /// One for each misfit, with the place, the nearest match and what to do.
+    /// # Errors One for each misfit, with the place, the nearest match and what to do.
     pub fn check(
         &self,
         patches: &[Patch],
@@ -171,7 +172,8 @@ impl Plan {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    /// What does not fit of one patch: each with the place, the nearest match and what to do.
+    /// Returns an error for each rule of one patch that does not fit: the place, the nearest match
+    /// and what to do.
     pub fn misfits<'a>(&'a self, patch: &str) -> impl Iterator<Item = Error> + 'a {
         let reports = self.reports.iter().filter(move |r| r.patch == patch).collect::<Vec<_>>();
         reports.into_iter().flat_map(|report| {
@@ -191,7 +193,7 @@ impl Plan {
         })
     }
 
-    /// The rules that belong together and of which some are made and some are not.
+    /// Returns an error if some of the rules that belong together are done and others are not.
     fn half_made(&self, patches: &[Patch]) -> Option<Error> {
         for (report, patch) in self.reports.iter().zip(patches) {
             let together: BTreeSet<usize> = patch
@@ -250,20 +252,21 @@ impl Evidence {
     }
 }
 
-/// The files of a tree as they are and as they become.
+/// The files of a tree, before and after the patches.
 struct Work {
     old: BTreeMap<String, Vec<u8>>,
     new: BTreeMap<String, Vec<u8>>,
-    /// Of each file in `new`.
+    /// The headers that each file in `new` includes.
     includes: BTreeMap<String, Vec<Header>>,
-    /// Links that lead out of the tree: they may be looked at, and why they must not be changed.
+    /// Links that lead out of the tree. They may be read; the error says why they must not be
+    /// changed.
     outside: BTreeMap<String, Error>,
     /// Sources that could not be read.
     unread: Vec<String>,
 }
 
 impl Work {
-    /// Read the C sources and the makefile of `tree`. Others are read when a rule asks for them.
+    /// Reads the C sources and the makefile of `tree`. Other files are read when a rule needs them.
     fn read(tree: &Tree) -> Result<Work> {
         let (mut old, mut outside, mut unread) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for name in tree.names().iter().filter(|n| Lang::of(n) == Lang::C) {
@@ -275,7 +278,7 @@ impl Work {
                         outside.insert(name.clone(), error);
                         bytes
                     }
-                    // A dangling link or an unreadable file matters only to a rule that needs it.
+                    // A dangling link or an unreadable file matters only if a rule needs it.
                     None => {
                         unread.push(name.clone());
                         continue;
@@ -293,13 +296,13 @@ impl Work {
         Ok(work)
     }
 
-    /// Let the file `name` become `bytes`.
+    /// Sets the new bytes of the file `name`.
     fn put(&mut self, name: String, bytes: Vec<u8>) {
         self.includes.insert(name.clone(), headers(&bytes));
         self.new.insert(name, bytes);
     }
 
-    /// The headers that `name` includes, itself or through others.
+    /// Returns the headers that `name` includes, directly or through others.
     fn all_includes(&self, name: &str) -> BTreeSet<&str> {
         let mut seen = BTreeSet::new();
         let mut open = vec![name];
@@ -326,7 +329,7 @@ impl Work {
         self.new.contains_key(name) || tree.names().contains(name)
     }
 
-    /// The files that a section is about; `Err` has the words for a misfit.
+    /// Returns the files that a section is about; `Err` has the text of a misfit.
     fn selected(
         &mut self,
         tree: &Tree,
@@ -342,7 +345,8 @@ impl Work {
         }
         let mut found = Vec::new();
         for name in &select.names {
-            // A glob takes C files, which have been read; other files are read when they are named.
+            // A glob takes C files, which are all read already; other files are read when a section
+            // names them.
             let taken: Vec<_> = if name.contains('*') {
                 self.new.keys().filter(|file| takes(name, file)).cloned().collect()
             } else if self.has(tree, name) {
@@ -369,9 +373,10 @@ impl Work {
         Ok(Ok(found))
     }
 
-    /// Whether `name`, a C source or conf-cc, is missing although the tree's makefile builds from it. qmail makes
-    /// `x.h` of `x.h1` and `x.h2`, and forks have the rules for that in another makefile. Without conf-spawn a tree
-    /// can be patched: it is the operator's.
+    /// Returns whether `name`, a C source or conf-cc, is missing although the tree's makefile
+    /// builds from it. qmail makes `x.h` from `x.h1` and `x.h2`, and forks have the rules for that
+    /// in another makefile. A tree without conf-spawn can be patched: the operator writes that
+    /// file.
     fn is_missed(&self, tree: &Tree, name: &str) -> bool {
         (Lang::of(name) == Lang::C || name == "conf-cc")
             && !self.has(tree, name)
@@ -379,7 +384,7 @@ impl Work {
             && needs(&self.new[MAKEFILE], name)
     }
 
-    /// That no file meets the conditions `with`, in words.
+    /// Returns the text of the misfit "no file meets the conditions `with`".
     fn nothing_selected(&self, with: &[Vec<Condition>]) -> String {
         if with.is_empty() {
             return "the tree has no such file".to_string();
@@ -416,7 +421,7 @@ impl Work {
         }
     }
 
-    /// Whether `name`, or a header of the tree that it includes, has the identifier `word`.
+    /// Returns whether `name`, or a header of the tree that it includes, has the identifier `word`.
     fn mentions(&self, name: &str, word: &str) -> bool {
         let has = |bytes: &[u8]| {
             contains(bytes, word.as_bytes()) && {
@@ -432,7 +437,8 @@ impl Work {
                 .any(|bytes| has(bytes))
     }
 
-    /// The first section that says why `patch` does not fit this tree. What its other rules would find is then no news.
+    /// Returns the report of the first section that refuses this tree, if any. The findings of the
+    /// patch's other rules then do not matter.
     fn refused(&mut self, tree: &Tree, patch: &Patch) -> Result<Option<RuleReport>> {
         for section in &patch.sections {
             let Does::Refuse(reason) = &section.work else { continue };
@@ -499,7 +505,7 @@ impl Work {
                         Outcome::Nothing
                     }
                     State::Done => {
-                        // A header may be the first one by chance.
+                        // A header may be the first one by chance, so that is no evidence.
                         evidence.done |= rule.parts[0].scope != Scope::BeforeIncludes;
                         Outcome::Done
                     }
@@ -550,7 +556,8 @@ impl Work {
                 .to_string()))
     }
 
-    /// Where a patch made a source include a header of the tree, let its object depend on it.
+    /// For each source that a patch makes include a header of the tree, adds that header to the
+    /// prerequisites of the source's object.
     fn dependencies(&mut self) {
         let mut makefile = self.new[MAKEFILE].clone();
         for (name, bytes) in &self.new {
@@ -580,8 +587,8 @@ impl Work {
     }
 }
 
-/// `makefile` with `header` among the prerequisites of `target`; unchanged where there is no such
-/// target.
+/// Returns `makefile` with `header` among the prerequisites of `target`; unchanged if it has no
+/// such target.
 fn with_prerequisite(makefile: &[u8], target: &str, header: &str) -> Vec<u8> {
     let source = Source::new(Lang::Text, makefile);
     let Ok(regions) = matcher::regions(&source, Lang::Text, &Scope::Target(target.to_string()))
@@ -599,7 +606,7 @@ fn with_prerequisite(makefile: &[u8], target: &str, header: &str) -> Vec<u8> {
     edit::apply(makefile, &[Edit { range: end..end, text: format!(" {header}").into_bytes() }])
 }
 
-/// Whether `name` is a prerequisite in `makefile`, and no target.
+/// Returns whether `name` is a prerequisite in `makefile`, and not a target.
 fn needs(makefile: &[u8], name: &str) -> bool {
     let rules = makefile::rules_of(makefile);
     let is_one_of = |names: &[String]| names.iter().any(|one| one == name);
@@ -614,7 +621,7 @@ fn place(name: &str, misfit: &Misfit) -> String {
     }
 }
 
-/// Whether `glob`, a name with one `*` at most, takes the file `name`.
+/// Returns whether `glob`, a name with at most one `*`, matches the file `name`.
 pub(crate) fn takes(glob: &str, name: &str) -> bool {
     match glob.split_once('*') {
         None => glob == name,

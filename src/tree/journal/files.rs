@@ -1,4 +1,4 @@
-//! The system calls that change something, each of which a test can interrupt.
+//! System calls that change something. A test can interrupt each of them.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::tree::Tree;
 
-/// Stands before each system call that changes something, for the tests to interrupt there.
+/// Runs before each system call that changes something, so that tests can interrupt there.
 pub(super) fn step() {
     #[cfg(test)]
     interrupt::step();
@@ -37,8 +37,8 @@ pub(super) fn make_dir(path: &Path, tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-/// Let `path` belong to the owner of the tree's folder. Only root can; and when root applies, the
-/// owner shall be able to build and to revert all the same.
+/// Gives `path` to the owner of the tree's folder. Only root can do this: when root applies the
+/// patches, the owner must still be able to build and to revert.
 pub(super) fn hand_over(path: &Path, tree: &Tree) {
     if let (Ok(own), Ok(folder)) = (fs::symlink_metadata(path), fs::metadata(tree.root()))
         && own.uid() != folder.uid()
@@ -72,7 +72,7 @@ pub(super) mod interrupt {
     use std::cell::Cell;
 
     thread_local! {
-        /// How many steps this thread may still make; the process "is killed" at the next one.
+        /// The steps that this thread may still make. At the next one the process "is killed".
         pub(in crate::tree::journal) static STEPS: Cell<usize> = const { Cell::new(usize::MAX) };
     }
 

@@ -1,19 +1,19 @@
-//! Writing a plan to disk, and taking it back.
+//! Writes a plan to disk, and reverts it.
 //!
 //! All state is in `TREE/.qpatch/`:
 //!
 //! ```text
 //! lock           held while a process works on the tree
 //! journal.json   what was changed, and whether that is under way or finished
-//! orig/NAME      each changed file as it was before qpatch ever touched it
-//! new/NAME       what is about to be renamed over NAME
+//! orig/NAME      each changed file as it was before qpatch first changed it
+//! new/NAME       the file that is about to be renamed over NAME
 //! ```
 //!
-//! The order is what makes it safe. First everything is written to `orig/` and `new/` and synced:
-//! a full disk shows here, and nothing of the tree has changed. Then the journal is renamed into
-//! place, naming every change: that is the commit. Then each file of `new/` is renamed over its
-//! place. A process killed before the commit has changed nothing; one killed after it has left all
-//! that is needed to go forward (`apply`) or back (`revert`).
+//! The order makes it safe. First, everything is written to `orig/` and `new/` and synced. A full
+//! disk shows here, while nothing in the tree has changed. Then the journal, which names every
+//! change, is renamed into place: that is the commit. Then each file of `new/` is renamed over its
+//! target. A process killed before the commit has changed nothing. One killed after it has left
+//! everything that is needed to go forward (`apply`) or back (`revert`).
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +32,7 @@ use super::plan::Change;
 use super::{STATE_DIR, Tree};
 use crate::error::{Error, Result};
 
-/// What was left over from an interrupted run.
+/// What `recover` did about an interrupted run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovered {
     /// There was nothing to recover.
@@ -43,26 +43,27 @@ pub enum Recovered {
     Reverted,
 }
 
-/// Whether a revert may throw away what was changed after the apply.
+/// What a revert does with changes made after the apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaterChanges {
-    /// Stop and say which files.
+    /// Stop and name the files.
     Keep,
-    /// Put the original back all the same.
+    /// Restore the originals anyway.
     Discard,
 }
 
 /// What a revert did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reverted {
-    /// Files that are as they were again.
+    /// Files that have their old contents again.
     pub put_back: usize,
-    /// Files that there were none of before.
+    /// Files that did not exist before and are removed.
     pub removed: usize,
 }
 
-/// What `tree` was before qpatch changed it: each file that it has changed with its bytes, `None` for one that it made.
-/// Nothing where qpatch has not changed it. Takes no lock: the tree is only read.
+/// Returns the original state of `tree`: the old bytes of each file that qpatch changed, `None` for
+/// each file that it created. The list is empty if qpatch has not changed the tree. Takes no lock,
+/// because it only reads the tree.
 ///
 /// # Errors
 /// If the journal or an original cannot be read.
@@ -78,7 +79,7 @@ pub fn originals(tree: &Tree) -> Result<Vec<(String, Option<Vec<u8>>)>> {
         .collect()
 }
 
-/// The journal in the folder `state`; `None` where qpatch has not changed the tree.
+/// Reads the journal in the folder `state`; `None` if qpatch has not changed the tree.
 fn read_journal(state: &Path) -> Result<Option<Journal>> {
     let path = state.join("journal.json");
     let text = match fs::read(&path) {
@@ -103,7 +104,7 @@ fn read_journal(state: &Path) -> Result<Option<Journal>> {
     Ok(Some(journal))
 }
 
-/// The bytes of the file as it was before qpatch, kept in the folder `state`; `None` where there was none.
+/// Reads the file as it was before qpatch, kept in the folder `state`; `None` if it did not exist.
 fn read_original(state: &Path, entry: &Entry) -> Result<Option<Vec<u8>>> {
     let Some(original) = &entry.original else { return Ok(None) };
     let kept = state.join("orig").join(&entry.name);
@@ -124,7 +125,7 @@ fn read_original(state: &Path, entry: &Entry) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The right to change a tree: one process at a time has it.
+/// The right to change a tree. One process at a time has it.
 #[derive(Debug)]
 pub struct Session<'a> {
     tree: &'a Tree,
@@ -133,10 +134,9 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Take the tree.
+    /// Locks the tree.
     ///
-    /// # Errors
-    /// If `.qpatch` cannot be made in it, or another process has it.
+    /// # Errors If `.qpatch` cannot be created in it, or another process has the lock.
     pub fn begin(tree: &'a Tree) -> Result<Session<'a>> {
         let state = tree.root().join(STATE_DIR);
         for folder in [state.clone(), state.join("orig"), state.join("new")] {
@@ -188,7 +188,7 @@ impl<'a> Session<'a> {
         Ok(Session { tree, state, _lock: lock })
     }
 
-    /// Whether qpatch has changed this tree.
+    /// Returns whether qpatch has changed this tree.
     ///
     /// # Errors
     /// If the journal cannot be read.
@@ -196,10 +196,9 @@ impl<'a> Session<'a> {
         Ok(self.journal()?.is_some())
     }
 
-    /// Finish what an interrupted process began.
+    /// Finishes what an interrupted process began.
     ///
-    /// # Errors
-    /// If a file was changed by someone else in between.
+    /// # Errors If someone else has changed a file in the meantime.
     pub fn recover(&self) -> Result<Recovered> {
         match self.journal()? {
             None => {
@@ -220,10 +219,9 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Leave the tree without having changed it.
+    /// Leaves the tree without a change.
     ///
-    /// # Errors
-    /// If `.qpatch`, where nothing is kept in it, cannot be removed.
+    /// # Errors If `.qpatch` has no journal and cannot be removed.
     pub fn end(&self) -> Result<()> {
         match self.journal()? {
             None => self.clear(),
@@ -231,18 +229,17 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Write `changes`. All of them, or none.
+    /// Writes `changes`: all of them, or none.
     ///
-    /// # Errors
-    /// If a file is read-only or leads out of the tree, was changed since it was read, or the
-    /// disk is full. The tree is then as it was.
+    /// # Errors If a file is read-only or leads out of the tree, has changed since it was read, or
+    /// the disk is full. The tree is then as it was.
     pub fn apply(&self, changes: &[Change]) -> Result<()> {
         let previous = self.journal()?;
         let result = self.stage(changes, previous.clone());
         let mut journal = match result {
             Ok(journal) => journal,
             Err(error) => {
-                // Nothing of the tree has been touched; leave no trace of the attempt either.
+                // Nothing in the tree has changed; leave no trace of the attempt.
                 let _ = match &previous {
                     None => self.clear(),
                     Some(_) => remove_dir(&self.state.join("new")),
@@ -258,11 +255,10 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Put back every file as it was before the first apply.
+    /// Restores every file as it was before the first apply.
     ///
-    /// # Errors
-    /// If qpatch has not changed this tree, or files were changed after it and `later` says to
-    /// keep that.
+    /// # Errors If qpatch has not changed this tree, or files were changed after the apply and
+    /// `later` says to keep those changes.
     pub fn revert(&self, later: LaterChanges) -> Result<Reverted> {
         let Some(mut journal) = self.journal()? else {
             self.clear()?;
@@ -287,7 +283,7 @@ impl<'a> Session<'a> {
                 ));
             }
         }
-        // Whatever could stop it half-way is looked at before anything is changed.
+        // Check everything that could stop the revert half-way before changing anything.
         for entry in &journal.files {
             if fs::symlink_metadata(self.path(&entry.name)).is_ok() {
                 self.tree.resolve(&entry.name)?;
@@ -306,7 +302,7 @@ impl<'a> Session<'a> {
         Ok(Reverted { put_back: journal.files.len() - removed, removed })
     }
 
-    /// Whether the file has a content that qpatch knows: original, before or after.
+    /// Returns whether the file has contents that qpatch knows: original, before or after.
     fn is_known(&self, entry: &Entry) -> bool {
         let now = self.digest_of(&entry.name);
         let original = entry.original.as_ref().map(|o| o.digest.clone());
@@ -317,7 +313,8 @@ impl<'a> Session<'a> {
         self.tree.path(name)
     }
 
-    /// Have what was renamed on the disk: the tree's folder, and the one above it where that has changed.
+    /// Syncs the renames to disk: the tree's folder, and the folder above if a file there has
+    /// changed.
     fn sync_folders(&self, journal: &Journal) -> Result<()> {
         sync_dir(self.tree.root())?;
         match self.tree.root().parent() {
@@ -329,7 +326,7 @@ impl<'a> Session<'a> {
     }
 
     fn digest_of(&self, name: &str) -> Option<String> {
-        // What is no file (a FIFO would be waited for) has no content that qpatch knows.
+        // Only a regular file has contents that qpatch knows. Reading a FIFO would block.
         let path = self.path(name);
         let bytes = fs::metadata(&path)
             .ok()
@@ -353,14 +350,14 @@ impl<'a> Session<'a> {
         sync_dir(&self.state)
     }
 
-    /// Write `bytes` to the file `path` of the state, for the owner of the tree.
+    /// Writes `bytes` to the file `path` of the state, and gives it to the owner of the tree.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         write_synced(path, bytes)?;
         hand_over(path, self.tree);
         Ok(())
     }
 
-    /// Write everything that the commit needs beside the tree.
+    /// Writes everything that the commit needs, without touching the tree's own files.
     fn stage(&self, changes: &[Change], previous: Option<Journal>) -> Result<Journal> {
         for change in changes {
             match change.old {
@@ -424,12 +421,12 @@ impl<'a> Session<'a> {
         Ok(journal)
     }
 
-    /// Rename what is staged over its place, then say that all is applied.
+    /// Renames each staged file over its target, then marks the journal as applied.
     fn roll_forward(&self, journal: &mut Journal) -> Result<()> {
         let new = self.state.join("new");
         let pending: Vec<&Entry> =
             journal.files.iter().filter(|e| new.join(&e.name).exists()).collect();
-        // All are checked before the first is renamed, and each again just before its turn.
+        // Check all files before the first rename, and each again just before its own.
         for entry in &pending {
             self.check_unchanged(entry)?;
         }
@@ -454,7 +451,7 @@ impl<'a> Session<'a> {
         Err(changed_meanwhile(&self.path(&entry.name)))
     }
 
-    /// After a failed roll forward in this same process: put back what the files were before.
+    /// Restores the previous files after a failed roll forward in this process.
     fn roll_back(
         &self,
         journal: &Journal,
@@ -486,21 +483,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The kept original of `entry`; `None` for a file that qpatch made.
+    /// Returns the kept original of `entry`; `None` for a file that qpatch created.
     fn original(&self, entry: &Entry) -> Result<Option<Vec<u8>>> {
         read_original(&self.state, entry)
     }
 
-    /// Put every original back, then forget all.
+    /// Restores every original, then removes the state.
     fn restore(&self, journal: &Journal) -> Result<()> {
-        // Objects that were compiled from patched sources are younger than the originals: make
-        // would take them for up to date. Then the originals must look new.
+        // Objects compiled from patched sources are younger than the originals, so make would take
+        // them for up to date. In that case the originals must look new.
         let built = self.built_since(journal);
         let new = self.state.join("new");
         make_dir(&new, self.tree)?;
         for entry in &journal.files {
             let Some(original) = &entry.original else {
-                // A file that qpatch made, unless something else has taken its name.
+                // A file that qpatch created, unless something else has taken its name.
                 if entry.edited || self.is_known(entry) {
                     remove_file(&self.path(&entry.name))?;
                     if let Some(object) = entry.made_object() {
@@ -525,7 +522,7 @@ impl<'a> Session<'a> {
         self.clear()
     }
 
-    /// Whether anything that qpatch did not write, and that stays, is younger than the apply.
+    /// Returns whether a file that qpatch did not write, and that stays, is younger than the apply.
     fn built_since(&self, journal: &Journal) -> bool {
         let Ok(entries) = fs::read_dir(self.tree.root()) else { return true };
         entries.flatten().any(|entry| {
@@ -539,8 +536,8 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Rename `staged` over the file `name`, with that file's owner and mode, and with a time
-    /// that make takes for newer than the old one, or `mtime_ns`.
+    /// Renames `staged` over the file `name`. The new file has the old one's owner and mode. Its
+    /// time is `mtime_ns`, or one that make takes for newer than the old file's.
     fn put(&self, staged: &Path, name: &str, mtime_ns: Option<i128>) -> Result<()> {
         let path = self.path(name).canonicalize().unwrap_or_else(|_| self.path(name));
         let mut time = SystemTime::now();
@@ -549,7 +546,7 @@ impl<'a> Session<'a> {
                 .map_err(|e| Error::io(staged, "set the mode of", &e))?;
             let own = fs::metadata(staged).map_err(|e| Error::io(staged, "read", &e))?;
             if (own.uid(), own.gid()) != (meta.uid(), meta.gid()) {
-                // Only root can; for others the file changes hands as with any editor.
+                // Only root can do this. For others the file changes its owner, as with any editor.
                 let _ = chown(staged, Some(meta.uid()), Some(meta.gid()));
             }
             if let Ok(old) = meta.modified() {
@@ -568,8 +565,8 @@ impl<'a> Session<'a> {
         fs::rename(staged, &path).map_err(|e| Error::io(&path, "replace", &e))
     }
 
-    /// Remove `.qpatch` with all that is in it; the journal first, because without one the rest
-    /// means nothing.
+    /// Removes `.qpatch` and its contents. The journal goes first: without it, the rest means
+    /// nothing.
     fn clear(&self) -> Result<()> {
         remove_file(&self.state.join("journal.json"))?;
         remove_dir(&self.state)

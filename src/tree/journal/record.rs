@@ -1,4 +1,4 @@
-//! The journal: what `.qpatch/journal.json` holds.
+//! The contents of `.qpatch/journal.json`.
 
 #![forbid(unsafe_code)]
 
@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The journal's format.
+/// The version of the journal's format.
 pub(super) const VERSION: u32 = 1;
 
-/// What `.qpatch/journal.json` holds.
+/// The contents of `.qpatch/journal.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Journal {
     pub(super) version: u32,
@@ -29,24 +29,24 @@ pub(super) enum State {
     Reverting,
 }
 
-/// A file that qpatch changed or made.
+/// A file that qpatch changed or created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Entry {
     pub(super) name: String,
-    /// What it was before qpatch; `None` for a file that qpatch made.
+    /// The file before qpatch; `None` for a file that qpatch created.
     pub(super) original: Option<Original>,
-    /// Digest before the apply that is under way.
+    /// Digest before the current apply.
     pub(super) before: Option<String>,
-    /// Digest after it.
+    /// Digest after the apply.
     pub(super) after: String,
-    /// Whether someone changed it between two applies.
+    /// Whether someone changed the file between two applies.
     #[serde(default)]
     pub(super) edited: bool,
 }
 
 impl Entry {
-    /// The object that make builds of a source that qpatch made. It goes with the source: the tree's own `make clean`
-    /// does not know it.
+    /// Returns the object that make builds from a source that qpatch created. A revert removes it
+    /// with the source, because the tree's own `make clean` does not know it.
     pub(super) fn made_object(&self) -> Option<String> {
         let stem = self.name.strip_suffix(".c").filter(|_| self.original.is_none())?;
         Some(format!("{stem}.o"))
@@ -60,7 +60,7 @@ pub(super) struct Original {
     pub(super) mtime_ns: i128,
 }
 
-/// A name in the tree's folder itself.
+/// Returns whether `name` is a file name directly in the tree's folder.
 pub(super) fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     matches!(

@@ -1,4 +1,4 @@
-//! The journal, killed at every step.
+//! Tests of the journal: it is killed at every step.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use super::files::interrupt::STEPS;
 use super::*;
 
-/// Run `work`, killed before its step number `steps`; whether it got to its end.
+/// Runs `work`, killed before step number `steps`. Returns whether it reached its end.
 fn killed_at(steps: usize, work: impl FnOnce()) -> bool {
     STEPS.with(|s| s.set(steps));
     let done = catch_unwind(AssertUnwindSafe(work)).is_ok();
@@ -91,7 +91,7 @@ fn apply_and_revert_give_back_bytes_modes_and_times() {
     assert!(!fixture.dir.path().join(STATE_DIR).exists());
 }
 
-/// Killed at every step of an apply, then completed by `finish`.
+/// Kills an apply at every step, then completes it with `finish`.
 fn every_interruption(
     second: bool,
     work: impl Fn(&Session<'_>),
@@ -133,7 +133,7 @@ fn complete_apply(fixture: &Fixture, from: &[&str]) {
 
 fn complete_revert(fixture: &Fixture, before: &Snapshot) {
     let tree = fixture.tree();
-    // Where nothing was committed, or the revert was over, there is nothing to revert.
+    // If nothing was committed, or the revert was complete, there is nothing to revert.
     let _ = Session::begin(&tree).unwrap().revert(LaterChanges::Keep);
     assert_eq!(fixture.snapshot(), *before);
     assert!(!fixture.dir.path().join(STATE_DIR).exists());
