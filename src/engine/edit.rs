@@ -1,8 +1,8 @@
-//! Edits: what a matched hunk writes, and rules applied to a whole file.
+//! Edits: what a matched hunk writes, and the rules applied to a whole file.
 //!
-//! The aim is the edit that a careful person would make: tokens that stay keep their bytes, a new
-//! line takes the indentation of its neighbours and the line ending of the file, and a line that
-//! an edit leaves empty goes away.
+//! The aim is the edit that a careful person would make. Tokens that stay keep their bytes. A new
+//! line takes the indentation of its neighbours and the line ending of the file. A line that an
+//! edit leaves empty is removed.
 
 #![forbid(unsafe_code)]
 
@@ -13,37 +13,37 @@ use crate::engine::lex::{Kind, Lang, Source};
 use crate::engine::matcher::{self, Match, Near, Nearest};
 use crate::engine::rule::{Count, Hunk, Mark, Part, Piece, Rule, Scope, pieces};
 
-/// Bytes of a source to replace.
+/// A replacement of bytes of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Edit {
     /// Byte offsets.
     pub range: Range<usize>,
-    /// What comes in their place.
+    /// The bytes that replace them.
     pub text: Vec<u8>,
 }
 
-/// How a rule stands to a file.
+/// The state of a file with regard to a rule.
 #[derive(Clone, Debug)]
 pub enum State {
     /// Its post-condition holds.
     Done,
-    /// It fits; applying it takes these edits.
+    /// The rule fits; these edits apply it.
     Fits {
         /// In order, not overlapping.
         edits: Vec<Edit>,
     },
-    /// Neither.
+    /// The post-condition does not hold, and the rule does not fit.
     Misfit(Misfit),
 }
 
 /// Why a rule does not fit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misfit {
-    /// The file does not define the function, or the makefile not the target.
+    /// The file does not define the function, or the makefile does not have the target.
     NoScope {
-        /// What was looked for.
+        /// The scope that was searched for.
         wanted: String,
-        /// What the file has.
+        /// The functions or targets that the file has.
         has: Vec<String>,
     },
     /// No variant matches.
@@ -63,7 +63,7 @@ pub enum Misfit {
 }
 
 impl Misfit {
-    /// The line of the file that it is about.
+    /// Returns the line of the file that this is about.
     #[must_use]
     pub fn line(&self) -> Option<usize> {
         match self {
@@ -123,7 +123,7 @@ impl fmt::Display for Misfit {
     }
 }
 
-/// How `rule` stands to `source`.
+/// Returns the state of `source` with regard to `rule`.
 #[must_use]
 pub fn examine(rule: &Rule, lang: Lang, source: &Source<'_>) -> State {
     if holds(rule, lang, source) {
@@ -137,7 +137,7 @@ pub fn examine(rule: &Rule, lang: Lang, source: &Source<'_>) -> State {
         }
     }
     edits.sort_by_key(|e| (e.range.start, e.range.end));
-    // Two parts may add lines at one place.
+    // Two parts may add lines at the same place.
     edits.dedup_by(|later, first| {
         let same = later.range == first.range
             && source.bytes[first.range.clone()].iter().all(|b| matches!(b, b' ' | b'\t'));
@@ -163,7 +163,7 @@ pub fn examine(rule: &Rule, lang: Lang, source: &Source<'_>) -> State {
     State::Fits { edits }
 }
 
-/// Whether the post-condition of `rule` holds. It is looked for where the rule's first part is.
+/// Returns whether the post-condition of `rule` holds in the scope of the rule's first part.
 #[must_use]
 pub fn holds(rule: &Rule, lang: Lang, source: &Source<'_>) -> bool {
     let Ok(regions) = matcher::regions(source, lang, &rule.parts[0].scope) else { return false };
@@ -171,21 +171,20 @@ pub fn holds(rule: &Rule, lang: Lang, source: &Source<'_>) -> bool {
     (rule.done.is_empty() || rule.done.iter().any(somewhere)) && !rule.never.iter().any(somewhere)
 }
 
-/// Where a part matches.
+/// The matches of a part.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// The first variant that matches; `None` if none does, which [`Count::Any`] allows.
     pub variant: Option<usize>,
-    /// Its matches. None for a variant of `+` lines alone, whose place is its scope.
+    /// Its matches. Empty for a variant that has only `+` lines: its place is its scope.
     pub matches: Vec<Match>,
-    /// What was searched.
+    /// The regions that were searched.
     regions: Vec<Range<usize>>,
 }
 
-/// Where `part` matches, in the first variant that does.
+/// Returns where `part` matches, in the first variant that does.
 ///
-/// # Errors
-/// If it does not match, or not as often as it must.
+/// # Errors If it does not match, or not as often as it must.
 pub fn find(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Found, Misfit> {
     let nothing = || Ok(Found { variant: None, matches: Vec::new(), regions: Vec::new() });
     let regions = match matcher::regions(source, lang, &part.scope) {
@@ -222,7 +221,7 @@ pub fn find(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Found, Misfi
     Err(Misfit::NoMatch(best.unwrap_or(Near::Nowhere { words: Vec::new(), line: None })))
 }
 
-/// Where each variant of `part` comes closest to matching. None where its scope is missing.
+/// Returns where each variant of `part` comes closest to matching; nothing if its scope is missing.
 #[must_use]
 pub fn nearest(part: &Part, lang: Lang, source: &Source<'_>) -> Vec<Near> {
     let Ok(regions) = matcher::regions(source, lang, &part.scope) else { return Vec::new() };
@@ -245,7 +244,7 @@ fn part_edits(part: &Part, lang: Lang, source: &Source<'_>) -> Result<Vec<Edit>,
     let region = found.regions.first().cloned().unwrap_or_default();
     let at = match part.scope {
         Scope::AfterIncludes if !region.is_empty() => {
-            // Behind the newline of the last include.
+            // After the newline of the last include.
             let end = source.tokens[region.end - 1].span.end;
             let line = source.bytes[end..].iter().position(|&b| b == b'\n');
             line.map_or(source.bytes.len(), |n| end + n + 1)
@@ -276,7 +275,7 @@ fn overlap(source: &Source<'_>, edits: &[Edit]) -> Option<Misfit> {
         .map(|pair| Misfit::Overlap { line: source.line(pair[1].range.start) })
 }
 
-/// `bytes` with `edits`, which are in order and do not overlap.
+/// Returns `bytes` with `edits` applied. They are in order and do not overlap.
 #[must_use]
 pub fn apply(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
     let grown: usize = edits.iter().map(|e| e.text.len()).sum();
@@ -291,7 +290,7 @@ pub fn apply(bytes: &[u8], edits: &[Edit]) -> Vec<u8> {
     out
 }
 
-/// The edits of one hunk at one match.
+/// Returns the edits of one hunk at one match.
 fn hunk_edits(hunk: &Hunk, lang: Lang, source: &Source<'_>, found: &Match) -> Vec<Edit> {
     let writer = Writer { hunk, lang, source, found };
     let mut edits = Vec::new();
@@ -356,13 +355,13 @@ impl Writer<'_> {
         self.replacement(tokens, &text)
     }
 
-    /// The source tokens of hunk line `line`.
+    /// Returns the source tokens of hunk line `line`.
     fn line_tokens(&self, line: usize) -> Range<usize> {
         let elements = self.hunk.lines[line].elements.clone();
         self.found.tokens[elements.start].start..self.found.tokens[elements.end - 1].end
     }
 
-    /// The added line `line` without indentation, metavariables filled in.
+    /// Returns the added line `line` without indentation, with its metavariables filled in.
     fn line_text(&self, line: usize) -> Vec<u8> {
         let text = self.hunk.lines[line].text.trim_start();
         let mut out = Vec::new();
@@ -391,9 +390,10 @@ impl Writer<'_> {
         eol_at(self.source.bytes, near)
     }
 
-    /// The indentation of the added line `line`: that of the nearest line that the rule file has
-    /// at the same depth and that starts a line in the source. Without one, `indent`, which stands
-    /// for the rule file's `base`, plus what the rule file has more.
+    /// Returns the indentation of the added line `line`. It is that of the nearest line that the
+    /// rule file has at the same depth and that starts a line in the source. Without such a line,
+    /// it is `indent`, which stands for the rule file's `base`, plus the rule file's additional
+    /// depth.
     fn indent(&self, line: usize, indent: &[u8], base: usize) -> Vec<u8> {
         let own = rule_indent(&self.hunk.lines[line].text);
         let model = (0..self.hunk.lines.len())
@@ -417,10 +417,10 @@ impl Writer<'_> {
         out
     }
 
-    /// The added lines `added`, which stand before hunk line `block` or at the hunk's end.
+    /// Returns the edit that adds the lines `added`, which stand before hunk line `block` or at the
+    /// end of the hunk.
     fn insertion(&self, block: usize, added: &[usize]) -> Edit {
-        // Behind the line above; but behind a gap there is no telling where, so then before the
-        // line below.
+        // Add after the line above. After a gap the place is unknown, so add before the line below.
         let above = (0..block).rev().find(|&i| !self.hunk.lines[i].elements.is_empty());
         let previous = above.filter(|&i| self.has_tokens(i));
         let next =
@@ -445,12 +445,13 @@ impl Writer<'_> {
                 let at = if first_on_line { line } else { start };
                 Edit { range: at..at, text }
             }
-            // A hunk without context is not matched, so it does not come here.
+            // Cannot happen: a hunk without context is not matched.
             (None, None) => Edit { range: 0..0, text: Vec::new() },
         }
     }
 
-    /// Whether hunk line `line` was matched to tokens. A line that is one gap has no place.
+    /// Returns whether hunk line `line` was matched to tokens. A line that is only a gap has no
+    /// place.
     fn has_tokens(&self, line: usize) -> bool {
         let line = &self.hunk.lines[line];
         !line.elements.is_empty()
@@ -489,8 +490,8 @@ impl Writer<'_> {
             }
             return Edit { range: at..at, text };
         }
-        // The next token stands on the same line. In a text file or a macro a line break would
-        // change the meaning, so the new text goes between; else the line is broken.
+        // The next token is on the same line. In a text file or a macro a line break would change
+        // the meaning, so add the new text on that line; otherwise break the line.
         let blank =
             bytes[after..following].iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
         if self.lang == Lang::Text || self.in_directive(tokens.end - 1) {
@@ -549,7 +550,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Turn the source tokens `old` into `text`, leaving alone each token that both have.
+    /// Turns the source tokens `old` into `text`. Leaves each token alone that both have.
     fn replacement(&self, old: Range<usize>, text: &[u8]) -> Vec<Edit> {
         let new = Source::new(self.lang, text);
         let line_end = |i: usize| self.source.tokens[i].kind == Kind::LineEnd;
@@ -572,9 +573,9 @@ impl Writer<'_> {
         let (mut i, mut j) = (0, 0);
         for (next_i, next_j) in kept.into_iter().chain([(old.len(), new_tokens.len())]) {
             if i < next_i || j < next_j {
-                // Between the kept tokens on both sides. What is replaced keeps the blanks around
-                // it; what is only inserted or only deleted leaves the rule's blanks, unless a
-                // comment or a line end stands there.
+                // Edit between the kept tokens on both sides. A replacement keeps the blanks around
+                // it. A pure insertion or deletion takes the rule's blanks, unless a comment or a
+                // line end stands there.
                 let old_out = (i.checked_sub(1).map(|i| old_span(i).end))
                     .zip((next_i < old.len()).then(|| old_span(next_i).start))
                     .map(|(start, end)| start..end);
@@ -602,8 +603,8 @@ impl Writer<'_> {
                             };
                             at..at
                         });
-                        // An insertion takes the blanks along that the rule has before it; at
-                        // the start, those behind it.
+                        // An insertion takes the blanks that the rule has before it; at the start,
+                        // those after it.
                         let inserted = match new_in {
                             None => Vec::new(),
                             Some(new) if !range.is_empty() => text[new].to_vec(),
@@ -623,7 +624,7 @@ impl Writer<'_> {
     }
 }
 
-/// The `+` lines of a hunk that matches nothing, before the line that starts at byte `at`.
+/// Returns the edit for a hunk that has only `+` lines: adds them before the line at byte `at`.
 fn insert_lines_at(hunk: &Hunk, source: &Source<'_>, at: usize) -> Edit {
     let eol = eol_at(source.bytes, at);
     let mut text = Vec::new();
@@ -637,7 +638,7 @@ fn insert_lines_at(hunk: &Hunk, source: &Source<'_>, at: usize) -> Edit {
     Edit { range: at..at, text }
 }
 
-/// A longest common subsequence of two sequences, as pairs of indices.
+/// Returns a longest common subsequence of two sequences, as pairs of indices.
 fn common(a: usize, b: usize, same: impl Fn(usize, usize) -> bool) -> Vec<(usize, usize)> {
     let mut length = vec![vec![0u32; b + 1]; a + 1];
     for i in (0..a).rev() {
@@ -665,8 +666,8 @@ fn common(a: usize, b: usize, same: impl Fn(usize, usize) -> bool) -> Vec<(usize
     pairs
 }
 
-/// The first line end between two tokens that is in no comment and no splice: where a line may be
-/// added. Before the `\r` of a CRLF.
+/// Returns the first line end between two tokens that is in no comment and no splice. A line may be
+/// added there, before the `\r` of a CRLF.
 fn line_end_between(bytes: &[u8], from: usize, to: usize, lang: Lang) -> Option<usize> {
     let mut at = from;
     while at < to {
@@ -694,7 +695,7 @@ fn indent_at(bytes: &[u8], at: usize) -> &[u8] {
     &bytes[start..start + len]
 }
 
-/// The line ending in use near `at`.
+/// Returns the line ending in use near `at`.
 fn eol_at(bytes: &[u8], at: usize) -> &'static [u8] {
     let next = bytes[at..].iter().position(|&b| b == b'\n').map(|n| at + n);
     let end = next.or_else(|| bytes[..at].iter().rposition(|&b| b == b'\n'));

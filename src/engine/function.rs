@@ -13,14 +13,14 @@ pub struct Function {
     pub name: String,
     /// Its tokens, from the name to the closing brace.
     pub tokens: Range<usize>,
-    /// Whether its parameters are declared between the list and the body.
+    /// Whether its parameters are declared between the list and the body (K&R).
     pub old_style: bool,
 }
 
-/// The function definitions of a C source, K&R or ANSI, in order.
+/// Returns the function definitions of a C source, K&R or ANSI, in order.
 ///
-/// Braces are counted along the first branch of each conditional, because the branches of an
-/// `#ifdef` may open the same brace twice.
+/// It counts braces along the first branch of each conditional, because the branches of an `#ifdef`
+/// may open the same brace twice.
 #[must_use]
 pub fn functions(source: &Source<'_>) -> Vec<Function> {
     let code = code_tokens(source);
@@ -52,10 +52,11 @@ pub fn functions(source: &Source<'_>) -> Vec<Function> {
     found
 }
 
-/// Indices of the tokens that are neither preprocessor lines nor in an `#else` branch.
+/// Returns the indices of the tokens that are neither in a preprocessor line nor in an `#else` or
+/// `#elif` branch.
 fn code_tokens(source: &Source<'_>) -> Vec<usize> {
     let mut code = Vec::with_capacity(source.tokens.len());
-    // For each open conditional: whether its present branch is left out.
+    // For each open conditional: whether the current branch is skipped.
     let mut skipped: Vec<bool> = Vec::new();
     let mut at = 0;
     while at < source.tokens.len() {
@@ -99,7 +100,7 @@ fn is_name(source: &Source<'_>, token: usize) -> bool {
     source.tokens[token].kind == Kind::Ident && !KEYWORDS.contains(&&*source.text(token))
 }
 
-/// The index in `code` of the bracket that closes the one at `open`, or the last index.
+/// Returns the index in `code` of the bracket that closes the one at `open`, or the last index.
 fn closing(source: &Source<'_>, code: &[usize], open: usize) -> usize {
     let mut depth = 0usize;
     for (at, &token) in code.iter().enumerate().skip(open) {
@@ -117,8 +118,8 @@ fn closing(source: &Source<'_>, code: &[usize], open: usize) -> usize {
     code.len().saturating_sub(1).max(open)
 }
 
-/// The opening brace of a definition whose parameter list ended before `at`: at once (ANSI), or
-/// behind K&R parameter declarations.
+/// Returns the opening brace of a definition whose parameter list ended before `at`: the brace
+/// follows at once (ANSI), or after K&R parameter declarations.
 fn body(source: &Source<'_>, code: &[usize], mut at: usize) -> Option<usize> {
     let text = |i: usize| code.get(i).map(|&t| source.text(t)).unwrap_or_default();
     while &*text(at) == b"__attribute__" {

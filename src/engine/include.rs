@@ -9,11 +9,11 @@ use super::lex::{Kind, Lang, Source};
 /// An `#include` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Include {
-    /// What it includes; `None` where a macro says it.
+    /// The header; `None` where a macro gives it.
     pub header: Option<Header>,
     /// Its tokens.
     pub tokens: Range<usize>,
-    /// The outermost conditional around it.
+    /// The token that opens the outermost conditional around it.
     pub held_by: Option<usize>,
 }
 
@@ -22,11 +22,11 @@ pub struct Include {
 pub struct Header {
     /// Its name.
     pub name: String,
-    /// Whether it stands in quotes, as headers of the tree do.
+    /// Whether the name is in quotes, as for headers of the tree.
     pub quoted: bool,
 }
 
-/// The `#include` lines of `source`, which is [`Lang::C`].
+/// Returns the `#include` lines of `source`, which is [`Lang::C`].
 #[must_use]
 pub fn includes(source: &Source<'_>) -> Vec<Include> {
     let mut found = Vec::new();
@@ -53,7 +53,7 @@ pub fn includes(source: &Source<'_>) -> Vec<Include> {
     found
 }
 
-/// The headers that a C source includes itself.
+/// Returns the headers that a C source includes directly.
 #[must_use]
 pub fn headers(bytes: &[u8]) -> Vec<Header> {
     if memchr::memmem::find(bytes, b"include").is_none() {

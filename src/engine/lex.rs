@@ -1,13 +1,14 @@
-//! Bytes to tokens.
+//! Splits bytes into tokens.
 //!
 //! Two lexers share one token type. The C lexer follows the translation phases that matter for
-//! matching: line splices are removed, comments are white space, a preprocessor line is a run of
-//! tokens between [`Kind::Directive`] and [`Kind::LineEnd`]. The text lexer is for makefiles,
-//! manual pages and `conf-*` files: words, and a [`Kind::LineEnd`] for each unspliced line.
+//! matching: it removes line splices, treats comments as white space, and makes a preprocessor line
+//! a run of tokens between [`Kind::Directive`] and [`Kind::LineEnd`]. The text lexer is for
+//! makefiles, manual pages and `conf-*` files: it makes words, and a [`Kind::LineEnd`] for each
+//! unspliced line.
 //!
-//! Both take any bytes. What is not valid C (an apostrophe in a comment of `#if 0`, a byte that is
-//! not UTF-8) becomes a token or ends one; nothing is an error here, because a rule can only match
-//! what it spells out.
+//! Both accept any bytes. Invalid C (an apostrophe in a comment of `#if 0`, a byte that is not
+//! UTF-8) becomes a token or ends one. It is not an error, because a rule matches only what it
+//! spells out.
 
 #![forbid(unsafe_code)]
 
@@ -45,7 +46,7 @@ pub enum Kind {
     Str,
     /// A character constant, quotes included.
     Char,
-    /// A punctuator, or a byte that begins no other token.
+    /// A punctuator, or a byte that starts no other token.
     Punct,
     /// The `#` that opens a preprocessor line.
     Directive,
@@ -57,10 +58,10 @@ pub enum Kind {
     Word,
 }
 
-/// A token: its kind and where its bytes are.
+/// A token: its kind and the position of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Byte offsets into the source.
     pub span: Range<usize>,
@@ -76,7 +77,7 @@ pub struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    /// Split `bytes` into tokens.
+    /// Splits `bytes` into tokens.
     #[must_use]
     pub fn new(lang: Lang, bytes: &'a [u8]) -> Source<'a> {
         let tokens = match lang {
@@ -86,7 +87,7 @@ impl<'a> Source<'a> {
         Source { bytes, tokens }
     }
 
-    /// The text of token `i` with line splices removed.
+    /// Returns the text of token `i` without line splices.
     #[must_use]
     pub fn text(&self, i: usize) -> Cow<'a, [u8]> {
         let token = &self.tokens[i];
@@ -96,13 +97,13 @@ impl<'a> Source<'a> {
         unspliced(&self.bytes[token.span.clone()])
     }
 
-    /// Whether token `i` is of `kind` and spelled `text`.
+    /// Returns whether token `i` has kind `kind` and text `text`.
     #[must_use]
     pub fn is(&self, i: usize, kind: Kind, text: &str) -> bool {
         self.tokens.get(i).is_some_and(|t| t.kind == kind && &*self.text(i) == text.as_bytes())
     }
 
-    /// The line, counted from 1, that byte `offset` is on.
+    /// Returns the line, counted from 1, of the byte at `offset`.
     #[must_use]
     pub fn line(&self, offset: usize) -> usize {
         let end = offset.min(self.bytes.len());
@@ -110,7 +111,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// `raw` without its backslash-newline pairs.
+/// Returns `raw` without its backslash-newline pairs.
 fn unspliced(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
@@ -129,7 +130,7 @@ fn unspliced(raw: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The length of the line splice at `at`, or 0.
+/// Returns the length of the line splice at `at`, or 0.
 fn splice(bytes: &[u8], at: usize) -> usize {
     match &bytes[at..] {
         [b'\\', b'\n', ..] => 2,
@@ -179,7 +180,7 @@ impl<'a> CLexer<'a> {
         CLexer { bytes, at: 0, tokens: Vec::new(), in_directive: false }
     }
 
-    /// The logical byte at the cursor, which is first moved over line splices.
+    /// Moves the cursor past line splices and returns the logical byte there.
     fn peek(&mut self) -> Option<u8> {
         loop {
             match splice_at(self.bytes, self.at) {
@@ -189,7 +190,7 @@ impl<'a> CLexer<'a> {
         }
     }
 
-    /// The logical byte after the one at the cursor.
+    /// Returns the logical byte after the one at the cursor.
     fn peek_second(&self) -> Option<u8> {
         let mut at = self.at + 1;
         loop {
@@ -253,7 +254,7 @@ impl<'a> CLexer<'a> {
     fn end_directive(&mut self) {
         if self.in_directive {
             self.in_directive = false;
-            // A CRLF is one line end: what is put behind the line's last token goes before it.
+            // CRLF is one line end: text added after the line's last token goes before the CR.
             let last = self.tokens.last().map_or(0, |t| t.span.end);
             let cr = self.at > last && self.bytes[self.at - 1] == b'\r';
             let at = self.at - usize::from(cr);
@@ -272,7 +273,7 @@ impl<'a> CLexer<'a> {
         self.at += 2 + body.windows(2).position(|w| w == b"*/").map_or(body.len(), |n| n + 2);
     }
 
-    /// Whether the tokens so far end in `# include` or one of its relatives.
+    /// Returns whether the tokens so far end in `# include`, `# include_next` or `# import`.
     fn after_include(&self) -> bool {
         let [.., hash, name] = self.tokens.as_slice() else { return false };
         self.in_directive
@@ -291,8 +292,8 @@ impl<'a> CLexer<'a> {
         self.push(Kind::Header, start);
     }
 
-    /// A literal. One that is not closed ends before its line's end, so that an apostrophe in
-    /// prose costs no more than its own line.
+    /// Reads a literal. An unclosed one ends with its line, so an apostrophe in prose spoils only
+    /// its own line.
     fn quoted(&mut self, quote: u8, start: usize) {
         self.at += 1;
         while let Some(byte) = self.peek() {
@@ -331,7 +332,7 @@ impl<'a> CLexer<'a> {
     }
 }
 
-/// [`splice`], also for an offset past the end.
+/// Like [`splice`], but accepts an offset past the end.
 fn splice_at(bytes: &[u8], at: usize) -> usize {
     if at < bytes.len() { splice(bytes, at) } else { 0 }
 }

@@ -1,4 +1,5 @@
-//! Makefiles as make reads them: which targets have a rule, what they are made from, and where that stands.
+//! Reads makefiles as make does: which targets have a rule, their prerequisites, and where the rule
+//! stands.
 
 #![forbid(unsafe_code)]
 
@@ -9,16 +10,16 @@ use super::lex::{Kind, Lang, Source};
 /// A rule of a makefile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MakeRule {
-    /// What it makes.
+    /// Its targets.
     pub targets: Vec<String>,
-    /// What it makes them from.
+    /// Its prerequisites.
     pub prerequisites: Vec<String>,
-    /// Its tokens, recipe included. Blank and comment lines before a line of the recipe are no end of it, but no part
-    /// of it either: it goes on in a further range.
+    /// Its tokens, recipe included. Blank and comment lines between recipe lines do not end the
+    /// rule and do not belong to it: the tokens after them are a further range.
     pub tokens: Vec<Range<usize>>,
 }
 
-/// The rules of a makefile, in order. `source` is [`Lang::Text`].
+/// Returns the rules of a makefile, in order. `source` is [`Lang::Text`].
 #[must_use]
 pub fn rules(source: &Source<'_>) -> Vec<MakeRule> {
     let mut found = Vec::new();
@@ -59,20 +60,21 @@ pub fn rules(source: &Source<'_>) -> Vec<MakeRule> {
     found
 }
 
-/// The rules of the makefile `text`, in order.
+/// Returns the rules of the makefile `text`, in order.
 #[must_use]
 pub fn rules_of(text: &[u8]) -> Vec<MakeRule> {
     rules(&Source::new(Lang::Text, text))
 }
 
-/// Whether the makefile `text` includes another one, whose rules [`rules_of`] does not see.
+/// Returns whether the makefile `text` includes another one. [`rules_of`] does not see the rules of
+/// that one.
 #[must_use]
 pub fn includes_another(text: &[u8]) -> bool {
     let mut lines = text.split(|&byte| byte == b'\n');
     lines.any(|line| line.starts_with(b"include") || line.starts_with(b"-include"))
 }
 
-/// Targets and prerequisites of the line with the tokens `line`, if it begins a rule.
+/// Returns the targets and prerequisites of the line with the tokens `line`, if it starts a rule.
 fn head(source: &Source<'_>, line: Range<usize>) -> Option<(Vec<String>, Vec<String>)> {
     let (mut targets, mut prerequisites) = (Vec::new(), Vec::new());
     let mut is_behind_colon = false;
@@ -89,7 +91,7 @@ fn head(source: &Source<'_>, line: Range<usize>) -> Option<(Vec<String>, Vec<Str
                 continue;
             };
             let behind = &rest[colon + 1..];
-            // A variable: `A = x`, `A := x`, `A ::= x`.
+            // A variable definition: `A = x`, `A := x`, `A ::= x`.
             if rest[colon] == b'=' || behind.starts_with(b"=") || behind.starts_with(b":=") {
                 return None;
             }
@@ -106,7 +108,7 @@ fn head(source: &Source<'_>, line: Range<usize>) -> Option<(Vec<String>, Vec<Str
     (is_behind_colon && !targets.is_empty()).then_some((targets, prerequisites))
 }
 
-/// Where the first of `wanted` is that is not within `$(...)` or `${...}`.
+/// Returns the position of the first byte of `wanted` that is not within `$(...)` or `${...}`.
 fn outside_brackets(word: &[u8], wanted: &[u8]) -> Option<usize> {
     let mut depth = 0_usize;
     word.iter().position(|byte| {
@@ -119,7 +121,7 @@ fn outside_brackets(word: &[u8], wanted: &[u8]) -> Option<usize> {
     })
 }
 
-/// Whether the line that token `at` begins starts with a tab.
+/// Returns whether the line of token `at` starts with a tab.
 fn recipe_line(source: &Source<'_>, at: usize) -> bool {
     let start = source.tokens[at].span.start;
     let line = source.bytes[..start].iter().rposition(|&b| b == b'\n').map_or(0, |n| n + 1);

@@ -1,8 +1,8 @@
-//! Patterns against tokens.
+//! Matches patterns against tokens.
 //!
-//! Matching is by backtracking over the elements of a pattern. A gap or a run takes as few tokens
-//! as it can. The work for one start position is bounded ([`MAX_STEPS`]), so that no rule and no
-//! source can hang the tool; real rules need a few hundred steps.
+//! The matcher backtracks over the elements of a pattern. A gap or a run takes as few tokens as it
+//! can. The work for one start position is bounded ([`MAX_STEPS`]), so that no rule and no source
+//! can hang the tool. Real rules need a few hundred steps.
 
 #![forbid(unsafe_code)]
 
@@ -16,20 +16,20 @@ use crate::engine::lex::{Kind, Lang, Source};
 use crate::engine::makefile;
 use crate::engine::rule::{Alternative, Element, Pattern, Scope};
 
-/// Element comparisons that one start position may cost before it counts as no match.
+/// Element comparisons allowed for one start position. Beyond that it counts as no match.
 pub const MAX_STEPS: usize = 1_000_000;
 
 /// Where a pattern matched.
 #[derive(Clone, Debug)]
 pub struct Match {
-    /// For each element of the pattern, the tokens that it took.
+    /// The tokens that each element of the pattern took.
     pub tokens: Vec<Range<usize>>,
-    /// The tokens of each metavariable, at its first use.
+    /// The tokens of each metavariable at its first use.
     pub bindings: HashMap<String, Range<usize>>,
 }
 
 impl Match {
-    /// All tokens of the match.
+    /// Returns all tokens of the match.
     #[must_use]
     pub fn extent(&self) -> Range<usize> {
         match (self.tokens.first(), self.tokens.last()) {
@@ -42,19 +42,19 @@ impl Match {
 /// Where a pattern that does not match came closest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Near {
-    /// Some of it is there.
+    /// A part of the pattern is there.
     Place(Box<Nearest>),
-    /// None of its words is there.
+    /// None of the pattern's words is there.
     Nowhere {
-        /// Its words.
+        /// The pattern's words.
         words: Vec<String>,
-        /// Line of the function or target that was searched; `None` if that was the whole file.
+        /// Line of the function or target that was searched; `None` if the whole file was searched.
         line: Option<usize>,
     },
 }
 
 impl Near {
-    /// The line of the file that it is about.
+    /// Returns the line of the file that this is about.
     #[must_use]
     pub fn line(&self) -> Option<usize> {
         match self {
@@ -63,7 +63,7 @@ impl Near {
         }
     }
 
-    /// How much of the pattern is there, in thousandths.
+    /// Returns the share of the pattern that is there, in thousandths.
     #[must_use]
     pub fn share(&self) -> usize {
         match self {
@@ -73,30 +73,30 @@ impl Near {
     }
 }
 
-/// The place where the longest part of a pattern is.
+/// The place that has the longest part of a pattern.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nearest {
-    /// Elements in a row, gaps aside, that matched.
+    /// Elements that matched in a row, without gaps.
     pub matched: usize,
-    /// Elements, gaps aside, that the pattern has.
+    /// Elements of the pattern, without gaps.
     pub total: usize,
-    /// How much of the pattern matched, in thousandths; words weigh more than punctuation.
+    /// Share of the pattern that matched, in thousandths; a word weighs more than punctuation.
     pub share: usize,
     /// Line of the token that did not fit.
     pub line: usize,
     /// The element of the pattern that did not fit.
     pub element: usize,
-    /// The line of the rule file that has it, where that is known.
+    /// The line of the rule file with that element, if known.
     pub rule_line: Option<usize>,
-    /// What the pattern wanted there.
+    /// What the pattern wanted at that place.
     pub wanted: String,
-    /// If all behind `wanted` matched: the first of that.
+    /// Set if everything after `wanted` matched: the first element of that.
     pub before: Option<String>,
-    /// What is there.
+    /// What the source has there.
     pub found: String,
 }
 
-/// Every match of `pattern` in `region`, first to last, not overlapping.
+/// Returns all matches of `pattern` in `region`, first to last, without overlap.
 #[must_use]
 pub fn find_all(source: &Source<'_>, region: Range<usize>, pattern: &Pattern) -> Vec<Match> {
     let mut search = Search::new(source, region.clone(), pattern);
@@ -114,21 +114,22 @@ pub fn find_all(source: &Source<'_>, region: Range<usize>, pattern: &Pattern) ->
     found
 }
 
-/// Whether `pattern` matches anywhere in `region`.
+/// Returns whether `pattern` matches anywhere in `region`.
 #[must_use]
 pub fn matches(source: &Source<'_>, region: Range<usize>, pattern: &Pattern) -> bool {
     let mut search = Search::new(source, region.clone(), pattern);
     region.into_iter().any(|at| search.at(at).is_some())
 }
 
-/// Where in `regions` the pattern came closest to matching: where the longest part of it is, be that its beginning or
-/// not.
+/// Returns where in `regions` the pattern came closest to matching: where the longest part of it
+/// is. That part need not be the beginning of the pattern.
 #[must_use]
 pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern) -> Near {
     let elements = &pattern.elements;
     let weights: Vec<usize> = elements.iter().map(weight).collect();
     let weigh = |range: Range<usize>| weights[range].iter().sum::<usize>();
-    // The part that begins with element `from`: what it weighs, how many matched, and what did not.
+    // The part from element `from` on: its weight, how many elements matched, and which one did
+    // not.
     struct Part {
         weight: usize,
         matched: usize,
@@ -172,7 +173,8 @@ pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern)
         let start = regions.first().filter(|_| !whole).and_then(|r| source.tokens.get(r.start));
         return Near::Nowhere { words, line: start.map(|t| source.line(t.span.start)) };
     };
-    // All from there on matched, so it is what comes before that did not. Behind a gap that is anywhere above.
+    // Everything from there on matched, so the element before it did not. Before a gap, that
+    // element could be anywhere above.
     let behind = part.element == elements.len();
     let mut part = part;
     while behind
@@ -211,7 +213,7 @@ pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern)
     }))
 }
 
-/// What a word weighs in a partial match; punctuation and keywords are everywhere.
+/// The weight of a word in a partial match. Punctuation and keywords weigh 1: they are everywhere.
 const WORD: usize = 4;
 
 fn weight(element: &Element) -> usize {
@@ -267,7 +269,7 @@ struct Search<'a> {
     region: Range<usize>,
     pattern: &'a Pattern,
     steps: Cell<usize>,
-    /// Elements matched, and the token and element that did not fit.
+    /// Number of elements matched, and the token and element that did not fit.
     furthest: Cell<(usize, usize, usize)>,
 }
 
@@ -282,7 +284,7 @@ impl<'a> Search<'a> {
         self.part(0, start)
     }
 
-    /// The elements from `element` on at `start`.
+    /// Matches the elements from `element` on at `start`.
     fn part(&mut self, element: usize, start: usize) -> Option<Match> {
         self.steps.set(0);
         let mut state = Match {
@@ -297,7 +299,8 @@ impl<'a> Search<'a> {
         t.kind == kind && (kind == Kind::LineEnd || &*self.source.text(token) == text)
     }
 
-    /// Match elements from `element` on at `token`; `count` of them, gaps aside, matched before.
+    /// Matches the elements from `element` on at `token`. Before them, `count` elements matched,
+    /// gaps not counted.
     fn from(&self, element: usize, token: usize, count: usize, state: &mut Match) -> bool {
         if self.steps.get() >= MAX_STEPS {
             return false;
@@ -327,7 +330,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Give `tokens` to `element` and go on behind them.
+    /// Gives `tokens` to `element` and continues after them.
     fn take(&self, element: usize, tokens: Range<usize>, count: usize, state: &mut Match) -> bool {
         let end = tokens.end;
         state.tokens.push(tokens);
@@ -378,7 +381,7 @@ impl<'a> Search<'a> {
         })
     }
 
-    /// Ends of the runs from `start` on in which brackets balance, shortest first.
+    /// Returns the ends of the runs from `start` on in which brackets balance, shortest first.
     fn balanced(&self, start: usize) -> impl Iterator<Item = usize> + '_ {
         let mut depth = 0usize;
         let mut at = start;
@@ -410,10 +413,9 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The stretches of `source` that `scope` names, as token ranges.
+/// Returns the parts of `source` that `scope` names, as token ranges.
 ///
-/// # Errors
-/// Where the scope is missing: the names that the file has in its place.
+/// # Errors If the scope is missing: the functions or targets that the file has instead.
 pub fn regions(
     source: &Source<'_>,
     lang: Lang,
@@ -463,8 +465,9 @@ pub fn regions(
     }
 }
 
-/// The first `#include` line if no conditional holds it, else an empty range at the outermost
-/// conditional around it; at the start where there is none.
+/// Returns the first `#include` line if it is in no conditional, else an empty range at the
+/// outermost conditional around it. Without an `#include` line, returns an empty range at the
+/// start.
 fn first_include(source: &Source<'_>) -> Range<usize> {
     includes(source).into_iter().next().map_or(0..0, |include| match include.held_by {
         Some(outer) => outer..outer,
@@ -472,7 +475,7 @@ fn first_include(source: &Source<'_>) -> Range<usize> {
     })
 }
 
-/// The `#include` lines that no conditional holds.
+/// Returns the `#include` lines that are in no conditional.
 fn free_includes(source: &Source<'_>) -> Vec<Range<usize>> {
     includes(source).into_iter().filter(|i| i.held_by.is_none()).map(|i| i.tokens).collect()
 }
@@ -489,7 +492,7 @@ mod tests {
         assert_eq!(range("int x;\n"), 0..0);
     }
 
-    /// The nearest place for a pattern that is written as the context of a rule.
+    /// Returns the nearest place for a pattern, which is written as the context of a rule.
     fn near(pattern: &str, text: &str) -> Near {
         let rule = format!("file a.c\n@@ : t\n {}\n+;\n=x\n", pattern.replace('\n', "\n "));
         let patch = crate::engine::rule::parse(
@@ -509,12 +512,12 @@ mod tests {
     fn the_nearest_place_is_where_the_longest_part_is() {
         let text = "f();\ng(a);\nh(x);\nclose(fd);\nend();\n";
         for (pattern, line, wanted, before, found) in [
-            // Its beginning.
+            // The beginning of the pattern.
             ("close(fd);\nexit();", 5, "exit", None, "end"),
-            // Its end: nothing of what comes before is there.
+            // Its end: nothing before that is there.
             ("open(y);\nclose(fd);", 3, "y", Some(")"), "x"),
             ("begin(z);\n...\nclose(fd);", 4, ";", Some("close"), "nothing like it above"),
-            // Its middle.
+            // The middle.
             ("open(y); close(fd); exit();", 5, "exit", None, "end"),
         ] {
             let Near::Place(nearest) = near(pattern, text) else { panic!("{pattern}: nowhere") };

@@ -1,8 +1,8 @@
 //! The patch engine: bytes in, edits out. It knows nothing of qmail or of files.
 //!
-//! [`lex`] turns a source into tokens; [`makefile`], [`include`] and [`function`] find rules of make,
-//! `#include` lines and functions in them.
-//! [`rule`] reads what a patch wants, [`matcher`] finds where a rule matches, and [`edit`] makes the smallest edit.
+//! [`lex`] turns a source into tokens. [`makefile`], [`include`] and [`function`] find the rules of
+//! a makefile, and the `#include` lines and functions of a C source. [`rule`] reads what a patch
+//! wants, [`matcher`] finds where a rule matches, and [`edit`] makes the smallest edit.
 
 #![forbid(unsafe_code)]
 

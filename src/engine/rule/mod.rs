@@ -1,6 +1,6 @@
 //! Rule files: what a patch matches and what it writes.
 //!
-//! The language is documented, with its grammar, in `patches/README.md`.
+//! `patches/README.md` documents the language and its grammar.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use crate::engine::lex::{Kind, Lang};
 
 pub use parse::parse;
 
-/// One patch: the rules that together make one thing true of a tree.
+/// One patch: rules that together make one thing true of a tree.
 #[derive(Clone, Debug)]
 pub struct Patch {
     /// The name of its folder under `patches/`.
@@ -25,22 +25,22 @@ pub struct Patch {
 /// Rules for one selection of files, or a file to create.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// The files it is about.
+    /// The files that it changes or creates.
     pub select: Select,
-    /// Left out where the tree has one of these files.
+    /// The section is skipped if the tree has one of these files.
     pub unless: Vec<String>,
-    /// How its files are split into tokens; `None`: by their names.
+    /// How its files are split into tokens; `None`: their names decide.
     pub lang: Option<Lang>,
-    /// The parameter without which it is left out.
+    /// The section is skipped if this parameter has no value.
     pub when: Option<String>,
-    /// What is done to each of its files.
+    /// What it does to each of its files.
     pub work: Work,
     /// Line of the rule file.
     pub line: usize,
 }
 
 impl Section {
-    /// Its rules; none for a section that makes a file or refuses a tree.
+    /// Returns its rules; none for a section that creates a file or refuses a tree.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         match &self.work {
@@ -57,40 +57,40 @@ pub enum Work {
     Rules(Vec<Rule>),
     /// Write a new file with these bytes. The selection has one name.
     Create(Vec<u8>),
-    /// Where the tree has such a file, the patch does not fit it, for this reason.
+    /// Refuse the patch, for this reason, if the tree has such a file.
     Refuse(String),
 }
 
-/// Which files of a tree a section is about.
+/// The files of a tree that a section is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Select {
     /// Names, or name patterns with at most one `*`.
     pub names: Vec<String>,
-    /// One file or all of them.
+    /// Whether it takes one file or all of them.
     pub reach: Reach,
-    /// Of each of these, one must hold.
+    /// Conditions: of each group, at least one must hold.
     pub with: Vec<Vec<Condition>>,
-    /// Names left out.
+    /// Names that are left out.
     pub except: Vec<String>,
-    /// What it means when there is no such file.
+    /// What it means if there is no such file.
     pub absent: Absent,
 }
 
-/// How many of the files that meet its conditions a selection takes.
+/// How many of the files that meet the conditions a selection takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
     /// The first one, in the order of the names.
     First,
-    /// Every one.
+    /// Each of them.
     All,
 }
 
-/// What it means when a section finds no file.
+/// What it means if a section finds no file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Absent {
     /// The patch does not fit.
     Error,
-    /// There is nothing to do.
+    /// The section has nothing to do.
     Skip,
 }
 
@@ -99,18 +99,18 @@ pub enum Absent {
 pub enum Condition {
     /// It defines this function.
     Function(String),
-    /// It includes this header, itself or through the tree's own headers.
+    /// It includes this header, directly or through headers of the tree.
     Include(String),
     /// It has this identifier outside of comments, itself or in a header of the tree that it
     /// includes.
     Identifier(String),
-    /// It calls this function, or defines it.
+    /// It calls or defines this function.
     Calls(String),
-    /// It does not include this header, neither itself nor through the tree's own headers.
+    /// It includes this header neither directly nor through headers of the tree.
     NoInclude(String),
 }
 
-/// What it asks of a file, for people: `defines docmd()`.
+/// Writes the condition for people: `defines docmd()`.
 impl fmt::Display for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -123,29 +123,29 @@ impl fmt::Display for Condition {
     }
 }
 
-/// One change with its proof.
+/// One change, with its post-condition.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// What it makes true, for people.
+    /// What it makes true, in words for people.
     pub title: String,
     /// Line of the rule file.
     pub line: usize,
-    /// Whether it speaks of one protocol with the other rules so marked: either all of them are
-    /// made, or all of them are to be made.
+    /// Whether it changes one protocol together with the other rules that have this mark: a tree
+    /// has either all of them or none.
     pub together: bool,
-    /// Whether what it changes is missing or wrong.
+    /// Whether the change is missing, or there and wrong.
     pub purpose: Purpose,
-    /// What it means when it does not fit.
+    /// What it means if the rule does not fit.
     pub need: Need,
     /// Applied together, each in its own scope.
     pub parts: Vec<Part>,
-    /// Post-condition: one of these must match (none given: the `never` ones decide).
+    /// Post-condition: one of these must match. If the list is empty, only `never` counts.
     pub done: Vec<Pattern>,
     /// Post-condition: none of these may match.
     pub never: Vec<Pattern>,
 }
 
-/// A place in a file and the ways in which the code there may be written.
+/// A place in a file, and the ways in which the code there may be written.
 #[derive(Clone, Debug)]
 pub struct Part {
     /// Where to look.
@@ -156,7 +156,7 @@ pub struct Part {
     pub variants: Vec<Hunk>,
 }
 
-/// The stretch of a file that a pattern is matched in.
+/// The part of a file in which a pattern is matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// All of it.
@@ -180,9 +180,9 @@ pub enum Scope {
 pub enum Count {
     /// Exactly once.
     Once,
-    /// Once or more, each place changed.
+    /// Once or more; each match is changed.
     All,
-    /// Any number of times, also none.
+    /// Any number of times, or not at all.
     Any,
 }
 
@@ -191,23 +191,23 @@ pub enum Count {
 pub enum Purpose {
     /// The change is missing.
     Make,
-    /// The change is there, but known to be wrong.
+    /// The change is there, but it is known to be wrong.
     Repair,
 }
 
-/// What it means when a rule does not fit.
+/// What it means if a rule does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// The patch does not fit.
     Required,
-    /// This tree goes without, as with a sentence in a manual page.
+    /// The tree goes without the change, for example without a sentence in a manual page.
     Optional,
 }
 
 /// Lines to match and to write: one way in which the code may be written.
 #[derive(Clone, Debug)]
 pub struct Hunk {
-    /// Of a further way, what is written behind `@|`; else empty.
+    /// For a further variant, the text after `@|`; else empty.
     pub title: String,
     /// In order.
     pub lines: Vec<Line>,
@@ -233,17 +233,17 @@ pub struct Line {
     pub mark: Mark,
     /// Its text without the mark.
     pub text: String,
-    /// For context and removed lines: its elements in [`Hunk::pattern`], `start..end`.
+    /// For context and removed lines: the range of its elements in [`Hunk::pattern`].
     pub elements: std::ops::Range<usize>,
     /// Line of the rule file.
     pub line: usize,
 }
 
 impl Hunk {
-    /// The line of the rule file that has the element `element` of the pattern.
+    /// Returns the hunk line that has the element `element` of the pattern.
     #[must_use]
     pub fn line_of(&self, element: usize) -> Option<&Line> {
-        // The element between two lines of a text hunk stands for the end of the first.
+        // The element between two lines of a text hunk counts as the end of the first line.
         self.lines.iter().find(|l| element < l.elements.end && l.mark != Mark::Add)
     }
 }
@@ -253,7 +253,7 @@ impl Hunk {
 pub struct Pattern {
     /// In order.
     pub elements: Vec<Element>,
-    /// Alternatives for metavariables.
+    /// The values that a metavariable may have.
     pub lets: BTreeMap<String, Vec<Alternative>>,
 }
 
@@ -262,15 +262,15 @@ pub struct Pattern {
 pub enum Element {
     /// This token.
     Token(Kind, Vec<u8>),
-    /// `$name`: any one token, the same wherever the name stands.
+    /// `$name`: any one token; the same token wherever the name is used.
     Variable(String),
-    /// `$$name`: a run of tokens in which brackets balance, the shortest that fits.
+    /// `$$name`: a run of tokens in which brackets balance; the shortest that fits.
     Run(String),
-    /// `...`: any tokens, the fewest that fit.
+    /// `...`: any tokens; the fewest that fit.
     Gap,
 }
 
-/// What a metavariable may stand for.
+/// A value that a metavariable may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alternative {
     /// This token.
@@ -300,19 +300,18 @@ impl fmt::Display for RuleError {
 
 impl std::error::Error for RuleError {}
 
-/// Values for `${name}` in a rule file. A section that says `when name` is left out where `name`
-/// has none.
+/// Values for `${name}` in a rule file. A section with `when name` is skipped if `name` has no
+/// value.
 pub type Parameters = BTreeMap<String, String>;
 
-/// The parameters that there are: the `N` of `--spawn N`, and what qpatch sees in a tree.
+/// The known parameters: the `N` of `--spawn N`, and what qpatch finds out about a tree.
 pub const PARAMETERS: [&str; 5] =
     ["spawn", "old-style", "definitions-in-headers", "flags-from-elsewhere", "binds-outgoing"];
 
-/// Files that a patch brings along beside its rule file, by name: what `create NAME from FILE`
-/// takes.
+/// Files that a patch has beside its rule file, by name. `create NAME from FILE` takes one.
 pub type Attachments<'a> = [(&'a str, &'a [u8])];
 
-/// The name in `$name` or `$$name`.
+/// Returns the name in `$name` or `$$name`.
 fn variable(word: &str) -> Option<&str> {
     let name = word.strip_prefix("$$").or_else(|| word.strip_prefix('$'))?;
     let ok = name.starts_with(|c: char| c.is_ascii_lowercase())
@@ -325,11 +324,11 @@ fn variable(word: &str) -> Option<&str> {
 pub enum Piece<'a> {
     /// Written as it stands.
     Text(&'a str),
-    /// Replaced by what the metavariable is bound to.
+    /// Replaced by the metavariable's value.
     Variable(&'a str),
 }
 
-/// Split an added line at its metavariables.
+/// Splits an added line at its metavariables.
 #[must_use]
 pub fn pieces(text: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();

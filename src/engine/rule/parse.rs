@@ -1,4 +1,4 @@
-//! The parser of rule files. Every word of a rule file is taken, or is an error.
+//! The parser of rule files. It accepts each word of a rule file or reports an error.
 
 #![forbid(unsafe_code)]
 
@@ -11,10 +11,9 @@ use super::{
 };
 use crate::engine::lex::{Kind, Lang, Source};
 
-/// Read the rule file `text`, called `file` in errors, as patch `id`.
+/// Reads the rule file `text` as patch `id`. Errors call it `file`.
 ///
-/// # Errors
-/// The first thing that the grammar does not allow, with line and column.
+/// # Errors The first thing that the grammar does not allow, with line and column.
 pub fn parse(
     id: &str,
     file: &str,
@@ -39,12 +38,12 @@ const CONDITIONS: &str = "`function`, `calls`, `identifier`, `include` or `no-in
 struct Words<'a> {
     words: Vec<(usize, &'a str)>,
     at: usize,
-    /// Where the line ends.
+    /// The column where the line ends.
     end: usize,
 }
 
 impl<'a> Words<'a> {
-    /// The words of `text`, which begins in column `start` of its line.
+    /// Splits `text`, which starts in column `start` of its line.
     fn new(text: &'a str, start: usize) -> Words<'a> {
         let words = text.split_whitespace();
         let column = |word: &str| start + (word.as_ptr() as usize - text.as_ptr() as usize);
@@ -65,12 +64,13 @@ impl<'a> Words<'a> {
         Some(word)
     }
 
-    /// The column of the word that [`Words::peek`] gives; of the line's end behind the last.
+    /// Returns the column of the word that [`Words::peek`] returns; after the last word, that of
+    /// the line end.
     fn column(&self) -> usize {
         self.words.get(self.at).map_or(self.end, |(column, _)| *column)
     }
 
-    /// What [`Words::peek`] gives, for an error.
+    /// Returns what [`Words::peek`] returns, quoted for an error.
     fn found(&self) -> String {
         match self.peek() {
             Some(word) => format!("{word:?}"),
@@ -96,11 +96,11 @@ struct Header<'a> {
     attached: Option<&'a [u8]>,
     unless: Vec<String>,
     lang: Option<Lang>,
-    /// Why a tree is refused.
+    /// Why it refuses a tree.
     reason: String,
 }
 
-/// What stands on a `@@` or `@&` line.
+/// The contents of a `@@` or `@&` line.
 struct RuleHeader {
     scope: Scope,
     count: Count,
@@ -111,13 +111,13 @@ struct RuleHeader {
 }
 
 impl<'a> Parser<'a> {
-    /// An error in the line that is being read, at `column`, counted from 0.
+    /// Returns an error in the current line at `column`, counted from 0.
     fn error<T>(&self, column: usize, message: impl Into<String>) -> Result<T, RuleError> {
         let last = self.lines.len().saturating_sub(1);
         self.error_in(self.at.min(last), column, message)
     }
 
-    /// An error in line `line`, counted from 0.
+    /// Returns an error in line `line`, counted from 0.
     fn error_in<T>(
         &self,
         line: usize,
@@ -128,7 +128,7 @@ impl<'a> Parser<'a> {
         Err(RuleError { file, line: line + 1, column: column + 1, message })
     }
 
-    /// The next line that is neither blank nor a comment, without moving past it.
+    /// Returns the next line that is neither blank nor a comment, without moving past it.
     fn next(&mut self) -> Option<&'a str> {
         while let Some(line) = self.lines.get(self.at).copied() {
             if line.trim().is_empty() || line.starts_with('#') {
@@ -177,7 +177,7 @@ impl<'a> Parser<'a> {
         if line.starts_with(char::is_whitespace) {
             return self.error(0, format!("expected {}, found a blank", one_of(&SECTIONS)));
         }
-        // A title or a reason is for people; nothing in it is a word of the grammar.
+        // A reason is text for people: none of its words belongs to the grammar.
         let (head, reason) = match line.split_once(" : ") {
             Some((head, reason)) if line.starts_with("refuse") => (head, Some(reason.trim())),
             _ => (line, None),
@@ -219,7 +219,7 @@ impl<'a> Parser<'a> {
         Ok(header)
     }
 
-    /// The clauses behind the names, each at most once.
+    /// Parses the clauses after the names. Each may occur once.
     fn clauses(&mut self, words: &mut Words<'a>, header: &mut Header<'a>) -> Result<(), RuleError> {
         let mut seen: Vec<&str> = Vec::new();
         while let Some(word) = words.peek() {
@@ -266,7 +266,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `NAME { "|" NAME }`
+    /// Parses `NAME { "|" NAME }`.
     fn file_names(&self, words: &mut Words<'_>) -> Result<Vec<String>, RuleError> {
         let mut names = vec![self.file_name(words)?];
         while words.peek() == Some("|") {
@@ -357,7 +357,7 @@ impl<'a> Parser<'a> {
         Ok(make(value.to_string()))
     }
 
-    /// The language of a selection by its names, which must agree.
+    /// Returns the language of a selection. All of its names must agree.
     fn lang_of(&self, select: &Select, line: &str) -> Result<Lang, RuleError> {
         let lang = Lang::of(&select.names[0]);
         match select.names.iter().find(|name| Lang::of(name) != lang) {
@@ -369,7 +369,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The `+` lines of a created file.
+    /// Reads the `+` lines of a created file.
     fn content(&mut self) -> Result<Vec<u8>, RuleError> {
         let mut content = Vec::new();
         while let Some(line) = self.lines.get(self.at) {
@@ -384,7 +384,7 @@ impl<'a> Parser<'a> {
         Ok(content)
     }
 
-    /// `text`, which begins in column 1, with `${name}` replaced by its parameter.
+    /// Returns `text`, which starts in column 1, with `${name}` replaced by its parameter.
     fn substituted(&self, text: &str) -> Result<String, RuleError> {
         let mut out = String::new();
         let mut at = 0;
@@ -401,7 +401,7 @@ impl<'a> Parser<'a> {
                 return self.error(start + 1, format!("{wanted}; found `${{{name}}}`"));
             }
             out.push_str(&text[at..start]);
-            // A section whose parameter has no value is dropped after it was read.
+            // If the parameter has no value, the section is dropped after parsing.
             out.push_str(self.parameters.get(name).map_or("0", String::as_str));
             at = end + 1;
         }
@@ -487,7 +487,7 @@ impl<'a> Parser<'a> {
         Ok(rules)
     }
 
-    /// The line `@@ WHERE : TITLE`, or `@& WHERE : TITLE`.
+    /// Parses the line `@@ WHERE : TITLE` or `@& WHERE : TITLE`.
     fn rule_header(&self, line: &str, lang: Lang) -> Result<RuleHeader, RuleError> {
         let further = line.starts_with("@&");
         let head = line.find(':').unwrap_or(line.len());
@@ -586,7 +586,7 @@ impl<'a> Parser<'a> {
         Ok(scope)
     }
 
-    /// `FUNCTION()`
+    /// Parses `FUNCTION()`.
     fn function(&self, words: &mut Words<'_>) -> Result<String, RuleError> {
         match words.peek().and_then(|w| w.strip_suffix("()")).filter(|name| is_identifier(name)) {
             Some(name) => {
@@ -601,7 +601,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// One `?$name = a | b` line; `mark` bytes of it are before the `?`.
+    /// Parses one `?$name = a | b` line. `mark` bytes of it are before the `?`.
     fn alternatives(
         &self,
         line: &str,
@@ -716,7 +716,7 @@ impl<'a> Parser<'a> {
         Ok(Hunk { title, lines, pattern: Pattern { elements, lets } })
     }
 
-    /// Every metavariable of an added line must be bound by a matched one.
+    /// Checks that a matched line binds every metavariable of the added lines.
     fn check_added(
         &self,
         start: usize,
@@ -738,7 +738,7 @@ impl<'a> Parser<'a> {
                 }
             }
             if lang == Lang::C {
-                // `$` is in no C but in strings, so it is a metavariable, misspelt.
+                // C has `$` only in strings, so this is a misspelt metavariable.
                 let source = Source::new(lang, line.text.as_bytes());
                 for (t, token) in source.tokens.iter().enumerate() {
                     let text = source.text(t);
@@ -755,7 +755,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// `$x` and `$$x` are one name, which cannot stand for one token and for several.
+    /// Checks that no name is used as both `$x` and `$$x`: it cannot stand for one token and for
+    /// several.
     fn check_names(&self, line: usize, elements: &[Element]) -> Result<(), RuleError> {
         let twice = elements.iter().find_map(|element| match element {
             Element::Run(name) if elements.contains(&Element::Variable(name.clone())) => Some(name),
@@ -771,7 +772,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Alternatives for a metavariable that is not there are a misspelling.
+    /// Checks that each metavariable with alternatives is in use; otherwise it is misspelt.
     fn check_lets(
         &self,
         line: usize,
@@ -822,7 +823,7 @@ impl<'a> Parser<'a> {
         Ok(Pattern { elements, lets })
     }
 
-    /// The elements of `text`, which begins in column 1.
+    /// Splits `text`, which starts in column 1, into elements.
     fn elements(&self, lang: Lang, text: &str) -> Result<Vec<Element>, RuleError> {
         let source = Source::new(lang, text.as_bytes());
         let mut elements = Vec::new();
@@ -853,7 +854,7 @@ fn misspelt(found: &str) -> String {
     format!("expected `$name` or `$$name` with a lower-case name, found {found:?}")
 }
 
-/// Whether an element has no end of its own.
+/// Returns whether an element is a gap or a run, which has no end of its own.
 fn loose(element: Option<&Element>) -> bool {
     matches!(element, Some(Element::Gap | Element::Run(_)))
 }
@@ -863,7 +864,7 @@ fn is_identifier(word: &str) -> bool {
         && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// `a`, `b` or `c`
+/// Formats the words as `a`, `b` or `c`.
 fn one_of(words: &[&str]) -> String {
     match words {
         [] => String::new(),
@@ -1029,7 +1030,7 @@ mod tests {
                 "5:1: expected `@@`, `@&`, `@|`, `=`, `!` or a new section, found \"+y\"".into(),
             ),
         ] {
-            // Where the section is right, the error is not that it has no rule.
+            // A valid section line needs a rule after it, or the error would be the missing rule.
             let whole = if text.lines().count() == 1 && !want.contains("`@@` and") {
                 format!("{text}{RULE}")
             } else {
@@ -1039,7 +1040,7 @@ mod tests {
         }
     }
 
-    /// The smallest rule files with each word of the grammar.
+    /// Returns the smallest rule files that have each word of the grammar.
     fn with_each_word() -> Vec<(&'static str, String)> {
         let rule = "@@ : t\n-x\n+y\n=y\n";
         let section = |word, line: &str| (word, format!("{line}\n{rule}"));
@@ -1099,7 +1100,6 @@ mod tests {
         let grammar = readme.split("## Grammar").nth(1).unwrap().split("```").nth(1).unwrap();
         let mut documented: Vec<&str> = Vec::new();
         for line in grammar.lines() {
-            // Behind three blanks a remark for people follows.
             documented.extend(line.split('"').skip(1).step_by(2));
         }
         documented.sort_unstable();
@@ -1119,7 +1119,7 @@ mod tests {
             if word.bytes().all(|b| b.is_ascii_punctuation() || b == b' ') {
                 continue;
             }
-            // Of the words that stand in the file, each misspelt one is an error.
+            // A misspelt word must be an error, for each word that stands in the file.
             let marked = if word == "in" { "in f" } else { word };
             let misspelt = text.replacen(marked, &marked.replacen(&word[..1], "zz", 1), 1);
             assert_ne!(misspelt, text, "{word}");
