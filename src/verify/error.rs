@@ -1,4 +1,4 @@
-//! What can go wrong in a proof, each with what to do next.
+//! The errors of a proof. Each says what to do next.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -7,56 +7,56 @@ use std::path::{Path, PathBuf};
 
 use crate::error::NOT_PERMITTED;
 
-/// Why a proof, or a part of one, did not succeed.
+/// The reason why a proof, or a part of it, did not succeed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// A signal asked the process to stop; its number.
+    /// A signal, with this number, asked the process to stop.
     Interrupted(i32),
     /// The folder is not a qmail source tree, or one of its files cannot be read.
     Tree(crate::error::Error),
-    /// It is one, but not one that can be built as it is.
+    /// The folder is a qmail source tree, but it cannot be built as it is.
     NotBuilt {
         /// The folder.
         tree: PathBuf,
-        /// What is in the way, and what to do about it.
+        /// The obstacle, and what to do about it.
         why: String,
     },
-    /// No directory in which a copy can be made and run.
+    /// There is no directory in which a copy can be made and run.
     NoPlace {
-        /// Each directory that was tried, with the reason against it.
+        /// The directories that were tried, each with the reason why it does not serve.
         tried: Vec<(PathBuf, String)>,
     },
     /// A file or directory could not be read, written or made.
     File {
-        /// What was being done, as in "copy", "read".
+        /// The action, such as "copy" or "read".
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's own reason.
+        /// The system's reason.
         source: io::Error,
     },
-    /// Another call of the system failed.
+    /// Another system call failed.
     System {
-        /// What was being done.
+        /// The action.
         action: String,
-        /// The system's own reason.
+        /// The system's reason.
         source: io::Error,
     },
-    /// A program that is needed could not be started.
+    /// A program that the proof needs could not be started.
     Program {
         /// The program.
         program: String,
-        /// The system's own reason.
+        /// The system's reason.
         source: io::Error,
     },
     /// The compiler or make failed.
     Build(Box<BuildFailure>),
-    /// Something that was waited for did not come.
+    /// An expected event did not happen.
     Timeout {
-        /// What was waited for.
+        /// The expected event.
         waited_for: String,
-        /// For how long without any sign of progress.
+        /// Seconds without any progress.
         seconds: u64,
         /// What had been seen by then.
         seen: String,
@@ -65,42 +65,42 @@ pub enum Error {
     Died {
         /// The program.
         program: String,
-        /// How it ended, as in "signal 6 (abort)".
+        /// How it ended, such as "signal 6 (abort)".
         how: String,
         /// What it was doing.
         context: String,
-        /// Its last words on standard error or in the log; empty where there are none.
+        /// Its last words on standard error or in the log; empty if it said nothing.
         said: String,
-        /// The likely cause, where that is known; else empty.
+        /// The likely cause, if known; else empty.
         cause: &'static str,
     },
-    /// The tree does not do what it has to.
+    /// The tree does not do what it must do.
     Disproved(Box<Disproof>),
 }
 
-/// A claim that turned out to be false.
+/// A claim that proved false.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disproof {
-    /// What was tried, as in "qmail-rspawn, delivery number 32768".
+    /// What was tried, such as "qmail-rspawn, delivery number 32768".
     pub what: String,
     /// What should have happened.
     pub expected: String,
     /// What happened.
     pub found: String,
-    /// The likely cause and the next step; empty when nothing is known.
+    /// The likely cause and the next step; empty if unknown.
     pub next: String,
 }
 
-/// A command of a build that failed.
+/// A failed command of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildFailure {
-    /// The command, as in `make qmail-send`.
+    /// The command, such as `make qmail-send`.
     pub command: String,
     /// How it ended.
     pub how: String,
-    /// The lines that matter of what it printed.
+    /// The relevant lines of its output.
     pub lines: Vec<String>,
-    /// The likely cause and the next step, where they are known.
+    /// The likely cause and the next step, if known.
     pub cause: Option<String>,
 }
 
@@ -174,7 +174,7 @@ impl fmt::Display for Error {
             Error::Program { program, source } if source.kind() == io::ErrorKind::NotFound => {
                 write!(f, "cannot run {program}: there is no such program in PATH; install it")
             }
-            // Also where a folder of PATH may not be looked into.
+            // This may also be a folder in PATH that the user may not enter.
             Error::Program { program, source }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -192,7 +192,7 @@ impl fmt::Display for Error {
             }
             Error::Died { program, how, context, said, cause } => {
                 write!(f, "{program} ended by {how} {context}")?;
-                // First what it has said itself, then what may be guessed.
+                // First the program's own words, then the guess.
                 if !said.is_empty() {
                     write!(f, "; its last words: {said:?}")?;
                 }
@@ -203,7 +203,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// What to do where a limit of this process was in the way.
+/// Returns what to do if a limit of this process caused the error.
 fn too_few(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EMFILE) => "; raise the limit on open files (ulimit -n), and try again",

@@ -1,14 +1,15 @@
-//! `qpatch verify`: proof that a tree does what was promised, on the operator's machine and with the operator's
-//! compiler.
+//! `qpatch verify`: proves that a tree does what was promised, on the operator's machine and with
+//! the operator's compiler.
 //!
-//! A proof works on a copy of the tree in a temporary directory, as an unprivileged user, without qmail's users, and
-//! leaves nothing behind. It builds the tree's own programs with the tree's own Makefile and runs them over their own
-//! pipes; only what is at the far end of a delivery is a stub.
+//! A proof works on a copy of the tree in a temporary directory. It runs as an unprivileged user,
+//! needs none of qmail's users, and leaves nothing behind. It builds the tree's own programs with
+//! the tree's own Makefile and runs them over their own pipes. Only the far end of a delivery is a
+//! stub.
 //!
-//! [`run`] is the whole proof. Its parts can be used alone: a
-//! [`sandbox::scratch::Scratch`] holds [`sandbox::site::Site`]s; [`sandbox::build`] compiles in one;
-//! [`rig::stub::Stubs`] are the far end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running
-//! programs; [`proofs::trials`], [`proofs::mail`] and [`proofs::gate`] are what they are put through.
+//! [`run`] is the whole proof. Its parts can be used alone: a [`sandbox::scratch::Scratch`] holds
+//! [`sandbox::site::Site`]s; [`sandbox::build`] compiles in one; [`rig::stub::Stubs`] are the far
+//! end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running programs;
+//! [`proofs::trials`], [`proofs::mail`] and [`proofs::gate`] test them.
 #![deny(unsafe_code)]
 
 pub mod error;
@@ -28,8 +29,9 @@ pub use error::{Disproof, Error};
 pub use options::{FORTIFY, MAX_SPAWN, Options, Part};
 pub use report::{Outcome, Progress, Silent, Step, Transient, Verdict, Written};
 
-/// Proves `tree`. A step that fails is part of the outcome; an error means that the proof could not be carried out
-/// (not a tree, no place for a copy) or that a signal stopped it, which [`Error::Interrupted`] tells.
+/// Proves `tree`. A step that fails is part of the outcome. An error means that the proof could not
+/// be carried out (not a tree, no place for a copy), or that a signal stopped it
+/// ([`Error::Interrupted`]).
 ///
 /// While it runs, SIGINT, SIGTERM and SIGHUP make it clean up and return; see [`die_of`].
 pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Outcome, Error> {
@@ -70,28 +72,29 @@ pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Resul
     proved.map(|()| outcome)
 }
 
-/// While it lives, SIGINT, SIGTERM and SIGHUP do not end this process: [`stopped_by`] tells of them, and what waits
-/// here returns [`Error::Interrupted`].
+/// While it lives, SIGINT, SIGTERM and SIGHUP do not end this process. [`stopped_by`] returns the
+/// signal, and functions that wait return [`Error::Interrupted`].
 #[derive(Debug)]
 pub struct CatchSignals {
     _guard: sys::SignalGuard,
 }
 
 impl CatchSignals {
-    /// From now on. One at a time: a second one waits for the first to go.
+    /// Catches signals from now on. Only one can exist: a second one waits until the first is
+    /// dropped.
     pub fn install() -> Result<CatchSignals, Error> {
         let guard = sys::SignalGuard::install().map_err(Error::system("catch signals"))?;
         Ok(CatchSignals { _guard: guard })
     }
 }
 
-/// The signal that has asked this process to stop, since [`CatchSignals`] were installed.
+/// Returns the signal that asked this process to stop since [`CatchSignals`] was installed.
 pub fn stopped_by() -> Option<i32> {
     sys::stop_signal()
 }
 
-/// Ends this process as `signal` would have, had [`run`] not caught it: a shell or a supervisor then sees what it
-/// expects.
+/// Ends this process as `signal` would have ended it if [`run`] had not caught it. A shell or a
+/// supervisor then sees the exit status that it expects.
 pub fn die_of(signal: i32) {
     sys::die_of(signal);
 }

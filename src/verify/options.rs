@@ -1,17 +1,17 @@
-//! What a proof is to try, and which parts of it.
+//! The options of a proof, and its parts.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
 
 use super::sandbox::scratch::Keep;
 
-/// The largest conf-spawn: delivery numbers take two bytes, and qpatch leaves the last few alone.
+/// The largest conf-spawn. Delivery numbers take two bytes, and qpatch does not use the last few.
 pub const MAX_SPAWN: u32 = 65000;
 
-/// What a proof is to try, and how.
+/// What a proof tries, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The conf-spawn to try (1..65000); `None`: what the tree has.
+    /// The conf-spawn to try (1..65000); `None`: the tree's own.
     pub spawn: Option<u32>,
     /// The compiler, in place of the first word of conf-cc and conf-ld.
     pub cc: Option<String>,
@@ -19,18 +19,18 @@ pub struct Options {
     pub cflags: Vec<String>,
     /// Whether the scratch directory is kept, to look inside.
     pub keep: Keep,
-    /// The seed of everything random; `None`: a new one, which the outcome tells.
+    /// The seed of all random choices; `None`: a new one, which the outcome reports.
     pub seed: Option<u64>,
-    /// Only these parts, and what they need; empty: all.
+    /// Try only these parts, and what they need; empty: all parts.
     pub only: Vec<Part>,
-    /// A folder whose files the copy gets in its control/, beside those that verify writes itself: for spawners that
-    /// want files of their own, as those of forks with LDAP.
+    /// A folder whose files are copied into the control/ of the copy, beside the files that verify
+    /// writes itself. Some spawners need files of their own, such as those of forks with LDAP.
     pub control: Option<PathBuf>,
-    /// Where the scratch directory is made; `None`: `$TMPDIR`, /tmp or /var/tmp.
+    /// The parent of the scratch directory; `None`: `$TMPDIR`, /tmp or /var/tmp.
     pub scratch_parent: Option<PathBuf>,
 }
 
-/// A part of a proof that can be asked for alone. The tree is built for each.
+/// A part of a proof that can be asked for alone. Each part needs the build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The tree builds.
@@ -45,7 +45,7 @@ pub enum Part {
     Rspawn,
     /// qmail-lspawn alone.
     Lspawn,
-    /// qmail-send with every delivery number, the spawners played by the rig.
+    /// qmail-send with every delivery number; the rig plays the spawners.
     Numbers,
     /// Mail through qmail-send and both spawners.
     Mail,
@@ -55,13 +55,13 @@ pub enum Part {
     Gate,
     /// Deliveries by the fork server.
     ForkServer,
-    /// The tree builds with `_FORTIFY_SOURCE=3`, as hardened distributions build.
+    /// The tree builds with `_FORTIFY_SOURCE=3`, as hardened distributions build it.
     FortifyBuild,
-    /// qmail-rspawn alone, built so.
+    /// qmail-rspawn alone, in the fortified build.
     FortifyRspawn,
-    /// qmail-lspawn alone, built so.
+    /// qmail-lspawn alone, in the fortified build.
     FortifyLspawn,
-    /// Mail through qmail-send and both spawners, built so.
+    /// Mail through qmail-send and both spawners, in the fortified build.
     FortifyMail,
 }
 
@@ -85,11 +85,11 @@ impl Part {
         Part::FortifyMail,
     ];
 
-    /// Those of the fortified build, in order.
+    /// The parts of the fortified build, in order.
     pub const FORTIFY: [Part; 4] =
         [Part::FortifyBuild, Part::FortifyRspawn, Part::FortifyLspawn, Part::FortifyMail];
 
-    /// Its name: one word, which a report prints and `--only` takes.
+    /// Returns its name: one word, which reports print and `--only` accepts.
     pub fn name(self) -> &'static str {
         match self {
             Part::Build => "build",
@@ -110,7 +110,8 @@ impl Part {
         }
     }
 
-    /// The parts of that name: one, or with `fortify` all of the fortified build. None where nothing is called so.
+    /// Returns the parts with that name: one part, or all of the fortified build for `fortify`.
+    /// Empty for an unknown name.
     pub fn named(name: &str) -> Vec<Part> {
         if name == FORTIFY {
             return Part::FORTIFY.to_vec();
@@ -119,5 +120,5 @@ impl Part {
     }
 }
 
-/// The name of all parts of the fortified build together.
+/// The name for all parts of the fortified build.
 pub const FORTIFY: &str = "fortify";

@@ -1,4 +1,4 @@
-//! What a proof has shown: one [`Step`] after the other, for people and for programs.
+//! The results of a proof, [`Step`] by [`Step`], for people and for programs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,9 +10,9 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// It holds.
+    /// The claim holds.
     Pass,
-    /// It does not hold.
+    /// The claim does not hold.
     Fail,
     /// Not tried; the step's detail says why.
     Skipped,
@@ -21,16 +21,17 @@ pub enum Verdict {
 /// One step of a proof.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Step {
-    /// A short name that stays the same from version to version, as in `qmail-rspawn`.
+    /// A short name that is the same in all versions, such as `qmail-rspawn`.
     pub name: String,
     /// How it ended.
     #[serde(rename = "result")]
     pub verdict: Verdict,
-    /// What was shown, with figures; or what was expected, what was found, and what to do. May have several lines.
+    /// On success, what was shown, with figures. On failure, what was expected, what was found, and
+    /// what to do. May have several lines.
     pub detail: String,
     /// Figures by name, for programs.
     pub figures: BTreeMap<&'static str, u64>,
-    /// What is not wrong but worth knowing.
+    /// Remarks that are not errors but worth knowing.
     pub notes: Vec<String>,
     /// Wall time in seconds.
     pub seconds: f64,
@@ -61,13 +62,13 @@ impl fmt::Display for Step {
 /// The result of a whole proof.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The tree, as it was given.
+    /// The tree, as the caller gave it.
     pub tree: PathBuf,
     /// The conf-spawn that was tried.
     pub spawn: u32,
     /// The first line of conf-cc that was used.
     pub cc: String,
-    /// The seed of everything random: the same seed repeats the proof.
+    /// The seed of all random choices. The same seed repeats the proof.
     pub seed: u64,
     /// The steps, in order.
     pub steps: Vec<Step>,
@@ -78,27 +79,27 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether everything that was to be shown was shown: no step has failed, and none that was asked for was left out
-    /// because an earlier one failed.
+    /// Returns whether no step failed. Steps that were skipped because of a failed step need no
+    /// separate check: the failed one decides.
     pub fn ok(&self) -> bool {
         self.steps.iter().all(|step| step.verdict != Verdict::Fail)
     }
 
-    /// How many deliveries ran at once in qmail-rspawn, if that was tried: fewer than conf-spawn where the machine
-    /// allows no more.
+    /// Returns how many deliveries ran at once in qmail-rspawn, if that was tried. The number is
+    /// below conf-spawn if the machine allows no more.
     pub fn at_once(&self) -> Option<u64> {
         let step = self.steps.iter().find(|step| step.name == "qmail-rspawn")?;
         step.figures.get("at_once").copied()
     }
 
-    /// The last line for a person: what it all comes to.
+    /// Returns the last line for people: the overall result.
     pub fn summary(&self) -> String {
         let failed = self.steps.iter().filter(|step| step.verdict == Verdict::Fail).count();
         let passed = self.steps.iter().filter(|step| step.verdict == Verdict::Pass).count();
         let skipped = self.steps.len() - failed - passed;
         let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} not tried") };
         let tried = match self.at_once() {
-            // It is not read before the first steps.
+            // conf-spawn is read in the first step; until then it is 0.
             _ if self.spawn == 0 => String::new(),
             Some(at_once) if at_once < u64::from(self.spawn) => format!(
                 " at conf-spawn {}, but with {at_once} deliveries at once, because this machine allows no more",
@@ -113,7 +114,7 @@ impl Outcome {
         format!("{what}{tried}{skipped}; {:.0} s, seed {}", self.seconds, self.seed)
     }
 
-    /// The outcome as one JSON object, with `ok` and `at_once` in it.
+    /// Returns the outcome as one JSON object, together with `ok` and `at_once`.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
         struct WithVerdict<'o> {
@@ -123,23 +124,23 @@ impl Outcome {
             outcome: &'o Outcome,
         }
         let whole = WithVerdict { ok: self.ok(), at_once: self.at_once(), outcome: self };
-        // Strings, numbers and lists of them: there is nothing in it that cannot be written as JSON.
+        // It has only strings, numbers and lists of them, all of which JSON can express.
         serde_json::to_string_pretty(&whole)
             .unwrap_or_else(|error| format!("{{\"ok\":false,\"error\":\"{error}\"}}"))
     }
 }
 
-/// Who is told how a proof gets on.
+/// Receives the progress of a proof.
 pub trait Progress {
     /// A step begins.
     fn begin(&mut self, name: &str);
-    /// The step that runs is `done` parts of `total` on its way. Called often.
+    /// The current step has done `done` of `total` parts. Called often.
     fn advance(&mut self, done: u64, total: u64);
     /// The step has ended.
     fn end(&mut self, step: &Step);
 }
 
-/// Tells nobody.
+/// Shows no progress.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 
@@ -149,16 +150,16 @@ impl Progress for Silent {
     fn end(&mut self, _step: &Step) {}
 }
 
-/// Whether a [`Written`] progress may show a line that it overwrites.
+/// Whether [`Written`] may show a line that it overwrites later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transient {
-    /// The output is a terminal.
+    /// Yes: the output is a terminal.
     Shown,
-    /// The output is a file or a pipe: only finished lines.
+    /// No: the output is a file or a pipe, which gets only finished lines.
     Hidden,
 }
 
-/// Writes a line for each step, and while one runs, on a terminal, how far it has got.
+/// Writes a line for each step. On a terminal it also shows the progress of the current step.
 #[derive(Debug)]
 pub struct Written<W> {
     out: W,
@@ -169,14 +170,14 @@ pub struct Written<W> {
 }
 
 impl<W: std::io::Write> Written<W> {
-    /// Writes to `out`.
+    /// Returns a [`Written`] that writes to `out`.
     pub fn new(out: W, transient: Transient) -> Written<W> {
         Written { out, transient, name: String::new(), shown: false, last: None }
     }
 
     fn transient(&mut self, text: &str) {
         if self.transient == Transient::Shown {
-            // Back to the start of the line and erase it.
+            // Return to the start of the line and erase it.
             let _ = write!(self.out, "\r\x1b[K{text}");
             let _ = self.out.flush();
             self.shown = !text.is_empty();

@@ -1,4 +1,4 @@
-//! The steps of one proof, in order, and what each says about itself.
+//! Runs the steps of one proof in order, and reports what each has shown.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,23 +27,25 @@ use super::sandbox::scratch::Scratch;
 use super::sandbox::site::{MessageId, Site};
 use crate::tree::{Tree, journal};
 
-/// At most this many deliveries of each channel go through qmail-send and real spawners at the same time.
+/// The most deliveries of each channel that go through qmail-send and real spawners at the same
+/// time.
 const MAX_CROWD: u32 = 4096;
 
-/// The C library's own FD_SETSIZE: the descriptor from which on a raised one, and fortify's check, begin to matter.
+/// The C library's own FD_SETSIZE. From this descriptor on, a raised FD_SETSIZE and fortify's check
+/// matter.
 const STOCK_FD_SETSIZE: u64 = 1024;
 
-/// Why a step was skipped that `--only` leaves out.
+/// Why a step is skipped that `--only` leaves out.
 const NOT_ASKED: &str = "not asked for";
 
-/// Why a step was skipped that needs one that has failed.
+/// Why a step is skipped that needs a failed one.
 const EARLIER_FAILED: &str = "not tried, because an earlier step failed";
 
-/// How hardened builds compile. Ubuntu's and others' compilers define the macro already; to define it twice is a
-/// warning.
+/// The flags of hardened builds. The compilers of Ubuntu and others define the macro already, and a
+/// second definition would be a warning.
 const FORTIFY_FLAGS: [&str; 3] = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
 
-/// How many deliveries are under way when qmail-send is stopped.
+/// Deliveries under way when qmail-send is stopped.
 const UNDER_WAY: u32 = 100;
 
 pub(super) struct Session<'s> {
@@ -58,7 +60,7 @@ pub(super) struct Session<'s> {
     fd_set_holds: bool,
 }
 
-/// What a step that holds has to say.
+/// What a successful step reports.
 #[derive(Debug, Default)]
 struct Shown {
     detail: String,
@@ -77,7 +79,7 @@ impl Shown {
     }
 }
 
-/// Which of the spawners have held.
+/// The spawners that have passed their proof.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     remote: bool,
@@ -90,7 +92,7 @@ impl Held {
     }
 }
 
-/// Which of the two builds a spawner is of.
+/// The build that a spawner belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Build {
     Plain,
@@ -108,7 +110,7 @@ impl Build {
     }
 }
 
-/// A site whose programs are built and installed, with its stubs.
+/// A site with built and installed programs, and its stubs.
 struct Ready {
     site: Site,
     stubs: Stubs,
@@ -151,12 +153,13 @@ impl<'s> Session<'s> {
         self.steps
     }
 
-    /// Whether `part` was asked for.
+    /// Returns whether `part` was asked for.
     fn wants(&self, part: Part) -> bool {
         self.options.only.is_empty() || self.options.only.contains(&part)
     }
 
-    /// Runs one step and writes down how it ended. `Ok(None)`: it failed. Only a stop signal is passed on as an error.
+    /// Runs one step and records its result. `Ok(None)` means that it failed. Only a stop signal is
+    /// returned as an error.
     fn step<T>(
         &mut self,
         name: &str,
@@ -188,7 +191,7 @@ impl<'s> Session<'s> {
         let Some(mut plain) = self.build_plain()? else { return Ok(()) };
         let held = self.spawners(Build::Plain, &mut plain)?;
         let spawners = held.both();
-        // The rig plays both: a qmail-lspawn that cannot be run here is not needed.
+        // The rig plays both spawners, so this step does not need a qmail-lspawn that can run here.
         let numbers = self.part(Part::Numbers, held.remote, |session, name| {
             session.step(name, |session| session.every_number(&mut plain))
         })?;
@@ -227,7 +230,8 @@ impl<'s> Session<'s> {
         self.fortified(spawners && mail)
     }
 
-    /// Runs `body` if the part was asked for and what it needs has held. Returns whether nothing is known against it.
+    /// Runs `body` if the part was asked for and the parts that it needs have passed. Returns false
+    /// if it failed or could not be tried; true if it passed or was not asked for.
     fn part(
         &mut self,
         part: Part,
@@ -246,7 +250,8 @@ impl<'s> Session<'s> {
         Ok(body(self, name)?.is_some())
     }
 
-    /// Copies, builds and checks what can be checked without running anything but chkspawn.
+    /// Copies and builds the tree. Checks what can be checked without running any program but
+    /// chkspawn.
     fn build_plain(&mut self) -> Result<Option<Ready>, Error> {
         let built = self.step("build", |session| {
             session.compile("plain").map_err(|error| match error {
@@ -277,7 +282,7 @@ impl<'s> Session<'s> {
         if self.options.only.is_empty() || self.options.only.iter().any(runs) {
             return self.step(Part::Machine.name(), |session| session.install(site));
         }
-        // The fortified build stands for its parts.
+        // The step for the fortified build stands for all parts of that build.
         let parts =
             Part::ALL.iter().filter(|part| runs(part) && !Part::FORTIFY[1..].contains(part));
         for part in parts {
@@ -286,7 +291,7 @@ impl<'s> Session<'s> {
         Ok(None)
     }
 
-    /// What was asked for, and `cflags` behind it.
+    /// Returns the configuration that was asked for, with `cflags` after its flags.
     fn config(&self, cflags: &[&str]) -> SiteConfig {
         let asked = self.options.cflags.iter().map(String::as_str);
         SiteConfig {
@@ -297,8 +302,8 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// Builds everything; where chkspawn stands in the way, it is silenced (its own step tells what it says), so that
-    /// what it warns of can be shown.
+    /// Copies and builds everything. If chkspawn refuses conf-spawn, a stand-in replaces it, so
+    /// that later steps can show what it warns of. The chkspawn step reports its message.
     fn compile(&mut self, name: &str) -> Result<(Site, Shown), Error> {
         let site = self.scratch.site(self.tree, name, &self.config(&[]))?;
         self.compile_in(&site).map(|shown| (site, shown))
@@ -386,8 +391,8 @@ impl<'s> Session<'s> {
         Ok(held)
     }
 
-    /// Qmail-start closes a spawner's standard error, and so does the rig. If it dies in the middle, it dies again with
-    /// that open: what it says then is why.
+    /// Proves one spawner. Its standard error is closed, as under qmail-start. If it dies, the
+    /// proof runs again with standard error open, so that the error has the spawner's own message.
     fn spawner(&mut self, ready: &mut Ready, channel: Channel) -> Result<((), Shown), Error> {
         heard(|errors| self.spawner_with(ready, channel, errors))
     }
@@ -402,7 +407,7 @@ impl<'s> Session<'s> {
         let spawn = site.spawn();
         let mut spawner = Spawner::start_with(site, stubs, channel, errors)?;
         if !self.fd_set_holds {
-            // It will probably hang, and that the proof has failed is known already.
+            // It will probably hang. The proof has failed already, so do not wait long.
             spawner.set_idle(Duration::from_secs(5));
         }
         *width = Some(spawner.width());
@@ -438,7 +443,7 @@ impl<'s> Session<'s> {
             }
         }
         let edges = numbers::boundaries(spawn);
-        // In parts that fit into the machine, however small it is.
+        // In chunks that this machine can run at once, however small it is.
         let mut refused = trials::Refusals::default();
         let mut given_back = 0;
         let mut not_tried = None;
@@ -600,7 +605,7 @@ impl<'s> Session<'s> {
         Ok(((), shown))
     }
 
-    /// The same again, as hardened builds compile it. The build is needed for each of its parts.
+    /// Repeats the spawner and mail steps with a hardened build. Each of them needs that build.
     fn fortified(&mut self, possible: bool) -> Result<(), Error> {
         let name = Part::FortifyBuild.name();
         if !Part::FORTIFY.into_iter().any(|part| self.wants(part)) {
@@ -620,7 +625,8 @@ impl<'s> Session<'s> {
         Ok(())
     }
 
-    /// Where the tree does not compile, this is no fault of the patches if it does not without them either.
+    /// Builds the tree with `FORTIFY_FLAGS`. A failure counts against the patches only if the
+    /// unpatched tree does not have the same errors.
     fn fortified_build(&mut self, name: &str) -> Result<Option<Site>, Error> {
         let cc = self.cc.clone();
         self.progress.begin(name);
@@ -653,8 +659,8 @@ impl<'s> Session<'s> {
         Ok(site)
     }
 
-    /// The errors that `site` gives, and the tree as it was before qpatch does not, with the same conf-cc and flags.
-    /// `None` where that cannot be found out.
+    /// Returns the errors that `site` has and the unpatched tree does not, with the same conf-cc
+    /// and flags. `None` if that cannot be determined.
     fn errors_of_the_patches(&mut self, site: &Site) -> Result<Option<BTreeSet<String>>, Error> {
         let errors = build::errors_of_all(site, &sendrig::PROGRAMS)?;
         let tree = Tree::open(self.tree).map_err(Error::Tree)?;
@@ -677,7 +683,7 @@ impl<'s> Session<'s> {
         config.spawn = None;
         let site = match self.scratch.site(&copy, "fortify-unpatched", &config) {
             Ok(site) => site,
-            // As a conf-spawn that only qpatch has set.
+            // For example, because only qpatch had set conf-spawn.
             Err(Error::Disproved(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
@@ -686,7 +692,7 @@ impl<'s> Session<'s> {
     }
 }
 
-/// Of the supplemental channels, where the tree has any.
+/// Returns the words about supplemental channels; empty if the tree has none.
 fn on_each(site: &Site, peak: usize) -> String {
     match site.supplemental().count {
         0 => String::new(),
@@ -707,7 +713,7 @@ fn with_figures(detail: String, sent: Sent) -> Shown {
 
 fn chkspawn(site: &Site) -> Result<((), Shown), Error> {
     let spawn = site.spawn();
-    // The tree's own, also where the build had to go on without it.
+    // Run the tree's own chkspawn, even if a stand-in replaced it during the build.
     match build::chkspawn(site)? {
         None => Ok(((), Shown::new(format!("accepts conf-spawn {spawn}")))),
         Some(said) => Err(Error::disproved(
@@ -744,7 +750,7 @@ fn fd_sets(site: &Site) -> Result<((), Shown), Error> {
     Ok(((), shown))
 }
 
-/// What the machine has room for, said before it is used.
+/// Reports how many deliveries the machine has room for.
 fn room(machine: &Machine, spawn: u32, unprivileged: bool) -> Shown {
     let whom = if unprivileged { "as an unprivileged user" } else { "as the present user" };
     match machine.bound() {
@@ -760,7 +766,7 @@ fn room(machine: &Machine, spawn: u32, unprivileged: bool) -> Shown {
     }
 }
 
-/// Checks the protocol before any number is sent in it.
+/// Checks the width of delivery numbers and the announced conf-spawn before any number is sent.
 fn check_greeting(spawner: &Spawner, spawn: u32) -> Result<(), Error> {
     let channel = spawner.channel();
     let announced = spawner.announced();

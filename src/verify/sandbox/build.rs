@@ -1,4 +1,4 @@
-//! Building the programs of a [`Site`] with the tree's own Makefile, and saying why that failed.
+//! Builds the programs of a [`Site`] with the tree's own Makefile, and explains failures.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -11,14 +11,15 @@ use crate::verify::error::{BuildFailure, Error};
 use crate::verify::sandbox::process::{PATIENCE, describe, run_captured};
 use crate::verify::sandbox::site::Site;
 
-/// What is said where a source of the rig does not compile: it may be the compiler, its flags or its C library.
+/// The message if a source of the rig does not compile: the cause may be the compiler, its flags or
+/// its C library.
 const NOT_OURS: &str = "a source of verify itself, in plain C89 and POSIX, does not compile with conf-cc and the C \
     library behind it; its first message tells why";
 
 /// The source of the object that [`prepare`] links into every program.
 const LINK_C: &str = include_str!("link.c");
 
-/// The errors of compiler and linker among `lines`, each without the numbers of lines and columns.
+/// Returns the errors of compiler and linker among `lines`, without line and column numbers.
 fn errors_in<'l>(lines: impl Iterator<Item = &'l str>) -> BTreeSet<String> {
     let tells = |line: &&str| {
         (line.contains("error:") || line.contains("undefined reference"))
@@ -27,7 +28,8 @@ fn errors_in<'l>(lines: impl Iterator<Item = &'l str>) -> BTreeSet<String> {
     lines.filter(tells).map(without_numbers).collect()
 }
 
-/// `a.c:12:3: error: x` as `a.c: error: x`; `a.c:(.text+0x12): undefined ...` as `a.c: undefined ...`.
+/// Turns `a.c:12:3: error: x` into `a.c: error: x`, and `a.c:(.text+0x12): undefined ...` into
+/// `a.c: undefined ...`.
 fn without_numbers(line: &str) -> String {
     let is_place = |part: &&str| {
         !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit())
@@ -37,14 +39,15 @@ fn without_numbers(line: &str) -> String {
     parts.join(":")
 }
 
-/// What a build took.
+/// The cost of a build.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Built {
     /// Wall time in seconds.
     pub seconds: f64,
 }
 
-/// Compiles what stands in for qmail's users (see link.c); the tree's programs cannot be linked before.
+/// Compiles the stand-in for qmail's users (see link.c). The tree's programs cannot be linked
+/// before.
 pub fn prepare(site: &Site) -> Result<(), Error> {
     let source = site.rig().join("link.c");
     site.write(&source, LINK_C.as_bytes())?;
@@ -64,7 +67,7 @@ pub fn prepare(site: &Site) -> Result<(), Error> {
     Err(not_ours(site, "link.c", status, &output))
 }
 
-/// The failure of `source`, which is verify's own.
+/// Returns the error for a failed compilation of `source`, which is verify's own.
 pub(crate) fn not_ours(site: &Site, source: &str, status: ExitStatus, output: &[u8]) -> Error {
     let output = String::from_utf8_lossy(output);
     Error::Build(Box::new(BuildFailure {
@@ -75,8 +78,8 @@ pub(crate) fn not_ours(site: &Site, source: &str, status: ExitStatus, output: &[
     }))
 }
 
-/// Runs `make` for `targets` in the copy, on all processors; if that fails once more on one, which settles whether the
-/// Makefile or the tree is at fault and keeps the messages in order.
+/// Runs `make` for `targets` in the copy, on all processors. If that fails, runs it again on one
+/// processor: that keeps the messages in order, and shows whether only parallel make fails.
 pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
     let started = Instant::now();
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(8);
@@ -110,7 +113,7 @@ pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
     }
 }
 
-/// Every error of a build of `targets` that goes on behind the first one.
+/// Builds `targets`, continues after errors (`make -k`), and returns all of them.
 pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<String>, Error> {
     prepare(site)?;
     let mut command = site.command("make");
@@ -119,7 +122,7 @@ pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<St
     Ok(errors_in(String::from_utf8_lossy(&output).lines()))
 }
 
-/// Puts a program of the copy into the home's bin/, where the others look for it.
+/// Puts a program of the copy into the home's bin/, where the other programs look for it.
 pub fn install(site: &Site, program: &str) -> Result<PathBuf, Error> {
     let (from, to) = (site.tree().join(program), site.home().join("bin").join(program));
     let _ = fs::remove_file(&to);
@@ -128,10 +131,11 @@ pub fn install(site: &Site, program: &str) -> Result<PathBuf, Error> {
     Ok(to)
 }
 
-/// Where the tree's chkspawn is kept when another one takes its place.
+/// The name of the tree's chkspawn after a stand-in has replaced it.
 const CHKSPAWN_ASIDE: &str = "rig-chkspawn";
 
-/// Runs the copy's chkspawn, which the Makefile has built. `Ok(None)`: it accepts conf-spawn; else what it says.
+/// Runs the copy's chkspawn, which the Makefile has built. `Ok(None)`: it accepts conf-spawn;
+/// otherwise returns its message.
 pub fn chkspawn(site: &Site) -> Result<Option<String>, Error> {
     let aside = site.tree().join(CHKSPAWN_ASIDE);
     let program = if aside.exists() { aside } else { site.tree().join("chkspawn") };
@@ -144,8 +148,8 @@ pub fn chkspawn(site: &Site) -> Result<Option<String>, Error> {
     Ok(Some(if said.is_empty() { describe(status) } else { said }))
 }
 
-/// Puts a chkspawn that accepts anything in place of the tree's, so that what it warns of can be shown. [`chkspawn`]
-/// still runs the tree's.
+/// Replaces the tree's chkspawn by one that accepts everything, so that the proof can show what it
+/// warns of. [`chkspawn`] still runs the tree's own.
 pub(crate) fn set_chkspawn_aside(site: &Site) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt;
     let path = site.tree().join("chkspawn");
@@ -155,10 +159,11 @@ pub(crate) fn set_chkspawn_aside(site: &Site) -> Result<(), Error> {
         .map_err(Error::file("set the mode of", &path))
 }
 
-/// At most this many lines of a failed build are shown.
+/// The most lines that are shown of a failed build.
 const SHOWN_LINES: usize = 12;
 
-/// The lines with errors and what surrounds a linker's complaint; the last ones where nothing looks like an error.
+/// Returns the lines with errors and those around a linker's complaint. If no line looks like an
+/// error, returns the last lines.
 pub(crate) fn telling_lines(output: &str) -> Vec<String> {
     let tells = |line: &&str| {
         let echoed = line.starts_with("./") && command_not_run(line).is_none();
@@ -187,19 +192,19 @@ pub(crate) fn telling_lines(output: &str) -> Vec<String> {
     telling.into_iter().map(str::to_owned).collect()
 }
 
-/// What a build was made with.
+/// The settings of a build.
 #[derive(Debug, Clone, Copy)]
 struct Settings<'s> {
     spawn: u32,
     /// conf-cc's first line.
     cc: &'s str,
-    /// What the shell makes of it.
+    /// The same line as the shell expands it.
     expanded_cc: &'s str,
-    /// The compiler that was asked for in place of conf-cc's.
+    /// The compiler that the caller asked for instead of conf-cc's.
     asked_cc: Option<&'s str>,
 }
 
-/// What usually is behind a message, and what helps.
+/// Returns the usual cause of a message, and the remedy.
 fn likely_cause(output: &str, settings: &Settings<'_>) -> Option<String> {
     let spawn = settings.spawn;
     let has =
@@ -250,12 +255,13 @@ fn likely_cause(output: &str, settings: &Settings<'_>) -> Option<String> {
     Some(cause)
 }
 
-/// What to do about a compiler that refuses old C. Names nothing that conf-cc has already.
+/// Returns what to do about a compiler that refuses old C. Does not suggest a flag that conf-cc has
+/// already.
 fn old_sources(output: &str, settings: &Settings<'_>) -> Option<String> {
     const OLD: [&str; 6] =
         ["-ansi", "-std=c89", "-std=c90", "-std=gnu89", "-std=gnu90", "-std=iso9899:1990"];
     let words: Vec<&str> = settings.expanded_cc.split_whitespace().collect();
-    // Of several the last one counts.
+    // The last of several counts.
     let standard = words.iter().rev().find(|word| **word == "-ansi" || word.starts_with("-std="));
     match standard {
         None => {
@@ -305,7 +311,8 @@ fn old_sources(output: &str, settings: &Settings<'_>) -> Option<String> {
     ))
 }
 
-/// The warnings that a flag has made errors, as compilers name them: `[-Werror=NAME]`, clang's `[-Werror,-WNAME]`.
+/// Returns the warnings that a flag has turned into errors, by the compilers' names for them:
+/// `[-Werror=NAME]`, in clang `[-Werror,-WNAME]`.
 fn made_errors(output: &str) -> BTreeSet<String> {
     let errors = output.lines().filter(|line| !line.contains("warning:"));
     let tags = errors
@@ -329,7 +336,7 @@ fn missing_header(output: &str) -> Option<String> {
     said.split([':', ' ']).next().map(|name| name.trim_matches('\'').to_owned())
 }
 
-/// That a program could not be run, and which file names it.
+/// Returns the message that a program could not be run, and where it is named.
 fn not_run(output: &str, asked_cc: Option<&str>) -> Option<String> {
     let (program, why) = output.lines().find_map(command_not_run)?;
     let asked = asked_cc.is_some_and(|asked| asked.split_whitespace().next() == Some(program));
@@ -350,7 +357,8 @@ enum NotRun {
     NotPermitted,
 }
 
-/// The program that a line of a shell or of make says it could not run: `./load: 3: exec: ccc: not found`.
+/// Returns the program that a shell or make could not run, from a line such as `./load: 3: exec:
+/// ccc: not found`.
 fn command_not_run(line: &str) -> Option<(&str, NotRun)> {
     const ENDS: [(&str, NotRun); 5] = [
         (": not found", NotRun::NotFound),
@@ -364,7 +372,7 @@ fn command_not_run(line: &str) -> Option<(&str, NotRun)> {
     let (speaker, name) = before.rsplit_once(": ")?;
     let speaker = speaker.split(':').next().unwrap_or_default();
     let speaker = speaker.rsplit('/').next().unwrap_or_default();
-    // make says the same of other files, but with more words.
+    // make says the same about other files, but with more words.
     let speaks = ["sh", "bash", "dash", "make", "compile", "load", "makelib"].contains(&speaker)
         || speaker.starts_with("make[");
     (speaks && !name.is_empty() && !name.contains(' ')).then_some((name, why))
@@ -403,7 +411,8 @@ mod tests {
         Settings { spawn: 1, cc, expanded_cc, asked_cc: None }
     }
 
-    /// The hint about sources that are too old for the flags names no flag that is there already.
+    /// The hint for sources that are too old for the flags does not name a flag that is there
+    /// already.
     #[test]
     fn what_helps_old_sources_depends_on_the_flags() {
         let name = "implicit-function-declaration";
@@ -440,7 +449,7 @@ mod tests {
             )),
             "{said}"
         );
-        // Before the command's flags it does not count; behind them it does.
+        // Before the command's flags it has no effect; after them it has.
         let before =
             hint(&gcc, &format!("cc {off} `x`"), &format!("cc {off} {on} -ansi")).expect("known");
         assert!(before.contains(&format!("put {off} at the end")), "{before}");
@@ -450,13 +459,13 @@ mod tests {
             there.contains("from the Makefile or ./compile, says -Werror=... again"),
             "{there}"
         );
-        // Of two that are made errors one is there.
+        // Of two warnings that are errors, one is switched off already.
         let two =
             format!("{gcc}\na.c:3:1: error: return type defaults to 'int' [-Werror=implicit-int]");
         let other = hint(&two, command, &format!("cc {on} -std=gnu89 {off} -Werror=implicit-int"))
             .expect("known");
         assert!(other.contains("put -Wno-error=implicit-int at the end"), "{other}");
-        // An error of its own, which no flag takes away.
+        // A real error, which no flag removes.
         let own = "a.c:1:2: error: conflicting types for 'f'";
         assert_eq!(hint(own, "gcc -std=gnu89", "gcc -std=gnu89"), None);
     }

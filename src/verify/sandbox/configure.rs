@@ -1,4 +1,4 @@
-//! Configuring a copy of a tree: its compiler, conf-spawn, users and home.
+//! Configures a copy of a tree: its compiler, conf-spawn, users and home.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -16,16 +16,17 @@ use crate::qmail::conf_line::first_word;
 use crate::sys;
 use crate::verify::error::Error;
 
-/// How a [`Site`]'s copy of the tree is configured.
+/// The configuration of a [`Site`]'s copy of the tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SiteConfig {
-    /// What to write into conf-spawn; `None` leaves what the tree has.
+    /// The value for conf-spawn; `None` keeps the tree's.
     pub spawn: Option<u32>,
     /// The compiler, in place of the first word of conf-cc and conf-ld; their flags stay.
     pub cc: Option<String>,
-    /// Further words for the end of conf-cc's first line, which a shell reads.
+    /// Further words for the end of conf-cc's first line. A shell reads that line.
     pub cflags: Vec<String>,
-    /// A folder whose files are copied into the home's control/, but for those that the rig writes or relies on.
+    /// A folder whose files are copied into the home's control/, except those that the rig writes
+    /// or relies on.
     pub control: Option<PathBuf>,
 }
 
@@ -34,7 +35,7 @@ pub struct SiteConfig {
 const UIDS: [char; 8] = ['a', 'd', 'l', 'o', 'p', 'q', 'r', 's'];
 const GIDS: [char; 2] = ['q', 'n'];
 
-/// Configures a fresh copy, and makes its home.
+/// Configures a fresh copy and makes its home.
 pub(super) fn configure(mut site: Site, config: &SiteConfig) -> Result<Site, Error> {
     let (mut cc, mut ld) = (site.conf_line("conf-cc")?, site.conf_line("conf-ld")?);
     if let Some(wanted) = &config.cc {
@@ -72,9 +73,9 @@ pub(super) fn configure(mut site: Site, config: &SiteConfig) -> Result<Site, Err
     Ok(site)
 }
 
-/// Gives the programs of the copy the rig's ids where the tree does not make auto_uids.c of qmail's users (there,
-/// link.c does): fixed numbers in a source that no rule makes, and ids that programs ask the owners of files in
-/// QMAIL/owners for.
+/// Gives the programs of the copy the rig's ids if the tree does not build auto_uids.c from qmail's
+/// users (if it does, link.c gives them). Some trees have fixed numbers in a source that no rule
+/// makes. In others, programs ask for the owners of files in QMAIL/owners.
 fn set_ids(site: &Site) -> Result<(), Error> {
     let rules = targets(site.tree())?;
     for entry in fs::read_dir(site.tree()).map_err(Error::file("read", site.tree()))? {
@@ -114,8 +115,8 @@ fn make_owners(site: &Site) -> Result<(), Error> {
     Ok(())
 }
 
-/// Copies what is in the folder `from`, and in folders in it, where nothing is yet and the rig does not rely on what
-/// qmail does without.
+/// Copies the files in `from`, and in folders below it. Skips files that exist already, and files
+/// that the rig writes or needs absent.
 fn copy_control(site: &Site, from: &Path, to: &Path) -> Result<(), Error> {
     let entries = fs::read_dir(from).map_err(Error::file("read", from))?;
     for entry in entries {
@@ -131,7 +132,7 @@ fn copy_control(site: &Site, from: &Path, to: &Path) -> Result<(), Error> {
         } else if metadata.is_file() {
             let bytes = fs::read(&from).map_err(Error::file("read", &from))?;
             site.write(&to, &bytes)?;
-            // There may be a password in it.
+            // The file may contain a password.
             fs::set_permissions(&to, fs::Permissions::from_mode(0o600))
                 .map_err(Error::file("set the mode of", &to))?;
         }
@@ -173,7 +174,7 @@ fn make_home(site: &mut Site) -> Result<(), Error> {
     site.write(&queue.join("lock/sendmutex"), &[])?;
     site.write(&queue.join("lock/remotestatus"), &[])?;
     if layout.has_shared {
-        // What qmail-rspawns tell each other, and the files of each.
+        // The file that several qmail-rspawn share, and the files of each one.
         site.write(&queue.join("lock/gateshared"), &[])?;
         for number in 0..=site.supplemental.count {
             let dot = if number == 0 { String::new() } else { format!(".{number}") };
@@ -189,8 +190,8 @@ fn make_home(site: &mut Site) -> Result<(), Error> {
     site.set_control("locals", "local.example\n")
 }
 
-/// `source` with the ids of `identity` wherever it defines one of qmail's (`int auto_uidq = 64011;`); `None` where it
-/// does not.
+/// Returns `source` with the ids of `identity` in place of qmail's (`int auto_uidq = 64011;`);
+/// `None` if it defines none.
 fn with_ids(source: &[u8], identity: Identity) -> Option<Vec<u8>> {
     let c = Source::new(Lang::C, source);
     let mut edits = Vec::new();
@@ -215,8 +216,8 @@ fn with_ids(source: &[u8], identity: Identity) -> Option<Vec<u8>> {
     (!edits.is_empty()).then(|| edit::apply(source, &edits))
 }
 
-/// Whether a control file decides where mail of the rig goes, how much at once, or for how long: what `--control`
-/// brings of these is left out.
+/// Returns whether a control file decides where the rig's mail goes, how much goes at once, or for
+/// how long. `--control` does not bring such files.
 fn is_of_the_rig(name: &str) -> bool {
     const NAMES: [&str; 12] = [
         "me",
@@ -232,7 +233,8 @@ fn is_of_the_rig(name: &str) -> bool {
         "doublebouncehost",
         "virtualdomains",
     ];
-    // Those with relays as they are, and as *.cdb: a gate that follows them would count the rig's mail by these relays.
+    // Files with relays, also as *.cdb: a gate that follows them would count the rig's mail by
+    // these relays.
     const STARTS: [&str; 8] = [
         "locals",
         "concurrency",

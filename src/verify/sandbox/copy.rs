@@ -1,4 +1,4 @@
-//! Copying a tree.
+//! Copies a tree.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -13,12 +13,13 @@ use crate::engine::makefile::includes_another;
 use crate::sys;
 use crate::verify::error::Error;
 
-/// Larger than any qmail tree (with its objects a few tens of megabytes): a wrong directory is noticed before it is
-/// copied.
+/// Larger than any qmail tree (with its objects a few tens of megabytes), so that a wrong directory
+/// is noticed before it is copied.
 const MAX_BYTES: u64 = 1 << 30;
 const MAX_FILES: u64 = 100_000;
 
-/// Copies a tree's sources: with modes and times, without what make has built and without version control.
+/// Copies the sources of a tree, with modes and times. Leaves out what make has built, and version
+/// control.
 pub(super) fn copy_tree(from: &Path, to: &Path, identity: Identity) -> Result<(), Error> {
     let built: BTreeSet<String> = match fs::read(from.join("TARGETS")) {
         Ok(list) => String::from_utf8_lossy(&list).split_whitespace().map(str::to_owned).collect(),
@@ -37,7 +38,7 @@ struct Copier {
     root: PathBuf,
     built: BTreeSet<String>,
     rules: BTreeSet<String>,
-    /// The Makefile includes no other.
+    /// The Makefile does not include another one.
     all_rules: bool,
     identity: Identity,
     bytes: u64,
@@ -68,16 +69,16 @@ impl Copier {
         if [".git", ".hg", ".svn", ".qpatch", "CVS"].contains(&text.as_ref()) {
             return Ok(());
         }
-        // Followed: the target of a link may lie outside the tree, and then its contents are what make sees.
+        // Follow links: the target may be outside the tree, and make sees its contents.
         let metadata = match fs::metadata(&from) {
             Ok(metadata) => metadata,
-            // A link to nothing is as good as no file; so is one that went away meanwhile.
+            // A dangling link counts as no file. So does a file that was removed meanwhile.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(Error::file("look at", &from)(error)),
         };
         if metadata.is_dir() {
             let real = fs::canonicalize(&from).map_err(Error::file("look at", &from))?;
-            // A link to a directory above itself would be copied for ever.
+            // A link to a parent directory would be copied for ever.
             if from.starts_with(&real) && from != real {
                 return Ok(());
             }
@@ -105,16 +106,17 @@ impl Copier {
         self.identity.give(&to)
     }
 
-    /// What `make clean` would remove (qmail trees list it in TARGETS), and objects and archives that the Makefile
-    /// makes: built for other settings, they would only be in the way. (An archive that it does not make came with the
-    /// tree, as the gate does.)
+    /// Returns whether a file is left out. Left out are the files that `make clean` would remove
+    /// (qmail trees list them in TARGETS), and objects and archives that the Makefile makes: they
+    /// were built for other settings and would be in the way. An archive that it does not make came
+    /// with the tree, as the gate does.
     fn is_built(&self, dir: &Path, name: &str) -> bool {
         if dir != self.root {
             return name.ends_with(".o");
         }
         let object = name.ends_with(".o") || name.ends_with(".a");
         let is_made = self.rules.contains(name);
-        // TARGETS still lists auto_uids.c where a fork ships it and has dropped its rule.
+        // Some forks ship auto_uids.c and have dropped its rule, but still list it in TARGETS.
         let is_listed =
             self.built.contains(name) && (is_made || !self.all_rules || !name.ends_with(".c"));
         is_listed || (object && is_made)

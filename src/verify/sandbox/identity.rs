@@ -1,4 +1,4 @@
-//! Who a proof runs as.
+//! The user that a proof runs as.
 #![forbid(unsafe_code)]
 
 use std::os::unix::fs::MetadataExt;
@@ -9,11 +9,12 @@ use std::process::Command;
 use crate::sys;
 use crate::verify::error::Error;
 
-/// The user and group that everything in the scratch copy runs as: make, the compiler, the tree's programs, the stubs.
+/// The user and group of everything in the scratch copy: make, the compiler, the tree's programs,
+/// the stubs.
 ///
-/// An ordinary user stays who they are. Root becomes an unprivileged user for every program that is started:
-/// qmail-lspawn refuses deliveries as root, limits on processes do not bind root, and a tree's Makefile should not
-/// run as root.
+/// An ordinary user stays the same. Root becomes an unprivileged user for every program that is
+/// started: qmail-lspawn refuses deliveries as root, limits on processes do not bind root, and a
+/// tree's Makefile should not run as root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     uid: u32,
@@ -21,11 +22,13 @@ pub struct Identity {
     changes: bool,
 }
 
-/// The user and group that root becomes when the tree belongs to root: "nobody" on Linux. It needs no passwd entry.
+/// The user and group that root becomes if the tree belongs to root: "nobody" on Linux. They need
+/// no passwd entry.
 const UNPRIVILEGED: u32 = 65534;
 
 impl Identity {
-    /// The present user; for root, the owner of `tree`, or number 65534 when that is root as well.
+    /// Returns the present user. For root, returns the owner of `tree`, or 65534 if root owns that,
+    /// too.
     pub fn for_tree(tree: &Path) -> Result<Identity, Error> {
         let (uid, gid) = (sys::effective_uid(), sys::effective_gid());
         if uid != 0 {
@@ -40,22 +43,22 @@ impl Identity {
         Ok(Identity { uid, gid, changes: true })
     }
 
-    /// The user's number.
+    /// Returns the user's number.
     pub fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// The group's number.
+    /// Returns the group's number.
     pub fn gid(&self) -> u32 {
         self.gid
     }
 
-    /// Whether programs run as somebody else than this process.
+    /// Returns whether programs run as another user than this process.
     pub fn changes(&self) -> bool {
         self.changes
     }
 
-    /// A command that will run as this user.
+    /// Returns a command that will run as this user.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         if self.changes {
@@ -64,7 +67,7 @@ impl Identity {
         command
     }
 
-    /// Gives a file that this process has made to the user that the proof runs as.
+    /// Gives a file that this process has made to the user of the proof.
     pub(crate) fn give(&self, path: &Path) -> Result<(), Error> {
         if self.changes {
             std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))

@@ -1,6 +1,8 @@
-//! What this machine allows: how many deliveries can run at the same time, and which limit it is that says so.
+//! The limits of this machine: how many deliveries can run at the same time, and which limit
+//! decides.
 //!
-//! Parsing is apart from reading, and every file is read below a root directory, so that both can be tested anywhere.
+//! Parsing is apart from reading, and every file is read below a root directory, so that both can
+//! be tested anywhere.
 
 use std::fs;
 use std::io;
@@ -11,29 +13,30 @@ use super::identity::Identity;
 use crate::sys::{self, Limit, Resource};
 use crate::verify::error::Error;
 
-/// Memory that one running stub takes, with what the kernel keeps for it. Measured on x86-64 Linux 6 with 7900 of them,
-/// linked statically: 52 KiB of its own, 42 of page tables, 16 of kernel stack and 113 of other kernel memory.
+/// Memory of one running stub, with the kernel's share. Measured on x86-64 Linux 6 with 7900
+/// statically linked stubs: 52 KiB of its own, 42 of page tables, 16 of kernel stack and 113 of
+/// other kernel memory.
 const STUB_BYTES: u64 = 300 * 1024;
 
-/// Processes left alone for whatever else runs here.
+/// Processes left for everything else on this machine.
 const SPARE_PROCESSES: u64 = 200;
 
-/// Descriptors that a spawner needs besides two for each delivery, with some to spare: its own two, the message, and
-/// the pipes of a delivery that is being started.
+/// Descriptors that a spawner needs beside two for each delivery, with a reserve: its own two, the
+/// message, and the pipes of a delivery that is being started.
 const SPARE_FILES: u64 = 16;
 
-/// Raises the soft limits on descriptors and processes to the hard ones, for this process and those it will start.
-/// When the last of these values is dropped, the limits are set back.
+/// Raises the soft limits on descriptors and processes to the hard ones, for this process and its
+/// future children. When the last of these values is dropped, the limits are restored.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Raised;
 
-/// How many [`Raised`] there are, and what to set back when there is none any more: limits belong to the process, so
-/// two proofs in two threads share them.
+/// The number of [`Raised`] values, and the limits to restore when the last one goes. Limits belong
+/// to the process, so two proofs in two threads share them.
 static RAISED: Mutex<(usize, Vec<(Resource, u64)>)> = Mutex::new((0, Vec::new()));
 
 impl Raised {
-    /// Raises the limits. What cannot be raised stays; [`Machine`] tells what counts then.
+    /// Raises the limits. A limit that cannot be raised stays; [`Machine`] shows the result.
     pub fn raise() -> Raised {
         let mut raised = RAISED.lock().unwrap_or_else(PoisonError::into_inner);
         raised.0 += 1;
@@ -63,28 +66,28 @@ impl Drop for Raised {
     }
 }
 
-/// The largest number of deliveries that a limit leaves room for, and its name.
+/// The most deliveries that a limit has room for, and the name of the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
-    /// So many deliveries.
+    /// The number of deliveries.
     pub deliveries: u32,
-    /// The limit, with its value, as in `RLIMIT_NOFILE 20000`.
+    /// The limit with its value, such as `RLIMIT_NOFILE 20000`.
     pub limit: String,
 }
 
-/// The limits of this machine that bear on running many deliveries.
+/// The limits of this machine that matter for many deliveries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Machine {
     /// Descriptors that a process may open.
     pub open_files: Option<u64>,
-    /// Processes that may still be started, by each limit that bounds them.
+    /// Processes that may still be started, for each limit.
     pub processes: Vec<(u64, String)>,
-    /// Memory that may still be used, in bytes.
+    /// Memory that is still available, in bytes.
     pub memory: Option<u64>,
 }
 
 impl Machine {
-    /// Looks at this machine, for programs that run as `identity`.
+    /// Reads the limits of this machine for programs that run as `identity`.
     pub fn look(identity: Identity) -> Machine {
         let mut machine = Machine::below(Path::new("/"), identity.uid());
         if let Ok(limit) = sys::limit(Resource::OpenFiles) {
@@ -102,7 +105,7 @@ impl Machine {
         machine
     }
 
-    /// What /proc and /sys below `root` tell.
+    /// Reads the limits that /proc and /sys below `root` show.
     fn below(root: &Path, _uid: u32) -> Machine {
         let mut machine = Machine::default();
         let running =
@@ -141,12 +144,14 @@ impl Machine {
         machine
     }
 
-    /// How many deliveries one spawner can run at the same time here: the tightest of all limits.
+    /// Returns how many deliveries one spawner can run at the same time here, by the tightest
+    /// limit.
     pub fn bound(&self) -> Option<Bound> {
         let clamp = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         let mut bounds = Vec::new();
         if let Some(files) = self.open_files {
-            // Two descriptors for each delivery. chkspawn adds five; while qmail-lspawn starts one it has a few more.
+            // Two descriptors for each delivery. chkspawn adds five; qmail-lspawn has a few more
+            // while it starts one.
             bounds.push(Bound {
                 deliveries: clamp(files.saturating_sub(SPARE_FILES) / 2),
                 limit: format!("RLIMIT_NOFILE {files}"),
@@ -159,7 +164,7 @@ impl Machine {
             });
         }
         if let Some(memory) = self.memory {
-            // Half of what is there: the machine has other things to do.
+            // Use half of the free memory: the machine has other things to do.
             bounds.push(Bound {
                 deliveries: clamp(memory / 2 / STUB_BYTES),
                 limit: format!("{} MiB of free memory", memory >> 20),
@@ -168,7 +173,8 @@ impl Machine {
         bounds.into_iter().min_by_key(|bound| bound.deliveries)
     }
 
-    /// How many processes can be started here before the first limit is reached; `None` if nothing is known.
+    /// Returns how many processes can be started before the first limit is reached; `None` if
+    /// unknown.
     pub fn processes_left(&self) -> Option<u64> {
         let by_memory = self.memory.map(|memory| memory / 2 / STUB_BYTES);
         let processes = self.processes.iter().map(|(left, _)| left.saturating_sub(SPARE_PROCESSES));
@@ -185,7 +191,7 @@ fn number_in(dir: &Path, file: &str) -> Option<u64> {
     fs::read_to_string(dir.join(file)).ok()?.trim().parse().ok()
 }
 
-/// The directories of this process's control group and those above it.
+/// Returns the directories of this process's control group and of those above it.
 fn cgroups(root: &Path) -> Vec<PathBuf> {
     let Ok(text) = read(root, "proc/self/cgroup") else { return Vec::new() };
     let mut dirs = Vec::new();
@@ -200,7 +206,7 @@ fn cgroups(root: &Path) -> Vec<PathBuf> {
             _ => continue,
         };
         let mut dir = mount.join(path.trim_start_matches('/'));
-        // In a container the path may be one that only exists outside: then the mount point is what counts.
+        // In a container the path may exist only outside. Then the mount point counts.
         while dir.starts_with(&mount) {
             dirs.push(dir.clone());
             if !dir.pop() {
@@ -211,18 +217,19 @@ fn cgroups(root: &Path) -> Vec<PathBuf> {
     dirs
 }
 
-/// The number of threads on the machine, from /proc/loadavg ("0.1 0.2 0.3 2/345 6789": 345).
+/// Returns the number of threads on the machine, from /proc/loadavg ("0.1 0.2 0.3 2/345 6789":
+/// 345).
 fn threads_in_loadavg(text: &str) -> Option<u64> {
     text.split_whitespace().nth(3)?.split('/').nth(1)?.parse().ok()
 }
 
-/// A value of /proc/meminfo, in KiB.
+/// Returns a value of /proc/meminfo, in KiB.
 pub(crate) fn kib_in_meminfo(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// How many processes a user has.
+/// Returns how many processes a user has.
 fn processes_of(root: &Path, uid: u32) -> Result<u64, Error> {
     use std::os::unix::fs::MetadataExt;
     let proc = root.join("proc");

@@ -1,4 +1,4 @@
-//! The Makefile of a tree that is to be built.
+//! The Makefile of a tree to be built.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -8,10 +8,9 @@ use std::path::Path;
 use crate::engine::makefile::rules_of;
 use crate::verify::error::Error;
 
-/// The names that the tree's Makefile has a rule for.
+/// Returns the targets of the tree's Makefile.
 ///
-/// # Errors
-/// It cannot be read.
+/// # Errors It cannot be read.
 pub fn targets(tree: &Path) -> Result<BTreeSet<String>, Error> {
     let path = tree.join("Makefile");
     let text = fs::read(&path).map_err(Error::file("read", &path))?;

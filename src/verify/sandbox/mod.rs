@@ -1,4 +1,5 @@
-//! A private copy of the tree, as whom its programs run, and within which limits.
+//! The sandbox of a proof: a private copy of the tree, the user that its programs run as, and the
+//! limits of this machine.
 
 pub mod build;
 mod configure;

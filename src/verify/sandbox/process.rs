@@ -1,4 +1,5 @@
-//! Programs that a proof starts: each in a process group of its own, which ends with its owner here.
+//! Programs that a proof starts. Each has a process group of its own, which ends with its owner
+//! here.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -10,10 +11,10 @@ use std::time::{Duration, Instant};
 use crate::sys::{self, ChildState, Interest, Polled, Watch};
 use crate::verify::error::Error;
 
-/// How long a command may print nothing before it is given up.
+/// The longest time that a command may print nothing. After that it is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A running program. Dropping it kills it and everything that it has started and that has not left its group.
+/// A running program. Dropping it kills the program and all processes that it started in its group.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -23,7 +24,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; `name` is what errors call it.
+    /// Starts `command`. Errors call it `name`.
     pub(crate) fn start(mut command: Command, name: &str) -> Result<Process, Error> {
         command.process_group(0);
         let child = command
@@ -33,12 +34,12 @@ impl Process {
         Ok(Process { name: name.to_owned(), child, ended, status: None })
     }
 
-    /// The number of the process.
+    /// Returns the process number.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// What errors call it.
+    /// Returns the name that errors use.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -52,7 +53,7 @@ impl Process {
             .map_err(Error::system(format!("send signal {signal} to {}", self.name)))
     }
 
-    /// Waits at most `patience` for the end of the process.
+    /// Waits for the end of the process, at most `patience`.
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus, Error> {
         if let Some(status) = self.status {
             return Ok(status);
@@ -65,7 +66,7 @@ impl Process {
             {
                 return self.reap();
             }
-            // Without a descriptor for "this process has ended" there is no event to wait for: look every 5 ms.
+            // Without a pidfd there is no event for the end of the process, so look every 5 ms.
             let (mut watches, wake) = match &self.ended {
                 Some(fd) => (vec![Watch::new(fd.as_fd(), Interest::Read)], until),
                 None => (Vec::new(), until.min(Instant::now() + Duration::from_millis(5))),
@@ -87,7 +88,8 @@ impl Process {
     }
 
     fn reap(&mut self) -> Result<ExitStatus, Error> {
-        // The group first: once its leader is reaped, its number may belong to somebody else.
+        // Kill the group first: once its leader is reaped, its number may belong to another
+        // process.
         let _ = sys::kill_group(self.id(), libc::SIGKILL);
         let status = self.child.wait().map_err(Error::system(format!("wait for {}", self.name)))?;
         sys::reap_group(self.id());
@@ -95,7 +97,7 @@ impl Process {
         Ok(status)
     }
 
-    /// Ends the process and its group now.
+    /// Kills the process and its group now.
     pub(crate) fn destroy(&mut self) {
         if self.status.is_none() {
             let _ = sys::kill_group(self.id(), libc::SIGKILL);
@@ -112,7 +114,7 @@ impl Drop for Process {
     }
 }
 
-/// How a process ended, in words.
+/// Returns in words how a process ended.
 pub(crate) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
@@ -133,12 +135,12 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
-/// The error that a stop signal turns into.
+/// Returns the error for a stop signal.
 pub(crate) fn interrupted() -> Error {
     Error::Interrupted(sys::stop_signal().unwrap_or(libc::SIGTERM))
 }
 
-/// Runs `command` to its end and returns how it ended with all that it printed (both streams, in order).
+/// Runs `command` to its end. Returns its status and its output (both streams, in order).
 pub(crate) fn run_captured(
     mut command: Command,
     name: &str,
@@ -185,7 +187,7 @@ pub(crate) fn run_captured(
     Ok((status, output))
 }
 
-/// What is at the end of what a program has said, on one line, for an error; empty where it has said nothing.
+/// Returns the end of a program's output on one line, for an error; empty if it said nothing.
 pub(crate) fn last_words(said: &[u8]) -> String {
     const MOST: usize = 400;
     let text = String::from_utf8_lossy(said);

@@ -1,4 +1,5 @@
-//! What a tree says of its queue: the folders that its installer makes, and the remote channels that it has.
+//! Reads the layout of a tree's queue: the folders that its installer makes, and its remote
+//! channels.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -12,13 +13,13 @@ use crate::engine::include::{Include, includes};
 use crate::engine::lex::{Lang, Source};
 use crate::verify::error::Error;
 
-/// Which directories the tree's own installer makes below queue/, read from hier.c as it is compiled; stock qmail's
-/// where it has none.
+/// The directories that the tree's own installer makes below queue/. They are read from hier.c as
+/// it is compiled; a tree without that file has those of stock qmail.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct QueueLayout {
     pub(super) flat: BTreeSet<String>,
     pub(super) split: BTreeSet<String>,
-    /// It makes the file by which several qmail-rspawn count together.
+    /// The installer makes the file through which several qmail-rspawn count together.
     pub(super) has_shared: bool,
 }
 
@@ -30,8 +31,8 @@ impl QueueLayout {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::file("read", &path)(error)),
         };
-        // What is not compiled does not count. Headers that are yet to be made are left out. Where the compiler finds
-        // fault all the same, all of the source counts.
+        // Only compiled code counts. Leave out headers that are not built yet. If the compiler
+        // still fails, use all of the source.
         let compiled = preprocessed(site, &without_missing_headers(site, &source));
         let text = String::from_utf8_lossy(&source);
         Ok(Self::of_hier(&compiled.map_or(text, |compiled| compiled.into())))
@@ -46,8 +47,8 @@ impl QueueLayout {
             has_shared: source.contains("\"queue/lock/gateshared\""),
         };
         let squeezed: String = source.chars().filter(|c| !c.is_whitespace()).collect();
-        // The home may be an argument of both, and its name may differ: dsplit("queue/todo",...),
-        // dsplit(auto_qmail,"queue/todo",...).
+        // Both functions may have the home as an argument, under any name:
+        // dsplit("queue/todo",...), dsplit(auto_qmail,"queue/todo",...).
         for (call, names) in [("dsplit(", &mut layout.split), ("d(", &mut layout.flat)] {
             for (at, _) in squeezed.match_indices(call) {
                 let before = squeezed[..at].bytes().next_back();
@@ -67,7 +68,7 @@ impl QueueLayout {
     }
 }
 
-/// `source` without the `#include` lines of headers that the tree does not have.
+/// Returns `source` without the `#include` lines of headers that the tree does not have.
 fn without_missing_headers(site: &Site, source: &[u8]) -> Vec<u8> {
     let c = Source::new(Lang::C, source);
     let is_missing = |include: &Include| {
@@ -84,7 +85,7 @@ fn without_missing_headers(site: &Site, source: &[u8]) -> Vec<u8> {
     edit::apply(source, &missing.collect::<Vec<_>>())
 }
 
-/// What of a source the tree's compiler would see; `None` if it finds fault with it.
+/// Returns the code that the tree's compiler sees in a source; `None` if the compiler fails.
 fn preprocessed(site: &Site, source: &[u8]) -> Option<String> {
     let path = site.rig().join("preprocess.c");
     site.write(&path, source).ok()?;
@@ -93,11 +94,12 @@ fn preprocessed(site: &Site, source: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// What channels.h says, by way of the tree's compiler: a line.
+/// Prints the definitions of channels.h in one line.
 const CHANNELS_C: &str = "#include \"channels.h\"\n#include <stdio.h>\n#ifndef QDIR_BASENAME\n#define QDIR_BASENAME \"suppl\"\n\
     #endif\nint main(void) { printf(\"%d %s\\n\",(int) (SUPPL_CHANNELS),QDIR_BASENAME); return 0; }\n";
 
-/// None where the tree has no channels.h, or it says nothing of them.
+/// Returns the supplemental channels. There are none if the tree has no channels.h, or if that file
+/// does not define them.
 pub(super) fn supplemental(site: &Site) -> Supplemental {
     told_by(site).unwrap_or_default()
 }
@@ -106,7 +108,7 @@ fn told_by(site: &Site) -> Option<Supplemental> {
     let name = "channels.h";
     if !site.tree().join(name).exists() {
         targets(site.tree()).ok()?.contains(name).then_some(())?;
-        // The build fails at the same place, and tells why.
+        // If this fails, the build fails at the same place and reports why.
         let mut command = site.command("make");
         command.arg(name);
         let (status, _) = run_captured(command, "make", PATIENCE).ok()?;
@@ -141,7 +143,8 @@ mod tests {
         );
         assert!(layout.split.contains("todo"));
         assert!(layout.flat.contains("extra"));
-        // As in trees that tell dsplit() the home as well; what stands behind the first directory is none.
+        // Some trees give dsplit() the home, too. A name that is not the first directory does not
+        // count.
         let layout = QueueLayout::of_hier(
             "void dsplit(home,base) {} dsplit(auto_qmail, \"queue/intd\",u,0700); d(home,\"queue/pid\",1); \
              end(\"queue/none\"); d(\"queue\",\"x\");",

@@ -1,5 +1,5 @@
-//! A temporary directory for proofs, which goes away with its owner. A [`Site`] in it is one copy of a tree, configured
-//! for one compiler and one conf-spawn.
+//! A temporary directory for proofs, which is removed with its owner. A [`Site`] in it is one copy
+//! of a tree, configured for one compiler and one conf-spawn.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -20,7 +20,7 @@ pub enum Keep {
     /// Removed when the [`Scratch`] is dropped.
     #[default]
     No,
-    /// Left where it is, to look inside.
+    /// Kept, so that one can look inside.
     Yes,
 }
 
@@ -33,8 +33,9 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes the directory: below `parent` if given, else below the first of `$TMPDIR`, /tmp and /var/tmp that can be
-    /// written and run programs from. `tree` only decides whom programs run as ([`Identity::for_tree`]).
+    /// Makes the directory below `parent`, if given. Otherwise it goes below the first of
+    /// `$TMPDIR`, /tmp and /var/tmp that can be written and that programs can run from. `tree` only
+    /// decides which user programs run as ([`Identity::for_tree`]).
     pub fn new(tree: &Path, parent: Option<&Path>, keep: Keep) -> Result<Scratch, Error> {
         let identity = Identity::for_tree(tree)?;
         let candidates: Vec<PathBuf> = match parent {
@@ -80,17 +81,17 @@ impl Scratch {
         sys::mkdtemp(&parent.join("qpatch-verify.XXXXXX")).map_err(|error| error.to_string())
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Whom programs run as.
+    /// Returns the user that programs run as.
     pub fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// Copies `tree` into a new site called `name` and configures the copy. Nothing is compiled yet.
+    /// Copies `tree` into a new site called `name` and configures the copy. Compiles nothing.
     pub fn site(&self, tree: &Path, name: &str, config: &SiteConfig) -> Result<Site, Error> {
         let settings = Settings::of_tree(tree)?;
         let base = self.root.join(name);
@@ -113,7 +114,8 @@ impl Scratch {
         configure(site, config)
     }
 
-    /// Copies `tree` to a directory called `name`, to be changed before a site is made of it.
+    /// Copies `tree` to a directory called `name`, so that the copy can be changed before a site is
+    /// made of it.
     pub fn copy(&self, tree: &Path, name: &str) -> Result<PathBuf, Error> {
         let settings = Settings::of_tree(tree)?;
         let copy = self.root.join(name);
@@ -122,7 +124,7 @@ impl Scratch {
         Ok(copy)
     }
 
-    /// Removes the directory (unless it is kept) and says so if that failed.
+    /// Removes the directory, unless it is kept. Returns an error if that fails.
     pub fn close(mut self) -> Result<(), Error> {
         self.remove()
     }
@@ -131,7 +133,7 @@ impl Scratch {
         if self.keep == Keep::Yes {
             return Ok(());
         }
-        // Only once, whatever happens: the name could be somebody else's afterwards.
+        // Only once, whatever happens: afterwards the name could belong to someone else.
         self.keep = Keep::Yes;
         fs::remove_dir_all(&self.root).map_err(Error::file("remove", &self.root))
     }

@@ -1,4 +1,4 @@
-//! Whether verify can build a tree, and where it keeps the settings that verify changes in its copy.
+//! Checks whether verify can build a tree, and finds the settings that verify changes in its copy.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -9,25 +9,25 @@ use super::identity::Identity;
 use crate::tree::Tree;
 use crate::verify::error::Error;
 
-/// The conf-* files by which a Makefile tells the programs where qmail's home is: s/qmail's is conf-home.
+/// The conf-* files by which a Makefile can give the programs qmail's home; s/qmail uses conf-home.
 const HOMES: [&str; 2] = ["conf-qmail", "conf-home"];
 
-/// Checks that `tree` is a qmail source tree, and one that verify can build.
+/// Checks that `tree` is a qmail source tree that verify can build.
 pub fn check_tree(tree: &Path) -> Result<(), Error> {
     Settings::of_tree(tree).map(|_| ())
 }
 
-/// Where a tree keeps the settings that verify changes in its copy.
+/// The places of the settings that verify changes in its copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// The file that tells where qmail's home is.
+    /// The file that has qmail's home.
     pub(super) home: &'static str,
-    /// The conf-* files that lie one folder up.
+    /// The conf-* files that are one folder up.
     pub(super) above: BTreeSet<String>,
 }
 
 impl Settings {
-    /// By the same rule as every other command: see [`Tree::open`].
+    /// Reads the settings of a tree. Recognises it as every other command does: see [`Tree::open`].
     pub(super) fn of_tree(path: &Path) -> Result<Settings, Error> {
         let tree = Tree::open(path).map_err(Error::Tree)?;
         let no = |why: String| Error::NotBuilt { tree: path.to_path_buf(), why };
@@ -51,7 +51,7 @@ impl Settings {
         Ok(Settings { home, above })
     }
 
-    /// Copies what lies one folder up from `tree` to the folder `to`.
+    /// Copies the conf-* files one folder up from `tree` to the folder `to`.
     pub(super) fn copy_above(
         &self,
         tree: &Path,
@@ -69,7 +69,8 @@ impl Settings {
     }
 }
 
-/// That `tree` has no `name`, and what makes it, where that is known.
+/// Returns the message that `tree` has no `name`, with the script or template that makes it, if
+/// known.
 fn missing(tree: &Tree, name: &str) -> String {
     let template = format!("{name}.in");
     let is_script = |script: &&String| script.ends_with("configure") || script.ends_with(".sh");

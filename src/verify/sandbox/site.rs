@@ -1,4 +1,4 @@
-//! One copy of a tree, beside the qmail home (control/, bin/, queue/) that it is compiled for.
+//! One copy of a tree, and the qmail home (control/, bin/, queue/) that it is compiled for.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -11,12 +11,12 @@ use super::identity::Identity;
 use super::settings::Settings;
 use crate::verify::error::Error;
 
-/// Where the tree's qmail-queue puts a new message's envelope.
+/// Where the tree's qmail-queue puts the envelope of a new message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TodoLayout {
     /// queue/todo/N, as in stock qmail.
     Flat,
-    /// queue/todo/S/N, as trees with the big-todo patch.
+    /// queue/todo/S/N, as in trees with the big-todo patch.
     Split,
 }
 
@@ -36,54 +36,55 @@ pub struct Site {
     pub(super) supplemental: Supplemental,
 }
 
-/// The remote channels that a tree has beside the usual one, each with a qmail-rspawn of its own: trees with the
-/// channels patch, whose qmail-send chooses the channel by the recipient's domain.
+/// The remote channels of a tree beside the usual one. Trees with the channels patch have them.
+/// Each has its own qmail-rspawn, and qmail-send chooses the channel by the recipient's domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Supplemental {
-    /// How many there are.
+    /// Their number.
     pub count: u32,
-    /// What their folders below queue/ are called, and so they are in the log: this and a number, from 0 on.
+    /// The name of their folders below queue/, and in the log. A number from 0 on follows it.
     pub name: String,
 }
 
 impl Site {
-    /// The copy of the tree.
+    /// Returns the copy of the tree.
     pub fn tree(&self) -> &Path {
         &self.tree
     }
 
-    /// The qmail home that the copy is compiled for (its conf-qmail).
+    /// Returns the qmail home that the copy is compiled for (its conf-qmail).
     pub fn home(&self) -> &Path {
         &self.home
     }
 
-    /// Where stubs find what they need: the events pipe and the holds.
+    /// Returns the directory that the stubs use: the events pipe and the holds are there.
     pub fn rig(&self) -> &Path {
         &self.rig
     }
 
-    /// Whom programs run as.
+    /// Returns the user that programs run as.
     pub fn identity(&self) -> Identity {
         self.identity
     }
 
-    /// conf-spawn of the copy.
+    /// Returns conf-spawn of the copy.
     pub fn spawn(&self) -> u32 {
         self.spawn
     }
 
-    /// The first line of conf-cc: the compiler and its flags, as a line of a shell.
+    /// Returns the first line of conf-cc: the compiler and its flags, as a shell command line.
     pub fn cc(&self) -> &str {
         &self.cc
     }
 
-    /// The compiler that was asked for in place of the tree's ([`super::configure::SiteConfig::cc`]).
+    /// Returns the compiler that replaces the tree's ([`super::configure::SiteConfig::cc`]).
     pub(crate) fn asked_cc(&self) -> Option<&str> {
         self.asked_cc.as_deref()
     }
 
-    /// What a shell makes of [`Site::cc`] in the tree: the compiler and its flags, without quotes, with what commands
-    /// in backquotes and variables give. The line as it is, if the shell cannot read it.
+    /// Returns [`Site::cc`] as a shell expands it in the tree: without quotes, and with the output
+    /// of commands in backquotes and the values of variables. If the shell cannot read the line,
+    /// returns it as it is.
     pub(crate) fn expanded_cc(&self) -> String {
         let mut command = self.command("sh");
         command.arg("-c").arg(format!("printf '%s ' {}", self.cc));
@@ -95,30 +96,31 @@ impl Site {
         )
     }
 
-    /// The compiler with its flags, to be given further ones. As in `./compile`, a shell reads the line, in the tree:
-    /// there may be quotes, variables and commands in backquotes in it.
+    /// Returns a command for the compiler with its flags; the caller adds arguments. As in
+    /// `./compile`, a shell reads the line in the tree, because it may have quotes, variables and
+    /// commands in backquotes.
     pub(crate) fn compiler(&self) -> Command {
         let mut command = self.command("sh");
         command.arg("-c").arg(format!("exec {} \"$@\"", self.cc)).arg("sh");
         command
     }
 
-    /// Its supplemental channels.
+    /// Returns its supplemental channels.
     pub fn supplemental(&self) -> &Supplemental {
         &self.supplemental
     }
 
-    /// The domain whose mail goes over supplemental channel `number`.
+    /// Returns the domain whose mail goes over supplemental channel `number`.
     pub fn supplemental_domain(&self, number: u32) -> String {
         format!("suppl{number}.example")
     }
 
-    /// How the tree lays out queue/todo.
+    /// Returns how the tree lays out queue/todo.
     pub fn todo_layout(&self) -> TodoLayout {
         self.todo
     }
 
-    /// Where a conf-* file of the copy is: one folder up in some trees.
+    /// Returns the path of a conf-* file of the copy. In some trees it is one folder up.
     pub(super) fn conf_path(&self, name: &str) -> PathBuf {
         let above = self.settings.above.contains(name);
         let folder = self.tree.parent().filter(|_| above).unwrap_or(&self.tree);
@@ -144,7 +146,8 @@ impl Site {
         })
     }
 
-    /// Replaces the first line of a conf-* file, which is what the Makefile reads; the rest explains it and stays.
+    /// Replaces the first line of a conf-* file, which the Makefile reads. The rest explains it and
+    /// stays.
     pub fn set_conf(&self, name: &str, value: &str) -> Result<(), Error> {
         let path = self.conf_path(name);
         let old = match fs::read(&path) {
@@ -155,15 +158,14 @@ impl Site {
         let rest = old.iter().position(|byte| *byte == b'\n').map_or(&b"\n"[..], |at| &old[at..]);
         let mut new = value.as_bytes().to_vec();
         new.extend_from_slice(rest);
-        // A new file, not the old one overwritten: the copy may be read-only.
+        // Make a new file instead of overwriting the old one: the copy may be read-only.
         let _ = fs::remove_file(&path);
         self.write(&path, &new)
     }
 
-    /// Writes a file of the site and gives it to the user that runs it.
+    /// Writes a file of the site and gives it to the site's user.
     ///
-    /// # Errors
-    /// The file cannot be written, or not be given away.
+    /// # Errors The file cannot be written, or its owner cannot be changed.
     pub fn write(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
         let mut file = fs::File::create(path).map_err(Error::file("write", path))?;
         file.write_all(contents).map_err(Error::file("write", path))?;
@@ -175,8 +177,9 @@ impl Site {
         self.write(&self.home.join("control").join(name), contents.as_bytes())
     }
 
-    /// A command that runs as the site's user, with an environment that belongs to the site: temporary files stay in
-    /// the scratch directory, an outer make's flags do not reach the tree's, and messages are in English.
+    /// Returns a command that runs as the site's user in the site's environment: temporary files
+    /// stay in the scratch directory, the flags of an outer make do not reach the tree's, and
+    /// messages are in English.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = self.identity.command(program);
         for name in
@@ -192,7 +195,7 @@ impl Site {
         command
     }
 
-    /// Puts a message of `body` into queue/mess, owned as qmail expects, and returns its number.
+    /// Puts a message with `body` into queue/mess, owned as qmail expects. Returns its number.
     pub fn add_message(&self, body: &[u8]) -> Result<MessageId, Error> {
         let queue = self.home.join("queue");
         let fresh = queue.join("pid").join(format!("rig.{}", std::process::id()));
@@ -207,8 +210,8 @@ impl Site {
         Ok(id)
     }
 
-    /// Puts a whole message into the queue as qmail-queue does, without the cost of running it: queue/mess and the
-    /// envelope in queue/todo, for qmail-send's next look there.
+    /// Queues a whole message as qmail-queue does, without the cost of running it: queue/mess, and
+    /// the envelope in queue/todo for qmail-send's next look there.
     pub fn queue_message(
         &self,
         body: &[u8],
@@ -235,21 +238,21 @@ impl Site {
     }
 }
 
-/// The number of a message in the queue, and the part (conf-split) it lies in.
+/// The number of a message in the queue, and its part (conf-split).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId {
-    /// Its number: that of its inode.
+    /// Its number, which is its inode number.
     pub number: u64,
     pub(super) part: u32,
 }
 
 impl MessageId {
-    /// Its path below queue/, as in `mess/7/12345`.
+    /// Returns its path below queue/, such as `mess/7/12345`.
     pub fn path(&self, dir: &str) -> String {
         format!("{dir}/{}/{}", self.part, self.number)
     }
 
-    /// What a spawner is told, relative to queue/mess: `7/12345`.
+    /// Returns its path relative to queue/mess, as a spawner gets it: `7/12345`.
     pub fn relative(&self) -> String {
         format!("{}/{}", self.part, self.number)
     }

@@ -1,5 +1,5 @@
-//! Which machine a compiler compiles for, and whether that is the one that the gate was compiled for: told by the
-//! first bytes of an object, before a link fails without a word about it.
+//! Compares the machine that a compiler compiles for with the one that the gate was compiled for.
+//! Reads the first bytes of an object, because a link would fail without naming the cause.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,7 +10,7 @@ use super::process::run_captured;
 use super::scratch::{Keep, Scratch};
 use crate::tree::Tree;
 
-/// How long a compiler may take for one line.
+/// The longest time that a compiler may take for one line.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The kind of machine that an ELF object is for.
@@ -18,14 +18,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Target {
     /// 1: 32 bits, 2: 64 bits.
     class: u8,
-    /// 1: the low byte first, 2: the high one.
+    /// 1: low byte first, 2: high byte first.
     order: u8,
-    /// As the format's table of machines numbers it.
+    /// The number in the ELF table of machines.
     machine: u16,
 }
 
 impl Target {
-    /// What an object is for; `None` if it is no ELF object (another system's, or what `-flto` leaves for the linker).
+    /// Returns the target of an object; `None` if it is not an ELF object (an object of another
+    /// system, or what `-flto` leaves for the linker).
     #[must_use]
     pub fn of_object(bytes: &[u8]) -> Option<Target> {
         let [0x7f, b'E', b'L', b'F', class @ (1 | 2), order @ (1 | 2), ..] = *bytes else {
@@ -37,7 +38,7 @@ impl Target {
         Some(Target { class, order, machine })
     }
 
-    /// What the first object of an archive is for.
+    /// Returns the target of the first object in an archive.
     #[must_use]
     pub fn of_archive(bytes: &[u8]) -> Option<Target> {
         const HEADER: usize = 60;
@@ -46,18 +47,20 @@ impl Target {
             let size =
                 std::str::from_utf8(rest.get(48..58)?).ok()?.trim_end().parse::<usize>().ok()?;
             let member = rest.get(HEADER..HEADER.checked_add(size)?)?;
-            // The table of symbols and that of long names come before it; a BSD's long name before the object.
+            // The symbol table and the table of long names come first. In BSD archives a long name
+            // comes before the object.
             let start = (0..member.len().min(256)).find(|&at| member[at..].starts_with(b"\x7fELF"));
             if let Some(target) = start.and_then(|at| Target::of_object(&member[at..])) {
                 return Some(target);
             }
-            // Each begins at an even byte.
+            // Each member starts at an even byte.
             rest = rest.get(HEADER + size + size % 2..)?;
         }
     }
 
-    /// What the tree's conf-cc compiles for; `None` where that cannot be found out, as without that compiler. Nothing
-    /// is written into the tree, and root runs no command of it: see [`super::identity::Identity`].
+    /// Returns the target of the tree's conf-cc; `None` if it cannot be determined, for example
+    /// without that compiler. Writes nothing into the tree. Root does not run the command itself:
+    /// see [`super::identity::Identity`].
     #[must_use]
     pub fn of_compiler(tree: &Tree) -> Option<Target> {
         let conf_cc = tree.read("conf-cc").ok()?;
@@ -76,7 +79,7 @@ impl Target {
     }
 }
 
-/// The tree's folder; where the user that commands run as may not enter it, the other.
+/// Returns the tree's folder, or `other` if the user that runs the commands may not enter the tree.
 fn folder<'p>(tree: &'p Path, other: &'p Path) -> &'p Path {
     use std::os::unix::fs::MetadataExt;
     let open = |dir: &Path| std::fs::metadata(dir).is_ok_and(|m| m.mode() & 0o001 != 0);
