@@ -9,7 +9,7 @@
 //! - Caps 1..=200, 20 to 200 configured, service times 0.05..60 s: at most one refusal for each place above the cap,
 //!   and one for each time that the wall is tried: after 4, 8, 16, 32 and then each 64 cohorts, or after five minutes.
 //!   From five service times on the effective limit is within one of the cap, up or down. Done in at most 1.15 times
-//! the ideal time.
+//!   the ideal time.
 //! - Once the objection ends the configured limit counts again after at most 65 + 1.3 service times a place.
 //! - A server that refuses or hangs for 1000 s gets, besides what was started at first, one delivery a pause.
 

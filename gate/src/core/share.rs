@@ -18,7 +18,7 @@
 //!   take these in turns of half a second. (With a limit of 1, that is the only place.)
 //! - A place that is left to the others and is not taken by them is taken after a tenth of a second all the same, and
 //!   nothing is left to them for the second that follows: a gate that wants and does not take may be stopped, or wait
-//! for its own disk.
+//!   for its own disk.
 //!
 //! The alternative was a fixed share of the limit for each spawner that is alive. It needs no count, but a limit below
 //! the number of spawners cannot be divided, and with one busy channel all other shares would be idle.

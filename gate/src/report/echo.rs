@@ -6,7 +6,7 @@
 //!
 //! - What stands between `<` and `>` is left out; only `<>` stays. The bracket must have a byte that is not blank
 //!   behind it. Quoted local parts and nested brackets are followed. Without a `>` in its line, an address ends at the
-//! first blank.
+//!   first blank.
 //! - An address without brackets, `local@domain`, becomes `<>`, whosever it is.
 //! - So do the names that this delivery sent: the domains of its sender and its recipient, the HELO name, and names
 //!   below these.
