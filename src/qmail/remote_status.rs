@@ -9,6 +9,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::control::read_file;
+
 /// The length of a record, in bytes.
 pub const RECORD: usize = 512;
 
@@ -65,12 +67,26 @@ impl RemoteStatus {
         })
     }
 
-    /// Those whose qmail-rspawn still runs.
+    /// The records of the queue below `home`, which qmailr may write to: none if there is no such file, or if it is not
+    /// a regular file, cannot be read, or has more than 64 records.
+    pub fn read(home: &Path) -> Vec<RemoteStatus> {
+        let most = (RECORDS_MAX * RECORD) as u64;
+        match read_file(&home.join("queue/lock/remotestatus"), most) {
+            Ok(Some((_, bytes))) => Self::parse(&bytes),
+            Ok(None) | Err(_) => Vec::new(),
+        }
+    }
+
+    /// The records of those qmail-rspawn that still run.
     pub fn running(home: &Path) -> Vec<RemoteStatus> {
-        let bytes = std::fs::read(home.join("queue/lock/remotestatus")).unwrap_or_default();
-        let mut all = Self::parse(&bytes);
+        let mut all = Self::read(home);
         all.retain(|status| Path::new(&format!("/proc/{}", status.pid)).exists());
         all
+    }
+
+    /// Deliveries for which qmail-remote was executed, in whichever way.
+    pub fn executed(&self) -> u64 {
+        self.by_exec.saturating_add(self.by_spawn)
     }
 }
 
@@ -109,5 +125,25 @@ mod tests {
         }
         assert_eq!(RemoteStatus::parse(b""), []);
         assert_eq!(RemoteStatus::parse(&[0xff; 5000]), []);
+    }
+
+    #[test]
+    fn only_a_regular_file_of_a_fair_size_is_read() {
+        let home = tempfile::tempdir().unwrap();
+        let lock = home.path().join("queue/lock");
+        let file = lock.join("remotestatus");
+        std::fs::create_dir_all(&lock).unwrap();
+        assert_eq!(RemoteStatus::read(home.path()), []);
+
+        std::fs::write(&file, record(ONE)).unwrap();
+        assert_eq!(RemoteStatus::read(home.path()).len(), 1);
+
+        std::fs::write(&file, record(ONE).repeat(RECORDS_MAX + 1)).unwrap();
+        assert_eq!(RemoteStatus::read(home.path()), []);
+
+        // Whoever owns the file can put a FIFO in its place; reading it would wait for ever.
+        std::fs::remove_file(&file).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
+        assert_eq!(RemoteStatus::read(home.path()), []);
     }
 }

@@ -138,7 +138,7 @@ pub(super) fn starts(facts: &Facts) -> Option<Finding> {
     let wanted = facts.remote_server.as_deref()?;
     let reason = facts.starts.iter().find(|one| !one.reason.is_empty());
     let sum = |get: fn(&RemoteStatus) -> u64| facts.starts.iter().map(get).sum::<u64>();
-    let by_exec = sum(|one| one.by_exec.saturating_add(one.by_spawn));
+    let by_exec = sum(RemoteStatus::executed);
     Some(if let Some(one) = reason {
         finding(NAME, Verdict::Warn, format!("each delivery is executed: {}", one.reason))
     } else if facts.starts.is_empty() {

@@ -321,7 +321,7 @@ impl View {
             return Ok(());
         }
         let sum = |get: fn(&RemoteStatus) -> u64| self.starts.iter().map(get).sum::<u64>();
-        let by_exec = sum(|one| one.by_exec.saturating_add(one.by_spawn));
+        let by_exec = sum(RemoteStatus::executed);
         write!(out, "start: {} by the fork server, {by_exec} by exec", sum(|one| one.by_server))?;
         match sum(|one| one.failed) {
             0 => writeln!(out)?,

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::trials::{self, Told};
+use crate::qmail::remote_status::RemoteStatus;
 use crate::verify::error::{BuildFailure, Error};
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
@@ -115,14 +116,14 @@ fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compare
     let end = Instant::now() + PATIENCE;
     let served = loop {
         let seen = view(&mut spawner, stubs, message)?;
-        let status = status(site)?;
-        if value(&status, "server") != "0" {
-            // The one that was just seen may have been the last by exec.
-            break view(&mut spawner, stubs, message)?;
-        }
-        let reason = value(&status, "reason");
-        if !reason.is_empty() {
-            return Ok(Compared::None(reason.to_owned()));
+        if let Some(status) = RemoteStatus::read(site.home()).into_iter().next() {
+            if !status.reason.is_empty() {
+                return Ok(Compared::None(status.reason));
+            }
+            // The delivery that the server has just reported may have been the last by exec.
+            if status.server != 0 {
+                break view(&mut spawner, stubs, message)?;
+            }
         }
         if Instant::now() > end {
             return Err(Error::disproved(
@@ -199,8 +200,8 @@ fn crowd(
     let end = Instant::now() + PATIENCE;
     loop {
         trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
-        let status = status(site)?;
-        let by_server = value(&status, "by-server").parse().unwrap_or(0);
+        let status = RemoteStatus::read(site.home()).into_iter().next();
+        let by_server = status.as_ref().map_or(0, |status| status.by_server);
         if by_server * 2 > at_once as u64 {
             spawner.close_input();
             spawner.wait_exit(stubs)?;
@@ -210,21 +211,13 @@ fn crowd(
             return Err(Error::disproved(
                 format!("qmail-rspawn with control/remoteserver, {at_once} deliveries"),
                 "most of them made by the fork server",
-                format!("{by_server}; {}", value(&status, "reason")),
+                match status {
+                    Some(status) => format!("{by_server}; {}", status.reason),
+                    None => "no word of qmail-rspawn in queue/lock/remotestatus".to_owned(),
+                },
                 "",
             ));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
-}
-
-fn status(site: &Site) -> Result<String, Error> {
-    let path = site.home().join("queue/lock/remotestatus");
-    fs::read_to_string(&path).map_err(Error::file("read", &path))
-}
-
-/// The value of a line `KEY VALUE`.
-fn value<'t>(status: &'t str, key: &str) -> &'t str {
-    let mut lines = status.lines();
-    lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).unwrap_or_default()
 }
