@@ -25,10 +25,11 @@ macro_rules! shipped {
 }
 
 /// All of them, in the order in which they are applied.
-pub const ALL: [Shipped; 6] = [
+pub const ALL: [Shipped; 7] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
     shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
+    shipped!("log-lines", "qmail-send writes each line of its log at once"),
     shipped!("outgoing-ports", "outgoing addresses share no ports between destinations"),
     shipped!("domain-gate", "a limit of simultaneous deliveries per destination domain"),
     shipped!(
@@ -46,6 +47,9 @@ pub const GATE: &str = "domain-gate";
 /// The id of the patch that starts qmail-remote in another way.
 pub const FORK_SERVER: &str = "fork-server";
 
+/// The id of the patch that writes qmail-send's log line by line.
+pub const LOG_LINES: &str = "log-lines";
+
 /// A patch that a tree may go without.
 #[derive(Clone, Copy, Debug)]
 pub struct Optional {
@@ -58,7 +62,12 @@ pub struct Optional {
 }
 
 /// The patches that are left out where they do not fit a tree, unless they are asked for by name.
-pub const OPTIONAL: [Optional; 2] = [
+pub const OPTIONAL: [Optional; 3] = [
+    Optional {
+        id: LOG_LINES,
+        without: "qmail-send writes its log in pieces, as before: log-lines does not fit this tree and is left out",
+        choice: "--skip log-lines leaves it out without this warning",
+    },
     Optional {
         id: GATE,
         without: "no limits per domain: the gate does not fit this tree and is left out",

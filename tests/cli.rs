@@ -138,7 +138,7 @@ fn a_choice_of_no_patch_is_wrong_usage() {
         assert!(run.err.contains(&format!("Usage: qpatch {} ", args[0])), "{}", run.err);
     }
     let help = qpatch(&["apply", "--help"]).ok().out;
-    let ids = "toolchain, big-concurrency, fd-setsize, outgoing-ports, domain-gate, fork-server]";
+    let ids = "toolchain, big-concurrency, fd-setsize, log-lines, outgoing-ports, domain-gate, fork-server]";
     // However it is wrapped.
     let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
     assert_eq!(words.matches(ids).count(), 2, "{help}");

@@ -88,6 +88,7 @@ enum Which {
     NoGate,
     ForkServer,
     ForkExec,
+    LogPieces,
     Postfix,
 }
 
@@ -394,6 +395,7 @@ fn subjects(args: &Args, scratch: &Scratch, report: &mut Report) -> Result<Vec<B
         (Which::NoGate, Flavour::NoGate),
         (Which::ForkServer, Flavour::ForkServer),
         (Which::ForkExec, Flavour::ForkExec),
+        (Which::LogPieces, Flavour::LogPieces),
     ] {
         if wants(which) {
             eprintln!("building the tree, {which:?}");

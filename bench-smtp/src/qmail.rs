@@ -42,6 +42,8 @@ pub enum Flavour {
     ForkServer,
     /// Everything but the patch fork-server: qmail-remote is started as ever.
     ForkExec,
+    /// Everything but the patch log-lines: qmail-send writes its log piece by piece.
+    LogPieces,
 }
 
 impl Flavour {
@@ -51,6 +53,7 @@ impl Flavour {
             Flavour::NoGate => "no gate",
             Flavour::ForkServer => "fork server",
             Flavour::ForkExec => "fork and exec",
+            Flavour::LogPieces => "log in pieces",
         }
     }
 
@@ -62,6 +65,7 @@ impl Flavour {
         match patch {
             patches::GATE => self.has_gate(),
             patches::FORK_SERVER => self != Flavour::ForkExec,
+            patches::LOG_LINES => self != Flavour::LogPieces,
             _ => true,
         }
     }
