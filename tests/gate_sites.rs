@@ -3,99 +3,26 @@
 mod common;
 #[path = "common/dns.rs"]
 mod dns;
+#[path = "common/sites_rig.rs"]
+mod sites_rig;
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Run, run};
-use dns::{Dns, Says, mx, name};
+use dns::{Says, mx, name};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::Name;
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::Ran;
 use qpatch_gate::host::{Ask, Host};
-use serde_json::Value;
-use tempfile::TempDir;
-
-const HEAD: &str =
-    "# Written by qpatch gate sites, which overwrites it: what is changed here is lost.\n";
-
-const LIMITS: &str = ":20\nown.example:3\nmx:.outlook.com:2:outlook\nmx:.google.com:5:google\nmx:mx.alone.example:1\n";
-
-/// A qmail home, and the name server that it asks.
-struct Rig {
-    home: TempDir,
-    dns: Dns,
-    /// How long an answer may take, in seconds: longer than any machine does, where one comes.
-    timeout: &'static str,
-}
-
-impl Rig {
-    fn new(limits: &str) -> Self {
-        let rig = Self { home: tempfile::tempdir().unwrap(), dns: Dns::new(), timeout: "60" };
-        fs::create_dir_all(rig.path("control")).unwrap();
-        fs::create_dir_all(rig.path("queue/lock")).unwrap();
-        let kept = ["gatekept.domains", "gatekept.routes", "gatekept.sites", "gatekept.replies"];
-        for file in ["gatestatus", "gatesites"].into_iter().chain(kept) {
-            fs::write(rig.path("queue/lock").join(file), "").unwrap();
-        }
-        rig.control("concurrencydomains", limits);
-        rig
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
-    }
-
-    fn control(&self, name: &str, text: &str) {
-        fs::write(self.path("control").join(name), text).unwrap();
-    }
-
-    /// The map without the days when its domains were seen.
-    fn map(&self) -> String {
-        let text = fs::read_to_string(self.path("control/concurrencysites")).unwrap_or_default();
-        text.split_inclusive('\n').filter(|line| !line.starts_with("# seen ")).collect()
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qpatch"));
-        command.current_dir(self.home.path()).args([
-            "gate",
-            "sites",
-            ".",
-            "--timeout",
-            self.timeout,
-        ]);
-        command.args(["--server", &self.dns.address.to_string()]).args(args);
-        command
-    }
-
-    fn sites(&self, args: &[&str]) -> Run {
-        run(&mut self.command(args))
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let out = self.sites(&[args, &["--format", "json"]].concat()).ok().out;
-        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
-    }
-
-    fn host(&self, slots: u32) -> Host {
-        let (control, status) = (self.path("control"), self.path("queue/lock/gatestatus"));
-        Host::open(slots, control.as_os_str(), status.as_os_str(), 1).unwrap()
-    }
-}
+use sites_rig::{HEAD, LIMITS, Rig, domains};
 
 fn ask(host: &mut Host, slot: u32, domain: &str) -> Ask {
     let recipient = format!("user@{domain}\0");
     host.ask(slot, &Parts::new(&[b"1/1\0", b"sender\0", recipient.as_bytes()]).unwrap())
-}
-
-fn domains(list: &Value) -> Vec<&str> {
-    list.as_array().unwrap().iter().map(|change| change["domain"].as_str().unwrap()).collect()
 }
 
 #[test]

@@ -106,11 +106,17 @@ fn text(name: &Name) -> Option<String> {
 }
 
 impl Asker {
-    /// Asks for each of the names, for which [`is_name`] holds; the answers are in their order.
+    /// Asks for each of the names, for which [`is_name`] holds, and returns what `judge` makes of the answers, in the
+    /// order of the names. An answer is judged and dropped as soon as it is there: 100,000 of them, with 16 names of 255
+    /// bytes each, would take half a gigabyte.
     ///
     /// # Errors
     /// There is no server to ask.
-    pub(super) fn ask(&self, names: &[(String, Hop)]) -> Result<Vec<Said>, Error> {
+    pub(super) fn ask<T: Clone>(
+        &self,
+        names: &[(String, Hop)],
+        judge: impl Fn(Said) -> T,
+    ) -> Result<Vec<T>, Error> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
@@ -118,13 +124,11 @@ impl Asker {
             .enable_all()
             .build()
             .map_err(|error| Error::new("DNS", format!("cannot be asked: {error}"), ""))?;
-        runtime.block_on(async {
-            let resolver = self.resolver()?;
-            Ok(self.ask_all(&resolver, names).await)
-        })
+        let settings = self.settings()?;
+        runtime.block_on(self.ask_all(&settings, names, judge))
     }
 
-    fn resolver(&self) -> Result<TokioResolver, Error> {
+    fn settings(&self) -> Result<Settings, Error> {
         let (mut config, mut options) = match self.servers.is_empty() {
             true => read_system_conf().map_err(|error| {
                 let help = "name a server with --server";
@@ -142,32 +146,32 @@ impl Asker {
         // No name is asked for twice, and an answer may take a megabyte.
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
-        let unable = |error| Error::new("DNS", format!("cannot be asked: {error}"), "");
-        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-            .with_options(options)
-            .build()
-            .map_err(unable)
+        Ok(Settings { config, options })
     }
 
-    async fn ask_all(&self, resolver: &TokioResolver, names: &[(String, Hop)]) -> Vec<Said> {
+    async fn ask_all<T: Clone>(
+        &self,
+        settings: &Settings,
+        names: &[(String, Hop)],
+        judge: impl Fn(Said) -> T,
+    ) -> Result<Vec<T>, Error> {
         let deadline = Instant::now() + self.total;
-        let mut said =
-            vec![Said::Nothing(format!("not asked: {} s were over", self.total.as_secs()))];
-        said.resize(names.len(), said[0].clone());
+        let late = Said::Nothing(format!("not asked: {} s were over", self.total.as_secs()));
+        let mut judged = vec![judge(late); names.len()];
         let mut asking = JoinSet::new();
         let mut order = shuffled(names.len()).into_iter();
         let (mut answered, mut failed) = (0, 0);
         let mut server = Server::NotProbed;
         loop {
             if server == Server::NotProbed && answered == 0 && failed >= GIVE_UP_AFTER_FAILURES {
-                let probed = timeout_at(deadline, self.probe(resolver)).await;
+                let probed = timeout_at(deadline, self.probe(&settings.resolver()?)).await;
                 server = probed.unwrap_or(Server::Silent);
             }
             while server != Server::Silent
                 && asking.len() < AT_ONCE
                 && let Some(next) = order.next()
             {
-                let (at, resolver, (name, hop)) = (next, resolver.clone(), names[next].clone());
+                let (at, resolver, (name, hop)) = (next, settings.resolver()?, names[next].clone());
                 let whole = self.answer * TIMEOUTS_PER_NAME;
                 asking.spawn(async move {
                     let asked = timeout(whole, ask_one(&resolver, &name, hop)).await;
@@ -181,16 +185,17 @@ impl Asker {
                     Said::Nothing(_) => failed += 1,
                     _ => answered += 1,
                 }
-                said[at] = answer;
+                judged[at] = judge(answer);
             } else {
                 failed += 1;
             }
         }
         if server == Server::Silent {
-            let why = format!("not asked: {failed} others had no answer");
-            order.for_each(|at| said[at] = Said::Nothing(why.clone()));
+            let given_up =
+                judge(Said::Nothing(format!("not asked: {failed} others had no answer")));
+            order.for_each(|at| judged[at] = given_up.clone());
         }
-        said
+        Ok(judged)
     }
 
     /// Asks for the name servers of the root, which every resolver knows. Strangers choose the other names, and may own
@@ -201,6 +206,25 @@ impl Asker {
             Ok(Ok(_) | Err(NetError::Dns(_))) => Server::Answers,
             Ok(Err(_)) | Err(_) => Server::Silent,
         }
+    }
+}
+
+/// How a resolver is made.
+#[derive(Debug)]
+struct Settings {
+    config: ResolverConfig,
+    options: ResolverOpts,
+}
+
+impl Settings {
+    /// A resolver for one name. Names share none, since its names would share a TCP connection too: many servers answer
+    /// the questions of a connection one after the other, and a stranger's answer may take long.
+    fn resolver(&self) -> Result<TokioResolver, Error> {
+        let provider = TokioRuntimeProvider::default();
+        TokioResolver::builder_with_config(self.config.clone(), provider)
+            .with_options(self.options.clone())
+            .build()
+            .map_err(|error| Error::new("DNS", format!("cannot be asked: {error}"), ""))
     }
 }
 
@@ -442,11 +466,11 @@ mod tests {
         };
         let names: Vec<_> = (0..500).map(|n| (format!("d{n}.example"), Hop::Domain)).collect();
         let start = std::time::Instant::now();
-        let said = asker(60_000, 300).ask(&names).unwrap();
+        let said = asker(60_000, 300).ask(&names, |said| said).unwrap();
         assert!(start.elapsed() < Duration::from_secs(10));
         assert_eq!(said.len(), 500);
         assert!(said.iter().all(|said| matches!(said, Said::Nothing(_))), "{said:?}");
-        let said = asker(50, 60_000).ask(&names).unwrap();
+        let said = asker(50, 60_000).ask(&names, |said| said).unwrap();
         assert!(start.elapsed() < Duration::from_secs(20), "it gives up");
         // In whatever order: some were asked, and for all others it was given up.
         let asked = said.iter().filter(|&said| *said == nothing("no answer in time")).count();

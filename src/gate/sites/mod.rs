@@ -16,6 +16,9 @@
 //! [`UNSEEN_DAYS`] days a domain leaves the map; when mail to it is seen again it comes back at the next run. The map has
 //! [`DOMAINS_MAX`] domains at most, those that were seen last.
 //!
+//! **Two runs at the same time.** What another run has written since this one began stays, but for the names that this one
+//! has asked for. A run that is killed leaves the old map whole.
+//!
 //! **What is not answered** stays as it was. Only an answer (another exchanger, no such domain, no mail there) changes the
 //! map, and if there is none at all, nothing is touched.
 //!
@@ -26,7 +29,7 @@
 mod exchangers;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::Permissions;
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -123,6 +126,9 @@ const UNSEEN_DAYS: i64 = 30;
 const SEEN: &str = "# seen ";
 /// The most rows that are printed for people.
 const ROWS: usize = 1000;
+
+/// What the new map is called until it is in its place.
+const BESIDE: &str = ".concurrencysites.qpatch-new";
 
 /// The first line of the file.
 const HEAD: &str =
@@ -286,6 +292,36 @@ fn site_of(exchangers: &[Exchanger], is_one: bool, table: &Table) -> (Option<u32
     }
 }
 
+/// What the answer of DNS means for a name.
+#[derive(Clone, Debug)]
+enum Found {
+    /// At the site of the group with this name; why.
+    At(String, String),
+    /// At no site; why.
+    Elsewhere(String),
+    /// There is no answer that can be relied on; why.
+    Unanswered(String),
+}
+
+impl Found {
+    fn of(said: &Said, table: &Table) -> Self {
+        let (exchangers, is_one) = match said {
+            Said::Nothing(why) => return Self::Unanswered(why.clone()),
+            Said::NoDomain => return Self::Elsewhere("no such domain".to_string()),
+            Said::NoMail => return Self::Elsewhere("it takes no mail (null MX)".to_string()),
+            Said::Exchangers(exchangers) => (exchangers, false),
+            Said::Host(names) => (names, true),
+        };
+        match site_of(exchangers, is_one, table) {
+            (None, because) => Self::Elsewhere(because),
+            (Some(group), because) => {
+                let name = &table.groups()[group as usize].name;
+                Self::At(String::from_utf8_lossy(name).into_owned(), because)
+            }
+        }
+    }
+}
+
 /// Runs it.
 ///
 /// # Errors
@@ -394,25 +430,51 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
         answer: Duration::from_secs(args.timeout.into()),
         total: TOTAL,
     };
-    let said = asker.ask(&list)?;
+    let found = asker.ask(&list, |said| Found::of(&said, table))?;
     outcome.asked = list.len() as u64;
-    outcome.answered = said.iter().filter(|said| !matches!(said, Said::Nothing(_))).count() as u64;
+    let answered = found.iter().filter(|found| !matches!(found, Found::Unanswered(_)));
+    outcome.answered = answered.count() as u64;
     if outcome.asked > 0 && outcome.answered == 0 {
-        return Err(unanswered(path, &said, args));
+        return Err(unanswered(path, &found, args));
     }
-    let mut new = outcome.compare(&old, &list, &said, &not_asked, table);
+    let mut new = outcome.compare(&old, &list, found, &not_asked);
     for (name, mapped) in &mut new {
         if !old.contains_key(name) || is_seen(name) {
             mapped.seen = today;
         }
     }
+    let mut current = None;
+    let _lock = if new != old && !args.dry_run {
+        let lock = lock(path);
+        // Another run may have written it since.
+        let read = read_file(path, table::FILE_MAX).map_err(|kind| unusable(path, kind))?;
+        let read = read.map(|(_, text)| mapped(&text, today)).unwrap_or_default();
+        let asked: HashSet<&String> = list.iter().map(|(name, _)| name).collect();
+        for (name, entry) in &read {
+            if old.get(name) != Some(entry) && !asked.contains(name) {
+                new.insert(name.clone(), entry.clone());
+            }
+        }
+        current = Some(read);
+        lock
+    } else {
+        None
+    };
     outcome.bound(&mut new, &old);
     outcome.domains = new.len() as u64;
-    if new != old && !args.dry_run {
+    if current.is_some_and(|current| current != new) {
         write(path, &new)?;
         outcome.written = true;
     }
     Ok(outcome)
+}
+
+/// Waits until no other run writes the map, and keeps others from it until it is dropped. None where the file system
+/// has no locks for folders; then of two runs that end at the same moment the later one counts.
+fn lock(path: &Path) -> Option<File> {
+    let folder = File::open(path.parent()?).ok()?;
+    folder.lock().ok()?;
+    Some(folder)
 }
 
 fn add_logs(names: &mut Names<'_>, paths: &[PathBuf]) -> Result<(), Error> {
@@ -430,10 +492,10 @@ fn add_logs(names: &mut Names<'_>, paths: &[PathBuf]) -> Result<(), Error> {
 }
 
 /// No name server could tell anything.
-fn unanswered(path: &Path, said: &[Said], args: &Sites) -> Error {
+fn unanswered(path: &Path, found: &[Found], args: &Sites) -> Error {
     let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
-    for said in said {
-        if let Said::Nothing(why) = said {
+    for found in found {
+        if let Found::Unanswered(why) = found {
             *reasons.entry(why).or_default() += 1;
         }
     }
@@ -448,14 +510,15 @@ fn unanswered(path: &Path, said: &[Said], args: &Sites) -> Error {
     };
     let what = format!(
         "no answer to {}: {}; {} is as it was",
-        count(said.len() as u64, "look-up"),
+        count(found.len() as u64, "look-up"),
         reasons.join(", "),
         path.display()
     );
     Error::new(place, what, help)
 }
 
-/// Writes the map beside the old one, and puts it in its place. A link there is replaced, not followed.
+/// Writes the map beside the old one, and puts it in its place. A link there is replaced, not followed. The caller has
+/// [`lock`].
 fn write(path: &Path, map: &BTreeMap<String, Mapped>) -> Result<(), Error> {
     let mut text = HEAD.to_string();
     let mut days: BTreeMap<i64, Vec<(&String, &String)>> = BTreeMap::new();
@@ -475,10 +538,13 @@ fn write(path: &Path, map: &BTreeMap<String, Mapped>) -> Result<(), Error> {
     }
     let control = path.parent().unwrap_or(Path::new("."));
     let refused = |error: io::Error| Error::io(control, "write into it", &error);
-    let mut file = tempfile::Builder::new()
-        .prefix(".concurrencysites.")
-        .tempfile_in(control)
-        .map_err(refused)?;
+    // The name is always the same, so a run that was killed leaves one file at most, which the next one removes.
+    match fs::remove_file(control.join(BESIDE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(refused(error)),
+        _ => {}
+    }
+    let beside = tempfile::Builder::new().prefix(BESIDE).rand_bytes(0).tempfile_in(control);
+    let mut file = beside.map_err(refused)?;
     file.write_all(text.as_bytes()).map_err(refused)?;
     // qmail-rspawn reads it as qmailr, whatever the umask here.
     file.as_file().set_permissions(Permissions::from_mode(0o644)).map_err(refused)?;
@@ -536,21 +602,20 @@ impl Outcome {
         &mut self,
         old: &BTreeMap<String, Mapped>,
         list: &[(String, Hop)],
-        said: &[Said],
+        found: Vec<Found>,
         not_asked: &HashMap<&str, NotAsked>,
-        table: &Table,
     ) -> BTreeMap<String, Mapped> {
         let mut new = BTreeMap::new();
         let seen_of = |name: &str| old.get(name).map_or(0, |mapped| mapped.seen);
-        for ((name, _), said) in list.iter().zip(said) {
+        for ((name, _), found) in list.iter().zip(found) {
             let was = old.get(name).map(|mapped| &mapped.group);
-            let (group, because) = match said {
-                Said::Nothing(why) => {
+            let (group, because) = match found {
+                Found::Unanswered(why) => {
                     let change = Change {
                         domain: name.clone(),
                         group: was.cloned(),
                         was: None,
-                        because: plain(why),
+                        because: plain(&why),
                     };
                     match was {
                         Some(was) => {
@@ -562,14 +627,8 @@ impl Outcome {
                     }
                     continue;
                 }
-                Said::NoDomain => (None, "no such domain".to_string()),
-                Said::NoMail => (None, "it takes no mail (null MX)".to_string()),
-                Said::Exchangers(found) | Said::Host(found) => {
-                    let is_one = matches!(said, Said::Host(_));
-                    let (group, because) = site_of(found, is_one, table);
-                    let name = group.map(|group| &table.groups()[group as usize].name);
-                    (name.map(|name| String::from_utf8_lossy(name).into_owned()), because)
-                }
+                Found::Elsewhere(because) => (None, because),
+                Found::At(group, because) => (Some(group), because),
             };
             // A line of 256 bytes and more cannot be the name of a group here.
             let group = group.filter(|group| group.len() <= NAME_MAX);
