@@ -384,11 +384,18 @@ impl<'a> Parser<'a> {
         Ok(content)
     }
 
-    /// Returns `text`, which starts in column 1, with `${name}` replaced by its parameter.
+    /// Returns `text`, which starts in column 1, with `${name}` replaced by its parameter, and `$${` by a literal
+    /// `${`.
     fn substituted(&self, text: &str) -> Result<String, RuleError> {
         let mut out = String::new();
         let mut at = 0;
         while let Some(start) = text[at..].find("${").map(|n| at + n) {
+            if text[at..start].ends_with('$') {
+                out.push_str(&text[at..start - 1]);
+                out.push_str("${");
+                at = start + 2;
+                continue;
+            }
             let Some(end) = text[start..].find('}').map(|n| start + n) else {
                 return self.error(start + 1, "expected `}` after `${`");
             };
