@@ -718,6 +718,101 @@ fn connections_that_fail_count_for_their_domain_alone() {
     assert_eq!(members_that_start(&mut gate, now_us, 40), 20);
 }
 
+/// Where no connection succeeds for many members at once, it is this machine, and not each of their servers.
+#[test]
+fn a_shortage_of_this_machine_is_seen_behind_a_site() {
+    for learning in ["fixed", "learn"] {
+        let table = format!(":20::{learning}\n192.0.2.0/24:20:site:{learning}\n");
+        let mut gate = gate_with_members(&table);
+        assert_eq!(members_that_start(&mut gate, SECOND, 10), 10);
+        (100..110).for_each(|slot| assert_eq!(gate.done(SECOND, slot, Ran::Yes(TOOK)), None));
+        let now_us = 120 * SECOND;
+        assert_eq!(members_that_start(&mut gate, now_us, 10), 10);
+        let tries: Vec<_> =
+            (100..110).map(|slot| gate.done(now_us, slot, Ran::Yes(NOT_CONNECTED))).collect();
+        // The first ones look like any failure.
+        assert!(
+            tries[5..].iter().all(Option::is_some),
+            "{learning}: these were no tries: {tries:?}"
+        );
+        while gate.next(now_us) != Next::None {}
+        assert_eq!(members_that_start(&mut gate, now_us + 1, 10), 0, "nothing starts for a while");
+        assert_eq!(members_that_start(&mut gate, now_us + 3 * SECOND, 10), 10, "{learning}");
+    }
+}
+
+/// Commands of a member that are held are no deliveries beside the one that failed.
+#[test]
+fn held_mail_of_a_member_is_not_beside_it() {
+    let mut gate = gate_with_members(":20::learn\n192.0.2.0/24:2:site:learn\n");
+    let now_us = 120 * SECOND;
+    assert_eq!(ask_for(&mut gate, now_us, 0, "member1.example"), Answer::Go);
+    assert_eq!(ask_for(&mut gate, now_us, 1, "member0.example"), Answer::Go);
+    assert_eq!(ask_for(&mut gate, now_us, 2, "member0.example"), Answer::Hold);
+    let failed = gate.done(now_us + SECOND, 1, Ran::Yes(NOT_CONNECTED));
+    assert_eq!(
+        failed, None,
+        "it was alone, and its domain has taken nothing of late: that was a try"
+    );
+}
+
+/// Fifty places that are free at once are all in use at once again, whether by held mail or by mail that is away.
+#[test]
+fn fifty_places_at_once() {
+    for slots in [70, 100, 350] {
+        let mut gate = Gate::new(slots, slots, 7).unwrap();
+        let table = Table::parse(b":50\n", gate.hasher()).unwrap().0;
+        gate.set_table(Some(table), 0).unwrap();
+        let mut running = Vec::new();
+        let mut free: Vec<u32> = (0..slots).rev().collect();
+        let (mut held, mut away) = (0, 0u32);
+        for _ in 0..300 {
+            let slot = free.pop().unwrap();
+            match ask_for(&mut gate, SECOND, slot, "d.example") {
+                Answer::Go => running.push(slot),
+                Answer::Hold => held += 1u32,
+                Answer::Busy(_) => {
+                    away += 1;
+                    free.push(slot);
+                }
+                Answer::InUse => panic!("slot {slot} is free"),
+            }
+        }
+        assert_eq!((running.len(), held + away), (50, 250));
+        for round in 2..6 {
+            let now_us = round * SECOND;
+            for slot in running.drain(..) {
+                assert_eq!(gate.done(now_us, slot, Ran::Yes(TOOK)), None);
+                free.push(slot);
+            }
+            // No time goes by: what is called is here at once.
+            loop {
+                match gate.next(now_us) {
+                    Next::Go { slot, .. } => running.push(slot),
+                    Next::Call(call) => {
+                        for _ in 0..call.most.min(away) {
+                            let slot = free.pop().unwrap();
+                            match ask_for(&mut gate, now_us, slot, "d.example") {
+                                Answer::Go => running.push(slot),
+                                Answer::Hold => {}
+                                Answer::Busy(_) => {
+                                    away += 1;
+                                    free.push(slot);
+                                }
+                                Answer::InUse => panic!("slot {slot} is free"),
+                            }
+                            away -= 1;
+                        }
+                    }
+                    Next::None => break,
+                    next => panic!("{next:?}"),
+                }
+            }
+            assert_eq!(running.len(), 50, "round {round} with {slots} slots, {away} away");
+        }
+    }
+}
+
 /// A member whose mail the site took can hang later: it has three quarters of the places at most.
 #[test]
 fn one_member_leaves_places_to_the_others() {

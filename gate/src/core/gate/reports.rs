@@ -34,10 +34,13 @@ impl Gate {
             let is_too_fast = matches!(said.rule, Some(Verdict { meaning: Meaning::Rate, .. }))
                 && matches!(said.seen, report::Seen::TooMany(_));
             let of_server = if is_too_fast { report::Seen::Deferred } else { said.seen };
+            // As ever, unless the operator says something else.
+            let of_server = match self.key(at).is_fixed() && said.rule.is_none() {
+                true => report::at_the_door(report),
+                false => of_server,
+            };
             let seen = match site {
                 Site::Elsewhere | Site::Alone => report::Seen::Nothing,
-                // As ever, unless the operator says something else.
-                _ if self.key(at).is_fixed() && said.rule.is_none() => report::at_the_door(report),
                 _ => of_server,
             };
             let counted = if site == Site::Own { Counted::Known } else { Counted::All };
@@ -46,11 +49,15 @@ impl Gate {
             let mut tried = self.learn(at, &ended);
             match site {
                 Site::Alone => {
-                    tried = self.ended_alone(domain, Ended { seen: of_server, ..ended });
+                    let running = self.running_of(domain);
+                    let alone = Ended { seen: of_server, running, beside: running, ..ended };
+                    // Where no server can be reached, the domain is a witness for itself.
+                    tried = self.learn(domain, &Ended { counted: Counted::All, ..alone });
+                    self.make_ready(at);
                 }
                 // What was refused at an address of the site is the site's matter.
                 Site::Own if !matches!(said.seen, report::Seen::TooMany(_)) => {
-                    self.ended_alone(domain, ended);
+                    self.ended_at_site(domain, ended);
                 }
                 _ => {}
             }

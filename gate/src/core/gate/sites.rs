@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Gate, Order};
+use super::{Gate, NONE, Order};
 use crate::control::limit::{Learning, Limit};
 use crate::control::site::{Because, Evidence, Standing};
 use crate::core::key::{Key, most};
-use crate::core::keys::Keys;
-use crate::core::learn::{Counted, Ended, May, Try};
+use crate::core::keys::{Domain, Keys};
+use crate::core::learn::{Counted, Ended, May};
 use crate::core::rules::KeyKind;
+use crate::core::slots::Slot;
 use crate::report::{self, Report};
 
 /// Which site a domain that a report came from belongs to.
@@ -142,15 +143,29 @@ impl Gate {
         if by_address && now.cap.learning == Learning::On { Site::New } else { Site::Other }
     }
 
-    /// What a domain of a site has met for itself: failures that carry no address, and whatever ends them.
-    pub(super) fn ended_alone(&mut self, domain: u32, ended: Ended) -> Try {
+    /// How many deliveries of a domain run beside the one whose slot is not free yet. It looks at all that its key
+    /// holds, so it is for failures only.
+    pub(super) fn running_of(&self, domain: u32) -> u32 {
+        let Domain { key, slots, .. } = self.keys.all[domain as usize].domain;
+        let mut held = 0;
+        let mut at = self.key(key).waiting.first;
+        while at != NONE {
+            let Slot { domain: of, of_key, .. } = self.slots[at as usize];
+            held += u32::from(of == domain);
+            at = of_key.next;
+        }
+        slots.saturating_sub(held + 1)
+    }
+
+    /// A report from an address of the site counts for its domain, too: an answer ends what the domain has met alone.
+    pub(super) fn ended_at_site(&mut self, domain: u32, ended: Ended) {
         let entry = &mut self.keys.all[domain as usize];
-        // Its slot is not free yet.
+        // Its slot is not free yet. What is held counts as well: to look for it takes too long at each delivery.
         let running = entry.domain.slots.saturating_sub(1);
         entry.key.learned.end(
             &Ended { running, beside: running, counted: Counted::All, ..ended },
             &mut self.random,
-        )
+        );
     }
 
     /// What the server took from a domain that does not count under its site yet says of the site, and of its
