@@ -93,6 +93,9 @@ pub(super) fn advice(kind: Kind) -> String {
         }
         Kind::Utf16 => "save it as plain text, or as UTF-8",
         Kind::DomainRoot => "leave out the dot",
+        Kind::DomainEmptyLabel => {
+            "leave out one of the dots; a dot before a domain means all below it"
+        }
         Kind::Duplicate(_) => "remove one of the two lines",
         Kind::GroupDisagrees(_) => "write the same limit in all lines of the group",
         Kind::LearningDisagrees(_) => "write the same fourth field in all lines of the group",

@@ -139,6 +139,14 @@ fn instead(kind: Kind, line: &[u8]) -> Option<String> {
     if is_word_for_all(name) {
         return Some(format!("write {rest} for all other {what}"));
     }
+    if let Some(start) =
+        name.strip_suffix(b".*").filter(|start| start.iter().all(|&b| is_of_host(b)))
+    {
+        let start = String::from_utf8_lossy(start);
+        return Some(format!(
+            "write a line for each that is meant, as in {start}.com{rest}; nothing stands for the end of a name"
+        ));
+    }
     let below = below(name)?;
     Some(format!("write {below}{rest} for all {what} below {}", &below[1..]))
 }

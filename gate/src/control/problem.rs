@@ -146,6 +146,8 @@ pub enum Kind {
     Utf16,
     /// A dot at the end of the domain; it is looked up without.
     DomainRoot,
+    /// Two dots in a row, or a second one at the start: between them is no name.
+    DomainEmptyLabel,
     /// The domain was in an earlier line, whose number is here. This one counts.
     Duplicate(u32),
     /// The group has another limit in an earlier line, whose number is here. The lower one counts.
@@ -246,6 +248,7 @@ impl Kind {
             | Self::DomainNotHost(_)
             | Self::DomainMark
             | Self::DomainRoot
+            | Self::DomainEmptyLabel
             | Self::Duplicate(_)
             | Self::GroupDisagrees(_)
             | Self::LearningDisagrees(_)
@@ -300,6 +303,7 @@ impl fmt::Display for Kind {
             Self::DomainMark => f.write_str("a byte order mark, which counts for a part of the domain"),
             Self::Utf16 => f.write_str("the file is in UTF-16"),
             Self::DomainRoot => f.write_str("the dot at the domain's end is ignored"),
+            Self::DomainEmptyLabel => f.write_str("no domain has two dots in a row"),
             Self::Duplicate(line) => write!(f, "the domain is in line {line} already; this line counts"),
             Self::GroupDisagrees(line) => {
                 write!(f, "the group has another limit in line {line}; the lowest counts for all its domains")

@@ -637,6 +637,9 @@ fn domain<'a>(name: &'a [u8], column: usize, line: u32, problems: &mut Problems)
         let kind = if is_mark { Kind::DomainMark } else { Kind::DomainNotAscii };
         problems.add(line, column + at, kind);
     }
+    if let Some(at) = bare.windows(2).position(|pair| pair == b"..") {
+        problems.add(line, column + at + 1, Kind::DomainEmptyLabel);
+    }
     if let Some(at) = bare.iter().position(|&byte| byte == b'*') {
         problems.add(line, column + at, Kind::DomainStar);
     } else if bare.first() == Some(&b'[') {
@@ -804,6 +807,9 @@ mod tests {
             assert!(matches!(problems[..], [(1, _, Kind::DomainNotHost(_))]), "{odd} {problems:?}");
         }
         assert_eq!(parse(b"*.example:20\n").1, [(1, 1, Kind::DomainStar)]);
+        assert_eq!(parse(b"a..example:20\n").1, [(1, 3, Kind::DomainEmptyLabel)]);
+        assert_eq!(parse(b"..example:20\n").1, [(1, 2, Kind::DomainEmptyLabel)]);
+        assert_eq!(parse(b"mx:.a..example:20\n").1, [(1, 6, Kind::DomainEmptyLabel)]);
         assert_eq!(parse(b"all.example:20\n").1, []);
     }
 
