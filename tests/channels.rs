@@ -10,7 +10,7 @@ use std::process::Command;
 
 use channels::with_channels;
 use common::{Fixture, has, run};
-use qpatch::verify::{self, Options, Outcome, Part, Silent, Step, Verdict};
+use qpatch::verify::{self, Options, Part, ProofOutcome, Silent, Step, StepVerdict};
 
 fn applied(supplemental: u32) -> Fixture {
     let fixture = with_channels(supplemental);
@@ -18,20 +18,20 @@ fn applied(supplemental: u32) -> Fixture {
     fixture
 }
 
-fn proof(fixture: &Fixture, only: &[Part]) -> Outcome {
+fn proof(fixture: &Fixture, only: &[Part]) -> ProofOutcome {
     let options =
         Options { spawn: Some(300), seed: Some(1), only: only.to_vec(), ..Options::default() };
     verify::run(fixture.path(), &options, &mut Silent).unwrap()
 }
 
-fn step<'o>(outcome: &'o Outcome, name: &str) -> &'o Step {
+fn step<'o>(outcome: &'o ProofOutcome, name: &str) -> &'o Step {
     let all = outcome.steps.iter().map(|step| format!("{step}\n")).collect::<String>();
     outcome.steps.iter().find(|step| step.name == name).unwrap_or_else(|| panic!("{all}"))
 }
 
-fn holds(outcome: &Outcome, name: &str, says: &str) {
+fn holds(outcome: &ProofOutcome, name: &str, says: &str) {
     let step = step(outcome, name);
-    assert_eq!(step.verdict, Verdict::Pass, "{step}");
+    assert_eq!(step.verdict, StepVerdict::Pass, "{step}");
     assert!(step.detail.contains(says), "{step}");
 }
 
@@ -66,7 +66,7 @@ fn a_tree_whose_spawners_cannot_count_together_is_found_out() {
     fixture.replace("hier.c", "queue/lock/gateshared", "queue/lock/gatealone");
     let outcome = proof(&fixture, &[Part::Gate]);
     let step = step(&outcome, "gate");
-    assert_eq!(step.verdict, Verdict::Fail, "{step}");
+    assert_eq!(step.verdict, StepVerdict::Fail, "{step}");
     assert!(step.detail.contains("at the same time: expected 5, found "), "{step}");
 }
 

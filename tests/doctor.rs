@@ -10,8 +10,10 @@ use std::process::Command;
 
 use proptest::prelude::*;
 use qpatch::doctor::host::Host;
-use qpatch::doctor::launch::limits::{Given, Machine, Pair, State, Value};
-use qpatch::doctor::launch::script::{Called, Walk, World};
+use qpatch::doctor::launch::limits::{
+    InheritedLimit, KernelLimits, LimitPair, LimitState, LimitValue,
+};
+use qpatch::doctor::launch::script::{PathContent, ScriptHost, Walk};
 use qpatch::doctor::launch::shell::Shell;
 use qpatch::doctor::launch::unit;
 use qpatch::doctor::{Options, examine_host};
@@ -106,15 +108,15 @@ fn machines() {
 /// A machine with nothing but a shell.
 struct Bare(Shell);
 
-impl World for Bare {
-    fn called(&self, _: &str) -> Called {
-        Called::Other
+impl ScriptHost for Bare {
+    fn content_of(&self, _: &str) -> PathContent {
+        PathContent::Other
     }
     fn shell(&self) -> Shell {
         self.0
     }
-    fn machine(&self) -> Machine {
-        Machine { nr_open: None, may_raise: false }
+    fn kernel_limits(&self) -> KernelLimits {
+        KernelLimits { nr_open: None, may_raise: false }
     }
     fn is_rc(&self, _: &str) -> bool {
         false
@@ -126,19 +128,19 @@ impl World for Bare {
 
 /// What doctor takes a script for, when it starts with 1000 and 5000 descriptors: soft and hard limit at qmail-start.
 fn taken_for(script: &str, shell: Shell) -> Option<(u64, u64)> {
-    let by = std::rc::Rc::new(Given { by: String::new(), certain: true, raise: None });
-    let pair = Pair::given(Value::Number(1000), Value::Number(5000), &by);
+    let by = std::rc::Rc::new(InheritedLimit { by: String::new(), certain: true, raise: None });
+    let pair = LimitPair::inherited(LimitValue::Number(1000), LimitValue::Number(5000), &by);
     let world = Bare(shell);
     let mut walk = Walk::new(&world);
-    walk.script("run", script, &State::new(pair, Pair::NOT_FOUND), &BTreeMap::new());
+    walk.script("run", script, &LimitState::new(pair, LimitPair::NOT_FOUND), &BTreeMap::new());
     let [reach] = walk.found.reaches.as_slice() else { return None };
     let (pair, rest) = reach.state.files.split_first()?;
-    let values = |pair: &Pair| (pair.soft.value, pair.hard.value);
+    let values = |pair: &LimitPair| (pair.soft.value, pair.hard.value);
     if rest.iter().any(|other| values(other) != values(pair)) {
         return None;
     }
     match (pair.soft.value, pair.hard.value) {
-        (Value::Number(soft), Value::Number(hard)) => Some((soft, hard)),
+        (LimitValue::Number(soft), LimitValue::Number(hard)) => Some((soft, hard)),
         _ => None,
     }
 }
@@ -340,9 +342,9 @@ fn what_is_cut_is_told() {
     ] {
         let world = Bare(Shell::Dash);
         let mut walk = Walk::new(&world);
-        let by = std::rc::Rc::new(Given { by: String::new(), certain: true, raise: None });
-        let pair = Pair::given(Value::Number(1000), Value::Number(5000), &by);
-        walk.script("run", &script, &State::new(pair, Pair::NOT_FOUND), &BTreeMap::new());
+        let by = std::rc::Rc::new(InheritedLimit { by: String::new(), certain: true, raise: None });
+        let pair = LimitPair::inherited(LimitValue::Number(1000), LimitValue::Number(5000), &by);
+        walk.script("run", &script, &LimitState::new(pair, LimitPair::NOT_FOUND), &BTreeMap::new());
         let wanted = match is_cut {
             true => vec![
                 "run: too much to follow to the end: scripts within scripts, or very many commands"

@@ -20,13 +20,13 @@ use std::time::{Duration, Instant};
 use common::{Fixture, run};
 use qpatch::fixture::Dialect;
 use qpatch::verify::proofs::gate;
-use qpatch::verify::proofs::mail::Progress;
+use qpatch::verify::proofs::mail::Watchdog;
 use qpatch::verify::rig::log::{Log, logged};
 use qpatch::verify::rig::numbers::{self, Random};
 use qpatch::verify::rig::protocol::{Command, Report, Width};
 use qpatch::verify::rig::sendrig::{self, SendRig, Spawners, pull_trigger};
 use qpatch::verify::rig::spawner::{Channel, IDLE, Spawner};
-use qpatch::verify::rig::stub::{self, Event, EventKind, Mode, Stubs, peak};
+use qpatch::verify::rig::stub::{self, Mode, StubEvent, StubEventKind, Stubs, peak};
 use qpatch::verify::sandbox::site::Site;
 use qpatch_gate::problem::File;
 use qpatch_gate::status::{InForce, State, Status};
@@ -155,7 +155,9 @@ impl<'r> Spawning<'r> {
     /// How many deliveries to `domain` have started.
     fn count(&self, domain: &str) -> usize {
         let events = self.rig.stubs.events().iter();
-        events.filter(|event| event.kind == EventKind::Start && event.domain() == domain).count()
+        events
+            .filter(|event| event.kind == StubEventKind::Start && event.domain() == domain)
+            .count()
     }
 
     fn peak(&self, domain: &str) -> usize {
@@ -383,7 +385,7 @@ fn a_place_comes_back_however_a_delivery_ends() {
 
     // The same through qmail-send; and fork fails.
     let Rig { site, stubs, .. } = &mut rig;
-    let gated = gate::holds(site, stubs, u32::MAX, &mut Random::new(1), &mut |_, _| {}).unwrap();
+    let gated = gate::prove(site, stubs, u32::MAX, &mut Random::new(1), &mut |_, _| {}).unwrap();
     if gated.failed_starts == 0 {
         tell("skipped: failures of fork: this system cannot make a running process see them");
     }
@@ -786,8 +788,8 @@ fn waiting(site: &Site) -> BTreeSet<String> {
     waiting
 }
 
-fn ended(stubs: &Stubs, wanted: impl Fn(&Event) -> bool) -> usize {
-    stubs.events().iter().filter(|event| event.kind == EventKind::End && wanted(event)).count()
+fn ended(stubs: &Stubs, wanted: impl Fn(&StubEvent) -> bool) -> usize {
+    stubs.events().iter().filter(|event| event.kind == StubEventKind::End && wanted(event)).count()
 }
 
 #[test]
@@ -831,7 +833,7 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     let delivered: BTreeSet<String> = stubs
         .events()
         .iter()
-        .filter(|event| event.kind == EventKind::End)
+        .filter(|event| event.kind == StubEventKind::End)
         .map(|event| event.recipient.clone())
         .collect();
     assert!(delivered.len() >= 20 + LIMIT + held, "{} delivered, {held} held", delivered.len());
@@ -932,14 +934,14 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
     let mut others_done = 0;
     let started = Instant::now();
     let mut batch = Took { busy: 0, seconds: 0.0 };
-    let mut progress = Progress::default();
+    let mut progress = Watchdog::default();
     let mut send = SendRig::start(site, Spawners::Own).unwrap();
     send.set_idle(Duration::from_secs(150));
     send.wait(stubs, "all mail", |send, stubs| {
         // Mail that is sent away for ever shows signs of life for ever.
         progress.check(ends.len(), || "deliveries that have ended".to_owned())?;
         for event in &stubs.events()[seen..] {
-            if event.kind == EventKind::Start {
+            if event.kind == StubEventKind::Start {
                 continue;
             }
             assert!(

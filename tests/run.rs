@@ -13,14 +13,14 @@ use std::time::Duration;
 use common::{Fixture, has};
 use qpatch::fixture::Dialect;
 use qpatch::verify::error::{Disproof, Error};
-use qpatch::verify::proofs::{fdset, trials};
+use qpatch::verify::proofs::{fdset, spawner_trials};
 use qpatch::verify::rig::numbers::Random;
 use qpatch::verify::rig::protocol::{Command, Width};
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
 use qpatch::verify::sandbox::SiteConfig;
 use qpatch::verify::sandbox::build;
-use qpatch::verify::{self, CatchSignals, Options, Outcome, Silent, Verdict};
+use qpatch::verify::{self, CatchSignals, Options, ProofOutcome, Silent, StepVerdict};
 use rig::{Rig, config, running_below, site, tell};
 use trees::{Gate, classic, patched};
 
@@ -31,7 +31,7 @@ const FORTIFY: [&str; 2] = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
 const CROWD: u32 = 1200;
 
 /// The whole proof, in which no step may fail, with so many deliveries at once.
-fn verified(fixture: &Fixture, spawn: u32, options: Options) -> Outcome {
+fn verified(fixture: &Fixture, spawn: u32, options: Options) -> ProofOutcome {
     let options = Options { seed: Some(1), ..options };
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
     assert!(outcome.ok(), "{}", lines(&outcome));
@@ -39,14 +39,18 @@ fn verified(fixture: &Fixture, spawn: u32, options: Options) -> Outcome {
     outcome
 }
 
-fn lines(outcome: &Outcome) -> String {
+fn lines(outcome: &ProofOutcome) -> String {
     outcome.steps.iter().map(|step| format!("{step}\n")).collect()
 }
 
 fn proved(dialect: Dialect) {
     let outcome = verified(&patched(dialect, Gate::In), 1000, Options::default());
     // Nothing is left out.
-    assert!(outcome.steps.iter().all(|step| step.verdict == Verdict::Pass), "{}", lines(&outcome));
+    assert!(
+        outcome.steps.iter().all(|step| step.verdict == StepVerdict::Pass),
+        "{}",
+        lines(&outcome)
+    );
     for note in outcome.steps.iter().flat_map(|step| &step.notes) {
         tell(format_args!("{}: {note}", dialect.name()));
     }
@@ -219,7 +223,7 @@ fn where_fd_setsize_is_fixed_the_tree_has_an_fd_set_of_its_own() {
         let fixture = patched(dialect, Gate::Out);
         let config = SiteConfig { cc: Some(musl.to_owned()), ..config(65000, &FORTIFY) };
         let mut rig = Rig::build(fixture.path(), &config).unwrap();
-        let fd_sets = fdset::ask(&rig.site).unwrap();
+        let fd_sets = fdset::measure(&rig.site).unwrap();
         assert_eq!(fd_sets.check(65000).unwrap(), Some(131_072), "{fd_sets:?}");
         let remote = rig.crowd(Channel::Remote, CROWD).unwrap();
         let local = rig.crowd(Channel::Local, 600).unwrap();
@@ -284,7 +288,7 @@ fn without_qpatch_delivery_number_32768_is_negative() {
     assert_eq!((spawner.width(), spawner.announced()), (Width::Two, 40000));
     let mut at_once = |numbers: &[u32]| {
         let random = &mut Random::new(1);
-        trials::at_once(&mut spawner, stubs, *message, numbers, random, &mut |_, _| {})
+        spawner_trials::at_once(&mut spawner, stubs, *message, numbers, random, &mut |_, _| {})
     };
     assert_eq!(at_once(&[0, 255, 256, 509, 1023, 1024, 32767]).unwrap(), 7);
     let wrong = disproof(at_once(&[32767, 32768]).unwrap_err());

@@ -17,7 +17,7 @@ use qpatch::verify::error::Error;
 use qpatch::verify::rig::sendrig;
 use qpatch::verify::sandbox::build;
 use qpatch::verify::sandbox::{SiteConfig, check_tree};
-use qpatch::verify::{self, Options, Outcome, Part, Silent, Verdict};
+use qpatch::verify::{self, Options, Part, ProofOutcome, Silent, StepVerdict};
 use rig::{site, tell};
 use tempfile::TempDir;
 
@@ -136,8 +136,8 @@ fn builds_without(tree: &Path) -> Result<(), Error> {
 }
 
 /// The figures of a proof that holds.
-fn proved(outcome: &Outcome) -> Result<String, String> {
-    let failed = outcome.steps.iter().find(|step| step.verdict == Verdict::Fail);
+fn proved(outcome: &ProofOutcome) -> Result<String, String> {
+    let failed = outcome.steps.iter().find(|step| step.verdict == StepVerdict::Fail);
     if let Some(step) = failed {
         return Err(format!("verify at {}: {step}", outcome.spawn));
     }

@@ -144,10 +144,10 @@ fn the_classic_patch_and_recipe_under_fortify() {
     assert!(!outcome.ok());
     let step = |name: &str| outcome.steps.iter().find(|step| step.name == name).unwrap();
     for name in ["build", "chkspawn", "fd_set", "fortify-build"] {
-        assert_eq!(step(name).verdict, verify::Verdict::Pass, "{}", step(name));
+        assert_eq!(step(name).verdict, verify::StepVerdict::Pass, "{}", step(name));
     }
     for name in ["fortify-qmail-rspawn", "fortify-qmail-lspawn"] {
-        assert_eq!(step(name).verdict, verify::Verdict::Fail);
+        assert_eq!(step(name).verdict, verify::StepVerdict::Fail);
         let detail = &step(name).detail;
         assert!(detail.contains("ended by signal 6 (abort)"), "{detail}");
         assert!(
@@ -213,9 +213,9 @@ fn a_gate_that_does_not_learn_of_the_end_of_a_delivery() {
     let options = Options { only: vec![Part::Gate], ..Options::default() };
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
     let gate = outcome.steps.iter().find(|step| step.name == "gate").unwrap();
-    assert_eq!(gate.verdict, verify::Verdict::Fail, "{gate}");
+    assert_eq!(gate.verdict, verify::StepVerdict::Fail, "{gate}");
     assert!(gate.detail.contains("deliveries to capped.example at the same time"), "{gate}");
-    let wrong = outcome.steps.iter().filter(|step| step.verdict == verify::Verdict::Fail);
+    let wrong = outcome.steps.iter().filter(|step| step.verdict == verify::StepVerdict::Fail);
     assert_eq!(wrong.count(), 1);
 }
 
@@ -230,7 +230,7 @@ fn a_qmail_send_that_does_not_hear_the_gate_s_calls() {
     let options = Options { only: vec![Part::Gate], ..Options::default() };
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
     let gate = outcome.steps.iter().find(|step| step.name == "gate").unwrap();
-    assert_eq!(gate.verdict, verify::Verdict::Fail, "{gate}");
+    assert_eq!(gate.verdict, verify::StepVerdict::Fail, "{gate}");
     // At once, and not by the time that it takes.
     assert!(gate.detail.contains("delivery report out of range"), "{gate}");
 }

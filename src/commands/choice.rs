@@ -16,7 +16,7 @@ use crate::output::{Failures, warn};
 use crate::patches::{self, Shipped};
 use crate::tree::Tree;
 use crate::tree::plan::{OnPartialProtocol, Plan};
-use crate::verify::sandbox::target::Target;
+use crate::verify::sandbox::target::ObjectTarget;
 
 /// Which patches, for which tree.
 #[derive(Debug, Args)]
@@ -135,8 +135,8 @@ const GATE_ALONE: &str = "domain-gate needs big-concurrency, which --only or --s
 /// That the gate was compiled for another machine than the tree is, where the plan puts it in.
 fn wrong_machine(tree: &Tree, plan: &Plan) -> Option<Error> {
     let change = plan.changes.iter().find(|change| change.name == "gate.a")?;
-    let gate = Target::of_archive(&change.new)?;
-    let compiled = Target::of_compiler(tree).filter(|target| *target != gate)?;
+    let gate = ObjectTarget::of_archive(&change.new)?;
+    let compiled = ObjectTarget::of_compiler(tree).filter(|target| *target != gate)?;
     Some(Error::new(
         "gate.a",
         format!(

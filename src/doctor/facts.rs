@@ -16,7 +16,7 @@ use super::launch::conf;
 use super::launch::limits::Setting;
 use super::launch::{self, Launch};
 use super::options::Options;
-use super::process::{self, Daemons, Limits, Remotes, field_kib};
+use super::process::{self, Daemons, ProcessLimits, RemoteMemory, field_kib};
 use crate::patches::BIND_NOPORT_MARK;
 use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::relay_files;
@@ -55,7 +55,7 @@ pub struct Mount {
 
 /// control/concurrencydomains, as the gate understands it.
 #[derive(Debug)]
-pub struct Caps {
+pub struct DomainLimits {
     /// What the gate would load.
     pub table: Table,
     /// What is wrong with it. With an error the gate does not use it.
@@ -64,16 +64,16 @@ pub struct Caps {
     pub text: Vec<u8>,
 }
 
-impl Caps {
+impl DomainLimits {
     /// Parses the file with the gate's own parser.
     ///
     /// # Errors
     /// No memory.
-    pub fn parse(text: &[u8]) -> Fact<Caps> {
+    pub fn parse(text: &[u8]) -> Fact<DomainLimits> {
         let text = table::without_mark(text).to_vec();
         let (table, problems) = Table::parse(&text, Hasher::new(1))
             .map_err(|_| "control/concurrencydomains: out of memory".to_owned())?;
-        Ok(Caps { table, problems, text })
+        Ok(DomainLimits { table, problems, text })
     }
 }
 
@@ -89,17 +89,17 @@ pub struct Facts {
     /// control/concurrencylocal (10 where there is none).
     pub local: Fact<u32>,
     /// control/concurrencydomains; `Ok(None)`: there is none.
-    pub caps: Fact<Option<Caps>>,
+    pub caps: Fact<Option<DomainLimits>>,
     /// Which limits the running gate has in force, if its status tells.
     pub in_force: Option<InForce>,
     /// What is said of files that send mail to relays before control/smtproutes does.
-    pub elsewhere: Vec<(String, String)>,
+    pub relay_warnings: Vec<(String, String)>,
     /// Deliveries that control/remoteserver wants a fork server to make, if there is such a file.
     pub remote_server: Option<String>,
     /// How the qmail-rspawns that run start qmail-remote.
     pub starts: Vec<RemoteStatus>,
     /// The limits of this process, which are those of the shell that has started it.
-    pub shell: Fact<Limits>,
+    pub shell: Fact<ProcessLimits>,
     /// The daemons that run.
     pub daemons: Fact<Daemons>,
     /// What starts qmail.
@@ -113,7 +113,7 @@ pub struct Facts {
     /// Memory that is free for programs, in KiB.
     pub memory_kib: Fact<u64>,
     /// Memory of the qmail-remotes that run.
-    pub remotes: Option<Remotes>,
+    pub remotes: Option<RemoteMemory>,
     /// Pages that the pipes of one user may have before new ones get less (fs.pipe-user-pages-soft), or none (-hard).
     pub pipe_pages: (Fact<u64>, Fact<u64>),
     /// Control files that give outgoing connections an address of the machine.
@@ -152,7 +152,7 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
         local: control_number(host, &control.join("concurrencylocal"), 10),
         caps: caps(host, &control.join("concurrencydomains")),
         in_force: in_force(host, &options.home.join("queue/lock/gatestatus")),
-        elsewhere: relay_files::find(&host.path(&options.home))
+        relay_warnings: relay_files::find(&host.path(&options.home))
             .into_iter()
             .map(|file| (file.message(), file.help()))
             .collect(),
@@ -245,14 +245,14 @@ fn in_force(host: &Host<'_>, path: &Path) -> Option<InForce> {
     Some(status.in_force)
 }
 
-fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<Caps>> {
+fn caps(host: &Host<'_>, path: &Path) -> Fact<Option<DomainLimits>> {
     if !is_there(host, path)? {
         return Ok(None);
     }
     let at = path.display();
     match read_file(&host.path(path), table::FILE_MAX) {
         Ok(None) => Ok(None),
-        Ok(Some((_, text))) => Caps::parse(&text).map(Some),
+        Ok(Some((_, text))) => DomainLimits::parse(&text).map(Some),
         Err(Kind::NotRegular) => Err(format!("{at}: not a regular file")),
         Err(Kind::TooBig(bytes, _)) => {
             Err(format!("{at}: {bytes} bytes are more than the gate reads"))
@@ -279,8 +279,10 @@ const OUTGOING: [&str; 8] = [
 fn outgoing(host: &Host<'_>, home: &Path) -> Vec<String> {
     let read = relay_files::read_by_remote(&host.path(home), &OUTGOING).into_iter();
     let told = read.map(|(name, read)| match read {
-        relay_files::Read::Unknown => format!("control/{name} (if this qmail-remote reads it)"),
-        relay_files::Read::Yes | relay_files::Read::No => format!("control/{name}"),
+        relay_files::ReadByRemote::Unknown => {
+            format!("control/{name} (if this qmail-remote reads it)")
+        }
+        relay_files::ReadByRemote::Yes | relay_files::ReadByRemote::No => format!("control/{name}"),
     });
     told.collect()
 }
@@ -380,8 +382,8 @@ mod tests {
         assert_eq!(compiler_of("#define __FreeBSD__ 14\n").libc, Libc::Other("FreeBSD".to_owned()));
     }
 
-    use crate::doctor::launch::limits::Value;
-    use crate::doctor::process::{Group, Measure};
+    use crate::doctor::launch::limits::LimitValue;
+    use crate::doctor::process::{ControlGroup, Measure};
 
     /// Writes an imitation of a machine.
     fn machine(files: &[(&str, &str)]) -> crate::verify::sandbox::scratch::Scratch {
@@ -481,8 +483,8 @@ mod tests {
         let caps = facts.caps.expect("readable").expect("there");
         assert!(caps.problems.is_empty());
         assert_eq!((caps.table.len(), caps.table.groups().len()), (3, 1));
-        assert_eq!(facts.elsewhere, []);
-        let starts: Vec<(&str, Option<&str>, Value)> = facts
+        assert_eq!(facts.relay_warnings, []);
+        let starts: Vec<(&str, Option<&str>, LimitValue)> = facts
             .launch
             .starts
             .iter()
@@ -492,23 +494,28 @@ mod tests {
         assert_eq!(
             starts,
             [
-                ("/etc/systemd/system/qmail.service", Some("qmail.service"), Value::Number(1024)),
-                ("/service/qmail/run", None, Value::Number(512)),
+                (
+                    "/etc/systemd/system/qmail.service",
+                    Some("qmail.service"),
+                    LimitValue::Number(1024)
+                ),
+                ("/service/qmail/run", None, LimitValue::Number(512)),
             ]
         );
         assert_eq!(facts.launch.services[0].tasks[0].most, 512);
         let daemons = facts.daemons.expect("seen");
         let pids: Vec<u32> = daemons.ours.iter().map(|daemon| daemon.pid).collect();
         assert_eq!(pids, [12, 16]);
-        assert_eq!(daemons.not_told, ["qmail-lspawn (process 15)"]);
-        let group = Group { path: "/system.slice".to_owned(), most: 800, now: 44, others: 40 };
+        assert_eq!(daemons.unclear, ["qmail-lspawn (process 15)"]);
+        let group =
+            ControlGroup { path: "/system.slice".to_owned(), most: 800, now: 44, others: 40 };
         assert_eq!((daemons.ours[0].pid, &daemons.ours[0].group), (12, &Some(group)));
         assert_eq!(daemons.ours[0].group_memory_kib, Some(900));
         assert_eq!(daemons.ours[0].limits.as_ref().expect("seen").files, Some(1024));
         assert_eq!(facts.limits_conf.len(), 1);
         // One that has ended is not counted, nor is a daemon that has.
         let measure = Measure::Proportional;
-        assert_eq!(facts.remotes, Some(Remotes { count: 1, kib: 117 + 39, measure }));
+        assert_eq!(facts.remotes, Some(RemoteMemory { count: 1, kib: 117 + 39, measure }));
         assert_eq!((facts.threads, facts.memory_kib), (Ok(77), Ok(1_000_000)));
         assert_eq!(facts.ports, Ok((32768, 60999)));
         assert_eq!((facts.outgoing.len(), facts.takes_ports_late), (1, Ok(true)));

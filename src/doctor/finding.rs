@@ -9,7 +9,7 @@ use serde::Serialize;
 /// What a check comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum CheckVerdict {
     /// Enough for what is set up.
     Ok,
     /// Is in the way of no delivery, but worth a thought; the finding says what could be done.
@@ -36,7 +36,7 @@ pub struct Finding {
     pub name: &'static str,
     /// What it comes to.
     #[serde(rename = "result")]
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
     /// What was found, and what is needed.
     pub detail: String,
     /// What to change.
@@ -46,10 +46,10 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = match self.verdict {
-            Verdict::Ok => "ok",
-            Verdict::Note => "note",
-            Verdict::Warn => "WARN",
-            Verdict::Unknown => "?",
+            CheckVerdict::Ok => "ok",
+            CheckVerdict::Note => "note",
+            CheckVerdict::Warn => "WARN",
+            CheckVerdict::Unknown => "?",
         };
         write!(f, "{word:<4}  {:<18}  {}", self.name, self.detail)?;
         for fix in &self.fixes {
@@ -61,7 +61,7 @@ impl fmt::Display for Finding {
 
 /// Everything that was checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct DoctorReport {
     /// qmail's home.
     pub home: PathBuf,
     /// The number of remote deliveries that the findings are about.
@@ -70,10 +70,10 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-impl Report {
+impl DoctorReport {
     /// Whether nothing will get in the way, as far as could be seen.
     pub fn ok(&self) -> bool {
-        self.findings.iter().all(|finding| finding.verdict != Verdict::Warn)
+        self.findings.iter().all(|finding| finding.verdict != CheckVerdict::Warn)
     }
 
     /// The last line for a person.
@@ -82,12 +82,12 @@ impl Report {
             |verdict| self.findings.iter().filter(|finding| finding.verdict == verdict).count();
         format!(
             "{} of {} checks are fine for {} remote deliveries at once; {} to change, {} to consider, {} could not be seen",
-            count(Verdict::Ok),
+            count(CheckVerdict::Ok),
             self.findings.len(),
             self.concurrency,
-            count(Verdict::Warn),
-            count(Verdict::Note),
-            count(Verdict::Unknown)
+            count(CheckVerdict::Warn),
+            count(CheckVerdict::Note),
+            count(CheckVerdict::Unknown)
         )
     }
 
@@ -97,7 +97,7 @@ impl Report {
         struct WithVerdict<'r> {
             ok: bool,
             #[serde(flatten)]
-            report: &'r Report,
+            report: &'r DoctorReport,
         }
         let whole = WithVerdict { ok: self.ok(), report: self };
         serde_json::to_string_pretty(&whole)

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-pub use finding::{Finding, Fix, Report, Verdict};
+pub use finding::{CheckVerdict, DoctorReport, Finding, Fix};
 pub use options::Options;
 
 /// The folder that somebody has named as qmail's home, absolute.
@@ -40,14 +40,18 @@ pub fn installed(home: &Path) -> Result<PathBuf, Error> {
 }
 
 /// Examines this machine.
-pub fn examine(options: &Options) -> Report {
+pub fn examine(options: &Options) -> DoctorReport {
     let host = host::Host::this_machine();
     examine_host(&host, options)
 }
 
 /// Examines `host`, which may be an imitation.
-pub fn examine_host(host: &host::Host<'_>, options: &Options) -> Report {
+pub fn examine_host(host: &host::Host<'_>, options: &Options) -> DoctorReport {
     let facts = facts::gather(host, options);
     let concurrency = checks::concurrency(&facts, options);
-    Report { home: options.home.clone(), concurrency, findings: checks::all(&facts, concurrency) }
+    DoctorReport {
+        home: options.home.clone(),
+        concurrency,
+        findings: checks::all(&facts, concurrency),
+    }
 }

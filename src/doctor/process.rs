@@ -9,7 +9,7 @@ use super::host::{Fact, Host};
 
 /// The limits of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
+pub struct ProcessLimits {
     /// Soft limit on descriptors; `None`: unlimited.
     pub files: Option<u64>,
     /// Hard limit on descriptors.
@@ -26,18 +26,18 @@ pub struct Daemon {
     /// Its process.
     pub pid: u32,
     /// Its limits.
-    pub limits: Fact<Limits>,
+    pub limits: Fact<ProcessLimits>,
     /// The program file has been replaced since it was started; `None`: cannot be seen.
     pub replaced: Option<bool>,
     /// Of its control group and those above the one that leaves the least room for processes.
-    pub group: Option<Group>,
+    pub group: Option<ControlGroup>,
     /// Room for memory in its control group and those above, in KiB.
     pub group_memory_kib: Option<u64>,
 }
 
 /// A control group that limits processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
+pub struct ControlGroup {
     /// Its path below the root of control groups.
     pub path: String,
     /// Its limit.
@@ -54,14 +54,14 @@ pub struct Daemons {
     /// Those of this qmail.
     pub ours: Vec<Daemon>,
     /// Those that perhaps belong to another qmail: names and processes.
-    pub not_told: Vec<String>,
+    pub unclear: Vec<String>,
     /// Whether root asks, who sees all that can be seen.
     pub asked_by_root: bool,
 }
 
 /// Memory of the qmail-remotes that run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Remotes {
+pub struct RemoteMemory {
     /// How many were measured.
     pub count: u64,
     /// What they cost the machine together, in KiB.
@@ -80,7 +80,7 @@ pub enum Measure {
 }
 
 /// A file in the form of /proc/PID/limits.
-pub fn limits(text: &str) -> Limits {
+pub fn limits(text: &str) -> ProcessLimits {
     let row = |name: &str| -> (Option<u64>, Option<u64>) {
         let Some(rest) = text.lines().find_map(|line| line.strip_prefix(name)) else {
             return (None, None);
@@ -90,7 +90,7 @@ pub fn limits(text: &str) -> Limits {
     };
     let (files, files_hard) = row("Max open files");
     let (processes, _) = row("Max processes");
-    Limits { files, files_hard, processes }
+    ProcessLimits { files, files_hard, processes }
 }
 
 /// A line like `MemAvailable: 1000 kB`.
@@ -154,7 +154,7 @@ pub fn daemons(host: &Host<'_>, home: &Path) -> Fact<Daemons> {
     for (pid, name) in processes(host)? {
         match names.contains(&name.as_str()).then(|| belongs(host, pid, home)) {
             Some(Some(true)) => found.ours.push(daemon(host, pid, name)),
-            Some(None) => found.not_told.push(format!("{name} (process {pid})")),
+            Some(None) => found.unclear.push(format!("{name} (process {pid})")),
             Some(Some(false)) | None => {}
         }
     }
@@ -214,16 +214,16 @@ fn groups(host: &Host<'_>, pid: u32, controller: &str) -> Vec<(String, String)> 
     found
 }
 
-fn group(host: &Host<'_>, pid: u32) -> Option<Group> {
-    let mut tightest: Option<Group> = None;
+fn group(host: &Host<'_>, pid: u32) -> Option<ControlGroup> {
+    let mut tightest: Option<ControlGroup> = None;
     let mut own = None;
     for (folder, path) in groups(host, pid, "pids") {
         let Ok(now) = host.number(&format!("{folder}/pids.current")) else { continue };
         let own = *own.get_or_insert(now);
         // "max" is no number.
         let Ok(most) = host.number(&format!("{folder}/pids.max")) else { continue };
-        let group = Group { path, most, now, others: now.saturating_sub(own) };
-        let room = |group: &Group| group.most.saturating_sub(group.others);
+        let group = ControlGroup { path, most, now, others: now.saturating_sub(own) };
+        let room = |group: &ControlGroup| group.most.saturating_sub(group.others);
         if tightest.as_ref().is_none_or(|tightest| room(&group) < room(tightest)) {
             tightest = Some(group);
         }
@@ -265,7 +265,7 @@ fn group_memory_kib(host: &Host<'_>, pid: u32) -> Option<u64> {
 }
 
 /// The memory of the running qmail-remotes.
-pub fn remotes(host: &Host<'_>, home: &Path) -> Option<Remotes> {
+pub fn remotes(host: &Host<'_>, home: &Path) -> Option<RemoteMemory> {
     let (mut proportional, mut own) = ((0, 0), (0, 0));
     for (pid, name) in processes(host).ok()? {
         // How much one takes is about the same, whosever it is.
@@ -288,7 +288,7 @@ pub fn remotes(host: &Host<'_>, home: &Path) -> Option<Remotes> {
     } else {
         (own, Measure::Own)
     };
-    (count > 0).then_some(Remotes { count, kib, measure })
+    (count > 0).then_some(RemoteMemory { count, kib, measure })
 }
 
 #[cfg(test)]
@@ -301,8 +301,8 @@ mod tests {
                     Max processes             96364                unlimited            processes \n\
                     Max open files            1024                 20000                files     \n";
         let expected =
-            Limits { files: Some(1024), files_hard: Some(20000), processes: Some(96364) };
+            ProcessLimits { files: Some(1024), files_hard: Some(20000), processes: Some(96364) };
         assert_eq!(limits(text), expected);
-        assert_eq!(limits(""), Limits::default());
+        assert_eq!(limits(""), ProcessLimits::default());
     }
 }

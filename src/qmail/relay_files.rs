@@ -12,20 +12,20 @@ use qpatch_gate::sender::{Asked, BOUNCES, Reads};
 
 /// Such a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Elsewhere {
+pub(crate) struct RelayFile {
     /// Its name in control.
     pub(crate) name: &'static str,
     /// What chooses the relay there.
     chosen_by: &'static str,
     /// Whether this qmail-remote reads it.
-    pub(crate) read: Read,
+    pub(crate) read: ReadByRemote,
     /// What this qmail-rspawn does about it.
-    followed: Followed,
+    followed: FollowedByGate,
 }
 
 /// What a qmail-rspawn does about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Followed {
+enum FollowedByGate {
     /// The gate never follows this one.
     Never,
     /// It could, but this program was made from a tree whose qmail-remote.c does not read it, or by an earlier qpatch.
@@ -36,7 +36,7 @@ enum Followed {
 
 /// Whether qmail-remote reads a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Read {
+pub(crate) enum ReadByRemote {
     /// The program has the file's name.
     Yes,
     /// There is no program, it may not be read, or it is a script.
@@ -62,7 +62,7 @@ const MAX: u64 = 64 << 20;
 
 /// The files that `home` has and of which not everything is as it should be: qmail-remote reads one, or may read it,
 /// and the gate does not follow it; or the other way round.
-pub(crate) fn find(home: &Path) -> Vec<Elsewhere> {
+pub(crate) fn find(home: &Path) -> Vec<RelayFile> {
     let there = FILES.into_iter().filter(|(name, _)| has_content(&home.join("control").join(name)));
     let there: Vec<_> = there.collect();
     if there.is_empty() {
@@ -72,16 +72,17 @@ pub(crate) fn find(home: &Path) -> Vec<Elsewhere> {
     let follows = followed(home);
     let found = there.into_iter().map(|(name, chosen_by)| {
         let followed = match (name, follows.senders) {
-            ("authsenders", Asked::Yes) => Followed::Yes,
-            ("authsenders", Asked::No) => Followed::No,
-            _ => Followed::Never,
+            ("authsenders", Asked::Yes) => FollowedByGate::Yes,
+            ("authsenders", Asked::No) => FollowedByGate::No,
+            _ => FollowedByGate::Never,
         };
-        Elsewhere { name, chosen_by, read: reads(&programs, name), followed }
+        RelayFile { name, chosen_by, read: reads(&programs, name), followed }
     });
-    let is_wrong = |file: &Elsewhere| match (file.read, file.followed) {
-        (Read::Yes | Read::Unknown, Followed::Yes) => false,
-        (Read::No, Followed::No | Followed::Never) => false,
-        (Read::Yes | Read::Unknown, _) | (Read::No, Followed::Yes) => true,
+    let is_wrong = |file: &RelayFile| match (file.read, file.followed) {
+        (ReadByRemote::Yes | ReadByRemote::Unknown, FollowedByGate::Yes) => false,
+        (ReadByRemote::No, FollowedByGate::No | FollowedByGate::Never) => false,
+        (ReadByRemote::Yes | ReadByRemote::Unknown, _)
+        | (ReadByRemote::No, FollowedByGate::Yes) => true,
     };
     found.filter(is_wrong).collect()
 }
@@ -104,7 +105,7 @@ pub(crate) fn is_for_bounces(host: &[u8], reads: Reads) -> bool {
 }
 
 /// Those of the control files `names` that are there and that the qmail-remote of `home` reads, or may read.
-pub(crate) fn read_by_remote<'n>(home: &Path, names: &[&'n str]) -> Vec<(&'n str, Read)> {
+pub(crate) fn read_by_remote<'n>(home: &Path, names: &[&'n str]) -> Vec<(&'n str, ReadByRemote)> {
     let has_bytes = |name: &str| {
         fs::metadata(home.join("control").join(name))
             .is_ok_and(|file| file.is_file() && file.len() > 0)
@@ -115,21 +116,21 @@ pub(crate) fn read_by_remote<'n>(home: &Path, names: &[&'n str]) -> Vec<(&'n str
     }
     let programs = programs(&home.join("bin"));
     let all = there.into_iter().map(|name| (name, reads(&programs, name)));
-    all.filter(|(_, read)| *read != Read::No).collect()
+    all.filter(|(_, read)| *read != ReadByRemote::No).collect()
 }
 
-impl Elsewhere {
+impl RelayFile {
     /// What is the matter with it.
     pub(crate) fn message(&self) -> String {
         let Self { name, chosen_by, read, followed } = self;
-        if *followed == Followed::Yes {
+        if *followed == FollowedByGate::Yes {
             return format!(
                 "the gate counts mail by the relays of {name}, and this qmail-remote does not read it: such mail counts wrongly"
             );
         }
         let whether = match read {
-            Read::Yes | Read::No => "",
-            Read::Unknown => ", if this qmail-remote reads it",
+            ReadByRemote::Yes | ReadByRemote::No => "",
+            ReadByRemote::Unknown => ", if this qmail-remote reads it",
         };
         format!(
             "{name} chooses a relay by {chosen_by} before smtproutes does{whether}, and the gate does not follow it: such mail \
@@ -140,11 +141,11 @@ impl Elsewhere {
     /// What can be done.
     pub(crate) fn help(&self) -> String {
         match self.followed {
-            Followed::Never => format!(
+            FollowedByGate::Never => format!(
                 "write a relay for all mail into smtproutes, in the same form; nothing limits all that goes to another one of {}",
                 self.name
             ),
-            Followed::No | Followed::Yes => {
+            FollowedByGate::No | FollowedByGate::Yes => {
                 "make setup check in the tree that this qmail-remote is from, patched by this qpatch: its qmail-rspawn knows".to_string()
             }
         }
@@ -184,10 +185,10 @@ fn programs(bin: &Path) -> Option<Vec<Vec<u8>>> {
     (!programs.is_empty() && programs.iter().all(is_program)).then_some(programs)
 }
 
-fn reads(programs: &Option<Vec<Vec<u8>>>, name: &str) -> Read {
-    let Some(programs) = programs else { return Read::Unknown };
+fn reads(programs: &Option<Vec<Vec<u8>>>, name: &str) -> ReadByRemote {
+    let Some(programs) = programs else { return ReadByRemote::Unknown };
     let has = |bytes: &Vec<u8>| bytes.windows(name.len()).any(|window| window == name.as_bytes());
-    if programs.iter().any(has) { Read::Yes } else { Read::No }
+    if programs.iter().any(has) { ReadByRemote::Yes } else { ReadByRemote::No }
 }
 
 #[cfg(test)]
@@ -208,26 +209,33 @@ mod tests {
         write("control/authsenders", b"# nothing\n\nwithout a colon\n");
         assert_eq!(found(), []);
         write("control/authsenders", b"@a.example:relay.example:587|user|S3cretPass\n");
-        assert_eq!(found(), [("authsenders", Read::Unknown)], "no program");
+        assert_eq!(found(), [("authsenders", ReadByRemote::Unknown)], "no program");
         write("bin/qmail-remote", b"\x7fELF\0control/smtproutes\0");
         assert_eq!(found(), [], "a qmail-remote without the patch");
         write("bin/qmail-remote", b"\x7fELF\0control/smtproutes\0control/authsenders\0");
-        assert_eq!(found(), [("authsenders", Read::Yes)]);
+        assert_eq!(found(), [("authsenders", ReadByRemote::Yes)]);
         write("bin/qmail-remote.orig", b"\x7fELF\0control/smtproutes\0");
-        assert_eq!(found(), [("authsenders", Read::Yes)]);
+        assert_eq!(found(), [("authsenders", ReadByRemote::Yes)]);
         write("bin/qmail-remote", b"#!/bin/sh\nexec qmail-remote.orig \"$@\"\n");
-        assert_eq!(found(), [("authsenders", Read::Unknown)], "a script may run anything");
+        assert_eq!(found(), [("authsenders", ReadByRemote::Unknown)], "a script may run anything");
         write("bin/qmail-rspawn", b"\x7fELF\0qmail-remote reads: authsenders\0authsenders\0");
         assert_eq!(found(), [], "the gate follows it");
         write("bin/qmail-remote", b"\x7fELF\0control/smtproutes\0");
-        assert_eq!(found(), [("authsenders", Read::No)], "another qmail-remote has been installed");
+        assert_eq!(
+            found(),
+            [("authsenders", ReadByRemote::No)],
+            "another qmail-remote has been installed"
+        );
         assert!(find(home.path())[0].message().contains("does not read it"));
         write("bin/qmail-rspawn", b"\x7fELF\0qmail-remote reads:\0authsenders\0");
         assert_eq!(found(), [], "neither does");
         write("bin/qmail-remote", b"#!/bin/sh\nexec qmail-remote.orig \"$@\"\n");
         write("control/qmtproutes", b"b.example:qmtp.example\n");
         write("control/moresmtproutes.cdb", &[0; 2048]);
-        assert_eq!(found(), [("authsenders", Read::Unknown), ("qmtproutes", Read::Unknown)]);
+        assert_eq!(
+            found(),
+            [("authsenders", ReadByRemote::Unknown), ("qmtproutes", ReadByRemote::Unknown)]
+        );
         for file in find(home.path()) {
             let said = file.message() + &file.help() + &format!("{file:?}");
             assert!(!said.contains("S3cretPass") && !said.contains("relay.example"), "{said}");

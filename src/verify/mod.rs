@@ -9,7 +9,7 @@
 //! [`run`] is the whole proof. Its parts can be used alone: a [`sandbox::scratch::Scratch`] holds
 //! [`sandbox::site::Site`]s; [`sandbox::build`] compiles in one; [`rig::stub::Stubs`] are the far
 //! end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running programs;
-//! [`proofs::trials`], [`proofs::mail`] and [`proofs::gate`] test them.
+//! [`proofs::spawner_trials`], [`proofs::mail`] and [`proofs::gate`] test them.
 #![deny(unsafe_code)]
 
 pub mod error;
@@ -27,14 +27,18 @@ use crate::sys;
 
 pub use error::{Disproof, Error};
 pub use options::{FORTIFY, MAX_SPAWN, Options, Part};
-pub use report::{Outcome, Progress, Silent, Step, Transient, Verdict, Written};
+pub use report::{Progress, ProofOutcome, Silent, Step, StepVerdict, Transient, Written};
 
 /// Proves `tree`. A step that fails is part of the outcome. An error means that the proof could not
 /// be carried out (not a tree, no place for a copy), or that a signal stopped it
 /// ([`Error::Interrupted`]).
 ///
 /// While it runs, SIGINT, SIGTERM and SIGHUP make it clean up and return; see [`die_of`].
-pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Result<Outcome, Error> {
+pub fn run(
+    tree: &Path,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<ProofOutcome, Error> {
     let started = Instant::now();
     sandbox::check_tree(tree)?;
     if let Some(spawn) = options.spawn
@@ -59,7 +63,7 @@ pub fn run(tree: &Path, options: &Options, progress: &mut dyn Progress) -> Resul
         options.seed.unwrap_or_else(|| sys::monotonic_ns() ^ u64::from(std::process::id()) << 32);
     let mut session = session::Session::new(&scratch, tree, options, seed, progress);
     let proved = session.run();
-    let outcome = Outcome {
+    let outcome = ProofOutcome {
         tree: tree.to_path_buf(),
         spawn: session.spawn(),
         cc: session.cc(),

@@ -9,7 +9,7 @@ use serde::Serialize;
 /// How a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum StepVerdict {
     /// The claim holds.
     Pass,
     /// The claim does not hold.
@@ -25,7 +25,7 @@ pub struct Step {
     pub name: String,
     /// How it ended.
     #[serde(rename = "result")]
-    pub verdict: Verdict,
+    pub verdict: StepVerdict,
     /// On success, what was shown, with figures. On failure, what was expected, what was found, and
     /// what to do. May have several lines.
     pub detail: String,
@@ -40,13 +40,13 @@ pub struct Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let word = match self.verdict {
-            Verdict::Pass => "ok",
-            Verdict::Fail => "FAIL",
-            Verdict::Skipped => "skip",
+            StepVerdict::Pass => "ok",
+            StepVerdict::Fail => "FAIL",
+            StepVerdict::Skipped => "skip",
         };
         let mut lines = self.detail.lines();
         write!(f, "{word:<4}  {:<22}  {}", self.name, lines.next().unwrap_or_default())?;
-        if self.verdict != Verdict::Skipped {
+        if self.verdict != StepVerdict::Skipped {
             write!(f, " ({:.1} s)", self.seconds)?;
         }
         for line in lines {
@@ -61,7 +61,7 @@ impl fmt::Display for Step {
 
 /// The result of a whole proof.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outcome {
+pub struct ProofOutcome {
     /// The tree, as the caller gave it.
     pub tree: PathBuf,
     /// The conf-spawn that was tried.
@@ -78,11 +78,11 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-impl Outcome {
+impl ProofOutcome {
     /// Returns whether no step failed. Steps that were skipped because of a failed step need no
     /// separate check: the failed one decides.
     pub fn ok(&self) -> bool {
-        self.steps.iter().all(|step| step.verdict != Verdict::Fail)
+        self.steps.iter().all(|step| step.verdict != StepVerdict::Fail)
     }
 
     /// Returns how many deliveries ran at once in qmail-rspawn, if that was tried. The number is
@@ -94,8 +94,8 @@ impl Outcome {
 
     /// Returns the last line for people: the overall result.
     pub fn summary(&self) -> String {
-        let failed = self.steps.iter().filter(|step| step.verdict == Verdict::Fail).count();
-        let passed = self.steps.iter().filter(|step| step.verdict == Verdict::Pass).count();
+        let failed = self.steps.iter().filter(|step| step.verdict == StepVerdict::Fail).count();
+        let passed = self.steps.iter().filter(|step| step.verdict == StepVerdict::Pass).count();
         let skipped = self.steps.len() - failed - passed;
         let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} not tried") };
         let tried = match self.at_once() {
@@ -121,7 +121,7 @@ impl Outcome {
             ok: bool,
             at_once: Option<u64>,
             #[serde(flatten)]
-            outcome: &'o Outcome,
+            outcome: &'o ProofOutcome,
         }
         let whole = WithVerdict { ok: self.ok(), at_once: self.at_once(), outcome: self };
         // It has only strings, numbers and lists of them, all of which JSON can express.
@@ -214,7 +214,7 @@ impl<W: std::io::Write> Progress for Written<W> {
 mod tests {
     use super::*;
 
-    fn step(verdict: Verdict) -> Step {
+    fn step(verdict: StepVerdict) -> Step {
         Step {
             name: "qmail-rspawn".to_owned(),
             verdict,
@@ -225,8 +225,8 @@ mod tests {
         }
     }
 
-    fn outcome(steps: Vec<Step>) -> Outcome {
-        Outcome {
+    fn outcome(steps: Vec<Step>) -> ProofOutcome {
+        ProofOutcome {
             tree: PathBuf::from("t"),
             spawn: 1000,
             cc: "cc -O2".to_owned(),
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn json_has_names_that_programs_can_rely_on() {
-        let json = outcome(vec![step(Verdict::Pass)]).to_json();
+        let json = outcome(vec![step(StepVerdict::Pass)]).to_json();
         let value: serde_json::Value = serde_json::from_str(&json).expect("valid JSON");
         assert_eq!(
             value,
@@ -255,10 +255,13 @@ mod tests {
 
     #[test]
     fn a_failure_or_nothing_decides() {
-        assert!(outcome(vec![step(Verdict::Pass), step(Verdict::Skipped)]).ok());
-        assert!(!outcome(vec![step(Verdict::Pass), step(Verdict::Fail)]).ok());
-        let failed =
-            outcome(vec![step(Verdict::Pass), step(Verdict::Fail), step(Verdict::Skipped)]);
+        assert!(outcome(vec![step(StepVerdict::Pass), step(StepVerdict::Skipped)]).ok());
+        assert!(!outcome(vec![step(StepVerdict::Pass), step(StepVerdict::Fail)]).ok());
+        let failed = outcome(vec![
+            step(StepVerdict::Pass),
+            step(StepVerdict::Fail),
+            step(StepVerdict::Skipped),
+        ]);
         assert_eq!(
             failed.summary(),
             "1 of 2 steps failed at conf-spawn 1000, 1 not tried; 2 s, seed 7"
@@ -267,7 +270,7 @@ mod tests {
 
     #[test]
     fn fewer_at_once_than_conf_spawn_are_told() {
-        let mut fewer = outcome(vec![step(Verdict::Pass)]);
+        let mut fewer = outcome(vec![step(StepVerdict::Pass)]);
         assert_eq!(fewer.summary(), "1 steps hold at conf-spawn 1000; 2 s, seed 7");
         fewer.spawn = 20_000;
         assert_eq!(
@@ -280,7 +283,7 @@ mod tests {
     #[test]
     fn a_step_is_a_line_with_what_follows_indented() {
         assert_eq!(
-            step(Verdict::Fail).to_string(),
+            step(StepVerdict::Fail).to_string(),
             "FAIL  qmail-rspawn            1000 \"at once\" (1.2 s)\n      line\n      note: a\tb"
         );
     }
@@ -292,7 +295,7 @@ mod tests {
             let mut progress = Written::new(&mut bytes, Transient::Hidden);
             progress.begin("build");
             progress.advance(1, 2);
-            progress.end(&step(Verdict::Pass));
+            progress.end(&step(StepVerdict::Pass));
         }
         let text = String::from_utf8(bytes).expect("text");
         assert!(text.starts_with("ok    qmail-rspawn"), "{text:?}");

@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use super::error::Error;
 use super::options::{Options, Part};
 use super::proofs::fdset;
-use super::proofs::fork_server::{self, Served};
+use super::proofs::fork_server::{self, ForkServerTrial};
 use super::proofs::gate;
-use super::proofs::mail::{self, Crowd, Sent, Stop};
-use super::proofs::trials::{self, Places};
-use super::report::{Progress, Step, Verdict};
+use super::proofs::mail::{self, Concurrency, MailFigures, Stop};
+use super::proofs::spawner_trials::{self, FailedStarts};
+use super::report::{Progress, Step, StepVerdict};
 use super::rig::numbers::{self, Random};
 use super::rig::protocol::Width;
 use super::rig::sendrig;
-use super::rig::spawner::{Channel, Errors, Spawner, heard};
+use super::rig::spawner::{Channel, Spawner, Stderr, with_last_words};
 use super::rig::stub::Stubs;
 use super::sandbox::SiteConfig;
 use super::sandbox::build;
-use super::sandbox::limits::{Bound, Machine};
+use super::sandbox::limits::{DeliveryBound, MachineLimits};
 use super::sandbox::makefile::targets;
 use super::sandbox::scratch::Scratch;
 use super::sandbox::site::{MessageId, Site};
@@ -29,7 +29,7 @@ use crate::tree::{Tree, journal};
 
 /// The most deliveries of each channel that go through qmail-send and real spawners at the same
 /// time.
-const MAX_CROWD: u32 = 4096;
+const MAX_CONCURRENCY: u32 = 4096;
 
 /// The C library's own FD_SETSIZE. From this descriptor on, a raised FD_SETSIZE and fortify's check
 /// matter.
@@ -62,18 +62,18 @@ pub(super) struct Session<'s> {
 
 /// What a successful step reports.
 #[derive(Debug, Default)]
-struct Shown {
+struct StepDetail {
     detail: String,
     figures: BTreeMap<&'static str, u64>,
     notes: Vec<String>,
 }
 
-impl Shown {
-    fn new(detail: impl Into<String>) -> Shown {
-        Shown { detail: detail.into(), ..Shown::default() }
+impl StepDetail {
+    fn new(detail: impl Into<String>) -> StepDetail {
+        StepDetail { detail: detail.into(), ..StepDetail::default() }
     }
 
-    fn figure(mut self, name: &'static str, value: usize) -> Shown {
+    fn figure(mut self, name: &'static str, value: usize) -> StepDetail {
         self.figures.insert(name, value as u64);
         self
     }
@@ -81,12 +81,12 @@ impl Shown {
 
 /// The spawners that have passed their proof.
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct Passed {
     remote: bool,
     local: bool,
 }
 
-impl Held {
+impl Passed {
     fn both(self) -> bool {
         self.remote && self.local
     }
@@ -111,11 +111,11 @@ impl Build {
 }
 
 /// A site with built and installed programs, and its stubs.
-struct Ready {
+struct InstalledSite {
     site: Site,
     stubs: Stubs,
     message: MessageId,
-    machine: Machine,
+    machine: MachineLimits,
     width: Option<Width>,
 }
 
@@ -163,25 +163,25 @@ impl<'s> Session<'s> {
     fn step<T>(
         &mut self,
         name: &str,
-        body: impl FnOnce(&mut Self) -> Result<(T, Shown), Error>,
+        body: impl FnOnce(&mut Self) -> Result<(T, StepDetail), Error>,
     ) -> Result<Option<T>, Error> {
         self.progress.begin(name);
         let started = Instant::now();
         let (value, verdict, shown) = match body(self) {
-            Ok((value, shown)) => (Some(value), Verdict::Pass, shown),
+            Ok((value, shown)) => (Some(value), StepVerdict::Pass, shown),
             Err(error @ Error::Interrupted(_)) => return Err(error),
-            Err(error) => (None, Verdict::Fail, Shown::new(error.to_string())),
+            Err(error) => (None, StepVerdict::Fail, StepDetail::new(error.to_string())),
         };
         self.end(name, verdict, shown, started.elapsed().as_secs_f64());
         Ok(value)
     }
 
     fn skip(&mut self, name: &str, why: &str) {
-        self.end(name, Verdict::Skipped, Shown::new(why), 0.0);
+        self.end(name, StepVerdict::Skipped, StepDetail::new(why), 0.0);
     }
 
-    fn end(&mut self, name: &str, verdict: Verdict, shown: Shown, seconds: f64) {
-        let Shown { detail, figures, notes } = shown;
+    fn end(&mut self, name: &str, verdict: StepVerdict, shown: StepDetail, seconds: f64) {
+        let StepDetail { detail, figures, notes } = shown;
         let step = Step { name: name.to_owned(), verdict, detail, figures, notes, seconds };
         self.progress.end(&step);
         self.steps.push(step);
@@ -189,10 +189,10 @@ impl<'s> Session<'s> {
 
     pub(super) fn run(&mut self) -> Result<(), Error> {
         let Some(mut plain) = self.build_plain()? else { return Ok(()) };
-        let held = self.spawners(Build::Plain, &mut plain)?;
-        let spawners = held.both();
+        let passed = self.spawners(Build::Plain, &mut plain)?;
+        let spawners = passed.both();
         // The rig plays both spawners, so this step does not need a qmail-lspawn that can run here.
-        let numbers = self.part(Part::Numbers, held.remote, |session, name| {
+        let numbers = self.part(Part::Numbers, passed.remote, |session, name| {
             session.step(name, |session| session.every_number(&mut plain))
         })?;
         let mail = self.part(Part::Mail, spawners && numbers, |session, name| {
@@ -217,7 +217,7 @@ impl<'s> Session<'s> {
             })?;
         }
         if fork_server::is_in(self.tree) {
-            self.part(Part::ForkServer, held.remote, |session, name| {
+            self.part(Part::ForkServer, passed.remote, |session, name| {
                 session.step(name, |session| session.fork_server(&mut plain))
             })?;
         } else {
@@ -252,7 +252,7 @@ impl<'s> Session<'s> {
 
     /// Copies and builds the tree. Checks what can be checked without running any program but
     /// chkspawn.
-    fn build_plain(&mut self) -> Result<Option<Ready>, Error> {
+    fn build_plain(&mut self) -> Result<Option<InstalledSite>, Error> {
         let built = self.step("build", |session| {
             session.compile("plain").map_err(|error| match error {
                 Error::Build(mut failure) => {
@@ -304,12 +304,12 @@ impl<'s> Session<'s> {
 
     /// Copies and builds everything. If chkspawn refuses conf-spawn, a stand-in replaces it, so
     /// that later steps can show what it warns of. The chkspawn step reports its message.
-    fn compile(&mut self, name: &str) -> Result<(Site, Shown), Error> {
+    fn compile(&mut self, name: &str) -> Result<(Site, StepDetail), Error> {
         let site = self.scratch.site(self.tree, name, &self.config(&[]))?;
         self.compile_in(&site).map(|shown| (site, shown))
     }
 
-    fn compile_in(&mut self, site: &Site) -> Result<Shown, Error> {
+    fn compile_in(&mut self, site: &Site) -> Result<StepDetail, Error> {
         self.spawn = site.spawn();
         self.cc = site.cc().to_owned();
         build::prepare(site)?;
@@ -341,10 +341,10 @@ impl<'s> Session<'s> {
             started.elapsed().as_secs_f64(),
             site.cc().to_owned()
         );
-        Ok(Shown::new(detail).figure("programs", programs))
+        Ok(StepDetail::new(detail).figure("programs", programs))
     }
 
-    fn install(&mut self, site: Site) -> Result<(Ready, Shown), Error> {
+    fn install(&mut self, site: Site) -> Result<(InstalledSite, StepDetail), Error> {
         let rules = targets(site.tree())?;
         let optional =
             sendrig::OPTIONAL_PROGRAMS.iter().filter(|program| rules.contains(**program));
@@ -353,20 +353,20 @@ impl<'s> Session<'s> {
         }
         let stubs = Stubs::install(&site)?;
         let message = site.add_message(b"Subject: a message of the rig\n\nhello\n")?;
-        let machine = Machine::look(site.identity());
+        let machine = MachineLimits::look(site.identity());
         let shown = room(&machine, site.spawn(), site.identity().changes());
-        Ok((Ready { site, stubs, message, machine, width: None }, shown))
+        Ok((InstalledSite { site, stubs, message, machine, width: None }, shown))
     }
 
-    fn spawners(&mut self, of: Build, ready: &mut Ready) -> Result<Held, Error> {
-        let mut held = Held { remote: false, local: false };
+    fn spawners(&mut self, of: Build, ready: &mut InstalledSite) -> Result<Passed, Error> {
+        let mut passed = Passed { remote: false, local: false };
         for channel in [Channel::Remote, Channel::Local] {
             let part = of.part(channel);
             if !self.wants(part) {
                 self.skip(part.name(), NOT_ASKED);
                 match channel {
-                    Channel::Remote => held.remote = true,
-                    Channel::Local => held.local = true,
+                    Channel::Remote => passed.remote = true,
+                    Channel::Local => passed.local = true,
                 }
                 continue;
             }
@@ -384,26 +384,30 @@ impl<'s> Session<'s> {
                 })
             })?;
             match channel {
-                Channel::Remote => held.remote = proved.is_some(),
-                Channel::Local => held.local = proved.is_some(),
+                Channel::Remote => passed.remote = proved.is_some(),
+                Channel::Local => passed.local = proved.is_some(),
             }
         }
-        Ok(held)
+        Ok(passed)
     }
 
     /// Proves one spawner. Its standard error is closed, as under qmail-start. If it dies, the
     /// proof runs again with standard error open, so that the error has the spawner's own message.
-    fn spawner(&mut self, ready: &mut Ready, channel: Channel) -> Result<((), Shown), Error> {
-        heard(|errors| self.spawner_with(ready, channel, errors))
+    fn spawner(
+        &mut self,
+        ready: &mut InstalledSite,
+        channel: Channel,
+    ) -> Result<((), StepDetail), Error> {
+        with_last_words(|errors| self.spawner_with(ready, channel, errors))
     }
 
     fn spawner_with(
         &mut self,
-        ready: &mut Ready,
+        ready: &mut InstalledSite,
         channel: Channel,
-        errors: Errors,
-    ) -> Result<((), Shown), Error> {
-        let Ready { site, stubs, message, machine, width } = ready;
+        errors: Stderr,
+    ) -> Result<((), StepDetail), Error> {
+        let InstalledSite { site, stubs, message, machine, width } = ready;
         let spawn = site.spawn();
         let mut spawner = Spawner::start_with(site, stubs, channel, errors)?;
         if !self.fd_set_holds {
@@ -417,7 +421,7 @@ impl<'s> Session<'s> {
 
         let first = numbers::choose(spawn, at_once, &mut self.random);
         let progress = &mut *self.progress;
-        let running = trials::at_once(
+        let running = spawner_trials::at_once(
             &mut spawner,
             stubs,
             *message,
@@ -432,7 +436,7 @@ impl<'s> Session<'s> {
             let done: std::collections::HashSet<u32> = first.into_iter().collect();
             let rest: Vec<u32> = (0..spawn).filter(|number| !done.contains(number)).collect();
             for some in rest.chunks(at_once as usize) {
-                tried += trials::at_once(
+                tried += spawner_trials::at_once(
                     &mut spawner,
                     stubs,
                     *message,
@@ -444,24 +448,24 @@ impl<'s> Session<'s> {
         }
         let edges = numbers::boundaries(spawn);
         // In chunks that this machine can run at once, however small it is.
-        let mut refused = trials::Refusals::default();
+        let mut refused = spawner_trials::Refusals::default();
         let mut given_back = 0;
         let mut not_tried = None;
         for some in edges.chunks(at_once as usize) {
-            trials::each_letter(&mut spawner, stubs, *message, some)?;
-            let more = trials::refusals(&mut spawner, stubs, site, *message, some)?;
+            spawner_trials::each_letter(&mut spawner, stubs, *message, some)?;
+            let more = spawner_trials::refusals(&mut spawner, stubs, site, *message, some)?;
             refused.answered += more.answered;
             for note in more.notes {
                 if !refused.notes.contains(&note) {
                     refused.notes.push(note);
                 }
             }
-            match trials::failures(&mut spawner, stubs, site, *message, some)? {
-                Places::GivenBack(count) => given_back += count,
-                Places::NotTried(why) => not_tried = Some(why),
+            match spawner_trials::failures(&mut spawner, stubs, site, *message, some)? {
+                FailedStarts::Answered(count) => given_back += count,
+                FailedStarts::NotTried(why) => not_tried = Some(why),
             }
         }
-        trials::end_of_input(spawner, stubs, *message, at_once.min(5))?;
+        spawner_trials::end_of_input(spawner, stubs, *message, at_once.min(5))?;
 
         let numbers = if tried == spawn as usize {
             "every delivery number".to_owned()
@@ -473,12 +477,12 @@ impl<'s> Session<'s> {
              starts answered, places given back",
             refused.answered
         );
-        if let Some(Bound { limit, .. }) = bound {
+        if let Some(DeliveryBound { limit, .. }) = bound {
             detail.push_str(&format!(
                 "; not {spawn} at once, because this machine allows no more ({limit})"
             ));
         }
-        let mut shown = Shown::new(detail)
+        let mut shown = StepDetail::new(detail)
             .figure("at_once", running)
             .figure("numbers", tried)
             .figure("refusals", refused.answered)
@@ -495,7 +499,7 @@ impl<'s> Session<'s> {
         Ok(((), shown))
     }
 
-    fn every_number(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+    fn every_number(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
         let width = match ready.width {
             Some(width) => width,
             None => Spawner::start(&ready.site, &mut ready.stubs, Channel::Remote)?.width(),
@@ -519,26 +523,26 @@ impl<'s> Session<'s> {
         Ok(((), with_figures(detail, sent)))
     }
 
-    fn crowd(ready: &Ready) -> Crowd {
+    fn concurrency(ready: &InstalledSite) -> Concurrency {
         let spawn = ready.site.spawn();
         let one = ready.machine.bound().map_or(spawn, |bound| bound.deliveries.min(spawn));
         let both = ready.machine.processes_left().map_or(u64::MAX, |left| left / 2);
-        let remote = u64::from(one.min(MAX_CROWD)).min(both).max(1);
-        let remote = u32::try_from(remote).unwrap_or(MAX_CROWD);
-        Crowd { remote, local: remote.min(1000), supplemental: remote.min(20) }
+        let remote = u64::from(one.min(MAX_CONCURRENCY)).min(both).max(1);
+        let remote = u32::try_from(remote).unwrap_or(MAX_CONCURRENCY);
+        Concurrency { remote, local: remote.min(1000), supplemental: remote.min(20) }
     }
 
-    fn mail(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
-        let crowd = Self::crowd(ready);
+    fn mail(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
+        let concurrency = Self::concurrency(ready);
         let progress = &mut *self.progress;
-        let told = &mut |done, total| progress.advance(done, total);
+        let on_progress = &mut |done, total| progress.advance(done, total);
         let sent = mail::through(
             &ready.site,
             &mut ready.stubs,
             mail::MESSAGES,
-            crowd,
+            concurrency,
             &mut self.random,
-            told,
+            on_progress,
         )?;
         let mut detail = format!(
             "{} messages through qmail-send, qmail-rspawn and qmail-lspawn: {} remote and {} local deliveries at once, {} \
@@ -549,8 +553,8 @@ impl<'s> Session<'s> {
         Ok(((), with_figures(detail, sent)))
     }
 
-    fn restart(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
-        let running = UNDER_WAY.min(Self::crowd(ready).remote);
+    fn restart(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
+        let running = UNDER_WAY.min(Self::concurrency(ready).remote);
         let mut notes = Vec::new();
         for stop in [Stop::Terminate, Stop::Kill] {
             notes.extend(
@@ -562,16 +566,17 @@ impl<'s> Session<'s> {
             "qmail-send stopped by SIGTERM and by SIGKILL with {running} deliveries under way and as many waiting: after \
              the restart none lost, and twice only what was under way when it was killed"
         );
-        let mut shown = Shown::new(detail).figure("under_way", running as usize);
+        let mut shown = StepDetail::new(detail).figure("under_way", running as usize);
         shown.notes = notes;
         Ok(((), shown))
     }
 
-    fn gate(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+    fn gate(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
         let progress = &mut *self.progress;
-        let told = &mut |done, total| progress.advance(done, total);
-        let room = Self::crowd(ready).remote;
-        let gated = gate::holds(&ready.site, &mut ready.stubs, room, &mut self.random, told)?;
+        let on_progress = &mut |done, total| progress.advance(done, total);
+        let room = Self::concurrency(ready).remote;
+        let gated =
+            gate::prove(&ready.site, &mut ready.stubs, room, &mut self.random, on_progress)?;
         let mut detail = format!(
             "{} deliveries to a domain with a limit of {}: never more than {} at once, while {} to other domains went \
              through; its places are whole after {} failed starts",
@@ -583,20 +588,21 @@ impl<'s> Session<'s> {
                 1 + ready.site.supplemental().count
             ));
         }
-        let mut shown =
-            Shown::new(detail).figure("limit", gated.limit as usize).figure("peak", gated.peak);
+        let mut shown = StepDetail::new(detail)
+            .figure("limit", gated.limit as usize)
+            .figure("peak", gated.peak);
         shown.notes = gated.notes;
         Ok(((), shown))
     }
 
-    fn fork_server(&mut self, ready: &mut Ready) -> Result<((), Shown), Error> {
+    fn fork_server(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
         let progress = &mut *self.progress;
-        let told = &mut |done, total| progress.advance(done, total);
-        let room = Self::crowd(ready).remote;
-        let Ready { site, stubs, .. } = ready;
-        let shown = match fork_server::holds(site, stubs, room, &mut self.random, told)? {
-            Served::None(why) => Shown::new(format!("not on this machine: {why}; each delivery is executed")),
-            Served::Alike { facts, at_once, by_server } => Shown::new(format!(
+        let on_progress = &mut |done, total| progress.advance(done, total);
+        let room = Self::concurrency(ready).remote;
+        let InstalledSite { site, stubs, .. } = ready;
+        let shown = match fork_server::prove(site, stubs, room, &mut self.random, on_progress)? {
+            ForkServerTrial::Unavailable(why) => StepDetail::new(format!("not on this machine: {why}; each delivery is executed")),
+            ForkServerTrial::Works { facts, at_once, by_server } => StepDetail::new(format!(
                 "a delivery that it makes sees what an executed qmail-remote sees ({facts} facts); {at_once} at once, \
                  {by_server} deliveries by the server"
             ))
@@ -618,8 +624,8 @@ impl<'s> Session<'s> {
         }
         let Some(site) = self.fortified_build(name)? else { return Ok(()) };
         let (mut ready, _) = self.install(site)?;
-        let held = self.spawners(Build::Fortified, &mut ready)?;
-        self.part(Part::FortifyMail, held.both(), |session, name| {
+        let passed = self.spawners(Build::Fortified, &mut ready)?;
+        self.part(Part::FortifyMail, passed.both(), |session, name| {
             session.step(name, |session| session.mail(&mut ready))
         })?;
         Ok(())
@@ -633,26 +639,26 @@ impl<'s> Session<'s> {
         let started = Instant::now();
         let site = self.scratch.site(self.tree, "fortify", &self.config(&FORTIFY_FLAGS))?;
         let (site, verdict, shown) = match self.compile_in(&site) {
-            Ok(shown) => (Some(site), Verdict::Pass, shown),
+            Ok(shown) => (Some(site), StepVerdict::Pass, shown),
             Err(error @ Error::Interrupted(_)) => return Err(error),
             Err(Error::Build(failure)) => match self.errors_of_the_patches(&site)? {
                 Some(errors) if errors.is_empty() => {
                     let flags = FORTIFY_FLAGS.join(" ");
                     let detail =
                         format!("the unpatched tree fails alike with {flags}: {}", failure.command);
-                    let shown = Shown { notes: failure.lines, ..Shown::new(detail) };
-                    (None, Verdict::Skipped, shown)
+                    let shown = StepDetail { notes: failure.lines, ..StepDetail::new(detail) };
+                    (None, StepVerdict::Skipped, shown)
                 }
                 errors => {
-                    let mut shown = Shown::new(failure.to_string());
+                    let mut shown = StepDetail::new(failure.to_string());
                     let notes = errors.into_iter().flatten().take(5);
                     shown.notes.extend(
                         notes.map(|error| format!("not so in the unpatched tree: {error}")),
                     );
-                    (None, Verdict::Fail, shown)
+                    (None, StepVerdict::Fail, shown)
                 }
             },
-            Err(error) => (None, Verdict::Fail, Shown::new(error.to_string())),
+            Err(error) => (None, StepVerdict::Fail, StepDetail::new(error.to_string())),
         };
         self.cc = cc;
         self.end(name, verdict, shown, started.elapsed().as_secs_f64());
@@ -700,8 +706,8 @@ fn on_each(site: &Site, peak: usize) -> String {
     }
 }
 
-fn with_figures(detail: String, sent: Sent) -> Shown {
-    let mut shown = Shown::new(detail)
+fn with_figures(detail: String, sent: MailFigures) -> StepDetail {
+    let mut shown = StepDetail::new(detail)
         .figure("messages", sent.messages)
         .figure("recipients", sent.recipients)
         .figure("bounces", sent.bounces)
@@ -711,11 +717,11 @@ fn with_figures(detail: String, sent: Sent) -> Shown {
     shown
 }
 
-fn chkspawn(site: &Site) -> Result<((), Shown), Error> {
+fn chkspawn(site: &Site) -> Result<((), StepDetail), Error> {
     let spawn = site.spawn();
     // Run the tree's own chkspawn, even if a stand-in replaced it during the build.
     match build::chkspawn(site)? {
-        None => Ok(((), Shown::new(format!("accepts conf-spawn {spawn}")))),
+        None => Ok(((), StepDetail::new(format!("accepts conf-spawn {spawn}")))),
         Some(said) => Err(Error::disproved(
             "chkspawn",
             format!("conf-spawn {spawn} accepted"),
@@ -725,10 +731,10 @@ fn chkspawn(site: &Site) -> Result<((), Shown), Error> {
     }
 }
 
-fn fd_sets(site: &Site) -> Result<((), Shown), Error> {
-    let sets = fdset::ask(site)?;
+fn fd_sets(site: &Site) -> Result<((), StepDetail), Error> {
+    let sets = fdset::measure(site)?;
     let room = sets.check(site.spawn())?;
-    let files: Vec<&str> = sets.seen.iter().map(|seen| seen.file.as_str()).collect();
+    let files: Vec<&str> = sets.files.iter().map(|seen| seen.file.as_str()).collect();
     let detail = match room {
         Some(room) if files.contains(&"spawn.c") => {
             format!("room for {room} descriptors in each of {}", files.join(", "))
@@ -739,7 +745,7 @@ fn fd_sets(site: &Site) -> Result<((), Shown), Error> {
         ),
         None => "no source file uses fd_set (they call poll themselves)".to_owned(),
     };
-    let mut shown = Shown::new(detail)
+    let mut shown = StepDetail::new(detail)
         .figure("descriptors", usize::try_from(room.unwrap_or(0)).unwrap_or(usize::MAX))
         .figure("files", files.len());
     if !sets.left_out.is_empty() {
@@ -751,18 +757,18 @@ fn fd_sets(site: &Site) -> Result<((), Shown), Error> {
 }
 
 /// Reports how many deliveries the machine has room for.
-fn room(machine: &Machine, spawn: u32, unprivileged: bool) -> Shown {
+fn room(machine: &MachineLimits, spawn: u32, unprivileged: bool) -> StepDetail {
     let whom = if unprivileged { "as an unprivileged user" } else { "as the present user" };
     match machine.bound() {
-        Some(Bound { deliveries, limit }) if deliveries < spawn => Shown::new(format!(
+        Some(DeliveryBound { deliveries, limit }) if deliveries < spawn => StepDetail::new(format!(
             "run {whom}; this machine allows {deliveries} deliveries at once, not {spawn} ({limit})"
         ))
         .figure("allowed", deliveries as usize),
-        Some(Bound { deliveries, limit }) => Shown::new(format!(
+        Some(DeliveryBound { deliveries, limit }) => StepDetail::new(format!(
             "run {whom}; this machine allows up to {deliveries} deliveries at once ({limit})"
         ))
         .figure("allowed", deliveries as usize),
-        None => Shown::new(format!("run {whom}; the limits of this machine are not known")),
+        None => StepDetail::new(format!("run {whom}; the limits of this machine are not known")),
     }
 }
 

@@ -7,8 +7,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use qpatch::verify::error::Error;
-use qpatch::verify::proofs::mail::{self, Sent};
-use qpatch::verify::proofs::trials;
+use qpatch::verify::proofs::mail::{self, MailFigures};
+use qpatch::verify::proofs::spawner_trials;
 use qpatch::verify::rig::numbers::{self, Random};
 use qpatch::verify::rig::protocol::Width;
 use qpatch::verify::rig::sendrig;
@@ -16,7 +16,7 @@ use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::Stubs;
 use qpatch::verify::sandbox::SiteConfig;
 use qpatch::verify::sandbox::build;
-use qpatch::verify::sandbox::limits::{Bound, Machine, Raised};
+use qpatch::verify::sandbox::limits::{DeliveryBound, MachineLimits, Raised};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
 use qpatch::verify::sandbox::site::{MessageId, Site};
 
@@ -74,9 +74,9 @@ impl Rig {
     /// and D at each boundary, and what has to be refused.
     pub(crate) fn crowd(&mut self, channel: Channel, count: u32) -> Result<usize, Error> {
         let spawn = self.site.spawn();
-        let room = Machine::look(self.site.identity()).bound();
+        let room = MachineLimits::look(self.site.identity()).bound();
         let count = match room {
-            Some(Bound { deliveries, limit }) if deliveries < count => {
+            Some(DeliveryBound { deliveries, limit }) if deliveries < count => {
                 tell(format_args!("skipped: {count} at once: {deliveries}, because of {limit}"));
                 deliveries
             }
@@ -85,7 +85,7 @@ impl Rig {
         let mut spawner = Spawner::start(&self.site, &mut self.stubs, channel)?;
         assert_eq!((spawner.width(), spawner.announced()), (Width::Two, spawn));
         let numbers = numbers::choose(spawn, count, &mut self.random);
-        let running = trials::at_once(
+        let running = spawner_trials::at_once(
             &mut spawner,
             &mut self.stubs,
             self.message,
@@ -94,14 +94,14 @@ impl Rig {
             &mut |_, _| {},
         )?;
         let edges = numbers::boundaries(spawn);
-        trials::each_letter(&mut spawner, &mut self.stubs, self.message, &edges)?;
-        trials::refusals(&mut spawner, &mut self.stubs, &self.site, self.message, &edges)?;
-        trials::end_of_input(spawner, &mut self.stubs, self.message, 2)?;
+        spawner_trials::each_letter(&mut spawner, &mut self.stubs, self.message, &edges)?;
+        spawner_trials::refusals(&mut spawner, &mut self.stubs, &self.site, self.message, &edges)?;
+        spawner_trials::end_of_input(spawner, &mut self.stubs, self.message, 2)?;
         Ok(running)
     }
 
     /// qmail-send with every delivery number at once, the spawners played by the rig.
-    pub(crate) fn every_number(&mut self) -> Result<Sent, Error> {
+    pub(crate) fn every_number(&mut self) -> Result<MailFigures, Error> {
         mail::every_number(
             &self.site,
             &mut self.stubs,

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::doctor::facts::Facts;
-use crate::doctor::finding::{Finding, Fix, Verdict};
+use crate::doctor::finding::{CheckVerdict, Finding, Fix};
 use crate::doctor::process::Daemon;
 
 /// Processes besides the deliveries: everything else on the machine.
@@ -19,12 +19,16 @@ pub(super) fn files_for(deliveries: u64) -> u64 {
     2 * deliveries + 16
 }
 
-pub(super) fn finding(name: &'static str, verdict: Verdict, detail: impl Into<String>) -> Finding {
+pub(super) fn finding(
+    name: &'static str,
+    verdict: CheckVerdict,
+    detail: impl Into<String>,
+) -> Finding {
     Finding { name, verdict, detail: detail.into(), fixes: Vec::new() }
 }
 
 pub(super) fn unknown(name: &'static str, why: impl Into<String>) -> Finding {
-    finding(name, Verdict::Unknown, why)
+    finding(name, CheckVerdict::Unknown, why)
 }
 
 impl Finding {
@@ -38,7 +42,7 @@ pub(super) fn enough(limit: Option<u64>, needed: u64) -> bool {
     limit.is_none_or(|limit| limit >= needed)
 }
 
-pub(super) fn shown(limit: Option<u64>) -> String {
+pub(super) fn limit_text(limit: Option<u64>) -> String {
     limit.map_or("unlimited".to_owned(), |limit| limit.to_string())
 }
 
@@ -56,7 +60,7 @@ pub(super) fn running(facts: &Facts) -> Result<&[Daemon], String> {
     if !daemons.ours.is_empty() {
         return Ok(&daemons.ours);
     }
-    if daemons.not_told.is_empty() {
+    if daemons.unclear.is_empty() {
         return Err("no qmail-send is running that can be seen (it may run in a container, or /proc be mounted with hidepid)"
             .to_owned());
     }
@@ -66,7 +70,7 @@ pub(super) fn running(facts: &Facts) -> Result<&[Daemon], String> {
     };
     Err(format!(
         "running: {}; {who} whether that is the qmail in {}",
-        names(&daemons.not_told),
+        names(&daemons.unclear),
         facts.home.display()
     ))
 }

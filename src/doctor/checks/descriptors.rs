@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 use super::super::facts::Facts;
-use super::super::finding::{Finding, Fix, Verdict};
-use super::super::launch::limits::{Limited, Pair, Source, Value};
+use super::super::finding::{CheckVerdict, Finding, Fix};
+use super::super::launch::limits::{LimitPair, LimitSource, LimitValue, Limited};
 use super::super::launch::{KERNEL_FILES, Start};
 use super::super::process::Daemon;
-use super::common::{OTHER_PROCESSES, enough, files_for, finding, names, running, shown, unknown};
+use super::common::{
+    OTHER_PROCESSES, enough, files_for, finding, limit_text, names, running, unknown,
+};
 
 pub(super) fn shell_files(facts: &Facts, deliveries: u64) -> Finding {
     const NAME: &str = "descriptors, shell";
@@ -15,19 +17,22 @@ pub(super) fn shell_files(facts: &Facts, deliveries: u64) -> Finding {
         Err(why) => return unknown(NAME, why.clone()),
     };
     let needed = files_for(deliveries);
-    let found =
-        format!("{} soft, {} hard; {needed} needed", shown(limits.files), shown(limits.files_hard));
+    let found = format!(
+        "{} soft, {} hard; {needed} needed",
+        limit_text(limits.files),
+        limit_text(limits.files_hard)
+    );
     if enough(limits.files, needed) {
-        finding(NAME, Verdict::Ok, found)
+        finding(NAME, CheckVerdict::Ok, found)
     } else if enough(limits.files_hard, needed) {
         // Only what is started from here is concerned, and it can help itself.
         finding(
             NAME,
-            Verdict::Ok,
+            CheckVerdict::Ok,
             format!("{found} (for qmail started from this shell: ulimit -n {needed})"),
         )
     } else {
-        finding(NAME, Verdict::Warn, found)
+        finding(NAME, CheckVerdict::Warn, found)
             .fix("/etc/security/limits.d/qmail.conf", format!("* - nofile {needed}"))
     }
 }
@@ -58,14 +63,14 @@ pub(super) fn daemon_files(facts: &Facts, deliveries: u64) -> Finding {
         "the running {} (process {}) may open {}; {needed} needed",
         daemon.name,
         daemon.pid,
-        shown(files)
+        limit_text(files)
     );
     if enough(files, needed) {
-        return finding(NAME, Verdict::Ok, found);
+        return finding(NAME, CheckVerdict::Ok, found);
     }
     let all = files.map_or(0, |files| files.saturating_sub(5) / 2);
     let warned =
-        finding(NAME, Verdict::Warn, format!("{found}, as it is {all} deliveries find room"));
+        finding(NAME, CheckVerdict::Warn, format!("{found}, as it is {all} deliveries find room"));
     raise_files(facts, needed, warned)
 }
 
@@ -78,7 +83,7 @@ pub(super) fn replaced(facts: &Facts) -> Finding {
     if let Some(old) = daemons.iter().find(|daemon| daemon.replaced == Some(true)) {
         return finding(
             NAME,
-            Verdict::Warn,
+            CheckVerdict::Warn,
             format!(
                 "{} was installed anew, but the old program still runs (process {})",
                 old.name, old.pid
@@ -92,7 +97,7 @@ pub(super) fn replaced(facts: &Facts) -> Finding {
             "whether the installed programs are those that run can only be seen by root",
         );
     }
-    finding(NAME, Verdict::Ok, "the installed programs are those that run")
+    finding(NAME, CheckVerdict::Ok, "the installed programs are those that run")
 }
 
 /// Where a limit of descriptors is to be raised: where one is set that is too low, else where qmail is started.
@@ -114,7 +119,7 @@ fn raise_files(facts: &Facts, needed: u64, mut to: Finding) -> Finding {
 /// One way in which qmail may be started, and whether it allows enough.
 struct Judged<'f> {
     start: &'f Start,
-    pair: &'f Pair,
+    pair: &'f LimitPair,
     what: Limited,
     allows: Option<bool>,
     /// Another way through the same script has another limit.
@@ -146,8 +151,8 @@ impl Judged<'_> {
     /// Whether it is surely too low: not only likely, and not only under a condition.
     fn is_low(&self) -> bool {
         let is_certain = match &self.pair.soft.source {
-            Source::Given(given) => given.certain,
-            Source::Set(_) | Source::NotFound => true,
+            LimitSource::Inherited(given) => given.certain,
+            LimitSource::Set(_) | LimitSource::NotFound => true,
         };
         self.allows == Some(false) && !self.is_one_of_several && is_certain
     }
@@ -156,8 +161,8 @@ impl Judged<'_> {
     fn detail(&self, needed: u64) -> String {
         let detail = self.what(needed);
         match &self.pair.soft.source {
-            Source::Set(_) => detail,
-            Source::Given(_) | Source::NotFound => match self.start.idle.as_slice() {
+            LimitSource::Set(_) => detail,
+            LimitSource::Inherited(_) | LimitSource::NotFound => match self.start.idle.as_slice() {
                 [] => detail,
                 idle => format!("{detail}; the soft limit is not set by {}", names(idle)),
             },
@@ -167,19 +172,19 @@ impl Judged<'_> {
     fn what(&self, needed: u64) -> String {
         let file = &self.start.file;
         match &self.pair.soft.source {
-            Source::Set(setting) => {
+            LimitSource::Set(setting) => {
                 let place = setting.place();
                 match (self.pair.soft.value, self.allows) {
                     _ if self.is_low() => {
                         format!("{place} sets a limit that is too low: {}", setting.text)
                     }
-                    (Value::Unknown, _) => {
+                    (LimitValue::Unknown, _) => {
                         format!(
                             "{place} sets a limit that cannot be known from here: {}",
                             setting.text
                         )
                     }
-                    (Value::AtMost(_), None) => format!(
+                    (LimitValue::AtMost(_), None) => format!(
                         "{place} takes no more than the hard limit that it is started with, which could not be seen: {}",
                         setting.text
                     ),
@@ -189,11 +194,11 @@ impl Judged<'_> {
                     ),
                 }
             }
-            Source::Given(given) => {
+            LimitSource::Inherited(given) => {
                 let value = match self.pair.soft.value {
-                    Value::Number(value) | Value::AtMost(value) => value.to_string(),
-                    Value::Unlimited => "no limit".to_owned(),
-                    Value::Unknown => "an unknown limit".to_owned(),
+                    LimitValue::Number(value) | LimitValue::AtMost(value) => value.to_string(),
+                    LimitValue::Unlimited => "no limit".to_owned(),
+                    LimitValue::Unknown => "an unknown limit".to_owned(),
                 };
                 let by = &given.by;
                 if self.is_one_of_several {
@@ -206,10 +211,10 @@ impl Judged<'_> {
                     )
                 }
             }
-            Source::NotFound if self.is_one_of_several => {
+            LimitSource::NotFound if self.is_one_of_several => {
                 format!("{file} sets a limit only under a condition that cannot be known from here")
             }
-            Source::NotFound => format!(
+            LimitSource::NotFound => format!(
                 "{file} sets no limit, and that of what starts it could not be seen (the kernel's own is {KERNEL_FILES}); \
                  {needed} needed"
             ),
@@ -218,12 +223,12 @@ impl Judged<'_> {
 
     fn raise(&self, needed: u64, to: Finding) -> Finding {
         let fix = match &self.pair.soft.source {
-            Source::Set(setting) => match self.pair.soft.value {
+            LimitSource::Set(setting) => match self.pair.soft.value {
                 // The number is high enough: what it is started with is not.
-                Value::AtMost(most) if most >= needed => return to,
+                LimitValue::AtMost(most) if most >= needed => return to,
                 _ => Fix { place: setting.place(), line: setting.with(needed) },
             },
-            Source::Given(given) => match &given.raise {
+            LimitSource::Inherited(given) => match &given.raise {
                 Some((place, line)) => {
                     Fix { place: place.clone(), line: format!("{line}{needed}") }
                 }
@@ -233,10 +238,10 @@ impl Judged<'_> {
                 }
                 None => return to,
             },
-            Source::NotFound => self.insert(needed),
+            LimitSource::NotFound => self.insert(needed),
         };
         let is_same =
-            matches!(&self.pair.soft.source, Source::Set(setting) if fix.line == setting.text);
+            matches!(&self.pair.soft.source, LimitSource::Set(setting) if fix.line == setting.text);
         if is_same || to.fixes.contains(&fix) { to } else { to.fix(fix.place, fix.line) }
     }
 
@@ -251,13 +256,13 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     let processes = deliveries + OTHER_PROCESSES;
     let files = judge(facts, Limited::OpenFiles, needed);
     // Where nothing limits the processes of a user, the kernel gives half of threads-max, which has a check of its own.
-    let set = |judged: &Judged<'_>| judged.pair.soft.source != Source::NotFound;
+    let set = |judged: &Judged<'_>| judged.pair.soft.source != LimitSource::NotFound;
     let users: Vec<_> =
         judge(facts, Limited::Processes, processes).into_iter().filter(set).collect();
     let all =
         || files.iter().map(|one| (one, needed)).chain(users.iter().map(|one| (one, processes)));
     if let Some((first, needed)) = all().find(|(judged, _)| judged.is_low()) {
-        let mut low = finding(NAME, Verdict::Warn, first.detail(needed));
+        let mut low = finding(NAME, CheckVerdict::Warn, first.detail(needed));
         for (judged, needed) in all().filter(|(judged, _)| judged.is_low()) {
             low = judged.raise(needed, low);
         }
@@ -270,8 +275,8 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
             .all(|daemon| daemon.limits.as_ref().is_ok_and(|limits| enough(limits.files, needed)))
     });
     let is_open = |judged: &Judged<'_>, needed: u64| match &judged.pair.soft.source {
-        Source::NotFound if !judged.is_one_of_several => !runs && needed > KERNEL_FILES,
-        Source::Given(given) if !given.certain && !judged.is_one_of_several => {
+        LimitSource::NotFound if !judged.is_one_of_several => !runs && needed > KERNEL_FILES,
+        LimitSource::Inherited(given) if !given.certain && !judged.is_one_of_several => {
             !runs && judged.allows != Some(true)
         }
         _ => judged.allows != Some(true),
@@ -279,8 +284,8 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     if let Some((judged, needed)) = all().find(|(judged, needed)| is_open(judged, *needed)) {
         let open = unknown(NAME, judged.detail(needed));
         return match judged.pair.soft.source {
-            Source::NotFound | Source::Given(_) => judged.raise(needed, open),
-            Source::Set(_) => open,
+            LimitSource::NotFound | LimitSource::Inherited(_) => judged.raise(needed, open),
+            LimitSource::Set(_) => open,
         };
     }
     if let Some(why) = facts.launch.unread.first() {
@@ -296,10 +301,10 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     let starters: Vec<&str> = facts.launch.starts.iter().map(|start| start.file.as_str()).collect();
     let starters = names(&starters);
     let numbers = files.iter().filter_map(|judged| match judged.pair.soft.value {
-        Value::Number(number) => Some(number),
+        LimitValue::Number(number) => Some(number),
         _ => None,
     });
-    let detail = if files.iter().all(|judged| judged.pair.soft.source == Source::NotFound) {
+    let detail = if files.iter().all(|judged| judged.pair.soft.source == LimitSource::NotFound) {
         format!("{starters}: no limit is set")
     } else if let Some(least) = numbers.min() {
         format!("{starters}: qmail gets {least} descriptors; {needed} needed")
@@ -308,12 +313,12 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     };
     // What is started from outside of a container is not bound to what its process 1 allows.
     let is_script = |judged: &Judged<'_>| {
-        matches!(judged.pair.soft.source, Source::Set(_)) && judged.start.unit.is_none()
+        matches!(judged.pair.soft.source, LimitSource::Set(_)) && judged.start.unit.is_none()
     };
     if facts.launch.raises_are_refused && files.iter().any(is_script) {
         let why =
             "below this machine's process 1 a script may lower a hard limit, but not raise it";
-        return finding(NAME, Verdict::Ok, format!("{detail} ({why})"));
+        return finding(NAME, CheckVerdict::Ok, format!("{detail} ({why})"));
     }
-    finding(NAME, Verdict::Ok, detail)
+    finding(NAME, CheckVerdict::Ok, detail)
 }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::facts::{Compiler, Facts, Libc};
-use super::super::finding::{Finding, Verdict};
+use super::super::finding::{CheckVerdict, Finding};
 use super::super::process::Measure;
 use super::common::{SYSCTL, finding, names, unknown};
 use super::processes::raise;
@@ -72,15 +72,15 @@ pub(super) fn memory(facts: &Facts, remote: u64) -> Finding {
             needed >> 10
         );
         let wanted = (needed >> 10).next_power_of_two();
-        return low.fold(finding(NAME, Verdict::Warn, detail), |found, (_, ceiling)| {
+        return low.fold(finding(NAME, CheckVerdict::Warn, detail), |found, (_, ceiling)| {
             raise(found, ceiling, &format!("{wanted}M"), wanted << 20)
         });
     }
     if needed <= available {
-        return finding(NAME, Verdict::Ok, detail);
+        return finding(NAME, CheckVerdict::Ok, detail);
     }
     let fits = available / each.max(1);
-    finding(NAME, Verdict::Warn, detail)
+    finding(NAME, CheckVerdict::Warn, detail)
         .fix(facts.home.join("control/concurrencyremote").display().to_string(), fits.to_string())
 }
 
@@ -109,7 +109,11 @@ pub(super) fn pipes(facts: &Facts, remote: u64) -> Finding {
         _ => String::new(),
     };
     if hard == 0 {
-        return finding(NAME, Verdict::Ok, format!("fs.pipe-user-pages-hard limits none{shrinks}"));
+        return finding(
+            NAME,
+            CheckVerdict::Ok,
+            format!("fs.pipe-user-pages-hard limits none{shrinks}"),
+        );
     }
     // Beyond the soft limit each new one is small; a hard limit below it lets none be.
     let most = if hard <= soft || soft == 0 {
@@ -121,13 +125,13 @@ pub(super) fn pipes(facts: &Facts, remote: u64) -> Finding {
         "fs.pipe-user-pages-hard {hard} allows qmailr {most} pipes; {needed} needed{shrinks}"
     );
     if most >= needed {
-        return finding(NAME, Verdict::Ok, detail);
+        return finding(NAME, CheckVerdict::Ok, detail);
     }
     let pages = match soft {
         0 => needed * PIPE_PAGES.0,
         _ => whole.min(needed) * PIPE_PAGES.0 + needed.saturating_sub(whole) * PIPE_PAGES.1,
     };
-    finding(NAME, Verdict::Warn, detail)
+    finding(NAME, CheckVerdict::Warn, detail)
         .fix(SYSCTL, format!("fs.pipe-user-pages-hard = {}", pages.next_power_of_two()))
 }
 
@@ -142,11 +146,12 @@ pub(super) fn ports(facts: &Facts, remote: u64) -> Finding {
     let needed = (10 * remote).min(ALL_PORTS);
     let range = format!("{first} to {last}, {count} ports");
     let (verdict, detail) = match (facts.outgoing.as_slice(), &facts.takes_ports_late) {
-        ([], _) => {
-            (Verdict::Ok, format!("{range}; {needed} are enough even if all mail goes to one host"))
-        }
+        ([], _) => (
+            CheckVerdict::Ok,
+            format!("{range}; {needed} are enough even if all mail goes to one host"),
+        ),
         (files, Ok(true)) => (
-            Verdict::Ok,
+            CheckVerdict::Ok,
             format!(
                 "{range}; {needed} are enough even if all mail goes to one host, also for connections that have their address from \
                  {}: qmail-remote was built with outgoing-ports",
@@ -164,28 +169,29 @@ pub(super) fn ports(facts: &Facts, remote: u64) -> Finding {
                  run out, it says what it says for a server that refuses",
                 names(files)
             );
-            (Verdict::Note, detail)
+            (CheckVerdict::Note, detail)
         }
     };
     if count >= needed {
         return finding(NAME, verdict, detail);
     }
-    finding(NAME, Verdict::Warn, detail).fix(SYSCTL, "net.ipv4.ip_local_port_range = 1024 65535")
+    finding(NAME, CheckVerdict::Warn, detail)
+        .fix(SYSCTL, "net.ipv4.ip_local_port_range = 1024 65535")
 }
 
 pub(super) fn conntrack(facts: &Facts, remote: u64) -> Finding {
     const NAME: &str = "connection tracking";
     match &facts.conntrack {
         Err(why) => unknown(NAME, why.clone()),
-        Ok(None) => finding(NAME, Verdict::Ok, "not in use"),
+        Ok(None) => finding(NAME, CheckVerdict::Ok, "not in use"),
         Ok(Some((max, count))) => {
             // A closed connection is tracked for two minutes.
             let needed = count + 20 * remote;
             let detail = format!("{max} connections may be tracked, {count} are; {needed} needed");
             if *max >= needed {
-                finding(NAME, Verdict::Ok, detail)
+                finding(NAME, CheckVerdict::Ok, detail)
             } else {
-                finding(NAME, Verdict::Warn, detail).fix(
+                finding(NAME, CheckVerdict::Warn, detail).fix(
                     SYSCTL,
                     format!("net.netfilter.nf_conntrack_max = {}", needed.next_power_of_two()),
                 )
@@ -198,18 +204,20 @@ pub(super) fn c_library(facts: &Facts) -> Finding {
     const NAME: &str = "C library";
     match &facts.compiler {
         Err(why) => unknown(NAME, why.clone()),
-        Ok(Compiler { libc: Libc::Glibc(version), .. }) => {
-            finding(NAME, Verdict::Ok, format!("glibc {version}: the size of fd_set can be raised"))
-        }
+        Ok(Compiler { libc: Libc::Glibc(version), .. }) => finding(
+            NAME,
+            CheckVerdict::Ok,
+            format!("glibc {version}: the size of fd_set can be raised"),
+        ),
         Ok(Compiler { libc: Libc::Nameless, .. }) => finding(
             NAME,
-            Verdict::Ok,
+            CheckVerdict::Ok,
             "not glibc (musl?): the size of fd_set is fixed, so a patched tree has one of its own; a gate.a from a qpatch \
              that was built for glibc does not link there",
         ),
         Ok(Compiler { libc: Libc::Other(system), .. }) => finding(
             NAME,
-            Verdict::Ok,
+            CheckVerdict::Ok,
             format!("that of {system}: FD_SETSIZE can be defined before the first header"),
         ),
     }
@@ -220,11 +228,11 @@ pub(super) fn fortify(facts: &Facts) -> Finding {
     match &facts.compiler {
         Err(why) => unknown(NAME, why.clone()),
         Ok(Compiler { fortify: 0, .. }) => {
-            finding(NAME, Verdict::Ok, "the compiler defines no _FORTIFY_SOURCE by itself")
+            finding(NAME, CheckVerdict::Ok, "the compiler defines no _FORTIFY_SOURCE by itself")
         }
         Ok(Compiler { fortify, .. }) => finding(
             NAME,
-            Verdict::Ok,
+            CheckVerdict::Ok,
             format!(
                 "the compiler defines _FORTIFY_SOURCE={fortify} by itself: a tree without qpatch's fd-setsize would abort on \
                  descriptor 1024; qpatch verify tries it"
@@ -241,7 +249,7 @@ pub(super) fn queue(facts: &Facts) -> Finding {
     };
     let found = format!("on {} ({})", mount.kind, mount.point);
     let warn = |why: &str| {
-        finding(NAME, Verdict::Warn, format!("{found}: {why}"))
+        finding(NAME, CheckVerdict::Warn, format!("{found}: {why}"))
             .fix("move the queue", "to a local file system on disk, such as ext4 or xfs")
     };
     match mount.kind.as_str() {
@@ -252,6 +260,6 @@ pub(super) fn queue(facts: &Facts) -> Finding {
         "overlay" | "overlayfs" | "aufs" => warn(
             "in a container's own layer: mail is lost with the container, and inode numbers may change",
         ),
-        _ => finding(NAME, Verdict::Ok, found),
+        _ => finding(NAME, CheckVerdict::Ok, found),
     }
 }

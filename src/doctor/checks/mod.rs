@@ -58,25 +58,30 @@ mod tests {
     use std::rc::Rc;
 
     use super::common::SYSCTL;
-    use crate::doctor::facts::{Caps, Compiler, Libc, Mount};
-    use crate::doctor::launch::limits::{Given, Limited, Pair, Setting, State, Value};
+    use crate::doctor::facts::{Compiler, DomainLimits, Libc, Mount};
+    use crate::doctor::launch::limits::{
+        InheritedLimit, LimitPair, LimitState, LimitValue, Limited, Setting,
+    };
     use crate::doctor::launch::{Ceiling, Launch, Service, Start};
     use crate::doctor::process::Daemon;
-    use crate::doctor::process::{Daemons, Group, Limits, Measure, Remotes};
-    use crate::doctor::{Fix, Report, Verdict};
+    use crate::doctor::process::{ControlGroup, Daemons, Measure, ProcessLimits, RemoteMemory};
+    use crate::doctor::{CheckVerdict, DoctorReport, Fix};
 
     /// qmail's rc, which is started with so many descriptors by a line of its own.
-    fn start(value: Value) -> Start {
+    fn start(value: LimitValue) -> Start {
         let setting =
             Rc::new(Setting::new(Limited::OpenFiles, value, "/q/rc", 2, "ulimit -n 4000", "4000"));
-        let bound = || crate::doctor::launch::limits::Bound {
+        let bound = || crate::doctor::launch::limits::SourcedLimit {
             value,
-            source: crate::doctor::launch::limits::Source::Set(Rc::clone(&setting)),
+            source: crate::doctor::launch::limits::LimitSource::Set(Rc::clone(&setting)),
         };
         Start {
             file: "/q/rc".to_owned(),
             unit: None,
-            states: vec![State::new(Pair { soft: bound(), hard: bound() }, Pair::NOT_FOUND)],
+            states: vec![LimitState::new(
+                LimitPair { soft: bound(), hard: bound() },
+                LimitPair::NOT_FOUND,
+            )],
             idle: Vec::new(),
             raise: ("/q/rc line 2".to_owned(), "ulimit -n ".to_owned()),
         }
@@ -84,21 +89,24 @@ mod tests {
 
     /// The same without that line.
     fn start_given(soft: u64, certain: bool) -> Start {
-        let by = Rc::new(Given { by: "the default".to_owned(), certain, raise: None });
-        let pair = Pair::given(Value::Number(soft), Value::Number(soft), &by);
-        Start { states: vec![State::new(pair, Pair::NOT_FOUND)], ..start(Value::Unlimited) }
+        let by = Rc::new(InheritedLimit { by: "the default".to_owned(), certain, raise: None });
+        let pair = LimitPair::inherited(LimitValue::Number(soft), LimitValue::Number(soft), &by);
+        Start {
+            states: vec![LimitState::new(pair, LimitPair::NOT_FOUND)],
+            ..start(LimitValue::Unlimited)
+        }
     }
 
     /// A machine on which 1000 deliveries can run.
     fn healthy() -> Facts {
         let limits =
-            Limits { files: Some(65536), files_hard: Some(65536), processes: Some(100_000) };
+            ProcessLimits { files: Some(65536), files_hard: Some(65536), processes: Some(100_000) };
         let daemon = |name: &str, pid| Daemon {
             name: name.to_owned(),
             pid,
             limits: Ok(limits),
             replaced: Some(false),
-            group: Some(Group {
+            group: Some(ControlGroup {
                 path: "/qmail.service".to_owned(),
                 most: 10_000,
                 now: 5,
@@ -113,7 +121,7 @@ mod tests {
             local: Ok(10),
             caps: Ok(Some(caps(b":20\n"))),
             in_force: None,
-            elsewhere: Vec::new(),
+            relay_warnings: Vec::new(),
             remote_server: None,
             starts: Vec::new(),
             shell: Ok(limits),
@@ -121,7 +129,7 @@ mod tests {
                 ours: vec![daemon("qmail-send", 7), daemon("qmail-rspawn", 8)],
                 ..Daemons::default()
             }),
-            launch: Launch { starts: vec![start(Value::Number(4000))], ..Launch::default() },
+            launch: Launch { starts: vec![start(LimitValue::Number(4000))], ..Launch::default() },
             pid_max: Ok(4_194_304),
             threads_max: Ok(100_000),
             threads: Ok(300),
@@ -150,7 +158,7 @@ mod tests {
 
     fn assert_warns(facts: &Facts, name: &str, place: &str, line: &str) {
         let finding = found(facts, name);
-        assert_eq!(finding.verdict, Verdict::Warn, "{finding}");
+        assert_eq!(finding.verdict, CheckVerdict::Warn, "{finding}");
         let fix = Fix { place: place.to_owned(), line: line.to_owned() };
         assert!(finding.fixes.contains(&fix), "{finding}");
     }
@@ -158,7 +166,7 @@ mod tests {
     #[test]
     fn a_healthy_machine_has_nothing_to_change() {
         for finding in all(&healthy(), 1000) {
-            assert_eq!(finding.verdict, Verdict::Ok, "{finding}");
+            assert_eq!(finding.verdict, CheckVerdict::Ok, "{finding}");
             assert!(finding.fixes.is_empty(), "{finding}");
         }
     }
@@ -168,7 +176,7 @@ mod tests {
         let compiler = Compiler { libc: Libc::Nameless, fortify: 0 };
         let facts = Facts { compiler: Ok(compiler), ..healthy() };
         let finding = found(&facts, "C library");
-        assert_eq!(finding.verdict, Verdict::Ok, "{finding}");
+        assert_eq!(finding.verdict, CheckVerdict::Ok, "{finding}");
         assert!(finding.to_string().contains("has one of its own"), "{finding}");
     }
 
@@ -190,7 +198,7 @@ mod tests {
         };
         let unknown: Vec<&str> = all(&facts, 1000)
             .iter()
-            .filter(|finding| finding.verdict == Verdict::Unknown)
+            .filter(|finding| finding.verdict == CheckVerdict::Unknown)
             .map(|finding| finding.name)
             .collect();
         assert_eq!(unknown.len(), 15, "{unknown:?}");
@@ -204,14 +212,14 @@ mod tests {
             (finding.verdict, finding.detail)
         };
         let (verdict, detail) = limits(b":20\na.example:x\n", Some(InForce::Kept));
-        assert_eq!(verdict, Verdict::Warn);
+        assert_eq!(verdict, CheckVerdict::Warn);
         assert!(
             detail.ends_with("; the last one without errors counts, also after a restart"),
             "{detail}"
         );
         // Good as it stands here, but the gate may not have been able to read it.
         let (verdict, detail) = limits(b":20\n", Some(InForce::Part));
-        assert_eq!(verdict, Verdict::Warn);
+        assert_eq!(verdict, CheckVerdict::Warn);
         assert!(detail.contains("a limit of 20 for all other domains"), "{detail}");
         assert_eq!(limits(b":20\n", Some(InForce::File)), limits(b":20\n", None));
     }
@@ -224,7 +232,7 @@ mod tests {
             "note  domain limits       none: one domain may take all 1000 deliveries (there is no \
              control/concurrencydomains)\n      a file to start from: qpatch gate init /q"
         );
-        let report = Report { home: "/q".into(), concurrency: 1000, findings: vec![finding] };
+        let report = DoctorReport { home: "/q".into(), concurrency: 1000, findings: vec![finding] };
         assert!(report.ok());
         let summary = "0 of 1 checks are fine for 1000 remote deliveries at once; 0 to change, 1 to consider, 0 could \
                        not be seen";
@@ -234,11 +242,10 @@ mod tests {
     #[test]
     fn daemons_that_may_be_of_another_qmail_are_not_judged() {
         let told = |count: u32, asked_by_root| {
-            let not_told =
-                (7..7 + count).map(|pid| format!("qmail-send (process {pid})")).collect();
-            let daemons = Daemons { not_told, asked_by_root, ..Daemons::default() };
+            let unclear = (7..7 + count).map(|pid| format!("qmail-send (process {pid})")).collect();
+            let daemons = Daemons { unclear, asked_by_root, ..Daemons::default() };
             let finding = found(&Facts { daemons: Ok(daemons), ..healthy() }, "descriptors, qmail");
-            assert_eq!(finding.verdict, Verdict::Unknown);
+            assert_eq!(finding.verdict, CheckVerdict::Unknown);
             finding.detail
         };
         let why =
@@ -267,10 +274,11 @@ mod tests {
     fn a_daemon_with_few_descriptors_is_told_where_it_is_started() {
         let mut facts = healthy();
         if let Ok(daemons) = &mut facts.daemons {
-            daemons.ours[1].limits = Ok(Limits { files: Some(1024), ..Limits::default() });
+            daemons.ours[1].limits =
+                Ok(ProcessLimits { files: Some(1024), ..ProcessLimits::default() });
         }
         assert_warns(&facts, "descriptors, qmail", "/q/rc line 2", "ulimit -n 2016");
-        facts.launch.starts = vec![start(Value::Number(1024))];
+        facts.launch.starts = vec![start(LimitValue::Number(1024))];
         assert_warns(&facts, "descriptors, qmail", "/q/rc line 2", "ulimit -n 2016");
         assert_warns(&facts, "start scripts", "/q/rc line 2", "ulimit -n 2016");
     }
@@ -279,7 +287,8 @@ mod tests {
     fn processes_of_qmailr_are_raised_in_each_shell() {
         let mut facts = healthy();
         if let Ok(daemons) = &mut facts.daemons {
-            daemons.ours[1].limits = Ok(Limits { processes: Some(100), ..Limits::default() });
+            daemons.ours[1].limits =
+                Ok(ProcessLimits { processes: Some(100), ..ProcessLimits::default() });
         }
         let place = "where qmail is started, before it";
         assert_warns(&facts, "processes, qmailr", place, "ulimit -u 1010 || ulimit -p 1010");
@@ -295,20 +304,21 @@ mod tests {
             }
             found(&facts, "start scripts").verdict
         };
-        assert_eq!(verdict(start_given(1024, true), true), Verdict::Warn);
-        assert_eq!(verdict(start_given(1024, false), false), Verdict::Unknown);
+        assert_eq!(verdict(start_given(1024, true), true), CheckVerdict::Warn);
+        assert_eq!(verdict(start_given(1024, false), false), CheckVerdict::Unknown);
         // What runs shows that what starts it gives enough.
-        assert_eq!(verdict(start_given(1024, false), true), Verdict::Ok);
-        let nothing = Start { states: vec![State::not_found()], ..start(Value::Unlimited) };
-        assert_eq!(verdict(nothing.clone(), false), Verdict::Unknown);
-        assert_eq!(verdict(nothing.clone(), true), Verdict::Ok);
-        assert_eq!(verdict(start(Value::Unknown), true), Verdict::Unknown);
-        assert_eq!(verdict(start(Value::AtMost(9999)), true), Verdict::Unknown);
-        assert_eq!(verdict(start(Value::AtMost(1024)), true), Verdict::Warn);
+        assert_eq!(verdict(start_given(1024, false), true), CheckVerdict::Ok);
+        let nothing =
+            Start { states: vec![LimitState::not_found()], ..start(LimitValue::Unlimited) };
+        assert_eq!(verdict(nothing.clone(), false), CheckVerdict::Unknown);
+        assert_eq!(verdict(nothing.clone(), true), CheckVerdict::Ok);
+        assert_eq!(verdict(start(LimitValue::Unknown), true), CheckVerdict::Unknown);
+        assert_eq!(verdict(start(LimitValue::AtMost(9999)), true), CheckVerdict::Unknown);
+        assert_eq!(verdict(start(LimitValue::AtMost(1024)), true), CheckVerdict::Warn);
         // Two ways through one script.
-        let mut either = start(Value::Number(1024));
-        either.states[0].join(&start(Value::Number(4000)).states[0]);
-        assert_eq!(verdict(either, true), Verdict::Unknown);
+        let mut either = start(LimitValue::Number(1024));
+        either.states[0].join(&start(LimitValue::Number(4000)).states[0]);
+        assert_eq!(verdict(either, true), CheckVerdict::Unknown);
         // 1024 descriptors are enough for 20 deliveries, and the kernel gives them by itself.
         let facts = Facts {
             remote: Ok(20),
@@ -316,7 +326,7 @@ mod tests {
             launch: Launch { starts: vec![nothing], ..Launch::default() },
             ..healthy()
         };
-        assert_eq!(found(&facts, "start scripts").verdict, Verdict::Ok);
+        assert_eq!(found(&facts, "start scripts").verdict, CheckVerdict::Ok);
     }
 
     #[test]
@@ -332,9 +342,9 @@ mod tests {
     fn memory_is_judged_by_what_runs_where_something_runs() {
         let facts = Facts { memory_kib: Ok(100 << 10), ..healthy() };
         assert_warns(&facts, "memory", "/q/control/concurrencyremote", "512");
-        let remotes = |kib| Some(Remotes { count: 10, kib, measure: Measure::Proportional });
+        let remotes = |kib| Some(RemoteMemory { count: 10, kib, measure: Measure::Proportional });
         let facts = Facts { remotes: remotes(600), ..facts };
-        assert_eq!(found(&facts, "memory").verdict, Verdict::Ok);
+        assert_eq!(found(&facts, "memory").verdict, CheckVerdict::Ok);
         let facts = Facts { remotes: remotes(9600), ..facts };
         assert_warns(&facts, "memory", "/q/control/concurrencyremote", "102");
         // Less than the machine has is free in the control group.
@@ -352,7 +362,7 @@ mod tests {
     #[test]
     fn a_group_above_holds_others_as_well() {
         let mut facts = healthy();
-        let group = |most, others| Group {
+        let group = |most, others| ControlGroup {
             path: "/system.slice".to_owned(),
             most,
             now: others + 5,
@@ -364,7 +374,7 @@ mod tests {
             }
             found(&facts, "processes, unit")
         };
-        assert_eq!(set(1060, 0).verdict, Verdict::Ok);
+        assert_eq!(set(1060, 0).verdict, CheckVerdict::Ok);
         let finding = set(1060, 100);
         assert_eq!(
             finding.to_string(),
@@ -391,9 +401,9 @@ mod tests {
              a report"
         );
         // 1024 of 16 pages, and 1000 of 2.
-        assert_eq!(told(2016, 16384, 18384).verdict, Verdict::Ok);
+        assert_eq!(told(2016, 16384, 18384).verdict, CheckVerdict::Ok);
         let finding = told(2017, 16384, 18384);
-        assert_eq!(finding.verdict, Verdict::Warn, "{finding}");
+        assert_eq!(finding.verdict, CheckVerdict::Warn, "{finding}");
         assert!(
             finding
                 .detail
@@ -411,7 +421,7 @@ mod tests {
         let with =
             |takes_ports_late| Facts { outgoing: outgoing.clone(), takes_ports_late, ..healthy() };
         let built = found(&with(Ok(true)), "ephemeral ports");
-        assert_eq!(built.verdict, Verdict::Ok, "{built}");
+        assert_eq!(built.verdict, CheckVerdict::Ok, "{built}");
         assert!(
             built
                 .detail
@@ -421,7 +431,7 @@ mod tests {
         let unseen = found(&with(Err("it may not be read".to_owned())), "ephemeral ports");
         assert!(unseen.detail.contains("could not be seen: it may not be read; when"), "{unseen}");
         let finding = found(&with(Ok(false)), "ephemeral ports");
-        assert_eq!(finding.verdict, Verdict::Note, "{finding}");
+        assert_eq!(finding.verdict, CheckVerdict::Note, "{finding}");
         assert!(
             finding.detail.contains("; this qmail-remote was built without it; when"),
             "{finding}"
@@ -472,8 +482,8 @@ mod tests {
         assert_warns(&facts, "memory", &place.0, "MemoryMax=256M");
     }
 
-    fn caps(text: &[u8]) -> Caps {
-        Caps::parse(text).expect("memory")
+    fn caps(text: &[u8]) -> DomainLimits {
+        DomainLimits::parse(text).expect("memory")
     }
 
     #[test]
@@ -492,7 +502,7 @@ mod tests {
             ("relay.example|user|S3cretPass:1500", "relay.example:1000"),
         ] {
             let finding = told(&format!("{line}\nfree.example:\nb.example:7\n"));
-            assert_eq!(finding.verdict, Verdict::Warn, "{line}: {finding}");
+            assert_eq!(finding.verdict, CheckVerdict::Warn, "{line}: {finding}");
             assert!(
                 finding.detail.starts_with("1 of 3 limits can never be reached"),
                 "{line}: {finding}"
@@ -509,7 +519,7 @@ mod tests {
             ":1000\n",
         ] {
             let finding = told(text);
-            assert_eq!(finding.verdict, Verdict::Ok, "{finding}");
+            assert_eq!(finding.verdict, CheckVerdict::Ok, "{finding}");
         }
         for (text, what) in [
             (
@@ -522,26 +532,29 @@ mod tests {
             ),
         ] {
             let finding = told(text);
-            assert!(finding.verdict == Verdict::Warn && finding.detail.contains(what), "{finding}");
+            assert!(
+                finding.verdict == CheckVerdict::Warn && finding.detail.contains(what),
+                "{finding}"
+            );
             assert_eq!(finding.fixes[0].line, "qpatch gate check /q");
         }
         let finding = told("*:20\n");
         let detail = "1 lines, none above concurrencyremote 1000; a warning, which qpatch gate check /q tells";
-        assert_eq!((finding.verdict, finding.detail.as_str()), (Verdict::Ok, detail));
+        assert_eq!((finding.verdict, finding.detail.as_str()), (CheckVerdict::Ok, detail));
     }
 
     #[test]
     fn relays_that_do_not_count_are_told() {
-        let elsewhere = vec![("authsenders chooses".to_owned(), "do this".to_owned())];
-        let facts = Facts { elsewhere: elsewhere.clone(), ..healthy() };
+        let relay_warnings = vec![("authsenders chooses".to_owned(), "do this".to_owned())];
+        let facts = Facts { relay_warnings: relay_warnings.clone(), ..healthy() };
         let finding = found(&facts, "relays");
         assert_eq!(
             (finding.verdict, finding.detail.as_str()),
-            (Verdict::Note, "authsenders chooses")
+            (CheckVerdict::Note, "authsenders chooses")
         );
         assert_eq!(finding.fixes[0].line, "do this");
-        let facts = Facts { elsewhere, caps: Ok(None), ..healthy() };
-        assert_eq!(found(&facts, "relays").verdict, Verdict::Ok);
+        let facts = Facts { relay_warnings, caps: Ok(None), ..healthy() };
+        assert_eq!(found(&facts, "relays").verdict, CheckVerdict::Ok);
     }
 
     #[test]
@@ -549,7 +562,7 @@ mod tests {
         for kind in ["tmpfs", "nfs4", "overlay"] {
             let queue = Mount { kind: kind.to_owned(), ..healthy().queue.expect("healthy") };
             let facts = Facts { queue: Ok(queue), ..healthy() };
-            assert_eq!(found(&facts, "queue").verdict, Verdict::Warn, "{kind}");
+            assert_eq!(found(&facts, "queue").verdict, CheckVerdict::Warn, "{kind}");
         }
     }
 }

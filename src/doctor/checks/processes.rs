@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 use super::super::facts::Facts;
-use super::super::finding::{Finding, Verdict};
+use super::super::finding::{CheckVerdict, Finding};
 use super::super::launch::Ceiling;
 use super::super::launch::limits::Limited;
-use super::common::{OTHER_PROCESSES, SYSCTL, enough, finding, names, running, shown, unknown};
+use super::common::{
+    OTHER_PROCESSES, SYSCTL, enough, finding, limit_text, names, running, unknown,
+};
 
 pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
     const NAME: &str = "processes, qmailr";
@@ -26,7 +28,7 @@ pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
                 // Daemons that a supervisor starts do not get these limits, those from a login shell do.
                 Some(setting) => with_conf(finding(
                     NAME,
-                    Verdict::Warn,
+                    CheckVerdict::Warn,
                     format!("{} limits qmailr: {}", setting.place(), setting.text),
                 )),
                 None => unknown(NAME, why),
@@ -40,19 +42,19 @@ pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
         Err(why) => unknown(NAME, why.clone()),
         Ok(limits) if enough(limits.processes, needed) => finding(
             NAME,
-            Verdict::Ok,
+            CheckVerdict::Ok,
             format!(
                 "the running qmail-rspawn may have {}; {needed} needed",
-                shown(limits.processes)
+                limit_text(limits.processes)
             ),
         ),
         Ok(limits) => with_conf(
             finding(
                 NAME,
-                Verdict::Warn,
+                CheckVerdict::Warn,
                 format!(
                     "the running qmail-rspawn may have {}; {needed} needed",
-                    shown(limits.processes)
+                    limit_text(limits.processes)
                 ),
             )
             // dash has the letter p for it.
@@ -78,10 +80,10 @@ pub(super) fn unit_settings(facts: &Facts) -> Finding {
                 format!("none of {} stops mail", names(&units))
             }
         };
-        return finding(NAME, Verdict::Ok, detail);
+        return finding(NAME, CheckVerdict::Ok, detail);
     };
     let detail = format!("{} ({}): {}", first.place, first.text, first.why);
-    obstacles.fold(finding(NAME, Verdict::Warn, detail), |found, obstacle| {
+    obstacles.fold(finding(NAME, CheckVerdict::Warn, detail), |found, obstacle| {
         found.fix(obstacle.fix.0.as_str(), obstacle.fix.1.as_str())
     })
 }
@@ -106,7 +108,7 @@ pub(super) fn unit_processes(facts: &Facts, deliveries: u64) -> Finding {
     if let Some(first) = low.peek() {
         let detail =
             format!("{} may have {}, by {}; {needed} needed", first.unit, first.most, first.by);
-        return low.fold(finding(NAME, Verdict::Warn, detail), |found, ceiling| {
+        return low.fold(finding(NAME, CheckVerdict::Warn, detail), |found, ceiling| {
             raise(found, ceiling, &needed.to_string(), needed)
         });
     }
@@ -118,7 +120,7 @@ pub(super) fn unit_processes(facts: &Facts, deliveries: u64) -> Finding {
                     "{} may have {}, by {}; {needed} needed",
                     least.unit, least.most, least.by
                 );
-                return finding(NAME, Verdict::Ok, detail);
+                return finding(NAME, CheckVerdict::Ok, detail);
             }
             None => return unknown(NAME, why),
         },
@@ -128,7 +130,7 @@ pub(super) fn unit_processes(facts: &Facts, deliveries: u64) -> Finding {
         .filter_map(|daemon| daemon.group.as_ref())
         .min_by_key(|group| group.most.saturating_sub(group.others))
     else {
-        return finding(NAME, Verdict::Ok, "no control group limits the processes of qmail");
+        return finding(NAME, CheckVerdict::Ok, "no control group limits the processes of qmail");
     };
     let needed = needed + group.others;
     let detail = format!(
@@ -136,9 +138,9 @@ pub(super) fn unit_processes(facts: &Facts, deliveries: u64) -> Finding {
         group.path, group.most, group.now
     );
     if group.most >= needed {
-        return finding(NAME, Verdict::Ok, detail);
+        return finding(NAME, CheckVerdict::Ok, detail);
     }
-    let found = finding(NAME, Verdict::Warn, detail);
+    let found = finding(NAME, CheckVerdict::Warn, detail);
     match group
         .path
         .rsplit('/')
@@ -171,9 +173,9 @@ pub(super) fn kernel_processes(facts: &Facts, deliveries: u64) -> Finding {
     let detail = format!(
         "pid_max {pid_max}, threads-max {threads_max}; {threads} threads run now, {needed} needed"
     );
-    let mut found = finding(NAME, Verdict::Ok, detail);
+    let mut found = finding(NAME, CheckVerdict::Ok, detail);
     if pid_max < needed {
-        found.verdict = Verdict::Warn;
+        found.verdict = CheckVerdict::Warn;
         found.detail.push_str(&format!(
             " (a bare kernel has a pid_max of {PID_MAX_KERNEL}; systemd sets {PID_MAX} on 64 bits)"
         ));
@@ -181,7 +183,7 @@ pub(super) fn kernel_processes(facts: &Facts, deliveries: u64) -> Finding {
         found = found.fix(SYSCTL, format!("kernel.pid_max = {wanted}"));
     }
     if threads_max < needed {
-        found.verdict = Verdict::Warn;
+        found.verdict = CheckVerdict::Warn;
         found = found.fix(SYSCTL, format!("kernel.threads-max = {}", needed.next_power_of_two()));
     }
     found

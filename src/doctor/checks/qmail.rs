@@ -4,8 +4,8 @@
 use qpatch_gate::status::InForce;
 use qpatch_gate::table;
 
-use super::super::facts::{Caps, Facts};
-use super::super::finding::{Finding, Verdict};
+use super::super::facts::{DomainLimits, Facts};
+use super::super::finding::{CheckVerdict, Finding};
 use super::common::{finding, unknown};
 use crate::qmail::remote_status::RemoteStatus;
 
@@ -22,19 +22,19 @@ pub(super) fn conf_spawn(facts: &Facts, concurrency: u32) -> Finding {
             let wanted = concurrency.max(remote);
             finding(
                 NAME,
-                Verdict::Warn,
+                CheckVerdict::Warn,
                 format!("the installed qmail runs at most {spawn} deliveries of each kind, whatever is set: {wanted} are wanted"),
             )
             .fix("in the source tree", format!("qpatch apply . --spawn {wanted} && make setup check"))
         }
         Ok(spawn) if remote < concurrency => finding(
             NAME,
-            Verdict::Warn,
+            CheckVerdict::Warn,
             format!("concurrencyremote is {remote}, {concurrency} are wanted; the installed qmail can run {spawn}"),
         )
         .fix(control.display().to_string(), concurrency.to_string()),
         Ok(spawn) => {
-            finding(NAME, Verdict::Ok, format!("concurrencyremote is {remote}; the installed qmail can run {spawn}"))
+            finding(NAME, CheckVerdict::Ok, format!("concurrencyremote is {remote}; the installed qmail can run {spawn}"))
         }
     }
 }
@@ -47,7 +47,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
         Ok(None) => {
             return finding(
                 NAME,
-                Verdict::Note,
+                CheckVerdict::Note,
                 format!(
                     "none: one domain may take all {concurrency} deliveries (there is no control/concurrencydomains)"
                 ),
@@ -56,7 +56,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
         }
         Ok(Some(caps)) => caps,
     };
-    let Caps { table, problems, text } = caps;
+    let DomainLimits { table, problems, text } = caps;
     let check = format!("qpatch gate check {}", facts.home.display());
     let instead = match facts.in_force {
         Some(InForce::Kept) => "; the last one without errors counts, also after a restart",
@@ -69,7 +69,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
         let errors = if errors == 1 { "an error".to_owned() } else { format!("{errors} errors") };
         return finding(
             NAME,
-            Verdict::Warn,
+            CheckVerdict::Warn,
             format!(
                 "control/concurrencydomains has {errors}, and the gate does not use it: {first}{instead}"
             ),
@@ -79,7 +79,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
     if !instead.is_empty() {
         return finding(
             NAME,
-            Verdict::Warn,
+            CheckVerdict::Warn,
             format!("the running gate has not used control/concurrencydomains{instead}"),
         )
         .fix("why is told by", check);
@@ -95,7 +95,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
     let Some(&first) = never.first() else {
         return finding(
             NAME,
-            Verdict::Ok,
+            CheckVerdict::Ok,
             format!("{lines} lines, none above concurrencyremote {concurrency}{warnings}"),
         );
     };
@@ -110,7 +110,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
     let domain = if subject.is_empty() { "the default" } else { &subject };
     finding(
         NAME,
-        Verdict::Warn,
+        CheckVerdict::Warn,
         format!(
             "{} of {lines} limits can never be reached with concurrencyremote {concurrency}: {domain} in line {first}, for \
              one{warnings}",
@@ -126,10 +126,10 @@ fn parts(line: &[u8]) -> Option<(String, String, String)> {
     let line = line.trim_ascii_end();
     let (subject, rest) = line.split_at(table::subject_len(line)?);
     let end = rest[1..].iter().position(|&byte| byte == b':').map_or(rest.len(), |at| at + 1);
-    let shown =
+    let limit_text =
         subject.split(|&byte| matches!(byte, b'|' | b';' | b',')).next().unwrap_or_default();
     let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
-    Some((text(shown), text(&rest[1..end]), text(&rest[end..])))
+    Some((text(limit_text), text(&rest[1..end]), text(&rest[end..])))
 }
 
 /// How qmail-remote is started, where control/remoteserver asks for a fork server.
@@ -140,11 +140,11 @@ pub(super) fn starts(facts: &Facts) -> Option<Finding> {
     let sum = |get: fn(&RemoteStatus) -> u64| facts.starts.iter().map(get).sum::<u64>();
     let by_exec = sum(RemoteStatus::executed);
     Some(if let Some(one) = reason {
-        finding(NAME, Verdict::Warn, format!("each delivery is executed: {}", one.reason))
+        finding(NAME, CheckVerdict::Warn, format!("each delivery is executed: {}", one.reason))
     } else if facts.starts.is_empty() {
         finding(
             NAME,
-            Verdict::Note,
+            CheckVerdict::Note,
             format!(
                 "control/remoteserver is {wanted}; no qmail-rspawn that runs has made a delivery yet, or it is from a tree \
                  without the patch fork-server"
@@ -153,38 +153,37 @@ pub(super) fn starts(facts: &Facts) -> Option<Finding> {
     } else if facts.starts.iter().any(|one| one.most == 0) {
         let what =
             "qmail-rspawn has read control/remoteserver at its start, and had no number there";
-        finding(NAME, Verdict::Warn, what).fix("a restart of qmail-send", "reads it again")
+        finding(NAME, CheckVerdict::Warn, what).fix("a restart of qmail-send", "reads it again")
     } else {
         let by_server = sum(|one| one.by_server);
         let failed = sum(|one| one.failed);
         let detail = format!(
             "{by_server} deliveries by the fork server, {by_exec} by exec; {failed} servers have failed"
         );
-        finding(NAME, Verdict::Ok, detail)
+        finding(NAME, CheckVerdict::Ok, detail)
     })
 }
 
 /// Relays that the gate does not look up.
 pub(super) fn relays(facts: &Facts) -> Finding {
     const NAME: &str = "relays";
-    let Some((message, _)) = facts.elsewhere.first() else {
-        return finding(NAME, Verdict::Ok, "none but those of control/smtproutes");
+    let Some((message, _)) = facts.relay_warnings.first() else {
+        return finding(NAME, CheckVerdict::Ok, "none but those of control/smtproutes");
     };
     let verdict = match &facts.caps {
         // Without limits there is nothing that could count in a wrong way.
-        Ok(None) => Verdict::Ok,
-        _ => Verdict::Note,
+        Ok(None) => CheckVerdict::Ok,
+        _ => CheckVerdict::Note,
     };
     let messages = facts
-        .elsewhere
+        .relay_warnings
         .iter()
         .skip(1)
         .fold(message.clone(), |all, (message, _)| all + "; " + message);
-    facts.elsewhere.iter().fold(
-        finding(NAME, verdict, messages),
-        |found, (_, help)| match verdict {
-            Verdict::Note => found.fix("to be considered", help.as_str()),
+    facts.relay_warnings.iter().fold(finding(NAME, verdict, messages), |found, (_, help)| {
+        match verdict {
+            CheckVerdict::Note => found.fix("to be considered", help.as_str()),
             _ => found,
-        },
-    )
+        }
+    })
 }

@@ -2,7 +2,7 @@
 //! supervisor or systemd starts.
 #![forbid(unsafe_code)]
 
-use super::limits::{Limited, Setting, Value};
+use super::limits::{LimitValue, Limited, Setting};
 
 /// The limits that limits.conf, or a file in limits.d, sets for `user`.
 pub fn limits(file: &str, text: &str, user: &str) -> Vec<Setting> {
@@ -21,9 +21,9 @@ pub fn limits(file: &str, text: &str, user: &str) -> Vec<Setting> {
             _ => continue,
         };
         let value = match *number {
-            "unlimited" | "infinity" | "-1" => Value::Unlimited,
+            "unlimited" | "infinity" | "-1" => LimitValue::Unlimited,
             digits => match digits.parse() {
-                Ok(number) => Value::Number(number),
+                Ok(number) => LimitValue::Number(number),
                 Err(_) => continue,
             },
         };
@@ -47,16 +47,16 @@ mod tests {
     #[test]
     fn the_user_and_all_are_meant() {
         let text = "* soft nofile 1024\nqmailr hard nproc 100 # few\nalice hard nproc 5\n@mail - nproc 7\nqmailr - nofile -1\n";
-        let found: Vec<(usize, Limited, Value)> = limits("limits.conf", text, "qmailr")
+        let found: Vec<(usize, Limited, LimitValue)> = limits("limits.conf", text, "qmailr")
             .into_iter()
             .map(|one| (one.line, one.what, one.value))
             .collect();
         assert_eq!(
             found,
             [
-                (1, Limited::OpenFiles, Value::Number(1024)),
-                (2, Limited::Processes, Value::Number(100)),
-                (5, Limited::OpenFiles, Value::Unlimited),
+                (1, Limited::OpenFiles, LimitValue::Number(1024)),
+                (2, Limited::Processes, LimitValue::Number(100)),
+                (5, Limited::OpenFiles, LimitValue::Unlimited),
             ]
         );
     }

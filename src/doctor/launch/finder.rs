@@ -7,14 +7,14 @@ use std::rc::Rc;
 
 use super::field::{Field, Variable};
 use super::first_process::{FirstProcess, value};
-use super::limits::{self, Given, Limited, Pair, Setting, State, Value};
-use super::programs::Target;
+use super::host_scripts::HostScripts;
+use super::limits::{self, InheritedLimit, LimitPair, LimitState, LimitValue, Limited, Setting};
+use super::programs::StartedProgram;
 use super::sandbox;
 use super::script::{self, Walk};
-use super::scripts::Scripts;
 use super::shell;
 use super::start::{Ceiling, Launch, Service, Start};
-use super::unit::{self, Entry, Tasks, Unit, Units, drop_in, specifiers};
+use super::unit::{self, Tasks, Unit, UnitEntry, Units, drop_in, specifiers};
 use crate::doctor::host::Host;
 use crate::doctor::process;
 
@@ -30,7 +30,7 @@ const SYSTEMD_TASKS: &str = "15%";
 /// Finds what starts qmail, where the usual guides put it.
 pub fn find(host: &Host<'_>, home: &Path) -> Launch {
     let first = FirstProcess::of(host);
-    let scripts = Scripts::of(host, home);
+    let scripts = HostScripts::of(host, home);
     let raises_are_refused = !first.may_raise;
     let mut finder = Finder {
         host,
@@ -75,13 +75,13 @@ const SUPERVISORS: [&str; 5] = ["svscan", "runsvdir", "s6-svscan", "perpd", "ser
 
 struct Finder<'f, 'h> {
     host: &'h Host<'h>,
-    scripts: &'f Scripts<'h>,
+    scripts: &'f HostScripts<'h>,
     first: FirstProcess,
     launch: Launch,
     /// Scripts that something else starts.
     covered: BTreeSet<std::path::PathBuf>,
     /// What the units of supervisors give.
-    supervisors: Vec<State>,
+    supervisors: Vec<LimitState>,
     /// Scripts that were looked at, without links.
     files: BTreeSet<std::path::PathBuf>,
 }
@@ -90,7 +90,7 @@ impl Finder<'_, '_> {
     fn units(&mut self) {
         let units = Units::new(self.host);
         let manager = units.manager();
-        let mut found: Vec<(Unit, Vec<State>, Vec<String>)> = Vec::new();
+        let mut found: Vec<(Unit, Vec<LimitState>, Vec<String>)> = Vec::new();
         for name in units.services() {
             let Some(unit) = units.load(&name) else { continue };
             let state = self.unit_state(&unit, &manager);
@@ -106,11 +106,12 @@ impl Finder<'_, '_> {
                     walk.command_line(fields, &state, &variables);
                 }
             }
-            let states = |target: Target| -> Vec<State> {
+            let states = |target: StartedProgram| -> Vec<LimitState> {
                 let reaches = walk.found.reaches.iter().filter(|reach| reach.target == target);
                 reaches.map(|reach| reach.state.clone()).collect()
             };
-            let (ours, supervised) = (states(Target::Qmail), states(Target::Supervisor));
+            let (ours, supervised) =
+                (states(StartedProgram::Qmail), states(StartedProgram::Supervisor));
             if ours.is_empty() && supervised.is_empty() {
                 // What cannot be read of a unit that has nothing to do with qmail is no matter.
                 if name.contains("qmail") {
@@ -180,7 +181,7 @@ impl Finder<'_, '_> {
     fn exec_fields(
         &self,
         unit: &Unit,
-        entry: &Entry,
+        entry: &UnitEntry,
         mut command: Vec<String>,
         variables: &BTreeMap<String, Variable>,
     ) -> Vec<Field> {
@@ -234,16 +235,18 @@ impl Finder<'_, '_> {
     }
 
     /// What a program of a unit starts with.
-    fn unit_state(&self, unit: &Unit, manager: &Unit) -> State {
+    fn unit_state(&self, unit: &Unit, manager: &Unit) -> LimitState {
         let files = self.unit_limit(unit, manager, Limited::OpenFiles);
         let processes = self.unit_limit(unit, manager, Limited::Processes);
-        let mut state =
-            State::new(files.unwrap_or(Pair::NOT_FOUND), processes.unwrap_or(Pair::NOT_FOUND));
+        let mut state = LimitState::new(
+            files.unwrap_or(LimitPair::NOT_FOUND),
+            processes.unwrap_or(LimitPair::NOT_FOUND),
+        );
         if let (true, Some(limits)) = (self.first.is_systemd(), self.first.limits)
             && let Some(most) = limits.files_hard
         {
             // In a container systemd takes the most that it may have itself, and says nothing.
-            let by = Rc::new(Given {
+            let by = Rc::new(InheritedLimit {
                 by: "the hard limit of process 1, which systemd cannot exceed here,".to_owned(),
                 certain: true,
                 raise: None,
@@ -251,9 +254,9 @@ impl Finder<'_, '_> {
             for pair in &mut state.files {
                 for bound in [&mut pair.soft, &mut pair.hard] {
                     if bound.value.allows(most + 1) == Some(true) {
-                        *bound = limits::Bound {
-                            value: Value::Number(most),
-                            source: limits::Source::Given(by.clone()),
+                        *bound = limits::SourcedLimit {
+                            value: LimitValue::Number(most),
+                            source: limits::LimitSource::Inherited(by.clone()),
                         };
                     }
                 }
@@ -262,32 +265,34 @@ impl Finder<'_, '_> {
         state
     }
 
-    fn unit_limit(&self, unit: &Unit, manager: &Unit, what: Limited) -> Option<Pair> {
+    fn unit_limit(&self, unit: &Unit, manager: &Unit, what: Limited) -> Option<LimitPair> {
         let (key, default) = match what {
             Limited::OpenFiles => ("LimitNOFILE", "DefaultLimitNOFILE"),
             _ => ("LimitNPROC", "DefaultLimitNPROC"),
         };
-        let amount =
-            |limit: u64| if limit == u64::MAX { Value::Unlimited } else { Value::Number(limit) };
-        let raise = |entry: Option<&Entry>| {
+        let amount = |limit: u64| {
+            if limit == u64::MAX { LimitValue::Unlimited } else { LimitValue::Number(limit) }
+        };
+        let raise = |entry: Option<&UnitEntry>| {
             Some((drop_in(&unit.name, "Service", entry), format!("{key}=")))
         };
-        let lines: Vec<&Entry> = unit.all("Service", key).collect();
+        let lines: Vec<&UnitEntry> = unit.all("Service", key).collect();
         if let Some((entry, (soft, hard))) =
             lines.iter().rev().find_map(|entry| Some((*entry, unit::limit(&entry.value)?)))
         {
             return Some(match setting(what, amount(soft), entry) {
                 Some(setting) => {
-                    let bound = |value| limits::Bound {
+                    let bound = |value| limits::SourcedLimit {
                         value,
-                        source: limits::Source::Set(Rc::clone(&setting)),
+                        source: limits::LimitSource::Set(Rc::clone(&setting)),
                     };
-                    Pair { soft: bound(amount(soft)), hard: bound(amount(hard)) }
+                    LimitPair { soft: bound(amount(soft)), hard: bound(amount(hard)) }
                 }
                 None => {
                     let by = format!("{} line {} ({})", entry.file, entry.line, entry.text);
-                    let by = Rc::new(Given { by, certain: true, raise: raise(Some(entry)) });
-                    Pair::given(amount(soft), amount(hard), &by)
+                    let by =
+                        Rc::new(InheritedLimit { by, certain: true, raise: raise(Some(entry)) });
+                    LimitPair::inherited(amount(soft), amount(hard), &by)
                 }
             });
         }
@@ -305,8 +310,8 @@ impl Finder<'_, '_> {
             (None, Limited::OpenFiles) => (SYSTEMD_FILES, format!("systemd's own default ({why})")),
             (None, _) => return None,
         };
-        let by = Rc::new(Given { by, certain: true, raise: raise(None) });
-        Some(Pair::given(amount(soft), amount(hard), &by))
+        let by = Rc::new(InheritedLimit { by, certain: true, raise: raise(None) });
+        Some(LimitPair::inherited(amount(soft), amount(hard), &by))
     }
 
     /// What 100 % of a TasksMax are.
@@ -327,16 +332,17 @@ impl Finder<'_, '_> {
             std::iter::once((unit, "Service")).chain(slices.iter().map(|slice| (slice, "Slice")));
         let (mut tasks, mut bytes) = (Vec::new(), Vec::new());
         for (one, section) in all {
-            let ceiling = |entry: Option<&Entry>, most, key: &str, by: String| Ceiling {
+            let ceiling = |entry: Option<&UnitEntry>, most, key: &str, by: String| Ceiling {
                 unit: one.name.clone(),
                 most,
                 by,
-                setting: entry
-                    .and_then(|entry| setting(Limited::UnitProcesses, Value::Number(most), entry)),
+                setting: entry.and_then(|entry| {
+                    setting(Limited::UnitProcesses, LimitValue::Number(most), entry)
+                }),
                 raise: (drop_in(&one.name, section, entry), format!("{key}=")),
             };
             let told =
-                |entry: &Entry| format!("{} line {} ({})", entry.file, entry.line, entry.text);
+                |entry: &UnitEntry| format!("{} line {} ({})", entry.file, entry.line, entry.text);
             let line = one.all(section, "TasksMax").rev();
             let line = line
                 .filter_map(|entry| Some((entry, unit::tasks(&entry.value, all_tasks)?)))
@@ -387,20 +393,20 @@ impl Finder<'_, '_> {
     }
 
     /// The states with which a supervisor starts its run scripts.
-    fn supervised(&self) -> State {
+    fn supervised(&self) -> LimitState {
         let running = process::named(self.host, &SUPERVISORS);
         if let Some((pid, name)) = running.first()
             && let Ok(text) = self.host.read(format!("/proc/{pid}/limits"))
         {
             let limits = process::limits(&text);
-            let by = Rc::new(Given {
+            let by = Rc::new(InheritedLimit {
                 by: format!("the running {name} (process {pid})"),
                 certain: true,
                 raise: None,
             });
-            return State::new(
-                Pair::given(value(limits.files), value(limits.files_hard), &by),
-                Pair::NOT_FOUND,
+            return LimitState::new(
+                LimitPair::inherited(value(limits.files), value(limits.files_hard), &by),
+                LimitPair::NOT_FOUND,
             );
         }
         let mut states = self.supervisors.iter();
@@ -446,7 +452,7 @@ impl Finder<'_, '_> {
         }
     }
 
-    fn script(&mut self, file: &str, state: &State) {
+    fn script(&mut self, file: &str, state: &LimitState) {
         let Some(real) = self.host.real(file.as_ref()) else { return };
         // /service/NAME is often a link to supervise/NAME: the same file once.
         if self.covered.contains(&real) || !self.host.is_file(file) || !self.files.insert(real) {
@@ -461,8 +467,9 @@ impl Finder<'_, '_> {
         };
         let mut walk = Walk::new(self.scripts);
         walk.script(file, &text, state, &BTreeMap::new());
-        let reaches = walk.found.reaches.iter().filter(|reach| reach.target == Target::Qmail);
-        let states: Vec<State> = reaches.map(|reach| reach.state.clone()).collect();
+        let reaches =
+            walk.found.reaches.iter().filter(|reach| reach.target == StartedProgram::Qmail);
+        let states: Vec<LimitState> = reaches.map(|reach| reach.state.clone()).collect();
         let mentions = text.contains("qmail-start")
             || text.contains("qmail-send")
             || text.contains("qmail-rspawn");
@@ -489,7 +496,7 @@ impl Finder<'_, '_> {
 }
 
 /// The line that sets something, unless it is in a file that belongs to a package or is made anew at each start.
-fn setting(what: Limited, value: Value, entry: &Entry) -> Option<Rc<Setting>> {
+fn setting(what: Limited, value: LimitValue, entry: &UnitEntry) -> Option<Rc<Setting>> {
     if !entry.file.starts_with("/etc/") {
         return None;
     }

@@ -3,14 +3,14 @@
 
 use std::rc::Rc;
 
-use super::limits::{Given, Pair, State, Value};
+use super::limits::{InheritedLimit, LimitPair, LimitState, LimitValue};
 use crate::doctor::host::Host;
-use crate::doctor::process::{self, Limits};
+use crate::doctor::process::{self, ProcessLimits};
 
 /// What process 1 tells of those that come from it.
 pub(super) struct FirstProcess {
     pub(super) name: String,
-    pub(super) limits: Option<Limits>,
+    pub(super) limits: Option<ProcessLimits>,
     pub(super) may_raise: bool,
 }
 
@@ -30,24 +30,24 @@ impl FirstProcess {
     }
 
     /// What a process gets that no systemd has started.
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> LimitState {
         match self.limits {
             Some(limits) if !self.is_systemd() => {
-                let by = Rc::new(Given {
+                let by = Rc::new(InheritedLimit {
                     by: format!("process 1 ({})", self.name),
                     certain: false,
                     raise: None,
                 });
-                State::new(
-                    Pair::given(value(limits.files), value(limits.files_hard), &by),
-                    Pair::NOT_FOUND,
+                LimitState::new(
+                    LimitPair::inherited(value(limits.files), value(limits.files_hard), &by),
+                    LimitPair::NOT_FOUND,
                 )
             }
-            _ => State::not_found(),
+            _ => LimitState::not_found(),
         }
     }
 }
 
-pub(super) fn value(limit: Option<u64>) -> Value {
-    limit.map_or(Value::Unlimited, Value::Number)
+pub(super) fn value(limit: Option<u64>) -> LimitValue {
+    limit.map_or(LimitValue::Unlimited, LimitValue::Number)
 }

@@ -16,7 +16,7 @@ pub enum Limited {
 
 /// How much is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Value {
+pub enum LimitValue {
     /// So much.
     Number(u64),
     /// Everything.
@@ -27,21 +27,21 @@ pub enum Value {
     Unknown,
 }
 
-impl Value {
+impl LimitValue {
     /// Whether it is enough. `None`: cannot be known.
     pub fn allows(self, needed: u64) -> Option<bool> {
         match self {
-            Value::Unlimited => Some(true),
-            Value::Number(most) => Some(most >= needed),
-            Value::AtMost(most) if most < needed => Some(false),
-            Value::AtMost(_) | Value::Unknown => None,
+            LimitValue::Unlimited => Some(true),
+            LimitValue::Number(most) => Some(most >= needed),
+            LimitValue::AtMost(most) if most < needed => Some(false),
+            LimitValue::AtMost(_) | LimitValue::Unknown => None,
         }
     }
 
-    fn is_above(self, hard: Value) -> bool {
+    fn is_above(self, hard: LimitValue) -> bool {
         match (self, hard) {
-            (Value::Number(this), Value::Number(hard)) => this > hard,
-            (Value::Unlimited, Value::Number(_)) => true,
+            (LimitValue::Number(this), LimitValue::Number(hard)) => this > hard,
+            (LimitValue::Unlimited, LimitValue::Number(_)) => true,
             _ => false,
         }
     }
@@ -53,7 +53,7 @@ pub struct Setting {
     /// What is limited.
     pub what: Limited,
     /// To how much.
-    pub value: Value,
+    pub value: LimitValue,
     /// The file.
     pub file: String,
     /// The line in it, from 1.
@@ -70,7 +70,7 @@ impl Setting {
     /// A line whose number is found by itself.
     pub fn new(
         what: Limited,
-        value: Value,
+        value: LimitValue,
         file: &str,
         line: usize,
         text: &str,
@@ -105,7 +105,7 @@ impl Setting {
 
 /// A limit that comes from what starts a program, with no line for it in what was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Given {
+pub struct InheritedLimit {
     /// What gives it, as in "WHAT gives 1024".
     pub by: String,
     /// Whether it is certain that the program gets it, and not only likely.
@@ -116,52 +116,54 @@ pub struct Given {
 
 /// Where a limit comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub enum LimitSource {
     /// A line sets it.
     Set(Rc<Setting>),
     /// What starts the program has it.
-    Given(Rc<Given>),
+    Inherited(Rc<InheritedLimit>),
     /// Nothing was found that sets it.
     NotFound,
 }
 
 /// A limit and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bound {
+pub struct SourcedLimit {
     /// How much.
-    pub value: Value,
+    pub value: LimitValue,
     /// From where.
-    pub source: Source,
+    pub source: LimitSource,
 }
 
-impl Bound {
+impl SourcedLimit {
     /// One of which nothing is known.
-    pub const NOT_FOUND: Bound = Bound { value: Value::Unknown, source: Source::NotFound };
+    pub const NOT_FOUND: SourcedLimit =
+        SourcedLimit { value: LimitValue::Unknown, source: LimitSource::NotFound };
 }
 
 /// The soft limit, which counts, and the hard limit, up to which programs can raise it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pair {
+pub struct LimitPair {
     /// The soft limit.
-    pub soft: Bound,
+    pub soft: SourcedLimit,
     /// The hard limit.
-    pub hard: Bound,
+    pub hard: SourcedLimit,
 }
 
-impl Pair {
+impl LimitPair {
     /// Of which nothing is known.
-    pub const NOT_FOUND: Pair = Pair { soft: Bound::NOT_FOUND, hard: Bound::NOT_FOUND };
+    pub const NOT_FOUND: LimitPair =
+        LimitPair { soft: SourcedLimit::NOT_FOUND, hard: SourcedLimit::NOT_FOUND };
 
     /// Both from one source.
-    pub fn given(soft: Value, hard: Value, by: &Rc<Given>) -> Pair {
-        let bound = |value| Bound { value, source: Source::Given(Rc::clone(by)) };
-        Pair { soft: bound(soft), hard: bound(hard) }
+    pub fn inherited(soft: LimitValue, hard: LimitValue, by: &Rc<InheritedLimit>) -> LimitPair {
+        let bound = |value| SourcedLimit { value, source: LimitSource::Inherited(Rc::clone(by)) };
+        LimitPair { soft: bound(soft), hard: bound(hard) }
     }
 }
 
 /// Which of the two limits a command sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum LimitPart {
     /// The soft one.
     Soft,
     /// The hard one.
@@ -183,7 +185,7 @@ pub enum Above {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amount {
     /// A value.
-    Value(Value),
+    Value(LimitValue),
     /// The soft limit of now.
     Soft,
     /// The hard limit of now.
@@ -192,9 +194,9 @@ pub enum Amount {
 
 /// A command that sets a limit.
 #[derive(Debug, Clone)]
-pub struct Change {
+pub struct LimitChange {
     /// Which of the two.
-    pub part: Part,
+    pub part: LimitPart,
     /// To what.
     pub amount: Amount,
     /// If that is too much.
@@ -205,16 +207,16 @@ pub struct Change {
 
 /// What the machine itself allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Machine {
+pub struct KernelLimits {
     /// fs.nr_open: no process may open more, root's neither.
     pub nr_open: Option<u64>,
     /// Whether root may raise a hard limit, which it may not in most containers.
     pub may_raise: bool,
 }
 
-impl Default for Machine {
-    fn default() -> Machine {
-        Machine { nr_open: None, may_raise: true }
+impl Default for KernelLimits {
+    fn default() -> KernelLimits {
+        KernelLimits { nr_open: None, may_raise: true }
     }
 }
 
@@ -223,26 +225,26 @@ const WAYS_MAX: usize = 16;
 
 /// What may be in force at a place of a script: more than one where it depends on what only the running script knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
+pub struct LimitState {
     /// Descriptors.
-    pub files: Vec<Pair>,
+    pub files: Vec<LimitPair>,
     /// Processes of the user.
-    pub processes: Vec<Pair>,
+    pub processes: Vec<LimitPair>,
 }
 
-impl State {
+impl LimitState {
     /// The one with which something starts.
-    pub fn new(files: Pair, processes: Pair) -> State {
-        State { files: vec![files], processes: vec![processes] }
+    pub fn new(files: LimitPair, processes: LimitPair) -> LimitState {
+        LimitState { files: vec![files], processes: vec![processes] }
     }
 
     /// Of which nothing is known.
-    pub fn not_found() -> State {
-        State::new(Pair::NOT_FOUND, Pair::NOT_FOUND)
+    pub fn not_found() -> LimitState {
+        LimitState::new(LimitPair::NOT_FOUND, LimitPair::NOT_FOUND)
     }
 
     /// What may be in force of one kind.
-    pub fn of(&self, what: Limited) -> &[Pair] {
+    pub fn of(&self, what: Limited) -> &[LimitPair] {
         match what {
             Limited::OpenFiles => &self.files,
             Limited::Processes | Limited::UnitProcesses => &self.processes,
@@ -250,13 +252,14 @@ impl State {
     }
 
     /// Returns whether what a command sets is in force.
-    pub fn is(&self, change: &Change) -> bool {
-        let set = |bound: &Bound| bound.source == Source::Set(Rc::clone(&change.setting));
+    pub fn is(&self, change: &LimitChange) -> bool {
+        let set =
+            |bound: &SourcedLimit| bound.source == LimitSource::Set(Rc::clone(&change.setting));
         self.of(change.setting.what).iter().all(|pair| set(&pair.soft) || set(&pair.hard))
     }
 
     /// Carries out a command.
-    pub fn apply(&mut self, change: &Change, machine: Machine) {
+    pub fn apply(&mut self, change: &LimitChange, machine: KernelLimits) {
         let is_files = change.setting.what == Limited::OpenFiles;
         let pairs = match change.setting.what {
             Limited::OpenFiles => &mut self.files,
@@ -268,46 +271,52 @@ impl State {
                 Amount::Soft => pair.soft.value,
                 Amount::Hard => pair.hard.value,
             };
-            let new = Bound { value, source: Source::Set(Rc::clone(&change.setting)) };
+            let new = SourcedLimit { value, source: LimitSource::Set(Rc::clone(&change.setting)) };
             // Nobody may have more than the kernel's own limit, and not everybody more than the hard limit.
-            let most = machine.nr_open.filter(|_| is_files).map_or(Value::Unlimited, Value::Number);
+            let most = machine
+                .nr_open
+                .filter(|_| is_files)
+                .map_or(LimitValue::Unlimited, LimitValue::Number);
             let is_refused =
                 value.is_above(most) || (!machine.may_raise && value.is_above(pair.hard.value));
             match change.part {
-                Part::Both | Part::Hard if is_refused => {
+                LimitPart::Both | LimitPart::Hard if is_refused => {
                     if change.above == Above::Capped {
                         pair.soft = pair.hard.clone();
                     }
                 }
-                Part::Both => *pair = Pair { soft: new.clone(), hard: new },
-                Part::Hard if pair.soft.value.is_above(value) && change.above == Above::Fails => {}
-                Part::Hard => {
+                LimitPart::Both => *pair = LimitPair { soft: new.clone(), hard: new },
+                LimitPart::Hard
+                    if pair.soft.value.is_above(value) && change.above == Above::Fails => {}
+                LimitPart::Hard => {
                     if pair.soft.value.is_above(value) {
                         pair.soft = new.clone();
                     }
                     pair.hard = new;
                 }
-                Part::Soft if value.is_above(pair.hard.value) => {
+                LimitPart::Soft if value.is_above(pair.hard.value) => {
                     if change.above == Above::Capped {
                         pair.soft = pair.hard.clone();
                     }
                 }
-                Part::Soft => {
+                LimitPart::Soft => {
                     // From a hard limit that cannot be seen nothing more is known than that.
                     let value = match (value, pair.hard.value, change.above) {
-                        (Value::Number(most), Value::Unknown | Value::AtMost(_), Above::Capped) => {
-                            Value::AtMost(most)
-                        }
+                        (
+                            LimitValue::Number(most),
+                            LimitValue::Unknown | LimitValue::AtMost(_),
+                            Above::Capped,
+                        ) => LimitValue::AtMost(most),
                         (value, ..) => value,
                     };
-                    pair.soft = Bound { value, ..new };
+                    pair.soft = SourcedLimit { value, ..new };
                 }
             }
         }
     }
 
     /// Either this state or `other`.
-    pub fn join(&mut self, other: &State) {
+    pub fn join(&mut self, other: &LimitState) {
         for (pairs, others) in
             [(&mut self.files, &other.files), (&mut self.processes, &other.processes)]
         {
@@ -317,7 +326,7 @@ impl State {
                 }
             }
             if pairs.len() > WAYS_MAX {
-                *pairs = vec![Pair::NOT_FOUND];
+                *pairs = vec![LimitPair::NOT_FOUND];
             }
         }
     }
@@ -327,26 +336,31 @@ impl State {
 mod tests {
     use super::*;
 
-    fn change(part: Part, amount: Amount, above: Above) -> Change {
+    fn change(part: LimitPart, amount: Amount, above: Above) -> LimitChange {
         let setting = Setting {
             what: Limited::OpenFiles,
-            value: Value::Unknown,
+            value: LimitValue::Unknown,
             file: "run".to_owned(),
             line: 1,
             text: String::new(),
             number: String::new(),
             from: 0,
         };
-        Change { part, amount, above, setting: Rc::new(setting) }
+        LimitChange { part, amount, above, setting: Rc::new(setting) }
     }
 
-    fn after(soft: Value, hard: Value, changes: &[(Part, Amount, Above)]) -> (Value, Value) {
-        let by = Rc::new(Given { by: String::new(), certain: true, raise: None });
-        let mut state = State::new(Pair::given(soft, hard, &by), Pair::NOT_FOUND);
+    fn after(
+        soft: LimitValue,
+        hard: LimitValue,
+        changes: &[(LimitPart, Amount, Above)],
+    ) -> (LimitValue, LimitValue) {
+        let by = Rc::new(InheritedLimit { by: String::new(), certain: true, raise: None });
+        let mut state =
+            LimitState::new(LimitPair::inherited(soft, hard, &by), LimitPair::NOT_FOUND);
         for &(part, amount, above) in changes {
             state.apply(
                 &change(part, amount, above),
-                Machine { nr_open: Some(10_000), may_raise: true },
+                KernelLimits { nr_open: Some(10_000), may_raise: true },
             );
         }
         (state.files[0].soft.value, state.files[0].hard.value)
@@ -354,25 +368,25 @@ mod tests {
 
     #[test]
     fn a_hard_limit_is_a_ceiling_or_a_failure() {
-        use Value::{AtMost, Number, Unknown, Unlimited};
-        let soft = |value, above| (Part::Soft, Amount::Value(value), above);
+        use LimitValue::{AtMost, Number, Unknown, Unlimited};
+        let soft = |value, above| (LimitPart::Soft, Amount::Value(value), above);
         let (start, hard) = (Number(1024), Number(4096));
         let capped = soft(Number(9999), Above::Capped);
         assert_eq!(after(start, hard, &[capped]), (Number(4096), Number(4096)));
         let fails = soft(Number(9999), Above::Fails);
         assert_eq!(after(start, hard, &[fails]), (Number(1024), Number(4096)));
-        let both = (Part::Both, Amount::Value(Number(9999)), Above::Fails);
+        let both = (LimitPart::Both, Amount::Value(Number(9999)), Above::Fails);
         assert_eq!(after(start, hard, &[both]), (Number(9999), Number(9999)));
         assert_eq!(after(start, Unknown, &[capped]), (AtMost(9999), Unknown));
         assert_eq!(after(start, Unlimited, &[capped]), (Number(9999), Unlimited));
-        let to_hard = (Part::Soft, Amount::Hard, Above::Fails);
+        let to_hard = (LimitPart::Soft, Amount::Hard, Above::Fails);
         assert_eq!(after(start, hard, &[to_hard]), (hard, hard));
         // "ulimit -n unlimited" never works: fs.nr_open is always less.
-        let all = (Part::Both, Amount::Value(Unlimited), Above::Fails);
+        let all = (LimitPart::Both, Amount::Value(Unlimited), Above::Fails);
         assert_eq!(after(start, hard, &[all]), (start, hard));
-        let lower = (Part::Hard, Amount::Value(Number(100)), Above::Fails);
+        let lower = (LimitPart::Hard, Amount::Value(Number(100)), Above::Fails);
         assert_eq!(after(start, hard, &[lower]), (start, hard));
-        let lower = (Part::Hard, Amount::Value(Number(100)), Above::Capped);
+        let lower = (LimitPart::Hard, Amount::Value(Number(100)), Above::Capped);
         assert_eq!(after(start, hard, &[lower]), (Number(100), Number(100)));
     }
 
@@ -382,7 +396,7 @@ mod tests {
             text: text.to_owned(),
             number: number.to_owned(),
             from,
-            ..(*change(Part::Soft, Amount::Hard, Above::Fails).setting).clone()
+            ..(*change(LimitPart::Soft, Amount::Hard, Above::Fails).setting).clone()
         };
         let same = line("softlimit -m 1024 -o 1024 qmail-start", "1024", 21);
         assert_eq!(same.with(2005), "softlimit -m 1024 -o 2005 qmail-start");

@@ -7,12 +7,12 @@
 #![forbid(unsafe_code)]
 
 use super::field::Field;
-use super::limits::{Above, Amount, Limited, Part, Value};
+use super::limits::{Above, Amount, LimitPart, LimitValue, Limited};
 use super::shell::Shell;
 
 /// What a script starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
+pub enum StartedProgram {
     /// The queue daemons.
     Qmail,
     /// A supervisor, which starts what is in its folder.
@@ -21,11 +21,11 @@ pub enum Target {
 
 /// A limit that a command sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Set<'f> {
+pub(super) struct SetLimit<'f> {
     /// What is limited.
     pub what: Limited,
     /// Which of the two limits.
-    pub part: Part,
+    pub part: LimitPart,
     /// To what.
     pub amount: Amount,
     /// If that is too much.
@@ -38,7 +38,7 @@ pub(super) struct Set<'f> {
 
 /// What comes after a word of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Next<'f> {
+pub(super) enum NextStep<'f> {
     /// The shell becomes the program after so many words.
     Exec(usize),
     /// A program that starts the one after so many words.
@@ -48,7 +48,7 @@ pub(super) enum Next<'f> {
     /// Sets limits, and starts the program after so many words, or (own) sets those of the shell.
     Limits {
         /// The limits.
-        sets: Vec<Set<'f>>,
+        sets: Vec<SetLimit<'f>>,
         /// Words of its own.
         skipped: usize,
         /// Those of the shell.
@@ -59,7 +59,7 @@ pub(super) enum Next<'f> {
     /// Its other words are none that it starts.
     Mentions,
     /// It is looked for.
-    Target(Target),
+    StartedProgram(StartedProgram),
     /// Nobody knows; its words may be what it starts.
     Other,
 }
@@ -131,27 +131,40 @@ const MENTIONS: [&str; 62] = [
 ];
 
 /// What comes after a word, whose name is without its path.
-pub(super) fn next<'f>(name: &str, args: &'f [Field], is_first: bool, in_shell: bool) -> Next<'f> {
+pub(super) fn next<'f>(
+    name: &str,
+    args: &'f [Field],
+    is_first: bool,
+    in_shell: bool,
+) -> NextStep<'f> {
     match name {
-        "exec" if in_shell => return Next::Exec(exec_options(args)),
-        "command" | "builtin" | "time" if in_shell => return Next::Pass(0),
-        "ulimit" if in_shell && is_first => return Next::Ulimit,
-        "limit" | "unlimit" if in_shell && is_first => return Next::Ulimit,
+        "exec" if in_shell => return NextStep::Exec(exec_options(args)),
+        "command" | "builtin" | "time" if in_shell => return NextStep::Pass(0),
+        "ulimit" if in_shell && is_first => return NextStep::Ulimit,
+        "limit" | "unlimit" if in_shell && is_first => return NextStep::Ulimit,
         "softlimit" => return options(args, &SOFTLIMIT),
-        "hardlimit" => return options(args, &Options { part: Part::Both, ..SOFTLIMIT }),
-        "s6-softlimit" => return options(args, &Options { flags: "hH", ..SOFTLIMIT }),
+        "hardlimit" => return options(args, &LimitOptions { part: LimitPart::Both, ..SOFTLIMIT }),
+        "s6-softlimit" => return options(args, &LimitOptions { flags: "hH", ..SOFTLIMIT }),
         "chpst" => return options(args, &CHPST),
         "runlimit" => {
-            return options(args, &Options { flags: "EhV", values: "acdflmoprstF", ..SOFTLIMIT });
+            return options(
+                args,
+                &LimitOptions { flags: "EhV", values: "acdflmoprstF", ..SOFTLIMIT },
+            );
         }
         "ulimit" if !in_shell => {
-            return options(args, &Options { flags: "HS", values: "nu", part: Part::Both });
+            return options(
+                args,
+                &LimitOptions { flags: "HS", values: "nu", part: LimitPart::Both },
+            );
         }
         "prlimit" => return prlimit(args),
-        "qmail-start" | "qmail-send" | "qmail-rspawn" => return Next::Target(Target::Qmail),
+        "qmail-start" | "qmail-send" | "qmail-rspawn" => {
+            return NextStep::StartedProgram(StartedProgram::Qmail);
+        }
         "svscan" | "svscanboot" | "runsvdir" | "runsvdir-start" | "s6-svscan" | "perpd"
         | "perpboot" | "service-manager" => {
-            return Next::Target(Target::Supervisor);
+            return NextStep::StartedProgram(StartedProgram::Supervisor);
         }
         "start-stop-daemon" => {
             let stops = |field: &Field| {
@@ -168,12 +181,12 @@ pub(super) fn next<'f>(name: &str, args: &'f [Field], is_first: bool, in_shell: 
                 )
             };
             let own = args.iter().take_while(|field| field.text != "--");
-            return if own.into_iter().any(stops) { Next::Mentions } else { Next::Other };
+            return if own.into_iter().any(stops) { NextStep::Mentions } else { NextStep::Other };
         }
         _ => {}
     }
     if is_first && (MENTIONS.contains(&name) || name.starts_with("log_")) {
-        return Next::Mentions;
+        return NextStep::Mentions;
     }
     if let Some(shell) = Shell::named(name) {
         // The text is the first word that is no option, after an option with a c.
@@ -184,22 +197,22 @@ pub(super) fn next<'f>(name: &str, args: &'f [Field], is_first: bool, in_shell: 
                     has_text |= !letters.starts_with('-') && letters.contains('c');
                     // csh -cf TEXT
                 }
-                _ if has_text => return Next::Text(shell, index),
-                _ => return Next::Pass(index),
+                _ if has_text => return NextStep::Text(shell, index),
+                _ => return NextStep::Pass(index),
             }
         }
-        return Next::Other;
+        return NextStep::Other;
     }
     if matches!(name, "su" | "runuser" | "setpriv" | "script")
         && let Some(index) =
             args.iter().position(|field| matches!(field.text.as_str(), "-c" | "--command"))
     {
-        return Next::Text(Shell::Unknown, index + 1);
+        return NextStep::Text(Shell::Unknown, index + 1);
     }
     if matches!(name, "execlineb") && args.first().is_some_and(|field| field.text.contains('c')) {
-        return Next::Text(Shell::Unknown, 1);
+        return NextStep::Text(Shell::Unknown, 1);
     }
-    Next::Other
+    NextStep::Other
 }
 
 /// exec has -a NAME, -c and -l.
@@ -212,19 +225,21 @@ fn exec_options(args: &[Field]) -> usize {
 }
 
 /// A program that takes its limits as options with one letter.
-struct Options {
+struct LimitOptions {
     /// The letters without a value.
     flags: &'static str,
     /// The letters with one.
     values: &'static str,
     /// Which limit it sets.
-    part: Part,
+    part: LimitPart,
 }
 
-const SOFTLIMIT: Options = Options { flags: "", values: "acdflmoprst", part: Part::Soft };
-const CHPST: Options = Options { flags: "vVP012", values: "uUb/enlLmdopfct", part: Part::Soft };
+const SOFTLIMIT: LimitOptions =
+    LimitOptions { flags: "", values: "acdflmoprst", part: LimitPart::Soft };
+const CHPST: LimitOptions =
+    LimitOptions { flags: "vVP012", values: "uUb/enlLmdopfct", part: LimitPart::Soft };
 
-fn options<'f>(args: &'f [Field], options: &Options) -> Next<'f> {
+fn options<'f>(args: &'f [Field], options: &LimitOptions) -> NextStep<'f> {
     let mut sets = Vec::new();
     let mut part = options.part;
     let mut at = 0;
@@ -246,17 +261,17 @@ fn options<'f>(args: &'f [Field], options: &Options) -> Next<'f> {
         for (index, letter) in letters.char_indices() {
             if options.flags.contains(letter) {
                 match letter {
-                    'h' if options.flags == "hH" => part = Part::Hard,
-                    'H' if options.flags == "hH" => part = Part::Both,
-                    'H' => part = Part::Hard,
-                    'S' => part = Part::Soft,
+                    'h' if options.flags == "hH" => part = LimitPart::Hard,
+                    'H' if options.flags == "hH" => part = LimitPart::Both,
+                    'H' => part = LimitPart::Hard,
+                    'S' => part = LimitPart::Soft,
                     _ => {}
                 }
                 continue;
             }
             if !options.values.contains(letter) {
                 // Not an option of this program: it will not start.
-                return Next::Limits { sets, skipped: at, own: false };
+                return NextStep::Limits { sets, skipped: at, own: false };
             }
             let rest = &letters[index + letter.len_utf8()..];
             let (value, number) = if rest.is_empty() {
@@ -273,12 +288,19 @@ fn options<'f>(args: &'f [Field], options: &Options) -> Next<'f> {
             };
             if let Some(value) = value {
                 let amount = amount(number, value.known);
-                sets.push(Set { what, part, amount, above: Above::Capped, field: value, number });
+                sets.push(SetLimit {
+                    what,
+                    part,
+                    amount,
+                    above: Above::Capped,
+                    field: value,
+                    number,
+                });
             }
             break;
         }
     }
-    Next::Limits { sets, skipped: at.min(args.len()), own: false }
+    NextStep::Limits { sets, skipped: at.min(args.len()), own: false }
 }
 
 /// Returns whether all of a word comes from where it cannot be read.
@@ -287,11 +309,11 @@ fn is_unknown(field: &Field) -> bool {
 }
 
 /// Any limit that a word may set.
-fn anything(field: &Field, part: Part, above: Above) -> [Set<'_>; 2] {
-    [Limited::OpenFiles, Limited::Processes].map(|what| Set {
+fn anything(field: &Field, part: LimitPart, above: Above) -> [SetLimit<'_>; 2] {
+    [Limited::OpenFiles, Limited::Processes].map(|what| SetLimit {
         what,
         part,
-        amount: Amount::Value(Value::Unknown),
+        amount: Amount::Value(LimitValue::Unknown),
         above,
         field,
         number: &field.text,
@@ -301,14 +323,16 @@ fn anything(field: &Field, part: Part, above: Above) -> [Set<'_>; 2] {
 fn amount(number: &str, known: bool) -> Amount {
     match number {
         "=" | "^" | "hard" => Amount::Hard,
-        "unlimited" => Amount::Value(Value::Unlimited),
-        digits if known => Amount::Value(digits.parse().map_or(Value::Unknown, Value::Number)),
-        _ => Amount::Value(Value::Unknown),
+        "unlimited" => Amount::Value(LimitValue::Unlimited),
+        digits if known => {
+            Amount::Value(digits.parse().map_or(LimitValue::Unknown, LimitValue::Number))
+        }
+        _ => Amount::Value(LimitValue::Unknown),
     }
 }
 
 /// util-linux: `prlimit --nofile=SOFT:HARD`, `-nN`; with --pid it starts nothing.
-fn prlimit(args: &[Field]) -> Next<'_> {
+fn prlimit(args: &[Field]) -> NextStep<'_> {
     let mut sets = Vec::new();
     let mut at = 0;
     let mut own = None;
@@ -353,16 +377,16 @@ fn prlimit(args: &[Field]) -> Next<'_> {
         };
         let Some(number) = value else { continue };
         let part = |text: &str| match text {
-            "unlimited" => Value::Unlimited,
+            "unlimited" => LimitValue::Unlimited,
             // It takes the digits at the start and drops the rest: 64K is 64.
             digits if field.known => {
                 let end = digits.bytes().take_while(u8::is_ascii_digit).count();
-                digits[..end].parse().map_or(Value::Unknown, Value::Number)
+                digits[..end].parse().map_or(LimitValue::Unknown, LimitValue::Number)
             }
-            _ => Value::Unknown,
+            _ => LimitValue::Unknown,
         };
         let mut push = |part, value, number| {
-            sets.push(Set {
+            sets.push(SetLimit {
                 what,
                 part,
                 amount: Amount::Value(value),
@@ -372,27 +396,27 @@ fn prlimit(args: &[Field]) -> Next<'_> {
             });
         };
         match number.split_once(':') {
-            None => push(Part::Both, part(number), number),
-            Some((soft, "")) => push(Part::Soft, part(soft), number),
-            Some(("", hard)) => push(Part::Hard, part(hard), number),
+            None => push(LimitPart::Both, part(number), number),
+            Some((soft, "")) => push(LimitPart::Soft, part(soft), number),
+            Some(("", hard)) => push(LimitPart::Hard, part(hard), number),
             Some((soft, hard)) => {
-                push(Part::Both, part(hard), number);
-                push(Part::Soft, part(soft), number);
+                push(LimitPart::Both, part(hard), number);
+                push(LimitPart::Soft, part(soft), number);
             }
         }
     }
     match own {
-        Some(true) => Next::Limits { sets, skipped: at, own: true },
+        Some(true) => NextStep::Limits { sets, skipped: at, own: true },
         // Another process's.
-        Some(false) => Next::Mentions,
-        None => Next::Limits { sets, skipped: at.min(args.len()), own: false },
+        Some(false) => NextStep::Mentions,
+        None => NextStep::Limits { sets, skipped: at.min(args.len()), own: false },
     }
 }
 
 /// What a shell's `ulimit`, or `limit`, sets.
-pub(super) fn ulimit(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
+pub(super) fn ulimit(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
     if let Some(field) = args.first().filter(|field| is_unknown(field)) {
-        return anything(field, Part::Both, Above::Fails).to_vec();
+        return anything(field, LimitPart::Both, Above::Fails).to_vec();
     }
     match shell {
         Shell::Csh => csh_limit(args),
@@ -412,30 +436,32 @@ fn letter(shell: Shell, letter: char) -> Option<Limited> {
 
 fn shell_amount(shell: Shell, field: &Field, number: &str) -> Option<Amount> {
     if !field.known {
-        return Some(Amount::Value(Value::Unknown));
+        return Some(Amount::Value(LimitValue::Unknown));
     }
     Some(match (number, shell) {
         ("unlimited", Shell::Zsh) => Amount::Hard,
-        ("unlimited", _) => Amount::Value(Value::Unlimited),
+        ("unlimited", _) => Amount::Value(LimitValue::Unlimited),
         ("hard", Shell::Bash | Shell::Zsh | Shell::Unknown) => Amount::Hard,
         ("soft", Shell::Bash | Shell::Unknown) => Amount::Soft,
         (digits, _) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
             match shell {
                 // Arithmetic: a zero in front makes it octal.
                 Shell::Ksh if digits.len() > 1 && digits.starts_with('0') => Amount::Value(
-                    u64::from_str_radix(digits, 8).map_or(Value::Unknown, Value::Number),
+                    u64::from_str_radix(digits, 8).map_or(LimitValue::Unknown, LimitValue::Number),
                 ),
-                _ => Amount::Value(digits.parse().map_or(Value::Unlimited, Value::Number)),
+                _ => {
+                    Amount::Value(digits.parse().map_or(LimitValue::Unlimited, LimitValue::Number))
+                }
             }
         }
-        (_, Shell::Ksh) => Amount::Value(Value::Unknown),
+        (_, Shell::Ksh) => Amount::Value(LimitValue::Unknown),
         // A mistake that the shell reports, without setting anything.
         _ => return None,
     })
 }
 
 /// dash and ksh: options without values, the last ones count, then one value.
-fn last_letter(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
+fn last_letter(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
     let mut what = None;
     let (mut soft, mut hard) = (false, false);
     let mut at = 0;
@@ -459,14 +485,21 @@ fn last_letter(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
         }
     }
     let part = match (soft, hard) {
-        (true, false) => Part::Soft,
-        (false, true) => Part::Hard,
-        _ => Part::Both,
+        (true, false) => LimitPart::Soft,
+        (false, true) => LimitPart::Hard,
+        _ => LimitPart::Both,
     };
     match (what, &args[at..]) {
         (Some(what), [field]) => match shell_amount(shell, field, &field.text) {
             Some(amount) => {
-                vec![Set { what, part, amount, above: Above::Fails, field, number: &field.text }]
+                vec![SetLimit {
+                    what,
+                    part,
+                    amount,
+                    above: Above::Fails,
+                    field,
+                    number: &field.text,
+                }]
             }
             None => Vec::new(),
         },
@@ -475,7 +508,7 @@ fn last_letter(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
 }
 
 /// bash, zsh and busybox: each letter has its value, attached (not in zsh) or in the next word.
-fn each_letter(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
+fn each_letter(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
     let (mut soft, mut hard) = (false, false);
     let mut given = Vec::new();
     let mut at = 0;
@@ -510,20 +543,20 @@ fn each_letter(shell: Shell, args: &[Field]) -> Vec<Set<'_>> {
         }
     }
     let part = match (soft, hard) {
-        (true, false) => Part::Soft,
-        (false, true) => Part::Hard,
-        (false, false) if shell == Shell::Zsh => Part::Soft,
-        _ => Part::Both,
+        (true, false) => LimitPart::Soft,
+        (false, true) => LimitPart::Hard,
+        (false, false) if shell == Shell::Zsh => LimitPart::Soft,
+        _ => LimitPart::Both,
     };
     // zsh lowers the soft limit with the hard one.
     let above =
-        if shell == Shell::Zsh && part == Part::Hard { Above::Capped } else { Above::Fails };
-    let set = |(what, amount, field, number)| Set { what, part, amount, above, field, number };
+        if shell == Shell::Zsh && part == LimitPart::Hard { Above::Capped } else { Above::Fails };
+    let set = |(what, amount, field, number)| SetLimit { what, part, amount, above, field, number };
     given.into_iter().map(set).collect()
 }
 
 /// csh: `limit [-h] descriptors N`, `unlimit descriptors`.
-fn csh_limit(args: &[Field]) -> Vec<Set<'_>> {
+fn csh_limit(args: &[Field]) -> Vec<SetLimit<'_>> {
     let hard = args.first().is_some_and(|field| field.text == "-h");
     let args = if hard { &args[1..] } else { args };
     let Some(name) = args.first() else { return Vec::new() };
@@ -532,14 +565,15 @@ fn csh_limit(args: &[Field]) -> Vec<Set<'_>> {
         "maxproc" | "-u" => Limited::Processes,
         _ => return Vec::new(),
     };
-    let part = if hard { Part::Both } else { Part::Soft };
+    let part = if hard { LimitPart::Both } else { LimitPart::Soft };
     let (field, amount) = match args.get(1) {
         None => (name, Amount::Hard),
         Some(field) if field.text == "unlimited" => (field, Amount::Hard),
-        Some(field) if !field.known => (field, Amount::Value(Value::Unknown)),
-        Some(field) => {
-            (field, Amount::Value(field.text.parse().map_or(Value::Unknown, Value::Number)))
-        }
+        Some(field) if !field.known => (field, Amount::Value(LimitValue::Unknown)),
+        Some(field) => (
+            field,
+            Amount::Value(field.text.parse().map_or(LimitValue::Unknown, LimitValue::Number)),
+        ),
     };
-    vec![Set { what, part, amount, above: Above::Fails, field, number: &field.text }]
+    vec![SetLimit { what, part, amount, above: Above::Fails, field, number: &field.text }]
 }

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::unit::{Entry, Unit, drop_in};
+use super::unit::{Unit, UnitEntry, drop_in};
 
 /// Such a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Obstacle {
 /// The settings of a unit that stop the mail of the qmail in `home`.
 pub(super) fn obstacles(unit: &Unit, home: &Path) -> Vec<Obstacle> {
     let mut found = Vec::new();
-    let mut add = |entry: &Entry, line: &str, why: &str| {
+    let mut add = |entry: &UnitEntry, line: &str, why: &str| {
         found.push(Obstacle {
             place: format!("{} line {}", entry.file, entry.line),
             text: entry.text.clone(),
@@ -76,7 +76,7 @@ pub(super) fn obstacles(unit: &Unit, home: &Path) -> Vec<Obstacle> {
         add(entry, "SystemCallFilter=@setuid", why);
     }
     let denied = unit.list("Service", "IPAddressDeny");
-    let all = |entries: &[&Entry]| {
+    let all = |entries: &[&UnitEntry]| {
         let mut words = entries.iter().flat_map(|entry| entry.value.split_whitespace());
         words.any(|word| matches!(word, "any" | "0.0.0.0/0"))
     };
@@ -122,13 +122,13 @@ pub(super) fn obstacles(unit: &Unit, home: &Path) -> Vec<Obstacle> {
     found
 }
 
-fn allowed<'u>(unit: &'u Unit, key: &str, word: &str) -> Option<(&'u Entry, bool)> {
+fn allowed<'u>(unit: &'u Unit, key: &str, word: &str) -> Option<(&'u UnitEntry, bool)> {
     allowed_any(unit, key, &[word])
 }
 
 /// Whether a list of what is allowed (or, with `~`, of what is not) allows what one of `words` stands for, and its
 /// last line. `None`: no list.
-fn allowed_any<'u>(unit: &'u Unit, key: &str, words: &[&str]) -> Option<(&'u Entry, bool)> {
+fn allowed_any<'u>(unit: &'u Unit, key: &str, words: &[&str]) -> Option<(&'u UnitEntry, bool)> {
     let mut last = None;
     let mut allowed = true;
     let mut is_first = true;

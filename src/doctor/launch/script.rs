@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::field::{Field, Variable};
-use super::limits::{Amount, Change, Limited, Machine, Pair, Setting, State, Value};
-use super::programs::{self, Next, Target};
-use super::shell::{self, Kind, Link, Node, Shell, Word};
+use super::limits::{
+    Amount, KernelLimits, LimitChange, LimitPair, LimitState, LimitValue, Limited, Setting,
+};
+use super::programs::{self, NextStep, StartedProgram};
+use super::shell::{self, ChainItem, Node, PieceKind, Shell, Word};
 
 /// What a path that a script names turns out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Called {
+pub enum PathContent {
     /// A script, with its text.
     Script(String),
     /// Anything else, or nothing.
@@ -26,13 +28,13 @@ pub enum Called {
 }
 
 /// What the scripts run on.
-pub trait World {
+pub trait ScriptHost {
     /// What is at a path.
-    fn called(&self, path: &str) -> Called;
+    fn content_of(&self, path: &str) -> PathContent;
     /// What /bin/sh is.
     fn shell(&self) -> Shell;
     /// The limits of the machine itself.
-    fn machine(&self) -> Machine;
+    fn kernel_limits(&self) -> KernelLimits;
     /// Whether this is qmail's rc.
     fn is_rc(&self, path: &str) -> bool;
     /// Whether a script is followed where another one names it among other words.
@@ -41,20 +43,20 @@ pub trait World {
 
 /// A place that starts something.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reach {
+pub struct StartPoint {
     /// What.
-    pub target: Target,
+    pub target: StartedProgram,
     /// The file.
     pub file: String,
     /// The limits that are in force there.
-    pub state: State,
+    pub state: LimitState,
 }
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct WalkResult {
     /// The places that start something.
-    pub reaches: Vec<Reach>,
+    pub reaches: Vec<StartPoint>,
     /// The scripts that were followed.
     pub files: BTreeSet<String>,
     /// What could not be read.
@@ -77,15 +79,15 @@ const VALUE_MAX: usize = 16 << 10;
 
 /// The state of a script at one place.
 #[derive(Debug, Clone)]
-struct Place {
+struct ScriptState {
     /// False after `exit` or `exec`.
     live: bool,
-    limits: State,
+    limits: LimitState,
     variables: BTreeMap<String, Variable>,
 }
 
-impl Place {
-    fn join(&mut self, other: &Place) {
+impl ScriptState {
+    fn join(&mut self, other: &ScriptState) {
         if !other.live {
             return;
         }
@@ -116,9 +118,9 @@ impl Place {
 
 /// Follows scripts.
 pub struct Walk<'w> {
-    world: &'w dyn World,
+    host: &'w dyn ScriptHost,
     /// What was found.
-    pub found: Found,
+    pub found: WalkResult,
     lines: BTreeMap<String, Vec<String>>,
     functions: BTreeMap<String, Rc<Node>>,
     called: BTreeSet<String>,
@@ -134,7 +136,7 @@ pub struct Walk<'w> {
     base: (usize, usize),
     nested: usize,
     /// The latest place that was live.
-    last: Option<Place>,
+    last: Option<ScriptState>,
 }
 
 impl std::fmt::Debug for Walk<'_> {
@@ -148,10 +150,10 @@ impl std::fmt::Debug for Walk<'_> {
 
 impl<'w> Walk<'w> {
     /// From nothing.
-    pub fn new(world: &'w dyn World) -> Walk<'w> {
+    pub fn new(host: &'w dyn ScriptHost) -> Walk<'w> {
         Walk {
-            world,
-            found: Found::default(),
+            host,
+            found: WalkResult::default(),
             lines: BTreeMap::new(),
             functions: BTreeMap::new(),
             called: BTreeSet::new(),
@@ -193,7 +195,7 @@ impl<'w> Walk<'w> {
         &mut self,
         file: &str,
         text: &str,
-        limits: &State,
+        limits: &LimitState,
         variables: &BTreeMap<String, Variable>,
     ) {
         if !self.may_follow(text.len()) {
@@ -201,7 +203,8 @@ impl<'w> Walk<'w> {
         }
         self.found.files.insert(file.to_owned());
         self.lines.insert(file.to_owned(), text.lines().map(str::to_owned).collect());
-        let place = Place { live: true, limits: limits.clone(), variables: variables.clone() };
+        let place =
+            ScriptState { live: true, limits: limits.clone(), variables: variables.clone() };
         let interpreter = interpreter(text);
         let outer = (std::mem::replace(&mut self.file, file.to_owned()), self.shell, self.base);
         self.base = (0, 0);
@@ -212,12 +215,12 @@ impl<'w> Walk<'w> {
                 self.chain(&links, &place);
             }
             "openrc-run" | "runscript" => {
-                self.shell = self.world.shell();
+                self.shell = self.host.shell();
                 self.openrc(file, text, place);
             }
             name => match Shell::named(name) {
                 Some(shell) => {
-                    self.shell = if shell == Shell::Unknown { self.world.shell() } else { shell };
+                    self.shell = if shell == Shell::Unknown { self.host.shell() } else { shell };
                     self.whole(text, place, &[]);
                 }
                 None => self.found.unread.push(format!("{file}: written for {name}")),
@@ -231,11 +234,12 @@ impl<'w> Walk<'w> {
     pub fn command_line(
         &mut self,
         fields: Vec<Field>,
-        limits: &State,
+        limits: &LimitState,
         variables: &BTreeMap<String, Variable>,
     ) {
-        let mut place = Place { live: true, limits: limits.clone(), variables: variables.clone() };
-        self.shell = self.world.shell();
+        let mut place =
+            ScriptState { live: true, limits: limits.clone(), variables: variables.clone() };
+        self.shell = self.host.shell();
         self.command(fields, &mut place, Within::Program);
     }
 
@@ -245,7 +249,7 @@ impl<'w> Walk<'w> {
     }
 
     /// A whole text in the language of the shell. Functions that it does not call itself are called by what reads it.
-    fn whole(&mut self, text: &str, mut place: Place, first: &[&str]) {
+    fn whole(&mut self, text: &str, mut place: ScriptState, first: &[&str]) {
         let node = shell::parse(text);
         let outer = (
             std::mem::take(&mut self.functions),
@@ -279,7 +283,7 @@ impl<'w> Walk<'w> {
 
     /// A service script of OpenRC: the settings of all services, those of this one, the script, rc_ulimit, its
     /// functions.
-    fn openrc(&mut self, file: &str, text: &str, mut place: Place) {
+    fn openrc(&mut self, file: &str, text: &str, mut place: ScriptState) {
         let name = file.rsplit('/').next().unwrap_or_default();
         let confs = ["/etc/rc.conf".to_owned(), format!("/etc/conf.d/{name}")];
         for conf in confs {
@@ -289,14 +293,14 @@ impl<'w> Walk<'w> {
         let node = shell::parse(text);
         self.run(&node, &mut place);
         place.live = true;
-        let set = |place: &Place, name: &str| {
+        let set = |place: &ScriptState, name: &str| {
             place.variables.get(name).is_some_and(|variable| variable.value.as_deref() != Some(""))
         };
         for name in ["rc_ulimit", "RC_ULIMIT"] {
             if set(&place, name) {
                 let word = Word {
                     pieces: vec![shell::Piece {
-                        kind: Kind::Variable(name.to_owned(), None),
+                        kind: PieceKind::Variable(name.to_owned(), None),
                         text: format!("${name}"),
                         quoted: false,
                     }],
@@ -314,7 +318,7 @@ impl<'w> Walk<'w> {
                 [("command", "$command"), ("command_args", "$command_args")].map(|(name, text)| {
                     Word {
                         pieces: vec![shell::Piece {
-                            kind: Kind::Variable(name.to_owned(), None),
+                            kind: PieceKind::Variable(name.to_owned(), None),
                             text: text.to_owned(),
                             quoted: false,
                         }],
@@ -338,7 +342,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    fn run(&mut self, node: &Node, place: &mut Place) {
+    fn run(&mut self, node: &Node, place: &mut ScriptState) {
         if !place.live {
             // Functions count even so.
             if let Node::Function(name, body) = node {
@@ -388,8 +392,13 @@ impl<'w> Walk<'w> {
         }
     }
 
-    fn branches(&mut self, branches: &[(Node, Node)], last: Option<&Node>, place: &mut Place) {
-        let mut after: Option<Place> = None;
+    fn branches(
+        &mut self,
+        branches: &[(Node, Node)],
+        last: Option<&Node>,
+        place: &mut ScriptState,
+    ) {
+        let mut after: Option<ScriptState> = None;
         for (condition, body) in branches {
             self.run(condition, place);
             let mut branch = place.clone();
@@ -409,7 +418,7 @@ impl<'w> Walk<'w> {
     }
 
     /// Whether a command surely succeeds: a limit that root may set does.
-    fn surely(&self, node: &Node, place: &Place) -> Option<bool> {
+    fn surely(&self, node: &Node, place: &ScriptState) -> Option<bool> {
         let Node::Simple(words) = node else { return None };
         let fields: Vec<Field> = words.iter().flat_map(|word| self.expand(word, place)).collect();
         match fields.first().map(|field| field.text.as_str()) {
@@ -418,10 +427,10 @@ impl<'w> Walk<'w> {
                 let changes = self.changes(&fields[1..]);
                 let mut worked = Vec::new();
                 for change in &changes {
-                    if change.setting.value == Value::Unknown {
+                    if change.setting.value == LimitValue::Unknown {
                         return None;
                     }
-                    after.limits.apply(change, self.world.machine());
+                    after.limits.apply(change, self.host.kernel_limits());
                     worked.push(after.limits.is(change));
                 }
                 match worked.as_slice() {
@@ -435,7 +444,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    fn simple(&mut self, words: &[Word], place: &mut Place) {
+    fn simple(&mut self, words: &[Word], place: &mut ScriptState) {
         self.commands += 1;
         if self.commands > COMMANDS_MAX {
             self.cut();
@@ -510,7 +519,7 @@ impl<'w> Walk<'w> {
         }
     }
 
-    fn assign(&mut self, word: &Word, place: &mut Place) {
+    fn assign(&mut self, word: &Word, place: &mut ScriptState) {
         let Some((name, value)) = word.assignment() else { return };
         let whole: Vec<Field> = self.expand(&quoted(&value), place);
         let value = match whole.as_slice() {
@@ -523,9 +532,9 @@ impl<'w> Walk<'w> {
     }
 
     /// Reads another file's commands as if they were here.
-    fn source(&mut self, path: &str, place: &mut Place) {
-        match self.world.called(path) {
-            Called::Script(text) => {
+    fn source(&mut self, path: &str, place: &mut ScriptState) {
+        match self.host.content_of(path) {
+            PathContent::Script(text) => {
                 if !self.may_follow(text.len()) {
                     return;
                 }
@@ -547,8 +556,8 @@ impl<'w> Walk<'w> {
                 self.nested -= 1;
                 (self.file, self.base) = outer;
             }
-            Called::Unreadable(why) => self.found.unread.push(why),
-            Called::Other => {}
+            PathContent::Unreadable(why) => self.found.unread.push(why),
+            PathContent::Other => {}
         }
     }
 
@@ -556,7 +565,7 @@ impl<'w> Walk<'w> {
         line + self.base.0
     }
 
-    fn expand(&self, word: &Word, place: &Place) -> Vec<Field> {
+    fn expand(&self, word: &Word, place: &ScriptState) -> Vec<Field> {
         let column = if word.line <= 1 { word.column + self.base.1 } else { word.column };
         let here = |text: &str, known| Field {
             text: text.to_owned(),
@@ -576,16 +585,17 @@ impl<'w> Walk<'w> {
             }
             None => *current = Some(here(text, known)),
         };
-        let is_empty = |piece: &&shell::Piece| piece.kind == Kind::Plain && piece.text.is_empty();
+        let is_empty =
+            |piece: &&shell::Piece| piece.kind == PieceKind::Plain && piece.text.is_empty();
         let is_one_piece = word.pieces.iter().filter(|piece| !is_empty(piece)).count() == 1;
         for piece in &word.pieces {
             let (value, origin) = match &piece.kind {
-                Kind::Plain => {
+                PieceKind::Plain => {
                     add(&mut current, &piece.text, true);
                     continue;
                 }
-                Kind::Dynamic => (None, None),
-                Kind::Variable(name, default) => match (place.variables.get(name), default) {
+                PieceKind::Dynamic => (None, None),
+                PieceKind::Variable(name, default) => match (place.variables.get(name), default) {
                     (Some(Variable { value: Some(value), file, line }), _) if !value.is_empty() => {
                         (Some(value.clone()), Some((file, *line)))
                     }
@@ -635,7 +645,13 @@ impl<'w> Walk<'w> {
     }
 
     /// The line that a field comes from, with that field as the number.
-    fn setting(&self, what: Limited, value: Value, field: &Field, number: &str) -> Rc<Setting> {
+    fn setting(
+        &self,
+        what: Limited,
+        value: LimitValue,
+        field: &Field,
+        number: &str,
+    ) -> Rc<Setting> {
         let whole =
             self.lines.get(&field.file).and_then(|lines| lines.get(field.line.checked_sub(1)?));
         let whole = whole.map_or("", String::as_str);
@@ -652,21 +668,21 @@ impl<'w> Walk<'w> {
         })
     }
 
-    fn changes(&self, args: &[Field]) -> Vec<Change> {
+    fn changes(&self, args: &[Field]) -> Vec<LimitChange> {
         programs::ulimit(self.shell, args).iter().map(|set| self.change(set)).collect()
     }
 
-    fn change(&self, set: &programs::Set<'_>) -> Change {
+    fn change(&self, set: &programs::SetLimit<'_>) -> LimitChange {
         let value = match set.amount {
             Amount::Value(value) => value,
-            Amount::Soft | Amount::Hard => Value::Unknown,
+            Amount::Soft | Amount::Hard => LimitValue::Unknown,
         };
         let setting = self.setting(set.what, value, set.field, set.number);
-        Change { part: set.part, amount: set.amount, above: set.above, setting }
+        LimitChange { part: set.part, amount: set.amount, above: set.above, setting }
     }
 
-    fn ulimit(&mut self, args: &[Field], place: &mut Place) {
-        let machine = self.world.machine();
+    fn ulimit(&mut self, args: &[Field], place: &mut ScriptState) {
+        let machine = self.host.kernel_limits();
         let before = place.limits.files.clone();
         // Where the shell cannot be seen: what dash and bash do is not the same, and one of them it is.
         let shells = match self.shell {
@@ -676,7 +692,7 @@ impl<'w> Walk<'w> {
         let sets = |shell: &Shell| {
             programs::ulimit(*shell, args).iter().map(|set| self.change(set)).collect()
         };
-        let changes: Vec<Vec<Change>> = shells.iter().map(sets).collect();
+        let changes: Vec<Vec<LimitChange>> = shells.iter().map(sets).collect();
         let mut ways = changes.iter().map(|changes| {
             let mut way = place.clone();
             for change in changes {
@@ -696,17 +712,18 @@ impl<'w> Walk<'w> {
         };
         let is_files =
             args.iter().any(|field| field.text.starts_with('-') && field.text.contains('n'));
-        let soft = |pairs: &[Pair]| pairs.iter().map(|pair| pair.soft.clone()).collect::<Vec<_>>();
+        let soft =
+            |pairs: &[LimitPair]| pairs.iter().map(|pair| pair.soft.clone()).collect::<Vec<_>>();
         if is_files && args.iter().any(is_number) && soft(&before) == soft(&place.limits.files) {
             let field = &args[0];
-            let setting = self.setting(Limited::OpenFiles, Value::Unknown, field, "");
+            let setting = self.setting(Limited::OpenFiles, LimitValue::Unknown, field, "");
             self.found.idle.push(format!("{} ({})", setting.place(), setting.text));
         }
     }
 
     /// A command: a chain of programs, each of which may set limits and start the next one.
-    fn command(&mut self, fields: Vec<Field>, place: &mut Place, within: Within) {
-        let machine = self.world.machine();
+    fn command(&mut self, fields: Vec<Field>, place: &mut ScriptState, within: Within) {
+        let machine = self.host.kernel_limits();
         let mut limits = place.limits.clone();
         let mut at = 0;
         let mut is_exec = false;
@@ -715,21 +732,22 @@ impl<'w> Walk<'w> {
             let name = field.text.rsplit('/').next().unwrap_or_default().to_owned();
             let args = &fields[at + 1..];
             match programs::next(&name, args, is_first, within == Within::Shell) {
-                Next::Exec(skipped) => {
+                NextStep::Exec(skipped) => {
                     is_exec = true;
                     at += 1 + skipped;
                     continue;
                 }
-                Next::Pass(skipped) => {
+                NextStep::Pass(skipped) => {
                     at += 1 + skipped;
                     continue;
                 }
-                Next::Ulimit => {
+                NextStep::Ulimit => {
                     self.ulimit(args, place);
                     return;
                 }
-                Next::Limits { sets, skipped, own } => {
-                    let changes: Vec<Change> = sets.iter().map(|set| self.change(set)).collect();
+                NextStep::Limits { sets, skipped, own } => {
+                    let changes: Vec<LimitChange> =
+                        sets.iter().map(|set| self.change(set)).collect();
                     for change in &changes {
                         if own {
                             place.limits.apply(change, machine);
@@ -744,46 +762,50 @@ impl<'w> Walk<'w> {
                     is_first = true;
                     continue;
                 }
-                Next::Text(shell, index) => {
+                NextStep::Text(shell, index) => {
                     if let Some(text) = args.get(index) {
                         self.text(&text.clone(), shell, &limits, &place.variables.clone());
                     }
                     break;
                 }
-                Next::Mentions => break,
-                Next::Target(target) => {
-                    self.found.reaches.push(Reach {
+                NextStep::Mentions => break,
+                NextStep::StartedProgram(target) => {
+                    self.found.reaches.push(StartPoint {
                         target,
                         file: self.file.clone(),
                         state: limits.clone(),
                     });
                     break;
                 }
-                Next::Other => {}
+                NextStep::Other => {}
             }
             let path = field.text.clone();
-            if field.known && path.starts_with('/') && (is_first || self.world.is_known(&path)) {
-                let is_rc = self.world.is_rc(&path);
-                match self.world.called(&path) {
-                    Called::Script(text) => {
+            if field.known && path.starts_with('/') && (is_first || self.host.is_known(&path)) {
+                let is_rc = self.host.is_rc(&path);
+                match self.host.content_of(&path) {
+                    PathContent::Script(text) => {
                         let variables = place.variables.clone();
                         self.script(&path, &text, &limits, &variables);
                         break;
                     }
                     // qmail's rc starts qmail, also where it is still to be written or of another kind.
                     called if is_rc => {
-                        if let Called::Unreadable(why) = called {
+                        if let PathContent::Unreadable(why) = called {
                             self.found.unread.push(why);
                         }
                         let (file, state) = (self.file.clone(), limits.clone());
-                        self.found.reaches.push(Reach { target: Target::Qmail, file, state });
+                        self.found.reaches.push(StartPoint {
+                            target: StartedProgram::Qmail,
+                            file,
+                            state,
+                        });
                         break;
                     }
-                    Called::Unreadable(why) if self.world.is_known(&path) => {
+                    PathContent::Unreadable(why) if self.host.is_known(&path) => {
                         self.found.unread.push(why);
                         break;
                     }
-                    Called::Unreadable(_) | Called::Other => {}
+                    PathContent::Unreadable(_) | PathContent::Other => {}
                 }
             }
             is_first = false;
@@ -800,15 +822,16 @@ impl<'w> Walk<'w> {
         &mut self,
         field: &Field,
         shell: Shell,
-        limits: &State,
+        limits: &LimitState,
         variables: &BTreeMap<String, Variable>,
     ) {
         if !self.may_follow(field.text.len()) {
             return;
         }
-        let place = Place { live: true, limits: limits.clone(), variables: variables.clone() };
+        let place =
+            ScriptState { live: true, limits: limits.clone(), variables: variables.clone() };
         let outer = (self.shell, self.base, std::mem::replace(&mut self.file, field.file.clone()));
-        self.shell = if shell == Shell::Unknown { self.world.shell() } else { shell };
+        self.shell = if shell == Shell::Unknown { self.host.shell() } else { shell };
         self.base = (field.line.saturating_sub(1), field.column);
         self.nested += 1;
         self.whole(&field.text, place, &[]);
@@ -817,19 +840,19 @@ impl<'w> Walk<'w> {
     }
 
     /// A script of execline or nosh.
-    fn chain(&mut self, links: &[Link], place: &Place) {
+    fn chain(&mut self, links: &[ChainItem], place: &ScriptState) {
         let mut fields = Vec::new();
         let mut place = place.clone();
         let mut words = links.iter().peekable();
         while let Some(link) = words.next() {
             match link {
-                Link::Block(inner) => self.chain(inner, &place),
-                Link::Word(word) => {
+                ChainItem::Block(inner) => self.chain(inner, &place),
+                ChainItem::Word(word) => {
                     let mut expanded = self.expand(word, &place);
                     if expanded.first().is_some_and(|field| field.text == "define") {
                         // define NAME VALUE: what follows has the value in place of the name.
-                        let rest: Vec<&Link> = words.clone().take(2).collect();
-                        if let [Link::Word(name), Link::Word(value)] = rest.as_slice() {
+                        let rest: Vec<&ChainItem> = words.clone().take(2).collect();
+                        if let [ChainItem::Word(name), ChainItem::Word(value)] = rest.as_slice() {
                             let name = self.expand(name, &place);
                             let value = self.expand(value, &place);
                             if let ([name], [value]) = (name.as_slice(), value.as_slice()) {

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use super::limits::{Setting, State};
+use super::limits::{LimitState, Setting};
 use super::sandbox::Obstacle;
 
 /// A unit or script that starts qmail.
@@ -14,7 +14,7 @@ pub struct Start {
     /// The unit's name, if it is one.
     pub unit: Option<String>,
     /// What is in force, for each place that starts qmail.
-    pub states: Vec<State>,
+    pub states: Vec<LimitState>,
     /// Lines that look as if they set the limit of descriptors, and do not.
     pub idle: Vec<String>,
     /// Where a limit of descriptors can be set that has no line yet, and what stands before the number there.

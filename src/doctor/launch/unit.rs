@@ -32,7 +32,7 @@ const CONF_DIRS: [&str; 5] =
 
 /// A line of a unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct UnitEntry {
     /// The section.
     pub section: String,
     /// What is set.
@@ -55,7 +55,7 @@ pub struct Unit {
     /// Its file.
     pub file: Option<String>,
     /// Its lines, in the order in which they count: those of the drop-ins come last.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<UnitEntry>,
     /// Files that could not be read.
     pub unread: Vec<String>,
 }
@@ -66,17 +66,17 @@ impl Unit {
         &'u self,
         section: &'k str,
         key: &'k str,
-    ) -> impl DoubleEndedIterator<Item = &'u Entry> {
+    ) -> impl DoubleEndedIterator<Item = &'u UnitEntry> {
         self.entries.iter().filter(move |entry| entry.section == section && entry.key == key)
     }
 
     /// The last one of them.
-    pub fn last<'u>(&'u self, section: &str, key: &str) -> Option<&'u Entry> {
+    pub fn last<'u>(&'u self, section: &str, key: &str) -> Option<&'u UnitEntry> {
         self.all(section, key).next_back()
     }
 
     /// The values of a setting of which there may be several; an empty one forgets those before it.
-    pub fn list<'u>(&'u self, section: &str, key: &str) -> Vec<&'u Entry> {
+    pub fn list<'u>(&'u self, section: &str, key: &str) -> Vec<&'u UnitEntry> {
         let mut entries = Vec::new();
         for entry in self.all(section, key) {
             if entry.value.is_empty() {
@@ -89,8 +89,8 @@ impl Unit {
     }
 
     /// Whether a switch is on.
-    pub fn is_on(&self, key: &str) -> Option<&Entry> {
-        let on = |entry: &&Entry| {
+    pub fn is_on(&self, key: &str) -> Option<&UnitEntry> {
+        let on = |entry: &&UnitEntry| {
             matches!(
                 entry.value.to_ascii_lowercase().as_str(),
                 "1" | "yes" | "y" | "true" | "t" | "on"
@@ -327,8 +327,8 @@ fn close_names(name: &str) -> Vec<String> {
 }
 
 /// The lines of a file. A backslash at the end of a line goes on in the next one, over comments.
-pub fn entries(file: &str, text: &str) -> Vec<Entry> {
-    let mut found: Vec<Entry> = Vec::new();
+pub fn entries(file: &str, text: &str) -> Vec<UnitEntry> {
+    let mut found: Vec<UnitEntry> = Vec::new();
     let mut section = String::new();
     let mut open: Option<(usize, String)> = None;
     for (index, raw) in text.lines().enumerate() {
@@ -351,7 +351,7 @@ pub fn entries(file: &str, text: &str) -> Vec<Entry> {
             section = name.to_owned();
         } else if let Some((key, value)) = whole.split_once('=') {
             let number = if start == index { index } else { number_line(text, start, index) };
-            found.push(Entry {
+            found.push(UnitEntry {
                 section: section.clone(),
                 key: key.trim().to_owned(),
                 value: value.trim().to_owned(),
@@ -536,7 +536,7 @@ pub fn words(line: &str) -> Vec<Vec<String>> {
 }
 
 /// The file for a setting of one's own. It has to come after the drop-in that sets it now.
-pub(super) fn drop_in(name: &str, section: &str, now: Option<&Entry>) -> String {
+pub(super) fn drop_in(name: &str, section: &str, now: Option<&UnitEntry>) -> String {
     let now = now
         .filter(|entry| entry.file.contains(".d/"))
         .and_then(|entry| entry.file.rsplit('/').next());

@@ -100,7 +100,7 @@ pub enum End {
 
 /// How long a gate says that it held a delivery, and how long it ran then, in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HoldTimes {
     /// Before it started.
     pub held_us: u64,
     /// From its start to its end.
@@ -109,7 +109,7 @@ pub struct Held {
 
 /// An event, and whose it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Said<'a> {
+pub struct LoggedEvent<'a> {
     /// What happened.
     pub event: Event<'a>,
     /// The name of the queue and of the instance, where the line says them: numbers of deliveries and messages count
@@ -138,8 +138,8 @@ const COMPLAINTS: [&[u8]; 3] = [b"warning:", b"alert:", b"warn:"];
 
 /// Reads a line; None if it is none of qmail-send's.
 #[must_use]
-pub fn parse(text: &[u8]) -> Option<Said<'_>> {
-    let plain = |event| Some(Said { event, queue: [b"", b""] });
+pub fn parse(text: &[u8]) -> Option<LoggedEvent<'_>> {
+    let plain = |event| Some(LoggedEvent { event, queue: [b"", b""] });
     if let Some(rest) = text.strip_prefix(b"starting delivery ") {
         let (number, instance, rest) = delivery(rest)?;
         let (message, rest) = self::number(rest.strip_prefix(b": msg ")?)?;
@@ -147,13 +147,13 @@ pub fn parse(text: &[u8]) -> Option<Said<'_>> {
         let (recipient, queue) = word(rest);
         let is_channel = channel.first().is_some_and(u8::is_ascii_alphabetic);
         let event = Event::Start { number, message, channel, recipient };
-        return is_channel.then_some(Said { event, queue: [name(queue), instance] });
+        return is_channel.then_some(LoggedEvent { event, queue: [name(queue), instance] });
     }
     if let Some(rest) = text.strip_prefix(b"delivery ") {
         let (number, instance, rest) = delivery(rest)?;
         let (end, text, queue) = end(rest.strip_prefix(b": ")?)?;
         let event = Event::End { number, end, text };
-        return Some(Said { event, queue: [name(queue), instance] });
+        return Some(LoggedEvent { event, queue: [name(queue), instance] });
     }
     if let Some(rest) = text.strip_prefix(b"status:") {
         let figures = rest.trim_ascii();
@@ -167,7 +167,7 @@ pub fn parse(text: &[u8]) -> Option<Said<'_>> {
         let mut words = figures.rsplit(|&byte| byte == b' ').filter(|&word| word != b"exitasap");
         let is_name = |word: &&[u8]| !word.iter().any(|byte| matches!(byte, b'/' | b'=' | b'('));
         let queue = words.next().filter(is_name).unwrap_or_default();
-        return Some(Said { event: Event::Status(status), queue: [queue, b""] });
+        return Some(LoggedEvent { event: Event::Status(status), queue: [queue, b""] });
     }
     for (begin, is_new) in [(&b"new msg "[..], true), (b"end msg ", false)] {
         if let Some(rest) = text.strip_prefix(begin) {
@@ -175,7 +175,7 @@ pub fn parse(text: &[u8]) -> Option<Said<'_>> {
             let event =
                 if is_new { Event::NewMessage { message } } else { Event::EndMessage { message } };
             // IndiMail's "end msg 7 qmail-send: queue1".
-            return Some(Said { event, queue: [name(queue), b""] });
+            return Some(LoggedEvent { event, queue: [name(queue), b""] });
         }
     }
     if text.starts_with(b"bounce msg ") {
@@ -283,11 +283,11 @@ const HELD: &[u8] = b"Held_";
 
 /// How long a delivery was held, if a gate says so at the end of its report.
 #[must_use]
-pub fn held(text: &[u8]) -> Option<Held> {
+pub fn held(text: &[u8]) -> Option<HoldTimes> {
     let (_, line) = times_line(text)?;
     let (held_us, rest) = millis(line.strip_prefix(HELD)?)?;
     let (ran_us, rest) = millis(rest.strip_prefix(b"_s,_ran_")?)?;
-    (rest == b"_s.").then_some(Held { held_us, ran_us })
+    (rest == b"_s.").then_some(HoldTimes { held_us, ran_us })
 }
 
 /// The report without the line of a gate that says how long it was held.
@@ -349,7 +349,11 @@ mod tests {
             ("starting delivery 12: msg 345 to sup3 u@b", start(12, "sup3", "u@b")),
             ("starting delivery 12: msg 345 to remote ", start(12, "remote", "")),
         ] {
-            assert_eq!(parse(line.as_bytes()), Some(Said { event, queue: [b"", b""] }), "{line}");
+            assert_eq!(
+                parse(line.as_bytes()),
+                Some(LoggedEvent { event, queue: [b"", b""] }),
+                "{line}"
+            );
         }
         assert_eq!(
             ended("delivery 1: success: 10.0.0.1_accepted_message./"),
@@ -465,7 +469,7 @@ mod tests {
 
     #[test]
     fn how_long_it_was_held() {
-        let times = Held { held_us: 3_214_000, ran_us: 2_001_000 };
+        let times = HoldTimes { held_us: 3_214_000, ran_us: 2_001_000 };
         for (text, report) in [
             ("ok/Held_3.214_s,_ran_2.001_s./", "ok/"),
             ("Held_3.214_s,_ran_2.001_s./", ""),

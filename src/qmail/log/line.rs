@@ -4,7 +4,7 @@
 //! it there: syslog's host and program, a facility, a container, the words of RFC 5424. Where there are several times,
 //! the most exact one counts, and of these the last, which was written first.
 
-use super::event::{self, Event, Said};
+use super::event::{self, Event, LoggedEvent};
 use super::stamp::{Numbers, Stamp, stamp};
 
 /// So many words may be before qmail-send's.
@@ -61,7 +61,7 @@ pub fn read<'a>(
         if let Some(behind) = structured_data(rest) {
             (rest, may_be_weak) = (without_mark(behind), true);
         }
-        if let Some(Said { event, queue }) = event::parse(rest)
+        if let Some(LoggedEvent { event, queue }) = event::parse(rest)
             && (may_be_weak || is_strong(&event))
         {
             let origin = queue.iter().fold(origin, |origin, name| mixed(origin, name));

@@ -14,7 +14,7 @@ use crate::verify::sandbox::site::Site;
 
 /// What one source file sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
+pub struct FileFdSet {
     /// The source file.
     pub file: String,
     /// The number of descriptors that an fd_set of this file has room for.
@@ -25,7 +25,7 @@ pub struct Seen {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FdSets {
     /// By file, in alphabetical order.
-    pub seen: Vec<Seen>,
+    pub files: Vec<FileFdSet>,
     /// Files that mention fd_set but could not be compiled here, or turn out not to use it.
     pub left_out: Vec<String>,
 }
@@ -33,7 +33,7 @@ pub struct FdSets {
 const MARK: &[u8] = b"rig-fdset=";
 
 /// Asks every source file that uses fd_set and that the Makefile makes an object of.
-pub fn ask(site: &Site) -> Result<FdSets, Error> {
+pub fn measure(site: &Site) -> Result<FdSets, Error> {
     let rules = targets(site.tree())?;
     let mut files = Vec::new();
     for entry in fs::read_dir(site.tree()).map_err(Error::file("read", site.tree()))? {
@@ -66,7 +66,7 @@ pub fn ask(site: &Site) -> Result<FdSets, Error> {
             Err(error) => return Err(error),
         };
         match room {
-            Some(room) => sets.seen.push(Seen { file, room }),
+            Some(room) => sets.files.push(FileFdSet { file, room }),
             None => sets.left_out.push(file),
         }
     }
@@ -120,16 +120,16 @@ impl FdSets {
     /// Checks that all files see the same size, and that spawn.c's is enough for `spawn` deliveries. Returns the size;
     /// `None` if nothing uses fd_set (all call poll).
     pub fn check(&self, spawn: u32) -> Result<Option<u64>, Error> {
-        let Some(largest) = self.seen.iter().map(|seen| seen.room).max() else { return Ok(None) };
+        let Some(largest) = self.files.iter().map(|seen| seen.room).max() else { return Ok(None) };
         let odd: Vec<String> = self
-            .seen
+            .files
             .iter()
             .filter(|seen| seen.room != largest)
             .map(|seen| format!("{} in {}", seen.room, seen.file))
             .collect();
         if !odd.is_empty() {
             let right: Vec<&str> = self
-                .seen
+                .files
                 .iter()
                 .filter(|seen| seen.room == largest)
                 .map(|seen| seen.file.as_str())
@@ -143,7 +143,7 @@ impl FdSets {
             ));
         }
         let needed = 2 * u64::from(spawn) + 5;
-        let spawner = self.seen.iter().any(|seen| seen.file == "spawn.c");
+        let spawner = self.files.iter().any(|seen| seen.file == "spawn.c");
         if spawner && largest < needed {
             return Err(Error::disproved(
                 "the size of fd_set in spawn.c",
@@ -167,9 +167,9 @@ mod tests {
     fn sets(seen: &[(&str, u64)]) -> FdSets {
         let seen = seen
             .iter()
-            .map(|(file, room)| Seen { file: (*file).to_owned(), room: *room })
+            .map(|(file, room)| FileFdSet { file: (*file).to_owned(), room: *room })
             .collect();
-        FdSets { seen, left_out: Vec::new() }
+        FdSets { files: seen, left_out: Vec::new() }
     }
 
     #[test]

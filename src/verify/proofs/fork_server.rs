@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::trials::{self, Told};
+use super::spawner_trials::{self, OnProgress};
 use crate::qmail::remote_status::RemoteStatus;
 use crate::verify::error::{BuildFailure, Error};
 use crate::verify::rig::numbers::Random;
@@ -31,9 +31,9 @@ pub fn is_in(tree: &Path) -> bool {
 
 /// What the fork server has shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Served {
+pub enum ForkServerTrial {
     /// It works.
-    Alike {
+    Works {
         /// Facts that are the same in a delivery by the server and in one by exec.
         facts: usize,
         /// Deliveries that ran at the same time.
@@ -41,42 +41,44 @@ pub enum Served {
         /// How many of them the server made.
         by_server: u64,
     },
-    /// This machine has none; why.
-    None(String),
+    /// There is none on this machine; the reason.
+    Unavailable(String),
 }
 
 /// Compares a delivery by exec with one by the server, and then runs `room` of them, or 500, at the same time.
 ///
 /// # Errors
 /// What differs, or that a program did not do its part.
-pub fn holds(
+pub fn prove(
     site: &Site,
     stubs: &mut Stubs,
     room: u32,
     random: &mut Random,
-    told: Told<'_>,
-) -> Result<Served, Error> {
+    on_progress: OnProgress<'_>,
+) -> Result<ForkServerTrial, Error> {
     // qmail-send has run on this queue: what it did not know is gone.
     let message = site.add_message(b"Subject: fork server\n\nhello\n")?;
     site.set_control("remoteserver", "1000\n")?;
     let path = site.home().join("control/remoteserver");
     let shown = compared(site, stubs, message).and_then(|compared| match compared {
-        Compared::None(why) => Ok(Served::None(why)),
-        Compared::Alike(facts) => {
-            let (at_once, by_server) = crowd(site, stubs, message, room, random, told)?;
-            Ok(Served::Alike { facts, at_once, by_server })
+        Comparison::Unavailable(why) => Ok(ForkServerTrial::Unavailable(why)),
+        Comparison::Same(facts) => {
+            let (at_once, by_server) = crowd(site, stubs, message, room, random, on_progress)?;
+            Ok(ForkServerTrial::Works { facts, at_once, by_server })
         }
     });
     fs::remove_file(&path).map_err(Error::file("remove", &path))?;
     shown
 }
 
-enum Compared {
-    Alike(usize),
-    None(String),
+enum Comparison {
+    /// Both saw the same facts; their number.
+    Same(usize),
+    /// There is no fork server on this machine; the reason.
+    Unavailable(String),
 }
 
-fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compared, Error> {
+fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
     let program = site.home().join("bin/qmail-remote");
     let stub = fs::read_link(&program).map_err(Error::file("read the link", &program))?;
     let view = compile_view(site)?;
@@ -89,7 +91,7 @@ fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compar
 fn link(site: &Site, to: &Path, link: &Path) -> Result<(), Error> {
     fs::remove_file(link).map_err(Error::file("remove", link))?;
     std::os::unix::fs::symlink(to, link).map_err(Error::file("make", link))?;
-    site.identity().give(link)
+    site.identity().chown(link)
 }
 
 fn compile_view(site: &Site) -> Result<std::path::PathBuf, Error> {
@@ -110,7 +112,7 @@ fn compile_view(site: &Site) -> Result<std::path::PathBuf, Error> {
     })))
 }
 
-fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compared, Error> {
+fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
     let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
     let executed = view(&mut spawner, stubs, message)?;
     let end = Instant::now() + PATIENCE;
@@ -118,7 +120,7 @@ fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compare
         let seen = view(&mut spawner, stubs, message)?;
         if let Some(status) = RemoteStatus::read(site.home()).into_iter().next() {
             if !status.reason.is_empty() {
-                return Ok(Compared::None(status.reason));
+                return Ok(Comparison::Unavailable(status.reason));
             }
             // The delivery that the server has just reported may have been the last by exec.
             if status.server != 0 {
@@ -152,7 +154,7 @@ fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compare
         None => "nothing of the kind".to_owned(),
     };
     if wanted == found && wanted.len() > 3 {
-        return Ok(Compared::Alike(wanted.len()));
+        return Ok(Comparison::Same(wanted.len()));
     }
     Err(Error::disproved(
         "what qmail-remote sees when the fork server makes a delivery",
@@ -189,17 +191,18 @@ fn crowd(
     message: MessageId,
     room: u32,
     random: &mut Random,
-    told: Told<'_>,
+    on_progress: OnProgress<'_>,
 ) -> Result<(usize, u64), Error> {
     let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
     let numbers: Vec<u32> = (0..room.min(CROWD).min(site.spawn()).max(1)).collect();
     // The first round goes by exec until the server is there.
-    trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
-    let at_once = trials::at_once(&mut spawner, stubs, message, &numbers, random, told)?;
+    spawner_trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
+    let at_once =
+        spawner_trials::at_once(&mut spawner, stubs, message, &numbers, random, on_progress)?;
     // The status is written at a delivery, once a second at most.
     let end = Instant::now() + PATIENCE;
     loop {
-        trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
+        spawner_trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
         let status = RemoteStatus::read(site.home()).into_iter().next();
         let by_server = status.as_ref().map_or(0, |status| status.by_server);
         if by_server * 2 > at_once as u64 {

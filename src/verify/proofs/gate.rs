@@ -4,14 +4,14 @@
 
 use std::path::Path;
 
-use super::mail::{self, Capped};
-use super::trials::Told;
+use super::mail::{self, CappedFigures};
+use super::spawner_trials::OnProgress;
 use crate::sys::Resource;
 use crate::verify::error::Error;
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
-use crate::verify::rig::spawner::{Channel, Errors, Spawner, heard};
-use crate::verify::rig::stub::{self, EventKind, Mode, Stubs};
+use crate::verify::rig::spawner::{Channel, Spawner, Stderr, with_last_words};
+use crate::verify::rig::stub::{self, Mode, StubEventKind, Stubs};
 use crate::verify::sandbox::site::{MessageId, Site};
 
 /// The limit that the trials set.
@@ -25,7 +25,7 @@ pub fn is_in(tree: &Path) -> bool {
 
 /// What the gate has shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gated {
+pub struct GateFigures {
     /// The limit of the capped domain.
     pub limit: u32,
     /// The most deliveries to it at the same time.
@@ -46,13 +46,13 @@ pub struct Gated {
 /// Sends 100 mails to a domain with a limit of 5 among mails to others, through the tree's own qmail-send, and makes
 /// starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner: with very little, the limit
 /// is lower.
-pub fn holds(
+pub fn prove(
     site: &Site,
     stubs: &mut Stubs,
     room: u32,
     random: &mut Random,
-    told: Told<'_>,
-) -> Result<Gated, Error> {
+    on_progress: OnProgress<'_>,
+) -> Result<GateFigures, Error> {
     // One delivery to another domain has to fit in beside those of the capped one.
     let limit = LIMIT.min(room.saturating_sub(1)).max(1);
     let mut group = vec![DOMAIN.to_owned()];
@@ -61,12 +61,12 @@ pub fn holds(
         group.iter().map(|domain| format!("{domain}:{limit}{name}\n")).collect::<String>()
     };
     site.set_control("concurrencydomains", &table(""))?;
-    let mut shown = tried(site, stubs, limit, room, random, told);
+    let mut shown = prove_domain_limit(site, stubs, limit, room, random, on_progress);
     if let Ok(shown) = &mut shown
         && group.len() > 1
     {
         site.set_control("concurrencydomains", &table(":all-channels"))?;
-        let over_all = mail::capped(site, stubs, &group, limit, room, random, told)?;
+        let over_all = mail::capped(site, stubs, &group, limit, room, random, on_progress)?;
         shown.group_peak = Some(over_all.peak);
         shown.capped += over_all.capped;
         shown.others += over_all.others;
@@ -77,20 +77,21 @@ pub fn holds(
     shown
 }
 
-fn tried(
+fn prove_domain_limit(
     site: &Site,
     stubs: &mut Stubs,
     limit: u32,
     room: u32,
     random: &mut Random,
-    told: Told<'_>,
-) -> Result<Gated, Error> {
-    let Capped { capped, others, peak, notes } =
-        mail::capped(site, stubs, &[DOMAIN.to_owned()], limit, room, random, told)?;
+    on_progress: OnProgress<'_>,
+) -> Result<GateFigures, Error> {
+    let CappedFigures { capped, others, peak, notes } =
+        mail::capped(site, stubs, &[DOMAIN.to_owned()], limit, room, random, on_progress)?;
     // qmail-send has run on this queue: what it did not know is gone.
     let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
-    let failed_starts = heard(|errors| places_come_back(site, stubs, limit, message, errors))?;
-    Ok(Gated { limit, peak, capped, others, group_peak: None, failed_starts, notes })
+    let failed_starts =
+        with_last_words(|errors| places_come_back(site, stubs, limit, message, errors))?;
+    Ok(GateFigures { limit, peak, capped, others, group_peak: None, failed_starts, notes })
 }
 
 /// Makes more starts fail than the domain has places, and then fills its places.
@@ -99,7 +100,7 @@ fn places_come_back(
     stubs: &mut Stubs,
     limit: u32,
     message: MessageId,
-    errors: Errors,
+    errors: Stderr,
 ) -> Result<usize, Error> {
     let failures = (4 * limit).min(site.spawn());
     let mut spawner = Spawner::start_with(site, stubs, Channel::Remote, errors)?;
@@ -140,7 +141,7 @@ fn places_come_back(
         seen.started + seen.reports >= wanted as usize
     });
     stubs.release("gate")?;
-    let started = stubs.events().iter().filter(|event| event.kind == EventKind::Start).count();
+    let started = stubs.events().iter().filter(|event| event.kind == StubEventKind::Start).count();
     match filled {
         Ok(()) if started >= wanted as usize => {}
         Ok(()) | Err(Error::Timeout { .. }) => {

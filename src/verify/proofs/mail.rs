@@ -6,14 +6,14 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::trials::Told;
+use super::spawner_trials::OnProgress;
 use crate::verify::error::Error;
 use crate::verify::rig::log::{Log, logged};
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::{Report, Width};
 use crate::verify::rig::sendrig::{SendRig, Spawners, pull_trigger, run_qmail_queue};
 use crate::verify::rig::spawner::Channel;
-use crate::verify::rig::stub::{self, EventKind, Mode, Stubs, peak};
+use crate::verify::rig::stub::{self, Mode, StubEventKind, Stubs, peak};
 use crate::verify::sandbox::site::{MessageId, Site};
 
 const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
@@ -35,25 +35,25 @@ const NO_PROGRESS: Duration = Duration::from_secs(150);
 
 /// Whether mail gets done: a gate that sends it away for ever shows signs of life for ever.
 #[derive(Debug)]
-pub struct Progress {
+pub struct Watchdog {
     done: usize,
     since: Instant,
 }
 
-impl Default for Progress {
-    fn default() -> Progress {
-        Progress { done: 0, since: Instant::now() }
+impl Default for Watchdog {
+    fn default() -> Watchdog {
+        Watchdog { done: 0, since: Instant::now() }
     }
 }
 
-impl Progress {
+impl Watchdog {
     /// Notes how much is done; `what` says what that is.
     ///
     /// # Errors
     /// It has been as much for too long.
     pub fn check(&mut self, done: usize, what: impl FnOnce() -> String) -> Result<(), Error> {
         if done != self.done {
-            *self = Progress { done, since: Instant::now() };
+            *self = Watchdog { done, since: Instant::now() };
         }
         if self.since.elapsed() < NO_PROGRESS {
             return Ok(());
@@ -67,15 +67,15 @@ impl Progress {
     }
 }
 
-/// One message of a [`Plan`].
+/// One message of a [`MailPlan`].
 #[derive(Debug, Clone)]
-struct Mail {
+struct PlannedMessage {
     sender: String,
     recipients: Vec<(String, Mode)>,
     id: Option<MessageId>,
 }
 
-impl Mail {
+impl PlannedMessage {
     fn is_finished(&self) -> bool {
         self.recipients.iter().all(|(_, mode)| mode.report() != b'Z')
     }
@@ -92,13 +92,13 @@ impl Mail {
 /// Messages with what has to become of each recipient. The sender of each is an address of the rig too, to which a
 /// bounce is delivered.
 #[derive(Debug, Default)]
-struct Plan {
-    mails: Vec<Mail>,
+struct MailPlan {
+    mails: Vec<PlannedMessage>,
 }
 
-impl Plan {
-    fn mail(sender: usize) -> Mail {
-        Mail {
+impl MailPlan {
+    fn mail(sender: usize) -> PlannedMessage {
+        PlannedMessage {
             sender: stub::recipient(
                 Mode::Accept,
                 None,
@@ -149,7 +149,7 @@ impl Plan {
     ) {
         let first = self.mails.len();
         let messages = messages.clamp(1, count.max(1)) as usize;
-        self.mails.extend((first..first + messages).map(Plan::mail));
+        self.mails.extend((first..first + messages).map(MailPlan::mail));
         for number in 0..count {
             let mode = Mode::of_mail(random);
             let address = stub::recipient(mode, hold, format_args!("{first}x{number}"), domain);
@@ -202,7 +202,7 @@ impl Plan {
             let Some(outcome) = &delivery.outcome else { continue };
             *seen += 1;
             if outcome.letter != mode.report()
-                || (mode.speaks() && !outcome.text.contains(&delivery.recipient))
+                || (mode.names_recipient() && !outcome.text.contains(&delivery.recipient))
             {
                 return Err(Error::disproved(
                     format!("qmail-send, the report of the delivery to {}", delivery.recipient),
@@ -368,7 +368,7 @@ fn is_grave(line: &str) -> bool {
 
 /// What a trial of qmail-send has shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sent {
+pub struct MailFigures {
     /// Messages queued.
     pub messages: usize,
     /// Recipients of these messages.
@@ -392,11 +392,11 @@ pub fn every_number(
     stubs: &mut Stubs,
     width: Width,
     random: &mut Random,
-    told: Told<'_>,
-) -> Result<Sent, Error> {
+    on_progress: OnProgress<'_>,
+) -> Result<MailFigures, Error> {
     let spawn = site.spawn();
     let local = spawn.min(1000);
-    let mut plan = Plan::default();
+    let mut plan = MailPlan::default();
     plan.add(Channel::Remote, MESSAGES / 2, spawn, None, random);
     plan.add(Channel::Local, MESSAGES / 2, local, None, random);
     plan.add_supplemental(site, spawn.min(SUPPLEMENTAL), None, random);
@@ -435,13 +435,13 @@ pub fn every_number(
                 }
             }
         }
-        told(held.len() as u64, goal);
+        on_progress(held.len() as u64, goal);
         Ok(held.len() >= total)
     })?;
     // Range by range, so that a mistake can be put down to one: what fits into a byte, what needs a second one, and
     // what a signed 16-bit number cannot hold.
     let mut answered = 0;
-    let mut taken = Answered::default();
+    let mut taken = ReportedRecipients::default();
     for range in [0..256, 256..32768, 32768..u32::MAX] {
         let mut answers: Vec<(&(usize, u32), &String)> =
             held.iter().filter(|((_, number), _)| range.contains(number)).collect();
@@ -458,7 +458,7 @@ pub fn every_number(
             &format!("qmail-send to take the reports of {answered} deliveries"),
             |rig, _| {
                 answer_again(rig, &modes_of);
-                told((total + rig.log().ended) as u64, goal);
+                on_progress((total + rig.log().ended) as u64, goal);
                 if let Some(line) = rig.log().complaints.iter().find(|line| is_grave(line)) {
                     return Err(taken_wrongly(line, range.start, spawn));
                 }
@@ -469,7 +469,7 @@ pub fn every_number(
     let (bounces, finished) = (plan.bounces(), plan.finished());
     rig.wait(stubs, "qmail-send to deliver the bounces", |rig, _| {
         answer_again(rig, &modes_of);
-        told((total + rig.log().ended) as u64, goal);
+        on_progress((total + rig.log().ended) as u64, goal);
         Ok(taken.look(rig.log()).bounces >= bounces
             && rig.log().ended_messages >= finished + bounces)
     })?;
@@ -478,7 +478,7 @@ pub fn every_number(
     let notes = check_complaints(&log)?;
     plan.check(&[&log], |_| false)?;
     plan.check_queue(site)?;
-    Ok(Sent {
+    Ok(MailFigures {
         messages: plan.mails.len(),
         recipients: total,
         bounces,
@@ -518,16 +518,16 @@ fn answer_again(rig: &mut SendRig, modes_of: &HashMap<String, Mode>) {
 
 /// Who has had a report, each counted once however often it was tried.
 #[derive(Debug, Default)]
-struct Answered {
+struct ReportedRecipients {
     seen: HashSet<String>,
     looked_at: usize,
     recipients: usize,
     bounces: usize,
 }
 
-impl Answered {
+impl ReportedRecipients {
     /// Counts what has come since the last look.
-    fn look(&mut self, log: &Log) -> &Answered {
+    fn look(&mut self, log: &Log) -> &ReportedRecipients {
         for id in &log.order[self.looked_at..] {
             let Some(delivery) = log.deliveries.get(id) else { continue };
             if self.seen.insert(delivery.recipient.clone()) {
@@ -579,7 +579,7 @@ fn number_error(channel: Channel, number: u32, expected: &str) -> Error {
 
 /// How many deliveries of each kind [`through`] is to have at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Crowd {
+pub struct Concurrency {
     /// Through qmail-rspawn.
     pub remote: u32,
     /// Through qmail-lspawn.
@@ -594,11 +594,11 @@ pub fn through(
     site: &Site,
     stubs: &mut Stubs,
     messages: u32,
-    crowd: Crowd,
+    crowd: Concurrency,
     random: &mut Random,
-    told: Told<'_>,
-) -> Result<Sent, Error> {
-    let mut plan = Plan::default();
+    on_progress: OnProgress<'_>,
+) -> Result<MailFigures, Error> {
+    let mut plan = MailPlan::default();
     let half = messages / 2;
     plan.add(Channel::Remote, half, crowd.remote.max(half), Some("crowd"), random);
     plan.add(
@@ -627,20 +627,20 @@ pub fn through(
         rig.attend(stubs)?;
     }
     rig.wait(stubs, &format!("{together} deliveries at the same time"), |rig, stubs| {
-        told(stubs.counts().0 as u64, goal);
+        on_progress(stubs.counts().0 as u64, goal);
         if rig.log().ended > 0 {
             return Err(early(rig.log()));
         }
         Ok(stubs.counts().0 >= together)
     })?;
     stubs.release("crowd")?;
-    let mut taken = Answered::default();
+    let mut taken = ReportedRecipients::default();
     let (bounces, finished) = (plan.bounces(), plan.finished());
     rig.wait(
         stubs,
         &format!("the reports of {total} deliveries and {bounces} bounces"),
         |rig, _| {
-            told((together + rig.log().ended) as u64, goal);
+            on_progress((together + rig.log().ended) as u64, goal);
             let taken = taken.look(rig.log());
             Ok(taken.recipients >= total
                 && taken.bounces >= bounces
@@ -654,7 +654,7 @@ pub fn through(
     plan.check_queue(site)?;
     check_stubs(&plan, stubs, Deferred::AfterRetryTime, |_| 1)?;
     let peak_of = |channel: Channel| peak(stubs.events(), |event| event.program == channel.stub());
-    let sent = Sent {
+    let sent = MailFigures {
         messages: plan.mails.len(),
         recipients: total,
         bounces,
@@ -707,13 +707,13 @@ enum Deferred {
 /// Checks by the stubs' own account that each recipient was delivered to as often as `times` says; a deferred one more
 /// often only when `deferred` says so.
 fn check_stubs(
-    plan: &Plan,
+    plan: &MailPlan,
     stubs: &Stubs,
     deferred: Deferred,
     times: impl Fn(&str) -> usize,
 ) -> Result<(), Error> {
     let mut starts: HashMap<&str, Vec<u64>> = HashMap::new();
-    for event in stubs.events().iter().filter(|event| event.kind == EventKind::Start) {
+    for event in stubs.events().iter().filter(|event| event.kind == StubEventKind::Start) {
         starts.entry(event.recipient.as_str()).or_default().push(event.at_ns);
     }
     for (address, mode) in plan.mails.iter().flat_map(|mail| &mail.recipients) {
@@ -739,7 +739,7 @@ fn check_stubs(
 
 /// What [`capped`] has shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capped {
+pub struct CappedFigures {
     /// Deliveries to the capped domain.
     pub capped: usize,
     /// Deliveries to other domains.
@@ -760,13 +760,13 @@ pub fn capped(
     limit: u32,
     room: u32,
     random: &mut Random,
-    told: Told<'_>,
-) -> Result<Capped, Error> {
+    on_progress: OnProgress<'_>,
+) -> Result<CappedFigures, Error> {
     let (to_capped, to_others) = (100_usize.max(8 * domains.len()), 200_usize);
     let domain = &domains.join(", ");
-    let mut plan = Plan::default();
+    let mut plan = MailPlan::default();
     for number in 0..to_capped + to_others {
-        let mut mail = Plan::mail(number);
+        let mut mail = MailPlan::mail(number);
         let address = if number < to_capped {
             stub::recipient(Mode::Accept, Some("capped"), number, &domains[number % domains.len()])
         } else {
@@ -786,17 +786,17 @@ pub fn capped(
     let total = plan.mails.len();
     plan.queue(site, 0..total)?;
     let mut rig = SendRig::start(site, Spawners::Own)?;
-    let is_capped = |event: &stub::Event| domains.iter().any(|domain| event.domain() == domain);
+    let is_capped = |event: &stub::StubEvent| domains.iter().any(|domain| event.domain() == domain);
     let places = (limit as usize).min(site.spawn() as usize);
     let others = format!("all mail to other domains while {domain} is full");
-    let mut progress = Progress::default();
+    let mut progress = Watchdog::default();
     rig.wait(stubs, &others, |rig, stubs| {
-        told(stubs.counts().1 as u64, total as u64);
+        on_progress(stubs.counts().1 as u64, total as u64);
         check_progress(rig.log(), stubs, &mut progress, &others)?;
         let started = stubs
             .events()
             .iter()
-            .filter(|event| is_capped(event) && event.kind == EventKind::Start)
+            .filter(|event| is_capped(event) && event.kind == StubEventKind::Start)
             .count();
         if started > places {
             return Err(over_limit(domains, places, started));
@@ -808,9 +808,9 @@ pub fn capped(
     })?;
     stubs.release("capped")?;
     let all = format!("all mail to {domain}");
-    let mut progress = Progress::default();
+    let mut progress = Watchdog::default();
     rig.wait(stubs, &all, |rig, stubs| {
-        told(stubs.counts().1 as u64, total as u64);
+        on_progress(stubs.counts().1 as u64, total as u64);
         check_progress(rig.log(), stubs, &mut progress, &all)?;
         Ok(rig.log().ended_messages >= total)
     })?;
@@ -823,14 +823,14 @@ pub fn capped(
     if peak > places {
         return Err(over_limit(domains, places, peak));
     }
-    Ok(Capped { capped: to_capped, others: to_others, peak, notes })
+    Ok(CappedFigures { capped: to_capped, others: to_others, peak, notes })
 }
 
 /// Fails at once when qmail-send has complained, for a broken gate goes on complaining, and when no mail gets done.
 fn check_progress(
     log: &Log,
     stubs: &Stubs,
-    progress: &mut Progress,
+    progress: &mut Watchdog,
     waiting_for: &str,
 ) -> Result<(), Error> {
     check_complaints(log)?;
@@ -877,8 +877,8 @@ pub fn restart(
     stop: Stop,
     running: u32,
     random: &mut Random,
-) -> Result<Sent, Error> {
-    let mut plan = Plan::default();
+) -> Result<MailFigures, Error> {
+    let mut plan = MailPlan::default();
     plan.add(Channel::Remote, running * 2, running * 2, Some("stop"), random);
     empty_queue(site)?;
     set_concurrency(site, 1, running, running)?;
@@ -945,7 +945,7 @@ pub fn restart(
     check_stubs(&plan, stubs, Deferred::AtAnyTime, |address| {
         if interrupted.contains(address) { 2 } else { 1 }
     })?;
-    Ok(Sent {
+    Ok(MailFigures {
         messages: all,
         recipients: total,
         bounces,

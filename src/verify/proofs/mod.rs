@@ -4,4 +4,4 @@ pub mod fdset;
 pub mod fork_server;
 pub mod gate;
 pub mod mail;
-pub mod trials;
+pub mod spawner_trials;

@@ -7,7 +7,7 @@ use crate::qmail::log::event::{self, End, Event};
 
 /// A delivery that qmail-send has started.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Started {
+pub struct LoggedDelivery {
     /// The message's number.
     pub message: u64,
     /// `local` or `remote`, or the name of a further channel.
@@ -15,12 +15,12 @@ pub struct Started {
     /// The recipient, with characters that are not safe in a log replaced by `_`.
     pub recipient: String,
     /// How it ended, once it has.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<LoggedReport>,
 }
 
 /// How qmail-send took a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Outcome {
+pub struct LoggedReport {
     /// `K`, `Z` or `D`; `?` for a report that it could not read.
     pub letter: u8,
     /// The report's text, with characters that are not safe in a log replaced by `_`.
@@ -31,7 +31,7 @@ pub struct Outcome {
 #[derive(Debug, Default)]
 pub struct Log {
     /// Deliveries by their number in the log (not the delivery number of the pipes).
-    pub deliveries: BTreeMap<u64, Started>,
+    pub deliveries: BTreeMap<u64, LoggedDelivery>,
     /// How many deliveries have an outcome.
     pub ended: usize,
     /// Their numbers, in the order of the outcomes.
@@ -83,7 +83,7 @@ impl Log {
                         b'?'
                     }
                 };
-                self.end(number, Outcome { letter, text: text(report) }, complaint);
+                self.end(number, LoggedReport { letter, text: text(report) }, complaint);
             }
             Some(Event::Status(status)) => {
                 for (channel, used, limit) in status.channels() {
@@ -119,10 +119,11 @@ impl Log {
         *running += 1;
         let peak = self.peaks.entry(channel.clone()).or_default();
         peak.0 = peak.0.max(*running);
-        self.deliveries.insert(number, Started { message, channel, recipient, outcome: None });
+        self.deliveries
+            .insert(number, LoggedDelivery { message, channel, recipient, outcome: None });
     }
 
-    fn end(&mut self, number: u64, outcome: Outcome, line: impl FnOnce() -> String) {
+    fn end(&mut self, number: u64, outcome: LoggedReport, line: impl FnOnce() -> String) {
         match self.deliveries.get_mut(&number) {
             Some(delivery) if delivery.outcome.is_none() => {
                 delivery.outcome = Some(outcome);
@@ -175,7 +176,7 @@ mod tests {
             (delivery.message, delivery.channel.as_str(), delivery.recipient.as_str()),
             (7, "remote", "k-1@x")
         );
-        assert_eq!(delivery.outcome, Some(Outcome { letter: b'K', text: "fine/".to_owned() }));
+        assert_eq!(delivery.outcome, Some(LoggedReport { letter: b'K', text: "fine/".to_owned() }));
         assert_eq!((log.peak("remote"), log.limit("remote")), (1, 20));
         assert_eq!(log.complaints, ["warning: odd"]);
         assert_eq!(log.order, [1]);

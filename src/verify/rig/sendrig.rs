@@ -99,7 +99,7 @@ impl Relay {
             let path = file(kind);
             let _ = fs::remove_file(&path);
             sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
-            site.identity().give(&path)?;
+            site.identity().chown(&path)?;
             // Both ways: neither side then sees an end of file because the other is not there yet.
             let fifo = File::options()
                 .read(true)
@@ -208,7 +208,7 @@ impl SendRig {
         if let Spawners::Played { width, spawn } = spawners {
             let dir = site.rig().join("relay");
             fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
-            site.identity().give(&dir)?;
+            site.identity().chown(&dir)?;
             // A few more than are known of: what no qmail-send takes is in nobody's way. Each takes two descriptors,
             // which are scarce on some machines.
             let known = 1 + site.supplemental().count as usize;
@@ -386,7 +386,7 @@ impl SendRig {
             "qmail-send after SIGTERM",
             "\"status: exiting\" and exit code 0",
             describe(status),
-            match self.said() {
+            match self.last_words() {
                 said if said.is_empty() => said,
                 said => format!("its last words: {said:?}"),
             },
@@ -407,13 +407,13 @@ impl SendRig {
             program: "qmail-send".to_owned(),
             how: describe(status),
             context,
-            said: self.said(),
+            said: self.last_words(),
             cause: likely_cause_of_death(status),
         }
     }
 
     /// What the programs have said last, on standard error or, if nothing there, in the log.
-    fn said(&self) -> String {
+    fn last_words(&self) -> String {
         let said = fs::read(&self.errors).unwrap_or_default();
         if last_words(&said).is_empty() { self.log.last.clone() } else { last_words(&said) }
     }

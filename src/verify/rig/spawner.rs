@@ -76,7 +76,7 @@ pub const IDLE: Duration = Duration::from_secs(60);
 
 /// What becomes of a spawner's standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Errors {
+pub enum Stderr {
     /// Closed, as qmail-start has it: descriptor 2 may then be the pipe of a delivery.
     Closed,
     /// Kept in a file, for the error that tells of the spawner's end.
@@ -100,7 +100,7 @@ pub struct Spawner {
 
 /// What a [`Spawner`] looks like to whoever waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct DeliveryCounts {
     /// Stubs that have reported their start.
     pub started: usize,
     /// Stubs that have reported their end.
@@ -113,7 +113,7 @@ impl Spawner {
     /// Starts the spawner that is installed in the site's home and finds out which protocol it speaks. Its standard
     /// error is closed.
     pub fn start(site: &Site, stubs: &mut Stubs, channel: Channel) -> Result<Spawner, Error> {
-        Spawner::start_with(site, stubs, channel, Errors::Closed)
+        Spawner::start_with(site, stubs, channel, Stderr::Closed)
     }
 
     /// The same, with its standard error as `errors` says.
@@ -121,15 +121,15 @@ impl Spawner {
         site: &Site,
         stubs: &mut Stubs,
         channel: Channel,
-        errors: Errors,
+        errors: Stderr,
     ) -> Result<Spawner, Error> {
         let (child_in, our_out) = io::pipe().map_err(Error::system("make a pipe"))?;
         let (our_in, child_out) = io::pipe().map_err(Error::system("make a pipe"))?;
         let mut command = channel.command(site);
         let path = site.rig().join(format!("{}.errors", channel.program()));
         let file = match errors {
-            Errors::Closed => None,
-            Errors::Kept => Some(empty(site, &path)?),
+            Stderr::Closed => None,
+            Stderr::Kept => Some(emptied(site, &path)?),
         };
         // qmail-start closes 2..6, so that descriptor 2 may be the pipe of a delivery.
         let mut map = vec![(child_in.as_raw_fd(), 0), (child_out.as_raw_fd(), 1)];
@@ -150,7 +150,7 @@ impl Spawner {
         };
         match spawner.greet(stubs) {
             Err(Error::Died { program, how, context, cause, .. }) => {
-                let said = said_at_start(site, channel, &path)?;
+                let said = last_words_at_start(site, channel, &path)?;
                 Err(Error::Died { program, how, context, said, cause })
             }
             greeted => greeted.map(|()| spawner),
@@ -240,7 +240,7 @@ impl Spawner {
         &mut self,
         stubs: &mut Stubs,
         waiting_for: &str,
-        mut done: impl FnMut(Seen) -> bool,
+        mut done: impl FnMut(DeliveryCounts) -> bool,
     ) -> Result<(), Error> {
         loop {
             let seen = self.seen(stubs);
@@ -280,9 +280,9 @@ impl Spawner {
         self.process.wait(self.idle)
     }
 
-    fn seen(&self, stubs: &Stubs) -> Seen {
+    fn seen(&self, stubs: &Stubs) -> DeliveryCounts {
         let (started, ended) = stubs.counts();
-        Seen { started, ended, reports: self.reports.len() }
+        DeliveryCounts { started, ended, reports: self.reports.len() }
     }
 
     /// Waits for one thing to happen and deals with it; `false` when nothing did until `until`.
@@ -325,7 +325,7 @@ impl Spawner {
             program: self.channel.program().to_owned(),
             how: describe(status),
             context: context.to_owned(),
-            said: self.errors.as_deref().map(said_in).unwrap_or_default(),
+            said: self.errors.as_deref().map(last_words_in).unwrap_or_default(),
             cause: likely_cause_of_death(status),
         }
     }
@@ -333,8 +333,8 @@ impl Spawner {
 
 /// What a spawner says on standard error when it is started with nothing to do. Qmail-start closes that, and so does
 /// [`Spawner::start`]; so this starts another one, after one has ended at its start, to learn why.
-fn said_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String, Error> {
-    let file = empty(site, errors)?;
+fn last_words_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String, Error> {
+    let file = emptied(site, errors)?;
     let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
     let sink = File::options().write(true).open("/dev/null");
     let sink = sink.map_err(Error::file("open", "/dev/null"))?;
@@ -346,25 +346,27 @@ fn said_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String,
     if let Err(error @ Error::Interrupted(_)) = ended {
         return Err(error);
     }
-    Ok(said_in(errors))
+    Ok(last_words_in(errors))
 }
 
 /// Makes the file `path` empty, for a program to say something in.
-fn empty(site: &Site, path: &Path) -> Result<File, Error> {
+fn emptied(site: &Site, path: &Path) -> Result<File, Error> {
     site.write(path, &[])?;
     File::options().append(true).open(path).map_err(Error::file("open", path))
 }
 
-fn said_in(errors: &Path) -> String {
+fn last_words_in(errors: &Path) -> String {
     last_words(&fs::read(errors).unwrap_or_default())
 }
 
 /// Runs `trial`. Where a spawner has died without a word, because nobody could hear one, `trial` runs once more with
 /// its standard error open; the error then tells what it said. Where it does not die again, that is said.
-pub(crate) fn heard<T>(mut trial: impl FnMut(Errors) -> Result<T, Error>) -> Result<T, Error> {
-    match trial(Errors::Closed) {
+pub(crate) fn with_last_words<T>(
+    mut trial: impl FnMut(Stderr) -> Result<T, Error>,
+) -> Result<T, Error> {
+    match trial(Stderr::Closed) {
         Err(Error::Died { program, how, context, said, cause }) if said.is_empty() => {
-            let again = trial(Errors::Kept);
+            let again = trial(Stderr::Kept);
             let (said, context) = match again {
                 Err(error @ Error::Interrupted(_)) => return Err(error),
                 Err(Error::Died { program: again, said, .. }) if again == program => {

@@ -79,7 +79,7 @@ impl Mode {
     }
 
     /// Whether the report carries the recipient's address.
-    pub fn speaks(self) -> bool {
+    pub fn names_recipient(self) -> bool {
         !matches!(self, Mode::Crash | Mode::Fail)
     }
 }
@@ -91,7 +91,7 @@ pub fn recipient(mode: Mode, hold: Option<&str>, tag: impl fmt::Display, domain:
 
 /// Whether a delivery has started or ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventKind {
+pub enum StubEventKind {
     /// The stub runs.
     Start,
     /// The stub is about to answer and exit.
@@ -100,9 +100,9 @@ pub enum EventKind {
 
 /// One line of what stubs report.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct StubEvent {
     /// Start or end.
-    pub kind: EventKind,
+    pub kind: StubEventKind,
     /// The stub's process.
     pub pid: u32,
     /// CLOCK_MONOTONIC, in nanoseconds.
@@ -113,15 +113,15 @@ pub struct Event {
     pub recipient: String,
 }
 
-impl Event {
-    fn parse(line: &str) -> Option<Event> {
+impl StubEvent {
+    fn parse(line: &str) -> Option<StubEvent> {
         let mut words = line.splitn(5, ' ');
         let kind = match words.next()? {
-            "S" => EventKind::Start,
-            "E" => EventKind::End,
+            "S" => StubEventKind::Start,
+            "E" => StubEventKind::End,
             _ => return None,
         };
-        Some(Event {
+        Some(StubEvent {
             kind,
             pid: words.next()?.parse().ok()?,
             at_ns: words.next()?.parse().ok()?,
@@ -140,14 +140,14 @@ impl Event {
 ///
 /// A stub reports its start after it has begun and its end before it exits, so the true figure is never below this.
 pub fn peak<'e>(
-    events: impl IntoIterator<Item = &'e Event>,
-    counts: impl Fn(&Event) -> bool,
+    events: impl IntoIterator<Item = &'e StubEvent>,
+    counts: impl Fn(&StubEvent) -> bool,
 ) -> usize {
     // At the same nanosecond, the end comes first: only what surely overlapped counts.
     let mut steps: Vec<(u64, i8)> = events
         .into_iter()
         .filter(|event| counts(event))
-        .map(|event| (event.at_ns, if event.kind == EventKind::Start { 1 } else { -1 }))
+        .map(|event| (event.at_ns, if event.kind == StubEventKind::Start { 1 } else { -1 }))
         .collect();
     steps.sort_unstable();
     let mut running = 0_i64;
@@ -168,19 +168,19 @@ pub struct Stubs {
     rig: PathBuf,
     reader: File,
     partial: Vec<u8>,
-    events: Vec<Event>,
+    events: Vec<StubEvent>,
     started: usize,
     holds: HashMap<String, Hold>,
-    linked: Linked,
+    linked: Linkage,
 }
 
 /// How the stub program was linked: it decides how much each of thousands costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Linked {
+pub enum Linkage {
     /// Into one file: starts fastest, shares most.
-    Statically,
+    Static,
     /// Against the shared C library, where there is no static one.
-    Dynamically,
+    Dynamic,
 }
 
 #[derive(Debug)]
@@ -199,12 +199,12 @@ impl Stubs {
             let link = site.home().join("bin").join(name);
             let _ = fs::remove_file(&link);
             std::os::unix::fs::symlink(&program, &link).map_err(Error::file("make", &link))?;
-            site.identity().give(&link)?;
+            site.identity().chown(&link)?;
         }
         let path = site.rig().join("events");
         let _ = fs::remove_file(&path);
         sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
-        site.identity().give(&path)?;
+        site.identity().chown(&path)?;
         // Read and write: with a writer of our own the pipe never reports end of file between two stubs.
         let reader = File::options()
             .read(true)
@@ -246,7 +246,7 @@ impl Stubs {
     }
 
     /// How the stub was linked.
-    pub fn linked(&self) -> Linked {
+    pub fn linked(&self) -> Linkage {
         self.linked
     }
 
@@ -286,7 +286,7 @@ impl Stubs {
     }
 
     /// All that was reported since the last [`Stubs::forget`].
-    pub fn events(&self) -> &[Event] {
+    pub fn events(&self) -> &[StubEvent] {
         &self.events
     }
 
@@ -328,21 +328,21 @@ impl Stubs {
         let Some(end) = self.partial.iter().rposition(|byte| *byte == b'\n') else { return };
         let lines = String::from_utf8_lossy(&self.partial[..end]).into_owned();
         self.partial.drain(..=end);
-        for event in lines.lines().filter_map(Event::parse) {
-            self.started += usize::from(event.kind == EventKind::Start);
+        for event in lines.lines().filter_map(StubEvent::parse) {
+            self.started += usize::from(event.kind == StubEventKind::Start);
             self.events.push(event);
         }
     }
 }
 
-fn compile(site: &Site) -> Result<Linked, Error> {
+fn compile(site: &Site) -> Result<Linkage, Error> {
     let source = site.rig().join("stub.c");
     site.write(&source, STUB_C.as_bytes())?;
     let mut last = None;
-    for linked in [Linked::Statically, Linked::Dynamically] {
+    for linked in [Linkage::Static, Linkage::Dynamic] {
         let mut command = site.compiler();
         command.arg("-w");
-        if linked == Linked::Statically {
+        if linked == Linkage::Static {
             command.arg("-static");
         }
         command
@@ -360,30 +360,37 @@ fn compile(site: &Site) -> Result<Linked, Error> {
         }
         last = Some(not_ours(site, "stub.c", status, &output));
     }
-    last.map_or(Ok(Linked::Dynamically), Err)
+    last.map_or(Ok(Linkage::Dynamic), Err)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn event(kind: EventKind, at_ns: u64, recipient: &str) -> Event {
-        Event { kind, pid: 1, at_ns, program: "remote".to_owned(), recipient: recipient.to_owned() }
+    fn event(kind: StubEventKind, at_ns: u64, recipient: &str) -> StubEvent {
+        StubEvent {
+            kind,
+            pid: 1,
+            at_ns,
+            program: "remote".to_owned(),
+            recipient: recipient.to_owned(),
+        }
     }
 
     #[test]
     fn a_line_becomes_an_event() {
-        let parsed = Event::parse("S 12 3456789 remote k-all-7@a.example").expect("well-formed");
-        assert_eq!(parsed.kind, EventKind::Start);
+        let parsed =
+            StubEvent::parse("S 12 3456789 remote k-all-7@a.example").expect("well-formed");
+        assert_eq!(parsed.kind, StubEventKind::Start);
         assert_eq!((parsed.pid, parsed.at_ns), (12, 3_456_789));
         assert_eq!(parsed.domain(), "a.example");
-        assert_eq!(Event::parse("X 1 2 remote r"), None);
-        assert_eq!(Event::parse("S one 2 remote r"), None);
+        assert_eq!(StubEvent::parse("X 1 2 remote r"), None);
+        assert_eq!(StubEvent::parse("S one 2 remote r"), None);
     }
 
     #[test]
     fn peak_counts_only_what_surely_overlapped() {
-        use EventKind::{End, Start};
+        use StubEventKind::{End, Start};
         let events = [
             event(Start, 1, "a@x"),
             event(Start, 2, "b@x"),

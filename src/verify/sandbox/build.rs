@@ -98,7 +98,7 @@ pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
             lines: telling_lines(&output),
             cause: likely_cause(
                 &output,
-                &Settings {
+                &CompilerSettings {
                     spawn: site.spawn(),
                     cc: site.cc(),
                     expanded_cc: &site.expanded_cc(),
@@ -127,7 +127,7 @@ pub fn install(site: &Site, program: &str) -> Result<PathBuf, Error> {
     let (from, to) = (site.tree().join(program), site.home().join("bin").join(program));
     let _ = fs::remove_file(&to);
     fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
-    site.identity().give(&to)?;
+    site.identity().chown(&to)?;
     Ok(to)
 }
 
@@ -194,7 +194,7 @@ pub(crate) fn telling_lines(output: &str) -> Vec<String> {
 
 /// The settings of a build.
 #[derive(Debug, Clone, Copy)]
-struct Settings<'s> {
+struct CompilerSettings<'s> {
     spawn: u32,
     /// conf-cc's first line.
     cc: &'s str,
@@ -205,7 +205,7 @@ struct Settings<'s> {
 }
 
 /// Returns the usual cause of a message, and the remedy.
-fn likely_cause(output: &str, settings: &Settings<'_>) -> Option<String> {
+fn likely_cause(output: &str, settings: &CompilerSettings<'_>) -> Option<String> {
     let spawn = settings.spawn;
     let has =
         |text: &str| output.lines().any(|line| line.contains(text) && !line.contains("warning:"));
@@ -257,7 +257,7 @@ fn likely_cause(output: &str, settings: &Settings<'_>) -> Option<String> {
 
 /// Returns what to do about a compiler that refuses old C. Does not suggest a flag that conf-cc has
 /// already.
-fn old_sources(output: &str, settings: &Settings<'_>) -> Option<String> {
+fn old_sources(output: &str, settings: &CompilerSettings<'_>) -> Option<String> {
     const OLD: [&str; 6] =
         ["-ansi", "-std=c89", "-std=c90", "-std=gnu89", "-std=gnu90", "-std=iso9899:1990"];
     let words: Vec<&str> = settings.expanded_cc.split_whitespace().collect();
@@ -386,7 +386,7 @@ mod tests {
     fn known_causes_are_named() {
         let tls = "/usr/bin/ld: errno: TLS definition in /lib/libc.so.6 mismatches non-TLS reference in chkspawn.o";
         let likely_cause = |output: &str, spawn| {
-            super::likely_cause(output, &Settings { spawn, ..settings("cc -O2", "cc -O2") })
+            super::likely_cause(output, &CompilerSettings { spawn, ..settings("cc -O2", "cc -O2") })
         };
         assert!(likely_cause(tls, 1000).expect("known").contains("extern int errno"));
         let oops = "Oops. You have set conf-spawn higher than 255.";
@@ -407,8 +407,8 @@ mod tests {
         assert!(likely_cause(implicit, 1).expect("known").contains("(toolchain) puts -std=gnu89"));
     }
 
-    fn settings<'s>(cc: &'s str, expanded_cc: &'s str) -> Settings<'s> {
-        Settings { spawn: 1, cc, expanded_cc, asked_cc: None }
+    fn settings<'s>(cc: &'s str, expanded_cc: &'s str) -> CompilerSettings<'s> {
+        CompilerSettings { spawn: 1, cc, expanded_cc, asked_cc: None }
     }
 
     /// The hint for sources that are too old for the flags does not name a flag that is there
@@ -488,7 +488,8 @@ mod tests {
         }
         let output = "./load: 3: exec: nold: not found";
         assert_eq!(telling_lines(output), [output.to_owned()]);
-        let cause = |asked_cc| likely_cause(output, &Settings { asked_cc, ..settings("cc", "cc") });
+        let cause =
+            |asked_cc| likely_cause(output, &CompilerSettings { asked_cc, ..settings("cc", "cc") });
         assert_eq!(cause(None).expect("known"), "the program nold is not installed");
         let asked = cause(Some("nold -m32")).expect("known");
         assert_eq!(

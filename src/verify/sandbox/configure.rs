@@ -185,7 +185,7 @@ fn make_home(site: &mut Site) -> Result<(), Error> {
     }
     let trigger = queue.join("lock/trigger");
     sys::mkfifo(&trigger, 0o622).map_err(Error::file("make the pipe", &trigger))?;
-    site.identity().give(&trigger)?;
+    site.identity().chown(&trigger)?;
     site.set_control("me", "verify.example\n")?;
     site.set_control("locals", "local.example\n")
 }

@@ -55,7 +55,7 @@ impl Copier {
             }
             self.entry(from, &entry.file_name(), to)?;
         }
-        self.identity.give(to)
+        self.identity.chown(to)
     }
 
     fn entry(
@@ -103,7 +103,7 @@ impl Copier {
         let file = fs::File::options().write(true).open(&to).map_err(Error::file("open", &to))?;
         let modified = metadata.modified().map_err(Error::file("look at", &from))?;
         file.set_modified(modified).map_err(Error::file("set the time of", &to))?;
-        self.identity.give(&to)
+        self.identity.chown(&to)
     }
 
     /// Returns whether a file is left out. Left out are the files that `make clean` would remove
@@ -125,5 +125,5 @@ impl Copier {
 
 pub(super) fn make_dir(path: &Path, identity: Identity) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::file("make", path))?;
-    identity.give(path)
+    identity.chown(path)
 }

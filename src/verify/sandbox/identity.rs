@@ -68,7 +68,7 @@ impl Identity {
     }
 
     /// Gives a file that this process has made to the user of the proof.
-    pub(crate) fn give(&self, path: &Path) -> Result<(), Error> {
+    pub(crate) fn chown(&self, path: &Path) -> Result<(), Error> {
         if self.changes {
             std::os::unix::fs::lchown(path, Some(self.uid), Some(self.gid))
                 .map_err(Error::file("change the owner of", path))?;

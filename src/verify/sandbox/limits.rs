@@ -36,7 +36,7 @@ pub struct Raised;
 static RAISED: Mutex<(usize, Vec<(Resource, u64)>)> = Mutex::new((0, Vec::new()));
 
 impl Raised {
-    /// Raises the limits. A limit that cannot be raised stays; [`Machine`] shows the result.
+    /// Raises the limits. A limit that cannot be raised stays; [`MachineLimits`] shows the result.
     pub fn raise() -> Raised {
         let mut raised = RAISED.lock().unwrap_or_else(PoisonError::into_inner);
         raised.0 += 1;
@@ -68,7 +68,7 @@ impl Drop for Raised {
 
 /// The most deliveries that a limit has room for, and the name of the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bound {
+pub struct DeliveryBound {
     /// The number of deliveries.
     pub deliveries: u32,
     /// The limit with its value, such as `RLIMIT_NOFILE 20000`.
@@ -77,7 +77,7 @@ pub struct Bound {
 
 /// The limits of this machine that matter for many deliveries.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Machine {
+pub struct MachineLimits {
     /// Descriptors that a process may open.
     pub open_files: Option<u64>,
     /// Processes that may still be started, for each limit.
@@ -86,10 +86,10 @@ pub struct Machine {
     pub memory: Option<u64>,
 }
 
-impl Machine {
+impl MachineLimits {
     /// Reads the limits of this machine for programs that run as `identity`.
-    pub fn look(identity: Identity) -> Machine {
-        let mut machine = Machine::below(Path::new("/"), identity.uid());
+    pub fn look(identity: Identity) -> MachineLimits {
+        let mut machine = MachineLimits::below(Path::new("/"), identity.uid());
         if let Ok(limit) = sys::limit(Resource::OpenFiles) {
             machine.open_files = Some(limit.soft);
         }
@@ -106,8 +106,8 @@ impl Machine {
     }
 
     /// Reads the limits that /proc and /sys below `root` show.
-    fn below(root: &Path, _uid: u32) -> Machine {
-        let mut machine = Machine::default();
+    fn below(root: &Path, _uid: u32) -> MachineLimits {
+        let mut machine = MachineLimits::default();
         let running =
             read(root, "proc/loadavg").ok().and_then(|text| threads_in_loadavg(&text)).unwrap_or(0);
         for (file, name) in
@@ -146,26 +146,26 @@ impl Machine {
 
     /// Returns how many deliveries one spawner can run at the same time here, by the tightest
     /// limit.
-    pub fn bound(&self) -> Option<Bound> {
+    pub fn bound(&self) -> Option<DeliveryBound> {
         let clamp = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         let mut bounds = Vec::new();
         if let Some(files) = self.open_files {
             // Two descriptors for each delivery. chkspawn adds five; qmail-lspawn has a few more
             // while it starts one.
-            bounds.push(Bound {
+            bounds.push(DeliveryBound {
                 deliveries: clamp(files.saturating_sub(SPARE_FILES) / 2),
                 limit: format!("RLIMIT_NOFILE {files}"),
             });
         }
         for (left, limit) in &self.processes {
-            bounds.push(Bound {
+            bounds.push(DeliveryBound {
                 deliveries: clamp(left.saturating_sub(SPARE_PROCESSES)),
                 limit: limit.clone(),
             });
         }
         if let Some(memory) = self.memory {
             // Use half of the free memory: the machine has other things to do.
-            bounds.push(Bound {
+            bounds.push(DeliveryBound {
                 deliveries: clamp(memory / 2 / STUB_BYTES),
                 limit: format!("{} MiB of free memory", memory >> 20),
             });
@@ -261,15 +261,16 @@ mod tests {
 
     #[test]
     fn the_tightest_limit_counts_and_is_named() {
-        let machine = Machine {
+        let machine = MachineLimits {
             open_files: Some(20000),
             processes: vec![(32768, "pid_max 32768".to_owned())],
             memory: Some(8 << 30),
         };
         let bound = machine.bound().expect("limits are known");
         assert_eq!((bound.deliveries, bound.limit.as_str()), (9992, "RLIMIT_NOFILE 20000"));
-        let machine = Machine { processes: vec![(700, "pids.max 700".to_owned())], ..machine };
+        let machine =
+            MachineLimits { processes: vec![(700, "pids.max 700".to_owned())], ..machine };
         assert_eq!(machine.bound().expect("limits are known").deliveries, 500);
-        assert_eq!(Machine::default().bound(), None);
+        assert_eq!(MachineLimits::default().bound(), None);
     }
 }

@@ -101,10 +101,10 @@ const CHANNELS_C: &str = "#include \"channels.h\"\n#include <stdio.h>\n#ifndef Q
 /// Returns the supplemental channels. There are none if the tree has no channels.h, or if that file
 /// does not define them.
 pub(super) fn supplemental(site: &Site) -> Supplemental {
-    told_by(site).unwrap_or_default()
+    defined_channels(site).unwrap_or_default()
 }
 
-fn told_by(site: &Site) -> Option<Supplemental> {
+fn defined_channels(site: &Site) -> Option<Supplemental> {
     let name = "channels.h";
     if !site.tree().join(name).exists() {
         targets(site.tree()).ok()?.contains(name).then_some(())?;

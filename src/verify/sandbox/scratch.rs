@@ -52,7 +52,7 @@ impl Scratch {
             match Self::make_root(&candidate, identity) {
                 Ok(root) => {
                     let scratch = Scratch { root, identity, keep };
-                    identity.give(&scratch.root)?;
+                    identity.chown(&scratch.root)?;
                     return Ok(scratch);
                 }
                 Err(reason) => tried.push((candidate, reason)),

@@ -63,7 +63,7 @@ impl Settings {
             let bytes = tree.read(name).map_err(Error::Tree)?;
             let path = to.join(name);
             fs::write(&path, bytes).map_err(Error::file("write", &path))?;
-            identity.give(&path)?;
+            identity.chown(&path)?;
         }
         Ok(())
     }

@@ -169,7 +169,7 @@ impl Site {
     pub fn write(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
         let mut file = fs::File::create(path).map_err(Error::file("write", path))?;
         file.write_all(contents).map_err(Error::file("write", path))?;
-        self.identity.give(path)
+        self.identity.chown(path)
     }
 
     /// Writes `control/NAME` of the home.

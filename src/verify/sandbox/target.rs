@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The kind of machine that an ELF object is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
+pub struct ObjectTarget {
     /// 1: 32 bits, 2: 64 bits.
     class: u8,
     /// 1: low byte first, 2: high byte first.
@@ -24,23 +24,23 @@ pub struct Target {
     machine: u16,
 }
 
-impl Target {
+impl ObjectTarget {
     /// Returns the target of an object; `None` if it is not an ELF object (an object of another
     /// system, or what `-flto` leaves for the linker).
     #[must_use]
-    pub fn of_object(bytes: &[u8]) -> Option<Target> {
+    pub fn of_object(bytes: &[u8]) -> Option<ObjectTarget> {
         let [0x7f, b'E', b'L', b'F', class @ (1 | 2), order @ (1 | 2), ..] = *bytes else {
             return None;
         };
         let machine = [*bytes.get(18)?, *bytes.get(19)?];
         let machine =
             if order == 1 { u16::from_le_bytes(machine) } else { u16::from_be_bytes(machine) };
-        Some(Target { class, order, machine })
+        Some(ObjectTarget { class, order, machine })
     }
 
     /// Returns the target of the first object in an archive.
     #[must_use]
-    pub fn of_archive(bytes: &[u8]) -> Option<Target> {
+    pub fn of_archive(bytes: &[u8]) -> Option<ObjectTarget> {
         const HEADER: usize = 60;
         let mut rest = bytes.strip_prefix(b"!<arch>\n")?;
         loop {
@@ -50,7 +50,7 @@ impl Target {
             // The symbol table and the table of long names come first. In BSD archives a long name
             // comes before the object.
             let start = (0..member.len().min(256)).find(|&at| member[at..].starts_with(b"\x7fELF"));
-            if let Some(target) = start.and_then(|at| Target::of_object(&member[at..])) {
+            if let Some(target) = start.and_then(|at| ObjectTarget::of_object(&member[at..])) {
                 return Some(target);
             }
             // Each member starts at an even byte.
@@ -62,20 +62,20 @@ impl Target {
     /// without that compiler. Writes nothing into the tree. Root does not run the command itself:
     /// see [`super::identity::Identity`].
     #[must_use]
-    pub fn of_compiler(tree: &Tree) -> Option<Target> {
+    pub fn of_compiler(tree: &Tree) -> Option<ObjectTarget> {
         let conf_cc = tree.read("conf-cc").ok()?;
         let line = String::from_utf8(conf_cc).ok()?.lines().next()?.to_owned();
         let scratch = Scratch::new(tree.root(), None, Keep::No).ok()?;
         let (source, object) = (scratch.root().join("one.c"), scratch.root().join("one.o"));
         std::fs::write(&source, "int one;\n").ok()?;
-        scratch.identity().give(&source).ok()?;
+        scratch.identity().chown(&source).ok()?;
         let mut command = scratch.identity().command("sh");
         command.arg("-c").arg(format!("exec {line} \"$@\"")).arg("sh");
         command.args(["-fno-lto", "-c", "-o"]).arg(&object).arg(&source);
         command.env("LC_ALL", "C").env("TMPDIR", scratch.root());
         command.current_dir(folder(tree.root(), scratch.root()));
         run_captured(command, "conf-cc", PATIENCE).ok()?;
-        Target::of_object(&std::fs::read(&object).ok()?)
+        ObjectTarget::of_object(&std::fs::read(&object).ok()?)
     }
 }
 
@@ -86,7 +86,7 @@ fn folder<'p>(tree: &'p Path, other: &'p Path) -> &'p Path {
     if crate::sys::effective_uid() != 0 || tree.ancestors().all(open) { tree } else { other }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for ObjectTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bits = if self.class == 1 { 32 } else { 64 };
         let name = match self.machine {
@@ -132,13 +132,14 @@ mod tests {
             (2, 1, [21, 0], "PowerPC with 64 bits, the low byte first"),
             (2, 1, [0, 9], "machine 2304 of ELF with 64 bits"),
         ] {
-            let target = Target::of_object(&object(class, order, machine)).expect("an object");
+            let target =
+                ObjectTarget::of_object(&object(class, order, machine)).expect("an object");
             assert_eq!(target.to_string(), shown);
         }
         for none in
             [&b""[..], b"\x7fELF", b"\x7fELF\x03\x01", b"BC\xc0\xde", b"\x7fELF\x01\x01........"]
         {
-            assert_eq!(Target::of_object(none), None);
+            assert_eq!(ObjectTarget::of_object(none), None);
         }
     }
 
@@ -152,12 +153,12 @@ mod tests {
         };
         let object = object(1, 1, [3, 0]);
         let archive = [&b"!<arch>\n"[..], &member(b"symbols"), &member(&object)].concat();
-        assert_eq!(Target::of_archive(&archive), Target::of_object(&object));
+        assert_eq!(ObjectTarget::of_archive(&archive), ObjectTarget::of_object(&object));
         for cut in 0..archive.len() {
-            let _ = Target::of_archive(&archive[..cut]);
+            let _ = ObjectTarget::of_archive(&archive[..cut]);
         }
-        assert_eq!(Target::of_archive(b"!<arch>\n"), None);
+        assert_eq!(ObjectTarget::of_archive(b"!<arch>\n"), None);
         let gate = crate::patches::gate_library();
-        assert!(Target::of_archive(gate).is_some() || cfg!(not(target_os = "linux")));
+        assert!(ObjectTarget::of_archive(gate).is_some() || cfg!(not(target_os = "linux")));
     }
 }

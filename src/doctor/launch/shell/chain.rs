@@ -2,22 +2,22 @@
 #![forbid(unsafe_code)]
 
 use super::lexer::{DEPTH_MAX, Lexer, beginning};
-use super::{Kind, Piece, Word};
+use super::{Piece, PieceKind, Word};
 
 /// A word of a script of execline or nosh, or a brace.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Link {
+pub enum ChainItem {
     /// A word.
     Word(Word),
     /// A block.
-    Block(Vec<Link>),
+    Block(Vec<ChainItem>),
 }
 
 /// Reads a script of execline or nosh: one command line.
-pub fn parse_chain(text: &str) -> Vec<Link> {
+pub fn parse_chain(text: &str) -> Vec<ChainItem> {
     let text = beginning(text);
     let mut lexer = Lexer { text, at: 0, line: 1, line_start: 0 };
-    let mut open: Vec<Vec<Link>> = vec![Vec::new()];
+    let mut open: Vec<Vec<ChainItem>> = vec![Vec::new()];
     while let Some(next) = lexer.peek() {
         if next.is_whitespace() {
             lexer.step();
@@ -35,12 +35,12 @@ pub fn parse_chain(text: &str) -> Vec<Link> {
             Some("}") if open.len() > 1 => {
                 let block = open.pop().unwrap_or_default();
                 if let Some(outer) = open.last_mut() {
-                    outer.push(Link::Block(block));
+                    outer.push(ChainItem::Block(block));
                 }
             }
             _ => {
                 if let Some(current) = open.last_mut() {
-                    current.push(Link::Word(word));
+                    current.push(ChainItem::Word(word));
                 }
             }
         }
@@ -48,7 +48,7 @@ pub fn parse_chain(text: &str) -> Vec<Link> {
     while open.len() > 1 {
         let block = open.pop().unwrap_or_default();
         if let Some(outer) = open.last_mut() {
-            outer.push(Link::Block(block));
+            outer.push(ChainItem::Block(block));
         }
     }
     open.pop().unwrap_or_default()
@@ -62,7 +62,7 @@ impl Lexer<'_> {
         let mut pieces = Vec::new();
         let close = |text: &mut String, pieces: &mut Vec<Piece>, quoted: bool| {
             if !text.is_empty() || quoted {
-                pieces.push(Piece { kind: Kind::Plain, text: std::mem::take(text), quoted });
+                pieces.push(Piece { kind: PieceKind::Plain, text: std::mem::take(text), quoted });
             }
         };
         let mut any_quotes = false;

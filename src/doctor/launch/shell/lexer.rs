@@ -1,7 +1,7 @@
 //! Tokens of the shell's language.
 #![forbid(unsafe_code)]
 
-use super::{Kind, Piece, Word, is_name};
+use super::{Piece, PieceKind, Word, is_name};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Token {
@@ -107,10 +107,16 @@ impl Lexer<'_> {
         let mut pieces: Vec<Piece> = Vec::new();
         let plain = |pieces: &mut Vec<Piece>, c: Option<char>, quoted: bool| match pieces.last_mut()
         {
-            Some(Piece { kind: Kind::Plain, text, quoted: same }) if *same == quoted => {
+            Some(Piece { kind: PieceKind::Plain, text, quoted: same }) if *same == quoted => {
                 text.extend(c);
             }
-            _ => pieces.push(Piece { kind: Kind::Plain, text: c.into_iter().collect(), quoted }),
+            _ => {
+                pieces.push(Piece {
+                    kind: PieceKind::Plain,
+                    text: c.into_iter().collect(),
+                    quoted,
+                });
+            }
         };
         let start = self.at;
         while let Some(next) = self.peek() {
@@ -196,7 +202,7 @@ impl Lexer<'_> {
                 _ => {}
             }
         }
-        Piece { kind: Kind::Dynamic, text, quoted }
+        Piece { kind: PieceKind::Dynamic, text, quoted }
     }
 
     /// What comes after a dollar sign.
@@ -230,9 +236,9 @@ impl Lexer<'_> {
                     .find_map(|how| rest.strip_prefix(how))
                     .map(str::to_owned);
                 let kind = if is_name(&name) && (rest.is_empty() || default.is_some()) {
-                    Kind::Variable(name, default)
+                    PieceKind::Variable(name, default)
                 } else {
-                    Kind::Dynamic
+                    PieceKind::Dynamic
                 };
                 Piece { kind, text, quoted }
             }
@@ -243,13 +249,13 @@ impl Lexer<'_> {
                     self.step();
                 }
                 let text = format!("${name}");
-                Piece { kind: Kind::Variable(name, None), text, quoted }
+                Piece { kind: PieceKind::Variable(name, None), text, quoted }
             }
             Some(c) if c.is_ascii_digit() || "$?!#@*-".contains(c) => {
                 self.step();
-                Piece { kind: Kind::Dynamic, text: format!("${c}"), quoted }
+                Piece { kind: PieceKind::Dynamic, text: format!("${c}"), quoted }
             }
-            _ => Piece { kind: Kind::Plain, text: "$".to_owned(), quoted },
+            _ => Piece { kind: PieceKind::Plain, text: "$".to_owned(), quoted },
         }
     }
 }

@@ -10,7 +10,7 @@ mod parser;
 
 use std::rc::Rc;
 
-pub use chain::{Link, parse_chain};
+pub use chain::{ChainItem, parse_chain};
 pub use parser::parse;
 
 /// A shell, as far as its ulimit differs.
@@ -52,7 +52,7 @@ impl Shell {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
     /// What it is.
-    pub kind: Kind,
+    pub kind: PieceKind,
     /// As it is written, without quotes.
     pub text: String,
     /// Between quotes.
@@ -61,7 +61,7 @@ pub struct Piece {
 
 /// What a part of a word is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum PieceKind {
     /// Itself.
     Plain,
     /// A variable's value, and what stands for it if it has none.
@@ -85,7 +85,7 @@ impl Word {
     /// The word, if it has neither quotes nor variables.
     pub fn bare(&self) -> Option<&str> {
         match self.pieces.as_slice() {
-            [Piece { kind: Kind::Plain, text, quoted: false }] => Some(text),
+            [Piece { kind: PieceKind::Plain, text, quoted: false }] => Some(text),
             _ => None,
         }
     }
@@ -93,7 +93,7 @@ impl Word {
     /// The name and the first part of the value, if the word is an assignment.
     pub fn assignment(&self) -> Option<(&str, Word)> {
         let (first, rest) = self.pieces.split_first()?;
-        if first.quoted || first.kind != Kind::Plain {
+        if first.quoted || first.kind != PieceKind::Plain {
             return None;
         }
         let (name, value) = first.text.split_once('=')?;

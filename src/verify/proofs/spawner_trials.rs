@@ -25,7 +25,7 @@ struct Expected {
 impl Expected {
     fn shown(&self) -> String {
         let letter = char::from(self.mode.report());
-        if self.mode.speaks() {
+        if self.mode.names_recipient() {
             format!("{letter} naming {}", self.recipient)
         } else {
             letter.to_string()
@@ -33,7 +33,7 @@ impl Expected {
     }
 
     fn is_met_by(&self, report: &Report) -> bool {
-        let is_said = if self.mode.speaks() {
+        let is_said = if self.mode.names_recipient() {
             report.text.contains(&self.recipient)
         } else {
             // The spawner's word that it never started the delivery would pass for the end of one that says nothing.
@@ -110,7 +110,7 @@ fn compare(
 }
 
 /// What is waited for at most this often before progress is told again.
-pub(crate) type Told<'t> = &'t mut dyn FnMut(u64, u64);
+pub(crate) type OnProgress<'t> = &'t mut dyn FnMut(u64, u64);
 
 /// Sends one delivery to each of `numbers`, holds them until all run at the same time, lets go, and compares the
 /// answers. Every mode of the stub is used; which delivery gets which is random.
@@ -122,7 +122,7 @@ pub fn at_once(
     message: MessageId,
     numbers: &[u32],
     random: &mut Random,
-    told: Told<'_>,
+    on_progress: OnProgress<'_>,
 ) -> Result<usize, Error> {
     let channel = spawner.channel();
     stubs.forget();
@@ -144,14 +144,14 @@ pub fn at_once(
     let total = numbers.len();
     let goal = 2 * total as u64;
     spawner.wait(stubs, &format!("{total} deliveries to start"), |seen| {
-        told(seen.started as u64, goal);
+        on_progress(seen.started as u64, goal);
         // A delivery that is refused at once reports and never starts.
         seen.started + seen.reports >= total
     })?;
     let running = stubs.counts().0 - stubs.counts().1;
     stubs.release("all")?;
     spawner.wait(stubs, &format!("{total} reports"), |seen| {
-        told((total + seen.reports) as u64, goal);
+        on_progress((total + seen.reports) as u64, goal);
         seen.reports >= total
     })?;
     let reports = spawner.take_reports();
@@ -380,9 +380,9 @@ fn too_big(
 
 /// What [`failures`] has found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Places {
+pub enum FailedStarts {
     /// So many deliveries that could not be started were answered, and their places were free again.
-    GivenBack(usize),
+    Answered(usize),
     /// The machine does not let the failures be caused; why.
     NotTried(String),
 }
@@ -395,18 +395,22 @@ pub fn failures(
     site: &Site,
     message: MessageId,
     numbers: &[u32],
-) -> Result<Places, Error> {
+) -> Result<FailedStarts, Error> {
     let mut tried = 0;
     let mut reasons = Vec::new();
     for (resource, what) in
         [(Resource::Processes, "fork fails"), (Resource::OpenFiles, "no descriptor is left")]
     {
         match failing(spawner, stubs, site, message, numbers, resource, what)? {
-            Places::GivenBack(count) => tried += count,
-            Places::NotTried(reason) => reasons.push(reason),
+            FailedStarts::Answered(count) => tried += count,
+            FailedStarts::NotTried(reason) => reasons.push(reason),
         }
     }
-    Ok(if tried == 0 { Places::NotTried(reasons.join("; ")) } else { Places::GivenBack(tried) })
+    Ok(if tried == 0 {
+        FailedStarts::NotTried(reasons.join("; "))
+    } else {
+        FailedStarts::Answered(tried)
+    })
 }
 
 fn failing(
@@ -417,12 +421,12 @@ fn failing(
     numbers: &[u32],
     resource: Resource,
     what: &str,
-) -> Result<Places, Error> {
+) -> Result<FailedStarts, Error> {
     let channel = spawner.channel();
     stubs.forget();
     let pid = spawner.process().id();
     let Some(before) = stubs.set_soft_limit(site, pid, resource, 0)? else {
-        return Ok(Places::NotTried(format!(
+        return Ok(FailedStarts::NotTried(format!(
             "this system cannot make a running process find that {what}"
         )));
     };
@@ -444,7 +448,7 @@ fn failing(
     waited?;
     let reports = spawner.take_reports();
     if reports.iter().all(|report| report.letter == b'K') {
-        return Ok(Places::NotTried(format!(
+        return Ok(FailedStarts::NotTried(format!(
             "this system does not apply the limit by which {what}"
         )));
     }
@@ -499,7 +503,7 @@ fn failing(
             let found = format!("no answer within {seconds} s");
             Err(not_given_back(silent.copied().unwrap_or(0), found))
         }
-        other => other.map(|()| Places::GivenBack(numbers.len())),
+        other => other.map(|()| FailedStarts::Answered(numbers.len())),
     }
 }
 

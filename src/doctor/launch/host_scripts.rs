@@ -5,31 +5,34 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::limits::Machine;
-use super::script::{Called, World};
+use super::limits::KernelLimits;
+use super::script::{PathContent, ScriptHost};
 use super::shell::Shell;
 use crate::doctor::host::Host;
 
 /// The scripts and programs of a machine.
-pub(super) struct Scripts<'h> {
+pub(super) struct HostScripts<'h> {
     host: &'h Host<'h>,
     home: String,
     shell: Shell,
-    machine: Machine,
-    texts: RefCell<BTreeMap<String, Called>>,
+    machine: KernelLimits,
+    texts: RefCell<BTreeMap<String, PathContent>>,
 }
 
 /// A start script that is longer is none.
 const SCRIPT_MAX: u64 = 1 << 20;
 
-impl<'h> Scripts<'h> {
+impl<'h> HostScripts<'h> {
     /// Those of `host`, whose qmail is in `home`.
-    pub(super) fn of(host: &'h Host<'h>, home: &Path) -> Scripts<'h> {
-        Scripts {
+    pub(super) fn of(host: &'h Host<'h>, home: &Path) -> HostScripts<'h> {
+        HostScripts {
             host,
             home: home.display().to_string(),
             shell: shell(host),
-            machine: Machine { nr_open: host.number("/proc/sys/fs/nr_open").ok(), may_raise: true },
+            machine: KernelLimits {
+                nr_open: host.number("/proc/sys/fs/nr_open").ok(),
+                may_raise: true,
+            },
             texts: RefCell::default(),
         }
     }
@@ -39,8 +42,8 @@ impl<'h> Scripts<'h> {
     }
 }
 
-impl World for Scripts<'_> {
-    fn called(&self, path: &str) -> Called {
+impl ScriptHost for HostScripts<'_> {
+    fn content_of(&self, path: &str) -> PathContent {
         if let Some(known) = self.texts.borrow().get(path) {
             return known.clone();
         }
@@ -48,13 +51,13 @@ impl World for Scripts<'_> {
         let is_script =
             std::fs::metadata(&place).is_ok_and(|file| file.is_file() && file.len() <= SCRIPT_MAX);
         let called = if !is_script {
-            Called::Other
+            PathContent::Other
         } else {
             match self.host.read_bytes(path) {
-                Err(why) => Called::Unreadable(why),
+                Err(why) => PathContent::Unreadable(why),
                 // A program of the machine's own.
-                Ok(bytes) if bytes.contains(&0) => Called::Other,
-                Ok(bytes) => Called::Script(String::from_utf8_lossy(&bytes).into_owned()),
+                Ok(bytes) if bytes.contains(&0) => PathContent::Other,
+                Ok(bytes) => PathContent::Script(String::from_utf8_lossy(&bytes).into_owned()),
             }
         };
         self.texts.borrow_mut().insert(path.to_owned(), called.clone());
@@ -65,7 +68,7 @@ impl World for Scripts<'_> {
         self.shell
     }
 
-    fn machine(&self) -> Machine {
+    fn kernel_limits(&self) -> KernelLimits {
         self.machine
     }
 
