@@ -8,11 +8,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use qpatch::fixture::Dialect;
+use qpatch::verify::build;
 use qpatch::verify::rig::protocol;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::Stubs;
 use qpatch::verify::sandbox::SiteConfig;
-use qpatch::verify::sandbox::build;
 use qpatch::verify::sandbox::limits::Raised;
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
 use qpatch::verify::sandbox::site::{MessageId, Site};

@@ -24,6 +24,7 @@ const TOOL: &[&[&str]] = &[
     &["tree"],
     &["verify::error"],
     &["verify::sandbox"],
+    &["verify::build"],
     &["verify::rig"],
     &["verify::proofs"],
     &["verify"],

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use common::{Fixture, has};
 use qpatch::fixture::Dialect;
+use qpatch::verify::build;
 use qpatch::verify::error::{Disproof, Error};
 use qpatch::verify::proofs::{fdset, spawner_trials};
 use qpatch::verify::rig::numbers::Random;
@@ -19,7 +20,6 @@ use qpatch::verify::rig::protocol::{Command, Width};
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
 use qpatch::verify::sandbox::SiteConfig;
-use qpatch::verify::sandbox::build;
 use qpatch::verify::{self, CatchSignals, Options, ProofOutcome, Silent, StepVerdict};
 use rig::{Rig, config, running_below, site, tell};
 use trees::{Gate, classic, patched};

@@ -13,9 +13,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use common::{Run, bytes, has, qpatch, run, snapshot};
+use qpatch::verify::build;
 use qpatch::verify::error::Error;
 use qpatch::verify::rig::sendrig;
-use qpatch::verify::sandbox::build;
 use qpatch::verify::sandbox::{SiteConfig, check_tree};
 use qpatch::verify::{self, Options, Part, ProofOutcome, Silent, StepVerdict};
 use rig::{site, tell};

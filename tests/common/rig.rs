@@ -6,6 +6,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use qpatch::verify::build;
 use qpatch::verify::error::Error;
 use qpatch::verify::proofs::mail::{self, MailFigures};
 use qpatch::verify::proofs::spawner_trials;
@@ -15,7 +16,6 @@ use qpatch::verify::rig::sendrig;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::Stubs;
 use qpatch::verify::sandbox::SiteConfig;
-use qpatch::verify::sandbox::build;
 use qpatch::verify::sandbox::limits::{DeliveryBound, MachineLimits, Raised};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
 use qpatch::verify::sandbox::site::{MessageId, Site};

@@ -6,8 +6,8 @@
 
 use std::fs;
 
+use crate::verify::build;
 use crate::verify::error::Error;
-use crate::verify::sandbox::build;
 use crate::verify::sandbox::makefile::targets;
 use crate::verify::sandbox::process::run_captured;
 use crate::verify::sandbox::site::Site;

@@ -9,13 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::spawner_trials::{self, OnProgress};
 use crate::qmail::remote_status::RemoteStatus;
-use crate::verify::error::{BuildFailure, Error};
+use crate::verify::build;
+use crate::verify::error::Error;
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
 use crate::verify::rig::spawner::{Channel, Spawner};
 use crate::verify::rig::stub::Stubs;
-use crate::verify::sandbox::build::telling_lines;
-use crate::verify::sandbox::process::{describe, run_captured};
 use crate::verify::sandbox::site::{MessageId, Site};
 
 const VIEW_C: &str = include_str!("../rig/view.c");
@@ -81,8 +80,8 @@ enum Comparison {
 fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
     let program = site.home().join("bin/qmail-remote");
     let stub = fs::read_link(&program).map_err(Error::file("read the link", &program))?;
-    let view = compile_view(site)?;
-    link(site, &view, &program)?;
+    build::compile_own(site, "view.c", VIEW_C, "view", &build::fork_server_options(site))?;
+    link(site, &site.rig().join("view"), &program)?;
     let compared = compare(site, stubs, message);
     link(site, &stub, &program)?;
     compared
@@ -92,24 +91,6 @@ fn link(site: &Site, to: &Path, link: &Path) -> Result<(), Error> {
     fs::remove_file(link).map_err(Error::file("remove", link))?;
     std::os::unix::fs::symlink(to, link).map_err(Error::file("make", link))?;
     site.identity().chown(link)
-}
-
-fn compile_view(site: &Site) -> Result<std::path::PathBuf, Error> {
-    let (source, program) = (site.rig().join("view.c"), site.rig().join("view"));
-    site.write(&source, VIEW_C.as_bytes())?;
-    let mut command = site.compiler();
-    command.args(["-w", "-I"]).arg(site.tree()).arg("-o").arg(&program).arg(&source);
-    command.arg(site.tree().join("remote_serve.c"));
-    let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
-    if status.success() {
-        return Ok(program);
-    }
-    Err(Error::Build(Box::new(BuildFailure {
-        command: format!("{} view.c remote_serve.c", site.cc()),
-        how: describe(status),
-        lines: telling_lines(&String::from_utf8_lossy(&output)),
-        cause: None,
-    })))
 }
 
 fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {

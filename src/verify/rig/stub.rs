@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::sys::{self, Resource};
+use crate::verify::build;
 use crate::verify::error::Error;
-use crate::verify::sandbox::build::not_ours;
 use crate::verify::sandbox::process::run_captured;
 use crate::verify::sandbox::site::Site;
 
@@ -335,32 +335,17 @@ impl Stubs {
     }
 }
 
+/// Compiles the stub; statically, if there is a static C library.
 fn compile(site: &Site) -> Result<Linkage, Error> {
-    let source = site.rig().join("stub.c");
-    site.write(&source, STUB_C.as_bytes())?;
-    let mut last = None;
-    for linked in [Linkage::Static, Linkage::Dynamic] {
-        let mut command = site.compiler();
-        command.arg("-w");
-        if linked == Linkage::Static {
-            command.arg("-static");
-        }
-        command
-            .arg(format!("-DRIG=\"{}\"", site.rig().display()))
-            .arg("-o")
-            .arg(site.rig().join("stub"))
-            .arg(&source);
-        let server = site.tree().join("remote_serve.c");
-        if server.is_file() {
-            command.args(["-DREMOTE_SERVE", "-I"]).arg(site.tree()).arg(server);
-        }
-        let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
-        if status.success() {
-            return Ok(linked);
-        }
-        last = Some(not_ours(site, "stub.c", status, &output));
+    let options = build::fork_server_options(site);
+    let with_static = [&["-static".into()], options.as_slice()].concat();
+    match build::compile_own(site, "stub.c", STUB_C, "stub", &with_static) {
+        Ok(()) => return Ok(Linkage::Static),
+        Err(Error::Build(_)) => {}
+        Err(error) => return Err(error),
     }
-    last.map_or(Ok(Linkage::Dynamic), Err)
+    build::compile_own(site, "stub.c", STUB_C, "stub", &options)?;
+    Ok(Linkage::Dynamic)
 }
 
 #[cfg(test)]

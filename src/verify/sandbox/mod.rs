@@ -1,7 +1,6 @@
 //! The sandbox of a proof: a private copy of the tree, the user that its programs run as, and the
 //! limits of this machine.
 
-pub mod build;
 mod configure;
 mod copy;
 pub mod identity;

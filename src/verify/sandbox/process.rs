@@ -12,7 +12,7 @@ use crate::sys::{self, ChildState, Interest, Polled, Watch};
 use crate::verify::error::Error;
 
 /// The longest time that a command may print nothing. After that it is given up.
-pub(super) const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A running program. Dropping it kills the program and all processes that it started in its group.
 #[derive(Debug)]

@@ -1,26 +1,19 @@
-//! Builds the programs of a [`Site`] with the tree's own Makefile, and explains failures.
+//! Explains a failed build: which lines of its output matter, the usual cause of a message, and what to do about it.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::time::Instant;
 
 use crate::verify::error::{BuildFailure, Error};
-use crate::verify::sandbox::process::{PATIENCE, describe, run_captured};
+use crate::verify::sandbox::process::describe;
 use crate::verify::sandbox::site::Site;
 
-/// The message if a source of the rig does not compile: the cause may be the compiler, its flags or
-/// its C library.
-const NOT_OURS: &str = "a source of verify itself, in plain C89 and POSIX, does not compile with conf-cc and the C \
-    library behind it; its first message tells why";
-
-/// The source of the object that [`prepare`] links into every program.
-const LINK_C: &str = include_str!("link.c");
+/// The message if a source of verify does not compile: the cause may be the compiler, its flags or its C library.
+const OWN_SOURCE_FAILED: &str = "a source of verify itself does not compile with conf-cc and the C library behind it; \
+    its first message says why";
 
 /// Returns the errors of compiler and linker among `lines`, without line and column numbers.
-fn errors_in<'l>(lines: impl Iterator<Item = &'l str>) -> BTreeSet<String> {
+pub(super) fn errors_in<'l>(lines: impl Iterator<Item = &'l str>) -> BTreeSet<String> {
     let tells = |line: &&str| {
         (line.contains("error:") || line.contains("undefined reference"))
             && !line.contains("warning:")
@@ -39,124 +32,16 @@ fn without_numbers(line: &str) -> String {
     parts.join(":")
 }
 
-/// The cost of a build.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Built {
-    /// Wall time in seconds.
-    pub seconds: f64,
-}
-
-/// Compiles the stand-in for qmail's users (see link.c). The tree's programs cannot be linked
-/// before.
-pub fn prepare(site: &Site) -> Result<(), Error> {
-    let source = site.rig().join("link.c");
-    site.write(&source, LINK_C.as_bytes())?;
-    let object = site.rig().join("link.o");
-    let mut command = site.compiler();
-    command
-        .args(["-w", "-fno-lto", "-c", "-o"])
-        .arg(&object)
-        .arg(format!("-DRIG=\"{}\"", site.rig().display()))
-        .arg(format!("-DRIG_UID={}", site.identity().uid()))
-        .arg(format!("-DRIG_GID={}", site.identity().gid()))
-        .arg(&source);
-    let (status, output) = run_captured(command, site.cc(), PATIENCE)?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(not_ours(site, "link.c", status, &output))
-}
-
-/// Returns the error for a failed compilation of `source`, which is verify's own.
-pub(crate) fn not_ours(site: &Site, source: &str, status: ExitStatus, output: &[u8]) -> Error {
+/// Returns the error for a failed compilation of `source`, which is one of verify's own.
+pub(super) fn of_own_source(site: &Site, source: &str, status: ExitStatus, output: &[u8]) -> Error {
     let output = String::from_utf8_lossy(output);
+    let cause = not_run(&output, site.asked_cc()).unwrap_or_else(|| OWN_SOURCE_FAILED.to_owned());
     Error::Build(Box::new(BuildFailure {
         command: format!("{} {source}", site.cc()),
         how: describe(status),
-        lines: telling_lines(&output),
-        cause: Some(not_run(&output, site.asked_cc()).unwrap_or_else(|| NOT_OURS.to_owned())),
+        lines: lines_with_errors(&output),
+        cause: Some(cause),
     }))
-}
-
-/// Runs `make` for `targets` in the copy, on all processors. If that fails, runs it again on one
-/// processor: that keeps the messages in order, and shows whether only parallel make fails.
-pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
-    let started = Instant::now();
-    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(8);
-    let mut last = None;
-    for jobs in [jobs, 1] {
-        let mut command = site.command("make");
-        command.arg(format!("-j{jobs}")).args(targets);
-        let (status, output) = run_captured(command, "make", PATIENCE)?;
-        if status.success() {
-            return Ok(Built { seconds: started.elapsed().as_secs_f64() });
-        }
-        let output = String::from_utf8_lossy(&output).into_owned();
-        last = Some(BuildFailure {
-            command: format!("make {}", targets.join(" ")),
-            how: describe(status),
-            lines: telling_lines(&output),
-            cause: likely_cause(
-                &output,
-                &CompilerSettings {
-                    spawn: site.spawn(),
-                    cc: site.cc(),
-                    expanded_cc: &site.expanded_cc(),
-                    asked_cc: site.asked_cc(),
-                },
-            ),
-        });
-    }
-    match last {
-        Some(failure) => Err(Error::Build(Box::new(failure))),
-        None => Ok(Built { seconds: started.elapsed().as_secs_f64() }),
-    }
-}
-
-/// Builds `targets`, continues after errors (`make -k`), and returns all of them.
-pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<String>, Error> {
-    prepare(site)?;
-    let mut command = site.command("make");
-    command.arg("-k").args(targets);
-    let (_, output) = run_captured(command, "make", PATIENCE)?;
-    Ok(errors_in(String::from_utf8_lossy(&output).lines()))
-}
-
-/// Puts a program of the copy into the home's bin/, where the other programs look for it.
-pub fn install(site: &Site, program: &str) -> Result<PathBuf, Error> {
-    let (from, to) = (site.tree().join(program), site.home().join("bin").join(program));
-    let _ = fs::remove_file(&to);
-    fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
-    site.identity().chown(&to)?;
-    Ok(to)
-}
-
-/// The name of the tree's chkspawn after a stand-in has replaced it.
-const CHKSPAWN_ASIDE: &str = "rig-chkspawn";
-
-/// Runs the copy's chkspawn, which the Makefile has built. `Ok(None)`: it accepts conf-spawn;
-/// otherwise returns its message.
-pub fn chkspawn(site: &Site) -> Result<Option<String>, Error> {
-    let aside = site.tree().join(CHKSPAWN_ASIDE);
-    let program = if aside.exists() { aside } else { site.tree().join("chkspawn") };
-    let (status, output) = run_captured(site.command(program), "chkspawn", PATIENCE)?;
-    if status.success() {
-        return Ok(None);
-    }
-    let text = String::from_utf8_lossy(&output);
-    let said = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    Ok(Some(if said.is_empty() { describe(status) } else { said }))
-}
-
-/// Replaces the tree's chkspawn by one that accepts everything, so that the proof can show what it
-/// warns of. [`chkspawn`] still runs the tree's own.
-pub(crate) fn set_chkspawn_aside(site: &Site) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
-    let path = site.tree().join("chkspawn");
-    fs::rename(&path, site.tree().join(CHKSPAWN_ASIDE)).map_err(Error::file("move", &path))?;
-    site.write(&path, b"#!/bin/sh\nexit 0\n")?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-        .map_err(Error::file("set the mode of", &path))
 }
 
 /// The most lines that are shown of a failed build.
@@ -164,7 +49,7 @@ const SHOWN_LINES: usize = 12;
 
 /// Returns the lines with errors and those around a linker's complaint. If no line looks like an
 /// error, returns the last lines.
-pub(crate) fn telling_lines(output: &str) -> Vec<String> {
+pub(super) fn lines_with_errors(output: &str) -> Vec<String> {
     let tells = |line: &&str| {
         let echoed = line.starts_with("./") && command_not_run(line).is_none();
         let echoed = echoed || line.contains("warning:");
@@ -194,18 +79,18 @@ pub(crate) fn telling_lines(output: &str) -> Vec<String> {
 
 /// The settings of a build.
 #[derive(Debug, Clone, Copy)]
-struct CompilerSettings<'s> {
-    spawn: u32,
+pub(super) struct CompilerSettings<'s> {
+    pub(super) spawn: u32,
     /// conf-cc's first line.
-    cc: &'s str,
+    pub(super) cc: &'s str,
     /// The same line as the shell expands it.
-    expanded_cc: &'s str,
+    pub(super) expanded_cc: &'s str,
     /// The compiler that the caller asked for instead of conf-cc's.
-    asked_cc: Option<&'s str>,
+    pub(super) asked_cc: Option<&'s str>,
 }
 
 /// Returns the usual cause of a message, and the remedy.
-fn likely_cause(output: &str, settings: &CompilerSettings<'_>) -> Option<String> {
+pub(super) fn likely_cause(output: &str, settings: &CompilerSettings<'_>) -> Option<String> {
     let spawn = settings.spawn;
     let has =
         |text: &str| output.lines().any(|line| line.contains(text) && !line.contains("warning:"));
@@ -322,18 +207,20 @@ fn made_errors(output: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// Returns the word that follows `before`.
 fn word_after(output: &str, before: &str) -> Option<String> {
     let rest = output.split(before).nth(1)?;
     rest.split([':', ' ', '\n', '\'']).next().filter(|word| !word.is_empty()).map(str::to_owned)
 }
 
+/// Returns the header that a compiler did not find.
 fn missing_header(output: &str) -> Option<String> {
     let line = output.lines().find(|line| {
         line.contains("fatal error:")
             && (line.contains("No such file") || line.contains("file not found"))
     })?;
-    let said = line.split("fatal error:").nth(1)?.trim();
-    said.split([':', ' ']).next().map(|name| name.trim_matches('\'').to_owned())
+    let message = line.split("fatal error:").nth(1)?.trim();
+    message.split([':', ' ']).next().map(|name| name.trim_matches('\'').to_owned())
 }
 
 /// Returns the message that a program could not be run, and where it is named.
@@ -487,7 +374,7 @@ mod tests {
             assert_eq!(command_not_run(line), wanted, "{line}");
         }
         let output = "./load: 3: exec: nold: not found";
-        assert_eq!(telling_lines(output), [output.to_owned()]);
+        assert_eq!(lines_with_errors(output), [output.to_owned()]);
         let cause =
             |asked_cc| likely_cause(output, &CompilerSettings { asked_cc, ..settings("cc", "cc") });
         assert_eq!(cause(None).expect("known"), "the program nold is not installed");
@@ -502,7 +389,7 @@ mod tests {
     fn errors_are_picked_out_of_a_long_build() {
         let output = "cc -c a.c\ncc -c b.c\nb.c:1:2: error: unknown type\nmake: *** [Makefile:9: b.o] Error 1\n";
         assert_eq!(
-            telling_lines(output),
+            lines_with_errors(output),
             ["b.c:1:2: error: unknown type", "make: *** [Makefile:9: b.o] Error 1"]
                 .map(str::to_owned)
         );

@@ -1,0 +1,152 @@
+//! Builds a tree: the programs of a [`Site`], in its copy, with the tree's own Makefile; and verify's own C with the
+//! tree's compiler. `failure` explains a build that fails.
+#![forbid(unsafe_code)]
+
+mod failure;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use crate::verify::error::{BuildFailure, Error};
+use crate::verify::sandbox::process::{PATIENCE, describe, run_captured};
+use crate::verify::sandbox::site::Site;
+
+/// The cost of a build.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Built {
+    /// Wall time in seconds.
+    pub seconds: f64,
+}
+
+/// The source of the object that [`prepare`] links into every program.
+const LINK_C: &str = include_str!("link.c");
+
+/// Compiles the stand-in for qmail's users (see link.c). The tree's programs cannot be linked
+/// before.
+///
+/// # Errors
+/// conf-cc cannot compile it.
+pub fn prepare(site: &Site) -> Result<(), Error> {
+    let ids = [
+        format!("-DRIG_UID={}", site.identity().uid()),
+        format!("-DRIG_GID={}", site.identity().gid()),
+    ];
+    let mut options = vec!["-fno-lto".into(), "-c".into()];
+    options.extend(ids.map(OsString::from));
+    compile_own(site, "link.c", LINK_C, "link.o", &options)
+}
+
+/// Compiles `text`, which is a source of verify itself, with the tree's compiler and flags. The source goes to the file
+/// `source` of the rig's folder, the result to the file `output` there. `options` follow the flags of conf-cc.
+///
+/// # Errors
+/// The compiler fails, or a file cannot be written.
+pub(crate) fn compile_own(
+    site: &Site,
+    source: &str,
+    text: &str,
+    output: &str,
+    options: &[OsString],
+) -> Result<(), Error> {
+    let path = site.rig().join(source);
+    site.write(&path, text.as_bytes())?;
+    let mut command = site.compiler();
+    command.arg("-w").arg(format!("-DRIG=\"{}\"", site.rig().display()));
+    command.arg("-o").arg(site.rig().join(output)).args(options).arg(&path);
+    let (status, said) = run_captured(command, site.cc(), PATIENCE)?;
+    if status.success() { Ok(()) } else { Err(failure::of_own_source(site, source, status, &said)) }
+}
+
+/// Returns the options that link the fork server of a patched tree (remote_serve.c) into a program of the rig; none if
+/// the tree has no fork server.
+pub(crate) fn fork_server_options(site: &Site) -> Vec<OsString> {
+    let server = site.tree().join("remote_serve.c");
+    if !server.is_file() {
+        return Vec::new();
+    }
+    vec!["-DREMOTE_SERVE".into(), "-I".into(), site.tree().into(), server.into()]
+}
+
+/// Runs `make` for `targets` in the copy, on all processors. If that fails, runs it again on one
+/// processor: that keeps the messages in order, and shows whether only parallel make fails.
+pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
+    let started = Instant::now();
+    let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(8);
+    let mut last = None;
+    for jobs in [jobs, 1] {
+        let mut command = site.command("make");
+        command.arg(format!("-j{jobs}")).args(targets);
+        let (status, output) = run_captured(command, "make", PATIENCE)?;
+        if status.success() {
+            return Ok(Built { seconds: started.elapsed().as_secs_f64() });
+        }
+        let output = String::from_utf8_lossy(&output).into_owned();
+        last = Some(BuildFailure {
+            command: format!("make {}", targets.join(" ")),
+            how: describe(status),
+            lines: failure::lines_with_errors(&output),
+            cause: failure::likely_cause(
+                &output,
+                &failure::CompilerSettings {
+                    spawn: site.spawn(),
+                    cc: site.cc(),
+                    expanded_cc: &site.expanded_cc(),
+                    asked_cc: site.asked_cc(),
+                },
+            ),
+        });
+    }
+    match last {
+        Some(failure) => Err(Error::Build(Box::new(failure))),
+        None => Ok(Built { seconds: started.elapsed().as_secs_f64() }),
+    }
+}
+
+/// Builds `targets`, continues after errors (`make -k`), and returns all of them.
+pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<String>, Error> {
+    prepare(site)?;
+    let mut command = site.command("make");
+    command.arg("-k").args(targets);
+    let (_, output) = run_captured(command, "make", PATIENCE)?;
+    Ok(failure::errors_in(String::from_utf8_lossy(&output).lines()))
+}
+
+/// Puts a program of the copy into the home's bin/, where the other programs look for it.
+pub fn install(site: &Site, program: &str) -> Result<PathBuf, Error> {
+    let (from, to) = (site.tree().join(program), site.home().join("bin").join(program));
+    let _ = fs::remove_file(&to);
+    fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
+    site.identity().chown(&to)?;
+    Ok(to)
+}
+
+/// The name of the tree's chkspawn after a stand-in has replaced it.
+const CHKSPAWN_ASIDE: &str = "rig-chkspawn";
+
+/// Runs the copy's chkspawn, which the Makefile has built. `Ok(None)`: it accepts conf-spawn;
+/// otherwise returns its message.
+pub fn chkspawn(site: &Site) -> Result<Option<String>, Error> {
+    let aside = site.tree().join(CHKSPAWN_ASIDE);
+    let program = if aside.exists() { aside } else { site.tree().join("chkspawn") };
+    let (status, output) = run_captured(site.command(program), "chkspawn", PATIENCE)?;
+    if status.success() {
+        return Ok(None);
+    }
+    let text = String::from_utf8_lossy(&output);
+    let message = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    Ok(Some(if message.is_empty() { describe(status) } else { message }))
+}
+
+/// Replaces the tree's chkspawn by one that accepts everything, so that the proof can show what it
+/// warns of. [`chkspawn`] still runs the tree's own.
+pub(crate) fn set_chkspawn_aside(site: &Site) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = site.tree().join("chkspawn");
+    fs::rename(&path, site.tree().join(CHKSPAWN_ASIDE)).map_err(Error::file("move", &path))?;
+    site.write(&path, b"#!/bin/sh\nexit 0\n")?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        .map_err(Error::file("set the mode of", &path))
+}
