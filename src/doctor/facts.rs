@@ -1,5 +1,5 @@
-//! Looking: everything that doctor asks the machine, read through a [`Host`], so that a test can imitate a machine in a
-//! directory.
+//! Gathers everything that doctor wants to know of the machine. It reads through a [`Host`], so that a test can
+//! imitate a machine in a folder.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -27,13 +27,13 @@ use crate::qmail::remote_status::RemoteStatus;
 pub enum Libc {
     /// glibc, with its version.
     Glibc(String),
-    /// None that says its name; on Linux that is musl, whose fd_set cannot be raised.
+    /// One that does not define its name. On Linux that is musl, whose fd_set has a fixed size.
     Nameless,
-    /// That of another system.
+    /// The C library of another system.
     Other(String),
 }
 
-/// What the compiler says of itself.
+/// What the compiler defines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compiler {
     /// The C library that it compiles for.
@@ -42,7 +42,7 @@ pub struct Compiler {
     pub fortify: u32,
 }
 
-/// Where the queue lies.
+/// The file system of the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// The mount point.
@@ -58,7 +58,7 @@ pub struct Mount {
 pub struct DomainLimits {
     /// What the gate would load.
     pub table: Table,
-    /// What is wrong with it. With an error the gate does not use it.
+    /// Its errors and warnings. The gate does not use a file with errors.
     pub problems: Problems,
     /// Its lines.
     pub text: Vec<u8>,
@@ -77,30 +77,30 @@ impl DomainLimits {
     }
 }
 
-/// Everything that was seen.
+/// All facts.
 #[derive(Debug)]
 pub struct Facts {
     /// qmail's home.
     pub home: PathBuf,
     /// conf-spawn of the installed qmail.
     pub spawn: Fact<u32>,
-    /// control/concurrencyremote (20 where there is none).
+    /// control/concurrencyremote; 20 if there is no such file.
     pub remote: Fact<u32>,
-    /// control/concurrencylocal (10 where there is none).
+    /// control/concurrencylocal; 10 if there is no such file.
     pub local: Fact<u32>,
-    /// control/concurrencydomains; `Ok(None)`: there is none.
+    /// control/concurrencydomains; `Ok(None)` if there is no such file.
     pub caps: Fact<Option<DomainLimits>>,
-    /// Which limits the running gate has in force, if its status tells.
+    /// Which limits the running gate has in force, if its status file says so.
     pub in_force: Option<InForce>,
-    /// What is said of files that send mail to relays before control/smtproutes does.
+    /// Messages, each with help, about files that send mail to relays before control/smtproutes does.
     pub relay_warnings: Vec<(String, String)>,
-    /// Deliveries that control/remoteserver wants a fork server to make, if there is such a file.
+    /// The first line of control/remoteserver, if there is such a file.
     pub remote_server: Option<String>,
-    /// How the qmail-rspawns that run start qmail-remote.
+    /// How the running qmail-rspawns start qmail-remote.
     pub starts: Vec<RemoteStatus>,
-    /// The limits of this process, which are those of the shell that has started it.
+    /// The limits of this process, which are those of the shell that started it.
     pub shell: Fact<ProcessLimits>,
-    /// The daemons that run.
+    /// The running daemons.
     pub daemons: Fact<Daemons>,
     /// What starts qmail.
     pub launch: Launch,
@@ -112,17 +112,18 @@ pub struct Facts {
     pub threads: Fact<u64>,
     /// Memory that is free for programs, in KiB.
     pub memory_kib: Fact<u64>,
-    /// Memory of the qmail-remotes that run.
+    /// The memory of the running qmail-remotes.
     pub remotes: Option<RemoteMemory>,
-    /// Pages that the pipes of one user may have before new ones get less (fs.pipe-user-pages-soft), or none (-hard).
+    /// The pages that the pipes of one user may have before new pipes are small (fs.pipe-user-pages-soft), and the most
+    /// pages (-hard); 0: no limit.
     pub pipe_pages: (Fact<u64>, Fact<u64>),
     /// Control files that give outgoing connections an address of the machine.
     pub outgoing: Vec<String>,
-    /// Whether qmail-remote was built with the patch outgoing-ports; looked at only where there are such files.
+    /// Whether qmail-remote was built with the patch outgoing-ports. Only looked at if there are such files.
     pub takes_ports_late: Fact<bool>,
-    /// First and last ephemeral port.
+    /// The first and the last ephemeral port.
     pub ports: Fact<(u32, u32)>,
-    /// Connection tracking: the limit and how many there are; `Ok(None)`: not in use.
+    /// Connection tracking: the limit, and the connections now; `Ok(None)`: not in use.
     pub conntrack: Fact<Option<(u64, u64)>>,
     /// Limits of limits.conf for qmailr.
     pub limits_conf: Vec<Setting>,
@@ -132,7 +133,7 @@ pub struct Facts {
     pub queue: Fact<Mount>,
 }
 
-/// Looks at everything.
+/// Gathers all facts.
 pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
     let control = options.home.join("control");
     let mut launch = launch::find(host, &options.home);
@@ -203,7 +204,7 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
     }
 }
 
-/// The installed qmail says its conf-spawn in qmail-showctl; the number is in no file.
+/// Returns conf-spawn of the installed qmail. It is in no file, but qmail-showctl prints it.
 fn installed_spawn(host: &Host<'_>, home: &Path) -> Fact<u32> {
     let program = host.path(home.join("bin/qmail-showctl"));
     let said = (host.run)(&program, &[], "")?;
@@ -217,7 +218,10 @@ fn spawn_in_showctl(said: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
-/// Whether there is such a control file; an error if there is no folder for it.
+/// Returns whether a control file exists.
+///
+/// # Errors
+/// Its folder does not exist.
 fn is_there(host: &Host<'_>, path: &Path) -> Fact<bool> {
     let control = path.parent().unwrap_or(path);
     match host.path(path).exists() {
@@ -239,7 +243,7 @@ fn control_number(host: &Host<'_>, path: &Path, default: u32) -> Fact<u32> {
     })
 }
 
-/// The first spawner speaks for all: they read the same files.
+/// Returns which limits the gate has in force. The first spawner's status is enough, because all read the same files.
 fn in_force(host: &Host<'_>, path: &Path) -> Option<InForce> {
     let status = Status::parse(&host.read_bytes(path).ok()?).ok()?;
     Some(status.in_force)
@@ -276,6 +280,7 @@ const OUTGOING: [&str; 8] = [
     "smtpbinding",
 ];
 
+/// Returns the files of [`OUTGOING`] that qmail-remote reads, or may read.
 fn outgoing(host: &Host<'_>, home: &Path) -> Vec<String> {
     let read = relay_files::read_by_remote(&host.path(home), &OUTGOING).into_iter();
     let told = read.map(|(name, read)| match read {
@@ -301,7 +306,7 @@ fn compiler(host: &Host<'_>, cc: &str) -> Fact<Compiler> {
     let program = words.next().ok_or_else(|| "no compiler is named".to_owned())?;
     let mut args: Vec<&str> = words.collect();
     args.extend(["-O2", "-E", "-dM", "-x", "c", "-"]);
-    // Any header of the C library makes it say its name.
+    // Any header of the C library defines its name.
     let defined = (host.run)(Path::new(program), &args, "#include <limits.h>\n")?;
     Ok(compiler_of(&defined))
 }
@@ -331,7 +336,7 @@ fn queue_mount(host: &Host<'_>, home: &Path) -> Fact<Mount> {
         return Err(format!("{}: no such directory", home.display()));
     }
     let queue = home.join("queue");
-    // Links are followed where they can be; a queue that nobody else may enter has a path all the same.
+    // Follow links if possible. If a folder cannot be entered, use the path as it is.
     let real = host.real(&queue).unwrap_or(queue);
     let mounts = host.read("/proc/mounts")?;
     mount_of(&mounts, &real).ok_or_else(|| "/proc/mounts does not tell".to_owned())
@@ -342,7 +347,7 @@ fn mount_of(mounts: &str, path: &Path) -> Option<Mount> {
     for line in mounts.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [_, point, kind, options, ..] = words.as_slice() else { continue };
-        // The last of those that fit best is the one on top.
+        // Of several mounts at the same point, the last one is on top.
         let longer = best.as_ref().is_none_or(|best| point.len() >= best.point.len());
         if path.starts_with(point) && longer {
             best = Some(Mount {
@@ -362,7 +367,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn showctl_tells_conf_spawn() {
+    fn conf_spawn_is_read_from_showctl() {
         assert_eq!(
             spawn_in_showctl("user-ext delimiter: -.\nsilent concurrency limit: 1000.\n"),
             Some(1000)
@@ -525,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_machine_is_nothing_but_unknown() {
+    fn on_an_empty_machine_all_facts_are_unknown() {
         let scratch = machine(&[]);
         let run = |_: &Path, _: &[&str], _: &str| Err("cannot run".to_owned());
         let host = Host { root: scratch.root().to_path_buf(), run: &run };

@@ -1,4 +1,4 @@
-//! What doctor found: one finding a check, and the report of all.
+//! The results of doctor: a finding for each check, and the report of all.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -6,17 +6,17 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-/// What a check comes to.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckVerdict {
-    /// Enough for what is set up.
+    /// Enough for the planned concurrency.
     Ok,
-    /// Is in the way of no delivery, but worth a thought; the finding says what could be done.
+    /// Does not stop deliveries, but should be considered. The finding says what to do.
     Note,
-    /// Will get in the way; the finding says what to change.
+    /// Will stop deliveries. The finding says what to change.
     Warn,
-    /// Could not be seen; the finding says why.
+    /// Could not be seen. The finding says why.
     Unknown,
 }
 
@@ -29,12 +29,12 @@ pub struct Fix {
     pub line: String,
 }
 
-/// One thing that was checked.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// A short name that stays the same from version to version.
+    /// A short name that is the same in all versions.
     pub name: &'static str,
-    /// What it comes to.
+    /// The verdict.
     #[serde(rename = "result")]
     pub verdict: CheckVerdict,
     /// What was found, and what is needed.
@@ -59,7 +59,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything that was checked.
+/// The results of all checks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DoctorReport {
     /// qmail's home.
@@ -71,12 +71,12 @@ pub struct DoctorReport {
 }
 
 impl DoctorReport {
-    /// Whether nothing will get in the way, as far as could be seen.
+    /// Returns whether there is no warning. What could not be seen does not count.
     pub fn ok(&self) -> bool {
         self.findings.iter().all(|finding| finding.verdict != CheckVerdict::Warn)
     }
 
-    /// The last line for a person.
+    /// Returns the last line for people: the overall result.
     pub fn summary(&self) -> String {
         let count =
             |verdict| self.findings.iter().filter(|finding| finding.verdict == verdict).count();
@@ -91,7 +91,7 @@ impl DoctorReport {
         )
     }
 
-    /// The report as one JSON object, with `ok` in it.
+    /// Returns the report as one JSON object, together with `ok`.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
         struct WithVerdict<'r> {

@@ -1,4 +1,5 @@
-//! A machine to look at: its files below a root, so that a test can imitate one in a directory, and its programs.
+//! The machine that doctor looks at: its files below a root, so that a test can imitate a machine in a folder, and its
+//! programs.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -8,13 +9,13 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::qmail::control::{NotOpened, open_regular};
 
-/// Something that was looked for: what it is, or why it could not be seen.
+/// A fact about the machine, or the reason why it could not be seen.
 pub type Fact<T> = Result<T, String>;
 
 /// Runs a program and returns what it printed.
 pub type Runner<'h> = &'h dyn Fn(&Path, &[&str], &str) -> Result<String, String>;
 
-/// What is read of a file at most, in bytes. No script, unit or program of qmail comes near it.
+/// The most bytes that are read of a file. Every script, unit and program of qmail is much smaller.
 const BYTES_MAX: u64 = 64 << 20;
 
 /// A machine to look at.
@@ -38,11 +39,11 @@ impl Host<'static> {
     }
 }
 
-/// As many links as the kernel follows.
+/// The most links in a path, as in the kernel.
 const LINKS_MAX: usize = 40;
 
 impl Host<'_> {
-    /// Where a path of the machine is on this one. Links are followed below the root.
+    /// Returns the real place of a path of the machine. Links are followed below the root.
     pub(super) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
         let real = self.real(path).unwrap_or_else(|| path.to_path_buf());
@@ -53,7 +54,8 @@ impl Host<'_> {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// The path without links, as the machine sees it. `None`: too many links. What is not there stays as it is.
+    /// Returns the path without links, as the machine sees it; `None` if there are too many links. Parts that do not
+    /// exist stay as they are.
     pub(super) fn real(&self, path: &Path) -> Option<PathBuf> {
         let mut real = PathBuf::from("/");
         let mut left: Vec<PathBuf> = parts(path);
@@ -82,15 +84,15 @@ impl Host<'_> {
         Some(real)
     }
 
-    /// The text of a link itself, whose folder may be behind links.
+    /// Returns the target of a link. Its folder may be behind links.
     pub(super) fn link(&self, path: impl AsRef<Path>) -> Option<PathBuf> {
         let path = path.as_ref();
         let folder = self.real(path.parent()?)?;
         fs::read_link(self.below(&folder.join(path.file_name()?))).ok()
     }
 
-    /// Reads a regular file, which may be one of /proc, up to [`BYTES_MAX`]. It waits for nothing: neither for a FIFO's
-    /// writer nor for the next line of /proc/kmsg.
+    /// Reads a regular file, also of /proc, up to [`BYTES_MAX`]. It never waits for the writer of a FIFO or for the
+    /// next line of /proc/kmsg.
     pub(super) fn read_bytes(&self, path: impl AsRef<Path>) -> Fact<Vec<u8>> {
         let path = path.as_ref();
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -116,7 +118,7 @@ impl Host<'_> {
         self.path(path).is_file()
     }
 
-    /// The names in a folder, sorted; none where there is none.
+    /// Returns the names in a folder, sorted; none if there is no such folder.
     pub(super) fn names(&self, dir: &str) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.path(dir)) else { return Vec::new() };
         let mut names: Vec<String> = entries
@@ -127,13 +129,13 @@ impl Host<'_> {
         names
     }
 
-    /// The names of the files in `dir` that end in `suffix`, with the directory.
+    /// Returns the paths of the files in `dir` whose names end in `suffix`.
     pub(super) fn files_of(&self, dir: &str, suffix: &str) -> Vec<String> {
         let names = self.names(dir).into_iter().filter(|name| name.ends_with(suffix));
         names.map(|name| format!("{dir}/{name}")).filter(|path| !self.path(path).is_dir()).collect()
     }
 
-    /// The folders in `dir`, with it.
+    /// Returns the paths of the folders in `dir`.
     pub(super) fn dirs_of(&self, dir: &str) -> Vec<String> {
         let names = self.names(dir).into_iter();
         names.map(|name| format!("{dir}/{name}")).filter(|path| self.path(path).is_dir()).collect()
@@ -161,7 +163,7 @@ fn run_program(program: &Path, args: &[&str], input: &str) -> Result<String, Str
         .spawn()
         .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that does not read its input is none the worse for it.
+        // The program need not read its input.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().map_err(failed)?;
@@ -177,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_regular_file_is_not_waited_for() {
+    fn only_regular_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let made = std::process::Command::new("mkfifo").arg(dir.path().join("fifo")).status();
         assert!(made.unwrap().success());

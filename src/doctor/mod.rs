@@ -1,8 +1,8 @@
 //! `qpatch doctor`: whether the machine can run as many deliveries as qmail is set up for.
 //!
-//! Looks at files that anybody may read, at the limits of the running daemons, and asks the compiler; changes nothing,
-//! never needs root, and says what it could not see. Looking ([`facts`]) and judging ([`checks`]) are apart: facts can
-//! come from a directory that imitates a machine, and checks are pure.
+//! doctor reads files that every user may read, reads the limits of the running daemons, and asks the compiler. It
+//! changes nothing, does not need root, and reports what it could not see. To look ([`facts`]) and to judge
+//! ([`checks`]) are apart: facts can come from a folder that imitates a machine, and checks are pure functions.
 #![forbid(unsafe_code)]
 
 pub mod checks;
@@ -20,10 +20,10 @@ use crate::error::Error;
 pub use finding::{CheckVerdict, DoctorReport, Finding, Fix};
 pub use options::Options;
 
-/// The folder that somebody has named as qmail's home, absolute.
+/// Returns the absolute path of the folder that the operator named as qmail's home.
 ///
 /// # Errors
-/// If there is no qmail in it.
+/// The folder has neither control nor queue, or cannot be looked into.
 pub fn installed(home: &Path) -> Result<PathBuf, Error> {
     if !["control", "queue"].iter().any(|name| home.join(name).is_dir()) {
         return Err(Error::new(
@@ -33,7 +33,7 @@ pub fn installed(home: &Path) -> Result<PathBuf, Error> {
         ));
     }
     if home.is_absolute() {
-        // As it is written in start scripts, which may be a link.
+        // Keep the path as start scripts write it, even if it is a link.
         return Ok(home.to_path_buf());
     }
     home.canonicalize().map_err(|error| Error::io(home, "look into it", &error))

@@ -1,4 +1,4 @@
-//! What doctor is to examine.
+//! What doctor examines.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Processes that run: qmail's daemons with their limits, what their control groups allow, and the memory of
+//! Running processes: qmail's daemons with their limits, what their control groups allow, and the memory of
 //! qmail-remote.
 #![forbid(unsafe_code)]
 
@@ -27,35 +27,35 @@ pub struct Daemon {
     pub pid: u32,
     /// Its limits.
     pub limits: Fact<ProcessLimits>,
-    /// The program file has been replaced since it was started; `None`: cannot be seen.
+    /// Whether the program file was replaced after the start; `None`: cannot be seen.
     pub replaced: Option<bool>,
-    /// Of its control group and those above the one that leaves the least room for processes.
+    /// The control group, its own or one above, that leaves the least room for processes.
     pub group: Option<ControlGroup>,
-    /// Room for memory in its control group and those above, in KiB.
+    /// The memory that is free in its control group and in those above, in KiB.
     pub group_memory_kib: Option<u64>,
 }
 
 /// A control group that limits processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlGroup {
-    /// Its path below the root of control groups.
+    /// Its path below the root of the control groups.
     pub path: String,
     /// Its limit.
     pub most: u64,
-    /// How many there are now.
+    /// The processes in it now.
     pub now: u64,
-    /// How many of those are in other groups than the daemon's own.
+    /// The processes of these that are not in the daemon's own group.
     pub others: u64,
 }
 
-/// The daemons of this qmail, and what may be some of its daemons.
+/// The daemons of this qmail, and daemons that may belong to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Daemons {
-    /// Those of this qmail.
+    /// The daemons of this qmail.
     pub ours: Vec<Daemon>,
-    /// Those that perhaps belong to another qmail: names and processes.
+    /// Daemons that may belong to this qmail or to another one: names and processes.
     pub unclear: Vec<String>,
-    /// Whether root asks, who sees all that can be seen.
+    /// Whether doctor runs as root, and so sees everything that can be seen.
     pub asked_by_root: bool,
 }
 
@@ -64,7 +64,7 @@ pub struct Daemons {
 pub struct RemoteMemory {
     /// How many were measured.
     pub count: u64,
-    /// What they cost the machine together, in KiB.
+    /// The memory that all of them take, in KiB.
     pub kib: u64,
     /// How that was measured.
     pub measure: Measure,
@@ -73,13 +73,13 @@ pub struct RemoteMemory {
 /// How the memory of a process is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measure {
-    /// As the kernel shares it out (Pss), with page tables.
+    /// Its proportional share of memory (Pss), and its page tables.
     Proportional,
-    /// Its own pages and page tables, where the kernel shows no more to this user: a shared page counts nowhere.
+    /// Its own pages and page tables, because the kernel shows this user no more. Shared pages do not count.
     Own,
 }
 
-/// A file in the form of /proc/PID/limits.
+/// Parses /proc/PID/limits.
 pub fn limits(text: &str) -> ProcessLimits {
     let row = |name: &str| -> (Option<u64>, Option<u64>) {
         let Some(rest) = text.lines().find_map(|line| line.strip_prefix(name)) else {
@@ -93,13 +93,13 @@ pub fn limits(text: &str) -> ProcessLimits {
     ProcessLimits { files, files_hard, processes }
 }
 
-/// A line like `MemAvailable: 1000 kB`.
+/// Returns the value of a line such as `MemAvailable: 1000 kB`.
 pub fn field_kib(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// The processes of the machine by name, without those that have ended and wait for their parent.
+/// Returns the processes of the machine with their names, without zombies.
 fn processes(host: &Host<'_>) -> Fact<Vec<(u32, String)>> {
     let proc = host.path("/proc");
     let entries = fs::read_dir(&proc).map_err(|error| format!("/proc: {error}"))?;
@@ -124,18 +124,19 @@ fn is_zombie(host: &Host<'_>, pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
 }
 
-/// The running processes with one of these names.
+/// Returns the running processes with one of these names.
 pub fn named(host: &Host<'_>, names: &[&str]) -> Vec<(u32, String)> {
     let all = processes(host).unwrap_or_default();
     all.into_iter().filter(|(_, name)| names.contains(&name.as_str())).collect()
 }
 
-/// The program that a process runs, as the machine sees it; only root and its own user may know.
+/// Returns the program that a process runs, as the machine sees it. Only root and the process's user may see it.
 fn program_of(host: &Host<'_>, pid: u32) -> Option<PathBuf> {
     host.link(format!("/proc/{pid}/exe"))
 }
 
-/// Whether a process belongs to the qmail in `home`: there may be another one on the machine. None: cannot be seen.
+/// Returns whether a process belongs to the qmail in `home`, because the machine may have several. `None`: cannot be
+/// seen.
 fn belongs(host: &Host<'_>, pid: u32, home: &Path) -> Option<bool> {
     let real = host.real(home).unwrap_or_else(|| home.to_path_buf());
     let is_below = |path: PathBuf| path.starts_with(home) || path.starts_with(&real);
@@ -147,7 +148,7 @@ fn belongs(host: &Host<'_>, pid: u32, home: &Path) -> Option<bool> {
     }
 }
 
-/// The daemons of the qmail in `home`, and the names of those that cannot be told from them.
+/// Returns the daemons of the qmail in `home`, and the names of those that may belong to it.
 pub fn daemons(host: &Host<'_>, home: &Path) -> Fact<Daemons> {
     let names = ["qmail-send", "qmail-lspawn", "qmail-rspawn"];
     let mut found = Daemons { asked_by_root: is_root(host), ..Daemons::default() };
@@ -158,7 +159,7 @@ pub fn daemons(host: &Host<'_>, home: &Path) -> Fact<Daemons> {
             Some(Some(false)) | None => {}
         }
     }
-    // One that has ended meanwhile has no limits, and needs none.
+    // Leave out daemons that have ended meanwhile.
     found.ours.retain(|daemon| {
         daemon.limits.is_ok() || host.path(format!("/proc/{}", daemon.pid)).exists()
     });
@@ -183,7 +184,7 @@ fn is_root(host: &Host<'_>) -> bool {
     user.and_then(|ids| ids.split_whitespace().nth(1)) == Some("0")
 }
 
-/// The control groups of a process that have `controller`, from its own to the root: their folders, and their paths.
+/// Returns the control groups of a process that have `controller`, from its own to the root: their folders and paths.
 fn groups(host: &Host<'_>, pid: u32, controller: &str) -> Vec<(String, String)> {
     let Ok(text) = host.read(format!("/proc/{pid}/cgroup")) else { return Vec::new() };
     let mut found = Vec::new();
@@ -220,7 +221,7 @@ fn group(host: &Host<'_>, pid: u32) -> Option<ControlGroup> {
     for (folder, path) in groups(host, pid, "pids") {
         let Ok(now) = host.number(&format!("{folder}/pids.current")) else { continue };
         let own = *own.get_or_insert(now);
-        // "max" is no number.
+        // "max" is not a number: no limit.
         let Ok(most) = host.number(&format!("{folder}/pids.max")) else { continue };
         let group = ControlGroup { path, most, now, others: now.saturating_sub(own) };
         let room = |group: &ControlGroup| group.most.saturating_sub(group.others);
@@ -231,7 +232,7 @@ fn group(host: &Host<'_>, pid: u32) -> Option<ControlGroup> {
     tightest
 }
 
-/// More than any machine has: where no limit is set, control groups of the first version show such a number.
+/// More memory than any machine has. Without a limit, control groups of version 1 show such a number.
 const NO_LIMIT_BYTES: u64 = 1 << 60;
 
 fn group_memory_kib(host: &Host<'_>, pid: u32) -> Option<u64> {
@@ -251,7 +252,7 @@ fn group_memory_kib(host: &Host<'_>, pid: u32) -> Option<u64> {
             Some((most, host.number(&format!("{folder}/memory.usage_in_bytes")).ok()?))
         });
         let Some((most, now)) = pair else { continue };
-        // Files that were read count as well, and give way.
+        // The page cache counts as used, but the kernel frees it when needed.
         let stat = host.read(format!("{folder}/memory.stat")).unwrap_or_default();
         let cache = stat.lines().find_map(|line| {
             let mut words = line.split_whitespace();
@@ -264,11 +265,11 @@ fn group_memory_kib(host: &Host<'_>, pid: u32) -> Option<u64> {
     least
 }
 
-/// The memory of the running qmail-remotes.
+/// Measures the memory of the running qmail-remotes; `None` if none runs.
 pub fn remotes(host: &Host<'_>, home: &Path) -> Option<RemoteMemory> {
     let (mut proportional, mut own) = ((0, 0), (0, 0));
     for (pid, name) in processes(host).ok()? {
-        // How much one takes is about the same, whosever it is.
+        // A qmail-remote of another qmail takes about the same.
         if name != "qmail-remote" || belongs(host, pid, home) == Some(false) {
             continue;
         }
@@ -282,7 +283,7 @@ pub fn remotes(host: &Host<'_>, home: &Path) -> Option<RemoteMemory> {
             own = (own.0 + 1, own.1 + anonymous + tables);
         }
     }
-    // Pss is exact, but only its own user and root see it.
+    // Pss is exact, but only root and the process's user see it.
     let ((count, kib), measure) = if proportional.0 > 0 {
         (proportional, Measure::Proportional)
     } else {

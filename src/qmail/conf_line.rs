@@ -1,7 +1,8 @@
-//! The first line of conf-cc and conf-ld: a compiler and its flags, as a shell reads them (./compile is made of it).
+//! The first line of conf-cc and conf-ld: a compiler and its flags. The Makefile makes ./compile and ./load of it, so a
+//! shell reads it.
 #![forbid(unsafe_code)]
 
-/// Where the first word of a shell's line ends: at the first blank that is in no quotes, no backquotes and no brackets.
+/// Returns where the first word of a shell's line ends: at the first blank outside of quotes, backquotes and brackets.
 #[must_use]
 pub(crate) fn first_word(line: &str) -> usize {
     let (mut quote, mut depth, mut escaped) = (None, 0_u32, false);
@@ -21,9 +22,9 @@ pub(crate) fn first_word(line: &str) -> usize {
     line.len()
 }
 
-/// Whether some of the flags come from a command or a variable (`cc \`dpkg-buildflags --get CFLAGS\``, `cc $CFLAGS`),
-/// so that the line does not tell which they are. A command within a flag, as in ``-I`head -1 conf-ssl` ``, gives a
-/// part of that flag alone.
+/// Returns whether some flags come from a command or a variable (`cc \`dpkg-buildflags --get CFLAGS\``, `cc
+/// $CFLAGS`), so that the line does not show them. A command within a flag, as in ``-I`head -1 conf-ssl` ``, does not
+/// count: it gives only a part of that flag.
 #[must_use]
 pub(crate) fn has_flags_from_elsewhere(line: &str) -> bool {
     let mut rest = line.get(first_word(line)..).unwrap_or_default();
@@ -60,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_that_the_line_does_not_tell() {
+    fn flags_that_the_line_does_not_show() {
         for line in [
             "cc `dpkg-buildflags --get CFLAGS`",
             "cc -O2 $(rpm --eval '%{optflags}') -std=gnu89",

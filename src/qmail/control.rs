@@ -1,4 +1,4 @@
-//! Reading control files, as qmail and the gate do.
+//! Reads control files as qmail and the gate do.
 
 #![forbid(unsafe_code)]
 
@@ -14,13 +14,15 @@ use qpatch_gate::problem::Kind;
 pub(crate) enum NotOpened {
     /// It is a folder, a FIFO, a socket or a device.
     NotRegular,
-    /// The system says so.
+    /// The system's error.
     System(io::Error),
 }
 
-/// Opens a file for reading, if it is a regular one, and says what the system knows of it. It waits for nothing,
-/// neither for a FIFO's writer nor for a device; and because what is opened is looked at, nobody can put something
-/// else there in between.
+/// Opens a regular file for reading, and returns its metadata, too. It never waits for the writer of a FIFO or for a
+/// device. It checks the file that it has opened, so a file that is replaced meanwhile does no harm.
+///
+/// # Errors
+/// It is not a regular file, or cannot be opened.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, Metadata), NotOpened> {
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|error| match error.raw_os_error() {
@@ -31,7 +33,10 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, Metadata), NotOpened> {
     if metadata.is_file() { Ok((file, metadata)) } else { Err(NotOpened::NotRegular) }
 }
 
-/// Reads a file as the gate does: only regular ones, and none that are larger than `max` bytes. None if there is none.
+/// Reads a file as the gate does: only a regular file of at most `max` bytes. `None` if there is no such file.
+///
+/// # Errors
+/// The file is not regular, is larger, or cannot be read.
 pub(crate) fn read_file(path: &Path, max: u64) -> Result<Option<(Metadata, Vec<u8>)>, Kind> {
     let unreadable = |error: io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
     let (file, metadata) = match open_regular(path) {
@@ -48,7 +53,8 @@ pub(crate) fn read_file(path: &Path, max: u64) -> Result<Option<(Metadata, Vec<u
     Ok(Some((metadata, bytes)))
 }
 
-/// control/concurrencyremote as qmail-send reads it: the digits at the beginning; None if there are none.
+/// Returns the number in control/concurrencyremote as qmail-send reads it: the digits at the beginning; `None` if
+/// there are none. A number that is too large is `u32::MAX`.
 pub(crate) fn leading_number(text: &[u8]) -> Option<u32> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit());
     digits.fold(None, |value: Option<u32>, digit| {
@@ -56,7 +62,8 @@ pub(crate) fn leading_number(text: &[u8]) -> Option<u32> {
     })
 }
 
-/// The lines of a control file that say something, with their numbers from 1, without white space at their ends.
+/// Returns the lines of a control file, without comments, empty lines and white space at their ends, each with its
+/// number from 1.
 pub(crate) fn content_lines(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     text.split(|&byte| byte == b'\n').zip(1u32..).filter_map(|(line, number)| {
         let end = line.iter().rposition(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// Where qmail is installed, unless its builder says otherwise.
+/// The folder in which qmail is installed by default.
 pub(crate) const QMAIL_HOME: &str = "/var/qmail";
 
 /// A folder in which qmail is installed.
@@ -16,6 +16,10 @@ pub(crate) struct Home {
 }
 
 impl Home {
+    /// Returns the home in the folder `path`.
+    ///
+    /// # Errors
+    /// It is not a folder, or may not be looked into.
     pub(crate) fn new(path: &Path) -> Result<Self, Error> {
         let help = "name the folder that has qmail's control and queue";
         match std::fs::metadata(path) {
@@ -29,7 +33,10 @@ impl Home {
         }
     }
 
-    /// With a folder for the control files.
+    /// Returns the home in the folder `path`, which must have a folder for control files.
+    ///
+    /// # Errors
+    /// As [`Home::new`], or it has no control.
     pub(crate) fn with_control(path: &Path) -> Result<Self, Error> {
         let home = Self::new(path)?;
         if home.path.join("control").is_dir() {

@@ -1,4 +1,5 @@
-//! What tree, gate, doctor and verify all know of qmail.
+//! What the rest of the tool knows of qmail: its home, its control files, the first line of conf-cc, its log, files
+//! that name relays, and the status of the fork server. Everything here only reads.
 
 #![forbid(unsafe_code)]
 

@@ -1,67 +1,69 @@
-//! Files that send mail to a relay before control/smtproutes is asked, in trees whose qmail-remote reads them.
+//! Control files that send mail to a relay before control/smtproutes does, if qmail-remote reads them.
 //!
-//! At run time the gate cannot tell whether this qmail-remote reads such a file: it is not readable by qmailr (its
-//! mode is 0711). So the Makefile of a patched tree looks into qmail-remote.c, and qmail-rspawn has the answer. What
-//! the gate does not follow is told here: whoever runs `gate check` or `doctor` is mostly root, and can read both
-//! programs. What is in these files is never shown: there are passwords.
+//! The gate cannot find out at run time whether qmail-remote reads such a file: qmailr may not read the program (its
+//! mode is 0711). So the Makefile of a patched tree looks into qmail-remote.c, and puts the answer into qmail-rspawn.
+//! This module reports the files that the gate does not follow: `gate check` and `doctor` mostly run as root, and can
+//! read both programs. It never shows the contents of these files, because they have passwords.
 
 use std::fs;
 use std::path::Path;
 
 use qpatch_gate::sender::{Asked, BOUNCES, Reads};
 
-/// Such a file.
+/// A control file whose relays the gate and qmail-remote treat differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RelayFile {
-    /// Its name in control.
+    /// Its name in control/.
     pub(crate) name: &'static str,
     /// What chooses the relay there.
     chosen_by: &'static str,
     /// Whether this qmail-remote reads it.
     pub(crate) read: ReadByRemote,
-    /// What this qmail-rspawn does about it.
+    /// Whether this qmail-rspawn follows it.
     followed: FollowedByGate,
 }
 
-/// What a qmail-rspawn does about a file.
+/// Whether the gate in a qmail-rspawn follows a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FollowedByGate {
-    /// The gate never follows this one.
+    /// The gate cannot follow this file.
     Never,
-    /// It could, but this program was made from a tree whose qmail-remote.c does not read it, or by an earlier qpatch.
+    /// It could. But this program was built from a tree whose qmail-remote.c does not read the file, or by an earlier
+    /// qpatch.
     No,
-    /// It does.
+    /// It follows the file.
     Yes,
 }
 
 /// Whether qmail-remote reads a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadByRemote {
-    /// The program has the file's name.
+    /// The program contains the file's name.
     Yes,
-    /// There is no program, it may not be read, or it is a script.
+    /// There is no program, it cannot be read, or it is a script.
     Unknown,
-    /// The program does not have the file's name.
+    /// The program does not contain the file's name.
     No,
 }
 
-/// All that are known: authsenders of the SMTP AUTH patches by Erwin Hoffmann, which sagredo's, s/qmail's and other
-/// trees have; qmtproutes of the QMTP patches; moresmtproutes.cdb of IndiMail. Files that choose the machine's own
-/// address (outgoingip, domainips, domainbindings) send mail nowhere else.
+/// All such files that are known, each with what chooses the relay: authsenders of the SMTP AUTH patches by Erwin
+/// Hoffmann, which sagredo's, s/qmail's and other trees have; qmtproutes of the QMTP patches; moresmtproutes.cdb of
+/// IndiMail. Files that choose the machine's own address (outgoingip, domainips, domainbindings) do not send mail to a
+/// relay.
 const FILES: [(&str, &str); 3] = [
     ("authsenders", "the sender"),
     ("qmtproutes", "the recipient"),
     ("moresmtproutes.cdb", "the recipient"),
 ];
 
-/// Before what qmail-rspawn knows of qmail-remote; see gate_glue.c.
+/// In qmail-rspawn, the names of the files that qmail-remote reads stand behind this; see gate_glue.c.
 const MARK: &[u8] = b"qmail-remote reads:";
 
-/// A control file that is larger has no routes that somebody wrote; a program that is larger is none of qmail's.
+/// The largest file that is read, in bytes. No control file with routes and no program of qmail is larger.
 const MAX: u64 = 64 << 20;
 
-/// The files that `home` has and of which not everything is as it should be: qmail-remote reads one, or may read it,
-/// and the gate does not follow it; or the other way round.
+/// Returns the files in `home` that qmail-remote reads, or may read, and the gate does not follow; and those that the
+/// gate follows and qmail-remote does not read.
 pub(crate) fn find(home: &Path) -> Vec<RelayFile> {
     let there = FILES.into_iter().filter(|(name, _)| has_content(&home.join("control").join(name)));
     let there: Vec<_> = there.collect();
@@ -87,7 +89,8 @@ pub(crate) fn find(home: &Path) -> Vec<RelayFile> {
     found.filter(is_wrong).collect()
 }
 
-/// What the gate in this home's qmail-rspawn asks for relays beside smtproutes. Nothing where it cannot be read.
+/// Returns what the gate in this home's qmail-rspawn asks for relays beside smtproutes; nothing if the program cannot
+/// be read.
 pub(crate) fn followed(home: &Path) -> Reads {
     let path = home.join("bin/qmail-rspawn");
     let program = if is_regular(&path) { fs::read(path).ok() } else { None };
@@ -99,12 +102,12 @@ pub(crate) fn followed(home: &Path) -> Reads {
     Reads::parse(words)
 }
 
-/// Whether a line of smtproutes is for mail without a sender, and this home's gate follows it.
+/// Returns whether a line of smtproutes is for mail without a sender, and this home's gate follows it.
 pub(crate) fn is_for_bounces(host: &[u8], reads: Reads) -> bool {
     host == BOUNCES && reads.bounces == Asked::Yes
 }
 
-/// Those of the control files `names` that are there and that the qmail-remote of `home` reads, or may read.
+/// Returns the control files among `names` that exist and that the qmail-remote of `home` reads, or may read.
 pub(crate) fn read_by_remote<'n>(home: &Path, names: &[&'n str]) -> Vec<(&'n str, ReadByRemote)> {
     let has_bytes = |name: &str| {
         fs::metadata(home.join("control").join(name))
@@ -120,7 +123,7 @@ pub(crate) fn read_by_remote<'n>(home: &Path, names: &[&'n str]) -> Vec<(&'n str
 }
 
 impl RelayFile {
-    /// What is the matter with it.
+    /// Returns a message that says what is wrong.
     pub(crate) fn message(&self) -> String {
         let Self { name, chosen_by, read, followed } = self;
         if *followed == FollowedByGate::Yes {
@@ -138,7 +141,7 @@ impl RelayFile {
         )
     }
 
-    /// What can be done.
+    /// Returns what to do about it.
     pub(crate) fn help(&self) -> String {
         match self.followed {
             FollowedByGate::Never => format!(
@@ -156,7 +159,7 @@ fn is_regular(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() <= MAX)
 }
 
-/// Whether it is there and says something. What cannot be read may.
+/// Returns whether the file exists and has an effect. A file that cannot be read counts.
 fn has_content(path: &Path) -> bool {
     if !is_regular(path) {
         return false;
@@ -170,7 +173,8 @@ fn has_content(path: &Path) -> bool {
     }
 }
 
-/// What there is of qmail-remote, which a package or a wrapper may have renamed. None: it cannot be told.
+/// Returns the contents of qmail-remote, and of programs whose names begin with it, because a package or a wrapper
+/// may have renamed the program. `None`: there is none, one cannot be read, or one is a script.
 fn programs(bin: &Path) -> Option<Vec<Vec<u8>>> {
     let mut programs = Vec::new();
     for entry in fs::read_dir(bin).ok()?.flatten() {
@@ -180,7 +184,7 @@ fn programs(bin: &Path) -> Option<Vec<Vec<u8>>> {
             programs.push(fs::read(entry.path()).ok()?);
         }
     }
-    // A script runs something else.
+    // A script may run any program.
     let is_program = |bytes: &Vec<u8>| !bytes.starts_with(b"#!");
     (!programs.is_empty() && programs.iter().all(is_program)).then_some(programs)
 }
@@ -196,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_qmail_remote_reads_is_told() {
+    fn only_files_that_qmail_remote_reads_are_reported() {
         let home = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| {
             let path = home.path().join(name);

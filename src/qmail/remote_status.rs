@@ -24,7 +24,7 @@ pub struct RemoteStatus {
     pub pid: u32,
     /// When it wrote this, in seconds since 1970.
     pub written_secs: u64,
-    /// control/remoteserver: the deliveries that one server makes. 0: there is to be no server.
+    /// The number in control/remoteserver: the deliveries that one server makes. 0: no server is wanted.
     pub most: u64,
     /// The process of the server. 0: there is none now.
     pub server: u32,
@@ -34,14 +34,14 @@ pub struct RemoteStatus {
     pub by_exec: u64,
     /// Deliveries by fork and exec, as the tree does it by itself.
     pub by_spawn: u64,
-    /// Servers that have failed.
+    /// The number of servers that failed.
     pub failed: u64,
-    /// Why there is no server; empty if there may be one.
+    /// The reason why there is no server; empty if there may be one.
     pub reason: String,
 }
 
 impl RemoteStatus {
-    /// The records of a file; those that cannot be understood are left out.
+    /// Returns the records of a file, without those that cannot be read.
     pub fn parse(bytes: &[u8]) -> Vec<RemoteStatus> {
         bytes.chunks(RECORD).take(RECORDS_MAX).filter_map(Self::record).collect()
     }
@@ -67,8 +67,8 @@ impl RemoteStatus {
         })
     }
 
-    /// The records of the queue below `home`, which qmailr may write to: none if there is no such file, or if it is not
-    /// a regular file, cannot be read, or has more than 64 records.
+    /// Returns the records in the queue below `home`. qmailr may write that file, so it is read with care: there are no
+    /// records if the file is missing, is not a regular file, cannot be read, or has more than 64 records.
     pub fn read(home: &Path) -> Vec<RemoteStatus> {
         let most = (RECORDS_MAX * RECORD) as u64;
         match read_file(&home.join("queue/lock/remotestatus"), most) {
@@ -77,14 +77,14 @@ impl RemoteStatus {
         }
     }
 
-    /// The records of those qmail-rspawn that still run.
+    /// Returns the records of the qmail-rspawns that still run.
     pub fn running(home: &Path) -> Vec<RemoteStatus> {
         let mut all = Self::read(home);
         all.retain(|status| Path::new(&format!("/proc/{}", status.pid)).exists());
         all
     }
 
-    /// Deliveries for which qmail-remote was executed, in whichever way.
+    /// Returns the number of deliveries for which qmail-remote was executed, both ways together.
     pub fn executed(&self) -> u64 {
         self.by_exec.saturating_add(self.by_spawn)
     }

@@ -1,4 +1,4 @@
-//! `qpatch verify`: proves that a tree does what was promised, on the operator's machine and with
+//! `qpatch verify`: proves that a tree does what qpatch promises, on the operator's machine and with
 //! the operator's compiler.
 //!
 //! A proof works on a copy of the tree in a temporary directory. It runs as an unprivileged user,

@@ -1,4 +1,4 @@
-//! What several checks need.
+//! Helpers of several checks: findings, limits in words, and the running daemons.
 #![forbid(unsafe_code)]
 
 use crate::doctor::facts::Facts;

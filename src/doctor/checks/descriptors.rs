@@ -1,4 +1,5 @@
-//! Whether the spawners can open as many descriptors as they need: in the shell, running, and after the next start.
+//! Checks whether the spawners can open enough descriptors: if started from this shell, as they run now, and after the
+//! next start.
 #![forbid(unsafe_code)]
 
 use super::super::facts::Facts;
@@ -25,7 +26,7 @@ pub(super) fn shell_files(facts: &Facts, deliveries: u64) -> Finding {
     if enough(limits.files, needed) {
         finding(NAME, CheckVerdict::Ok, found)
     } else if enough(limits.files_hard, needed) {
-        // Only what is started from here is concerned, and it can help itself.
+        // This matters only for programs that are started from this shell, which can raise the limit.
         finding(
             NAME,
             CheckVerdict::Ok,
@@ -100,7 +101,8 @@ pub(super) fn replaced(facts: &Facts) -> Finding {
     finding(NAME, CheckVerdict::Ok, "the installed programs are those that run")
 }
 
-/// Where a limit of descriptors is to be raised: where one is set that is too low, else where qmail is started.
+/// Adds the fixes for a limit of descriptors: the lines that set a limit that is too low, or else the place where
+/// qmail is started.
 fn raise_files(facts: &Facts, needed: u64, mut to: Finding) -> Finding {
     for judged in judge(facts, Limited::OpenFiles, needed) {
         if judged.allows == Some(false) {
@@ -148,7 +150,7 @@ fn judge(facts: &Facts, what: Limited, needed: u64) -> Vec<Judged<'_>> {
 }
 
 impl Judged<'_> {
-    /// Whether it is surely too low: not only likely, and not only under a condition.
+    /// Returns whether the limit is certainly too low: not only probably, and not only under a condition.
     fn is_low(&self) -> bool {
         let is_certain = match &self.pair.soft.source {
             LimitSource::Inherited(given) => given.certain,
@@ -157,7 +159,7 @@ impl Judged<'_> {
         self.allows == Some(false) && !self.is_one_of_several && is_certain
     }
 
-    /// What was found, and what has no effect although it looks as if it had.
+    /// Returns what was found, and the lines that seem to set the limit but have no effect.
     fn detail(&self, needed: u64) -> String {
         let detail = self.what(needed);
         match &self.pair.soft.source {
@@ -224,7 +226,7 @@ impl Judged<'_> {
     fn raise(&self, needed: u64, to: Finding) -> Finding {
         let fix = match &self.pair.soft.source {
             LimitSource::Set(setting) => match self.pair.soft.value {
-                // The number is high enough: what it is started with is not.
+                // The number in the line is high enough; the hard limit is not.
                 LimitValue::AtMost(most) if most >= needed => return to,
                 _ => Fix { place: setting.place(), line: setting.with(needed) },
             },
@@ -232,7 +234,7 @@ impl Judged<'_> {
                 Some((place, line)) => {
                     Fix { place: place.clone(), line: format!("{line}{needed}") }
                 }
-                // A script can raise it, a unit has what process 1 lets it have.
+                // A script can raise it. A unit cannot exceed the limit of process 1.
                 None if self.what == Limited::OpenFiles && self.start.unit.is_none() => {
                     self.insert(needed)
                 }
@@ -255,7 +257,7 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     let needed = files_for(deliveries);
     let processes = deliveries + OTHER_PROCESSES;
     let files = judge(facts, Limited::OpenFiles, needed);
-    // Where nothing limits the processes of a user, the kernel gives half of threads-max, which has a check of its own.
+    // If nothing limits the processes of a user, the kernel's limit is half of threads-max, which has its own check.
     let set = |judged: &Judged<'_>| judged.pair.soft.source != LimitSource::NotFound;
     let users: Vec<_> =
         judge(facts, Limited::Processes, processes).into_iter().filter(set).collect();
@@ -268,7 +270,7 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
         }
         return low;
     }
-    // What runs has got enough from where nothing could be seen.
+    // If the running daemons have enough, what starts them gives enough, even if it could not be seen.
     let runs = running(facts).is_ok_and(|daemons| {
         daemons
             .iter()
@@ -311,7 +313,7 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     } else {
         format!("{starters}: the limits are high enough")
     };
-    // What is started from outside of a container is not bound to what its process 1 allows.
+    // A program that is started from outside the container is not bound by the limits of its process 1.
     let is_script = |judged: &Judged<'_>| {
         matches!(judged.pair.soft.source, LimitSource::Set(_)) && judged.start.unit.is_none()
     };

@@ -1,4 +1,5 @@
-//! What the machine has: memory, ports, pipes, connections, the compiler, the queue's file system.
+//! Checks what the machine has: memory, pipes, ports, tracked connections, the compiler, and the file system of the
+//! queue.
 #![forbid(unsafe_code)]
 
 use super::super::facts::{Compiler, Facts, Libc};
@@ -7,13 +8,13 @@ use super::super::process::Measure;
 use super::common::{SYSCTL, finding, names, unknown};
 use super::processes::raise;
 
-/// What one waiting qmail-remote costs the machine where none runs that could be measured, in KiB. Of 600 of
-/// netqmail-1.06 (gcc -O2, glibc 2.36, no TLS), connected to a server that says nothing, each has taken 117 of memory
-/// (Pss), 39 of page tables, and what the kernel keeps of a process; linked statically 74 and 38. Its resident size
-/// (RSS) is 1400, nearly all of it shared.
+/// The memory of one waiting qmail-remote in KiB, if none runs that could be measured. Measured with 600 of
+/// netqmail-1.06 (gcc -O2, glibc 2.36, no TLS), each connected to a silent server: 117 of memory (Pss), 39 of page
+/// tables, and the kernel's own share; linked statically 74 and 38. The resident size (RSS) is 1400, nearly all of it
+/// shared.
 const REMOTE_KIB: u64 = 200;
 
-/// What the kernel keeps of a process that is in none of its own figures: its stack, 16 KiB, and its structures and
+/// The memory that the kernel keeps for a process beside these figures, in KiB: a stack of 16 KiB, structures and a
 /// socket.
 const KERNEL_KIB: u64 = 40;
 
@@ -84,10 +85,10 @@ pub(super) fn memory(facts: &Facts, remote: u64) -> Finding {
         .fix(facts.home.join("control/concurrencyremote").display().to_string(), fits.to_string())
 }
 
-/// Pages that a pipe has, and those that it has once its user has fs.pipe-user-pages-soft of them.
+/// The pages of a pipe, and of a new pipe of a user who has more than fs.pipe-user-pages-soft.
 const PIPE_PAGES: (u64, u64) = (16, 2);
 
-/// qmail-rspawn has one pipe for each delivery, and runs as qmailr, to whom the limits of pipes apply.
+/// Checks the limits on pipes: qmail-rspawn has one pipe for each delivery, and runs as qmailr, to whom they apply.
 pub(super) fn pipes(facts: &Facts, remote: u64) -> Finding {
     const NAME: &str = "pipes";
     let (soft, hard) = match &facts.pipe_pages {
@@ -115,7 +116,7 @@ pub(super) fn pipes(facts: &Facts, remote: u64) -> Finding {
             format!("fs.pipe-user-pages-hard limits none{shrinks}"),
         );
     }
-    // Beyond the soft limit each new one is small; a hard limit below it lets none be.
+    // Beyond the soft limit each new pipe is small. A hard limit below the soft one allows no small pipes.
     let most = if hard <= soft || soft == 0 {
         hard / PIPE_PAGES.0
     } else {

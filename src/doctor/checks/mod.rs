@@ -1,4 +1,4 @@
-//! Judging: pure functions from [`Facts`] to [`Finding`]s.
+//! The checks: pure functions from [`Facts`] to [`Finding`]s.
 #![forbid(unsafe_code)]
 
 mod common;
@@ -11,8 +11,8 @@ use super::facts::Facts;
 use super::finding::Finding;
 use super::options::Options;
 
-/// The number of remote deliveries that the findings are about: what was asked for, or what control/concurrencyremote
-/// says; never more than conf-spawn.
+/// Returns the number of remote deliveries that the findings are about: the number that was asked for, or else the
+/// number in control/concurrencyremote, but not more than conf-spawn.
 pub fn concurrency(facts: &Facts, options: &Options) -> u32 {
     let wanted = options.concurrency.or(facts.remote.as_ref().ok().copied()).unwrap_or(20);
     match &facts.spawn {
@@ -21,7 +21,7 @@ pub fn concurrency(facts: &Facts, options: &Options) -> u32 {
     }
 }
 
-/// Every check, in the order in which the things come into play.
+/// Runs all checks: qmail's settings first, then the limits of processes, then the machine.
 pub fn all(facts: &Facts, concurrency: u32) -> Vec<Finding> {
     let remote = u64::from(concurrency);
     let local = u64::from(facts.local.as_ref().copied().unwrap_or(10));
@@ -67,7 +67,7 @@ mod tests {
     use crate::doctor::process::{ControlGroup, Daemons, Measure, ProcessLimits, RemoteMemory};
     use crate::doctor::{CheckVerdict, DoctorReport, Fix};
 
-    /// qmail's rc, which is started with so many descriptors by a line of its own.
+    /// qmail's rc with a line that sets the limit of descriptors to `value`.
     fn start(value: LimitValue) -> Start {
         let setting =
             Rc::new(Setting::new(Limited::OpenFiles, value, "/q/rc", 2, "ulimit -n 4000", "4000"));
@@ -87,7 +87,7 @@ mod tests {
         }
     }
 
-    /// The same without that line.
+    /// The same without that line: it has the limit of what starts it.
     fn start_given(soft: u64, certain: bool) -> Start {
         let by = Rc::new(InheritedLimit { by: "the default".to_owned(), certain, raise: None });
         let pair = LimitPair::inherited(LimitValue::Number(soft), LimitValue::Number(soft), &by);
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_fd_set_is_no_hindrance() {
+    fn a_fixed_fd_set_is_fine() {
         let compiler = Compiler { libc: Libc::Nameless, fortify: 0 };
         let facts = Facts { compiler: Ok(compiler), ..healthy() };
         let finding = found(&facts, "C library");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_seen_is_unknown_and_says_why() {
+    fn a_fact_that_cannot_be_seen_is_unknown_and_says_why() {
         let facts = Facts {
             spawn: Err("no showctl".to_owned()),
             shell: Err("no proc".to_owned()),
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_counts_in_place_of_the_file_is_told() {
+    fn the_limits_that_count_instead_of_the_file_are_named() {
         let limits = |text: &[u8], in_force| {
             let facts = Facts { caps: Ok(Some(caps(text))), in_force, ..healthy() };
             let finding = found(&facts, "domain limits");
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limits_per_domain_are_worth_a_thought() {
+    fn no_limits_per_domain_is_a_note() {
         let finding = found(&Facts { caps: Ok(None), ..healthy() }, "domain limits");
         assert_eq!(
             finding.to_string(),
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_is_the_smaller_of_what_is_set_and_what_is_built() {
+    fn the_plan_is_the_smaller_of_concurrencyremote_and_conf_spawn() {
         let facts = Facts { remote: Ok(5000), ..healthy() };
         assert_eq!(concurrency(&facts, &Options::default()), 1000);
         let options = Options { concurrency: Some(3000), ..Options::default() };
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_with_few_descriptors_is_told_where_it_is_started() {
+    fn a_daemon_with_few_descriptors_is_fixed_where_it_is_started() {
         let mut facts = healthy();
         if let Ok(daemons) = &mut facts.daemons {
             daemons.ours[1].limits =
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_certain_is_a_warning() {
+    fn only_a_certain_limit_is_a_warning() {
         let verdict = |start: Start, runs: bool| {
             let mut facts =
                 Facts { launch: Launch { starts: vec![start], ..Launch::default() }, ..healthy() };
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_judged_by_what_runs_where_something_runs() {
+    fn memory_is_judged_by_running_qmail_remotes_if_there_are_any() {
         let facts = Facts { memory_kib: Ok(100 << 10), ..healthy() };
         assert_warns(&facts, "memory", "/q/control/concurrencyremote", "512");
         let remotes = |kib| Some(RemoteMemory { count: 10, kib, measure: Measure::Proportional });
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_those_that_the_gate_counts_by() {
+    fn limits_are_read_as_the_gate_reads_them() {
         let told = |text: &str| {
             found(&Facts { caps: Ok(Some(caps(text.as_bytes()))), ..healthy() }, "domain limits")
         };
@@ -544,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn relays_that_do_not_count_are_told() {
+    fn relays_that_the_gate_does_not_follow_are_reported() {
         let relay_warnings = vec![("authsenders chooses".to_owned(), "do this".to_owned())];
         let facts = Facts { relay_warnings: relay_warnings.clone(), ..healthy() };
         let finding = found(&facts, "relays");

@@ -1,4 +1,4 @@
-//! Whether as many processes can run: of qmailr, of qmail's unit and its control group, and of the machine.
+//! Checks whether enough processes can run: of the user qmailr, in qmail's unit and control group, and on the machine.
 #![forbid(unsafe_code)]
 
 use super::super::facts::Facts;
@@ -25,7 +25,7 @@ pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
         Ok(daemons) => daemons,
         Err(why) => {
             return match conf {
-                // Daemons that a supervisor starts do not get these limits, those from a login shell do.
+                // These limits apply to daemons that are started from a login shell, not to those of a supervisor.
                 Some(setting) => with_conf(finding(
                     NAME,
                     CheckVerdict::Warn,
@@ -57,7 +57,7 @@ pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
                     limit_text(limits.processes)
                 ),
             )
-            // dash has the letter p for it.
+            // In dash the letter is p.
             .fix(
                 "where qmail is started, before it",
                 format!("ulimit -u {needed} || ulimit -p {needed}"),
@@ -66,7 +66,7 @@ pub(super) fn user_processes(facts: &Facts, remote: u64) -> Finding {
     }
 }
 
-/// Settings of systemd units that stop mail.
+/// Checks the units that start qmail for settings that stop mail.
 pub(super) fn unit_settings(facts: &Facts) -> Finding {
     const NAME: &str = "unit settings";
     let services = &facts.launch.services;
@@ -88,7 +88,7 @@ pub(super) fn unit_settings(facts: &Facts) -> Finding {
     })
 }
 
-/// How a ceiling of a unit is raised: in its own line, or by a new one.
+/// Adds the fix that raises a ceiling of a unit: in the line that sets it, or in a new line.
 pub(super) fn raise(found: Finding, ceiling: &Ceiling, value: &str, number: u64) -> Finding {
     match &ceiling.setting {
         Some(setting) if value.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -156,10 +156,10 @@ pub(super) fn unit_processes(facts: &Facts, deliveries: u64) -> Finding {
     }
 }
 
-/// What systemd sets on 64 bits.
+/// The pid_max that systemd sets on 64 bits.
 const PID_MAX: u64 = 4_194_304;
 
-/// What a kernel has of itself, and all that one of 32 bits can have.
+/// The default pid_max of the kernel, which is also the most on 32 bits.
 const PID_MAX_KERNEL: u64 = 32_768;
 
 pub(super) fn kernel_processes(facts: &Facts, deliveries: u64) -> Finding {

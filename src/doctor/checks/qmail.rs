@@ -1,4 +1,4 @@
-//! What qmail itself is set up for: its control files, and the limits per domain.
+//! Checks qmail's own settings: conf-spawn, the limits per domain, relays, and the fork server.
 #![forbid(unsafe_code)]
 
 use qpatch_gate::status::InForce;
@@ -121,7 +121,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
     .fix(format!("or {} line {first}", file.display()), format!("{subject}:{concurrency}{rest}"))
 }
 
-/// What a line is about, its limit, and what is behind that. Nothing of what may be a password.
+/// Returns what a line is for, its limit, and the rest. Leaves out what may be a password.
 fn parts(line: &[u8]) -> Option<(String, String, String)> {
     let line = line.trim_ascii_end();
     let (subject, rest) = line.split_at(table::subject_len(line)?);
@@ -132,7 +132,7 @@ fn parts(line: &[u8]) -> Option<(String, String, String)> {
     Some((text(limit_text), text(&rest[1..end]), text(&rest[end..])))
 }
 
-/// How qmail-remote is started, where control/remoteserver asks for a fork server.
+/// Checks how qmail-remote is started, if control/remoteserver asks for a fork server.
 pub(super) fn starts(facts: &Facts) -> Option<Finding> {
     const NAME: &str = "fork server";
     let wanted = facts.remote_server.as_deref()?;
@@ -164,14 +164,14 @@ pub(super) fn starts(facts: &Facts) -> Option<Finding> {
     })
 }
 
-/// Relays that the gate does not look up.
+/// Checks for relays that the gate does not follow.
 pub(super) fn relays(facts: &Facts) -> Finding {
     const NAME: &str = "relays";
     let Some((message, _)) = facts.relay_warnings.first() else {
         return finding(NAME, CheckVerdict::Ok, "none but those of control/smtproutes");
     };
     let verdict = match &facts.caps {
-        // Without limits there is nothing that could count in a wrong way.
+        // Without limits, nothing can be counted wrongly.
         Ok(None) => CheckVerdict::Ok,
         _ => CheckVerdict::Note,
     };

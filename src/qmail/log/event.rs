@@ -1,21 +1,21 @@
-//! What a line of qmail-send says, behind the time and whatever else a logger puts before it.
+//! Parses what qmail-send says in a line, without the time and other words that a logger puts before it.
 //!
-//! Read in qmail-1.01, qmail-1.03, netqmail, notqmail, trees with supplemental channels, and IndiMail, whose
-//! qmail-send serves one of several queues and ends its lines with the queue's name; there a delivery's number may be
-//! followed by a dot and a name of the instance (QIDENT). What qmail-send writes of addresses and reports has `_` for
-//! each byte that is not a printable one, and for spaces and `%`, and `/` for a line feed: so the first space ends
-//! it.
+//! The format was read in the sources of qmail-1.01, qmail-1.03, netqmail, notqmail, trees with supplemental
+//! channels, and IndiMail. IndiMail's qmail-send serves one of several queues, and ends its lines with the name of
+//! the queue; a dot and a name of the instance (QIDENT) may follow a delivery's number. In addresses and reports,
+//! qmail-send writes `_` for spaces, `%` and bytes that are not printable, and `/` for a line feed. So the first
+//! space ends them.
 
-/// What a line tells.
+/// What a line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// A delivery has been handed to a spawner.
     Start {
-        /// Its number, which counts up from 1 in a qmail-send's life.
+        /// Its number. It counts from 1 since qmail-send started.
         number: u64,
         /// The message's number in the queue.
         message: u64,
-        /// `local`, `remote`, or the name of a further channel, which goes to a qmail-rspawn, too.
+        /// `local`, `remote`, or the name of a supplemental channel, which goes to a qmail-rspawn, too.
         channel: &'a [u8],
         /// The address.
         recipient: &'a [u8],
@@ -29,14 +29,14 @@ pub enum Event<'a> {
         /// What the report says.
         text: &'a [u8],
     },
-    /// How many deliveries run, and may.
+    /// How many deliveries run, and how many may.
     Status(Status<'a>),
     /// A message has been found in queue/todo.
     NewMessage {
         /// Its number.
         message: u64,
     },
-    /// A message is done with.
+    /// A message is done.
     EndMessage {
         /// Its number.
         message: u64,
@@ -58,7 +58,7 @@ pub struct Status<'a> {
 }
 
 impl<'a> Status<'a> {
-    /// The channels, each with how many deliveries run on it and how many may.
+    /// Returns the channels, each with how many deliveries run on it and how many may.
     pub fn channels(self) -> impl Iterator<Item = (&'a [u8], u32, u32)> {
         let words = self.figures.split(|&byte| byte == b' ').filter(|word| !word.is_empty());
         let pairs = words.clone().zip(words.skip(1));
@@ -70,7 +70,7 @@ impl<'a> Status<'a> {
         })
     }
 
-    /// How many may run on this channel.
+    /// Returns how many may run on this channel.
     #[must_use]
     pub fn limit(self, channel: &[u8]) -> Option<u32> {
         self.channels().find(|&(name, ..)| name == channel).map(|(_, _, limit)| limit)
@@ -84,21 +84,20 @@ pub enum End {
     Success,
     /// It bounces.
     Failure,
-    /// It is tried again.
+    /// It is retried.
     Deferral,
     /// qmail-send did not understand the report.
     Mangled,
-    /// A gate has answered: it was not tried, and comes again when the gate calls it.
+    /// A gate answered that it was not tried. It starts again when the gate calls it.
     Busy,
-    /// A gate has answered: it was not tried, because nothing gets through to its server, or by the operator's rule.
-    /// It comes again at its own time.
+    /// A gate answered that it was not tried, because its server does not answer or by the operator's rule. It is
+    /// retried at its own time.
     Suspended,
-    /// A gate's answer, too: it was tried, and refused because there were too many. It comes again when the gate
-    /// calls it.
+    /// A gate answered that the server refused it because there were too many. It starts again when the gate calls it.
     Refused,
 }
 
-/// How long a gate says that it held a delivery, and how long it ran then, in microseconds.
+/// How long a gate held a delivery, and how long it ran then, as the gate says; in microseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldTimes {
     /// Before it started.
@@ -107,17 +106,17 @@ pub struct HoldTimes {
     pub ran_us: u64,
 }
 
-/// An event, and whose it is.
+/// An event, and the qmail-send that it is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoggedEvent<'a> {
     /// What happened.
     pub event: Event<'a>,
-    /// The name of the queue and of the instance, where the line says them: numbers of deliveries and messages count
-    /// within.
+    /// The names of the queue and of the instance; empty if the line has none. The numbers of deliveries and messages
+    /// are unique within them.
     pub queue: [&'a [u8]; 2],
 }
 
-/// Lines of qmail-send that have nothing to do with deliveries begin so.
+/// Lines of qmail-send that are not about deliveries begin with one of these.
 const OTHERS: [&[u8]; 14] = [
     b"info msg ",
     b"double bounce",
@@ -136,7 +135,7 @@ const OTHERS: [&[u8]; 14] = [
 ];
 const COMPLAINTS: [&[u8]; 3] = [b"warning:", b"alert:", b"warn:"];
 
-/// Reads a line; None if it is none of qmail-send's.
+/// Parses a line; `None` if it is not from qmail-send.
 #[must_use]
 pub fn parse(text: &[u8]) -> Option<LoggedEvent<'_>> {
     let plain = |event| Some(LoggedEvent { event, queue: [b"", b""] });
@@ -184,14 +183,14 @@ pub fn parse(text: &[u8]) -> Option<LoggedEvent<'_>> {
     if COMPLAINTS.iter().any(|complaint| text.starts_with(complaint)) {
         return plain(Event::Complaint);
     }
-    // qmail-1.01; later ones make a status line of it.
+    // qmail-1.01. Later versions write a status line.
     if text == b"exiting" {
         return plain(Event::Exiting);
     }
     OTHERS.iter().any(|other| text.starts_with(other)).then(|| plain(Event::Other))?
 }
 
-/// Returns whether a line is about a delivery by its first words, so that it should be one that [`parse`] reads.
+/// Returns whether the first words of a line say that it is about a delivery, so that [`parse`] should understand it.
 #[must_use]
 pub fn is_meant_as_delivery(text: &[u8]) -> bool {
     text.strip_prefix(b"starting ")
@@ -201,14 +200,14 @@ pub fn is_meant_as_delivery(text: &[u8]) -> bool {
         .is_some_and(u8::is_ascii_digit)
 }
 
-/// A decimal number, and what is behind it.
+/// Returns the decimal number at the start, and the rest.
 pub(super) fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     let end = text.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
     let digits = std::str::from_utf8(&text[..end]).ok()?;
     Some((digits.parse().ok()?, &text[end..]))
 }
 
-/// The number of a delivery, the name of the instance that may be behind it, and the rest.
+/// Returns the number of a delivery, the name of the instance, if there is one, and the rest.
 fn delivery(text: &[u8]) -> Option<(u64, &[u8], &[u8])> {
     let (number, rest) = number(text)?;
     let Some(named) = rest.strip_prefix(b".") else { return Some((number, b"", rest)) };
@@ -216,13 +215,13 @@ fn delivery(text: &[u8]) -> Option<(u64, &[u8], &[u8])> {
     Some((number, &named[..end], &named[end..]))
 }
 
-/// What is before the first space, and behind it.
+/// Returns the text before the first space, and the text behind it.
 fn word(text: &[u8]) -> (&[u8], &[u8]) {
     let end = text.iter().position(|&byte| byte == b' ').unwrap_or(text.len());
     (&text[..end], text.get(end + 1..).unwrap_or_default())
 }
 
-/// The last word: the name of a queue, if there is one.
+/// Returns the last word: the name of a queue, if there is one.
 fn name(text: &[u8]) -> &[u8] {
     text.trim_ascii().rsplit(|&byte| byte == b' ').next().unwrap_or_default()
 }
@@ -240,7 +239,7 @@ fn end(text: &[u8]) -> Option<(End, &[u8], &[u8])> {
     let (word, end) = ENDS.iter().find(|(word, _)| text.starts_with(word))?;
     let (said, queue) = self::word(&text[word.len()..]);
     let whole = without_end(without_times(said));
-    // As the gate ends its texts; see its host.rs.
+    // The gate ends its texts so; see gate/src/host/.
     let not_tried = [&b";_not_tried._(#4.4.5)"[..], b";_not_tried._(#4.4.1)"]
         .iter()
         .find_map(|ending| whole.strip_suffix(*ending));
@@ -253,35 +252,35 @@ fn end(text: &[u8]) -> Option<(End, &[u8], &[u8])> {
     Some((end, said, queue))
 }
 
-/// A report without its last line feed, which some forks do not log.
+/// Returns a report without its last line feed, which some forks do not log.
 fn without_end(text: &[u8]) -> &[u8] {
     let text = text.trim_ascii_end();
     text.strip_suffix(b"/").unwrap_or(text)
 }
 
-/// `..._for_73_s`
+/// Returns whether a text ends as `..._for_73_s`.
 fn is_for_a_time(why: &[u8]) -> bool {
     let Some(rest) = why.strip_suffix(b"_s") else { return false };
     let digits = rest.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
     digits > 0 && rest[..rest.len() - digits].ends_with(b"_for_")
 }
 
-/// The report that a gate did not pass on, because there were too many.
+/// Returns the server's reply that a gate quotes if the server refused a delivery because there were too many.
 #[must_use]
 pub fn refused(text: &[u8]) -> Option<&[u8]> {
     const WORDS: &[u8] = b";_to_be_tried_again:_";
     let rest = without_end(without_times(text)).strip_suffix(b"_(#4.4.5)")?;
-    // The key is before it, which has no such word.
+    // The key stands before it, and has no such word.
     const REFUSED: &[u8] = b"_refused_this_one";
     let start = rest.windows(REFUSED.len()).position(|window| window == REFUSED)?;
     let at = start + rest[start..].windows(WORDS.len()).position(|window| window == WORDS)?;
     rest.get(at + WORDS.len()..)
 }
 
-/// The last line of a report that a gate has held: `Held_3.214_s,_ran_2.001_s./`.
+/// The last line of the report of a delivery that a gate held: `Held_3.214_s,_ran_2.001_s./`.
 const HELD: &[u8] = b"Held_";
 
-/// How long a delivery was held, if a gate says so at the end of its report.
+/// Returns how long a delivery was held, if the last line of its report says so.
 #[must_use]
 pub fn held(text: &[u8]) -> Option<HoldTimes> {
     let (_, line) = times_line(text)?;
@@ -290,7 +289,7 @@ pub fn held(text: &[u8]) -> Option<HoldTimes> {
     (rest == b"_s.").then_some(HoldTimes { held_us, ran_us })
 }
 
-/// The report without the line of a gate that says how long it was held.
+/// Returns the report without the gate's line about how long it was held.
 #[must_use]
 pub fn without_times(text: &[u8]) -> &[u8] {
     match (held(text), times_line(text)) {
@@ -299,14 +298,14 @@ pub fn without_times(text: &[u8]) -> &[u8] {
     }
 }
 
-/// What may be the last line of a report, without its end, and what is before it.
+/// Returns what comes before the last line of a report, and that line without its end.
 fn times_line(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let whole = without_end(text);
     let at = whole.iter().rposition(|&byte| byte == b'/').map_or(0, |at| at + 1);
     Some((&text[..at], &whole[at..]))
 }
 
-/// `3.214`, in microseconds.
+/// Returns a number such as `3.214`, in microseconds, and the rest.
 fn millis(text: &[u8]) -> Option<(u64, &[u8])> {
     let (secs, rest) = number(text)?;
     let digits = rest.strip_prefix(b".")?;

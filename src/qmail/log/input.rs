@@ -1,7 +1,7 @@
-//! The files of a log: in their order, packed or not, line by line.
+//! Reads the files of a log line by line, compressed or not.
 //!
-//! gzip, xz, zstd and bzip2 are left to the system's programs of these names: whoever packs logs has them, they know
-//! every variant of their formats, and four more libraries would be for this alone.
+//! The system's own gzip, xz, zstd and bzip2 decompress: a machine with compressed logs has them, they know every
+//! variant of their formats, and otherwise qpatch would need four libraries for this alone.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,10 +10,11 @@ use std::process::{Child, Command, Stdio};
 
 use crate::error::Error;
 
-/// A line that is longer is cut: no line about a delivery's start is, and ends are told by their beginnings.
+/// The longest line, in bytes; the rest is cut off. A line about the start of a delivery is never longer, and the
+/// start of a line is enough to recognise the end of a delivery.
 pub(super) const LINE_MAX: usize = 256 << 10;
 
-/// What files of packed bytes begin with, and the program that unpacks them.
+/// The first bytes of compressed files, and the programs that decompress them.
 const PACKED: [(&[u8], &str); 4] = [
     (b"\x1f\x8b", "gzip"),
     (b"\xfd7zXZ\0", "xz"),
@@ -27,7 +28,7 @@ pub(super) struct Source {
     pub(super) name: String,
     input: BufReader<Box<dyn Read>>,
     unpacker: Option<(Child, &'static str)>,
-    /// How many lines have been read.
+    /// The number of lines read.
     pub(super) lines: u64,
 }
 
@@ -37,16 +38,16 @@ impl std::fmt::Debug for Source {
     }
 }
 
-/// Whether a file came to its end.
+/// Whether a file was complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     Whole,
-    /// It is packed, and what unpacks it says this of its end.
+    /// The program that decompresses it reports an error.
     Cut(String),
 }
 
 impl Source {
-    /// `-` is standard input.
+    /// Opens a file; `-` is standard input.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         if path == Path::new("-") {
             return Self::new("standard input".to_string(), Box::new(io::stdin()));
@@ -79,13 +80,13 @@ impl Source {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::new(&name, format!("no pipe to {program}"), ""));
         };
-        // It ends with the input, or when the program does: then there is nobody to write to.
+        // The thread ends with its input, or when the program ends.
         std::thread::spawn(move || feed(whole, stdin));
         let input = BufReader::with_capacity(1 << 16, Box::new(stdout) as Box<dyn Read>);
         Ok(Self { name, input, unpacker: Some((child, program)), lines: 0 })
     }
 
-    /// The next line without its end, in `line`, which is used again. False at the end.
+    /// Reads the next line, without its end, into `line`. Returns false at the end.
     pub(super) fn next_line(&mut self, line: &mut Vec<u8>) -> Result<bool, Error> {
         let read = next_line(&mut self.input, line);
         let read =
@@ -94,12 +95,12 @@ impl Source {
         Ok(read)
     }
 
-    /// After the last line.
+    /// Closes the file after the last line, and returns whether it was complete.
     pub(super) fn close(mut self) -> Ending {
         let Some((mut child, program)) = self.unpacker.take() else { return Ending::Whole };
         let mut said = String::new();
         if let Some(stderr) = child.stderr.take() {
-            // What it says beyond this nobody would read.
+            // The first 4096 bytes are enough.
             let _ = stderr.take(4096).read_to_string(&mut said);
         }
         match child.wait() {
@@ -121,7 +122,7 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         if let Some((child, _)) = &mut self.unpacker {
-            // It was not read to its end.
+            // It was not read to the end.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -129,7 +130,7 @@ impl Drop for Source {
 }
 
 fn feed(mut from: impl Read, mut to: impl Write) {
-    // What cannot be read or written here, the program says at its other end: its input is cut.
+    // After an error here, the program's input is cut, and the program reports that.
     let _ = io::copy(&mut from, &mut to);
 }
 
@@ -159,7 +160,7 @@ fn next_line(input: &mut dyn BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     }
 }
 
-/// Whether a file can be opened. Only plain files are: opening a FIFO has consequences.
+/// Checks that a file can be opened. Opens only regular files, because to open a FIFO has an effect on its writer.
 pub(super) fn check(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         let help = "name the files in it: the order does not matter";
@@ -172,7 +173,7 @@ pub(super) fn check(path: &Path) -> Result<(), Error> {
     File::open(path).map_err(|error| Error::io(path, "open the log", &error)).map(drop)
 }
 
-/// Files that can be read twice.
+/// Returns whether all are regular files, which can be read twice.
 pub(super) fn are_plain_files(paths: &[PathBuf]) -> bool {
     paths.iter().all(|path| path.metadata().is_ok_and(|metadata| metadata.is_file()))
 }

@@ -1,33 +1,33 @@
-//! A line of a log: times, hosts, programs and containers first, and then what qmail-send says.
+//! Parses a line of a log: first times, hosts, programs and containers, then what qmail-send says.
 //!
-//! What is before qmail-send's words is read word by word, so that it does not matter in which order loggers have put
-//! it there: syslog's host and program, a facility, a container, the words of RFC 5424. Where there are several times,
-//! the most exact one counts, and of these the last, which was written first.
+//! The words before qmail-send's are read one by one, so loggers may put them in any order: syslog's host and
+//! program, a facility, a container, the words of RFC 5424. If there are several times, the most exact one counts. If
+//! several are equally exact, the last one counts, which was written first.
 
 use super::event::{self, Event, LoggedEvent};
 use super::stamp::{Numbers, Stamp, stamp};
 
-/// So many words may be before qmail-send's.
+/// The most words before qmail-send's.
 const WORDS: usize = 12;
 
 /// A line of qmail-send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// When. None where the logger wrote no time.
+    /// Its time; `None` if the logger wrote none.
     pub stamp: Option<Stamp>,
-    /// Which host, program and queue it is from: lines with the same one belong together, numbers of deliveries count
-    /// within.
+    /// A hash of its host, program and queue. Lines with the same origin belong together, and numbers of deliveries are
+    /// unique among them.
     pub origin: u64,
-    /// The program or container, for people; empty if none is named.
+    /// The program or container, for messages; empty if none is named.
     pub tag: &'a [u8],
     /// What it says.
     pub event: Event<'a>,
 }
 
-/// A line that cannot be used.
+/// A line that is not from qmail-send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreign<'a> {
-    /// Whether it has a time.
+    /// Its time, if it has one.
     pub stamp: Option<Stamp>,
     /// The program that wrote it, if it is named.
     pub tag: &'a [u8],
@@ -35,10 +35,10 @@ pub struct Foreign<'a> {
     pub is_broken: bool,
 }
 
-/// Reads a line. `outer` is the time that was outside of it, if there was any, and `source` stands for who wrote it.
+/// Parses a line. `outer` is the time that its record has, if there is one, and `source` a hash of the record's writer.
 ///
 /// # Errors
-/// It is none of qmail-send's.
+/// The line is not from qmail-send.
 pub fn read<'a>(
     line: &'a [u8],
     outer: Option<Stamp>,
@@ -80,7 +80,7 @@ pub fn read<'a>(
         if word.ends_with(b":") && tag.is_empty() {
             tag = name;
         }
-        // Numbers are of processes: a logger may be started anew for each line.
+        // A number is a process, which may differ for each line, so it names no origin.
         if !name.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') {
             origin = mixed(origin, name);
         }
@@ -88,7 +88,7 @@ pub fn read<'a>(
     Err(Foreign { stamp: best, tag, is_broken })
 }
 
-/// Behind `<22>` and `<22>1 `, as syslog sends lines.
+/// Returns the text behind `<22>` or `<22>1 `, which syslog puts before a line.
 fn priority(line: &[u8]) -> &[u8] {
     let Some(rest) = line.strip_prefix(b"<") else { return line };
     match event::number(rest) {
@@ -99,13 +99,13 @@ fn priority(line: &[u8]) -> &[u8] {
     }
 }
 
-/// Behind the byte order mark that RFC 5424 has before UTF-8.
+/// Returns the text behind the byte order mark that RFC 5424 puts before UTF-8.
 fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
 }
 
-/// Behind the structured data of RFC 5424: `[meta sequenceId="5"][origin ip="192.0.2.1"] `. It differs from line to
-/// line, so it names no origin. Brackets without a parameter are none: other loggers have such.
+/// Returns the text behind the structured data of RFC 5424: `[meta sequenceId="5"][origin ip="192.0.2.1"] `. It differs
+/// from line to line, so it names no origin. Brackets without a parameter do not count, because other loggers use them.
 fn structured_data(text: &[u8]) -> Option<&[u8]> {
     let mut rest = text;
     while let Some(inner) = rest.strip_prefix(b"[") {
@@ -129,13 +129,13 @@ fn structured_data(text: &[u8]) -> Option<&[u8]> {
     (rest.len() < text.len() && trimmed.len() < rest.len()).then_some(trimmed)
 }
 
-/// How long a name of structured data is.
+/// Returns the length of a name of structured data.
 fn sd_name(text: &[u8]) -> usize {
     let is_over = |byte: &u8| matches!(byte, b'=' | b']' | b'"') || !byte.is_ascii_graphic();
     text.iter().position(is_over).unwrap_or(text.len())
 }
 
-/// Where the quote stands that ends a value; a backslash keeps the next byte from it.
+/// Returns the position of the quote that ends a value. A backslash escapes the next byte.
 fn sd_value(text: &[u8]) -> Option<usize> {
     let mut escaped = false;
     text.iter().position(|&byte| {
@@ -145,7 +145,7 @@ fn sd_value(text: &[u8]) -> Option<usize> {
     })
 }
 
-/// A word without the number of a process in brackets, and without what ends it.
+/// Returns a word without its colon and without a process number in brackets.
 fn named(word: &[u8]) -> &[u8] {
     let word = word.strip_suffix(b":").unwrap_or(word);
     match word.iter().rposition(|&byte| byte == b'[') {
@@ -157,12 +157,12 @@ fn named(word: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether it can be nothing else, wherever it stands.
+/// Returns whether an event cannot be mistaken, wherever in a line it stands.
 fn is_strong(event: &Event<'_>) -> bool {
     matches!(event, Event::Start { .. } | Event::End { .. } | Event::Status(_))
 }
 
-/// FNV-1a; a zero byte ends each name.
+/// Adds a name to a hash (FNV-1a); a zero byte ends each name.
 pub(super) fn mixed(hash: u64, name: &[u8]) -> u64 {
     name.iter()
         .chain(&[0])

@@ -1,8 +1,9 @@
-//! qmail-send's log, as loggers, containers and rotation leave it. One reader for the whole project: the simulation
-//! and the search for sites read files with it ([`Log`]), the proof reads what qmail-send writes itself ([`event`]).
+//! Reads qmail-send's log, in the forms that loggers, containers and rotation give it. The whole project uses this
+//! reader: the simulation and the search for sites read files ([`Log`]), the proof reads qmail-send's own output
+//! ([`event`]).
 //!
-//! [`input`] is the files, [`records`] what is not one line each, [`stamp`] the times, [`line`] what is before
-//! qmail-send's words, and [`event`] those words.
+//! `input` reads the files, `records` those that do not have one line for each record, [`stamp`] the times, [`line`]
+//! the words before qmail-send's, and [`event`] qmail-send's words.
 
 pub mod event;
 mod input;
@@ -21,13 +22,13 @@ use stamp::{Basis, Stamp};
 /// The lines of some files, one after the other.
 #[derive(Debug)]
 pub struct Log {
-    /// Those that are still to be read, the next one last.
+    /// The files that are still to be read; the last one is next.
     paths: Vec<PathBuf>,
     source: Option<Source>,
     records: Records,
     line: Vec<u8>,
     record: Record,
-    /// Files whose end is missing, and what is known of it.
+    /// The files that end too early, each with the reason.
     cut: Vec<String>,
     reordered: bool,
 }
@@ -37,26 +38,26 @@ pub struct Log {
 pub struct Entry<'a> {
     /// The file's name.
     pub file: &'a str,
-    /// The line's number, from 1 on; of a record of several lines that of the last.
+    /// The line's number, from 1. For a record of several lines, the number of the last.
     pub number: u64,
-    /// The line as it is, or what a record says.
+    /// The line, or the text of a record.
     pub text: &'a [u8],
-    /// What it tells.
+    /// What it says.
     pub line: Result<Line<'a>, Foreign<'a>>,
 }
 
-/// So many lines of a file are looked through for its first time.
+/// The first time of a file is searched in this number of lines.
 const AHEAD_LINES: u64 = 1000;
 
 impl Log {
-    /// Opens the files; `-` is standard input. Files with times are read in the order of these, whatever order they
-    /// are named in.
+    /// Opens the files; `-` is standard input. If all files have times, they are read in the order of their times,
+    /// whatever order they are named in.
     ///
     /// # Errors
     /// One cannot be opened.
     pub fn open(paths: &[PathBuf]) -> Result<Self, Error> {
         for path in paths {
-            // Before hours of others are read.
+            // Check all files now, before hours of logs are read.
             input::check(path)?;
         }
         let mut ordered = paths.to_vec();
@@ -65,7 +66,7 @@ impl Log {
             for path in paths {
                 begun.push((first_time(path)?, path.clone()));
             }
-            // Files that say no time stay where they are, and so does everything if there is no common measure.
+            // If a file has no time, or the times cannot be compared, the order stays.
             if begun.iter().all(|(time, _)| time.is_some()) && have_one_basis(&begun) {
                 begun.sort_by_key(|(time, _)| time.map(|time| time.us));
                 ordered = begun.into_iter().map(|(_, path)| path).collect();
@@ -84,7 +85,7 @@ impl Log {
         })
     }
 
-    /// The next line that is not empty. None at the end.
+    /// Returns the next line that is not empty; `None` at the end.
     ///
     /// # Errors
     /// The input cannot be read.
@@ -148,6 +149,7 @@ impl Log {
     }
 
     /// Files that end too early, each with the reason.
+    ///
     #[must_use]
     pub fn cut(&self) -> &[String] {
         &self.cut
@@ -160,8 +162,8 @@ impl Log {
     }
 }
 
-/// The first time in a file. One without a year gets that in which it is before the file was written last, so that
-/// December is before January.
+/// Returns the first time in a file. A time without a year gets the last year in which it is before the file was
+/// written, so that December comes before January.
 fn first_time(path: &Path) -> Result<Option<Stamp>, Error> {
     let mut log = Log {
         paths: vec![path.to_path_buf()],
@@ -184,7 +186,7 @@ fn first_time(path: &Path) -> Result<Option<Stamp>, Error> {
                 .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
                 .map_or(0, |since| since.as_micros() as i64);
             return Ok(Some(match basis {
-                // How far it is behind the last new year before the file was written, in years of 366 days.
+                // It is later in the year than the file was written, so it is of the year before.
                 Basis::NewYear if us > written_of_year(written_us) => {
                     Stamp { us: us - YEAR_US, ..stamp }
                 }
@@ -198,7 +200,8 @@ fn first_time(path: &Path) -> Result<Option<Stamp>, Error> {
     Ok(None)
 }
 
-/// A time in its year, as [`Basis::NewYear`] has it, and a day more for whatever zone it is in.
+/// Returns the end of the day of a time, within its year as in [`Basis::NewYear`], and a day more, because its zone
+/// is not known.
 fn written_of_year(us: i64) -> i64 {
     const DAY_US: i64 = 86_400_000_000;
     let days = us.div_euclid(DAY_US);
@@ -211,8 +214,9 @@ fn written_of_year(us: i64) -> i64 {
     (of_year + 2) * DAY_US
 }
 
+/// Returns whether the times can be compared.
 fn have_one_basis(begun: &[(Option<Stamp>, PathBuf)]) -> bool {
-    // A local time is within a day of a universal one: good enough for an order.
+    // A local time differs from a universal one by less than a day, which is good enough for an order.
     let kind = |basis| match basis {
         Basis::Universal | Basis::Local => 0,
         Basis::NewYear => 1,
@@ -223,7 +227,7 @@ fn have_one_basis(begun: &[(Option<Stamp>, PathBuf)]) -> bool {
     kinds.all(|kind| Some(kind) == first)
 }
 
-/// Takes out the colours that docker compose and terminals put in.
+/// Removes the colours that docker compose and terminals put in.
 fn without_colours(line: &mut Vec<u8>) {
     let mut to = 0;
     let mut at = 0;

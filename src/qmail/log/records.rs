@@ -1,20 +1,20 @@
-//! Logs that are not one line each: what journalctl, docker and others write as JSON, journalctl's export and verbose
-//! formats, and JSON over several lines.
+//! Reads logs that do not have one line for each record: JSON of journalctl, docker and others, also over several
+//! lines, and journalctl's export and verbose formats.
 
 use serde_json::{Map, Value};
 
 use super::line::mixed;
 use super::stamp::{Basis, Numbers, Precision, Stamp, stamp};
 
-/// A record of several lines that is longer is not read: nobody has such.
+/// The longest record of several lines, in bytes. A longer one is not read.
 const RECORD_MAX: usize = 1 << 20;
 
-/// What a logger has recorded.
+/// A record of a logger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Record {
-    /// When.
+    /// Its time.
     pub(super) stamp: Option<Stamp>,
-    /// Who: the host and the program.
+    /// A hash of the host and the program.
     pub(super) source: u64,
     /// The program.
     pub(super) tag: Vec<u8>,
@@ -27,9 +27,9 @@ pub(super) struct Record {
 pub(super) enum Unit {
     /// The line itself.
     Line,
-    /// A record, which ends with it.
+    /// The last line of a record.
     Record(Record),
-    /// Part of a record, or one that says nothing.
+    /// Part of a record, or a record without text.
     Part,
 }
 
@@ -59,14 +59,14 @@ struct Names {
 }
 
 impl Names {
-    fn give_to(self, record: &mut Record) {
+    fn set_in(self, record: &mut Record) {
         record.source = mixed(mixed(0, &self.host), &self.program);
         record.tag = self.program;
     }
 }
 
 impl Records {
-    /// What this line is.
+    /// Returns what this line is.
     pub(super) fn line(&mut self, line: &[u8]) -> Unit {
         match std::mem::take(&mut self.state) {
             State::Lines => self.first(line),
@@ -94,7 +94,7 @@ impl Records {
                     self.state = State::Verbose(record, names);
                     return Unit::Part;
                 }
-                // The next one begins at once, and says nothing yet.
+                // This line begins the next record, which has no text yet.
                 match (over(record, names), self.first(line)) {
                     (Unit::Part, next) => next,
                     (record, _) => record,
@@ -103,7 +103,7 @@ impl Records {
         }
     }
 
-    /// The file is at its end: the last record of it, if that ends there.
+    /// Returns the last record, if it ends with the file.
     pub(super) fn end(&mut self) -> Unit {
         match std::mem::take(&mut self.state) {
             State::Lines | State::Json(_) => Unit::Part,
@@ -111,7 +111,7 @@ impl Records {
         }
     }
 
-    /// A line that is in no record so far.
+    /// Returns what a line outside of a record is.
     fn first(&mut self, line: &[u8]) -> Unit {
         let text = line.strip_prefix(b"data: ").unwrap_or(line);
         let text = text.strip_prefix(b"\x1e").unwrap_or(text);
@@ -141,15 +141,16 @@ impl Records {
     }
 }
 
+/// Returns the finished record.
 fn over(mut record: Record, names: Names) -> Unit {
     if record.text.is_empty() {
         return Unit::Part;
     }
-    names.give_to(&mut record);
+    names.set_in(&mut record);
     Unit::Record(record)
 }
 
-/// `NAME=`
+/// Returns whether a line begins with `NAME=`.
 fn is_field(line: &[u8]) -> bool {
     let name = line.split(|&byte| byte == b'=').next().unwrap_or_default();
     let is_name = |byte: &u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || *byte == b'_';
@@ -173,7 +174,8 @@ fn micros(digits: &[u8]) -> Option<Stamp> {
     Some(Stamp { us, precision: Precision::Fine, basis: Basis::Universal })
 }
 
-/// A record in JSON: journald's names, docker's (`log`, `time`), and those that syslog daemons and shippers give.
+/// Returns the record of a JSON object. Its fields may have the names of journald, of docker (`log`, `time`), or of
+/// syslog daemons and log shippers.
 fn unit(fields: &Map<String, Value>) -> Unit {
     let get = |names: &[&str]| names.iter().find_map(|&name| fields.get(name));
     let text = get(&["MESSAGE", "message", "msg", "log"]).map(bytes).unwrap_or_default();
@@ -189,11 +191,12 @@ fn unit(fields: &Map<String, Value>) -> Unit {
         program: get(&["SYSLOG_IDENTIFIER", "program", "tag"]).map(bytes).unwrap_or_default(),
     };
     let mut record = Record { stamp, text: text.to_vec(), ..Record::default() };
-    names.give_to(&mut record);
+    names.set_in(&mut record);
     Unit::Record(record)
 }
 
-/// A string; or numbers that are its bytes, as journalctl writes what is not UTF-8; or the first of several.
+/// Returns the bytes of a string; of a list of numbers, which journalctl writes if a text is not UTF-8; or of the
+/// first of several strings.
 fn bytes(value: &Value) -> Vec<u8> {
     match value {
         Value::String(text) => text.as_bytes().to_vec(),
@@ -208,7 +211,8 @@ fn bytes(value: &Value) -> Vec<u8> {
     }
 }
 
-/// A date, or a number of seconds, milliseconds, microseconds or nanoseconds, which its size tells apart.
+/// Parses a date, or a number of seconds, milliseconds, microseconds or nanoseconds. The size of the number shows
+/// which.
 fn time(value: &Value) -> Option<Stamp> {
     if let Value::String(text) = value {
         let (stamp, rest) = stamp(text.as_bytes(), Numbers::Short)?;

@@ -1,4 +1,4 @@
-//! Times at the beginning of a line, as loggers write them.
+//! Parses the time at the beginning of a line, in the formats of these loggers:
 //!
 //! | who | time | zone |
 //! | --- | --- | --- |
@@ -13,12 +13,12 @@
 
 use super::event::number;
 
-/// A time, and how far it can be trusted.
+/// A time, with its precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// In microseconds since the beginning that [`Basis`] says.
+    /// Microseconds since the start of [`Basis`].
     pub us: i64,
-    /// Whether it has parts of a second.
+    /// Whether it has a fraction of a second.
     pub precision: Precision,
     /// What it counts from.
     pub basis: Basis,
@@ -29,7 +29,7 @@ pub struct Stamp {
 pub enum Precision {
     /// Whole seconds.
     Seconds,
-    /// Parts of a second.
+    /// Fractions of a second.
     Fine,
 }
 
@@ -38,9 +38,9 @@ pub enum Precision {
 pub enum Basis {
     /// 1970-01-01 UTC.
     Universal,
-    /// 1970-01-01 of a clock on some wall: it jumps where daylight saving time begins and ends.
+    /// 1970-01-01 in local time. It jumps when daylight saving time begins and ends.
     Local,
-    /// The new year of such a clock, in a year with a 29th of February. Nobody knows which year.
+    /// The new year in local time, in a leap year. The line does not say which year.
     NewYear,
     /// The start of the machine.
     Start,
@@ -53,16 +53,16 @@ const MONTHS: [&[u8]; 12] = [
 ];
 const DAYS: [&[u8]; 7] = [b"Mon ", b"Tue ", b"Wed ", b"Thu ", b"Fri ", b"Sat ", b"Sun "];
 
-/// Whether a number without a date may be a time.
+/// When a number without a date is a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Numbers {
-    /// At the beginning of a line it is.
+    /// Always: at the beginning of a line.
     Short,
-    /// Further behind it may be a process number: only one of at least nine digits, or with a fraction, is.
+    /// Only with at least nine digits or a fraction: later in a line, a short number may be a process.
     Long,
 }
 
-/// The time at the beginning of a line, and what is behind it and its spaces.
+/// Returns the time at the beginning of a line, and the rest behind its spaces.
 pub(super) fn stamp(line: &[u8], numbers: Numbers) -> Option<(Stamp, &[u8])> {
     let day = DAYS.iter().find_map(|&day| line.strip_prefix(day));
     let (stamp, rest) = match day.unwrap_or(line) {
@@ -77,7 +77,7 @@ pub(super) fn stamp(line: &[u8], numbers: Numbers) -> Option<(Stamp, &[u8])> {
     (rest.is_empty() || trimmed.len() < rest.len()).then_some((stamp, trimmed))
 }
 
-/// 16 hexadecimal digits of TAI seconds, and 8 of nanoseconds if they are there.
+/// Parses 16 hexadecimal digits of TAI seconds, and optionally 8 of nanoseconds.
 fn tai64n(text: &[u8]) -> Option<(Stamp, &[u8])> {
     const UNIX: i64 = (1 << 62) + 10;
     let digits = text.iter().position(|byte| !byte.is_ascii_hexdigit()).unwrap_or(text.len());
@@ -91,7 +91,7 @@ fn tai64n(text: &[u8]) -> Option<(Stamp, &[u8])> {
     Some((Stamp { us, precision, basis: Basis::Universal }, &text[digits.min(24)..]))
 }
 
-/// `5.250123]`, `5.250123 < 0.250000 >]`, or a date in brackets.
+/// Parses `5.250123]`, `5.250123 < 0.250000 >]`, or a date in brackets.
 fn bracketed(text: &[u8]) -> Option<(Stamp, &[u8])> {
     let end = text.iter().take(80).position(|&byte| byte == b']')?;
     let (inner, rest) = (text[..end].trim_ascii(), &text[end + 1..]);
@@ -110,7 +110,7 @@ fn bracketed(text: &[u8]) -> Option<(Stamp, &[u8])> {
     Some((Stamp { us, precision, basis: Basis::Start }, rest))
 }
 
-/// A fraction of a second behind a dot, or a comma, in microseconds.
+/// Parses a fraction of a second behind a dot or a comma, in microseconds.
 fn fraction(text: &[u8]) -> (i64, Precision, &[u8]) {
     let digits = match text {
         [b'.' | b',', digits @ ..] if digits.first().is_some_and(u8::is_ascii_digit) => digits,
@@ -124,7 +124,7 @@ fn fraction(text: &[u8]) -> (i64, Precision, &[u8]) {
     (micros, Precision::Fine, &digits[end..])
 }
 
-/// `1234567890.123456`
+/// Parses `1234567890.123456`.
 fn seconds(text: &[u8], numbers: Numbers) -> Option<(Stamp, &[u8])> {
     let (secs, rest) = number(text)?;
     let digits = text.len() - rest.len();
@@ -136,7 +136,7 @@ fn seconds(text: &[u8], numbers: Numbers) -> Option<(Stamp, &[u8])> {
     Some((Stamp { us, precision, basis: Basis::Universal }, rest))
 }
 
-/// `2009-02-13 23:31:30.123456`, also with a T or an underscore in it, slashes, and a zone behind it.
+/// Parses `2009-02-13 23:31:30.123456`, also with a T, an underscore or slashes, and with a zone behind it.
 fn date(text: &[u8]) -> Option<(Stamp, &[u8])> {
     let (year, rest) = number(text)?;
     let [dash @ (b'-' | b'/'), rest @ ..] = rest else { return None };
@@ -161,14 +161,14 @@ fn date(text: &[u8]) -> Option<(Stamp, &[u8])> {
 }
 
 enum Zone<'a> {
-    /// So many seconds east of Greenwich.
+    /// The seconds east of Greenwich.
     East(i64, &'a [u8]),
-    /// It has a name that says where, but not when.
+    /// A name such as CET, whose offset is not known here.
     Named(&'a [u8]),
     None,
 }
 
-/// `Z`, `+01:00`, `+0100`, `-03`, ` +0100`, ` UTC`, ` CET`
+/// Parses `Z`, `+01:00`, `+0100`, `-03`, ` +0100`, ` UTC`, ` CET`.
 fn zone(text: &[u8]) -> Zone<'_> {
     let word = text.strip_prefix(b" ").unwrap_or(text);
     let end = word
@@ -207,9 +207,9 @@ fn zone(text: &[u8]) -> Zone<'_> {
     }
 }
 
-/// `Feb 13 23:31:30`
+/// Parses `Feb 13 23:31:30`.
 fn syslog(text: &[u8]) -> Option<(Stamp, &[u8])> {
-    // Some year with a 29th of February.
+    // Any leap year.
     const LEAP: u64 = 1972;
     let month = MONTHS.iter().position(|&month| text.starts_with(month))? as u64 + 1;
     let rest = text[3..].strip_prefix(b" ")?;
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time() {
+    fn texts_that_are_not_a_time() {
         for text in [
             "",
             "x",

@@ -1,11 +1,11 @@
 /* Linked, through conf-ld, into every program of the scratch copy, so that qmail's users need not exist and no
-   privilege is needed. The tree's own sources stay as they are: a definition in the program comes before the one
-   in the C library.
+   privilege is needed. The tree's own sources stay as they are: a definition in the program replaces that of the C
+   library.
 
    - Every user and group name is the user that the proof runs as: auto-uid and auto-gid at build time, and the
      look-ups at run time in trees that have no auto-uid.
-   - setgroups and initgroups succeed without doing anything: only root may call them, and qmail-lspawn does for
-     each delivery. setuid and setgid stay the real ones: to its own id, anyone may.
+   - setgroups and initgroups do nothing and succeed: only root may call them, and qmail-lspawn calls them for each
+     delivery. setuid and setgid stay the real ones: any process may change to its own id.
    - fsync does nothing. The proof is about deliveries, not about power failures, and on a slow disk it would take
      minutes. */
 

@@ -1,8 +1,8 @@
-//! How large an fd_set is, as each source file of the tree sees it.
+//! Measures the size of an fd_set in each source file of the tree.
 //!
-//! The size depends on what a file includes and in which order, so it has to be asked in the file itself: a probe
-//! includes the whole source, with the tree's own compiler and flags, and ends with a constant that spells the size in
-//! digits. The object is then searched for it, which needs no tool beside the compiler and works for cross compilers.
+//! The size depends on the headers of a file and on their order, so it is measured in the file itself. A probe includes
+//! the whole source, and ends with a constant that spells the size in digits. The tree's own compiler compiles it, and
+//! the digits are then searched in the object. This needs no other tool, and works with cross compilers.
 
 use std::fs;
 
@@ -12,27 +12,31 @@ use crate::verify::sandbox::makefile::targets;
 use crate::verify::sandbox::process::run_captured;
 use crate::verify::sandbox::site::Site;
 
-/// What one source file sees.
+/// The size of an fd_set in one source file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileFdSet {
     /// The source file.
     pub file: String,
-    /// The number of descriptors that an fd_set of this file has room for.
+    /// The number of descriptors that an fd_set has room for in this file.
     pub room: u64,
 }
 
 /// The sizes of fd_set in a tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FdSets {
-    /// By file, in alphabetical order.
+    /// The files, in alphabetical order.
     pub files: Vec<FileFdSet>,
-    /// Files that mention fd_set but could not be compiled here, or turn out not to use it.
+    /// Files that mention fd_set but could not be compiled here.
     pub left_out: Vec<String>,
 }
 
+/// Stands before the digits in the object.
 const MARK: &[u8] = b"rig-fdset=";
 
-/// Asks every source file that uses fd_set and that the Makefile makes an object of.
+/// Measures in every source file that uses fd_set and that the Makefile compiles to an object.
+///
+/// # Errors
+/// The Makefile or a source cannot be read.
 pub fn measure(site: &Site) -> Result<FdSets, Error> {
     let rules = targets(site.tree())?;
     let mut files = Vec::new();
@@ -58,7 +62,7 @@ pub fn measure(site: &Site) -> Result<FdSets, Error> {
     files.sort();
     let mut sets = FdSets::default();
     for file in files {
-        // The object's own rule makes the headers that it needs.
+        // Make the object first, because its rule makes the headers that it needs.
         let object = format!("{}.o", file.trim_end_matches(".c"));
         let room = match build::make(site, &[&object]) {
             Ok(_) => probe(site, &file)?,
@@ -73,6 +77,7 @@ pub fn measure(site: &Site) -> Result<FdSets, Error> {
     Ok(sets)
 }
 
+/// Returns whether a source has `word` as a whole word.
 fn mentions(source: &[u8], word: &[u8]) -> bool {
     let is_word =
         |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
@@ -83,6 +88,7 @@ fn mentions(source: &[u8], word: &[u8]) -> bool {
     })
 }
 
+/// Compiles the probe for one file, and returns the size; `None` if it does not compile.
 fn probe(site: &Site, file: &str) -> Result<Option<u64>, Error> {
     let digits = |value: &str| {
         let digits: Vec<String> = (0..10)
@@ -110,6 +116,7 @@ fn probe(site: &Site, file: &str) -> Result<Option<u64>, Error> {
     Ok(spelled(&bytes))
 }
 
+/// Returns the number behind the mark in an object.
 fn spelled(object: &[u8]) -> Option<u64> {
     let at = object.windows(MARK.len()).position(|found| found == MARK)? + MARK.len();
     let digits = object.get(at..at + 10)?;
@@ -117,8 +124,11 @@ fn spelled(object: &[u8]) -> Option<u64> {
 }
 
 impl FdSets {
-    /// Checks that all files see the same size, and that spawn.c's is enough for `spawn` deliveries. Returns the size;
-    /// `None` if nothing uses fd_set (all call poll).
+    /// Checks that the size is the same in all files, and that it is enough in spawn.c for `spawn` deliveries. Returns
+    /// the size; `None` if no file uses fd_set (they call poll).
+    ///
+    /// # Errors
+    /// The sizes differ, or spawn.c's is too small.
     pub fn check(&self, spawn: u32) -> Result<Option<u64>, Error> {
         let Some(largest) = self.files.iter().map(|seen| seen.room).max() else { return Ok(None) };
         let odd: Vec<String> = self

@@ -1,5 +1,5 @@
-//! What the fork server of a patched tree has to do: a delivery that it makes sees what an executed qmail-remote sees,
-//! and many of them run at once.
+//! What the fork server of a patched tree must do: a delivery by the server sees the same as an executed
+//! qmail-remote, and many of them run at once.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -18,17 +18,18 @@ use crate::verify::rig::stub::Stubs;
 use crate::verify::sandbox::site::{MessageId, Site};
 
 const VIEW_C: &str = include_str!("../rig/view.c");
+/// The longest time until qmail-rspawn uses the fork server.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// More deliveries than this at once show nothing new.
 const CROWD: u32 = 500;
 
-/// Whether a tree has the fork server.
+/// Returns whether a tree has the fork server.
 pub fn is_in(tree: &Path) -> bool {
     tree.join("remote_start.h").is_file() && tree.join("remote_serve.c").is_file()
 }
 
-/// What the fork server has shown.
+/// The result of the proof.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ForkServerTrial {
     /// It works.
@@ -44,10 +45,10 @@ pub enum ForkServerTrial {
     Unavailable(String),
 }
 
-/// Compares a delivery by exec with one by the server, and then runs `room` of them, or 500, at the same time.
+/// Compares a delivery by exec with one by the server, and then runs up to 500 at the same time, as `room` allows.
 ///
 /// # Errors
-/// What differs, or that a program did not do its part.
+/// A fact differs between the two deliveries, or most deliveries were not made by the server.
 pub fn prove(
     site: &Site,
     stubs: &mut Stubs,
@@ -55,7 +56,7 @@ pub fn prove(
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<ForkServerTrial, Error> {
-    // qmail-send has run on this queue: what it did not know is gone.
+    // The trials with qmail-send empty the queue, so the message is added after them.
     let message = site.add_message(b"Subject: fork server\n\nhello\n")?;
     site.set_control("remoteserver", "1000\n")?;
     let path = site.home().join("control/remoteserver");
@@ -70,6 +71,7 @@ pub fn prove(
     shown
 }
 
+/// The result of the comparison.
 enum Comparison {
     /// Both saw the same facts; their number.
     Same(usize),
@@ -77,6 +79,7 @@ enum Comparison {
     Unavailable(String),
 }
 
+/// Installs view.c as qmail-remote, compares, and puts the stub back.
 fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
     let program = site.home().join("bin/qmail-remote");
     let stub = fs::read_link(&program).map_err(Error::file("read the link", &program))?;
@@ -87,12 +90,14 @@ fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compar
     compared
 }
 
+/// Makes `link` a symbolic link to `to`.
 fn link(site: &Site, to: &Path, link: &Path) -> Result<(), Error> {
     fs::remove_file(link).map_err(Error::file("remove", link))?;
     std::os::unix::fs::symlink(to, link).map_err(Error::file("make", link))?;
     site.identity().chown(link)
 }
 
+/// Compares what a delivery by exec sees with what a delivery by the server sees.
 fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
     let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
     let executed = view(&mut spawner, stubs, message)?;
@@ -103,7 +108,7 @@ fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compari
             if !status.reason.is_empty() {
                 return Ok(Comparison::Unavailable(status.reason));
             }
-            // The delivery that the server has just reported may have been the last by exec.
+            // The delivery before this status may still have been by exec, so look at the next one.
             if status.server != 0 {
                 break view(&mut spawner, stubs, message)?;
             }
@@ -123,7 +128,7 @@ fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compari
     };
     spawner.close_input();
     spawner.wait_exit(stubs)?;
-    // An executed program has open what verify was started with; a server closes it.
+    // An executed program inherits the descriptors that verify was started with; a server closes them.
     let is_other = |line: &&String| {
         let number = line.strip_prefix("fd ").and_then(|rest| rest.split(' ').next());
         number.and_then(|number| number.parse::<u32>().ok()).is_some_and(|number| number > 2)
@@ -145,7 +150,7 @@ fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Compari
     ))
 }
 
-/// The lines of what a delivery sees.
+/// Runs one delivery, and returns the lines that view.c reports.
 fn view(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
@@ -166,6 +171,7 @@ fn view(
     Ok(report.text.lines().map(str::to_owned).collect())
 }
 
+/// Runs many deliveries at once. Returns how many, and how many deliveries the server made in all.
 fn crowd(
     site: &Site,
     stubs: &mut Stubs,
@@ -176,11 +182,11 @@ fn crowd(
 ) -> Result<(usize, u64), Error> {
     let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
     let numbers: Vec<u32> = (0..room.min(CROWD).min(site.spawn()).max(1)).collect();
-    // The first round goes by exec until the server is there.
+    // The first deliveries are by exec, until the server runs.
     spawner_trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
     let at_once =
         spawner_trials::at_once(&mut spawner, stubs, message, &numbers, random, on_progress)?;
-    // The status is written at a delivery, once a second at most.
+    // qmail-rspawn writes its status at a delivery, at most once a second.
     let end = Instant::now() + PATIENCE;
     loop {
         spawner_trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;

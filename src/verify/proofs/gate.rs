@@ -1,4 +1,4 @@
-//! What the gate of a patched tree has to do: keep a domain at its limit, without holding up the others, and take a
+//! What the gate of a patched tree must do: keep a domain at its limit without delaying mail to others, and take the
 //! place back from a delivery that could not be started.
 #![forbid(unsafe_code)]
 
@@ -18,12 +18,12 @@ use crate::verify::sandbox::site::{MessageId, Site};
 const LIMIT: u32 = 5;
 const DOMAIN: &str = "capped.example";
 
-/// Whether a tree has the gate.
+/// Returns whether a tree has the gate.
 pub fn is_in(tree: &Path) -> bool {
     tree.join("gate.h").is_file() && tree.join("gate_glue.h").is_file()
 }
 
-/// What the gate has shown.
+/// What the proof of the gate measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GateFigures {
     /// The limit of the capped domain.
@@ -34,18 +34,21 @@ pub struct GateFigures {
     pub capped: usize,
     /// Deliveries to other domains, done while the capped one was full.
     pub others: usize,
-    /// The most deliveries to a group at the same time whose mail goes over every remote channel; None where there is
-    /// only one.
+    /// The most deliveries at the same time to a group with mail over every remote channel; `None` if there is only one
+    /// channel.
     pub group_peak: Option<usize>,
-    /// Starts that were made to fail before the limit was tried again; 0 where the machine does not allow it.
+    /// Starts that were made to fail before the limit was tried again; 0 if this machine offers no way to do that.
     pub failed_starts: usize,
-    /// What is worth knowing besides.
+    /// Warnings of qmail-send that do not fail the proof.
     pub notes: Vec<String>,
 }
 
-/// Sends 100 mails to a domain with a limit of 5 among mails to others, through the tree's own qmail-send, and makes
-/// starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner: with very little, the limit
-/// is lower.
+/// Sends 100 mails to a domain with a limit of 5, among mails to other domains, through the tree's own qmail-send.
+/// Then makes starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner; if that is less
+/// than 6, the limit is lower.
+///
+/// # Errors
+/// The limit was exceeded, other mail waited, or a place was not given back.
 pub fn prove(
     site: &Site,
     stubs: &mut Stubs,
@@ -53,7 +56,7 @@ pub fn prove(
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<GateFigures, Error> {
-    // One delivery to another domain has to fit in beside those of the capped one.
+    // Leave room for one delivery to another domain.
     let limit = LIMIT.min(room.saturating_sub(1)).max(1);
     let mut group = vec![DOMAIN.to_owned()];
     group.extend((0..site.supplemental().count).map(|number| site.supplemental_domain(number)));
@@ -77,6 +80,7 @@ pub fn prove(
     shown
 }
 
+/// Proves the limit of one domain on the usual channel.
 fn prove_domain_limit(
     site: &Site,
     stubs: &mut Stubs,
@@ -87,14 +91,15 @@ fn prove_domain_limit(
 ) -> Result<GateFigures, Error> {
     let CappedFigures { capped, others, peak, notes } =
         mail::capped(site, stubs, &[DOMAIN.to_owned()], limit, room, random, on_progress)?;
-    // qmail-send has run on this queue: what it did not know is gone.
+    // The trials with qmail-send empty the queue, so the message is added after them.
     let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
     let failed_starts =
         with_last_words(|errors| places_come_back(site, stubs, limit, message, errors))?;
     Ok(GateFigures { limit, peak, capped, others, group_peak: None, failed_starts, notes })
 }
 
-/// Makes more starts fail than the domain has places, and then fills its places.
+/// Makes more starts fail than the domain has places, and then fills its places. Returns how many failed; 0 if this
+/// machine offers no way to make them fail.
 fn places_come_back(
     site: &Site,
     stubs: &mut Stubs,
@@ -119,7 +124,7 @@ fn places_come_back(
     for number in 0..failures {
         spawner.send(&command(number, None));
         match spawner.wait(stubs, "a refusal while fork fails", |seen| seen.reports >= 1) {
-            // It is held, as if the domain were full, though nothing runs.
+            // The gate holds it as if the domain were full, although nothing runs.
             Err(Error::Timeout { .. }) => {
                 return Err(not_given_back(limit, failed, "a refusal", "none"));
             }

@@ -1,4 +1,4 @@
-//! What a tree has to show: that it builds, and how its programs behave.
+//! What a tree must prove: the size of its fd_set, and how its programs behave. (`verify::build` builds it.)
 
 pub mod fdset;
 pub mod fork_server;

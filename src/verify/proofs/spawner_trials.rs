@@ -1,5 +1,11 @@
-//! What a spawner has to get right: each trial takes a running [`Spawner`] and either returns figures or says what was
-//! wrong.
+//! What a spawner must do. Each trial takes a running [`Spawner`], and returns figures or an error that says what was
+//! wrong:
+//!
+//! - [`at_once`]: many deliveries at once, each with a report of its own.
+//! - [`each_letter`]: K, Z and D for chosen numbers.
+//! - [`refusals`]: bad commands are refused.
+//! - [`failures`]: a delivery that cannot be started is refused, and its slot is free again.
+//! - [`end_of_input`]: after the end of its input, a spawner reports what runs, and exits.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -15,7 +21,7 @@ use crate::verify::sandbox::site::{MessageId, Site};
 /// The envelope sender of every delivery.
 const SENDER: &str = "sender@sender.example";
 
-/// What a report has to say.
+/// What the report of a delivery must say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Expected {
     mode: Mode,
@@ -36,7 +42,8 @@ impl Expected {
         let is_said = if self.mode.names_recipient() {
             report.text.contains(&self.recipient)
         } else {
-            // The spawner's word that it never started the delivery would pass for the end of one that says nothing.
+            // A stub that crashes says nothing. Do not take the spawner's message that it never started the delivery
+            // for the end of that stub.
             !report.text.starts_with("Internal error: ")
         };
         report.letter == self.mode.report() && is_said
@@ -50,7 +57,7 @@ fn domain(channel: Channel) -> &'static str {
     }
 }
 
-/// What a wrong or missing answer for `number` usually means.
+/// Returns the usual cause of a wrong or missing report for `number`; empty if unknown.
 fn likely_cause(number: u32, found: &str) -> String {
     if number >= 32768 && found.contains("negative") {
         "the high byte of a delivery number is read as a signed char, as in the classic patch: every number from 32768 \
@@ -65,7 +72,7 @@ fn likely_cause(number: u32, found: &str) -> String {
     }
 }
 
-/// Checks that every delivery was answered once, with its own number, letter and recipient.
+/// Checks that each delivery has one report, with its own number, letter and recipient.
 fn compare(
     channel: Channel,
     expected: &HashMap<u32, Expected>,
@@ -109,13 +116,16 @@ fn compare(
     Err(Error::disproved(format!("{channel}, delivery number {number}"), wanted, found, next))
 }
 
-/// What is waited for at most this often before progress is told again.
+/// Receives the progress of a trial: how much is done, and how much there is.
 pub(crate) type OnProgress<'t> = &'t mut dyn FnMut(u64, u64);
 
-/// Sends one delivery to each of `numbers`, holds them until all run at the same time, lets go, and compares the
-/// answers. Every mode of the stub is used; which delivery gets which is random.
+/// Starts a delivery for each of `numbers`, waits until all run at the same time, releases them, and compares the
+/// reports. Each delivery has a random mode of the stub.
 ///
 /// Returns how many ran at the same time, which is `numbers.len()`.
+///
+/// # Errors
+/// Fewer ran at the same time, or a report was wrong or missing.
 pub fn at_once(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
@@ -129,7 +139,7 @@ pub fn at_once(
     stubs.hold("all")?;
     let mut expected = HashMap::new();
     for number in numbers {
-        // Two of three deliveries are plain K, Z or D; the rest shares the other ways to end.
+        // Two of three deliveries are plain K, Z or D; the rest have any mode.
         let modes = if random.below(3) == 0 { &Mode::ALL[..] } else { &Mode::ALL[..3] };
         let mode = modes[random.below(modes.len() as u32) as usize];
         let recipient = stub::recipient(mode, Some("all"), number, domain(channel));
@@ -145,7 +155,7 @@ pub fn at_once(
     let goal = 2 * total as u64;
     spawner.wait(stubs, &format!("{total} deliveries to start"), |seen| {
         on_progress(seen.started as u64, goal);
-        // A delivery that is refused at once reports and never starts.
+        // A delivery that is refused at once has a report and never starts.
         seen.started + seen.reports >= total
     })?;
     let running = stubs.counts().0 - stubs.counts().1;
@@ -167,7 +177,10 @@ pub fn at_once(
     Ok(running)
 }
 
-/// Gives each of `numbers` a K, a Z and a D, one after the other, with nothing else running.
+/// Runs a delivery with K, then with Z, then with D for each of `numbers`. Returns the number of deliveries.
+///
+/// # Errors
+/// A report was wrong or missing.
 pub fn each_letter(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
@@ -199,17 +212,19 @@ pub fn each_letter(
     Ok(done)
 }
 
-/// What [`refusals`] has found out.
+/// What [`refusals`] found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusals {
-    /// How many bad commands were answered with their own number.
+    /// How many bad commands were refused under their own number.
     pub answered: usize,
-    /// Something that is wrong but does no harm at this conf-spawn.
+    /// Faults that do no harm at this conf-spawn.
     pub notes: Vec<String>,
 }
 
-/// Sends commands that have to be refused, for each of `numbers`: every one must be answered once, with its own number
-/// and not with success. Also sends numbers that do not exist.
+/// Sends commands that must be refused, for each of `numbers`, and commands with numbers that do not exist.
+///
+/// # Errors
+/// A command was not refused once, under its own number.
 pub fn refusals(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
@@ -243,7 +258,7 @@ pub fn refusals(
     }
     let total = numbers.len() * bad.len();
     spawner.wait(stubs, &format!("{total} refusals"), |seen| seen.reports >= total)?;
-    // Refusals are made as commands are read, so they come in the order of the commands.
+    // The spawner refuses a command when it reads it, so the reports have the order of the commands.
     let reports = spawner.take_reports();
     let sent =
         numbers.iter().flat_map(|number| bad.iter().map(move |(what, _, _)| (*number, *what)));
@@ -264,7 +279,8 @@ pub fn refusals(
     Ok(found)
 }
 
-/// A number that is in use is refused, and the delivery that uses it goes on.
+/// Sends a second command for each of `numbers` while its delivery runs: the command is refused, and the delivery
+/// goes on.
 fn in_use(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
@@ -321,7 +337,7 @@ fn in_use(
     Ok(2 * numbers.len())
 }
 
-/// Numbers from conf-spawn on are refused under their own number.
+/// Sends commands with numbers from conf-spawn on: each is refused under its own number.
 fn too_big(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
@@ -378,17 +394,20 @@ fn too_big(
     Ok(())
 }
 
-/// What [`failures`] has found out.
+/// What [`failures`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FailedStarts {
-    /// So many deliveries that could not be started were answered, and their places were free again.
+    /// The number of deliveries that could not be started. They were refused, and their slots were free again.
     Answered(usize),
-    /// The machine does not let the failures be caused; why.
+    /// This machine offers no way to cause the failures; the reason.
     NotTried(String),
 }
 
-/// Makes fork, and then opening files, fail for the spawner: each delivery must be refused under its own number, and
-/// its place must be free afterwards.
+/// Makes fork fail for the spawner, and then makes it run out of descriptors. Each delivery must be refused under its
+/// own number, and its slot must be free afterwards.
+///
+/// # Errors
+/// A delivery was not refused, or its slot stayed in use.
 pub fn failures(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
@@ -469,7 +488,7 @@ fn failing(
             }
         }
     }
-    // The same numbers again: a place that was not given back is "in use" now.
+    // The same numbers again: a slot that was not freed is "in use" now.
     for number in numbers {
         spawner.send(&Command {
             number: *number,
@@ -507,7 +526,10 @@ fn failing(
     }
 }
 
-/// Closes the spawner's input while `count` deliveries run: it must finish and report them, and then exit 0.
+/// Closes the spawner's input while `count` deliveries run. The spawner must finish and report them, and then exit 0.
+///
+/// # Errors
+/// A report was wrong or missing, or the exit code was not 0.
 pub fn end_of_input(
     mut spawner: Spawner,
     stubs: &mut Stubs,
@@ -552,8 +574,7 @@ pub fn end_of_input(
 mod tests {
     use super::*;
 
-    /// A stub that crashes says nothing of itself, so any Z was taken for its end, even one that says that it never
-    /// ran.
+    /// A stub that crashes writes nothing. So any Z passed for its end, even one that says that it never ran.
     #[test]
     fn a_spawner_s_own_error_is_no_crash_of_a_delivery() {
         let expected =

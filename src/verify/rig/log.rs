@@ -1,5 +1,5 @@
-//! What qmail-send's log, read line by line, says of one run. Pure: text in, an account of deliveries out. The format
-//! is described in the manual page qmail-log(5); [`crate::qmail::log::event`] reads it.
+//! What happened in one run of qmail-send, as its log says: text in, an account of the deliveries out, no I/O.
+//! qmail-log(5) describes the format; [`crate::qmail::log::event`] reads it.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,18 +12,18 @@ pub struct LoggedDelivery {
     pub message: u64,
     /// `local` or `remote`, or the name of a further channel.
     pub channel: String,
-    /// The recipient, with characters that are not safe in a log replaced by `_`.
+    /// The recipient. `_` replaces characters that are not safe in a log.
     pub recipient: String,
-    /// How it ended, once it has.
+    /// How it ended; `None` while it runs.
     pub outcome: Option<LoggedReport>,
 }
 
-/// How qmail-send took a report.
+/// How qmail-send understood a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggedReport {
-    /// `K`, `Z` or `D`; `?` for a report that it could not read.
+    /// `K`, `Z` or `D`; `?` if it could not read the report.
     pub letter: u8,
-    /// The report's text, with characters that are not safe in a log replaced by `_`.
+    /// The report's text. `_` replaces characters that are not safe in a log.
     pub text: String,
 }
 
@@ -36,27 +36,27 @@ pub struct Log {
     pub ended: usize,
     /// Their numbers, in the order of the outcomes.
     pub order: Vec<u64>,
-    /// Messages that qmail-send has found in queue/todo.
+    /// Messages that qmail-send found in queue/todo.
     pub new_messages: usize,
-    /// Messages that are done with, all recipients either delivered to or bounced.
+    /// Messages that are done: each recipient was delivered to or bounced.
     pub ended_messages: usize,
-    /// Bounces that it has queued.
+    /// Bounces that it queued.
     pub bounces: usize,
-    /// Lines that begin with "warning:" or "alert:", and others that say something is wrong.
+    /// Lines that say that something is wrong, such as those that begin with "warning:" or "alert:".
     pub complaints: Vec<String>,
-    /// The last line that is none of those that qmail-send writes in the ordinary way.
+    /// The last line that qmail-send does not write in normal operation.
     pub last: String,
-    /// By channel: the most deliveries at the same time, and the limit that a status line told.
+    /// By channel: the most deliveries at the same time, and the limit in the last status line.
     pub peaks: HashMap<String, (u32, u32)>,
-    /// By channel: deliveries without an outcome. qmail-1.01 has no status lines.
+    /// By channel: deliveries that run. qmail-1.01 has no status lines, so they are counted here.
     running: HashMap<String, u32>,
-    /// It has said that it exits.
+    /// qmail-send has logged that it exits.
     pub exiting: bool,
     partial: Vec<u8>,
 }
 
 impl Log {
-    /// Takes what was read; the end of the last line may come later.
+    /// Reads more of the log. The end of the last line may come later.
     pub fn take(&mut self, bytes: &[u8]) {
         self.partial.extend_from_slice(bytes);
         let Some(end) = self.partial.iter().rposition(|byte| *byte == b'\n') else { return };
@@ -100,7 +100,7 @@ impl Log {
             }
             Some(Event::Exiting) => self.exiting = true,
             Some(Event::Other) if line.starts_with(b"info msg ") => {}
-            // A delivery's line that cannot be read would be missing from the account.
+            // Without this line, the account would be wrong.
             None if event::is_meant_as_delivery(line) => self.complain(complaint()),
             None if line.is_empty() => {}
             Some(Event::Other) | None => self.last = complaint(),
@@ -108,7 +108,7 @@ impl Log {
     }
 
     fn complain(&mut self, line: String) {
-        // A daemon that complains without end must not fill the memory.
+        // A program that complains for ever must not fill the memory.
         if self.complaints.len() < 1000 {
             self.complaints.push(line);
         }
@@ -137,18 +137,18 @@ impl Log {
         }
     }
 
-    /// The most deliveries at the same time on `channel`, by qmail-send's own account.
+    /// Returns the most deliveries at the same time on `channel`, as the log says.
     pub fn peak(&self, channel: &str) -> u32 {
         self.peaks.get(channel).map_or(0, |(peak, _)| *peak)
     }
 
-    /// The concurrency limit of `channel`, as qmail-send tells it.
+    /// Returns the concurrency limit of `channel`, as the log says.
     pub fn limit(&self, channel: &str) -> u32 {
         self.peaks.get(channel).map_or(0, |(_, limit)| *limit)
     }
 }
 
-/// `text` as qmail-send's log shows it.
+/// Returns `text` as qmail-send's log shows it.
 pub fn logged(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {

@@ -1,4 +1,5 @@
-//! What drives the spawners and qmail-send over their own pipes, and the stubs at the far end.
+//! The rig: it drives the spawners and qmail-send over their own pipes, and stands in for the programs at the far end
+//! of a delivery (the stubs).
 
 pub mod log;
 pub mod numbers;

@@ -1,4 +1,4 @@
-//! Which delivery numbers to try, and the seeded randomness behind that.
+//! Chooses the delivery numbers that a proof tries. The random numbers come from a seed.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -6,24 +6,24 @@ use std::collections::BTreeSet;
 /// Up to this conf-spawn every delivery number is tried.
 pub const ALL_UP_TO: u32 = 4096;
 
-/// Delivery numbers at which an implementation is likely to change its behaviour: the ends of one byte, of the classic
-/// limit of 509, of a 1024-bit fd_set (a delivery takes two descriptors), of a signed 16-bit number, and the top.
+/// Delivery numbers at which an implementation is likely to fail: around the limits of one byte, of the classic 509,
+/// of an fd_set of 1024 bits (a delivery takes two descriptors), of a signed 16-bit number, and of conf-spawn.
 const BOUNDARIES: [u32; 27] = [
     0, 1, 2, 127, 128, 129, 254, 255, 256, 257, 508, 509, 510, 511, 512, 1022, 1023, 1024, 1025,
     32766, 32767, 32768, 32769, 33023, 33024, 64998, 64999,
 ];
 
-/// A small, fast, seedable generator (splitmix64, by Sebastiano Vigna): a proof must be repeatable from its seed.
+/// A random generator with a seed, so that a proof can be repeated (splitmix64, by Sebastiano Vigna).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// The generator for `seed`.
+    /// Returns the generator for `seed`.
     pub fn new(seed: u64) -> Random {
         Random(seed)
     }
 
-    /// Draws a number.
+    /// Returns the next number.
     pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -32,7 +32,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`; 0 if that is 0. (The bias is below one in 2^32 for the bounds used here.)
+    /// Returns a number below `bound`; 0 if `bound` is 0. (The bias is less than one in 2^32.)
     pub fn below(&mut self, bound: u32) -> u32 {
         if bound == 0 { 0 } else { (self.draw() % u64::from(bound)) as u32 }
     }
@@ -46,7 +46,7 @@ impl Random {
     }
 }
 
-/// The boundaries that exist with `spawn` delivery numbers, the top included, in order.
+/// Returns the boundaries below `spawn`, and the largest number below it, in order.
 pub fn boundaries(spawn: u32) -> Vec<u32> {
     let mut numbers: BTreeSet<u32> =
         BOUNDARIES.into_iter().filter(|number| *number < spawn).collect();
@@ -54,8 +54,8 @@ pub fn boundaries(spawn: u32) -> Vec<u32> {
     numbers.into_iter().collect()
 }
 
-/// `count` of the `spawn` delivery numbers in a random order: the boundaries first, then random others. All of them
-/// if `count` is large enough.
+/// Returns `count` of the `spawn` delivery numbers in random order: all boundaries, and random others. If `count` is
+/// `spawn` or more, returns all.
 pub fn choose(spawn: u32, count: u32, random: &mut Random) -> Vec<u32> {
     let count = count.min(spawn) as usize;
     let mut chosen: BTreeSet<u32> = boundaries(spawn).into_iter().take(count).collect();

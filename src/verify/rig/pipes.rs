@@ -1,5 +1,5 @@
-//! The rig's ends of the pipes to the tree's programs: never waiting, with what cannot be written or understood yet
-//! kept aside.
+//! The rig's ends of the pipes to the tree's programs. They never block: they keep what cannot be written yet, and what
+//! is read but not taken yet.
 #![forbid(unsafe_code)]
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -23,7 +23,7 @@ impl Incoming {
         Ok(Incoming { reader, bytes: Vec::new(), taken: 0, open: true })
     }
 
-    /// Whether the other side still has it open.
+    /// Returns whether the other side still has it open.
     pub(crate) fn is_open(&self) -> bool {
         self.open
     }
@@ -32,7 +32,7 @@ impl Incoming {
         self.reader.as_fd()
     }
 
-    /// Reads what is there. Returns whether anything was, the end included.
+    /// Reads everything that is there. Returns whether there was something; the end counts.
     pub(crate) fn read(&mut self) -> Result<bool, Error> {
         let mut any = false;
         let mut buffer = [0_u8; 65536];
@@ -54,15 +54,15 @@ impl Incoming {
         Ok(any)
     }
 
-    /// What has been read and not yet taken.
+    /// Returns what is read and not taken yet.
     pub(crate) fn pending(&self) -> &[u8] {
         &self.bytes[self.taken..]
     }
 
-    /// Marks the next `n` bytes as dealt with.
+    /// Takes the next `n` bytes away.
     pub(crate) fn take(&mut self, n: usize) {
         self.taken = (self.taken + n).min(self.bytes.len());
-        // Moving the rest down every time would be quadratic; never would keep everything.
+        // To move the rest each time would take quadratic time; never to move it would keep everything in memory.
         if self.taken == self.bytes.len() || self.taken > 1 << 16 {
             self.bytes.drain(..self.taken);
             self.taken = 0;
@@ -88,7 +88,7 @@ impl Outgoing {
         self.writer.as_fd()
     }
 
-    /// Whether something waits to be written.
+    /// Returns whether something is still to be written.
     pub(crate) fn is_pending(&self) -> bool {
         self.written < self.bytes.len()
     }
@@ -97,8 +97,8 @@ impl Outgoing {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Writes what the pipe takes. A reader that has gone is not an error here: its end is noticed elsewhere, with
-    /// more to say about it.
+    /// Writes what the pipe takes. If the reader is gone, that is not an error here: the end of the program is noticed
+    /// elsewhere, where more is known about it.
     pub(crate) fn write(&mut self) -> Result<bool, Error> {
         let mut any = false;
         while self.is_pending() {

@@ -1,8 +1,8 @@
-//! What goes over the pipes between qmail-send and a spawner. Pure: bytes in, values out.
+//! The protocol of the pipes between qmail-send and a spawner: bytes in, values out, no I/O.
 //!
-//! A spawner first says its conf-spawn. A command is: delivery number, message, NUL, sender, NUL, recipient, NUL. A
-//! report is: delivery number, one letter, text, NUL. Numbers take one byte in stock qmail and two, the low one first,
-//! with the big-concurrency patch.
+//! A spawner first sends its conf-spawn. A command is: delivery number, message, NUL, sender, NUL, recipient, NUL. A
+//! report is: delivery number, one letter, text, NUL. Numbers take one byte in stock qmail, and two bytes with the
+//! big-concurrency patch, the low byte first.
 #![forbid(unsafe_code)]
 
 /// How many bytes a delivery number takes.
@@ -15,7 +15,7 @@ pub enum Width {
 }
 
 impl Width {
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub fn bytes(self) -> usize {
         match self {
             Width::One => 1,
@@ -23,7 +23,7 @@ impl Width {
         }
     }
 
-    /// Appends a number; what does not fit is cut off, as qmail-send does.
+    /// Appends a number. A high byte that does not fit is cut off, as qmail-send does.
     pub fn push(self, number: u32, to: &mut Vec<u8>) {
         let [low, high, ..] = number.to_le_bytes();
         to.push(low);
@@ -43,7 +43,7 @@ impl Width {
     }
 }
 
-/// A command, as a spawner is sent it.
+/// A command of qmail-send to a spawner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// The delivery number.
@@ -57,7 +57,7 @@ pub struct Command {
 }
 
 impl Command {
-    /// The command's bytes.
+    /// Returns the command's bytes.
     pub fn encode(&self, width: Width) -> Vec<u8> {
         let mut bytes = Vec::new();
         width.push(self.number, &mut bytes);
@@ -68,7 +68,7 @@ impl Command {
         bytes
     }
 
-    /// Takes one command off the front of `bytes`, if it is complete; returns it with its length.
+    /// Reads the command at the start of `bytes`, and returns it with its length; `None` if it is not complete.
     pub fn decode(bytes: &[u8], width: Width) -> Option<(Command, usize)> {
         let (number, mut rest) = width.read(bytes)?;
         let mut fields = [const { String::new() }; 3];
@@ -82,19 +82,19 @@ impl Command {
     }
 }
 
-/// A report, as a spawner sends it.
+/// A report of a spawner to qmail-send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The delivery number.
     pub number: u32,
-    /// `K` (delivered), `Z` (not now), `D` (never), or what a changed tree sends.
+    /// `K` (delivered), `Z` (deferred), `D` (refused), or another letter that a fork sends.
     pub letter: u8,
     /// The text.
     pub text: String,
 }
 
 impl Report {
-    /// Takes one report off the front of `bytes`, if it is complete; returns it with its length.
+    /// Reads the report at the start of `bytes`, and returns it with its length; `None` if it is not complete.
     pub fn decode(bytes: &[u8], width: Width) -> Option<(Report, usize)> {
         let (number, rest) = width.read(bytes)?;
         let end = rest.iter().position(|byte| *byte == 0)?;
@@ -104,13 +104,13 @@ impl Report {
         Some((Report { number, letter, text }, bytes.len() - rest.len() + end + 1))
     }
 
-    /// Whether this is no report but the gate, which calls mail back or has a line for the log (gate.h): 65535 is the
-    /// number of no delivery.
+    /// Returns whether this is not a report but a call of the gate, or its line for the log (gate.h). No delivery has
+    /// the number 65535.
     pub fn is_from_gate(&self) -> bool {
         matches!(self.letter, b'R' | b'N') && self.number == 65535
     }
 
-    /// The report's bytes.
+    /// Returns the report's bytes.
     pub fn encode(&self, width: Width) -> Vec<u8> {
         let mut bytes = Vec::new();
         width.push(self.number, &mut bytes);
@@ -120,39 +120,38 @@ impl Report {
         bytes
     }
 
-    /// The report for a person to read: letter and text on one line.
+    /// Returns the letter and the text on one line, for a message.
     pub fn shown(&self) -> String {
         format!("{} {:?}", char::from(self.letter), self.text.trim_end())
     }
 }
 
-/// A command that either protocol understands, and answers differently: see [`read_greeting`].
+/// A command that both protocols refuse, each in its own way: see [`read_greeting`].
 ///
-/// Two bytes: delivery 0, message "x", sender and recipient empty: refused, a message is a number. One byte: delivery
-/// 0, message empty, sender "x", recipient empty: refused, a message has a name; one byte is left over and starts the
-/// next command.
+/// With two bytes it is: delivery 0, message "x", sender and recipient empty. It is refused because a message is a
+/// number. With one byte it is: delivery 0, message empty, sender "x", recipient empty. It is refused because the
+/// message has no name; the last byte is left over and starts the next command.
 pub(crate) const PROBE: &[u8] = b"\0\0x\0\0\0";
 
-/// What a one-byte spawner has to be sent after [`PROBE`] to be done with the byte left over: that starts a command
-/// like the probe's, which gets one more report.
+/// Completes the command that the last byte of [`PROBE`] starts in the one-byte protocol. It gets one more report.
 pub(crate) const PROBE_REST_ONE: &[u8] = b"x\0\0\0";
 
-/// What a spawner has said at its start and in answer to [`PROBE`].
+/// What a spawner sent at its start and in answer to [`PROBE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Greeting {
     /// The protocol that it speaks.
     pub(crate) width: Width,
-    /// The conf-spawn that it has announced: in the one-byte protocol, only the lowest eight bits of it.
+    /// The conf-spawn that it announced. In the one-byte protocol it has only the lowest eight bits.
     pub(crate) announced: u32,
-    /// How many bytes that was, the answer to the probe included.
+    /// The number of bytes, with the answer to the probe.
     pub(crate) len: usize,
 }
 
-/// Reads a spawner's first words. `None`: more is needed.
+/// Reads what a spawner sends first. `None`: it is not complete.
 pub(crate) fn read_greeting(bytes: &[u8]) -> Option<Greeting> {
-    // One byte:  N, 0, letter, text, NUL.   Two bytes:  N, N, 0, 0, letter, text, NUL. The third byte is a letter or
-    // the low byte of delivery number 0: that tells them apart whatever N is. A gate (two bytes) may have lines for
-    // the log first, for number 65535.
+    // One byte: N, 0, letter, text, NUL. Two bytes: N, N, 0, 0, letter, text, NUL. The third byte is a letter or the
+    // low byte of delivery number 0, which shows the width for any N. A gate (two bytes) may first send lines for the
+    // log, under number 65535.
     let width = if matches!(*bytes.get(2)?, 0 | 0xff) { Width::Two } else { Width::One };
     let (announced, mut rest) = width.read(bytes)?;
     loop {

@@ -1,17 +1,17 @@
-//! The tree's own qmail-send on a scratch queue, started by the tree's own qmail-start, so that all descriptors are
-//! wired as that tree wires them (trees with qmail-todo or further channels have more of them).
+//! The tree's own qmail-send on a scratch queue. The tree's own qmail-start starts it, so that its descriptors are
+//! those of that tree (trees with qmail-todo or more channels have more of them).
 //!
-//! The spawners are either the tree's, with stubs at the far end, or relays: then the rig itself plays them, and can
-//! hold all 65000 delivery numbers at once without a process or a descriptor for any.
+//! The spawners are either the tree's, with stubs at the far end, or relays. Behind a relay, the rig itself plays the
+//! spawner, and can use all 65000 delivery numbers at once without a process or a descriptor for each.
 //!
-//! Nothing stands still for ever, however full the pipes are, for the waits make no circle:
+//! The programs never deadlock, even if all pipes are full, because they do not wait for each other in a circle:
 //!
-//! - The rig waits in poll only. It reads the log, the commands and the stubs' events to the end whenever there is
-//!   anything, and keeps what a relay does not take yet.
-//! - qmail-send waits for the rig to take its log, and for qmail-clean and qmail-queue, which wait for none of the
-//!   others. It writes its commands with O_NONBLOCK and reads reports when select has seen some.
-//! - A relay, with one thread for both directions, waits for the rig to take a command, or for qmail-send to take a
-//!   report. Meanwhile it takes no commands, which is nothing that qmail-send waits for.
+//! - The rig waits only in poll. It reads the log, the commands and the stubs' events completely whenever there are
+//!   any, and keeps what a relay does not take yet.
+//! - qmail-send waits for the rig to read its log, and for qmail-clean and qmail-queue, which wait for none of the
+//!   others. It writes commands with O_NONBLOCK, and reads reports after select has seen some.
+//! - A relay has one thread for both directions. It waits for the rig to read a command, or for qmail-send to read a
+//!   report. Meanwhile it reads no commands, and qmail-send does not wait for that.
 
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read};
@@ -30,18 +30,18 @@ use crate::verify::error::Error;
 use crate::verify::sandbox::process::{Process, describe, interrupted, last_words};
 use crate::verify::sandbox::site::Site;
 
-/// The programs of a tree that [`SendRig`] needs; further ones where a tree has them.
+/// The programs of a tree that [`SendRig`] needs. See also [`OPTIONAL_PROGRAMS`].
 pub const PROGRAMS: [&str; 6] =
     ["qmail-start", "qmail-send", "qmail-clean", "qmail-queue", "qmail-rspawn", "qmail-lspawn"];
 
 /// A program that some trees run beside qmail-send.
 pub const OPTIONAL_PROGRAMS: [&str; 1] = ["qmail-todo"];
 
-/// In bytes, the least that a pipe can hold on Linux: as small as those of a user who has more than
-/// fs.pipe-user-pages-soft allows. So the pipes of a trial with relays are full on both sides most of the time.
+/// The smallest pipe of Linux, in bytes. The pipes of a user with more than fs.pipe-user-pages-soft are as small. With
+/// this size, the pipes of a trial with relays are full on both sides most of the time.
 const SMALL_PIPE: usize = 4096;
 
-/// The file of the rig that takes what is said on standard error.
+/// The file of the rig that is the programs' standard error.
 const ERRORS: &str = "errors";
 
 /// Who plays the spawners.
@@ -49,7 +49,7 @@ const ERRORS: &str = "errors";
 pub enum Spawners {
     /// The tree's own qmail-lspawn and qmail-rspawn.
     Own,
-    /// The rig, through relays that announce `spawn` in `width`.
+    /// The rig, through relays that announce conf-spawn as a spawner does.
     Played {
         /// The protocol to speak.
         width: Width,
@@ -66,7 +66,7 @@ pub struct SendRig {
     pipe: Incoming,
     relays: Vec<Relay>,
     idle: Duration,
-    /// The file that is standard error of qmail-start, and of what it starts where it leaves that open.
+    /// The file that is standard error of qmail-start, and of the programs that inherit it.
     errors: PathBuf,
 }
 
@@ -84,7 +84,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Makes the files of one relay and announces conf-spawn to whoever will read.
+    /// Makes the files of one relay, and announces conf-spawn.
     fn open(
         dir: &Path,
         site: &Site,
@@ -100,7 +100,7 @@ impl Relay {
             let _ = fs::remove_file(&path);
             sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
             site.identity().chown(&path)?;
-            // Both ways: neither side then sees an end of file because the other is not there yet.
+            // Open it both ways: then neither side sees an end of file before the other side has opened it.
             let fifo = File::options()
                 .read(true)
                 .write(true)
@@ -125,12 +125,12 @@ impl Relay {
         })
     }
 
-    /// The channel that it plays.
+    /// Returns the channel that it plays.
     pub fn channel(&self) -> Channel {
         self.channel
     }
 
-    /// The commands that qmail-send has given, taken.
+    /// Takes the commands that qmail-send has sent so far.
     pub fn take_commands(&mut self) -> Vec<Command> {
         std::mem::take(&mut self.commands)
     }
@@ -151,8 +151,8 @@ impl Relay {
                 Err(error) => return Err(Error::system("read a relay")(error)),
             }
         }
-        // The first command is for delivery 0 and its message begins with a digit: the second byte tells how wide
-        // qmail-send writes its numbers.
+        // The first command is for delivery 0, and its message begins with a digit. So the second byte shows how many
+        // bytes qmail-send writes for a number.
         if self.first.is_none() && self.bytes.len() >= 2 {
             self.first = Some(self.bytes[1]);
         }
@@ -209,8 +209,8 @@ impl SendRig {
             let dir = site.rig().join("relay");
             fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
             site.identity().chown(&dir)?;
-            // A few more than are known of: what no qmail-send takes is in nobody's way. Each takes two descriptors,
-            // which are scarce on some machines.
+            // Make a few more relays than the known channels need; an unused one does no harm. Each takes two
+            // descriptors, so make no more than needed if there are few.
             let known = 1 + site.supplemental().count as usize;
             let room = sys::limit(Resource::OpenFiles).map_or(u64::MAX, |limit| limit.soft);
             let remote = if room > 64 + 2 * known as u64 { known.max(8) } else { known };
@@ -242,7 +242,7 @@ impl SendRig {
         })
     }
 
-    /// What qmail-send has logged.
+    /// Returns what qmail-send has logged.
     pub fn log(&self) -> &Log {
         &self.log
     }
@@ -251,22 +251,26 @@ impl SendRig {
         &mut self.log
     }
 
-    /// The spawners that the rig plays.
+    /// Returns the spawners that the rig plays.
     pub fn relays(&mut self) -> &mut [Relay] {
         &mut self.relays
     }
 
-    /// The process that is qmail-send (after having been qmail-start).
+    /// Returns the process, which was qmail-start and is now qmail-send.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Gives up a wait after `idle` without any sign of life, instead of [`IDLE`].
+    /// Ends a wait after `idle` without any event, instead of after [`IDLE`].
     pub fn set_idle(&mut self, idle: Duration) {
         self.idle = idle;
     }
 
-    /// Waits until `done`, which is called after everything that happens and may answer commands.
+    /// Waits until `done` returns true. It is called after every event, and may answer commands. `waiting_for`
+    /// completes "waited for" in an error.
+    ///
+    /// # Errors
+    /// Nothing happened for [`IDLE`], qmail-send died, or `done` failed.
     pub fn wait(
         &mut self,
         stubs: &mut Stubs,
@@ -297,14 +301,14 @@ impl SendRig {
         }
     }
 
-    /// Reads what is there without waiting for anything, so that nobody waits for the rig.
+    /// Reads everything that is there, without waiting, so that no program has to wait for the rig.
     pub fn attend(&mut self, stubs: &mut Stubs) -> Result<(), Error> {
         while self.step(stubs, Instant::now())? {}
         Ok(())
     }
 
-    /// Waits for a sign of life and deals with what there is; `false` when there was none until `until`. Whatever else
-    /// ends a wait is no reason to say that time is up.
+    /// Waits for an event and handles it; returns false if there was none until `until`. If poll returns early without
+    /// one, the wait goes on.
     fn step(&mut self, stubs: &mut Stubs, until: Instant) -> Result<bool, Error> {
         loop {
             let mut watches = vec![Watch::new(stubs.fd(), Interest::Read)];
@@ -341,7 +345,7 @@ impl SendRig {
         }
     }
 
-    /// Sends SIGTERM: qmail-send starts nothing more and exits when the last delivery has been reported.
+    /// Sends SIGTERM: qmail-send starts no more deliveries, and exits when the last one is reported.
     pub fn terminate(&self) -> Result<(), Error> {
         self.process.signal(libc::SIGTERM)
     }
@@ -361,7 +365,7 @@ impl SendRig {
         Ok(())
     }
 
-    /// Waits for the end of qmail-send and returns its account.
+    /// Waits for the end of qmail-send, and returns its log.
     pub fn wait_exit(mut self, stubs: &mut Stubs) -> Result<Log, Error> {
         while self.pipe.is_open() {
             if !self.step(stubs, Instant::now() + self.idle)? {
@@ -376,7 +380,7 @@ impl SendRig {
                 });
             }
         }
-        // What a stub told before qmail-send logged it may have come after the last look.
+        // An event of a stub that came before the last line of the log may not be read yet.
         stubs.read()?;
         let status = self.process.wait(self.idle)?;
         if status.code() == Some(0) && self.log.exiting {
@@ -412,15 +416,14 @@ impl SendRig {
         }
     }
 
-    /// What the programs have said last, on standard error or, if nothing there, in the log.
+    /// Returns the last words of the programs on standard error or, if there are none, in the log.
     fn last_words(&self) -> String {
         let said = fs::read(&self.errors).unwrap_or_default();
         if last_words(&said).is_empty() { self.log.last.clone() } else { last_words(&said) }
     }
 }
 
-/// Starts the tree's own programs alone, with no rig around them; what is returned is qmail-send's log and the process
-/// that is qmail-send.
+/// Starts the tree's own programs without a rig. Returns qmail-send's log and its process.
 pub fn start_own(site: &Site) -> Result<(PipeReader, Process), Error> {
     start_programs(site, search_path(site))
 }
@@ -434,22 +437,22 @@ fn start_programs(site: &Site, path: std::ffi::OsString) -> Result<(PipeReader, 
     let mut command = site.command(site.home().join("bin/qmail-start"));
     command.arg("./Mailbox").env("PATH", path).current_dir("/");
     let map = vec![(null.as_raw_fd(), 0), (writer.as_raw_fd(), 1), (said.as_raw_fd(), 2)];
-    // Nothing above 2 is open when qmail-start begins, as under a supervisor.
+    // As under a supervisor, no descriptor above 2 is open when qmail-start begins.
     sys::map_descriptors(&mut command, map, 16);
     let process = Process::start(command, "qmail-start")?;
     Ok((reader, process))
 }
 
-/// Tells qmail-send that there is something in queue/todo, as qmail-queue does.
+/// Wakes qmail-send to look into queue/todo, as qmail-queue does.
 pub fn pull_trigger(site: &Site) -> Result<(), Error> {
     let path = site.home().join("queue/lock/trigger");
     let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&path);
     match opened {
-        // Nobody listens: qmail-send looks into queue/todo when it starts.
+        // qmail-send does not run. It looks into queue/todo when it starts.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
         Err(error) => Err(Error::file("open", &path)(error)),
         Ok(mut trigger) => match io::Write::write(&mut trigger, &[0]) {
-            // Pulled already.
+            // The trigger is pulled already.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(Error::file("write", &path)(error)),
             Ok(_) => Ok(()),
@@ -469,7 +472,7 @@ pub fn run_qmail_queue(
         envelope.extend_from_slice(format!("T{recipient}\0").as_bytes());
     }
     envelope.push(0);
-    // Both fit into a pipe, so they can be written before anybody reads.
+    // Both fit into a pipe, so they can be written before qmail-queue reads.
     let feed = |bytes: &[u8]| -> io::Result<PipeReader> {
         let (reader, mut writer) = io::pipe()?;
         io::Write::write_all(&mut writer, bytes)?;

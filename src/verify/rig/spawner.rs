@@ -34,7 +34,7 @@ impl Channel {
         }
     }
 
-    /// The word by which stubs of this channel report.
+    /// Returns the name that stubs of this channel report.
     pub fn stub(self) -> &'static str {
         match self {
             Channel::Local => "local",
@@ -60,7 +60,8 @@ impl fmt::Display for Channel {
     }
 }
 
-/// The home's bin/ first, as qmail's start scripts have it: qmail-rspawn looks for qmail-remote in PATH.
+/// Returns a PATH that begins with the home's bin/, as in qmail's start scripts: qmail-rspawn looks for qmail-remote
+/// there.
 pub(crate) fn search_path(site: &Site) -> std::ffi::OsString {
     let mut path = site.home().join("bin").into_os_string();
     if let Some(rest) = std::env::var_os("PATH") {
@@ -70,16 +71,16 @@ pub(crate) fn search_path(site: &Site) -> std::ffi::OsString {
     path
 }
 
-/// How long nothing at all may happen before a wait is given up. Not a limit on the whole: a slow machine may take
-/// long as long as it gets on.
+/// The longest time without any event before a wait ends. The whole wait may take longer, because a slow machine that
+/// makes progress is not at fault.
 pub const IDLE: Duration = Duration::from_secs(60);
 
-/// What becomes of a spawner's standard error.
+/// Where a spawner's standard error goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stderr {
-    /// Closed, as qmail-start has it: descriptor 2 may then be the pipe of a delivery.
+    /// It is closed, as under qmail-start, so that descriptor 2 may be the pipe of a delivery.
     Closed,
-    /// Kept in a file, for the error that tells of the spawner's end.
+    /// Into a file, so that an error can quote it.
     Kept,
 }
 
@@ -87,7 +88,7 @@ pub enum Stderr {
 #[derive(Debug)]
 pub struct Spawner {
     channel: Channel,
-    /// Where its standard error is kept, if it is.
+    /// The file with its standard error, if it is kept.
     errors: Option<PathBuf>,
     process: Process,
     input: Option<Outgoing>,
@@ -98,25 +99,28 @@ pub struct Spawner {
     idle: Duration,
 }
 
-/// What a [`Spawner`] looks like to whoever waits for it.
+/// The deliveries and reports since the last trial began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeliveryCounts {
     /// Stubs that have reported their start.
     pub started: usize,
     /// Stubs that have reported their end.
     pub ended: usize,
-    /// Reports that have come and were not taken yet.
+    /// Reports that have come and are not taken yet.
     pub reports: usize,
 }
 
 impl Spawner {
-    /// Starts the spawner that is installed in the site's home and finds out which protocol it speaks. Its standard
+    /// Starts the spawner that is installed in the site's home, and finds out which protocol it speaks. Its standard
     /// error is closed.
+    ///
+    /// # Errors
+    /// It died, or did not announce its conf-spawn and refuse a bad command.
     pub fn start(site: &Site, stubs: &mut Stubs, channel: Channel) -> Result<Spawner, Error> {
         Spawner::start_with(site, stubs, channel, Stderr::Closed)
     }
 
-    /// The same, with its standard error as `errors` says.
+    /// Does the same, with its standard error as `errors` says.
     pub fn start_with(
         site: &Site,
         stubs: &mut Stubs,
@@ -188,32 +192,32 @@ impl Spawner {
         Ok(())
     }
 
-    /// Which of the two it is.
+    /// Returns which of the two it is.
     pub fn channel(&self) -> Channel {
         self.channel
     }
 
-    /// The protocol that it speaks.
+    /// Returns the protocol that it speaks.
     pub fn width(&self) -> Width {
         self.width
     }
 
-    /// The conf-spawn that it has announced.
+    /// Returns the conf-spawn that it announced.
     pub fn announced(&self) -> u32 {
         self.announced
     }
 
-    /// The process.
+    /// Returns its process.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Gives up a wait after `idle` without any sign of life, instead of [`IDLE`].
+    /// Ends a wait after `idle` without any event, instead of after [`IDLE`].
     pub fn set_idle(&mut self, idle: Duration) {
         self.idle = idle;
     }
 
-    /// Sends a command; it is written when the spawner reads.
+    /// Sends a command. It is written as soon as the spawner reads.
     pub fn send(&mut self, command: &Command) {
         let bytes = command.encode(self.width);
         self.push(&bytes);
@@ -225,17 +229,20 @@ impl Spawner {
         }
     }
 
-    /// Closes the spawner's input, as the end of qmail-send does.
+    /// Closes the spawner's input, as happens when qmail-send ends.
     pub fn close_input(&mut self) {
         self.input = None;
     }
 
-    /// The reports so far, taken.
+    /// Takes the reports that have come so far.
     pub fn take_reports(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.reports)
     }
 
-    /// Waits until `done` says so of what has been seen. `waiting_for` completes "waited for" in an error.
+    /// Waits until `done` returns true. `waiting_for` completes "waited for" in an error.
+    ///
+    /// # Errors
+    /// Nothing happened for [`IDLE`], or the spawner died.
     pub fn wait(
         &mut self,
         stubs: &mut Stubs,
@@ -266,7 +273,7 @@ impl Spawner {
         }
     }
 
-    /// Waits for the end of the spawner, whose input has been closed.
+    /// Waits for the end of the spawner after its input was closed.
     pub fn wait_exit(&mut self, stubs: &mut Stubs) -> Result<std::process::ExitStatus, Error> {
         while self.output.is_open() {
             if !self.step(stubs, Instant::now() + self.idle)? {
@@ -285,7 +292,7 @@ impl Spawner {
         DeliveryCounts { started, ended, reports: self.reports.len() }
     }
 
-    /// Waits for one thing to happen and deals with it; `false` when nothing did until `until`.
+    /// Waits for an event and handles it; returns false if there was none until `until`.
     fn step(&mut self, stubs: &mut Stubs, until: Instant) -> Result<bool, Error> {
         let mut watches = vec![
             Watch::new(self.output.fd(), Interest::Read),
@@ -304,7 +311,7 @@ impl Spawner {
             input.write()?;
         }
         self.output.read()?;
-        // Before the greeting is understood, nothing can be.
+        // Reports can be read only after the greeting.
         if self.announced > 0 || self.width == Width::One {
             while let Some((report, len)) = Report::decode(self.output.pending(), self.width) {
                 self.output.take(len);
@@ -331,8 +338,8 @@ impl Spawner {
     }
 }
 
-/// What a spawner says on standard error when it is started with nothing to do. Qmail-start closes that, and so does
-/// [`Spawner::start`]; so this starts another one, after one has ended at its start, to learn why.
+/// Starts another spawner, with nothing to do, and returns what it writes on standard error. This shows why one ended
+/// at its start: [`Spawner::start`] closes standard error, as qmail-start does.
 fn last_words_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String, Error> {
     let file = emptied(site, errors)?;
     let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
@@ -341,7 +348,7 @@ fn last_words_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<S
     let mut command = channel.command(site);
     let map = vec![(null.as_raw_fd(), 0), (sink.as_raw_fd(), 1), (file.as_raw_fd(), 2)];
     sys::map_descriptors(&mut command, map, 7);
-    // How it ends does not matter, only what it has said.
+    // How it ends does not matter, only its message.
     let ended = Process::start(command, channel.program())?.wait(Duration::from_secs(5));
     if let Err(error @ Error::Interrupted(_)) = ended {
         return Err(error);
@@ -349,18 +356,19 @@ fn last_words_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<S
     Ok(last_words_in(errors))
 }
 
-/// Makes the file `path` empty, for a program to say something in.
+/// Makes the file `path` empty, for the standard error of a program.
 fn emptied(site: &Site, path: &Path) -> Result<File, Error> {
     site.write(path, &[])?;
     File::options().append(true).open(path).map_err(Error::file("open", path))
 }
 
+/// Returns the last words of a program in the file with its standard error.
 fn last_words_in(errors: &Path) -> String {
     last_words(&fs::read(errors).unwrap_or_default())
 }
 
-/// Runs `trial`. Where a spawner has died without a word, because nobody could hear one, `trial` runs once more with
-/// its standard error open; the error then tells what it said. Where it does not die again, that is said.
+/// Runs `trial` with the spawner's standard error closed. If the spawner dies, runs `trial` again with standard error
+/// open, so that the error can quote the spawner. If it does not die again, the error says so.
 pub(crate) fn with_last_words<T>(
     mut trial: impl FnMut(Stderr) -> Result<T, Error>,
 ) -> Result<T, Error> {
@@ -382,7 +390,7 @@ pub(crate) fn with_last_words<T>(
     }
 }
 
-/// What usually kills a spawner in this way.
+/// Returns what usually ends a spawner in this way; empty if unknown.
 pub(crate) fn likely_cause_of_death(status: std::process::ExitStatus) -> &'static str {
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
@@ -396,7 +404,7 @@ pub(crate) fn likely_cause_of_death(status: std::process::ExitStatus) -> &'stati
              fd_set; qpatch apply (toolchain, fd-setsize) takes care of both"
         }
         _ => match status.code() {
-            // As qmail's programs exit when they cannot read what they need.
+            // The exit codes of qmail's programs that cannot read a file that they need.
             Some(111 | 112) => {
                 "it may want control files of its own (a fork with LDAP or SQL): verify --control DIR gives it those in DIR"
             }

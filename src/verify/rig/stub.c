@@ -1,31 +1,33 @@
-/* What a proof needs besides the tree's own programs: one program with several names. First of all the far end of a
-   delivery:
+/* The program that a proof needs beside the tree's own: one program with several names. As these, it is the far end of
+   a delivery:
 
    qmail-remote HOST SENDER RECIPIENT
    qmail-local -- USER HOME LOCAL DASH EXT DOMAIN SENDER DEFAULT
    qmail-getpw LOCAL
 
-   A recipient is MODE-HOLD-TAG@DOMAIN. The delivery says in the events pipe that it has started, waits until nobody
-   holds RIG/hold/HOLD exclusively (no such file: does not wait), says that it ends, and does what MODE asks for:
+   A recipient is MODE-HOLD-TAG@DOMAIN. The delivery writes into the events pipe that it has started, waits while
+   another process holds an exclusive lock on RIG/hold/HOLD (if there is no such file, it does not wait), writes that
+   it ends, and does what MODE says:
      k z d   accepted, temporary, permanent
      s h     (remote) accepted as a message, this recipient temporary, permanent
      c       dies of a signal
-     n       says nothing and exits 0
-     x       exits 111 without a word
-   Whatever it answers carries the whole recipient.
+     n       writes nothing and exits 0
+     x       writes nothing and exits 111
+   Every other answer has the whole recipient.
 
-   An event is one line, written at once: S or E, process, CLOCK_MONOTONIC in ns, program, recipient. The pipe is
-   opened without waiting: when the reader is gone, so is the reason to stay.
+   An event is one line, in one write: S or E, process, CLOCK_MONOTONIC in ns, program, recipient. The pipe is opened
+   without waiting: if there is no reader, the proof is over and the stub exits.
 
-   And two helpers:
+   As these, it is a helper:
 
-   qmail-rspawn, qmail-lspawn   in RIG/relay: pass bytes on between qmail-send and the rig, which plays the spawner,
-                                through pipes that are soon full.
-                                Where qmail-send has several remote channels, each gets a relay of its own.
-   rig-limit PID NAME SOFT      sets the soft limit NAME (nproc, nofile) of a process of the same user and prints what
-                                it was; exits 1 where that cannot be done. Linux, but not with dietlibc.
+   qmail-rspawn, qmail-lspawn   in RIG/relay: passes bytes between qmail-send and the rig, which plays the spawner,
+                                through small pipes. If qmail-send has several remote channels, each has a relay of
+                                its own.
+   rig-limit PID NAME SOFT      sets the soft limit NAME (nproc, nofile) of a process of the same user, and prints the
+                                old one; exits 1 if that is not possible. Linux only, and not with dietlibc.
 
-   Small on purpose: thousands of these run at once. No stdio, no heap. C89, so that any conf-cc compiles it. */
+   It is small, without stdio and heap, because thousands of them run at once. It is C89, so that any conf-cc compiles
+   it. */
 
 #define _GNU_SOURCE
 #define _DEFAULT_SOURCE
@@ -71,7 +73,7 @@ static void putnum(unsigned long u)
   put(digits + i, sizeof digits - i);
 }
 
-/* A time in nanoseconds: more than an unsigned long has room for where that has 32 bits. */
+/* Writes a time in nanoseconds, digit by digit, because it does not fit into an unsigned long of 32 bits. */
 static void puttime(const struct timespec *at)
 {
   unsigned long rest = at->tv_nsec;
@@ -107,6 +109,7 @@ static void event(int fd, const char *what, const char *program, const char *loc
   flushto(fd);
 }
 
+/* Waits while the hold of this recipient is locked. */
 static void await(const char *local)
 {
   char name[sizeof RIG + 100];
@@ -193,6 +196,7 @@ static int getpw(int argc, char **argv)
   return 0;
 }
 
+/* Copies what is there; 0 at the end of the input. */
 static int pass(int from, int to)
 {
   int r = read(from, out, sizeof out);
@@ -203,7 +207,7 @@ static int pass(int from, int to)
   return 1;
 }
 
-/* The files of relay number i: RIG/relay/remote.0.lock, .cmd (to the rig), .rep (from the rig). */
+/* Opens a file of relay number i: RIG/relay/remote.0.lock, .cmd (to the rig), .rep (from the rig). */
 static int openrelay(const char *channel, int i, const char *kind, int flags)
 {
   char name[sizeof RIG + 40];
@@ -273,7 +277,7 @@ int main(int argc, char **argv)
 {
   const char *name;
 #ifdef REMOTE_SERVE
-  /* of a tree with the fork server: as its qmail-remote */
+  /* In a tree with the fork server, the stub serves as its qmail-remote does. */
   remote_serve(&argc, &argv);
 #endif
   name = argc > 0 ? strrchr(argv[0], '/') : 0;

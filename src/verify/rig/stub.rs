@@ -1,5 +1,5 @@
 //! The stub that stands in for qmail-remote, qmail-local and qmail-getpw, and the rig's side of it: the events that
-//! stubs report and the holds that they wait for. What a stub does is said in stub.c.
+//! stubs report, and the holds that they wait for. stub.c describes what a stub does.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -20,7 +20,7 @@ use crate::verify::sandbox::site::Site;
 const STUB_C: &str = include_str!("stub.c");
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a stub is asked to do, by the first letter of the recipient.
+/// What a stub does. The first letter of the recipient chooses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     /// Accepts.
@@ -51,8 +51,8 @@ impl Mode {
         Mode::Fail,
     ];
 
-    /// A mode whose report can be told from all others in qmail-send's log: three of five accept, as most mail is
-    /// accepted (and a bounce costs as much as a message); the others are what can go wrong.
+    /// Chooses a mode whose report names the recipient, so that qmail-send's log shows whose it is. Three of five
+    /// recipients accept, because most mail is accepted, and a bounce costs as much as a message.
     pub(crate) fn of_mail(random: &mut super::numbers::Random) -> Mode {
         if random.below(5) < 3 { Mode::Accept } else { Mode::ALL[1 + random.below(4) as usize] }
     }
@@ -69,7 +69,7 @@ impl Mode {
         }
     }
 
-    /// The letter that the spawner has to report: `K`, `Z` or `D`.
+    /// Returns the letter that the spawner must report: `K`, `Z` or `D`.
     pub fn report(self) -> u8 {
         match self {
             Mode::Accept => b'K',
@@ -78,18 +78,18 @@ impl Mode {
         }
     }
 
-    /// Whether the report carries the recipient's address.
+    /// Returns whether the report has the recipient's address.
     pub fn names_recipient(self) -> bool {
         !matches!(self, Mode::Crash | Mode::Fail)
     }
 }
 
-/// The recipient that makes a stub do `mode` once `hold` is released. `tag` tells it from all others.
+/// Returns a recipient that makes a stub do `mode` once `hold` is released. `tag` makes it unique.
 pub fn recipient(mode: Mode, hold: Option<&str>, tag: impl fmt::Display, domain: &str) -> String {
     format!("{}-{}-{tag}@{domain}", mode.letter(), hold.unwrap_or("none"))
 }
 
-/// Whether a delivery has started or ends.
+/// Whether a delivery starts or ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StubEventKind {
     /// The stub runs.
@@ -98,7 +98,7 @@ pub enum StubEventKind {
     End,
 }
 
-/// One line of what stubs report.
+/// An event that a stub reported, which is one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StubEvent {
     /// Start or end.
@@ -130,20 +130,20 @@ impl StubEvent {
         })
     }
 
-    /// The part after the `@`.
+    /// Returns the part after the `@`.
     pub fn domain(&self) -> &str {
         self.recipient.rsplit('@').next().unwrap_or_default()
     }
 }
 
-/// The most stubs that ran at the same time, among the events that `counts` picks.
+/// Returns the most stubs that ran at the same time, among the events that `counts` picks.
 ///
-/// A stub reports its start after it has begun and its end before it exits, so the true figure is never below this.
+/// A stub reports its start after it has begun, and its end before it exits. So the true number is never lower.
 pub fn peak<'e>(
     events: impl IntoIterator<Item = &'e StubEvent>,
     counts: impl Fn(&StubEvent) -> bool,
 ) -> usize {
-    // At the same nanosecond, the end comes first: only what surely overlapped counts.
+    // At the same nanosecond the end comes first, so that only a sure overlap counts.
     let mut steps: Vec<(u64, i8)> = events
         .into_iter()
         .filter(|event| counts(event))
@@ -174,12 +174,12 @@ pub struct Stubs {
     linked: Linkage,
 }
 
-/// How the stub program was linked: it decides how much each of thousands costs.
+/// How the stub program was linked. It decides how much memory each of thousands of stubs takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Linkage {
-    /// Into one file: starts fastest, shares most.
+    /// Statically: it starts fastest, and stubs share the most memory.
     Static,
-    /// Against the shared C library, where there is no static one.
+    /// Dynamically, because there is no static C library.
     Dynamic,
 }
 
@@ -190,8 +190,11 @@ struct Hold {
 }
 
 impl Stubs {
-    /// Compiles the stub with the site's compiler, puts it into the home's bin/ under its three names, and makes the
+    /// Compiles the stub with the site's compiler, links it into the home's bin/ under its three names, and makes the
     /// events pipe.
+    ///
+    /// # Errors
+    /// The compiler fails, or a file cannot be made.
     pub fn install(site: &Site) -> Result<Stubs, Error> {
         let linked = compile(site)?;
         let program = site.rig().join("stub");
@@ -205,7 +208,7 @@ impl Stubs {
         let _ = fs::remove_file(&path);
         sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
         site.identity().chown(&path)?;
-        // Read and write: with a writer of our own the pipe never reports end of file between two stubs.
+        // Open it for writing, too: then the pipe has no end of file between two stubs.
         let reader = File::options()
             .read(true)
             .write(true)
@@ -224,8 +227,8 @@ impl Stubs {
         })
     }
 
-    /// Sets the soft limit of a running process of the site and returns what it was; `None` where the system has no
-    /// way to do that. A program of the site's user does it: even root may not, where it lacks CAP_SYS_RESOURCE.
+    /// Sets the soft limit of a running process of the site, and returns the old one; `None` if the system cannot do
+    /// that. A program of the site's user does it, because root without CAP_SYS_RESOURCE may not.
     pub(crate) fn set_soft_limit(
         &self,
         site: &Site,
@@ -245,7 +248,7 @@ impl Stubs {
         Ok(before.filter(|_| status.success()))
     }
 
-    /// How the stub was linked.
+    /// Returns how the stub was linked.
     pub fn linked(&self) -> Linkage {
         self.linked
     }
@@ -261,7 +264,7 @@ impl Stubs {
                 .mode(0o644)
                 .open(&path)
                 .map_err(Error::file("make", &path))?;
-            // Whatever the umask: a stub of another user (when this process is root) has to open it.
+            // Set the mode whatever the umask is: if this process is root, a stub of another user must open the file.
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
             file.set_permissions(mode).map_err(Error::file("set the mode of", &path))?;
             self.holds.insert(hold.to_owned(), Hold { file, held: false });
@@ -269,7 +272,7 @@ impl Stubs {
         self.set_hold(hold, true)
     }
 
-    /// Lets every stub that waits for `hold` go on, and all that come later.
+    /// Lets all stubs that wait for `hold` go on, and all later ones.
     pub fn release(&mut self, hold: &str) -> Result<(), Error> {
         self.set_hold(hold, false)
     }
@@ -285,17 +288,17 @@ impl Stubs {
         Ok(())
     }
 
-    /// All that was reported since the last [`Stubs::forget`].
+    /// Returns all events since the last [`Stubs::forget`].
     pub fn events(&self) -> &[StubEvent] {
         &self.events
     }
 
-    /// How many deliveries have started, and how many have ended, since the last [`Stubs::forget`].
+    /// Returns how many deliveries have started and how many have ended since the last [`Stubs::forget`].
     pub fn counts(&self) -> (usize, usize) {
         (self.started, self.events.len() - self.started)
     }
 
-    /// Starts a new account.
+    /// Removes all events, for the next trial.
     pub fn forget(&mut self) {
         self.events.clear();
         self.started = 0;
@@ -306,8 +309,8 @@ impl Stubs {
         self.reader.as_fd()
     }
 
-    /// Reads what is there; returns how many events that was. Stubs wait while their pipe is full, so whoever waits
-    /// for anything else has to call this too.
+    /// Reads all events that are there, and returns their number. Stubs wait while their pipe is full, so a function
+    /// that waits for something else must call this, too.
     pub(crate) fn read(&mut self) -> Result<usize, Error> {
         let before = self.events.len();
         let mut buffer = [0_u8; 65536];

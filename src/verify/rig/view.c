@@ -1,5 +1,5 @@
-/* Stands in for qmail-remote, and reports all that a process can see of the way in which it was started: what does not differ
-   from one delivery to the next may not differ between a child of the fork server and an executed program either. */
+/* Stands in for qmail-remote, and reports everything that a process can see of the way in which it was started. Facts
+   that are the same in each executed delivery must be the same in a delivery by the fork server. */
 #define _GNU_SOURCE
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -20,7 +20,7 @@ static int compare(const void *a, const void *b)
   return strcmp(*(char *const *) a,*(char *const *) b);
 }
 
-/* lines of a file of /proc that begin with one of these */
+/* Prints the lines of a file that begin with one of these words. */
 static void lines(const char *file, const char **wanted)
 {
   char line[1000];

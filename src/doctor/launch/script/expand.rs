@@ -6,8 +6,8 @@ use crate::doctor::launch::field::{Field, Variable};
 use crate::doctor::launch::shell::{self, PieceKind, Shell, Word};
 
 impl Walk<'_> {
-    /// Returns the words that `word` expands to. A part that only the running script knows stays as it is written, and the
-    /// word counts as unknown.
+    /// Returns the words that `word` expands to. A part that only the running script knows stays as it is written,
+    /// and the word counts as unknown.
     pub(super) fn expand(&self, word: &Word, place: &ScriptState) -> Vec<Field> {
         let column = if word.line <= 1 { word.column + self.base.1 } else { word.column };
         let here = |text: &str, known| Field {

@@ -218,8 +218,8 @@ impl<'w> Walk<'w> {
         self.lines.insert(file.to_owned(), text.lines().map(str::to_owned).collect());
     }
 
-    /// Follows a whole text in the shell's language. Afterwards it follows the functions that the text does not call itself,
-    /// because the program that reads the text may call them.
+    /// Follows a whole text in the shell's language. Afterwards it follows the functions that the text does not call
+    /// itself, because the program that reads the text may call them.
     pub(super) fn whole(&mut self, text: &str, mut place: ScriptState, first: &[&str]) {
         let node = shell::parse(text);
         let outer = (

@@ -14,8 +14,8 @@ use crate::verify::sandbox::site::Site;
 /// The most messages that carry the recipients of one trial.
 pub const MESSAGES: u32 = 2000;
 
-/// qmail-send retries a deferred recipient after 100 s (local) at the earliest; a delivery within 90 s of the one before
-/// is not a retry.
+/// qmail-send retries a deferred recipient after 100 s (local) at the earliest; a delivery within 90 s of the one
+/// before is not a retry.
 const EARLIEST_RETRY_NS: u64 = 90_000_000_000;
 
 /// What a trial of qmail-send measured.
@@ -116,8 +116,8 @@ pub(super) enum Deferred {
     AtAnyTime,
 }
 
-/// Checks with the stubs' events that each recipient had as many deliveries as `times` returns. A deferred recipient may
-/// have more, as `deferred` allows.
+/// Checks with the stubs' events that each recipient had as many deliveries as `times` returns. A deferred recipient
+/// may have more, as `deferred` allows.
 pub(super) fn check_stubs(
     plan: &MailPlan,
     stubs: &Stubs,

@@ -106,8 +106,8 @@ pub fn capped(
     Ok(CappedFigures { capped: to_capped, others: to_others, peak, notes })
 }
 
-/// Fails if qmail-send has complained, because after a fault of the gate it would complain for ever, and if no mail gets
-/// done.
+/// Fails if qmail-send has complained, because after a fault of the gate it would complain for ever, and if no mail
+/// gets done.
 fn check_progress(
     log: &Log,
     stubs: &Stubs,

@@ -17,8 +17,8 @@ use crate::verify::rig::spawner::Channel;
 use crate::verify::rig::stub::{Mode, Stubs};
 use crate::verify::sandbox::site::Site;
 
-/// The deliveries over each supplemental channel when the rig plays the spawners. More than 255, so that both bytes of a
-/// delivery number are used.
+/// The deliveries over each supplemental channel when the rig plays the spawners. More than 255, so that both bytes
+/// of a delivery number are used.
 const SUPPLEMENTAL: u32 = 300;
 
 /// Runs qmail-send against spawners that the rig plays: conf-spawn remote deliveries at the same time, so that every

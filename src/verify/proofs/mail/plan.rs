@@ -1,5 +1,5 @@
-//! A [`MailPlan`]: the messages of a trial, with the expected result for each recipient, and the comparison of that plan
-//! with qmail-send's log and with the queue.
+//! A [`MailPlan`]: the messages of a trial, with the expected result for each recipient, and the comparison of that
+//! plan with qmail-send's log and with the queue.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -137,8 +137,9 @@ impl MailPlan {
         Ok(())
     }
 
-    /// Compares the logs of one or more runs of qmail-send with the plan: each recipient and each bounce has the expected
-    /// report, and just one unless it was deferred. `twice` returns whether a recipient may have had several deliveries.
+    /// Compares the logs of one or more runs of qmail-send with the plan: each recipient and each bounce has the
+    /// expected report, and just one unless it was deferred. `twice` returns whether a recipient may have had several
+    /// deliveries.
     pub(super) fn check(&self, logs: &[&Log], twice: impl Fn(&str) -> bool) -> Result<(), Error> {
         let mut wanted: HashMap<String, (Mode, usize)> = HashMap::new();
         for (address, mode) in self.mails.iter().flat_map(|mail| &mail.recipients) {

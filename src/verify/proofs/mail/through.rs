@@ -26,8 +26,8 @@ pub struct Concurrency {
     pub supplemental: u32,
 }
 
-/// Sends `messages` messages through the tree's qmail-send, both its spawners and the stubs, and compares the result for
-/// each recipient with the plan. First all deliveries of `at_once` run at the same time, then they end.
+/// Sends `messages` messages through the tree's qmail-send, both its spawners and the stubs, and compares the result
+/// for each recipient with the plan. First all deliveries of `at_once` run at the same time, then they end.
 ///
 /// # Errors
 /// Fewer deliveries ran at the same time, or mail was lost, delivered twice, or reported for another recipient.

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::verify::error::Error;
 
-/// The longest time that a trial of the gate may go on while no mail is done. It is longer than the minute of a hold, and
-/// than the pauses before the gate calls mail that is away. The whole trial may take longer, as with
+/// The longest time that a trial of the gate may go on while no mail is done. It is longer than the minute of a hold,
+/// and than the pauses before the gate calls mail that is away. The whole trial may take longer, as with
 /// [`crate::verify::rig::spawner::IDLE`].
 const NO_PROGRESS: Duration = Duration::from_secs(150);
 
-/// Ends a trial in which no mail gets done. A wait for a sign of life does not notice that: a gate that answers busy for
-/// ever causes events for ever.
+/// Ends a trial in which no mail gets done. A wait for a sign of life does not notice that: a gate that answers busy
+/// for ever causes events for ever.
 #[derive(Debug)]
 pub struct Watchdog {
     done: usize,
