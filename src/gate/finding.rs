@@ -10,11 +10,11 @@ use qpatch_gate::table;
 use serde::Serialize;
 
 use super::advice::{advice, meaning};
-use super::text::{host_of, plain, relay_text};
+use super::text::{host_of, printable, relay_text};
 
 /// One thing that is wrong, and what to do about it.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Finding {
+pub(super) struct FileFinding {
     pub(super) file: String,
     /// From 1; 0 when it is about the whole file.
     pub(super) line: u32,
@@ -33,7 +33,7 @@ fn severity_name<S: serde::Serializer>(severity: &Severity, to: S) -> Result<S::
     })
 }
 
-impl Finding {
+impl FileFinding {
     pub(super) fn new(
         severity: Severity,
         place: (&Path, u32, u32),
@@ -120,7 +120,7 @@ fn instead(kind: Kind, line: &[u8]) -> Option<String> {
                 _ => ("", line),
             };
             let colon = line.iter().position(|&byte| byte == b':')?;
-            let (name, rest) = (&line[..colon], plain(&line[colon..]));
+            let (name, rest) = (&line[..colon], printable(&line[colon..]));
             if !mx.is_empty() {
                 return Some(format!("write {mx}{}{rest}", below(name)?));
             }

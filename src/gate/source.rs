@@ -14,7 +14,7 @@ use qpatch_gate::site::{self, Map};
 use qpatch_gate::table::{self, Table};
 
 use super::advice::{meaning, unusable};
-use super::finding::Finding;
+use super::finding::FileFinding;
 use super::text::host_of;
 use crate::error::Error;
 use crate::output::count;
@@ -23,7 +23,7 @@ use crate::qmail::home::Home;
 use crate::qmail::relay_files;
 
 /// So many warnings of one sort are listed.
-const LISTED: usize = 1000;
+const WARNINGS_MAX: usize = 1000;
 
 /// Where the rules come from.
 #[derive(Clone, Debug)]
@@ -66,24 +66,24 @@ impl Source {
 
 /// What has been read.
 #[derive(Debug)]
-pub(super) struct Loaded {
-    pub(super) findings: Vec<Finding>,
+pub(super) struct LoadedRules {
+    pub(super) findings: Vec<FileFinding>,
     /// None when there is an error: the gate does not use such a file.
     pub(super) rules: Option<Rules>,
     /// The file of domains, with what the system knows of it. None if there is none.
     pub(super) domains: Option<(Metadata, Vec<u8>)>,
     pub(super) routes: Vec<u8>,
     /// What the gate itself said, as it would write it into its status.
-    pub(super) said: HashSet<String>,
+    pub(super) gate_messages: HashSet<String>,
 }
 
-impl Loaded {
+impl LoadedRules {
     /// The rules, or its errors as one.
     pub(super) fn into_rules(self, path: &Path) -> Result<Rules, Error> {
         self.rules.ok_or_else(|| {
             let mut errors = self.findings.iter().filter(|finding| finding.is_error());
             let first = errors.next();
-            let place = first.map_or_else(String::new, Finding::place);
+            let place = first.map_or_else(String::new, FileFinding::place);
             let mut what = first.map_or_else(String::new, |error| error.message.clone());
             if let more @ 1.. = errors.count() as u64 {
                 what.push_str(&format!(" (and {})", count(more, "more error")));
@@ -94,13 +94,13 @@ impl Loaded {
 }
 
 /// Reads the rules as the gate does. Without the file of domains there is a rule book that limits nothing.
-pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
-    let mut loaded = Loaded {
+pub(super) fn load(source: &Source, hasher: Hasher) -> Result<LoadedRules, Error> {
+    let mut loaded = LoadedRules {
         findings: Vec::new(),
         rules: None,
         domains: None,
         routes: Vec::new(),
-        said: HashSet::new(),
+        gate_messages: HashSet::new(),
     };
     let no_memory = |_| unusable(&source.domains, Kind::OutOfMemory);
     let mut rules = Rules::stock(hasher);
@@ -159,7 +159,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
         }
     }
     // Errors in these words do not touch the limits.
-    let is_usable = !loaded.findings.iter().any(Finding::is_error);
+    let is_usable = !loaded.findings.iter().any(FileFinding::is_error);
     if let Some(path) = &source.replies {
         match read_file(path, table::FILE_MAX) {
             Ok(None) => {}
@@ -171,7 +171,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
             Err(kind) => loaded.add_file(File::Replies, kind, path),
         }
     }
-    if is_usable && loaded.findings.iter().any(Finding::is_error) {
+    if is_usable && loaded.findings.iter().any(FileFinding::is_error) {
         rules.replies = Replies::default();
     }
     // Nobody but the gate writes it; where it cannot be read, what the gate has seen is not known here.
@@ -186,7 +186,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<Loaded, Error> {
     Ok(loaded)
 }
 
-impl Loaded {
+impl LoadedRules {
     /// The relays of smtproutes, in lower case.
     pub(super) fn relays(&self) -> HashSet<Vec<u8>> {
         let Some(rules) = &self.rules else { return HashSet::new() };
@@ -196,15 +196,15 @@ impl Loaded {
     }
 
     fn add(&mut self, problems: &Problems, path: &Path, text: &[u8]) {
-        self.said.extend(problems.iter().map(|problem| problem.to_string()));
-        let found = problems.iter().map(|problem| Finding::of_problem(&problem, path, text));
+        self.gate_messages.extend(problems.iter().map(|problem| problem.to_string()));
+        let found = problems.iter().map(|problem| FileFinding::of_problem(&problem, path, text));
         self.findings.extend(found);
     }
 
     fn add_file(&mut self, file: File, kind: Kind, path: &Path) {
         let problem = Problem::of_file(file, kind);
-        self.said.insert(problem.to_string());
-        self.findings.push(Finding::of_problem(&problem, path, &[]));
+        self.gate_messages.insert(problem.to_string());
+        self.findings.push(FileFinding::of_problem(&problem, path, &[]));
     }
 
     /// The line for mail without a sender does something, though no host has such a name.
@@ -224,14 +224,14 @@ impl Loaded {
         for number in meant {
             let kind = Kind::RouteNotHost(b'!');
             let problem = Problem { file: File::Routes, line: number, column: 1, kind };
-            self.said.insert(problem.to_string());
+            self.gate_messages.insert(problem.to_string());
         }
     }
 
     /// Adds warnings of one sort.
-    pub(super) fn warn(&mut self, mut warnings: Vec<Finding>) {
-        let more = warnings.len().saturating_sub(LISTED);
-        warnings.truncate(LISTED);
+    pub(super) fn warn(&mut self, mut warnings: Vec<FileFinding>) {
+        let more = warnings.len().saturating_sub(WARNINGS_MAX);
+        warnings.truncate(WARNINGS_MAX);
         if let (1.., Some(last)) = (more, warnings.last_mut()) {
             last.message.push_str(&format!(" (and {} like this)", count(more as u64, "more line")));
         }

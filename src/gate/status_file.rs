@@ -31,11 +31,11 @@ const SPAWNERS_MAX: u32 = 64;
 #[derive(Debug)]
 pub(super) struct Unread {
     pub(super) path: PathBuf,
-    pub(super) why: Why,
+    pub(super) why: UnreadReason,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum UnreadReason {
     /// No such file.
     Missing,
     /// The system does not let us.
@@ -48,14 +48,14 @@ pub(super) enum Why {
 
 /// Whether the process that wrote a status still runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Process {
+pub(super) enum ProcessState {
     Running,
     Gone,
     /// It cannot be seen from here.
     Unknown,
 }
 
-impl Process {
+impl ProcessState {
     pub(super) fn alive(self) -> Option<bool> {
         match self {
             Self::Running => Some(true),
@@ -67,14 +67,14 @@ impl Process {
 
 /// One qmail-rspawn, as its gate told.
 #[derive(Debug)]
-pub(super) struct Spawner {
+pub(super) struct SpawnerStatus {
     /// 0 for gatestatus, 1 for gatestatus.1.
     pub(super) number: u32,
     pub(super) status: Status,
-    pub(super) process: Process,
+    pub(super) process: ProcessState,
 }
 
-impl Spawner {
+impl SpawnerStatus {
     /// The name of its file.
     pub(super) fn file(&self) -> String {
         file_name(self.number)
@@ -82,7 +82,7 @@ impl Spawner {
 
     /// Whether it runs, as far as can be seen, and has had no internal error.
     pub(super) fn is_up(&self) -> bool {
-        self.process != Process::Gone && self.status.state != State::Failed
+        self.process != ProcessState::Gone && self.status.state != State::Failed
     }
 }
 
@@ -98,22 +98,23 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const LOOKS: u32 = 50;
 
 /// Reads the files of all spawners of a qmail: at least one, the first one first.
-pub(super) fn read(home: &Home) -> Result<Vec<Spawner>, Unread> {
+pub(super) fn read(home: &Home) -> Result<Vec<SpawnerStatus>, Unread> {
     let mut spawners = Vec::new();
     for number in 0..SPAWNERS_MAX {
         let path = home.lock(&file_name(number));
         match read_one(&path) {
             Ok(status) => {
                 let process = process(&status, Path::new("/proc"));
-                spawners.push(Spawner { number, status, process });
+                spawners.push(SpawnerStatus { number, status, process });
             }
-            Err(Why::Missing) if number > 0 => {}
-            Err(Why::Status(StatusError::Empty)) => {}
+            Err(UnreadReason::Missing) if number > 0 => {}
+            Err(UnreadReason::Status(StatusError::Empty)) => {}
             Err(why) => return Err(Unread { path, why }),
         }
     }
     // A spawner that could not share at first, and has another file since, is told once.
-    let process = |one: &Spawner| (one.status.pid, one.status.start_ticks, one.status.namespace);
+    let process =
+        |one: &SpawnerStatus| (one.status.pid, one.status.start_ticks, one.status.namespace);
     let mut newest = HashMap::new();
     for one in &spawners {
         let generation = newest.entry(process(one)).or_insert(0);
@@ -123,27 +124,30 @@ pub(super) fn read(home: &Home) -> Result<Vec<Spawner>, Unread> {
         one.status.start_ticks == 0 || newest[&process(one)] == one.status.generation
     });
     if spawners.is_empty() {
-        return Err(Unread { path: home.lock("gatestatus"), why: Why::Status(StatusError::Empty) });
+        return Err(Unread {
+            path: home.lock("gatestatus"),
+            why: UnreadReason::Status(StatusError::Empty),
+        });
     }
     Ok(spawners)
 }
 
 /// Reads a status file; again while it is being written.
-fn read_one(path: &Path) -> Result<Status, Why> {
+fn read_one(path: &Path) -> Result<Status, UnreadReason> {
     let mut looks = 1;
     loop {
         let bytes = match read_file(path, FILE_MAX as u64) {
             Ok(Some((_, bytes))) => bytes,
-            Ok(None) => return Err(Why::Missing),
-            Err(Kind::Unreadable(libc::EACCES | libc::EPERM)) => return Err(Why::Denied),
-            Err(kind) => return Err(Why::File(kind)),
+            Ok(None) => return Err(UnreadReason::Missing),
+            Err(Kind::Unreadable(libc::EACCES | libc::EPERM)) => return Err(UnreadReason::Denied),
+            Err(kind) => return Err(UnreadReason::File(kind)),
         };
         match Status::parse(&bytes) {
             Err(StatusError::Torn) if looks < LOOKS => {
                 looks += 1;
                 sleep(LOOK_AGAIN);
             }
-            parsed => return parsed.map_err(Why::Status),
+            parsed => return parsed.map_err(UnreadReason::Status),
         }
     }
 }
@@ -154,23 +158,23 @@ pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
     let at = |what: &str, help: String| Error::new(path.display(), what, help);
     let lock = home.lock("");
     match why {
-        Why::Missing if matches!(lock.try_exists(), Ok(false)) => Error::new(
+        UnreadReason::Missing if matches!(lock.try_exists(), Ok(false)) => Error::new(
             home.path().display(),
             "no qmail is installed here: it has no queue/lock",
             "name the folder that has qmail's control and queue",
         ),
-        Why::Missing => at(
+        UnreadReason::Missing => at(
             "no such file: this qmail has no gate",
             "build one: qpatch apply TREE, then make setup check in TREE (which makes the file), \
              then restart qmail"
                 .to_string(),
         ),
-        Why::Denied => at(
+        UnreadReason::Denied => at(
             "permission denied",
             "run qpatch as root, or as a user of the group that queue/lock belongs to".to_string(),
         ),
-        Why::File(kind) => at(&meaning(*kind), advice(*kind)),
-        Why::Status(StatusError::Empty) => at(
+        UnreadReason::File(kind) => at(&meaning(*kind), advice(*kind)),
+        UnreadReason::Status(StatusError::Empty) => at(
             "empty: no gate has written it yet",
             why_empty(home, path).unwrap_or_else(|| {
                 "it is written with the first delivery after qmail has been restarted; if it stays \
@@ -178,11 +182,11 @@ pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
                     .to_string()
             }),
         ),
-        Why::Status(StatusError::Torn) => at(
+        UnreadReason::Status(StatusError::Torn) => at(
             "the end is missing, and stays missing",
             "a gate that runs writes it anew within a minute; is the disk full?".to_string(),
         ),
-        Why::Status(error @ (StatusError::Foreign | StatusError::Line(_))) => at(
+        UnreadReason::Status(error @ (StatusError::Foreign | StatusError::Line(_))) => at(
             &error.to_string(),
             "the gate and qpatch are of different versions: use the qpatch that patched the tree, \
              or apply, build and install again"
@@ -219,20 +223,20 @@ fn why_empty(home: &Home, path: &Path) -> Option<String> {
 const FIRST_NAMESPACE: u64 = 0xeffffffc;
 
 /// Whether the process that wrote a status still runs. A zombie does not; nor does another one that has its number now.
-fn process(status: &Status, proc: &Path) -> Process {
+fn process(status: &Status, proc: &Path) -> ProcessState {
     let namespace = std::fs::metadata(proc.join("self/ns/pid")).map_or(0, |file| file.ino());
     if status.namespace != 0 && namespace != 0 && status.namespace != namespace {
         return in_another_namespace(status, proc, namespace);
     }
     match read_stat(proc, &status.pid.to_string()) {
         Some(text) => match Stat::parse(&text) {
-            Some(stat) if wrote(status, &stat) => Process::Running,
-            Some(_) => Process::Gone,
-            None => Process::Unknown,
+            Some(stat) if wrote(status, &stat) => ProcessState::Running,
+            Some(_) => ProcessState::Gone,
+            None => ProcessState::Unknown,
         },
         // No /proc, or one in which others' processes are hidden. Whose number it is now is not to be seen there.
-        None if sys::is_process(status.pid) => Process::Unknown,
-        None => Process::Gone,
+        None if sys::is_process(status.pid) => ProcessState::Unknown,
+        None => ProcessState::Gone,
     }
 }
 
@@ -250,8 +254,8 @@ fn wrote(status: &Status, stat: &Stat<'_>) -> bool {
 }
 
 /// The same for a qmail in a container: its number there is not its number here, when it started is.
-fn in_another_namespace(status: &Status, proc: &Path, here: u64) -> Process {
-    let Ok(entries) = std::fs::read_dir(proc) else { return Process::Unknown };
+fn in_another_namespace(status: &Status, proc: &Path, here: u64) -> ProcessState {
+    let Ok(entries) = std::fs::read_dir(proc) else { return ProcessState::Unknown };
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(pid) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
@@ -262,12 +266,12 @@ fn in_another_namespace(status: &Status, proc: &Path, here: u64) -> Process {
             .and_then(|text| Stat::parse(&text).map(|stat| wrote(status, &stat)))
             .unwrap_or(false);
         if found && innermost_pid(proc, pid) == Some(status.pid) {
-            return Process::Running;
+            return ProcessState::Running;
         }
     }
     // Whether all processes are seen from here, or only ours and those below.
     let sees_all = here == FIRST_NAMESPACE && read_stat(proc, "1").is_some();
-    if sees_all { Process::Gone } else { Process::Unknown }
+    if sees_all { ProcessState::Gone } else { ProcessState::Unknown }
 }
 
 /// The number that a process has in its own namespace.
@@ -279,8 +283,8 @@ fn innermost_pid(proc: &Path, pid: &str) -> Option<u32> {
 
 /// Those whose figures count. qmail-send ends when one of its spawners does, so one that is gone while another runs is
 /// of an earlier run. If none runs, the last figures of all.
-pub(super) fn counted(spawners: &[Spawner]) -> impl Iterator<Item = &Spawner> {
-    let runs = |spawner: &Spawner| spawner.process != Process::Gone;
+pub(super) fn counted(spawners: &[SpawnerStatus]) -> impl Iterator<Item = &SpawnerStatus> {
+    let runs = |spawner: &SpawnerStatus| spawner.process != ProcessState::Gone;
     let any = spawners.iter().any(runs);
     spawners.iter().filter(move |spawner| !any || runs(spawner))
 }
@@ -289,7 +293,7 @@ pub(super) fn counted(spawners: &[Spawner]) -> impl Iterator<Item = &Spawner> {
 ///
 /// What is counted is added up. What all of them read from the same files is taken from the one that wrote last, for it
 /// may have read them later; of a key's limit that follows its server, the lowest.
-pub(super) fn together(spawners: &[Spawner]) -> Status {
+pub(super) fn merged(spawners: &[SpawnerStatus]) -> Status {
     let mut statuses: Vec<&Status> = counted(spawners).map(|spawner| &spawner.status).collect();
     let first = statuses[0];
     statuses.sort_by_key(|status| std::cmp::Reverse(status.written_secs));

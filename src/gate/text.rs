@@ -16,7 +16,7 @@ pub(super) fn escaped(name: impl AsRef<[u8]>) -> String {
 }
 
 /// A text on one line, in the same way, but for line ends, tabs and `%`: two texts may look the same.
-pub(super) fn plain(text: impl AsRef<[u8]>) -> String {
+pub(super) fn printable(text: impl AsRef<[u8]>) -> String {
     let mut line = String::new();
     for &byte in text.as_ref().trim_ascii_end() {
         match byte {
@@ -29,8 +29,8 @@ pub(super) fn plain(text: impl AsRef<[u8]>) -> String {
 }
 
 /// A text of the status file, in which the escapes are.
-pub(super) fn plain_of_status(text: &str) -> String {
-    plain(unescaped_bytes(text.as_bytes()).unwrap_or_default())
+pub(super) fn printable_status(text: &str) -> String {
+    printable(unescaped_bytes(text.as_bytes()).unwrap_or_default())
 }
 
 /// No more than so many bytes of printable ASCII.
@@ -140,8 +140,8 @@ mod tests {
 
     #[test]
     fn nothing_talks_to_the_terminal() {
-        assert_eq!(plain("100%\tb\n\x1b[2Jc\u{202e}\r\n"), "100% b %1b[2Jc%e2%80%ae");
-        assert_eq!(plain_of_status("a%0a%25b%1b%zz\u{7f}"), "a %b%1b%zz%7f");
+        assert_eq!(printable("100%\tb\n\x1b[2Jc\u{202e}\r\n"), "100% b %1b[2Jc%e2%80%ae");
+        assert_eq!(printable_status("a%0a%25b%1b%zz\u{7f}"), "a %b%1b%zz%7f");
         let odd = b"\x07\x1b\x7f\x80\x9f\xc2\x9b%\n ";
         assert_eq!(escaped(odd), "%07%1b%7f%80%9f%c2%9b%25%0a ");
         for turning in
@@ -149,7 +149,8 @@ mod tests {
                 .chars()
         {
             assert!(
-                plain(turning.to_string()).is_ascii() && escaped(turning.to_string()).is_ascii()
+                printable(turning.to_string()).is_ascii()
+                    && escaped(turning.to_string()).is_ascii()
             );
         }
         assert_eq!(cut("abcdefgh", 8), "abcdefgh");

@@ -2,7 +2,7 @@
 //!
 //! The gate's own parser says what is an error; here are added the warnings that need more than one line or one file.
 
-mod answers;
+mod domain_keys;
 mod not_meant;
 mod print;
 mod replies;
@@ -14,16 +14,16 @@ use clap::Args;
 use qpatch_gate::name::Hasher;
 use qpatch_gate::replies::Replies;
 
-use super::finding::Finding;
+use super::finding::FileFinding;
 use super::source::{Source, load};
 use super::text::domain_argument;
 use crate::output::{CommandResult, Failures, Format};
 use crate::qmail::home::QMAIL_HOME;
-use answers::answers;
+use domain_keys::domain_keys;
 use not_meant::not_meant;
-use print::{Asked, print_json, print_table};
+use print::{Requested, print_json, print_table};
 use replies::reply_argument;
-use running::{concurrency_remote, look_at_permissions, look_at_status, look_elsewhere};
+use running::{check_permissions, check_relay_files, check_status, concurrency_remote};
 
 /// Arguments of `qpatch gate check`.
 #[derive(Debug, Args)]
@@ -62,25 +62,26 @@ pub fn run(args: &Check) -> CommandResult {
         loaded.warn(warnings);
     }
     if let Some(home) = &source.home {
-        look_elsewhere(home, &mut loaded);
-        look_at_permissions(home, &source, &mut loaded);
-        look_at_status(home, &mut loaded);
+        check_relay_files(home, &mut loaded);
+        check_permissions(home, &source, &mut loaded);
+        check_status(home, &mut loaded);
     }
-    let of_file = |finding: &Finding| {
+    let of_file = |finding: &FileFinding| {
         [Some(&source.domains), source.routes.as_ref(), source.replies.as_ref()]
             .iter()
             .position(|path| path.is_some_and(|path| *path.display().to_string() == finding.file))
             .unwrap_or(3)
     };
     loaded.findings.sort_by_key(|finding| (of_file(finding), finding.line, finding.column));
-    let answers = answers(&loaded, &args.domains, args.sender.as_deref());
+    let domain_keys = domain_keys(&loaded, &args.domains, args.sender.as_deref());
     let none = Replies::default();
-    let told = replies::told(loaded.rules.as_ref().map_or(&none, |r| &r.replies), &args.replies);
-    let asked = Asked { domains: !args.domains.is_empty(), replies: !args.replies.is_empty() };
+    let readings =
+        replies::read_replies(loaded.rules.as_ref().map_or(&none, |r| &r.replies), &args.replies);
+    let asked = Requested { domains: !args.domains.is_empty(), replies: !args.replies.is_empty() };
     match args.format {
-        Format::Table => print_table(&source, &loaded, remote, &answers, &told, asked)?,
-        Format::Json => print_json(&loaded, remote, &answers, &told)?,
+        Format::Table => print_table(&source, &loaded, remote, &domain_keys, &readings, asked)?,
+        Format::Json => print_json(&loaded, remote, &domain_keys, &readings)?,
     }
-    let failed = loaded.findings.iter().any(Finding::is_error);
+    let failed = loaded.findings.iter().any(FileFinding::is_error);
     if failed { Err(Failures::printed()) } else { Ok(()) }
 }

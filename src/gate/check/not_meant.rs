@@ -10,22 +10,22 @@ use qpatch_gate::problem::Problem;
 use qpatch_gate::rules::{KeyKind, Rules};
 use qpatch_gate::table::{self, Limit, Table};
 
-use super::running::{Remote, RemoteSource};
-use crate::gate::finding::Finding;
-use crate::gate::source::{Loaded, Source};
+use super::running::{ConcurrencyRemote, ConcurrencyRemoteSource};
+use crate::gate::finding::FileFinding;
+use crate::gate::source::{LoadedRules, Source};
 use crate::gate::text::{escaped, host_of, key_name, line_text, relay_text};
 use crate::qmail::control::content_lines;
 
 /// What is legal, but surely not meant: one list for each sort.
 pub(super) fn not_meant(
     source: &Source,
-    loaded: &Loaded,
-    remote: Option<Remote>,
-) -> Vec<Vec<Finding>> {
+    loaded: &LoadedRules,
+    remote: Option<ConcurrencyRemote>,
+) -> Vec<Vec<FileFinding>> {
     let path = &source.domains;
     let (Some(rules), Some((_, text))) = (&loaded.rules, &loaded.domains) else {
         return match (&source.home, &loaded.rules) {
-            (Some(home), Some(_)) => vec![vec![Finding::warning(
+            (Some(home), Some(_)) => vec![vec![FileFinding::warning(
                 (path, 0, 0),
                 "no such file: no domain has a limit, as in stock qmail",
                 format!("qpatch gate init {} writes one to start from", home.path().display()),
@@ -48,7 +48,7 @@ pub(super) fn not_meant(
         sorts.push(crowded_relays(routes, &loaded.routes, rules));
     }
     if let Some(sites) = &source.sites {
-        sorts.push(sites_of_nobody(sites, rules, table));
+        sorts.push(unknown_groups(sites, rules, table));
         sorts.push(exchangers_without_map(path, text, rules, table));
     }
     sorts
@@ -59,7 +59,7 @@ fn default_line(table: &Table) -> Option<u32> {
     table.find(b"").map(|line| table.number(&line))
 }
 
-fn no_default(path: &Path, table: &Table) -> Vec<Finding> {
+fn no_default(path: &Path, table: &Table) -> Vec<FileFinding> {
     if default_line(table).is_some() {
         return Vec::new();
     }
@@ -68,23 +68,28 @@ fn no_default(path: &Path, table: &Table) -> Vec<Finding> {
         false => "no default: a domain that matches no line has no limit",
     };
     let help = "add a line :20 for all other domains, or : if they are to have none";
-    vec![Finding::warning((path, 0, 0), message, help)]
+    vec![FileFinding::warning((path, 0, 0), message, help)]
 }
 
 /// Groups of concurrencysites that concurrencydomains does not have.
-fn sites_of_nobody(path: &Path, rules: &Rules, table: &Table) -> Vec<Finding> {
+fn unknown_groups(path: &Path, rules: &Rules, table: &Table) -> Vec<FileFinding> {
     let lost = rules.sites.map.groups().filter(|name| table.group(name).is_none());
     let lost = lost.map(|name| {
         let name = escaped(name);
         let message =
             format!("the group {name} is not in concurrencydomains: its lines do nothing");
-        Finding::warning((path, 0, 0), message, "qpatch gate sites writes the file anew")
+        FileFinding::warning((path, 0, 0), message, "qpatch gate sites writes the file anew")
     });
     lost.collect()
 }
 
 /// Lines with `mx:`, and nobody has asked DNS.
-fn exchangers_without_map(path: &Path, text: &[u8], rules: &Rules, table: &Table) -> Vec<Finding> {
+fn exchangers_without_map(
+    path: &Path,
+    text: &[u8],
+    rules: &Rules,
+    table: &Table,
+) -> Vec<FileFinding> {
     if !table.has_exchangers() || !rules.sites.map.is_empty() {
         return Vec::new();
     }
@@ -92,7 +97,7 @@ fn exchangers_without_map(path: &Path, text: &[u8], rules: &Rules, table: &Table
     let first = content_lines(text).find(|(_, line)| is_mx(line));
     let message = "lines with mx: do nothing: there is no control/concurrencysites, or it is empty";
     let help = "let cron run qpatch gate sites, which looks mail exchangers up and writes it";
-    vec![Finding::warning((path, first.map_or(0, |(number, _)| number), 1), message, help)]
+    vec![FileFinding::warning((path, first.map_or(0, |(number, _)| number), 1), message, help)]
 }
 
 /// The domain of a line, and where its limit is.
@@ -104,20 +109,20 @@ fn split(line: &[u8]) -> Option<(&[u8], &[u8], u32)> {
 }
 
 /// What a line is about, as it may be shown: someone may have written a relay's password behind its name here, too.
-fn shown_domain(subject: &[u8]) -> String {
+fn display_domain(subject: &[u8]) -> String {
     let is_other = subject.starts_with(b"[") || subject.contains(&b'/') || subject.contains(&b':');
     let shown = if is_other && !subject.contains(&b'|') { subject } else { host_part(subject) };
     escaped(shown)
 }
 
 /// In other mail servers 0 is no limit.
-fn zeros(path: &Path, text: &[u8]) -> Vec<Finding> {
+fn zeros(path: &Path, text: &[u8]) -> Vec<FileFinding> {
     let zeros = content_lines(text).filter_map(|(number, line)| {
         let (domain, limit, column) = split(line)?;
         let is_zero = !limit.is_empty() && limit.iter().all(|&digit| digit == b'0');
         let mail = match domain {
             b"" => "all mail".to_string(),
-            name => match shown_domain(name) {
+            name => match display_domain(name) {
                 shown if shown.is_empty() => "its mail".to_string(),
                 shown => format!("all mail for {shown}"),
             },
@@ -125,14 +130,14 @@ fn zeros(path: &Path, text: &[u8]) -> Vec<Finding> {
         is_zero.then(|| {
             let message = format!("0 keeps {mail} in the queue");
             let help = "leave the limit empty if there is to be none";
-            Finding::warning((path, number, column), message, help)
+            FileFinding::warning((path, number, column), message, help)
         })
     });
     zeros.collect()
 }
 
 /// Addresses where a domain is expected. A relay may have one for its name, mail to an address has it in brackets.
-fn bare_addresses(path: &Path, text: &[u8], relays: &HashSet<Vec<u8>>) -> Vec<Finding> {
+fn bare_addresses(path: &Path, text: &[u8], relays: &HashSet<Vec<u8>>) -> Vec<FileFinding> {
     let addresses = content_lines(text).filter_map(|(number, line)| {
         let (domain, ..) = split(line)?;
         let address: Ipv4Addr = std::str::from_utf8(domain).ok()?.parse().ok()?;
@@ -141,13 +146,18 @@ fn bare_addresses(path: &Path, text: &[u8], relays: &HashSet<Vec<u8>>) -> Vec<Fi
             let help = format!(
                 "write {address}/32 for a server, [{address}] for mail to the address itself"
             );
-            Finding::warning((path, number, 1), message, help)
+            FileFinding::warning((path, number, 1), message, help)
         })
     });
     addresses.collect()
 }
 
-fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec<Finding> {
+fn never_reached(
+    path: &Path,
+    text: &[u8],
+    table: &Table,
+    remote: ConcurrencyRemote,
+) -> Vec<FileFinding> {
     let mut above: Vec<Problem> = table.above(remote.limit).collect();
     above.sort_by_key(|problem| problem.line);
     let mut columns = HashMap::new();
@@ -159,8 +169,8 @@ fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec
     let finding = |problem: &Problem| {
         let column = columns.get(&problem.line).copied().unwrap_or(1);
         let problem = Problem { column, ..*problem };
-        let mut finding = Finding::of_problem(&problem, path, text);
-        if remote.from == RemoteSource::Default {
+        let mut finding = FileFinding::of_problem(&problem, path, text);
+        if remote.from == ConcurrencyRemoteSource::Default {
             finding.message.push_str(", qmail's default");
         }
         finding
@@ -169,7 +179,12 @@ fn never_reached(path: &Path, text: &[u8], table: &Table, remote: Remote) -> Vec
 }
 
 /// Lines whose domain a route takes away from them.
-fn overruled(path: &Path, text: &[u8], rules: &Rules, relays: &HashSet<Vec<u8>>) -> Vec<Finding> {
+fn overruled(
+    path: &Path,
+    text: &[u8],
+    rules: &Rules,
+    relays: &HashSet<Vec<u8>>,
+) -> Vec<FileFinding> {
     let lines = content_lines(text).filter_map(|(number, line)| {
         let (domain, limit, _) = split(line)?;
         let rest = &line[domain.len() + 1 + limit.len()..];
@@ -194,10 +209,10 @@ fn overruled(path: &Path, text: &[u8], rules: &Rules, relays: &HashSet<Vec<u8>>)
         let message = format!(
             "the limit does not count: smtproutes:{of_routes} sends {domain} to a relay, and {key} has \
              {limit} ({line})",
-            domain = shown_domain(domain),
+            domain = display_domain(domain),
         );
         let help = "give the relay a line, or the domain a group";
-        Some(Finding::warning((path, number, 1), message, help))
+        Some(FileFinding::warning((path, number, 1), message, help))
     });
     lines.collect()
 }
@@ -209,28 +224,28 @@ fn limit_words(limit: Limit) -> String {
     }
 }
 
-fn repeated_routes(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
+fn repeated_routes(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> {
     let lines = content_lines(text).filter_map(|(number, line)| {
         let (_, place) = rules.routes.find(host_of(line)?)?;
         let counts = rules.routes.number(place);
         // A name that is too long is not among them, and then what is found is a suffix of it.
         (counts > number).then(|| {
             let message = format!("the host is in line {counts} again; that line counts");
-            Finding::warning((path, number, 1), message, "remove one of the two lines")
+            FileFinding::warning((path, number, 1), message, "remove one of the two lines")
         })
     });
     lines.collect()
 }
 
 /// Relays that take mail of many domains, and have only the default's limit for all of them together.
-fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
+fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> {
     #[derive(Clone, Copy)]
-    struct Use {
+    struct RelayUse {
         first: u32,
         lines: u32,
         wide: u32,
     }
-    let mut relays: Vec<(&[u8], Use)> = Vec::new();
+    let mut relays: Vec<(&[u8], RelayUse)> = Vec::new();
     let mut index: HashMap<&[u8], usize> = HashMap::new();
     for (number, line) in content_lines(text) {
         let Some(host) = host_of(line) else { continue };
@@ -243,7 +258,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
             continue;
         }
         let at = *index.entry(relay).or_insert_with(|| {
-            relays.push((relay, Use { first: number, lines: 0, wide: 0 }));
+            relays.push((relay, RelayUse { first: number, lines: 0, wide: 0 }));
             relays.len() - 1
         });
         let seen = &mut relays[at].1;
@@ -264,14 +279,14 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<Finding> {
         let address = relay_text(relay);
         let relay = escaped(relay);
         let message = format!(
-            "everything that goes to the relay {relay} counts together, and has only the \
+            "everything that goes to the relay {relay} counts merged, and has only the \
              default's limit of {limit} ({})",
             line_text(table.number(&line))
         );
         let help = format!(
             "give the relay a line of its own: {address}:LIMIT, or {address}: if it is to have none"
         );
-        Some(Finding::warning((path, seen.first, 1), message, help))
+        Some(FileFinding::warning((path, seen.first, 1), message, help))
     });
     crowded.collect()
 }

@@ -6,33 +6,33 @@ use qpatch_gate::gate::CONCURRENCY_REMOTE;
 use qpatch_gate::table::Limit;
 use serde::Serialize;
 
-use super::answers::Answer;
-use super::replies::{self, Told};
-use super::running::{Remote, RemoteSource};
-use crate::gate::finding::Finding;
-use crate::gate::source::{Loaded, Source};
+use super::domain_keys::DomainKey;
+use super::replies::{self, ReplyReading};
+use super::running::{ConcurrencyRemote, ConcurrencyRemoteSource};
+use crate::gate::finding::FileFinding;
+use crate::gate::source::{LoadedRules, Source};
 use crate::gate::text::limit_text;
 use crate::output::{CommandResult, Side, count, print, table};
 
 /// What the operator has asked for besides.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct Requested {
     pub(super) domains: bool,
     pub(super) replies: bool,
 }
 
-fn numbers(loaded: &Loaded) -> (u64, u64) {
+fn numbers(loaded: &LoadedRules) -> (u64, u64) {
     let errors = loaded.findings.iter().filter(|finding| finding.is_error()).count() as u64;
     (errors, loaded.findings.len() as u64 - errors)
 }
 
 pub(super) fn print_table(
     source: &Source,
-    loaded: &Loaded,
-    remote: Option<Remote>,
-    answers: &[Answer],
-    told: &[Told],
-    asked: Asked,
+    loaded: &LoadedRules,
+    remote: Option<ConcurrencyRemote>,
+    domain_keys: &[DomainKey],
+    readings: &[ReplyReading],
+    asked: Requested,
 ) -> CommandResult {
     print(|out| {
         let mut helped = HashSet::new();
@@ -88,8 +88,9 @@ pub(super) fn print_table(
         if !rules.replies.is_empty() {
             facts.push(count(rules.replies.len() as u64, "reply line"));
         }
-        if let Some(Remote { limit, from }) = remote {
-            let default = if from == RemoteSource::Default { " (qmail's default)" } else { "" };
+        if let Some(ConcurrencyRemote { limit, from }) = remote {
+            let default =
+                if from == ConcurrencyRemoteSource::Default { " (qmail's default)" } else { "" };
             facts.push(format!("concurrencyremote {limit}{default}"));
         }
         if !facts.is_empty() {
@@ -104,11 +105,11 @@ pub(super) fn print_table(
                 "{path}: the gate goes on with the last file that had no errors, or, where there was none, without any"
             )?;
         }
-        match has_errors && !told.is_empty() {
+        match has_errors && !readings.is_empty() {
             true => writeln!(out, "no replies are told while there are errors")?,
-            false => replies::print(out, told)?,
+            false => replies::print(out, readings)?,
         }
-        if answers.is_empty() {
+        if domain_keys.is_empty() {
             return Ok(());
         }
         writeln!(out)?;
@@ -118,40 +119,40 @@ pub(super) fn print_table(
             ("LIMIT", Side::Right),
             ("FROM", Side::Left),
         ];
-        let rows: Vec<_> = answers.iter().map(|answer| answer.row.clone()).collect();
+        let rows: Vec<_> = domain_keys.iter().map(|answer| answer.row.clone()).collect();
         table(out, columns, &rows)
     })
 }
 
 /// What is printed as JSON.
 #[derive(Serialize)]
-struct Report<'a> {
+struct CheckReport<'a> {
     errors: u64,
     warnings: u64,
-    problems: &'a [Finding],
+    problems: &'a [FileFinding],
     #[serde(skip_serializing_if = "Option::is_none")]
     concurrencyremote: Option<u32>,
-    domains: &'a [Answer],
+    domains: &'a [DomainKey],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    replies: &'a [Told],
+    replies: &'a [ReplyReading],
 }
 
 pub(super) fn print_json(
-    loaded: &Loaded,
-    remote: Option<Remote>,
-    answers: &[Answer],
-    told: &[Told],
+    loaded: &LoadedRules,
+    remote: Option<ConcurrencyRemote>,
+    domain_keys: &[DomainKey],
+    readings: &[ReplyReading],
 ) -> CommandResult {
     let (errors, warnings) = numbers(loaded);
     // What is told would not be what the gate does.
-    let told = if errors > 0 { &[] } else { told };
-    let report = Report {
+    let readings = if errors > 0 { &[] } else { readings };
+    let report = CheckReport {
         errors,
         warnings,
         problems: &loaded.findings,
         concurrencyremote: remote.map(|remote| remote.limit),
-        domains: answers,
-        replies: told,
+        domains: domain_keys,
+        replies: readings,
     };
     print(|out| {
         serde_json::to_writer_pretty(&mut *out, &report)?;

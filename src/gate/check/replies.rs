@@ -7,7 +7,7 @@ use qpatch_gate::replies::{Meaning, Replies, Verdict};
 use qpatch_gate::report::{Reader, Seen, Stage};
 use serde::Serialize;
 
-use crate::gate::text::plain;
+use crate::gate::text::printable;
 
 /// A reply, or a line of qmail-send's log that has one.
 pub(super) fn reply_argument(value: &str) -> Result<String, String> {
@@ -36,23 +36,23 @@ fn of_log(reply: &str) -> String {
 
 /// What one reply means.
 #[derive(Debug, Serialize)]
-pub(super) struct Told {
+pub(super) struct ReplyReading {
     reply: String,
     /// What patterns are searched for in.
     read_as: String,
-    meanings: Vec<Part>,
+    meanings: Vec<StageReading>,
 }
 
 /// In one part of a session, or in several.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Part {
+struct StageReading {
     at: Vec<&'static str>,
     #[serde(flatten)]
-    means: Means,
+    means: ReplyEffect,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Means {
+struct ReplyEffect {
     /// `too many`, `too fast`, `deferral`, or `permanent`.
     meaning: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,16 +62,16 @@ struct Means {
 }
 
 /// What these replies mean.
-pub(super) fn told(replies: &Replies, texts: &[String]) -> Vec<Told> {
+pub(super) fn read_replies(replies: &Replies, texts: &[String]) -> Vec<ReplyReading> {
     let reader = Reader { own: Own::unknown(), replies };
-    texts.iter().map(|text| told_one(&reader, text)).collect()
+    texts.iter().map(|text| read_reply(&reader, text)).collect()
 }
 
-fn told_one(reader: &Reader<'_>, reply: &str) -> Told {
+fn read_reply(reader: &Reader<'_>, reply: &str) -> ReplyReading {
     let bytes = reply.as_bytes();
     let stages =
         [("greeting", Stage::Start), ("envelope", Stage::Envelope), ("message", Stage::Message)];
-    let mut meanings: Vec<Part> = Vec::new();
+    let mut meanings: Vec<StageReading> = Vec::new();
     for (name, stage) in stages {
         let means = match bytes[0] {
             b'5' => means("permanent", reader.permanent(bytes)),
@@ -85,27 +85,27 @@ fn told_one(reader: &Reader<'_>, reply: &str) -> Told {
         };
         match meanings.iter_mut().find(|part| part.means == means) {
             Some(part) => part.at.push(name),
-            None => meanings.push(Part { at: vec![name], means }),
+            None => meanings.push(StageReading { at: vec![name], means }),
         }
     }
     let read_as = reader.read_as(bytes).unwrap_or_default();
     let read_as = String::from_utf8_lossy(&read_as).into_owned();
-    Told { reply: reply.to_string(), read_as, meanings }
+    ReplyReading { reply: reply.to_string(), read_as, meanings }
 }
 
-fn means(meaning: &'static str, rule: Option<Verdict>) -> Means {
+fn means(meaning: &'static str, rule: Option<Verdict>) -> ReplyEffect {
     let pause_secs = match rule {
         Some(Verdict { meaning: Meaning::Pause(secs), .. }) => Some(secs),
         _ => None,
     };
-    Means { meaning, pause_secs, line: rule.map_or(0, |rule| rule.line) }
+    ReplyEffect { meaning, pause_secs, line: rule.map_or(0, |rule| rule.line) }
 }
 
 /// For people.
-pub(super) fn print(out: &mut dyn Write, told: &[Told]) -> io::Result<()> {
-    for Told { read_as, meanings, .. } in told {
-        writeln!(out, "\n{}", plain(read_as))?;
-        for Part { at, means } in meanings {
+pub(super) fn print(out: &mut dyn Write, readings: &[ReplyReading]) -> io::Result<()> {
+    for ReplyReading { read_as, meanings, .. } in readings {
+        writeln!(out, "\n{}", printable(read_as))?;
+        for StageReading { at, means } in meanings {
             let place = match at[..] {
                 [_, _, _] => "anywhere",
                 ["greeting"] => "at the greeting",

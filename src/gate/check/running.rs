@@ -10,61 +10,67 @@ use qpatch_gate::sender::Asked;
 use qpatch_gate::status::{State, StatusError};
 
 use crate::gate::advice::advice;
-use crate::gate::finding::Finding;
-use crate::gate::source::{Loaded, Source};
-use crate::gate::status_file::{self, Why};
-use crate::gate::text::plain;
+use crate::gate::finding::FileFinding;
+use crate::gate::source::{LoadedRules, Source};
+use crate::gate::status_file::{self, UnreadReason};
+use crate::gate::text::printable;
 use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::home::Home;
 use crate::qmail::relay_files;
 
 /// What qmail-send has read at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Remote {
+pub(super) struct ConcurrencyRemote {
     pub(super) limit: u32,
     /// Whether control/concurrencyremote says so.
-    pub(super) from: RemoteSource,
+    pub(super) from: ConcurrencyRemoteSource,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RemoteSource {
+pub(super) enum ConcurrencyRemoteSource {
     File,
     Default,
 }
 
-pub(super) fn concurrency_remote(source: &Source, loaded: &mut Loaded) -> Option<Remote> {
+pub(super) fn concurrency_remote(
+    source: &Source,
+    loaded: &mut LoadedRules,
+) -> Option<ConcurrencyRemote> {
     let path = source.home.as_ref()?.control("concurrencyremote");
-    let default = Remote { limit: CONCURRENCY_REMOTE, from: RemoteSource::Default };
+    let default =
+        ConcurrencyRemote { limit: CONCURRENCY_REMOTE, from: ConcurrencyRemoteSource::Default };
     let kind = match read_file(&path, 4096) {
         Ok(None) => return Some(default),
         Ok(Some((_, text))) => match leading_number(&text) {
-            Some(limit) => return Some(Remote { limit, from: RemoteSource::File }),
+            Some(limit) => {
+                return Some(ConcurrencyRemote { limit, from: ConcurrencyRemoteSource::File });
+            }
             None => Kind::NotNumber,
         },
         Err(kind) => kind,
     };
     let line = u32::from(kind == Kind::NotNumber);
     let problem = Problem { line, ..Problem::of_file(File::ConcurrencyRemote, kind) };
-    loaded.said.insert(problem.to_string());
+    loaded.gate_messages.insert(problem.to_string());
     // To the limits a wrong concurrencyremote is no error: they count as they stand.
-    let finding = Finding::of_problem(&problem, &path, &[]);
-    loaded.findings.push(Finding { severity: Severity::Warning, ..finding });
+    let finding = FileFinding::of_problem(&problem, &path, &[]);
+    loaded.findings.push(FileFinding { severity: Severity::Warning, ..finding });
     Some(default)
 }
 
 /// Relays that are in other files than smtproutes.
-pub(super) fn look_elsewhere(home: &Home, loaded: &mut Loaded) {
+pub(super) fn check_relay_files(home: &Home, loaded: &mut LoadedRules) {
     if loaded.domains.is_none() {
         return;
     }
     for file in relay_files::find(home.path()) {
         let path = home.control(file.name);
-        loaded.findings.push(Finding::warning((&path, 0, 0), file.message(), file.help()));
+        loaded.findings.push(FileFinding::warning((&path, 0, 0), file.message(), file.help()));
     }
 }
 
 /// qmail-rspawn runs as qmailr, to whom queue/lock/tcpto belongs.
-pub(super) fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loaded) {
+pub(super) fn check_permissions(home: &Home, source: &Source, loaded: &mut LoadedRules) {
     let tcpto = std::fs::metadata(home.lock("tcpto")).ok();
     if let Some((metadata, _)) = &loaded.domains {
         let mode = metadata.mode();
@@ -80,7 +86,7 @@ pub(super) fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loa
                 mode & 0o7777
             );
             let help = format!("chmod 644 {}", path.display());
-            loaded.findings.push(Finding::new(Severity::Error, (path, 0, 0), message, help));
+            loaded.findings.push(FileFinding::new(Severity::Error, (path, 0, 0), message, help));
             // The gate does not use it, either.
             loaded.rules = None;
         }
@@ -93,7 +99,7 @@ pub(super) fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loa
         let message =
             "no such file: each limit holds per qmail-rspawn, not for all of them together";
         let help = advice(Kind::CountsAlone(0));
-        loaded.findings.push(Finding::warning((&home.lock("gateshared"), 0, 0), message, help));
+        loaded.findings.push(FileFinding::warning((&home.lock("gateshared"), 0, 0), message, help));
     }
     let follows_senders = relay_files::followed(home.path()).senders == Asked::Yes;
     let kept = File::KEPT.into_iter().filter(|&file| file != File::KeptSenders || follows_senders);
@@ -103,7 +109,7 @@ pub(super) fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loa
         for path in kept.iter().map(|name| home.lock(name)).filter(|path| !path.exists()) {
             let message = "no such file: what the control file says is not kept, so after a restart a mistake in it counts at once";
             let help = "make setup check in the patched tree, while qmail is stopped";
-            loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+            loaded.findings.push(FileFinding::warning((&path, 0, 0), message, help));
         }
     }
     let names = ["gatestatus", "gateshared"].into_iter().chain(kept);
@@ -117,28 +123,28 @@ pub(super) fn look_at_permissions(home: &Home, source: &Source, loaded: &mut Loa
                 tcpto.uid()
             );
             let help = format!("chown {} {}", tcpto.uid(), path.display());
-            loaded.findings.push(Finding::warning((&path, 0, 0), message, help));
+            loaded.findings.push(FileFinding::warning((&path, 0, 0), message, help));
         }
     }
 }
 
 /// What the running gate says; of several spawners, each thing once.
-pub(super) fn look_at_status(home: &Home, loaded: &mut Loaded) {
+pub(super) fn check_status(home: &Home, loaded: &mut LoadedRules) {
     let mut warn = |path: &Path, message: String, help: &str| {
-        loaded.findings.push(Finding::warning((path, 0, 0), message, help));
+        loaded.findings.push(FileFinding::warning((path, 0, 0), message, help));
     };
     let path = home.lock("gatestatus");
     match status_file::read(home) {
         Ok(spawners) => {
-            let status = status_file::together(&spawners);
+            let status = status_file::merged(&spawners);
             if status.state == State::Failed {
                 let message = "the gate had an internal error: since then there are no limits";
                 warn(&path, message.to_string(), "restart qmail, and report it");
                 return;
             }
             for problem in &status.problems {
-                if !loaded.said.contains(problem) {
-                    let message = format!("the gate says: {}", plain(problem));
+                if !loaded.gate_messages.contains(problem) {
+                    let message = format!("the gate says: {}", printable(problem));
                     let help = "if it has been corrected, the gate sees it with its next delivery";
                     warn(&path, message, help);
                 }
@@ -146,13 +152,15 @@ pub(super) fn look_at_status(home: &Home, loaded: &mut Loaded) {
         }
         Err(unread) => match unread.why {
             // Without a queue there is no gate that could be asked, and a gate without limits is silent.
-            Why::Missing if home.lock("").is_dir() => warn(
+            UnreadReason::Missing if home.lock("").is_dir() => warn(
                 &path,
                 "no such file: this qmail has no gate".to_string(),
                 "qpatch apply TREE, make setup check, restart qmail",
             ),
-            Why::Missing | Why::Denied | Why::Status(StatusError::Empty) => {}
-            Why::File(_) | Why::Status(_) => {
+            UnreadReason::Missing
+            | UnreadReason::Denied
+            | UnreadReason::Status(StatusError::Empty) => {}
+            UnreadReason::File(_) | UnreadReason::Status(_) => {
                 let error = status_file::explain(home, &unread);
                 warn(&unread.path, error.what, &error.help);
             }

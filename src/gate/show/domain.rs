@@ -16,13 +16,13 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::gate::source::{self, Source};
 use crate::gate::text::{
-    cut, domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, plain_of_status,
+    cut, domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, printable_status,
 };
 use crate::output::count;
 
 /// What becomes of a domain, for programs. Times are in seconds since 1970.
 #[derive(Debug, Serialize)]
-pub(super) struct Domain {
+pub(super) struct DomainStatus {
     domain: String,
     kind: &'static str,
     key: String,
@@ -53,7 +53,7 @@ pub(super) fn rules(home: &Path) -> Result<Rules, Error> {
     source::load(&Source::of(home)?, Hasher::new(1))?.into_rules(home)
 }
 
-impl Domain {
+impl DomainStatus {
     pub(super) fn new(domain: &str, rules: &Rules, status: &Status) -> Self {
         let asked = domain_bytes(domain);
         let found = rules.resolve(&asked);
@@ -116,7 +116,7 @@ impl Domain {
             writeln!(out, "  suspended  for {left} s: nothing is started")?;
         }
         if !self.last_error.is_empty() {
-            writeln!(out, "  error      {}", cut(&plain_of_status(&self.last_error), 87))?;
+            writeln!(out, "  error      {}", cut(&printable_status(&self.last_error), 87))?;
         }
         Ok(())
     }

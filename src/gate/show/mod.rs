@@ -15,15 +15,15 @@ use qpatch_gate::rules::KeyKind;
 use qpatch_gate::status::{InForce, KEYS_MAX, KeyStatus, State, Status};
 use serde::Serialize;
 
-use super::status_file::{Process, Spawner, Unread, counted, explain, read, together};
+use super::status_file::{ProcessState, SpawnerStatus, Unread, counted, explain, merged, read};
 use super::text::{
-    cut, domain_argument, key_name, limit_text, limit_value, plain, plain_of_status,
+    cut, domain_argument, key_name, limit_text, limit_value, printable, printable_status,
 };
 use crate::error::Error;
 use crate::output::{CommandResult, Reader, Side, count, print, printed, table};
 use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::remote_status::RemoteStatus;
-use domain::Domain;
+use domain::DomainStatus;
 
 /// Arguments of `qpatch gate show`.
 #[derive(Debug, Args)]
@@ -39,8 +39,8 @@ pub struct Show {
     #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
     /// How to print it
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = ShowFormat::Table)]
+    format: ShowFormat,
     /// With --format prometheus: of the keys that are neither in concurrencydomains nor were ever at their limit, those N
     /// that did most have series of their own; the others are added up
     #[arg(long, value_name = "N", default_value_t = 20,
@@ -49,7 +49,7 @@ pub struct Show {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+enum ShowFormat {
     /// For people
     Table,
     /// For programs; with --watch, one line each time
@@ -73,7 +73,7 @@ fn interval(value: &str) -> Result<u32, String> {
 pub fn run(args: &Show) -> CommandResult {
     let home = Home::new(&args.home)?;
     let explained = |unread: Unread| explain(&home, &unread);
-    if !args.domains.is_empty() && args.format == Format::Prometheus {
+    if !args.domains.is_empty() && args.format == ShowFormat::Prometheus {
         let help = "leave --domain out, or choose another format";
         return Err(Error::new("--format prometheus", "has all keys", help).into());
     }
@@ -83,26 +83,26 @@ pub fn run(args: &Show) -> CommandResult {
     let first = view(read(&home).map_err(explained)?)?;
     let Some(seconds) = args.watch else {
         return print(|out| match args.format {
-            Format::Table => first.table(out),
-            Format::Json => {
+            ShowFormat::Table => first.table(out),
+            ShowFormat::Json => {
                 serde_json::to_writer_pretty(&mut *out, &first.report())?;
                 writeln!(out)
             }
-            Format::Prometheus => out.write_all(first.prometheus(args).as_bytes()),
+            ShowFormat::Prometheus => out.write_all(first.prometheus(args).as_bytes()),
         });
     };
-    let screen = args.format == Format::Table && io::stdout().is_terminal();
+    let screen = args.format == ShowFormat::Table && io::stdout().is_terminal();
     let mut now = Ok(first);
     for frame in 0u64.. {
         let mut text = Vec::new();
         let wrote = match (&now, args.format) {
-            (Ok(view), Format::Table) => view.table(&mut text),
-            (Ok(view), Format::Json) => serde_json::to_writer(&mut text, &view.report())
+            (Ok(view), ShowFormat::Table) => view.table(&mut text),
+            (Ok(view), ShowFormat::Json) => serde_json::to_writer(&mut text, &view.report())
                 .map_err(io::Error::from)
                 .and_then(|()| writeln!(text)),
-            (Ok(view), Format::Prometheus) => text.write_all(view.prometheus(args).as_bytes()),
+            (Ok(view), ShowFormat::Prometheus) => text.write_all(view.prometheus(args).as_bytes()),
             // qmail is being restarted, or the file was replaced: it may come back.
-            (Err(error), Format::Table) if screen => writeln!(text, "{error}"),
+            (Err(error), ShowFormat::Table) if screen => writeln!(text, "{error}"),
             (Err(error), _) => {
                 eprintln!("qpatch: {error}");
                 Ok(())
@@ -113,7 +113,7 @@ pub fn run(args: &Show) -> CommandResult {
             if screen {
                 return out.write_all(&on_screen(&text, size_of_screen()));
             }
-            if frame > 0 && args.format != Format::Json && !text.is_empty() {
+            if frame > 0 && args.format != ShowFormat::Json && !text.is_empty() {
                 writeln!(out)?;
             }
             out.write_all(&text)
@@ -212,7 +212,7 @@ impl Readings {
 /// What the spawners say, and what a reader adds to it.
 #[derive(Debug)]
 struct View {
-    spawners: Vec<Spawner>,
+    spawners: Vec<SpawnerStatus>,
     /// All of them together.
     status: Status,
     now_secs: u64,
@@ -220,18 +220,18 @@ struct View {
     /// How each spawner starts qmail-remote; none in a tree without the patch fork-server.
     starts: Vec<RemoteStatus>,
     /// Those that were asked for.
-    domains: Vec<Domain>,
+    domains: Vec<DomainStatus>,
 }
 
 impl View {
     fn new(
-        spawners: Vec<Spawner>,
+        spawners: Vec<SpawnerStatus>,
         starts: Vec<RemoteStatus>,
         readings: &mut HashMap<u32, Readings>,
     ) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_secs = now.map_or(0, |since| since.as_secs());
-        let mut status = together(&spawners);
+        let mut status = merged(&spawners);
         status.keys.sort_by(|a, b| {
             let activity =
                 |key: &KeyStatus| (key.running.saturating_add(key.held), key.busy, key.done);
@@ -240,7 +240,7 @@ impl View {
                 .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
         });
         let mut rates = HashMap::new();
-        for Spawner { number, status, .. } in counted(&spawners) {
+        for SpawnerStatus { number, status, .. } in counted(&spawners) {
             let readings = readings.entry(*number).or_default();
             readings.add(status);
             readings.forget(now_secs);
@@ -259,7 +259,7 @@ impl View {
             let rules = domain::rules(&args.home)?;
             let domains = args.domains.iter();
             self.domains =
-                domains.map(|domain| Domain::new(domain, &rules, &self.status)).collect();
+                domains.map(|domain| DomainStatus::new(domain, &rules, &self.status)).collect();
         }
         Ok(self)
     }
@@ -303,7 +303,7 @@ impl View {
                 }
             };
             writeln!(out, "qmail-rspawn {pid}{file}: {state}")?;
-            if spawner.process == Process::Gone {
+            if spawner.process == ProcessState::Gone {
                 let figures = match counted(&self.spawners).any(|one| one.number == spawner.number)
                 {
                     true => "these are its last figures",
@@ -328,7 +328,7 @@ impl View {
             failed => writeln!(out, "; {} failed", count(failed, "server"))?,
         }
         for one in self.starts.iter().filter(|one| !one.reason.is_empty()) {
-            writeln!(out, "problem: no fork server: {}", plain(&one.reason))?;
+            writeln!(out, "problem: no fork server: {}", printable(&one.reason))?;
         }
         Ok(())
     }
@@ -389,7 +389,7 @@ impl View {
         }
         self.starts(out)?;
         for problem in &status.problems {
-            writeln!(out, "problem: {}", plain(problem))?;
+            writeln!(out, "problem: {}", printable(problem))?;
         }
         if status.keys.is_empty() {
             return Ok(());
@@ -426,7 +426,7 @@ impl View {
                 key.peak.to_string(),
                 format!("{rate:.1}"),
                 mean,
-                plain_of_status(&key.error),
+                printable_status(&key.error),
             ]
         };
         let rows: Vec<_> = status.keys.iter().zip(&self.rates).map(row).collect();
@@ -459,7 +459,7 @@ impl View {
                 line.push_str(&format!("; objected {secs} s ago"));
             }
             if !key.error.is_empty() {
-                line.push_str(&format!("; last error: {}", plain_of_status(&key.error)));
+                line.push_str(&format!("; last error: {}", printable_status(&key.error)));
             }
             writeln!(out, "{}", cut(&line, 100))?;
         }
@@ -475,7 +475,7 @@ impl View {
         }
     }
 
-    fn report(&self) -> Report<'_> {
+    fn report(&self) -> ShowReport<'_> {
         let status = &self.status;
         let keys = status.keys.iter().zip(&self.rates).map(|(key, &rate)| KeyReport {
             kind: key.kind.name(),
@@ -494,7 +494,7 @@ impl View {
             mean_ms: (key.mean_ms > 0).then_some(key.mean_ms),
             last_error: &key.error,
         });
-        Report {
+        ShowReport {
             state: status.state.name(),
             in_force: status.in_force.name(),
             pid: status.pid,
@@ -531,7 +531,7 @@ impl View {
 
 /// What is printed as JSON. Times are in seconds since 1970.
 #[derive(Serialize)]
-struct Report<'a> {
+struct ShowReport<'a> {
     state: &'static str,
     /// Which limits are in force.
     in_force: &'static str,
@@ -562,8 +562,8 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "<[RemoteStatus]>::is_empty")]
     starts: &'a [RemoteStatus],
     /// What was asked for; without the keys then.
-    #[serde(skip_serializing_if = "<[Domain]>::is_empty")]
-    domains: &'a [Domain],
+    #[serde(skip_serializing_if = "<[DomainStatus]>::is_empty")]
+    domains: &'a [DomainStatus],
     keys: Vec<KeyReport<'a>>,
     unlisted: u64,
 }
@@ -583,7 +583,7 @@ struct SpawnerReport {
 }
 
 impl SpawnerReport {
-    fn new(spawner: &Spawner) -> Self {
+    fn new(spawner: &SpawnerStatus) -> Self {
         let status = &spawner.status;
         Self {
             spawner: spawner.number,
@@ -698,10 +698,10 @@ mod tests {
         // Two of one spawner, as `--watch` sees them, and another spawner beside it.
         let mut readings = HashMap::new();
         for generation in [1, 2] {
-            let spawners = [0, 1].map(|number| Spawner {
+            let spawners = [0, 1].map(|number| SpawnerStatus {
                 number,
                 status: Status { generation, ..largest.clone() },
-                process: Process::Unknown,
+                process: ProcessState::Unknown,
             });
             let view = View::new(spawners.into(), Vec::new(), &mut readings);
             let mut text = Vec::new();

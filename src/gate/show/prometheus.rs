@@ -21,19 +21,19 @@ use std::fmt::Write as _;
 use qpatch_gate::status::{InForce, KeyStatus, State, Status};
 use qpatch_gate::table::Limit;
 
-use crate::gate::status_file::{Spawner, counted, together};
+use crate::gate::status_file::{SpawnerStatus, counted, merged};
 use crate::qmail::remote_status::RemoteStatus;
 
 /// A metric: its name behind `qmail_gate_`, its type, what it tells.
-type Head = (&'static str, &'static str, &'static str);
+type Metric = (&'static str, &'static str, &'static str);
 
 /// A metric of one thing.
-type Row<T> = (Head, fn(&T) -> u64);
+type Figure<T> = (Metric, fn(&T) -> u64);
 /// A metric of keys: what it is of one (None: it has none), and of those without series of their own.
-type KeyRow = (Head, fn(&KeyStatus) -> Option<f64>, Sum);
+type KeyFigure = (Metric, fn(&KeyStatus) -> Option<f64>, OthersSum);
 
 /// Once for each spawner: with a label `spawner` where there are several.
-const OF_SPAWNER: [Row<Spawner>; 4] = [
+const OF_SPAWNER: [Figure<SpawnerStatus>; 4] = [
     (
         (
             "up",
@@ -64,7 +64,7 @@ const OF_SPAWNER: [Row<Spawner>; 4] = [
     ),
 ];
 
-const OF_ALL: [Row<Status>; 13] = [
+const OF_ALL: [Figure<Status>; 13] = [
     (("slots", "gauge", "Delivery slots: conf-spawn."), |status| status.slots.into()),
     (("slots_in_use", "gauge", "Delivery slots that are running or held."), |status| {
         status.in_use.into()
@@ -108,9 +108,9 @@ const OF_ALL: [Row<Status>; 13] = [
 ];
 
 /// What the keys without series of their own do together; None: it has no sum.
-type Sum = Option<fn(&Others) -> f64>;
+type OthersSum = Option<fn(&OtherKeys) -> f64>;
 
-const OF_KEY: [KeyRow; 11] = [
+const OF_KEY: [KeyFigure; 11] = [
     (
         ("key_limit", "gauge", "Deliveries that may run at once; absent when unlimited."),
         |key| limit_value(key.limit),
@@ -176,19 +176,19 @@ const OF_KEY: [KeyRow; 11] = [
     ),
 ];
 
-const STARTS: Head = (
+const STARTS: Metric = (
     "starts_total",
     "counter",
     "Starts of qmail-remote, by the way: server, exec, or spawn (fork and exec as the tree does it).",
 );
 
-const START_SERVER: Head =
+const START_SERVER: Metric =
     ("start_server", "gauge", "1: qmail-remote has a fork server. 0: it has none now.");
 
-const START_FAILURES: Head =
+const START_FAILURES: Metric =
     ("start_server_failures_total", "counter", "Fork servers that have failed.");
 
-const KEYS_OTHER: Head = (
+const KEYS_OTHER: Metric = (
     "keys_other",
     "gauge",
     "Keys that have no series of their own; their sums have kind=\"other\".",
@@ -205,7 +205,7 @@ pub(crate) fn metrics() -> impl Iterator<Item = (String, &'static str, &'static 
 
 /// The sums of the keys without series of their own.
 #[derive(Debug, Default)]
-struct Others {
+struct OtherKeys {
     keys: u64,
     running: f64,
     held: f64,
@@ -228,7 +228,7 @@ fn limit_value(limit: Limit) -> Option<f64> {
 /// All of it; of the keys that have no other reason for series of their own, the `busiest`. `status` is what the
 /// spawners say together.
 pub(super) fn text(
-    spawners: &[Spawner],
+    spawners: &[SpawnerStatus],
     status: &Status,
     starts: &[RemoteStatus],
     busiest: usize,
@@ -254,7 +254,7 @@ pub(super) fn text(
     begin(&mut out, KEYS_OTHER);
     line(&mut out, KEYS_OTHER, &[], others.keys);
     let alone: Vec<_> = counted(spawners)
-        .map(|spawner| (spawner.number.to_string(), together(std::slice::from_ref(spawner))))
+        .map(|spawner| (spawner.number.to_string(), merged(std::slice::from_ref(spawner))))
         .collect();
     let each: Vec<_> = alone
         .iter()
@@ -313,7 +313,7 @@ fn write_starts(out: &mut String, starts: &[RemoteStatus]) {
 }
 
 /// The keys with series of their own, in the order of the status, and the sums of the others.
-fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, Others) {
+fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, OtherKeys) {
     let has_reason = |key: &&KeyStatus| {
         key.named || key.held > 0 || key.away > 0 || key.held_ever > 0 || key.busy > 0
     };
@@ -323,8 +323,10 @@ fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, Others) {
     let rest: HashSet<_> = rest.iter().skip(busiest).map(|key| (key.kind, &key.name)).collect();
     let is_own = |key: &&KeyStatus| !rest.contains(&(key.kind, &key.name));
     let (own, others): (Vec<_>, Vec<_>) = status.keys.iter().partition(is_own);
-    let mut sum =
-        Others { keys: status.unlisted.saturating_add(others.len() as u64), ..Others::default() };
+    let mut sum = OtherKeys {
+        keys: status.unlisted.saturating_add(others.len() as u64),
+        ..OtherKeys::default()
+    };
     for key in others {
         sum.running += f64::from(key.running);
         sum.held += f64::from(key.held);
@@ -342,7 +344,7 @@ fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, Others) {
     (own, sum)
 }
 
-fn begin(out: &mut String, (name, kind, help): Head) {
+fn begin(out: &mut String, (name, kind, help): Metric) {
     let help = help.replace('\\', "\\\\");
     writeln!(out, "# HELP qmail_gate_{name} {help}\n# TYPE qmail_gate_{name} {kind}")
         .expect("memory can be written");
@@ -350,7 +352,7 @@ fn begin(out: &mut String, (name, kind, help): Head) {
 
 fn line(
     out: &mut String,
-    (name, ..): Head,
+    (name, ..): Metric,
     labels: &[(&str, &str)],
     value: impl std::fmt::Display,
 ) {

@@ -15,7 +15,7 @@ use qpatch_gate::report::Report;
 use qpatch_gate_model::retry::Told;
 use serde::Serialize;
 
-use super::clock::Clock;
+use super::clock::LogClock;
 use super::machine::SILENT;
 use crate::gate::simulate::log_report;
 use crate::gate::text::escaped;
@@ -27,7 +27,7 @@ use crate::qmail::log::{Entry, Log};
 /// So many deliveries may be open in the log: as many as there are slots, in both spawners.
 const OPEN_MAX: usize = 2 * SLOTS_MAX as usize;
 /// So many deliveries may wait for one that began before them, and has not ended.
-const TRIES_MAX: usize = 1_000_000;
+const DELIVERIES_MAX: usize = 1_000_000;
 /// So many queues, hosts and programs are kept apart.
 const ORIGINS_MAX: usize = 4096;
 /// So many programs are known by name.
@@ -35,13 +35,13 @@ const TAGS_MAX: usize = 64;
 /// So many domains are known whose deliveries were held.
 const DOMAINS_MAX: usize = 100_000;
 /// And of each so many deliveries.
-const RECENT: usize = 16;
+const RECENT_MAX: usize = 16;
 /// So much of a line is shown.
-const SHOWN: usize = 80;
+const EXCERPT_MAX: usize = 80;
 
 /// A delivery, from first to last.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Try {
+pub(super) struct LoggedDelivery {
     /// When it was handed out first.
     pub(super) asked_us: u64,
     /// When it started.
@@ -60,11 +60,11 @@ pub(super) struct Try {
     pub(super) told: Told,
     /// The log's own gate held it, or sent it away before.
     pub(super) was_held: bool,
-    state: State,
+    state: DeliveryState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum DeliveryState {
     /// Begun, and not ended.
     Open,
     /// Sent away as busy.
@@ -77,7 +77,7 @@ enum State {
 
 /// What the log was like.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Lines {
+pub(super) struct LineCounts {
     pub(super) read: u64,
     /// No time stamp.
     pub(super) no_stamp: u64,
@@ -133,35 +133,35 @@ struct Origin {
 
 /// Lines that are none of qmail-send's.
 #[derive(Debug)]
-struct Strangers {
+struct ForeignLines {
     lines: u64,
-    /// The first, as [`Lines::first_unusable`].
+    /// The first, as [`LineCounts::first_unusable`].
     first: String,
     first_read: u64,
 }
 
 /// The account of a log.
 #[derive(Debug, Default)]
-pub(super) struct Account {
-    pub(super) clock: Clock,
-    pub(super) lines: Lines,
+pub(super) struct LogAccount {
+    pub(super) clock: LogClock,
+    pub(super) lines: LineCounts,
     /// The most deliveries open at once.
     pub(super) open_peak: u32,
     open: u32,
     origins: HashMap<u64, Origin>,
     /// In the order in which they were handed out; the first one is number `first`.
-    tries: VecDeque<Try>,
+    deliveries: VecDeque<LoggedDelivery>,
     first: u64,
     /// What was sent away, by queue, message and recipient.
     away: HashMap<u64, u64>,
     /// By domain: when deliveries that were held were handed out, and started.
     held: HashMap<u64, VecDeque<(u64, u64)>>,
     /// By program.
-    strangers: BTreeMap<Vec<u8>, Strangers>,
+    foreign_lines: BTreeMap<Vec<u8>, ForeignLines>,
     tags: Vec<Vec<u8>>,
 }
 
-impl Account {
+impl LogAccount {
     /// Takes a line.
     pub(super) fn entry(&mut self, entry: &Entry<'_>) {
         self.lines.read += 1;
@@ -179,7 +179,7 @@ impl Account {
 
     fn unusable(&mut self, entry: &Entry<'_>) {
         if self.lines.first_unusable.is_empty() {
-            self.lines.first_unusable = shown(entry);
+            self.lines.first_unusable = excerpt(entry);
         }
     }
 
@@ -191,15 +191,14 @@ impl Account {
         }
         // A line about a delivery that cannot be read is no other program's, whatever its name.
         let tag = if foreign.is_broken { b"" } else { foreign.tag };
-        let is_known = self.strangers.contains_key(tag) || self.strangers.len() < TAGS_MAX;
+        let is_known = self.foreign_lines.contains_key(tag) || self.foreign_lines.len() < TAGS_MAX;
         let tag = if is_known { tag } else { b"" };
         let read = self.lines.read;
-        let strangers = self.strangers.entry(tag.to_vec()).or_insert_with(|| Strangers {
-            lines: 0,
-            first: shown(entry),
-            first_read: read,
-        });
-        strangers.lines += 1;
+        let foreign_lines = self
+            .foreign_lines
+            .entry(tag.to_vec())
+            .or_insert_with(|| ForeignLines { lines: 0, first: excerpt(entry), first_read: read });
+        foreign_lines.lines += 1;
     }
 
     fn line(&mut self, line: &Line<'_>) {
@@ -258,21 +257,21 @@ impl Account {
         let line = self.lines.read;
         let known = self.away.remove(&hash(message, recipient));
         if let Some(at) = known
-            && let Some(try_) = self.get(at)
+            && let Some(delivery) = self.get(at)
         {
-            try_.state = State::Open;
-            (try_.started_us, try_.lines[1]) = (now_us, line);
+            delivery.state = DeliveryState::Open;
+            (delivery.started_us, delivery.lines[1]) = (now_us, line);
             self.origin(origin).open.insert(number, Some(at));
             return;
         }
-        if self.tries.len() >= TRIES_MAX
-            && let Some(first) = self.tries.front_mut()
+        if self.deliveries.len() >= DELIVERIES_MAX
+            && let Some(first) = self.deliveries.front_mut()
         {
             // It will not be told any more: what comes of it is not known.
-            first.state = State::Gone;
+            first.state = DeliveryState::Gone;
             self.lines.left_out += 1;
         }
-        self.tries.push_back(Try {
+        self.deliveries.push_back(LoggedDelivery {
             asked_us: now_us,
             started_us: now_us,
             ended_us: now_us,
@@ -282,15 +281,15 @@ impl Account {
             said: SILENT,
             told: Told::Done,
             was_held: false,
-            state: State::Open,
+            state: DeliveryState::Open,
         });
-        let at = self.first + self.tries.len() as u64 - 1;
+        let at = self.first + self.deliveries.len() as u64 - 1;
         self.origin(origin).open.insert(number, Some(at));
     }
 
-    fn get(&mut self, at: u64) -> Option<&mut Try> {
+    fn get(&mut self, at: u64) -> Option<&mut LoggedDelivery> {
         let at = usize::try_from(at.checked_sub(self.first)?).ok()?;
-        self.tries.get_mut(at)
+        self.deliveries.get_mut(at)
     }
 
     fn end(&mut self, at: u64, (end, text): (End, &[u8]), now_us: u64) {
@@ -299,17 +298,17 @@ impl Account {
         match end {
             End::Busy => {
                 self.lines.busy_already += 1;
-                if let Some(try_) = self.get(at) {
-                    (try_.state, try_.was_held) = (State::Away, true);
-                    let hash = hash(try_.message, &try_.recipient);
+                if let Some(delivery) = self.get(at) {
+                    (delivery.state, delivery.was_held) = (DeliveryState::Away, true);
+                    let hash = hash(delivery.message, &delivery.recipient);
                     self.away.insert(hash, at);
                 }
                 return;
             }
             End::Suspended => {
                 self.lines.suspended_already += 1;
-                if let Some(try_) = self.get(at) {
-                    try_.state = State::Gone;
+                if let Some(delivery) = self.get(at) {
+                    delivery.state = DeliveryState::Gone;
                 }
                 return;
             }
@@ -321,10 +320,11 @@ impl Account {
         };
         let held = event::held(text);
         self.lines.held_already += u64::from(held.is_some());
-        let Some(try_) = self.get(at) else { return };
-        (try_.state, try_.said, try_.told) = (State::Over, log_report::of_log(end, text), told);
-        (try_.ended_us, try_.lines[2]) = (now_us, line);
-        let Try { asked_us, started_us, recipient, .. } = try_.clone();
+        let Some(delivery) = self.get(at) else { return };
+        (delivery.state, delivery.said, delivery.told) =
+            (DeliveryState::Over, log_report::of_log(end, text), told);
+        (delivery.ended_us, delivery.lines[2]) = (now_us, line);
+        let LoggedDelivery { asked_us, started_us, recipient, .. } = delivery.clone();
         let domain = domain_hash(&recipient);
         let started_us = match held {
             Some(held) => {
@@ -333,7 +333,7 @@ impl Account {
                     self.held.clear();
                 }
                 let recent = self.held.entry(domain).or_default();
-                if recent.len() >= RECENT {
+                if recent.len() >= RECENT_MAX {
                     recent.pop_front();
                 }
                 recent.push_back((asked_us, started_us));
@@ -348,9 +348,9 @@ impl Account {
             }
             None => started_us,
         };
-        if let Some(try_) = self.get(at) {
-            try_.was_held |= started_us > try_.started_us;
-            try_.started_us = started_us;
+        if let Some(delivery) = self.get(at) {
+            delivery.was_held |= started_us > delivery.started_us;
+            delivery.started_us = started_us;
         }
     }
 
@@ -364,24 +364,24 @@ impl Account {
             self.lines.starts_only += 1;
             self.open = self.open.saturating_sub(1);
             let line = self.lines.read;
-            if let Some(try_) = self.get(at) {
-                try_.state = State::Over;
-                (try_.ended_us, try_.lines[2]) = (now_us, line);
+            if let Some(delivery) = self.get(at) {
+                delivery.state = DeliveryState::Over;
+                (delivery.ended_us, delivery.lines[2]) = (now_us, line);
             }
         }
     }
 
     /// The next delivery, if its end is known.
-    pub(super) fn next_try(&mut self) -> Option<Try> {
+    pub(super) fn next_delivery(&mut self) -> Option<LoggedDelivery> {
         loop {
-            match self.tries.front()?.state {
-                State::Open | State::Away => return None,
-                State::Over | State::Gone => {}
+            match self.deliveries.front()?.state {
+                DeliveryState::Open | DeliveryState::Away => return None,
+                DeliveryState::Over | DeliveryState::Gone => {}
             }
-            let try_ = self.tries.pop_front()?;
+            let delivery = self.deliveries.pop_front()?;
             self.first += 1;
-            if try_.state == State::Over {
-                return Some(try_);
+            if delivery.state == DeliveryState::Over {
+                return Some(delivery);
             }
         }
     }
@@ -394,9 +394,9 @@ impl Account {
         for origin in origins {
             self.cut_off(origin, 0, now_us);
         }
-        for try_ in &mut self.tries {
-            if try_.state == State::Away {
-                try_.state = State::Gone;
+        for delivery in &mut self.deliveries {
+            if delivery.state == DeliveryState::Away {
+                delivery.state = DeliveryState::Gone;
                 self.lines.still_away += 1;
             }
         }
@@ -405,25 +405,25 @@ impl Account {
         lines.clock_changes = self.clock.changed;
         lines.queues = self.origins.values().filter(|origin| origin.last_number > 0).count() as u64;
         (lines.cut, lines.reordered) = (log.cut().to_vec(), log.is_reordered());
-        let mut first_foreign: Option<&Strangers> = None;
-        for (tag, strangers) in &self.strangers {
+        let mut first_foreign: Option<&ForeignLines> = None;
+        for (tag, foreign_lines) in &self.foreign_lines {
             // A program whose lines are never qmail-send's is plainly another one.
             if !tag.is_empty() && !self.tags.contains(tag) {
-                lines.others += strangers.lines;
+                lines.others += foreign_lines.lines;
                 if lines.other_programs.len() < 5 {
                     lines.other_programs.push(escaped(tag));
                 }
                 continue;
             }
-            lines.foreign += strangers.lines;
-            if first_foreign.is_none_or(|first| strangers.first_read < first.first_read) {
-                first_foreign = Some(strangers);
+            lines.foreign += foreign_lines.lines;
+            if first_foreign.is_none_or(|first| foreign_lines.first_read < first.first_read) {
+                first_foreign = Some(foreign_lines);
             }
         }
-        if let Some(strangers) = first_foreign
+        if let Some(foreign_lines) = first_foreign
             && lines.first_unusable.is_empty()
         {
-            lines.first_unusable.clone_from(&strangers.first);
+            lines.first_unusable.clone_from(&foreign_lines.first);
         }
     }
 
@@ -434,16 +434,17 @@ impl Account {
     }
 
     /// The first line that is none of qmail-send's, whoever wrote it.
-    pub(super) fn first_stranger(&self) -> Option<&str> {
-        let first = self.strangers.values().min_by_key(|strangers| strangers.first_read);
-        first.map(|strangers| strangers.first.as_str())
+    pub(super) fn first_foreign_line(&self) -> Option<&str> {
+        let first =
+            self.foreign_lines.values().min_by_key(|foreign_lines| foreign_lines.first_read);
+        first.map(|foreign_lines| foreign_lines.first.as_str())
     }
 }
 
 /// `file:7: what is there`
-fn shown(entry: &Entry<'_>) -> String {
-    let text = escaped(&entry.text[..entry.text.len().min(SHOWN)]);
-    let dots = if entry.text.len() > SHOWN { "..." } else { "" };
+fn excerpt(entry: &Entry<'_>) -> String {
+    let text = escaped(&entry.text[..entry.text.len().min(EXCERPT_MAX)]);
+    let dots = if entry.text.len() > EXCERPT_MAX { "..." } else { "" };
     format!("{}:{}: {text}{dots}", entry.file, entry.number)
 }
 

@@ -21,7 +21,7 @@ const QUIET_US: i64 = 600_000_000;
 
 /// The log's clock: from 0 on, never back.
 #[derive(Debug, Default)]
-pub(super) struct Clock {
+pub(super) struct LogClock {
     pub(super) now_us: u64,
     offset_us: Option<i64>,
     last: Option<Stamp>,
@@ -33,7 +33,7 @@ pub(super) struct Clock {
     pub(super) changed: u64,
 }
 
-impl Clock {
+impl LogClock {
     pub(super) fn at(&mut self, stamp: Stamp) -> u64 {
         let Stamp { us: stamp_us, basis, .. } = stamp;
         let mut offset_us = *self.offset_us.get_or_insert(stamp_us);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn seen(basis: Basis, secs: &[i64]) -> (Vec<u64>, [u64; 3]) {
-        let mut clock = Clock::default();
+        let mut clock = LogClock::default();
         let seen =
             secs.iter().map(|secs| clock.at(stamp(secs * 1_000_000, basis)) / 1_000_000).collect();
         (seen, [clock.set_back, clock.gaps, clock.changed])
@@ -136,7 +136,7 @@ mod tests {
         let (secs, told) = seen(Basis::Universal, &[100, 110, 109, 112, 50, 51, 112, 3000]);
         assert_eq!(secs, [0, 10, 10, 12, 12, 13, 74, 2962]);
         assert_eq!(told, [1, 0, 0]);
-        let mut clock = Clock::default();
+        let mut clock = LogClock::default();
         let mut at = |us| clock.at(stamp(us, Basis::Universal)) / 1_000_000;
         assert_eq!(at(0), 0);
         assert_eq!(at(i64::MAX), 86_400);
@@ -213,7 +213,7 @@ mod tests {
                 0,
             ),
         ] {
-            let mut clock = Clock::default();
+            let mut clock = LogClock::default();
             let seen = texts.map(|text| clock.at(local(text)) / 1_000_000);
             assert_eq!((seen, clock.changed, clock.set_back), (secs, changed, 0), "{texts:?}");
         }

@@ -40,7 +40,7 @@ const NONE: u32 = u32::MAX;
 
 /// What counts together, in the log and with limits.
 #[derive(Debug)]
-pub(super) struct Key {
+pub(super) struct SimulatedKey {
     pub(super) kind: KeyKind,
     pub(super) name: Vec<u8>,
     /// An address that counts here.
@@ -72,7 +72,7 @@ pub(super) struct Key {
     pub(super) lowest: Limit,
 }
 
-impl Key {
+impl SimulatedKey {
     fn is_forgettable(&self) -> bool {
         let did_nothing = self.waited == 0 && self.busy == 0 && self.never == 0;
         self.open == 0 && self.live == 0 && did_nothing && self.objections == 0
@@ -81,7 +81,7 @@ impl Key {
 
 /// Keys that are not kept apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Others {
+pub(super) struct ForgottenKeys {
     pub(super) keys: u64,
     pub(super) deliveries: u64,
     pub(super) peak_before: u32,
@@ -89,7 +89,7 @@ pub(super) struct Others {
 
 /// A delivery that waits or runs.
 #[derive(Clone, Copy, Debug)]
-struct Delivery {
+struct SimulatedDelivery {
     key: u32,
     slot: u32,
     /// When it was handed out first.
@@ -121,7 +121,7 @@ enum Round {
 
 /// A message's recipients of one pass.
 #[derive(Debug, Default)]
-struct Recipients {
+struct PassRecipients {
     /// Its message's number in the queue.
     message: u64,
     born_us: u64,
@@ -133,7 +133,7 @@ struct Recipients {
 
 /// qmail-send's struct job.
 #[derive(Clone, Copy, Debug)]
-struct Running {
+struct PassJob {
     /// Its message.
     job: u32,
     /// The pass, and those of its recipients that are in slots.
@@ -141,7 +141,7 @@ struct Running {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Due {
+enum MachineEvent {
     /// A delivery ends.
     End(u32),
     /// The pass of the log has seen the last recipient of this job, unless it has more of them now.
@@ -154,27 +154,27 @@ enum Due {
 
 /// qmail-send and qmail-rspawn around the gate.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(super) struct MailSystem {
     gate: Gate,
-    pub(super) keys: Vec<Key>,
+    pub(super) keys: Vec<SimulatedKey>,
     /// By kind and name.
     index: HashMap<Vec<u8>, u32>,
     free_keys: Vec<u32>,
     name: Vec<u8>,
     sweep_at: usize,
-    pub(super) others: Others,
-    deliveries: Vec<Delivery>,
+    pub(super) others: ForgottenKeys,
+    deliveries: Vec<SimulatedDelivery>,
     free: Vec<u32>,
-    events: BinaryHeap<Reverse<(u64, u64, Due)>>,
+    events: BinaryHeap<Reverse<(u64, u64, MachineEvent)>>,
     sequence: u64,
     /// The deliveries in the slots.
     pub(super) slots: Vec<u32>,
     free_slots: Vec<u32>,
     /// Mail that was sent away.
     retry: Retry,
-    jobs: Vec<Recipients>,
+    jobs: Vec<PassRecipients>,
     free_jobs: Vec<u32>,
-    runs: Vec<Running>,
+    runs: Vec<PassJob>,
     free_runs: Vec<u32>,
     /// The log's pass: its message and its job.
     reads: Option<(u32, u32)>,
@@ -191,10 +191,10 @@ pub(super) struct Machine {
     pub(super) held_peak: u32,
     /// What qmail-send would log.
     #[cfg(test)]
-    pub(super) log: super::written::Written,
+    pub(super) log: super::written::WrittenLog,
 }
 
-impl Machine {
+impl MailSystem {
     pub(super) fn new(gate: Gate) -> Self {
         Self {
             gate,
@@ -203,7 +203,7 @@ impl Machine {
             free_keys: Vec::new(),
             name: Vec::new(),
             sweep_at: KEYS_MAX,
-            others: Others::default(),
+            others: ForgottenKeys::default(),
             deliveries: Vec::new(),
             free: Vec::new(),
             events: BinaryHeap::new(),
@@ -226,7 +226,7 @@ impl Machine {
             in_use_peak: 0,
             held_peak: 0,
             #[cfg(test)]
-            log: super::written::Written::default(),
+            log: super::written::WrittenLog::default(),
         }
     }
 
@@ -255,8 +255,8 @@ impl Machine {
                 && let Some(Reverse((_, _, due))) = self.events.pop()
             {
                 match due {
-                    Due::End(delivery) => self.end(delivery),
-                    Due::Read(job, recipients) => {
+                    MachineEvent::End(delivery) => self.end(delivery),
+                    MachineEvent::Read(job, recipients) => {
                         if let Some((reads, run)) = self.reads
                             && reads == job
                             && self.jobs[job as usize].deliveries.len() == recipients as usize
@@ -265,8 +265,8 @@ impl Machine {
                             self.leave(run);
                         }
                     }
-                    Due::Job(job) => self.queue(job, self.now_secs()),
-                    Due::Pass => {
+                    MachineEvent::Job(job) => self.queue(job, self.now_secs()),
+                    MachineEvent::Pass => {
                         self.pass_is_due = false;
                         self.pass();
                     }
@@ -294,7 +294,7 @@ impl Machine {
         let has_work = self.passes.is_some() || !self.queue.is_empty();
         if !self.pass_is_due && has_work && !self.free_slots.is_empty() {
             self.pass_is_due = true;
-            self.at(self.now_us.max(self.pass_at_us), Due::Pass);
+            self.at(self.now_us.max(self.pass_at_us), MachineEvent::Pass);
         }
         if self.now_us >= self.tidied_us + 1_000_000 {
             self.tidied_us = self.now_us;
@@ -315,7 +315,7 @@ impl Machine {
     /// A job without recipients.
     fn job(&mut self, message: u64) -> u32 {
         let at = self.free_jobs.pop().unwrap_or_else(|| {
-            self.jobs.push(Recipients::default());
+            self.jobs.push(PassRecipients::default());
             self.jobs.len() as u32 - 1
         });
         let job = &mut self.jobs[at as usize];
@@ -335,10 +335,10 @@ impl Machine {
     /// A pass over a message begins, in a job of its own.
     fn open(&mut self, job: u32, due_secs: i64) -> u32 {
         let run = self.free_runs.pop().unwrap_or_else(|| {
-            self.runs.push(Running { job, refs: 0 });
+            self.runs.push(PassJob { job, refs: 0 });
             self.runs.len() as u32 - 1
         });
-        self.runs[run as usize] = Running { job, refs: 1 };
+        self.runs[run as usize] = PassJob { job, refs: 1 };
         self.retry.open(run as usize, name_of(job), due_secs);
         run
     }
@@ -418,12 +418,12 @@ impl Machine {
             // Nothing of it waits.
             let recipients = &mut self.jobs[job as usize];
             if recipients.left == 0 {
-                *recipients = Recipients::default();
+                *recipients = PassRecipients::default();
                 self.free_jobs.push(job);
                 return;
             }
             let due_us = at_secs.max(0) as u64 * 1_000_000;
-            self.at(due_us.max(self.now_us), Due::Job(job));
+            self.at(due_us.max(self.now_us), MachineEvent::Job(job));
         }
     }
 
@@ -437,7 +437,7 @@ impl Machine {
 
     /// qmail-send hears of a delivery.
     fn tell(&mut self, at: u32, told: Told) {
-        let Delivery { job, position, run, key, .. } = self.deliveries[at as usize];
+        let SimulatedDelivery { job, position, run, key, .. } = self.deliveries[at as usize];
         let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
         self.retry.report(
             run as usize,
@@ -453,7 +453,7 @@ impl Machine {
     /// This delivery comes no more.
     fn finish(&mut self, at: u32) {
         self.tell(at, Told::Done);
-        let Delivery { key, job, position, run, .. } = self.deliveries[at as usize];
+        let SimulatedDelivery { key, job, position, run, .. } = self.deliveries[at as usize];
         self.keys[key as usize].live -= 1;
         let recipients = &mut self.jobs[job as usize];
         recipients.deliveries[position as usize] = NONE;
@@ -461,7 +461,7 @@ impl Machine {
         self.leave(run);
     }
 
-    fn at(&mut self, at_us: u64, due: Due) {
+    fn at(&mut self, at_us: u64, due: MachineEvent) {
         self.sequence += 1;
         self.events.push(Reverse((at_us, self.sequence, due)));
     }
@@ -497,7 +497,7 @@ impl Machine {
             let domain = &domain[domain.len().saturating_sub(NAME_MAX + 1)..];
             [b"@", domain].concat()
         });
-        let key = Key {
+        let key = SimulatedKey {
             kind,
             name: self.name[..self.name.len() - 1].to_vec(),
             recipient: address,
@@ -562,7 +562,7 @@ impl Machine {
         // What its own server has deferred is tried again as a delivery of its own in the log.
         #[cfg(not(test))]
         let _ = told;
-        let delivery = Delivery {
+        let delivery = SimulatedDelivery {
             key,
             slot: NONE,
             asked_us: self.now_us,
@@ -594,7 +594,7 @@ impl Machine {
                 let (job, run) = self.reads(message);
                 self.add(job, at);
                 let recipients = self.jobs[job as usize].deliveries.len() as u32;
-                self.at(self.now_us + READ_US, Due::Read(job, recipients));
+                self.at(self.now_us + READ_US, MachineEvent::Read(job, recipients));
                 if self.waits(run, recipients - 1, at) {
                     self.free_slots.push(slot);
                 } else {
@@ -627,7 +627,7 @@ impl Machine {
 
     fn ask(&mut self, at: u32, run: u32, slot: u32) {
         self.pass_at_us = self.now_us + PASS_US;
-        let Delivery { key, job, .. } = self.deliveries[at as usize];
+        let SimulatedDelivery { key, job, .. } = self.deliveries[at as usize];
         self.runs[run as usize].refs += 1;
         let message = self.jobs[job as usize].message;
         #[cfg(test)]
@@ -651,9 +651,10 @@ impl Machine {
     }
 
     fn start(&mut self, at: u32) {
-        let Delivery { key, asked_us, service_us, round, .. } = self.deliveries[at as usize];
+        let SimulatedDelivery { key, asked_us, service_us, round, .. } =
+            self.deliveries[at as usize];
         if round == Round::Again {
-            self.at(self.now_us, Due::End(at));
+            self.at(self.now_us, MachineEvent::End(at));
             return;
         }
         let key = &mut self.keys[key as usize];
@@ -665,14 +666,14 @@ impl Machine {
             key.waited_us += waited_us;
             key.waited_max_us = key.waited_max_us.max(waited_us);
         }
-        self.at(self.now_us.saturating_add(service_us), Due::End(at));
+        self.at(self.now_us.saturating_add(service_us), MachineEvent::End(at));
     }
 
     fn end(&mut self, at: u32) {
         let delivery = self.deliveries[at as usize];
         #[cfg(test)]
-        let Delivery { service_us, tried_us, told, .. } = delivery;
-        let Delivery { key, slot, said, round, .. } = delivery;
+        let SimulatedDelivery { service_us, tried_us, told, .. } = delivery;
+        let SimulatedDelivery { key, slot, said, round, .. } = delivery;
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
         if round == Round::Again {
@@ -709,7 +710,7 @@ impl Machine {
     }
 
     fn send_away(&mut self, at: u32, busy: Busy) {
-        let Delivery { key, slot, .. } = self.deliveries[at as usize];
+        let SimulatedDelivery { key, slot, .. } = self.deliveries[at as usize];
         self.free_slots.push(slot);
         #[cfg(test)]
         self.log.busy(self.now_us, at, matches!(busy.why, Why::Suspended(_)));

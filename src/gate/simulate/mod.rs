@@ -33,9 +33,9 @@ use super::source::{Source, load};
 use crate::error::Error;
 use crate::output::{CommandResult, Format, count, print};
 use crate::qmail::log::Log;
-use account::Account;
-use outcome::Outcome;
-use replay::{Run, Slots};
+use account::LogAccount;
+use outcome::SimulationOutcome;
+use replay::{Replay, SlotSource};
 
 /// Arguments of `qpatch gate simulate`.
 #[derive(Debug, Args)]
@@ -78,12 +78,12 @@ pub fn run(args: &Simulate) -> CommandResult {
     })
 }
 
-fn simulate(args: &Simulate) -> Result<Outcome, Error> {
+fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     let logs = [&args.log[..], &args.more].concat();
     let mut log = Log::open(&logs)?;
     let name = logs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
 
-    let mut account = Account::default();
+    let mut account = LogAccount::default();
     while args.concurrencyremote.is_none()
         && account.lines.read < AHEAD_LINES
         && let Some(entry) = log.next_entry()?
@@ -91,9 +91,9 @@ fn simulate(args: &Simulate) -> Result<Outcome, Error> {
         account.entry(&entry);
     }
     let (slots, concurrency_remote) = match (args.concurrencyremote, account.concurrency_remote()) {
-        (Some(given), _) => (Slots::Given, given),
-        (None, Some(status)) => (Slots::Status, status),
-        (None, None) => (Slots::Used, CONCURRENCY_REMOTE),
+        (Some(given), _) => (SlotSource::Given, given),
+        (None, Some(status)) => (SlotSource::Status, status),
+        (None, None) => (SlotSource::Used, CONCURRENCY_REMOTE),
     };
 
     let source = Source::of(&args.file)?;
@@ -110,7 +110,7 @@ fn simulate(args: &Simulate) -> Result<Outcome, Error> {
     *gate.seen_mut() = rules.sites.seen;
     gate.set_map(rules.sites.map, 0).map_err(no_memory)?;
 
-    let mut run = Run::new(gate, slots, concurrency_remote);
+    let mut run = Replay::new(gate, slots, concurrency_remote);
     loop {
         run.take(&mut account);
         let Some(entry) = log.next_entry()? else { break };
@@ -121,11 +121,11 @@ fn simulate(args: &Simulate) -> Result<Outcome, Error> {
     if run.deliveries == 0 {
         return Err(no_delivery(&name, &account));
     }
-    Ok(Outcome::new(&source.domains, lines, default, &run, &account))
+    Ok(SimulationOutcome::new(&source.domains, lines, default, &run, &account))
 }
 
 /// Nothing could be used: why, and the first line of which that is so.
-fn no_delivery(name: &str, account: &Account) -> Error {
+fn no_delivery(name: &str, account: &LogAccount) -> Error {
     let lines = &account.lines;
     let mut what = format!("no delivery to a remote recipient in {}", count(lines.read, "line"));
     if lines.no_stamp > 0 {
@@ -136,7 +136,7 @@ fn no_delivery(name: &str, account: &Account) -> Error {
         what.push_str(&format!(", {which} of which have no time that is known"));
     }
     let first = match &lines.first_unusable {
-        none if none.is_empty() => account.first_stranger().unwrap_or_default(),
+        none if none.is_empty() => account.first_foreign_line().unwrap_or_default(),
         first => first,
     };
     if !first.is_empty() {

@@ -8,18 +8,18 @@ use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::Limit;
 use serde::Serialize;
 
-use super::account::{Account, Lines};
-use super::machine::{Key, Others, WAITING_MAX};
-use super::replay::{Run, Slots};
+use super::account::{LineCounts, LogAccount};
+use super::machine::{ForgottenKeys, SimulatedKey, WAITING_MAX};
+use super::replay::{Replay, SlotSource};
 use crate::gate::text::{escaped, key_name, limit_text, limit_value};
 use crate::output::{Side, count, table};
 
 /// So many keys are printed for people.
-const ROWS: usize = 40;
+const ROWS_MAX: usize = 40;
 
 /// What came out. Times are in seconds.
 #[derive(Debug, Serialize)]
-pub(super) struct Outcome {
+pub(super) struct SimulationOutcome {
     file: String,
     #[serde(skip)]
     rules: u64,
@@ -27,8 +27,8 @@ pub(super) struct Outcome {
     default: Limit,
     concurrencyremote: u32,
     #[serde(skip)]
-    slots: Slots,
-    lines: Lines,
+    slots: SlotSource,
+    lines: LineCounts,
     deliveries: u64,
     seconds: f64,
     /// The most at once, of all domains.
@@ -47,12 +47,12 @@ pub(super) struct Outcome {
     objections: u64,
     /// How much later the last one ends; below 0, how much earlier.
     last_end_later: f64,
-    keys: Vec<Row>,
-    others: Others,
+    keys: Vec<KeyOutcome>,
+    others: ForgottenKeys,
 }
 
 #[derive(Debug, Serialize)]
-struct Row {
+struct KeyOutcome {
     #[serde(skip)]
     key_kind: KeyKind,
     kind: &'static str,
@@ -90,25 +90,27 @@ fn mean(us: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { secs(us) / of as f64 }
 }
 
-impl Outcome {
+impl SimulationOutcome {
     pub(super) fn new(
         path: &Path,
         rules: u64,
         default: Limit,
-        run: &Run,
-        account: &Account,
+        run: &Replay,
+        account: &LogAccount,
     ) -> Self {
         let machine = &run.machine;
-        let mut keys: Vec<&Key> = machine.keys.iter().filter(|key| key.deliveries > 0).collect();
+        let mut keys: Vec<&SimulatedKey> =
+            machine.keys.iter().filter(|key| key.deliveries > 0).collect();
         keys.sort_by(|a, b| {
-            let rank = |key: &Key| (key.never, key.waited_us, key.open_peak, key.deliveries);
+            let rank =
+                |key: &SimulatedKey| (key.never, key.waited_us, key.open_peak, key.deliveries);
             rank(b)
                 .cmp(&rank(a))
                 .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
         });
-        let sum = |get: fn(&Key) -> u64| keys.iter().map(|key| get(key)).sum::<u64>();
+        let sum = |get: fn(&SimulatedKey) -> u64| keys.iter().map(|key| get(key)).sum::<u64>();
         let waited_us = sum(|key| key.waited_us);
-        let row = |key: &&Key| Row {
+        let row = |key: &&SimulatedKey| KeyOutcome {
             key_kind: key.kind,
             kind: key.kind.name(),
             key: escaped(&key.name),
@@ -159,9 +161,9 @@ impl Outcome {
 
     pub(super) fn table(&self, out: &mut dyn Write) -> io::Result<()> {
         let from = match self.slots {
-            Slots::Given => "",
-            Slots::Status => " (as the log says)",
-            Slots::Used => " (the log has no status lines)",
+            SlotSource::Given => "",
+            SlotSource::Status => " (as the log says)",
+            SlotSource::Used => " (the log has no status lines)",
         };
         writeln!(
             out,
@@ -204,7 +206,7 @@ impl Outcome {
             ("ADDED DELAY", Side::Right),
             ("BUSY", Side::Right),
         ];
-        let row = |row: &Row| {
+        let row = |row: &KeyOutcome| {
             [
                 key_name(row.key_kind, &row.key),
                 limit_text(row.at_most),
@@ -218,7 +220,7 @@ impl Outcome {
                 row.busy_answers.to_string(),
             ]
         };
-        let mut rows: Vec<_> = self.keys.iter().take(ROWS).map(row).collect();
+        let mut rows: Vec<_> = self.keys.iter().take(ROWS_MAX).map(row).collect();
         rows.push([
             "all".to_string(),
             String::new(),
@@ -232,7 +234,7 @@ impl Outcome {
             self.busy_answers.to_string(),
         ]);
         table(out, columns, &rows)?;
-        let more = self.keys.len().saturating_sub(ROWS) as u64 + self.others.keys;
+        let more = self.keys.len().saturating_sub(ROWS_MAX) as u64 + self.others.keys;
         if more > 0 {
             writeln!(
                 out,
@@ -255,7 +257,7 @@ impl Outcome {
         ];
         let rows: Vec<_> = self
             .learning()
-            .take(ROWS)
+            .take(ROWS_MAX)
             .map(|row| {
                 [
                     key_name(row.key_kind, &row.key),
@@ -274,7 +276,7 @@ impl Outcome {
         table(out, columns, &rows)
     }
 
-    fn learning(&self) -> impl Iterator<Item = &Row> {
+    fn learning(&self) -> impl Iterator<Item = &KeyOutcome> {
         self.keys.iter().filter(|row| row.learns && row.objections > 0)
     }
 

@@ -5,30 +5,30 @@ use std::collections::BinaryHeap;
 
 use qpatch_gate::gate::Gate;
 
-use super::account::{Account, Try};
-use super::machine::Machine;
+use super::account::{LogAccount, LoggedDelivery};
+use super::machine::MailSystem;
 
 /// What a gate that the log has already started when another had ended started a little before the log tells of that
 /// end: the report has to get there. It is not taken as another one at once.
 const REPORT_US: u64 = 50_000;
 
 /// When a delivery of the log begins or ends to run: at what time, by which line, and whose key it is.
-type Change = Reverse<(u64, u64, Is, u32)>;
+type LogChange = Reverse<(u64, u64, RunState, u32)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Is {
+enum RunState {
     Over,
     Running,
 }
 
 /// The machine, and beside it what the log says.
 #[derive(Debug)]
-pub(super) struct Run {
-    pub(super) machine: Machine,
+pub(super) struct Replay {
+    pub(super) machine: MailSystem,
     pub(super) deliveries: u64,
-    pub(super) slots: Slots,
+    pub(super) slots: SlotSource,
     /// What ran in the log, and when.
-    changes: BinaryHeap<Change>,
+    changes: BinaryHeap<LogChange>,
     running: u32,
     /// The most that ran at once in the log.
     pub(super) running_peak: u32,
@@ -40,7 +40,7 @@ pub(super) struct Run {
 
 /// Who says how many slots there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Slots {
+pub(super) enum SlotSource {
     /// The operator.
     Given,
     /// A status line of the log.
@@ -49,9 +49,9 @@ pub(super) enum Slots {
     Used,
 }
 
-impl Run {
-    pub(super) fn new(gate: Gate, slots: Slots, concurrency_remote: u32) -> Self {
-        let mut machine = Machine::new(gate);
+impl Replay {
+    pub(super) fn new(gate: Gate, slots: SlotSource, concurrency_remote: u32) -> Self {
+        let mut machine = MailSystem::new(gate);
         machine.grow(concurrency_remote);
         Self {
             machine,
@@ -66,22 +66,23 @@ impl Run {
     }
 
     /// All deliveries whose ends are known.
-    pub(super) fn take(&mut self, account: &mut Account) {
+    pub(super) fn take(&mut self, account: &mut LogAccount) {
         match self.slots {
-            Slots::Given => {}
-            Slots::Status => self.machine.grow(account.concurrency_remote().unwrap_or(0)),
-            Slots::Used => self.machine.grow(account.open_peak),
+            SlotSource::Given => {}
+            SlotSource::Status => self.machine.grow(account.concurrency_remote().unwrap_or(0)),
+            SlotSource::Used => self.machine.grow(account.open_peak),
         }
-        while let Some(try_) = account.next_try() {
-            self.deliver(&try_);
+        while let Some(delivery) = account.next_delivery() {
+            self.deliver(&delivery);
         }
     }
 
-    fn deliver(&mut self, try_: &Try) {
-        let Try { asked_us, started_us, ended_us, lines, message, was_held, .. } = *try_;
+    fn deliver(&mut self, delivery: &LoggedDelivery) {
+        let LoggedDelivery { asked_us, started_us, ended_us, lines, message, was_held, .. } =
+            *delivery;
         self.until(asked_us, lines[0]);
         self.machine.advance(asked_us);
-        let at = self.machine.key(&try_.recipient);
+        let at = self.machine.key(&delivery.recipient);
         let key = &mut self.machine.keys[at as usize];
         key.deliveries += 1;
         key.open += 1;
@@ -92,10 +93,10 @@ impl Run {
         } else {
             (started_us, lines[1])
         };
-        self.changes.push(Reverse((from_us, line, Is::Running, at)));
-        self.changes.push(Reverse((ended_us, lines[2].max(lines[1] + 1), Is::Over, at)));
+        self.changes.push(Reverse((from_us, line, RunState::Running, at)));
+        self.changes.push(Reverse((ended_us, lines[2].max(lines[1] + 1), RunState::Over, at)));
         self.last_end_us = self.last_end_us.max(ended_us);
-        if !self.machine.arrive(at, message, ran_us, (try_.said, try_.told)) {
+        if !self.machine.arrive(at, message, ran_us, (delivery.said, delivery.told)) {
             self.left_out += 1;
         }
     }
@@ -108,13 +109,13 @@ impl Run {
             self.changes.pop();
             let key = &mut self.machine.keys[key as usize];
             match is {
-                Is::Running => {
+                RunState::Running => {
                     key.open_now += 1;
                     key.open_peak = key.open_peak.max(key.open_now);
                     self.running += 1;
                     self.running_peak = self.running_peak.max(self.running);
                 }
-                Is::Over => {
+                RunState::Over => {
                     key.open_now -= 1;
                     key.open -= 1;
                     self.running -= 1;
@@ -124,7 +125,7 @@ impl Run {
     }
 
     /// The log is over: what runs or waits comes to its end.
-    pub(super) fn finish(&mut self, account: &mut Account) {
+    pub(super) fn finish(&mut self, account: &mut LogAccount) {
         self.take(account);
         self.until(u64::MAX, u64::MAX);
         self.machine.advance(u64::MAX - 1);
@@ -142,17 +143,17 @@ mod tests {
     use qpatch_gate::rules::KeyKind;
     use qpatch_gate::table::{Limit, Table};
 
-    fn run(rules: &str, concurrency_remote: u32, log: &str) -> Run {
+    fn run(rules: &str, concurrency_remote: u32, log: &str) -> Replay {
         run_and_account(rules, concurrency_remote, log).0
     }
 
-    fn run_and_account(rules: &str, concurrency_remote: u32, log: &str) -> (Run, Account) {
+    fn run_and_account(rules: &str, concurrency_remote: u32, log: &str) -> (Replay, LogAccount) {
         let mut gate = Gate::new(SLOTS_MAX, concurrency_remote, 1).unwrap();
         let (table, _) = Table::parse(rules.as_bytes(), gate.hasher()).unwrap();
         gate.set_table(Some(table), 0).unwrap();
         gate.set_routes(Routes::new(gate.hasher()), 0).unwrap();
-        let mut run = Run::new(gate, Slots::Given, concurrency_remote);
-        let mut account = Account::default();
+        let mut run = Replay::new(gate, SlotSource::Given, concurrency_remote);
+        let mut account = LogAccount::default();
         for (line, number) in log.lines().zip(1..) {
             let text = line.as_bytes();
             let line = crate::qmail::log::line::read(text, None, 0);
@@ -337,7 +338,7 @@ mod tests {
 
     /// What is to be the same when a log is replayed with the limits that it was made with.
     #[derive(Debug)]
-    struct Figures {
+    struct ReplayFigures {
         deliveries: u64,
         /// From the first line to the last end.
         whole_secs: f64,
@@ -346,11 +347,11 @@ mod tests {
         peaks: Vec<(Vec<u8>, u32)>,
     }
 
-    fn figures(run: &Run) -> Figures {
+    fn figures(run: &Replay) -> ReplayFigures {
         let keys = run.machine.keys.iter().filter(|key| key.deliveries > 0);
         let mut peaks: Vec<_> = keys.clone().map(|key| (key.name.clone(), key.peak)).collect();
         peaks.sort();
-        Figures {
+        ReplayFigures {
             deliveries: run.deliveries,
             whole_secs: run.machine.last_end_us as f64 / 1e6,
             waited_secs: keys.map(|key| key.waited_us).sum::<u64>() as f64 / 1e6,
@@ -375,7 +376,12 @@ mod tests {
 
     /// A log without a gate, made a log with one by these limits: replayed with them, it has its own times again.
     #[track_caller]
-    fn comes_back(what: &str, rules: &str, slots: u32, log: &str) -> (Figures, Run, Account) {
+    fn comes_back(
+        what: &str,
+        rules: &str,
+        slots: u32,
+        log: &str,
+    ) -> (ReplayFigures, Replay, LogAccount) {
         let made = run(rules, slots, log);
         made.machine.assert_over();
         let own = figures(&made);

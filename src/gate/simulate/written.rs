@@ -6,7 +6,7 @@ use qpatch_gate_model::retry::Told;
 
 /// A log.
 #[derive(Debug, Default)]
-pub(super) struct Written {
+pub(super) struct WrittenLog {
     lines: Vec<String>,
     started: u64,
     /// By delivery: its number in the log.
@@ -15,7 +15,7 @@ pub(super) struct Written {
     pub(super) queue: &'static str,
 }
 
-impl Written {
+impl WrittenLog {
     fn line(&mut self, now_us: u64, text: &str) {
         let us = 1_700_000_000_000_000 + now_us;
         let queue = self.queue;

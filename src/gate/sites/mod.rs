@@ -46,8 +46,8 @@ use serde::Serialize;
 
 use super::advice::unusable;
 use super::source::{Source, load};
-use super::status_file::{self, Unread, Why};
-use super::text::{domain_argument, plain};
+use super::status_file::{self, Unread, UnreadReason};
+use super::text::{domain_argument, printable};
 use crate::date;
 use crate::error::Error;
 use crate::output::{CommandResult, Format, Side, count, print, table};
@@ -384,7 +384,7 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
     }
     match status_file::read(home) {
         Ok(spawners) => {
-            for key in &status_file::together(&spawners).keys {
+            for key in &status_file::merged(&spawners).keys {
                 let name = status_file::name_bytes(key);
                 match key.kind {
                     KeyKind::Domain => drop(names.add_domain(&name)),
@@ -393,7 +393,10 @@ pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
                 }
             }
         }
-        Err(Unread { why: Why::Missing | Why::Status(StatusError::Empty), .. }) => {}
+        Err(Unread {
+            why: UnreadReason::Missing | UnreadReason::Status(StatusError::Empty),
+            ..
+        }) => {}
         Err(unread) => {
             let error = status_file::explain(home, &unread);
             outcome.notes.push(format!("{}: {}", error.place, error.what));
@@ -500,7 +503,7 @@ fn unanswered(path: &Path, found: &[Found], args: &Sites) -> Error {
         }
     }
     let reasons: Vec<_> =
-        reasons.iter().map(|(why, times)| format!("{} ({times})", plain(why))).collect();
+        reasons.iter().map(|(why, times)| format!("{} ({times})", printable(why))).collect();
     let servers: Vec<_> = args.server.iter().map(ToString::to_string).collect();
     let (place, help) = match servers.is_empty() {
         true => {
@@ -615,7 +618,7 @@ impl Outcome {
                         domain: name.clone(),
                         group: was.cloned(),
                         was: None,
-                        because: plain(&why),
+                        because: printable(&why),
                     };
                     match was {
                         Some(was) => {
@@ -710,11 +713,11 @@ impl Outcome {
             ("unknown", &self.unknown),
         ] {
             rows.extend(list.iter().map(|change| {
-                let was = change.was.as_ref().map(|was| format!("; was {}", plain(was)));
+                let was = change.was.as_ref().map(|was| format!("; was {}", printable(was)));
                 [
                     what.to_string(),
-                    plain(&change.domain),
-                    change.group.as_ref().map_or("-".to_string(), plain),
+                    printable(&change.domain),
+                    change.group.as_ref().map_or("-".to_string(), printable),
                     format!("{}{}", change.because, was.unwrap_or_default()),
                 ]
             }));

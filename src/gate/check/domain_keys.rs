@@ -4,14 +4,14 @@ use qpatch_gate::learn::Learning;
 use qpatch_gate::rules::{KeyKind, Way};
 use serde::Serialize;
 
-use crate::gate::source::Loaded;
+use crate::gate::source::LoadedRules;
 use crate::gate::text::{
     domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, site_text,
 };
 
 /// What becomes of a domain.
 #[derive(Debug, Serialize)]
-pub(super) struct Answer {
+pub(super) struct DomainKey {
     domain: String,
     kind: &'static str,
     key: String,
@@ -36,7 +36,11 @@ pub(super) struct Answer {
 /// No sender has it: what it finds is what counts for senders without a line of their own.
 const NO_SENDER: &str = "\0";
 
-pub(super) fn answers(loaded: &Loaded, domains: &[String], sender: Option<&str>) -> Vec<Answer> {
+pub(super) fn domain_keys(
+    loaded: &LoadedRules,
+    domains: &[String],
+    sender: Option<&str>,
+) -> Vec<DomainKey> {
     let Some(rules) = &loaded.rules else { return Vec::new() };
     let relay = rules.by_sender(sender.unwrap_or(NO_SENDER).as_bytes());
     let answer = |domain: &String| {
@@ -55,7 +59,7 @@ pub(super) fn answers(loaded: &Loaded, domains: &[String], sender: Option<&str>)
             origin_text(rules, &found),
         ];
         let limit = limit_value(found.cap.limit);
-        Answer {
+        DomainKey {
             domain,
             kind: found.kind.name(),
             key,
