@@ -1,7 +1,7 @@
-//! What doctor says of whole machines: each file of tests/doctor_cases is a machine, as a list of files, and what
-//! doctor says of it. `QPATCH_BLESS=1` writes what it says now.
+//! What doctor says of whole machines: each file of tests/doctor_cases has a machine, as a list of files, and the findings
+//! that doctor must report. `QPATCH_BLESS=1` writes what it reports now.
 //!
-//! And: what doctor takes the shells' and the limit programs' own commands for is compared with what they do here.
+//! Also compares what doctor predicts for commands of shells and of limit programs with what they do on this machine.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ use qpatch::doctor::launch::shell::Shell;
 use qpatch::doctor::launch::unit;
 use qpatch::doctor::{Options, examine_host};
 
-/// What the cases are about; the rest of a report has tests of its own.
+/// The findings that the cases are about. Other findings have their own tests.
 const NAMES: [&str; 4] = ["start scripts", "unit settings", "processes, unit", "memory"];
 
 /// Every machine has these.
@@ -61,14 +61,14 @@ fn machine(text: &str, root: &Path) {
     }
 }
 
-fn said(text: &str) -> String {
+fn findings_of(text: &str) -> String {
     let root = tempfile::tempdir().unwrap();
     machine(text, root.path());
     let run = |_: &Path, _: &[&str], _: &str| Err("nothing runs here".to_owned());
     let host = Host { root: root.path().to_path_buf(), run: &run };
     let report = examine_host(&host, &Options::default());
     let findings = report.findings.iter().filter(|finding| NAMES.contains(&finding.name));
-    // Only what differs from case to case.
+    // Leave out what is the same in most cases.
     let findings = findings.filter(|finding| {
         let usual = finding.detail.starts_with("3906 MiB free, 195 MiB needed")
             || finding.detail == "no systemd unit starts qmail"
@@ -92,20 +92,20 @@ fn machines() {
         let path = entry.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
         let (given, wanted) = text.split_once("\n== doctor\n").unwrap_or((text.as_str(), ""));
-        let said = said(given);
+        let found = findings_of(given);
         count += 1;
-        if said == wanted {
+        if found == wanted {
         } else if bless {
-            fs::write(&path, format!("{given}\n== doctor\n{said}")).unwrap();
+            fs::write(&path, format!("{given}\n== doctor\n{found}")).unwrap();
         } else {
-            wrong.push(format!("{}:\n{said}wanted:\n{wanted}", path.display()));
+            wrong.push(format!("{}:\n{found}wanted:\n{wanted}", path.display()));
         }
     }
     assert!(count > 100, "{count}");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A machine with nothing but a shell.
+/// A machine that has only a shell.
 struct Bare(Shell);
 
 impl ScriptHost for Bare {
@@ -126,8 +126,9 @@ impl ScriptHost for Bare {
     }
 }
 
-/// What doctor takes a script for, when it starts with 1000 and 5000 descriptors: soft and hard limit at qmail-start.
-fn taken_for(script: &str, shell: Shell) -> Option<(u64, u64)> {
+/// Returns the soft and the hard limit that doctor predicts at qmail-start, if the script starts with 1000 and 5000
+/// descriptors; `None` if it cannot know.
+fn predicted(script: &str, shell: Shell) -> Option<(u64, u64)> {
     let by = std::rc::Rc::new(InheritedLimit { by: String::new(), certain: true, raise: None });
     let pair = LimitPair::inherited(LimitValue::Number(1000), LimitValue::Number(5000), &by);
     let world = Bare(shell);
@@ -145,8 +146,8 @@ fn taken_for(script: &str, shell: Shell) -> Option<(u64, u64)> {
     }
 }
 
-/// What a shell and its programs do: qmail-start prints its limits.
-fn really(script: &str, shell: &[&str]) -> Option<(u64, u64)> {
+/// Returns the limits that qmail-start has if a real shell runs the script.
+fn actual(script: &str, shell: &[&str]) -> Option<(u64, u64)> {
     let dir = tempfile::tempdir().unwrap();
     let start = dir.path().join("qmail-start");
     fs::write(&start, "#!/bin/sh\necho limits $(ulimit -Sn) $(ulimit -Hn)\n").unwrap();
@@ -154,7 +155,7 @@ fn really(script: &str, shell: &[&str]) -> Option<(u64, u64)> {
     let run = dir.path().join("run");
     fs::write(&run, script).unwrap();
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
-    // Not even root may go above the hard limit again.
+    // Take away the right to exceed the hard limit, also from root.
     let begin = "ulimit -Sn 1000; ulimit -Hn 5000; exec \"$@\"";
     let begin = [
         "setpriv",
@@ -235,7 +236,7 @@ const ULIMITS: [&str; 44] = [
 ];
 
 #[test]
-fn shells_do_what_doctor_takes_their_limits_for() {
+fn doctor_predicts_the_limits_of_shells() {
     let shells: [(&[&str], Shell); 5] = [
         (&["dash"], Shell::Dash),
         (&["bash"], Shell::Bash),
@@ -248,17 +249,17 @@ fn shells_do_what_doctor_takes_their_limits_for() {
         if !is_there(command[0]) {
             continue;
         }
-        // A zsh that does not find its modules has no ulimit.
-        if really("ulimit -n 100 || exit\nexec qmail-start\n", command).is_none() {
+        // zsh without its modules has no ulimit.
+        if actual("ulimit -n 100 || exit\nexec qmail-start\n", command).is_none() {
             eprintln!("skipped: {} has no ulimit", command[0]);
             continue;
         }
         for line in ULIMITS {
             let script = format!("{line}\nexec qmail-start\n");
-            let (taken, real) = (taken_for(&script, shell), really(&script, command));
-            // What doctor says that it cannot know is no mistake.
+            let (taken, real) = (predicted(&script, shell), actual(&script, command));
+            // If doctor says that it cannot know, that is not an error.
             if taken != real && taken.is_some() {
-                wrong.push(format!("{command:?} {line:?}: taken for {taken:?}, is {real:?}"));
+                wrong.push(format!("{command:?} {line:?}: predicted {taken:?}, is {real:?}"));
             }
             if taken.is_none() && shell == Shell::Dash {
                 wrong.push(format!("{command:?} {line:?}: not understood, is {real:?}"));
@@ -309,7 +310,7 @@ const PROGRAMS: [&str; 36] = [
 ];
 
 #[test]
-fn programs_do_what_doctor_takes_them_for() {
+fn doctor_predicts_the_limits_of_programs() {
     let mut wrong = Vec::new();
     for line in PROGRAMS {
         let own = ["softlimit", "chpst", "s6-softlimit", "prlimit"];
@@ -320,19 +321,19 @@ fn programs_do_what_doctor_takes_them_for() {
             continue;
         }
         let script = format!("{line}\n");
-        let real = really(&script, &["bash"]);
-        let taken = taken_for(&script, Shell::Bash);
-        // A program that refuses its options starts nothing.
+        let real = actual(&script, &["bash"]);
+        let taken = predicted(&script, Shell::Bash);
+        // A program that refuses its options starts no other one.
         if taken != real && real.is_some() {
-            wrong.push(format!("{line:?}: taken for {taken:?}, is {real:?}"));
+            wrong.push(format!("{line:?}: predicted {taken:?}, is {real:?}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What is not followed to its end is not judged as if it were.
+/// A script that is not followed to the end is reported.
 #[test]
-fn what_is_cut_is_told() {
+fn a_script_that_is_not_followed_to_the_end_is_reported() {
     let many = ":\n".repeat(20_001);
     for (what, script, is_cut) in [
         ("few commands", ":\nulimit -n 5000\nexec qmail-start\n".to_string(), false),
@@ -357,8 +358,8 @@ fn what_is_cut_is_told() {
 }
 
 #[test]
-fn scripts_of_any_bytes_are_followed_without_an_end() {
-    // Each of them once made a parser stand still or recurse without end.
+fn odd_scripts_do_not_stop_doctor() {
+    // Each of these once made a parser loop or recurse for ever.
     for text in [
         "f() { f; }; f",
         "f() { g; }\ng() { f; }\ng",
@@ -395,13 +396,13 @@ fn scripts_of_any_bytes_are_followed_without_an_end() {
         "$",
     ] {
         for head in ["", "#!/bin/execlineb -P\n", "#!/sbin/openrc-run\n", "#!/usr/bin/perl\n"] {
-            let _ = taken_for(&format!("{head}{text}"), Shell::Dash);
-            let _ = taken_for(&format!("{head}{text}\nexec qmail-start\n"), Shell::Unknown);
+            let _ = predicted(&format!("{head}{text}"), Shell::Dash);
+            let _ = predicted(&format!("{head}{text}\nexec qmail-start\n"), Shell::Unknown);
         }
     }
 }
 
-/// Pieces of scripts and units, and what is neither.
+/// Pieces of scripts and units, and other text.
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
         Just("ulimit -n 5\n"),
@@ -459,12 +460,12 @@ fn pieces() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
 }
 
-/// Each line makes the value twice as long: 60 of them need more memory than any machine has.
+/// Each line doubles the value: after 60 lines it would need more memory than any machine has.
 #[test]
 fn a_value_that_doubles_is_not_followed() {
     let doubled = format!("a=12345678\n{}", "a=\"$a$a\"\n".repeat(60));
     let run = "exec qmail-start\n";
-    let taken = |limit: &str| taken_for(&format!("{doubled}ulimit -n {limit}\n{run}"), Shell::Dash);
+    let taken = |limit: &str| predicted(&format!("{doubled}ulimit -n {limit}\n{run}"), Shell::Dash);
     assert_eq!((taken("2000"), taken("$a")), (Some((2000, 2000)), None));
 }
 
@@ -472,10 +473,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_file_stops_doctor(text in pieces(), head in prop_oneof![Just(""), Just("#!/bin/execlineb\n"), Just("#!/sbin/openrc-run\n")]) {
+    fn no_text_stops_doctor(text in pieces(), head in prop_oneof![Just(""), Just("#!/bin/execlineb\n"), Just("#!/sbin/openrc-run\n")]) {
         let script = format!("{head}{text}");
         for shell in [Shell::Dash, Shell::Bash, Shell::Ksh, Shell::Csh, Shell::Unknown] {
-            let _ = taken_for(&script, shell);
+            let _ = predicted(&script, shell);
         }
         for entry in unit::entries("f", &text) {
             let _ = unit::words(&entry.value);

@@ -1,5 +1,5 @@
-//! The patched fixtures built by their own Makefiles and run over their own pipes, at 1000, 20000 and 65000; and
-//! today's failures without qpatch.
+//! Builds the patched fixtures with their own Makefiles and runs them over their own pipes, at 1000, 20000 and 65000. Also
+//! shows the failures of trees without qpatch.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -27,10 +27,10 @@ use trees::{Gate, classic, patched};
 /// As distributions with hardened builds compile (Ubuntu's gcc does so by default).
 const FORTIFY: [&str; 2] = ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"];
 
-/// So many deliveries at the same time: more than the 509 that FD_SETSIZE 1024 has room for, and twice that.
+/// The deliveries at the same time: more than twice the 509 that FD_SETSIZE 1024 has room for.
 const CROWD: u32 = 1200;
 
-/// The whole proof, in which no step may fail, with so many deliveries at once.
+/// Runs the whole proof with conf-spawn deliveries at once. No step may fail.
 fn verified(fixture: &Fixture, spawn: u32, options: Options) -> ProofOutcome {
     let options = Options { seed: Some(1), ..options };
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
@@ -45,7 +45,7 @@ fn lines(outcome: &ProofOutcome) -> String {
 
 fn proved(dialect: Dialect) {
     let outcome = verified(&patched(dialect, Gate::In), 1000, Options::default());
-    // Nothing is left out.
+    // No step is skipped.
     assert!(
         outcome.steps.iter().all(|step| step.verdict == StepVerdict::Pass),
         "{}",
@@ -72,7 +72,7 @@ fn two_byte_is_proved_at_1000() {
     proved(Dialect::TwoByte);
 }
 
-/// With which compiler a tree is built.
+/// The compiler that builds a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compiler {
     Own,
@@ -80,15 +80,15 @@ enum Compiler {
     Clang,
 }
 
-/// What is asked of qmail-send.
+/// What qmail-send must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Send {
     Nothing,
     EveryNumber,
 }
 
-/// Every dialect at every size, with the gate and without, and with every compiler; not all of them combined. What
-/// differs between two sizes is one number in one object, what differs with the gate is not in qmail-send's numbers.
+/// Every dialect runs at every size, with the gate and without, and with every compiler, but not in all combinations: two
+/// sizes differ in one number in one object, and the gate does not change how qmail-send handles numbers.
 const RUNS: [(u32, Gate, Compiler, Send); 5] = [
     (1000, Gate::Out, Compiler::Clang, Send::Nothing),
     (20000, Gate::Out, Compiler::Own, Send::Nothing),
@@ -138,9 +138,8 @@ fn two_byte_runs_at_every_size() {
     runs(Dialect::TwoByte);
 }
 
-/// The rig, qmail-send, qmail-clean and the relays between them stand still in turns, each at whatever point it has
-/// come to, with the smallest pipes that there are full on both sides; and other proofs of this process come to their
-/// end.
+/// Stops qmail-send, qmail-clean and the relays for a while in turns, each at an arbitrary point, with the smallest pipes,
+/// which are full on both sides. Meanwhile other proofs of this process end.
 #[test]
 fn programs_that_stand_still_for_a_while_stop_no_trial() {
     for gate in [Gate::Out, Gate::In] {
@@ -153,7 +152,7 @@ fn programs_that_stand_still_for_a_while_stop_no_trial() {
                 let mut stops = 0;
                 while !done.load(Ordering::Relaxed) {
                     for (pid, _) in running_below(&dir) {
-                        // It may have gone since.
+                        // The process may have ended since.
                         let script = format!("kill -STOP {pid} && sleep 0.01; kill -CONT {pid}");
                         stops += u32::from(
                             common::run(std::process::Command::new("sh").args(["-c", &script]))
@@ -181,7 +180,7 @@ fn programs_that_stand_still_for_a_while_stop_no_trial() {
     }
 }
 
-/// What the tree's own chkspawn says; it is built, but nothing that it would stop.
+/// Builds the tree's own chkspawn, and returns its message if it refuses conf-spawn.
 fn chkspawn_says(fixture: &Fixture, spawn: u32) -> Option<String> {
     let (_scratch, site) = site(fixture.path(), &config(spawn, &[])).unwrap();
     build::make(&site, &["chkspawn"]).unwrap();
@@ -211,7 +210,7 @@ fn chkspawn_still_refuses_what_does_not_fit() {
     }
 }
 
-/// musl's fd_set has 1024 bits, always: there the tree has one of its own.
+/// musl's fd_set always has 1024 bits, so the tree has its own there.
 #[test]
 fn where_fd_setsize_is_fixed_the_tree_has_an_fd_set_of_its_own() {
     if !has("musl-gcc") {
@@ -229,7 +228,7 @@ fn where_fd_setsize_is_fixed_the_tree_has_an_fd_set_of_its_own() {
         let local = rig.crowd(Channel::Local, 600).unwrap();
         tell(format_args!("{}, musl: {remote} and {local} deliveries at once", dialect.name()));
     }
-    // More commands than one read has, so that some are still to be read when no descriptor is left.
+    // More commands than fit into one read, so that some are still unread when no descriptor is left.
     let options = Options { spawn: Some(1200), cc: Some(musl.to_owned()), ..Options::default() };
     verified(&patched(Dialect::StockKr, Gate::Out), 1200, options);
 }
@@ -245,13 +244,13 @@ const ERRORS_OF_GCC_14: [&str; 4] = [
 
 #[test]
 fn the_errors_of_new_compilers_do_not_stop_the_build() {
-    // A compiler's own default comes first, what the tree says about the standard behind it.
+    // The compiler's own default comes first, and the tree's -std after it.
     let modern = |spawn: u32, std: &str| SiteConfig {
         spawn: Some(spawn),
         cc: Some(format!("gcc -std={std} {}", ERRORS_OF_GCC_14.join(" "))),
         ..SiteConfig::default()
     };
-    // Not stock-kr, which has other reasons not to build.
+    // Not stock-kr, which fails to build for other reasons.
     let old = Fixture::new(Dialect::TwoByte);
     let (_scratch, unpatched) = site(old.path(), &modern(500, "gnu17")).unwrap();
     let stopped = build::make(&unpatched, &["spawn.o"]).unwrap_err().to_string();
@@ -260,7 +259,7 @@ fn the_errors_of_new_compilers_do_not_stop_the_build() {
     for dialect in Dialect::ALL {
         let fixture = patched(dialect, Gate::In);
         let config = match dialect {
-            // No standard is named in conf-cc: all of gcc 14's errors count.
+            // conf-cc names no standard, so all of gcc 14's errors count.
             Dialect::StockAnsi => modern(1000, "gnu17"),
             Dialect::StockKr | Dialect::TwoByte => config(1000, &ERRORS_OF_GCC_14[2..]),
         };
@@ -277,8 +276,8 @@ fn disproof(error: Error) -> Disproof {
     }
 }
 
-/// Today's failure: the classic patch with its recipe builds at 40000, chkspawn is content, and then every delivery
-/// number from 32768 on is lost.
+/// A failure without qpatch: the classic patch with its recipe builds at 40000, and chkspawn accepts it, but every
+/// delivery number from 32768 on is lost.
 #[test]
 fn without_qpatch_delivery_number_32768_is_negative() {
     let fixture = classic();
@@ -300,7 +299,8 @@ fn without_qpatch_delivery_number_32768_is_negative() {
     assert!(wrong.found.contains("report out of range"), "{wrong}");
 }
 
-/// Today's other failure: under `_FORTIFY_SOURCE` the C library counts to its own 1024, whatever select.h says.
+/// Another failure without qpatch: under `_FORTIFY_SOURCE` the C library aborts at its own limit of 1024, whatever select.h
+/// says.
 #[test]
 fn without_qpatch_a_fortified_spawner_aborts_at_descriptor_1024() {
     let fixture = classic();
@@ -323,8 +323,8 @@ fn without_qpatch_a_fortified_spawner_aborts_at_descriptor_1024() {
             Ok(()) => assert!(spawner.take_reports().is_empty(), "a delivery was refused"),
             Err(Error::Died { how, .. }) => {
                 assert_eq!(how, "signal 6 (abort)");
-                // Delivery n reads from descriptor 2n + 2, or a little above it; and its child may be seen to start
-                // before the spawner comes to select, so that the one after it is the one that is not made.
+                // Delivery n uses descriptor 2n + 2, or one a little above. The start of its child may be seen before
+                // the spawner calls select, so that the next delivery is the one that fails.
                 assert!((508..=512).contains(&number), "it aborted at delivery {number}");
                 return;
             }

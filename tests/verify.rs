@@ -1,5 +1,4 @@
-//! `qpatch verify` on trees that are wrong: each has to fail, in the step that shows it and with the reason; and
-//! nothing is left behind, whatever happens.
+//! `qpatch verify` on trees with faults: each must fail, in the right step and with the reason. Nothing may be left behind.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -26,7 +25,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use trees::{Gate, classic, patched};
 
-/// A folder for $TMPDIR. Programs of a proof that runs as root run as somebody else, who has to get into it.
+/// A folder for $TMPDIR. If a proof runs as root, its programs run as another user, who must be able to enter it.
 fn tmpdir() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
@@ -38,7 +37,7 @@ fn entries(dir: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// `qpatch verify ARGS` on the fixture, with at most `files` descriptors. Leaves nothing in $TMPDIR.
+/// Runs `qpatch verify ARGS` on the fixture with at most `files` descriptors, and checks that $TMPDIR is empty afterwards.
 fn proof(fixture: &Fixture, args: &[&str], files: u32) -> Run {
     let tmp = tmpdir();
     let mut command = Command::new("sh");
@@ -53,10 +52,10 @@ fn proof(fixture: &Fixture, args: &[&str], files: u32) -> Run {
     run
 }
 
-/// More than a proof at conf-spawn 1000 needs, and not so many that one at 40000 starts a crowd.
+/// Enough descriptors for a proof at conf-spawn 1000, and few enough to keep one at 40000 small.
 const FILES: u32 = 2600;
 
-/// The proof fails: in the step `step`, saying all of `reasons`. Returns all that it said.
+/// Checks that the proof fails in the step `step` with all of `reasons`. Returns its outcome.
 fn disproved(fixture: &Fixture, args: &[&str], step: &str, reasons: &[&str]) -> Value {
     let run = proof(fixture, &[args, &["--format", "json"]].concat(), FILES);
     let outcome: Value =
@@ -127,7 +126,7 @@ fn the_classic_patch_and_recipe_at_40000() {
              on is lost; qpatch apply (big-concurrency) repairs it",
         ],
     );
-    // All that can be seen without running anything is as it should be.
+    // Everything that can be seen without running it is right.
     for name in ["build", "chkspawn", "fd_set"] {
         assert!(steps(&outcome).any(|s| s["name"] == name && s["result"] == "pass"), "{outcome:#}");
     }
@@ -162,7 +161,7 @@ fn the_classic_patch_and_recipe_under_fortify() {
 
 #[test]
 fn an_include_that_was_moved_back() {
-    // In stock-ansi, unlike in stock-kr, a header of the tree is what includes sys/types.h.
+    // In stock-ansi, unlike in stock-kr, a header of the tree includes sys/types.h.
     for (dialect, source, before) in [
         (Dialect::StockKr, "spawn.c", "#include <sys/stat.h>\n"),
         (Dialect::StockAnsi, "chkspawn.c", "#include \"substdio.h\"\n"),
@@ -183,9 +182,9 @@ fn an_include_that_was_moved_back() {
 }
 
 #[test]
-fn a_place_that_is_not_given_back_after_a_failed_fork() {
+fn a_slot_that_is_not_freed_after_a_failed_fork() {
     let fixture = patched(Dialect::StockKr, Gate::In);
-    // The slot keeps its pipe, and stays in use for ever.
+    // The slot keeps its pipe, and is in use for ever.
     fixture.replace(
         "spawn.c",
         "    close(pi[0]);\n    close(pi[1]);\n    return;\n",
@@ -198,7 +197,7 @@ fn a_place_that_is_not_given_back_after_a_failed_fork() {
         &[
             "again after fork fails: expected K, found Z ",
             "in use",
-            "the place of a delivery that could not be started is not given back",
+            "the slot of a delivery that could not be started is not freed",
         ],
     );
     let lspawn = steps(&outcome).find(|step| step["name"] == "qmail-lspawn").unwrap();
@@ -209,7 +208,7 @@ fn a_place_that_is_not_given_back_after_a_failed_fork() {
 fn a_gate_that_does_not_learn_of_the_end_of_a_delivery() {
     let fixture = patched(Dialect::StockKr, Gate::In);
     fixture.replace("spawn.c", "gateglue_done((unsigned int) i,&d[i].output)", "0");
-    // It sends mail away for ever, which is a sign of life; but no mail is done.
+    // The gate answers busy for ever, which causes events, but no mail is done.
     let options = Options { only: vec![Part::Gate], ..Options::default() };
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
     let gate = outcome.steps.iter().find(|step| step.name == "gate").unwrap();
@@ -231,11 +230,11 @@ fn a_qmail_send_that_does_not_hear_the_gate_s_calls() {
     let outcome = verify::run(fixture.path(), &options, &mut Silent).unwrap();
     let gate = outcome.steps.iter().find(|step| step.name == "gate").unwrap();
     assert_eq!(gate.verdict, verify::StepVerdict::Fail, "{gate}");
-    // At once, and not by the time that it takes.
+    // It fails at once, not after a timeout.
     assert!(gate.detail.contains("delivery report out of range"), "{gate}");
 }
 
-/// Waits for the end of a child, but not for ever.
+/// Waits for the end of a child, at most `patience`; then kills it.
 fn end(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
     let until = Instant::now() + patience;
     loop {
@@ -256,7 +255,7 @@ fn an_interrupted_proof_leaves_nothing_behind() {
     let fixture = patched(Dialect::StockAnsi, Gate::Out);
     for last_step in ["build", "qmail-send-numbers"] {
         let tmp = tmpdir();
-        // A shell makes what it starts in the background ignore SIGINT.
+        // A program that a shell starts in the background ignores SIGINT by default.
         let mut child = Command::new("env")
             .args(["--default-signal=INT", env!("CARGO_BIN_EXE_qpatch"), "verify"])
             .arg(fixture.path())
@@ -279,14 +278,14 @@ fn an_interrupted_proof_leaves_nothing_behind() {
         assert_eq!(status.signal(), Some(2), "{status}");
         assert_eq!(entries(tmp.path()), Vec::<String>::new());
         assert_eq!(rig::running_below(tmp.path()), []);
-        // Steps that had ended before the signal came are told, a result is not.
+        // Steps that ended before the signal are printed, but no result.
         assert!(lines.all(|line| line.unwrap().starts_with("ok ")));
     }
 }
 
-/// A fork in which big-todo can be switched on: its queue is that of what is compiled, not of what is written.
+/// A fork in which big-todo can be switched on: only the code that is compiled decides about its queue.
 #[test]
-fn what_is_not_compiled_makes_no_directories() {
+fn only_compiled_code_decides_about_directories() {
     let fixture = Fixture::new(Dialect::StockKr);
     let split = "  dsplit(\"queue/mess\",auto_uidq,0750);\n";
     fixture.replace(
@@ -300,18 +299,18 @@ fn what_is_not_compiled_makes_no_directories() {
     };
     assert_eq!(layout(&[]), TodoLayout::Flat);
     assert_eq!(layout(&["-DBIG_TODO"]), TodoLayout::Split);
-    // A header that is yet to be made.
+    // A header that make has not made yet.
     let hier = fixture.read("hier.c");
     fixture.write("hier.c", &format!("#include \"made.h\"\n{hier}"));
     assert_eq!(layout(&[]), TodoLayout::Flat);
     assert_eq!(layout(&["-DBIG_TODO"]), TodoLayout::Split);
-    // And one that is there, beside it.
+    // A header that exists, beside the missing one.
     fixture.write("there.h", "#define BIG_TODO\n");
     fixture.write("hier.c", &format!("#include \"made.h\"\n# include \"there.h\"\n{hier}"));
     assert_eq!(layout(&[]), TodoLayout::Split);
 }
 
-/// A fork's qmail-lspawn that cannot start: the reason is told, and what does without it is tried.
+/// A qmail-lspawn that cannot start: the reason is reported, and the steps that do not need it run.
 #[test]
 fn a_qmail_lspawn_that_wants_more_than_there_is() {
     let fixture = patched(Dialect::StockKr, Gate::In);
@@ -334,7 +333,7 @@ fn a_qmail_lspawn_that_wants_more_than_there_is() {
     assert_eq!(verdict("mail"), "skipped");
 }
 
-/// Few descriptors are told as a limit of the machine, and not as a call of the system that went wrong.
+/// Few descriptors are reported as a limit of the machine, not as a system call that failed.
 #[test]
 fn a_machine_with_few_descriptors() {
     let fixture = patched(Dialect::StockKr, Gate::In);
@@ -350,7 +349,7 @@ fn a_machine_with_few_descriptors() {
 }
 
 #[test]
-fn steps_that_nobody_asked_for() {
+fn steps_that_were_not_asked_for() {
     let fixture = Fixture::new(Dialect::StockAnsi);
     let run = proof(&fixture, &["--only", "chkspawn", "--only", "fd_set"], FILES).ok();
     let steps =
@@ -383,7 +382,7 @@ fn a_spawner_that_wants_a_control_file() {
     fs::write(control.path().join("ldapserver"), "localhost\n").unwrap();
     fs::create_dir(control.path().join("ldap")).unwrap();
     fs::write(control.path().join("ldap/password"), "secret\n").unwrap();
-    // With these as they are on a server, the rig could not work.
+    // With the contents that these files have on a server, the rig could not work.
     for (name, text) in [("me", "mail.example\n"), ("concurrencyremote", "0\n"), ("locals", "")] {
         fs::write(control.path().join(name), text).unwrap();
     }
@@ -394,7 +393,7 @@ fn a_spawner_that_wants_a_control_file() {
     assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (1, "", said));
 }
 
-/// The conf-* files of s/qmail lie one folder up, and its home is in conf-home.
+/// In s/qmail, the conf-* files are one folder up, and its home is in conf-home.
 #[test]
 fn settings_one_folder_up() {
     let outer = tempfile::tempdir().unwrap();
@@ -429,7 +428,7 @@ fn settings_one_folder_up() {
     assert_eq!(common::bytes(&common::snapshot(outer.path())), common::bytes(&before));
 }
 
-/// A fork whose own configure makes what verify has to set: apply knows the tree, and sends nobody to verify.
+/// A fork whose own configure makes the files that verify must set: apply knows that, and does not recommend verify.
 #[test]
 fn settings_that_a_configure_makes() {
     for (name, template, script) in [
@@ -467,8 +466,7 @@ fn settings_that_a_configure_makes() {
     }
 }
 
-/// The tree's ./compile and ./load give the first lines of conf-cc and conf-ld to a shell, in the tree; and so does
-/// verify.
+/// The tree's ./compile and ./load let a shell in the tree read the first lines of conf-cc and conf-ld. So does verify.
 #[test]
 fn a_compiler_line_that_only_a_shell_understands() {
     let fixture = Fixture::new(Dialect::StockAnsi);
@@ -480,7 +478,7 @@ fn a_compiler_line_that_only_a_shell_understands() {
         let check = "#include \"there.h\"\n#if THERE + TWO != 3\n#error no\n#endif\n";
         fixture.write(source, &format!("{old}{check}"));
     }
-    // A channel of which only what these flags define tells.
+    // The number of channels depends on what these flags define.
     fixture.write(
         "channels.h",
         "#include \"there.h\"\n#if THERE\n#define SUPPL_CHANNELS 0\n#else\n#error no\n#endif\n",
@@ -499,15 +497,15 @@ fn a_compiler_line_that_only_a_shell_understands() {
         "{}",
         run.out
     );
-    // Another compiler in place of the first word, which is not the first blank's.
+    // Another compiler replaces the first word, which has blanks.
     fixture.write("conf-cc", "`echo no such program` `cat flags` -I\"two words\"\n");
     fixture.write("conf-ld", "'no such program'\n");
     proof(&fixture, &["--only", "qmail-rspawn", "--cc", "cc -O1"], FILES).ok();
-    // One that is not there: whoever has named it is told so.
+    // A compiler that does not exist: the message says that --cc names it.
     let none = proof(&fixture, &["--only", "build", "--cc", "no-such-cc -O1"], FILES);
     let reason = "exit code 127; there is no no-such-cc, which --cc names; name another compiler, or install it";
     assert!(none.out.contains(reason), "{}", none.out);
-    // What the flags from a command make an error of: the hint sees them.
+    // The hint knows the flags that come from a command.
     fixture.write("flags", "-DWORD=1 -DTWO=2 -Werror=implicit-function-declaration\n");
     fixture.write("conf-cc", "cc `head -1 flags` -std=gnu89 -I'two words'\n");
     fixture.replace("seek_set.c", "#include", "int f(void) { return undeclared(); }\n#include");
@@ -516,8 +514,7 @@ fn a_compiler_line_that_only_a_shell_understands() {
     disproved(&fixture, &["--only", "build", "--cc", "cc"], "build", &[hint]);
 }
 
-/// Numbers that a distribution has fixed, in a source that no rule makes; and ids that are asked for when a program
-/// runs.
+/// Ids that a distribution has fixed in a source that no rule makes, and ids that a program looks up at run time.
 #[test]
 fn ids_that_the_tree_does_not_make_of_its_users() {
     let fixed = Fixture::new(Dialect::StockAnsi);
@@ -560,7 +557,7 @@ fn ids_that_the_tree_does_not_make_of_its_users() {
     }
 }
 
-/// What a program says itself comes before what may be guessed.
+/// The program's own message comes before the likely cause.
 #[test]
 fn the_last_words_of_a_program_that_ends_at_once() {
     let fixture = patched(Dialect::StockKr, Gate::Out);
@@ -590,7 +587,7 @@ fn the_last_words_of_a_program_that_ends_at_once() {
     }
 }
 
-/// In the middle of a trial as well, where its standard error is closed, as qmail-start has it.
+/// Also in the middle of a trial, where standard error is closed, as under qmail-start.
 #[test]
 fn the_last_words_of_a_spawner_that_ends_in_the_middle() {
     let fixture = patched(Dialect::StockKr, Gate::Out);
@@ -604,7 +601,7 @@ fn the_last_words_of_a_spawner_that_ends_in_the_middle() {
     assert!(!outcome.to_string().contains("did not end)"), "{outcome:#}");
 }
 
-/// Sources that a hardened build refuses are no fault of the patches, if it refuses them without the patches as well.
+/// If a hardened build fails, that is not the patches' fault if it fails without them, too.
 #[test]
 fn a_tree_that_cannot_be_hardened_patched_or_not() {
     let refuses = "#if _FORTIFY_SOURCE > 2\n#error this source cannot be hardened\n#endif\n";
@@ -612,22 +609,21 @@ fn a_tree_that_cannot_be_hardened_patched_or_not() {
     fixture.write("seek_set.c", &format!("{refuses}{}", fixture.read("seek_set.c")));
     fixture.qpatch(&["apply", "--spawn", "300", "--no-gate"]).ok();
     let run = proof(&fixture, &["--only", "build,fortify"], FILES).ok();
-    let told = "skip  fortify-build           the unpatched tree fails alike with -O2 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3: \
+    let told = "skip  fortify-build           the unpatched tree fails in the same way with -O2 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3: \
                 make ";
     assert!(run.out.contains(told), "{}", run.out);
     assert!(run.out.contains("note: seek_set.c:2:2: error: #error this source"), "{}", run.out);
-    // One that came with the patches, or after them, is.
+    // If the source fails only with the patches, it is their fault.
     fixture.write("spawn.c", &format!("{refuses}{}", fixture.read("spawn.c")));
     let outcome =
         disproved(&fixture, &["--only", "fortify-build"], "fortify-build", &["exit code 2"]);
-    let note =
-        "not so in the unpatched tree: spawn.c: error: #error this source cannot be hardened";
+    let note = "not in the unpatched tree: spawn.c: error: #error this source cannot be hardened";
     let step = steps(&outcome).find(|step| step["name"] == "fortify-build").unwrap();
     assert_eq!(step["notes"], serde_json::json!([note]));
 }
 
-/// In a container, the first process may reap nobody: what qmail-send leaves behind when it is killed would stay for
-/// ever.
+/// In a container, the first process may not reap orphans. The processes that qmail-send leaves behind when it is killed
+/// would stay for ever.
 #[test]
 fn a_proof_reaps_all_that_it_has_started() {
     let fixture = Fixture::new(Dialect::StockAnsi);
@@ -642,15 +638,15 @@ fn a_proof_reaps_all_that_it_has_started() {
     assert_eq!(run.out.lines().last(), Some("0"), "{}", run.out);
 }
 
-/// Where an unsigned long has 32 bits, a time in nanoseconds is more than one.
+/// If an unsigned long has 32 bits, a time in nanoseconds does not fit into one.
 #[test]
-fn a_stub_of_32_bits_tells_the_time() {
+fn a_stub_of_32_bits_reports_the_time() {
     let fixture = Fixture::new(Dialect::StockAnsi);
     let mut config = rig::config(100, &[]);
     config.cc = Some("cc -m32".to_owned());
     let mut rig = match rig::Rig::of(fixture.path(), &config, &["qmail-rspawn"]) {
         Ok(rig) => rig,
-        // Not on x86, or without the C library of 32 bits.
+        // The machine is not x86, or has no C library for 32 bits.
         Err(why) => {
             let program = "int main(void) { return 0; }\n";
             fixture.write("one.c", program);
@@ -672,6 +668,6 @@ fn a_stub_of_32_bits_tells_the_time() {
     let uptime = fs::read_to_string("/proc/uptime").unwrap();
     let seconds: f64 = uptime.split(' ').next().unwrap().parse().unwrap();
     let at = rig.stubs.events().last().unwrap().at_ns;
-    // A machine that has slept counts that in its uptime alone; 2^32 ns are 4.3 s.
+    // The uptime also counts the time that a machine sleeps. 2^32 ns are 4.3 s.
     assert!(seconds < 10.0 || at > u64::from(u32::MAX), "{at} ns, {seconds} s after the start");
 }

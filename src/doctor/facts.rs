@@ -209,7 +209,7 @@ fn installed_spawn(host: &Host<'_>, home: &Path) -> Fact<u32> {
     let program = host.path(home.join("bin/qmail-showctl"));
     let said = (host.run)(&program, &[], "")?;
     spawn_in_showctl(&said)
-        .ok_or_else(|| format!("{} does not tell its silent concurrency limit", program.display()))
+        .ok_or_else(|| format!("{} does not print its silent concurrency limit", program.display()))
 }
 
 fn spawn_in_showctl(said: &str) -> Option<u32> {
@@ -283,13 +283,13 @@ const OUTGOING: [&str; 8] = [
 /// Returns the files of [`OUTGOING`] that qmail-remote reads, or may read.
 fn outgoing(host: &Host<'_>, home: &Path) -> Vec<String> {
     let read = relay_files::read_by_remote(&host.path(home), &OUTGOING).into_iter();
-    let told = read.map(|(name, read)| match read {
+    let shown = read.map(|(name, read)| match read {
         relay_files::ReadByRemote::Unknown => {
             format!("control/{name} (if this qmail-remote reads it)")
         }
         relay_files::ReadByRemote::Yes | relay_files::ReadByRemote::No => format!("control/{name}"),
     });
-    told.collect()
+    shown.collect()
 }
 
 fn conntrack(host: &Host<'_>) -> Fact<Option<(u64, u64)>> {
@@ -339,7 +339,8 @@ fn queue_mount(host: &Host<'_>, home: &Path) -> Fact<Mount> {
     // Follow links if possible. If a folder cannot be entered, use the path as it is.
     let real = host.real(&queue).unwrap_or(queue);
     let mounts = host.read("/proc/mounts")?;
-    mount_of(&mounts, &real).ok_or_else(|| "/proc/mounts does not tell".to_owned())
+    mount_of(&mounts, &real)
+        .ok_or_else(|| "/proc/mounts does not show the file system of the queue".to_owned())
 }
 
 fn mount_of(mounts: &str, path: &Path) -> Option<Mount> {

@@ -141,7 +141,7 @@ mod tests {
         std::fs::write(&file, record(ONE).repeat(RECORDS_MAX + 1)).unwrap();
         assert_eq!(RemoteStatus::read(home.path()), []);
 
-        // Whoever owns the file can put a FIFO in its place; reading it would wait for ever.
+        // The owner of the file can put a FIFO in its place; reading it would wait for ever.
         std::fs::remove_file(&file).unwrap();
         assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
         assert_eq!(RemoteStatus::read(home.path()), []);

@@ -108,6 +108,7 @@ impl ProofOutcome {
             _ => format!(" at conf-spawn {}", self.spawn),
         };
         let what = match failed {
+            0 if passed == 1 => "1 step holds".to_owned(),
             0 => format!("{passed} steps hold"),
             _ => format!("{failed} of {} steps failed", failed + passed),
         };
@@ -269,13 +270,13 @@ mod tests {
     }
 
     #[test]
-    fn fewer_at_once_than_conf_spawn_are_told() {
+    fn fewer_at_once_than_conf_spawn_is_reported() {
         let mut fewer = outcome(vec![step(StepVerdict::Pass)]);
-        assert_eq!(fewer.summary(), "1 steps hold at conf-spawn 1000; 2 s, seed 7");
+        assert_eq!(fewer.summary(), "1 step holds at conf-spawn 1000; 2 s, seed 7");
         fewer.spawn = 20_000;
         assert_eq!(
             fewer.summary(),
-            "1 steps hold at conf-spawn 20000, but with 1000 deliveries at once, because this machine allows no more; \
+            "1 step holds at conf-spawn 20000, but with 1000 deliveries at once, because this machine allows no more; \
              2 s, seed 7"
         );
     }

@@ -11,7 +11,7 @@ pub(super) const OTHER_PROCESSES: u64 = 500;
 /// Where a setting of the kernel belongs.
 pub(super) const SYSCTL: &str = "/etc/sysctl.d/qmail.conf";
 
-/// More names than this are not told one by one.
+/// The most names that a message lists.
 pub(super) const NAMES_MAX: usize = 3;
 
 /// Descriptors that a spawner needs: two for each delivery, and five (chkspawn's formula); a few to spare.

@@ -86,7 +86,7 @@ pub(super) fn replaced(facts: &Facts) -> Finding {
             NAME,
             CheckVerdict::Warn,
             format!(
-                "{} was installed anew, but the old program still runs (process {})",
+                "a new {} was installed, but the old program still runs (process {})",
                 old.name, old.pid
             ),
         )

@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn daemons_that_may_be_of_another_qmail_are_not_judged() {
-        let told = |count: u32, asked_by_root| {
+        let checked = |count: u32, asked_by_root| {
             let unclear = (7..7 + count).map(|pid| format!("qmail-send (process {pid})")).collect();
             let daemons = Daemons { unclear, asked_by_root, ..Daemons::default() };
             let finding = found(&Facts { daemons: Ok(daemons), ..healthy() }, "descriptors, qmail");
@@ -250,10 +250,10 @@ mod tests {
         };
         let why =
             "running: qmail-send (process 7); only root can see whether that is the qmail in /q";
-        assert_eq!(told(1, false), why);
+        assert_eq!(checked(1, false), why);
         let why = "running: qmail-send (process 7), qmail-send (process 8), qmail-send (process 9) and 19 more; it cannot be \
                    seen from here, not even by root, whether that is the qmail in /q";
-        assert_eq!(told(22, true), why);
+        assert_eq!(checked(22, true), why);
     }
 
     #[test]
@@ -385,7 +385,7 @@ mod tests {
 
     #[test]
     fn pipes_become_small_and_then_none() {
-        let told = |remote, soft, hard| {
+        let checked = |remote, soft, hard| {
             let facts = Facts {
                 remote: Ok(remote),
                 spawn: Ok(65000),
@@ -394,15 +394,15 @@ mod tests {
             };
             found(&facts, "pipes")
         };
-        assert_eq!(told(1000, 16384, 0).detail, "fs.pipe-user-pages-hard limits none");
+        assert_eq!(checked(1000, 16384, 0).detail, "fs.pipe-user-pages-hard limits none");
         assert_eq!(
-            told(2000, 16384, 0).detail,
+            checked(2000, 16384, 0).detail,
             "fs.pipe-user-pages-hard limits none; from number 1025 on a pipe of qmailr holds 8192 bytes, which is enough for \
              a report"
         );
         // 1024 of 16 pages, and 1000 of 2.
-        assert_eq!(told(2016, 16384, 18384).verdict, CheckVerdict::Ok);
-        let finding = told(2017, 16384, 18384);
+        assert_eq!(checked(2016, 16384, 18384).verdict, CheckVerdict::Ok);
+        let finding = checked(2017, 16384, 18384);
         assert_eq!(finding.verdict, CheckVerdict::Warn, "{finding}");
         assert!(
             finding
@@ -411,8 +411,8 @@ mod tests {
         );
         assert_eq!(finding.fixes[0].line, "fs.pipe-user-pages-hard = 32768");
         // A hard limit below the soft one: the kernel makes none smaller.
-        assert!(told(1000, 16384, 8192).detail.contains("allows qmailr 512 pipes"));
-        assert!(told(1000, 0, 8192).detail.contains("allows qmailr 512 pipes"));
+        assert!(checked(1000, 16384, 8192).detail.contains("allows qmailr 512 pipes"));
+        assert!(checked(1000, 0, 8192).detail.contains("allows qmailr 512 pipes"));
     }
 
     #[test]
@@ -488,7 +488,7 @@ mod tests {
 
     #[test]
     fn limits_are_read_as_the_gate_reads_them() {
-        let told = |text: &str| {
+        let checked = |text: &str| {
             found(&Facts { caps: Ok(Some(caps(text.as_bytes()))), ..healthy() }, "domain limits")
         };
         for (line, fix) in [
@@ -501,7 +501,7 @@ mod tests {
             ("\u{feff}a.example:1500", "a.example:1000"),
             ("relay.example|user|S3cretPass:1500", "relay.example:1000"),
         ] {
-            let finding = told(&format!("{line}\nfree.example:\nb.example:7\n"));
+            let finding = checked(&format!("{line}\nfree.example:\nb.example:7\n"));
             assert_eq!(finding.verdict, CheckVerdict::Warn, "{line}: {finding}");
             assert!(
                 finding.detail.starts_with("1 of 3 limits can never be reached"),
@@ -518,7 +518,7 @@ mod tests {
             "# a.example:1500\n",
             ":1000\n",
         ] {
-            let finding = told(text);
+            let finding = checked(text);
             assert_eq!(finding.verdict, CheckVerdict::Ok, "{finding}");
         }
         for (text, what) in [
@@ -531,15 +531,16 @@ mod tests {
                 "has 2 errors, and the gate does not use it: control/concurrencydomains:1:10: no colon",
             ),
         ] {
-            let finding = told(text);
+            let finding = checked(text);
             assert!(
                 finding.verdict == CheckVerdict::Warn && finding.detail.contains(what),
                 "{finding}"
             );
             assert_eq!(finding.fixes[0].line, "qpatch gate check /q");
         }
-        let finding = told("*:20\n");
-        let detail = "1 lines, none above concurrencyremote 1000; a warning, which qpatch gate check /q tells";
+        let finding = checked("*:20\n");
+        let detail =
+            "1 line, none above concurrencyremote 1000; a warning, see qpatch gate check /q";
         assert_eq!((finding.verdict, finding.detail.as_str()), (CheckVerdict::Ok, detail));
     }
 

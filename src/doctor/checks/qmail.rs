@@ -7,6 +7,7 @@ use qpatch_gate::table;
 use super::super::facts::{DomainLimits, Facts};
 use super::super::finding::{CheckVerdict, Finding};
 use super::common::{finding, unknown};
+use crate::output::count;
 use crate::qmail::remote_status::RemoteStatus;
 
 pub(super) fn conf_spawn(facts: &Facts, concurrency: u32) -> Finding {
@@ -74,7 +75,7 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
                 "control/concurrencydomains has {errors}, and the gate does not use it: {first}{instead}"
             ),
         )
-        .fix("all of them are told by", check);
+        .fix("to see all of them", check);
     }
     if !instead.is_empty() {
         return finding(
@@ -82,13 +83,13 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
             CheckVerdict::Warn,
             format!("the running gate has not used control/concurrencydomains{instead}"),
         )
-        .fix("why is told by", check);
+        .fix("to see why", check);
     }
     let lines = table.len() + table.ranges() + table.exchangers();
     let warnings = match problems.iter().count() {
         0 => String::new(),
-        1 => format!("; a warning, which {check} tells"),
-        warnings => format!("; {warnings} warnings, which {check} tells"),
+        1 => format!("; a warning, see {check}"),
+        warnings => format!("; {warnings} warnings, see {check}"),
     };
     let mut never: Vec<u32> = table.above(concurrency).map(|problem| problem.line).collect();
     never.sort_unstable();
@@ -96,7 +97,10 @@ pub(super) fn domain_limits(facts: &Facts, concurrency: u32) -> Finding {
         return finding(
             NAME,
             CheckVerdict::Ok,
-            format!("{lines} lines, none above concurrencyremote {concurrency}{warnings}"),
+            format!(
+                "{}, none above concurrencyremote {concurrency}{warnings}",
+                count(lines as u64, "line")
+            ),
         );
     };
     let numbered = (1..).zip(text.split(|&byte| byte == b'\n'));
@@ -151,8 +155,7 @@ pub(super) fn starts(facts: &Facts) -> Option<Finding> {
             ),
         )
     } else if facts.starts.iter().any(|one| one.most == 0) {
-        let what =
-            "qmail-rspawn has read control/remoteserver at its start, and had no number there";
+        let what = "when qmail-rspawn started, control/remoteserver had no number";
         finding(NAME, CheckVerdict::Warn, what).fix("a restart of qmail-send", "reads it again")
     } else {
         let by_server = sum(|one| one.by_server);

@@ -1,10 +1,10 @@
-//! limits.conf of PAM, which counts for what is started from a login shell or by su, and not for daemons that a
+//! Reads limits.conf of PAM. It applies to programs that are started from a login shell or by su, not to daemons that a
 //! supervisor or systemd starts.
 #![forbid(unsafe_code)]
 
 use super::limits::{LimitValue, Limited, Setting};
 
-/// The limits that limits.conf, or a file in limits.d, sets for `user`.
+/// Returns the limits that limits.conf, or a file in limits.d, sets for `user`.
 pub fn limits(file: &str, text: &str, user: &str) -> Vec<Setting> {
     let mut settings = Vec::new();
     for (index, text) in text.lines().enumerate() {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_user_and_all_are_meant() {
+    fn lines_for_the_user_and_for_all_count() {
         let text = "* soft nofile 1024\nqmailr hard nproc 100 # few\nalice hard nproc 5\n@mail - nproc 7\nqmailr - nofile -1\n";
         let found: Vec<(usize, Limited, LimitValue)> = limits("limits.conf", text, "qmailr")
             .into_iter()

@@ -1,4 +1,4 @@
-//! Finds what starts qmail, where the usual guides put it: systemd's units, run scripts, init scripts.
+//! Finds what starts qmail in the places that the usual guides name: systemd's units, run scripts, init scripts.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,16 +18,16 @@ use super::unit::{self, Tasks, Unit, UnitEntry, Units, drop_in, specifiers};
 use crate::doctor::host::Host;
 use crate::doctor::process;
 
-/// Limits that the kernel gives the first process, where nothing says otherwise.
+/// The limit of descriptors that the kernel gives process 1 by default.
 pub const KERNEL_FILES: u64 = 1024;
 
-/// What systemd has built in: DefaultLimitNOFILE since 240. The soft limit was the same before.
+/// systemd's built-in DefaultLimitNOFILE, soft and hard, since version 240. The soft limit was the same before.
 const SYSTEMD_FILES: (u64, u64) = (1024, 524_288);
 
-/// DefaultTasksMax, in parts of ten thousand.
+/// systemd's built-in DefaultTasksMax.
 const SYSTEMD_TASKS: &str = "15%";
 
-/// Finds what starts qmail, where the usual guides put it.
+/// Finds what starts the qmail in `home`.
 pub fn find(host: &Host<'_>, home: &Path) -> Launch {
     let first = FirstProcess::of(host);
     let scripts = HostScripts::of(host, home);
@@ -47,7 +47,7 @@ pub fn find(host: &Host<'_>, home: &Path) -> Launch {
     finder.launch
 }
 
-/// Folders of supervisors: daemontools', runit's, s6's, s6-rc's, s6-overlay's, nosh's and perp's.
+/// The service folders of daemontools, runit, s6, s6-rc, s6-overlay, nosh and perp.
 const SERVICE_DIRS: [&str; 16] = [
     "/var/qmail/supervise",
     "/service",
@@ -70,7 +70,7 @@ const SERVICE_DIRS: [&str; 16] = [
 /// The scripts of one service in such a folder.
 const RUN_NAMES: [&str; 4] = ["run", "service/run", "rc.main", "up"];
 
-/// Supervisors, by the names of their processes.
+/// The names of the processes of supervisors.
 const SUPERVISORS: [&str; 5] = ["svscan", "runsvdir", "s6-svscan", "perpd", "service-manager"];
 
 struct Finder<'f, 'h> {
@@ -78,11 +78,11 @@ struct Finder<'f, 'h> {
     scripts: &'f HostScripts<'h>,
     first: FirstProcess,
     launch: Launch,
-    /// Scripts that something else starts.
+    /// Scripts that another script or unit starts.
     covered: BTreeSet<std::path::PathBuf>,
-    /// What the units of supervisors give.
+    /// The limits that units give to supervisors.
     supervisors: Vec<LimitState>,
-    /// Scripts that were looked at, without links.
+    /// Scripts that were read, without links.
     files: BTreeSet<std::path::PathBuf>,
 }
 
@@ -113,7 +113,7 @@ impl Finder<'_, '_> {
             let (ours, supervised) =
                 (states(StartedProgram::Qmail), states(StartedProgram::Supervisor));
             if ours.is_empty() && supervised.is_empty() {
-                // What cannot be read of a unit that has nothing to do with qmail is no matter.
+                // If the unit has nothing to do with qmail, it does not matter what could not be read.
                 if name.contains("qmail") {
                     self.launch.unread.extend(unit.unread.iter().cloned().chain(walk.found.unread));
                 }
@@ -146,7 +146,7 @@ impl Finder<'_, '_> {
         }
     }
 
-    /// `Environment=` and `EnvironmentFile=`.
+    /// Returns the variables of `Environment=` and `EnvironmentFile=`.
     fn environment(&self, unit: &Unit) -> BTreeMap<String, Variable> {
         let mut variables = BTreeMap::new();
         let mut set = |assignment: &str, file: &str, line| {
@@ -177,7 +177,8 @@ impl Finder<'_, '_> {
         variables
     }
 
-    /// The words of a command line of a unit, without the signs before its program, with specifiers and variables.
+    /// Returns the words of a command line of a unit, without the signs before its program, with the values of
+    /// specifiers and variables.
     fn exec_fields(
         &self,
         unit: &Unit,
@@ -192,7 +193,7 @@ impl Finder<'_, '_> {
             *program = plain.to_owned();
         }
         if renames && command.len() > 1 {
-            // The second word is only what the program sees as its name.
+            // The second word is only the name that the program sees.
             command.remove(1);
         }
         let field = |text: String, known| Field {
@@ -223,7 +224,7 @@ impl Finder<'_, '_> {
                 None => {
                     let (text, known, used) = braced(&word, variables);
                     let mut field = field(text, known);
-                    // The number is where the variable is set.
+                    // The line to change is the one that sets the variable.
                     if let [variable] = used.as_slice() {
                         (field.file, field.line) = (variable.file.clone(), variable.line);
                     }
@@ -234,7 +235,7 @@ impl Finder<'_, '_> {
         fields
     }
 
-    /// What a program of a unit starts with.
+    /// Returns the limits with which a program of a unit starts.
     fn unit_state(&self, unit: &Unit, manager: &Unit) -> LimitState {
         let files = self.unit_limit(unit, manager, Limited::OpenFiles);
         let processes = self.unit_limit(unit, manager, Limited::Processes);
@@ -245,7 +246,7 @@ impl Finder<'_, '_> {
         if let (true, Some(limits)) = (self.first.is_systemd(), self.first.limits)
             && let Some(most) = limits.files_hard
         {
-            // In a container systemd takes the most that it may have itself, and says nothing.
+            // In a container, systemd silently reduces a limit to what it may have itself.
             let by = Rc::new(InheritedLimit {
                 by: "the hard limit of process 1, which systemd cannot exceed here,".to_owned(),
                 certain: true,
@@ -314,7 +315,7 @@ impl Finder<'_, '_> {
         Some(LimitPair::inherited(amount(soft), amount(hard), &by))
     }
 
-    /// What 100 % of a TasksMax are.
+    /// Returns what 100 % of a TasksMax are.
     fn all_tasks(&self) -> Option<u64> {
         let kernel = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"];
         let root = ["/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/pids/pids.max"];
@@ -341,7 +342,7 @@ impl Finder<'_, '_> {
                 }),
                 raise: (drop_in(&one.name, section, entry), format!("{key}=")),
             };
-            let told =
+            let line_and_text =
                 |entry: &UnitEntry| format!("{} line {} ({})", entry.file, entry.line, entry.text);
             let line = one.all(section, "TasksMax").rev();
             let line = line
@@ -349,7 +350,7 @@ impl Finder<'_, '_> {
                 .next();
             match line {
                 Some((entry, Tasks::Number(most))) => {
-                    tasks.push(ceiling(Some(entry), most, "TasksMax", told(entry)));
+                    tasks.push(ceiling(Some(entry), most, "TasksMax", line_and_text(entry)));
                 }
                 Some((_, Tasks::Infinity)) => {}
                 Some((_, Tasks::Default)) | None if section == "Service" => {
@@ -358,7 +359,7 @@ impl Finder<'_, '_> {
                         .filter_map(|entry| Some((entry, unit::tasks(&entry.value, all_tasks)?)))
                         .next();
                     let (most, by) = match set {
-                        Some((entry, most)) => (most, told(entry)),
+                        Some((entry, most)) => (most, line_and_text(entry)),
                         None => (
                             unit::tasks(SYSTEMD_TASKS, all_tasks).unwrap_or(Tasks::Infinity),
                             format!("systemd's own DefaultTasksMax of {SYSTEMD_TASKS}"),
@@ -376,7 +377,7 @@ impl Finder<'_, '_> {
                     .filter_map(|entry| Some((entry, unit::memory(&entry.value, memory)?)))
                     .next();
                 if let Some((entry, most)) = line.filter(|(_, most)| *most != u64::MAX) {
-                    bytes.push(ceiling(Some(entry), most, key, told(entry)));
+                    bytes.push(ceiling(Some(entry), most, key, line_and_text(entry)));
                 }
             }
         }
@@ -392,7 +393,7 @@ impl Finder<'_, '_> {
         }
     }
 
-    /// The states with which a supervisor starts its run scripts.
+    /// Returns the limits with which a supervisor starts its run scripts.
     fn supervised(&self) -> LimitState {
         let running = process::named(self.host, &SUPERVISORS);
         if let Some((pid, name)) = running.first()
@@ -444,7 +445,7 @@ impl Finder<'_, '_> {
             })
             .collect();
         scripts.push("/etc/rc.local".to_owned());
-        // Last of all: what something else starts is not taken for a beginning.
+        // It comes last, because a script that another one starts is not a beginning.
         scripts.push(format!("{}/rc", self.scripts.home()));
         let state = self.first.state();
         for file in scripts {
@@ -454,7 +455,7 @@ impl Finder<'_, '_> {
 
     fn script(&mut self, file: &str, state: &LimitState) {
         let Some(real) = self.host.real(file.as_ref()) else { return };
-        // /service/NAME is often a link to supervise/NAME: the same file once.
+        // /service/NAME is often a link to supervise/NAME: read the file only once.
         if self.covered.contains(&real) || !self.host.is_file(file) || !self.files.insert(real) {
             return;
         }
@@ -495,7 +496,7 @@ impl Finder<'_, '_> {
     }
 }
 
-/// The line that sets something, unless it is in a file that belongs to a package or is made anew at each start.
+/// Returns the line that sets something. `None` if its file belongs to a package, or is generated at each start.
 fn setting(what: Limited, value: LimitValue, entry: &UnitEntry) -> Option<Rc<Setting>> {
     if !entry.file.starts_with("/etc/") {
         return None;
@@ -511,7 +512,7 @@ fn setting(what: Limited, value: LimitValue, entry: &UnitEntry) -> Option<Rc<Set
     }))
 }
 
-/// `${NAME}` within a word, and `$$`: the text, whether all of it is known, and the variables in it.
+/// Expands `${NAME}` and `$$` within a word. Returns the text, whether all of it is known, and the variables in it.
 fn braced<'v>(
     word: &str,
     variables: &'v BTreeMap<String, Variable>,

@@ -1,4 +1,4 @@
-//! What process 1 tells of the limits of those that come from it.
+//! Process 1: its limits are those of the processes that come from it, and it shows what starts them.
 #![forbid(unsafe_code)]
 
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use super::limits::{InheritedLimit, LimitPair, LimitState, LimitValue};
 use crate::doctor::host::Host;
 use crate::doctor::process::{self, ProcessLimits};
 
-/// What process 1 tells of those that come from it.
+/// What is known of process 1.
 pub(super) struct FirstProcess {
     pub(super) name: String,
     pub(super) limits: Option<ProcessLimits>,
@@ -29,7 +29,7 @@ impl FirstProcess {
         self.name == "systemd"
     }
 
-    /// What a process gets that no systemd has started.
+    /// Returns the limits of a process that systemd did not start.
     pub(super) fn state(&self) -> LimitState {
         match self.limits {
             Some(limits) if !self.is_systemd() => {

@@ -1,4 +1,5 @@
-//! The scripts and programs of a machine, as what follows them sees them.
+//! The scripts and programs of a machine, for the walk that follows them: [`HostScripts`] is the [`ScriptHost`] that
+//! reads a [`Host`].
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -19,11 +20,11 @@ pub(super) struct HostScripts<'h> {
     texts: RefCell<BTreeMap<String, PathContent>>,
 }
 
-/// A start script that is longer is none.
+/// The largest start script, in bytes. A larger file is not taken for one.
 const SCRIPT_MAX: u64 = 1 << 20;
 
 impl<'h> HostScripts<'h> {
-    /// Those of `host`, whose qmail is in `home`.
+    /// Returns the scripts of `host`, whose qmail is in `home`.
     pub(super) fn of(host: &'h Host<'h>, home: &Path) -> HostScripts<'h> {
         HostScripts {
             host,
@@ -55,7 +56,7 @@ impl ScriptHost for HostScripts<'_> {
         } else {
             match self.host.read_bytes(path) {
                 Err(why) => PathContent::Unreadable(why),
-                // A program of the machine's own.
+                // A binary program.
                 Ok(bytes) if bytes.contains(&0) => PathContent::Other,
                 Ok(bytes) => PathContent::Script(String::from_utf8_lossy(&bytes).into_owned()),
             }

@@ -1,4 +1,4 @@
-//! Limits of a process: where they are set, and what is in force after several of them.
+//! The limits of a process: which line sets them, and what is in force after several commands.
 #![forbid(unsafe_code)]
 
 use std::rc::Rc;
@@ -14,21 +14,21 @@ pub enum Limited {
     UnitProcesses,
 }
 
-/// How much is allowed.
+/// A limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitValue {
-    /// So much.
+    /// This number.
     Number(u64),
-    /// Everything.
+    /// No limit.
     Unlimited,
-    /// That much or less: the program takes no more than the hard limit, which could not be seen.
+    /// This number or less: the program takes at most the hard limit, which could not be seen.
     AtMost(u64),
-    /// Cannot be known from what was read.
+    /// Cannot be known from the files.
     Unknown,
 }
 
 impl LimitValue {
-    /// Whether it is enough. `None`: cannot be known.
+    /// Returns whether it is enough; `None` if that cannot be known.
     pub fn allows(self, needed: u64) -> Option<bool> {
         match self {
             LimitValue::Unlimited => Some(true),
@@ -52,7 +52,7 @@ impl LimitValue {
 pub struct Setting {
     /// What is limited.
     pub what: Limited,
-    /// To how much.
+    /// The limit that it sets.
     pub value: LimitValue,
     /// The file.
     pub file: String,
@@ -62,12 +62,12 @@ pub struct Setting {
     pub text: String,
     /// The part of the text that is the number.
     pub(super) number: String,
-    /// Where in the text that part is to be looked for.
+    /// Where in the text to search for that part.
     pub(super) from: usize,
 }
 
 impl Setting {
-    /// A line whose number is found by itself.
+    /// Returns a line; its number is searched from the beginning.
     pub fn new(
         what: Limited,
         value: LimitValue,
@@ -80,7 +80,7 @@ impl Setting {
         Setting { what, value, file, line, text, number, from: 0 }
     }
 
-    /// The line as it should be, with `value` in place of the number.
+    /// Returns the line with `value` in place of the number.
     pub fn with(&self, value: u64) -> String {
         // In "1024:4096" the second one is the hard limit.
         let new = match self.number.split_once(':') {
@@ -97,20 +97,20 @@ impl Setting {
         format!("{before}{}", rest.replacen(&self.number, &new, 1))
     }
 
-    /// The file and the line.
+    /// Returns the file and the line.
     pub fn place(&self) -> String {
         format!("{} line {}", self.file, self.line)
     }
 }
 
-/// A limit that comes from what starts a program, with no line for it in what was read.
+/// A limit that a program inherits from what starts it. No line that was read sets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InheritedLimit {
-    /// What gives it, as in "WHAT gives 1024".
+    /// What the program inherits it from, as in "WHAT gives 1024".
     pub by: String,
-    /// Whether it is certain that the program gets it, and not only likely.
+    /// Whether the program certainly inherits it, not only probably.
     pub certain: bool,
-    /// Where it can be raised, and what stands before the number there.
+    /// Where a line can raise it, and the text of that line before the number.
     pub raise: Option<(String, String)>,
 }
 
@@ -119,23 +119,23 @@ pub struct InheritedLimit {
 pub enum LimitSource {
     /// A line sets it.
     Set(Rc<Setting>),
-    /// What starts the program has it.
+    /// The program inherits it.
     Inherited(Rc<InheritedLimit>),
-    /// Nothing was found that sets it.
+    /// Nothing that sets it was found.
     NotFound,
 }
 
-/// A limit and where it comes from.
+/// A limit, and where it comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourcedLimit {
-    /// How much.
+    /// The limit.
     pub value: LimitValue,
-    /// From where.
+    /// Where it comes from.
     pub source: LimitSource,
 }
 
 impl SourcedLimit {
-    /// One of which nothing is known.
+    /// A limit of which nothing is known.
     pub const NOT_FOUND: SourcedLimit =
         SourcedLimit { value: LimitValue::Unknown, source: LimitSource::NotFound };
 }
@@ -150,11 +150,11 @@ pub struct LimitPair {
 }
 
 impl LimitPair {
-    /// Of which nothing is known.
+    /// Limits of which nothing is known.
     pub const NOT_FOUND: LimitPair =
         LimitPair { soft: SourcedLimit::NOT_FOUND, hard: SourcedLimit::NOT_FOUND };
 
-    /// Both from one source.
+    /// Returns limits that a program inherits.
     pub fn inherited(soft: LimitValue, hard: LimitValue, by: &Rc<InheritedLimit>) -> LimitPair {
         let bound = |value| SourcedLimit { value, source: LimitSource::Inherited(Rc::clone(by)) };
         LimitPair { soft: bound(soft), hard: bound(hard) }
@@ -186,9 +186,9 @@ pub enum Above {
 pub enum Amount {
     /// A value.
     Value(LimitValue),
-    /// The soft limit of now.
+    /// The present soft limit.
     Soft,
-    /// The hard limit of now.
+    /// The present hard limit.
     Hard,
 }
 
@@ -197,20 +197,20 @@ pub enum Amount {
 pub struct LimitChange {
     /// Which of the two.
     pub part: LimitPart,
-    /// To what.
+    /// The new limit.
     pub amount: Amount,
-    /// If that is too much.
+    /// What happens if that is too much.
     pub above: Above,
     /// The line.
     pub setting: Rc<Setting>,
 }
 
-/// What the machine itself allows.
+/// What the kernel allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelLimits {
-    /// fs.nr_open: no process may open more, root's neither.
+    /// fs.nr_open: the most descriptors of a process, also of root's.
     pub nr_open: Option<u64>,
-    /// Whether root may raise a hard limit, which it may not in most containers.
+    /// Whether root may raise a hard limit. In most containers it may not.
     pub may_raise: bool,
 }
 
@@ -220,10 +220,11 @@ impl Default for KernelLimits {
     }
 }
 
-/// More ways than this to come to one place are not followed one by one.
+/// The most different limits that one place may have. Beyond that, the limit counts as unknown.
 const WAYS_MAX: usize = 16;
 
-/// What may be in force at a place of a script: more than one where it depends on what only the running script knows.
+/// The limits that may be in force at one place of a script. There are several if they depend on something that only
+/// the running script knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LimitState {
     /// Descriptors.
@@ -233,17 +234,17 @@ pub struct LimitState {
 }
 
 impl LimitState {
-    /// The one with which something starts.
+    /// Returns the limits with which a program starts.
     pub fn new(files: LimitPair, processes: LimitPair) -> LimitState {
         LimitState { files: vec![files], processes: vec![processes] }
     }
 
-    /// Of which nothing is known.
+    /// Returns limits of which nothing is known.
     pub fn not_found() -> LimitState {
         LimitState::new(LimitPair::NOT_FOUND, LimitPair::NOT_FOUND)
     }
 
-    /// What may be in force of one kind.
+    /// Returns the limits of one kind that may be in force.
     pub fn of(&self, what: Limited) -> &[LimitPair] {
         match what {
             Limited::OpenFiles => &self.files,
@@ -272,7 +273,7 @@ impl LimitState {
                 Amount::Hard => pair.hard.value,
             };
             let new = SourcedLimit { value, source: LimitSource::Set(Rc::clone(&change.setting)) };
-            // Nobody may have more than the kernel's own limit, and not everybody more than the hard limit.
+            // No process may have more than the kernel's own limit, and some may not exceed the hard limit.
             let most = machine
                 .nr_open
                 .filter(|_| is_files)
@@ -300,7 +301,7 @@ impl LimitState {
                     }
                 }
                 LimitPart::Soft => {
-                    // From a hard limit that cannot be seen nothing more is known than that.
+                    // If the hard limit is unknown, the result is at most the number.
                     let value = match (value, pair.hard.value, change.above) {
                         (
                             LimitValue::Number(most),
@@ -315,7 +316,7 @@ impl LimitState {
         }
     }
 
-    /// Either this state or `other`.
+    /// Adds the limits of `other`: either this state or the other is in force.
     pub fn join(&mut self, other: &LimitState) {
         for (pairs, others) in
             [(&mut self.files, &other.files), (&mut self.processes, &other.processes)]

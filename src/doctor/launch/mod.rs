@@ -1,7 +1,10 @@
-//! What starts qmail, and under which limits: systemd's units, run scripts of supervisors, init scripts, qmail's rc.
+//! Finds what starts qmail, and with which limits: systemd's units, run scripts of supervisors, init scripts, qmail's
+//! rc.
 //!
-//! Each place where qmail is started is followed from its beginning: a unit to the script that it runs, a script to
-//! the one that it calls. What is in force when qmail-start runs is what counts, not what some line on the way sets.
+//! `finder` looks where these usually are, and follows each start from its beginning: a unit to the script that it
+//! runs, a script to the one that it calls ([`script`]). The limits that count are those in force when qmail-start
+//! runs, not those that some line on the way sets. [`unit`] reads units as systemd does, [`shell`] parses scripts,
+//! `programs` knows the programs that set limits, and [`limits`] what is in force after several of them.
 #![forbid(unsafe_code)]
 
 pub mod conf;

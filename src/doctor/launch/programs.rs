@@ -1,9 +1,8 @@
-//! The programs that a start script consists of: those that set a limit and start another program, those that start
-//! another one and leave the limits as they are, and those that only talk of one.
+//! The programs of a start script: those that set a limit and start another program, those that start another program
+//! and keep the limits, and those that only name a program.
 //!
-//! What each of them does with its options was tried with dash 0.5.12, bash 5.2, ksh93u+m, zsh 5.9, busybox 1.35,
-//! daemontools 0.76, runit 2.1.2, s6 2.11.1 and util-linux 2.38 (2.41 refuses a number with a suffix); perp's
-//! runlimit, and nosh, go by their manuals.
+//! Their options were tried with dash 0.5.12, bash 5.2, ksh93u+m, zsh 5.9, busybox 1.35, daemontools 0.76, runit 2.1.2,
+//! s6 2.11.1 and util-linux 2.38 (2.41 refuses a number with a suffix). perp's runlimit and nosh follow their manuals.
 #![forbid(unsafe_code)]
 
 use super::field::Field;
@@ -13,9 +12,9 @@ use super::shell::Shell;
 /// What a script starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartedProgram {
-    /// The queue daemons.
+    /// qmail.
     Qmail,
-    /// A supervisor, which starts what is in its folder.
+    /// A supervisor, which starts the services in its folder.
     Supervisor,
 }
 
@@ -26,9 +25,9 @@ pub(super) struct SetLimit<'f> {
     pub what: Limited,
     /// Which of the two limits.
     pub part: LimitPart,
-    /// To what.
+    /// The new limit.
     pub amount: Amount,
-    /// If that is too much.
+    /// What happens if that is too much.
     pub above: Above,
     /// The word that has the number.
     pub field: &'f Field,
@@ -39,32 +38,32 @@ pub(super) struct SetLimit<'f> {
 /// What comes after a word of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NextStep<'f> {
-    /// The shell becomes the program after so many words.
+    /// The shell becomes the program after this number of words.
     Exec(usize),
-    /// A program that starts the one after so many words.
+    /// It starts the program after this number of words.
     Pass(usize),
-    /// The shell's own limits.
+    /// It sets the shell's own limits.
     Ulimit,
-    /// Sets limits, and starts the program after so many words, or (own) sets those of the shell.
+    /// It sets limits and starts another program, or sets the limits of the shell.
     Limits {
         /// The limits.
         sets: Vec<SetLimit<'f>>,
-        /// Words of its own.
+        /// The number of its own words; the other program comes after them.
         skipped: usize,
-        /// Those of the shell.
+        /// Whether it sets the limits of the shell.
         own: bool,
     },
-    /// Runs the word with this index as a script.
+    /// It runs the word with this index as a script.
     Text(Shell, usize),
-    /// Its other words are none that it starts.
+    /// It starts none of its words.
     Mentions,
-    /// It is looked for.
+    /// It is qmail or a supervisor.
     StartedProgram(StartedProgram),
-    /// Nobody knows; its words may be what it starts.
+    /// Unknown: it may start one of its words.
     Other,
 }
 
-/// Commands that name programs and start none.
+/// Commands that name programs but do not start them.
 const MENTIONS: [&str; 62] = [
     "echo",
     "printf",
@@ -130,7 +129,7 @@ const MENTIONS: [&str; 62] = [
     "find",
 ];
 
-/// What comes after a word, whose name is without its path.
+/// Returns what the program `name`, given without its path, does with its arguments.
 pub(super) fn next<'f>(
     name: &str,
     args: &'f [Field],
@@ -189,7 +188,7 @@ pub(super) fn next<'f>(
         return NextStep::Mentions;
     }
     if let Some(shell) = Shell::named(name) {
-        // The text is the first word that is no option, after an option with a c.
+        // The script is the first word that is not an option, after an option with a c.
         let mut has_text = false;
         for (index, field) in args.iter().enumerate() {
             match field.text.strip_prefix(['-', '+']) {
@@ -215,7 +214,7 @@ pub(super) fn next<'f>(
     NextStep::Other
 }
 
-/// exec has -a NAME, -c and -l.
+/// Returns the number of words that are options of exec: -a NAME, -c and -l.
 fn exec_options(args: &[Field]) -> usize {
     let mut skipped = 0;
     while let Some(letters) = args.get(skipped).and_then(|field| field.text.strip_prefix('-')) {
@@ -224,7 +223,7 @@ fn exec_options(args: &[Field]) -> usize {
     skipped.min(args.len())
 }
 
-/// A program that takes its limits as options with one letter.
+/// The options of a program that sets limits with options of one letter.
 struct LimitOptions {
     /// The letters without a value.
     flags: &'static str,
@@ -245,7 +244,7 @@ fn options<'f>(args: &'f [Field], options: &LimitOptions) -> NextStep<'f> {
     let mut at = 0;
     while let Some(field) = args.get(at) {
         if is_unknown(field) {
-            // Options from outside, as in Gentoo's `softlimit ${SOFTLIMIT_OPTS}`.
+            // The options come from a variable that is not known, as in Gentoo's `softlimit ${SOFTLIMIT_OPTS}`.
             sets.extend(anything(field, part, Above::Capped));
             at += 1;
             continue;
@@ -270,7 +269,7 @@ fn options<'f>(args: &'f [Field], options: &LimitOptions) -> NextStep<'f> {
                 continue;
             }
             if !options.values.contains(letter) {
-                // Not an option of this program: it will not start.
+                // The program has no such option, so it will not start.
                 return NextStep::Limits { sets, skipped: at, own: false };
             }
             let rest = &letters[index + letter.len_utf8()..];
@@ -303,12 +302,12 @@ fn options<'f>(args: &'f [Field], options: &LimitOptions) -> NextStep<'f> {
     NextStep::Limits { sets, skipped: at.min(args.len()), own: false }
 }
 
-/// Returns whether all of a word comes from where it cannot be read.
+/// Returns whether a word comes completely from a variable or command that is not known.
 fn is_unknown(field: &Field) -> bool {
     !field.known && field.text.starts_with(['$', '`'])
 }
 
-/// Any limit that a word may set.
+/// Returns the limits that an unknown word may set.
 fn anything(field: &Field, part: LimitPart, above: Above) -> [SetLimit<'_>; 2] {
     [Limited::OpenFiles, Limited::Processes].map(|what| SetLimit {
         what,
@@ -331,7 +330,7 @@ fn amount(number: &str, known: bool) -> Amount {
     }
 }
 
-/// util-linux: `prlimit --nofile=SOFT:HARD`, `-nN`; with --pid it starts nothing.
+/// Parses prlimit of util-linux: `prlimit --nofile=SOFT:HARD`, `-nN`. With --pid it starts no program.
 fn prlimit(args: &[Field]) -> NextStep<'_> {
     let mut sets = Vec::new();
     let mut at = 0;
@@ -378,7 +377,7 @@ fn prlimit(args: &[Field]) -> NextStep<'_> {
         let Some(number) = value else { continue };
         let part = |text: &str| match text {
             "unlimited" => LimitValue::Unlimited,
-            // It takes the digits at the start and drops the rest: 64K is 64.
+            // prlimit reads the digits at the start and ignores the rest: 64K is 64.
             digits if field.known => {
                 let end = digits.bytes().take_while(u8::is_ascii_digit).count();
                 digits[..end].parse().map_or(LimitValue::Unknown, LimitValue::Number)
@@ -407,13 +406,13 @@ fn prlimit(args: &[Field]) -> NextStep<'_> {
     }
     match own {
         Some(true) => NextStep::Limits { sets, skipped: at, own: true },
-        // Another process's.
+        // It sets the limits of another process.
         Some(false) => NextStep::Mentions,
         None => NextStep::Limits { sets, skipped: at.min(args.len()), own: false },
     }
 }
 
-/// What a shell's `ulimit`, or `limit`, sets.
+/// Returns the limits that a shell's `ulimit`, or csh's `limit`, sets.
 pub(super) fn ulimit(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
     if let Some(field) = args.first().filter(|field| is_unknown(field)) {
         return anything(field, LimitPart::Both, Above::Fails).to_vec();
@@ -445,7 +444,7 @@ fn shell_amount(shell: Shell, field: &Field, number: &str) -> Option<Amount> {
         ("soft", Shell::Bash | Shell::Unknown) => Amount::Soft,
         (digits, _) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
             match shell {
-                // Arithmetic: a zero in front makes it octal.
+                // ksh evaluates an expression, in which a leading zero means octal.
                 Shell::Ksh if digits.len() > 1 && digits.starts_with('0') => Amount::Value(
                     u64::from_str_radix(digits, 8).map_or(LimitValue::Unknown, LimitValue::Number),
                 ),
@@ -455,12 +454,12 @@ fn shell_amount(shell: Shell, field: &Field, number: &str) -> Option<Amount> {
             }
         }
         (_, Shell::Ksh) => Amount::Value(LimitValue::Unknown),
-        // A mistake that the shell reports, without setting anything.
+        // The shell reports an error and sets nothing.
         _ => return None,
     })
 }
 
-/// dash and ksh: options without values, the last ones count, then one value.
+/// Parses ulimit of dash and ksh: options without values, of which the last ones count, then one value.
 fn last_letter(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
     let mut what = None;
     let (mut soft, mut hard) = (false, false);
@@ -475,7 +474,7 @@ fn last_letter(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
         }
         for one in letters.chars() {
             match one {
-                // dash goes by the last of the two.
+                // In dash, the last of the two counts.
                 'S' => (soft, hard) = (true, hard && shell == Shell::Ksh),
                 'H' => (soft, hard) = (soft && shell == Shell::Ksh, true),
                 'u' if shell == Shell::Dash => return Vec::new(),
@@ -507,7 +506,7 @@ fn last_letter(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
     }
 }
 
-/// bash, zsh and busybox: each letter has its value, attached (not in zsh) or in the next word.
+/// Parses ulimit of bash, zsh and busybox: each letter has its own value, attached (not in zsh) or in the next word.
 fn each_letter(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
     let (mut soft, mut hard) = (false, false);
     let mut given = Vec::new();
@@ -548,14 +547,14 @@ fn each_letter(shell: Shell, args: &[Field]) -> Vec<SetLimit<'_>> {
         (false, false) if shell == Shell::Zsh => LimitPart::Soft,
         _ => LimitPart::Both,
     };
-    // zsh lowers the soft limit with the hard one.
+    // zsh lowers the soft limit together with the hard one.
     let above =
         if shell == Shell::Zsh && part == LimitPart::Hard { Above::Capped } else { Above::Fails };
     let set = |(what, amount, field, number)| SetLimit { what, part, amount, above, field, number };
     given.into_iter().map(set).collect()
 }
 
-/// csh: `limit [-h] descriptors N`, `unlimit descriptors`.
+/// Parses csh's `limit [-h] descriptors N` and `unlimit descriptors`.
 fn csh_limit(args: &[Field]) -> Vec<SetLimit<'_>> {
     let hard = args.first().is_some_and(|field| field.text == "-h");
     let args = if hard { &args[1..] } else { args };

@@ -1,12 +1,12 @@
-//! Settings of a unit that keep qmail from sending mail at all: most of them are meant to confine a daemon that needs
-//! neither root nor the network.
+//! Settings of a unit that stop qmail's mail. Most of them are meant to confine a daemon that needs neither root nor
+//! the network.
 #![forbid(unsafe_code)]
 
 use std::path::Path;
 
 use super::unit::{Unit, UnitEntry, drop_in};
 
-/// Such a setting.
+/// A setting that stops mail.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
     /// The file, and the line in it.
@@ -15,11 +15,11 @@ pub struct Obstacle {
     pub text: String,
     /// What it does to qmail.
     pub why: String,
-    /// Where it can be set otherwise, and the line for it.
+    /// Where to set it otherwise, and the line to write there.
     pub fix: (String, String),
 }
 
-/// The settings of a unit that stop the mail of the qmail in `home`.
+/// Returns the settings of a unit that stop the mail of the qmail in `home`.
 pub(super) fn obstacles(unit: &Unit, home: &Path) -> Vec<Obstacle> {
     let mut found = Vec::new();
     let mut add = |entry: &UnitEntry, line: &str, why: &str| {
@@ -30,7 +30,7 @@ pub(super) fn obstacles(unit: &Unit, home: &Path) -> Vec<Obstacle> {
             fix: (drop_in(&unit.name, "Service", Some(entry)), line.to_owned()),
         });
     };
-    const ROOT: &str = "qmail-start has to be root to give each daemon its own user";
+    const ROOT: &str = "qmail-start must be root to give each daemon its own user";
     if let Some(entry) = unit.last("Service", "User")
         && !matches!(entry.value.as_str(), "" | "root" | "0")
     {
@@ -69,7 +69,7 @@ pub(super) fn obstacles(unit: &Unit, home: &Path) -> Vec<Obstacle> {
             add(entry, &format!("CapabilityBoundingSet={capability}"), ROOT);
         }
     }
-    // The sets of systemd that have setuid() in them, and their members that could be named one by one.
+    // systemd's sets that contain setuid(), and the calls themselves.
     let calls = ["@setuid", "@privileged", "@system-service", "@known", "setuid", "setresuid"];
     if let Some((entry, false)) = allowed_any(unit, "SystemCallFilter", &calls) {
         let why = "the kernel kills qmail-start when it gives a daemon its own user";
@@ -126,8 +126,8 @@ fn allowed<'u>(unit: &'u Unit, key: &str, word: &str) -> Option<(&'u UnitEntry, 
     allowed_any(unit, key, &[word])
 }
 
-/// Whether a list of what is allowed (or, with `~`, of what is not) allows what one of `words` stands for, and its
-/// last line. `None`: no list.
+/// Returns the last line of a list of what is allowed (or, with `~`, of what is not), and whether the list allows one
+/// of `words`. `None`: there is no list.
 fn allowed_any<'u>(unit: &'u Unit, key: &str, words: &[&str]) -> Option<(&'u UnitEntry, bool)> {
     let mut last = None;
     let mut allowed = true;
@@ -135,7 +135,7 @@ fn allowed_any<'u>(unit: &'u Unit, key: &str, words: &[&str]) -> Option<(&'u Uni
     for entry in unit.all("Service", key) {
         if entry.value.is_empty() {
             (last, allowed, is_first) = (None, true, true);
-            // An empty list of capabilities takes them all.
+            // An empty list of capabilities removes all.
             if key == "CapabilityBoundingSet" {
                 (last, allowed, is_first) = (Some(entry), false, false);
             }
@@ -146,12 +146,12 @@ fn allowed_any<'u>(unit: &'u Unit, key: &str, words: &[&str]) -> Option<(&'u Uni
             None => (entry.value.as_str(), false),
         };
         let has = list.split_whitespace().any(|one| {
-            // An error number may be given for a call.
+            // An error number may follow a call.
             let name = one.split(':').next().unwrap_or_default();
             words.contains(&name)
         });
         if is_first {
-            // The first line says what all the rest is.
+            // The first line decides about everything that no line names.
             allowed = denies;
         }
         if list.trim().is_empty() {

@@ -1,13 +1,12 @@
-//! systemd's units as systemd reads them: which file counts, which drop-ins change it, what its values mean, and what
-//! holds where nothing is set. Everything here was tried with systemd 252 and 257 as the first process of a
-//! container.
+//! Reads systemd's units as systemd does: which file counts, which drop-ins change it, what its values mean, and which
+//! defaults apply. All of this was tried with systemd 252 and 257 as the first process of a container.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::host::Host;
 
-/// Where systemd looks for units, the first ones first. /lib is /usr/lib, or was on older systems.
+/// The folders in which systemd looks for units, in this order. On most systems /lib is a link to /usr/lib.
 const UNIT_DIRS: [&str; 12] = [
     "/etc/systemd/system.control",
     "/run/systemd/system.control",
@@ -23,10 +22,10 @@ const UNIT_DIRS: [&str; 12] = [
     "/lib/systemd/system",
 ];
 
-/// Generated from scripts of /etc/init.d, after all others.
+/// The folder with units that are generated from /etc/init.d. It comes last.
 const LATE_DIR: &str = "/run/systemd/generator.late";
 
-/// Where systemd looks for its own configuration.
+/// The folders in which systemd looks for its own configuration.
 const CONF_DIRS: [&str; 5] =
     ["/etc/systemd", "/run/systemd", "/usr/local/lib/systemd", "/usr/lib/systemd", "/lib/systemd"];
 
@@ -35,9 +34,9 @@ const CONF_DIRS: [&str; 5] =
 pub struct UnitEntry {
     /// The section.
     pub section: String,
-    /// What is set.
+    /// The name of the setting.
     pub key: String,
-    /// To what.
+    /// Its value.
     pub value: String,
     /// The file.
     pub file: String,
@@ -54,14 +53,14 @@ pub struct Unit {
     pub name: String,
     /// Its file.
     pub file: Option<String>,
-    /// Its lines, in the order in which they count: those of the drop-ins come last.
+    /// Its lines, in the order in which systemd reads them: those of the drop-ins come last.
     pub entries: Vec<UnitEntry>,
     /// Files that could not be read.
     pub unread: Vec<String>,
 }
 
 impl Unit {
-    /// The lines of a section that set `key`.
+    /// Returns the lines of a section that set `key`.
     pub fn all<'u, 'k>(
         &'u self,
         section: &'k str,
@@ -70,12 +69,12 @@ impl Unit {
         self.entries.iter().filter(move |entry| entry.section == section && entry.key == key)
     }
 
-    /// The last one of them.
+    /// Returns the last line of a section that sets `key`.
     pub fn last<'u>(&'u self, section: &str, key: &str) -> Option<&'u UnitEntry> {
         self.all(section, key).next_back()
     }
 
-    /// The values of a setting of which there may be several; an empty one forgets those before it.
+    /// Returns the lines of a setting that may have several values. An empty value removes those before it.
     pub fn list<'u>(&'u self, section: &str, key: &str) -> Vec<&'u UnitEntry> {
         let mut entries = Vec::new();
         for entry in self.all(section, key) {
@@ -88,7 +87,7 @@ impl Unit {
         entries
     }
 
-    /// Whether a switch is on.
+    /// Returns the line that switches a setting on; `None` if it is off.
     pub fn is_on(&self, key: &str) -> Option<&UnitEntry> {
         let on = |entry: &&UnitEntry| {
             matches!(
@@ -110,7 +109,7 @@ pub struct Units<'h> {
 }
 
 impl<'h> Units<'h> {
-    /// Looks at the folders.
+    /// Returns the units of a machine.
     pub fn new(host: &'h Host<'h>) -> Units<'h> {
         let mut seen = BTreeSet::new();
         let mut dirs: Vec<&'static str> = Vec::new();
@@ -128,14 +127,14 @@ impl<'h> Units<'h> {
         units
     }
 
-    /// The names of all units of a kind, without the instances of templates.
+    /// Returns the names of all units of a kind that have a file.
     fn names(&self, suffix: &str) -> BTreeSet<String> {
         let all = self.dirs.iter().flat_map(|dir| self.host.names(dir));
         all.filter(|name| name.ends_with(suffix) && name.len() > suffix.len()).collect()
     }
 
-    /// All services: of templates the instances that are wanted by something or have drop-ins, or else the template
-    /// itself.
+    /// Returns the names of all services. For a template, these are the instances that another unit wants or that have
+    /// drop-ins; if there are none, the template itself.
     pub fn services(&self) -> Vec<String> {
         const SUFFIX: &str = ".service";
         let names = self.names(SUFFIX);
@@ -175,7 +174,7 @@ impl<'h> Units<'h> {
         paths.find(|path| self.host.link(path).is_some() || self.host.path(path).exists())
     }
 
-    /// The unit that a name is only a link to.
+    /// Returns the unit that a name is a link to.
     fn alias_of(&self, name: &str) -> Option<String> {
         let path = self.find(name)?;
         self.host.link(&path)?;
@@ -187,14 +186,14 @@ impl<'h> Units<'h> {
         (is_unit && target != name && target.ends_with(&format!(".{suffix}"))).then_some(target)
     }
 
-    /// Returns whether a file is there to say that there is none: empty, or a link to /dev/null.
+    /// Returns whether a file masks its unit: it is empty, or a link to /dev/null.
     fn is_mask(&self, path: &str) -> bool {
         self.host.real(path.as_ref()).is_some_and(|real| real == std::path::Path::new("/dev/null"))
             || std::fs::metadata(self.host.path(path))
                 .is_ok_and(|file| file.is_file() && file.len() == 0)
     }
 
-    /// Reads a unit. `None`: there is none of this name, or it is masked. A slice needs no file.
+    /// Reads a unit; `None` if there is no such unit or it is masked. A slice needs no file.
     pub fn load(&self, name: &str) -> Option<Unit> {
         let name = self.alias_of(name).unwrap_or_else(|| name.to_owned());
         let file = self.find(&name).or_else(|| self.find(&template(&name)?));
@@ -215,9 +214,8 @@ impl<'h> Units<'h> {
         Some(unit)
     }
 
-    /// The files that change a unit: of those with one name the first in the order of the folders, and of all of them
-    /// in the order of their names. A folder of /etc comes before one of /usr/lib, whichever of them names the unit
-    /// more closely.
+    /// Returns the drop-ins of a unit, in the order of their names. Of several with the same name, the one in the first
+    /// folder counts. A folder of /etc comes before one of /usr/lib, even if the latter names the unit more closely.
     fn drop_ins(&self, name: &str) -> Vec<String> {
         let mut names = vec![name.to_owned()];
         names.extend(self.aliases.get(name).into_iter().flatten().cloned());
@@ -244,7 +242,7 @@ impl<'h> Units<'h> {
         files.into_values().filter(|file| !self.is_mask(file)).collect()
     }
 
-    /// system.conf and its drop-ins, as a unit.
+    /// Reads system.conf and its drop-ins, as a unit.
     pub fn manager(&self) -> Unit {
         let main = CONF_DIRS
             .iter()
@@ -266,7 +264,7 @@ impl<'h> Units<'h> {
         unit
     }
 
-    /// The slices that a service is in, the innermost first.
+    /// Returns the slices that a service is in, the innermost first.
     pub fn slices(&self, unit: &Unit) -> Vec<Unit> {
         let set = unit
             .last("Service", "Slice")
@@ -275,7 +273,7 @@ impl<'h> Units<'h> {
         let slice = set.unwrap_or_else(|| match template(&unit.name) {
             Some(template) => {
                 let prefix = template.split('@').next().unwrap_or_default();
-                // A dash in a slice's name parts it from the slice above it.
+                // In the name of a slice, a dash separates it from the slice above.
                 format!("system-{}.slice", prefix.replace('-', "\\x2d"))
             }
             None => "system.slice".to_owned(),
@@ -292,20 +290,20 @@ impl<'h> Units<'h> {
     }
 }
 
-/// The template of an instance.
+/// Returns the template of an instance.
 fn template(name: &str) -> Option<String> {
     let (prefix, rest) = name.split_once('@')?;
     let suffix = rest.rsplit('.').next()?;
     Some(format!("{prefix}@.{suffix}"))
 }
 
-/// The instance's own part of a name.
+/// Returns the part of a name that names the instance.
 pub fn instance(name: &str) -> &str {
     let rest = name.split_once('@').map_or("", |(_, rest)| rest);
     rest.rsplit_once('.').map_or("", |(instance, _)| instance)
 }
 
-/// The names whose drop-ins count for a unit in one folder: a@b.service, a@.service; a-b.service, a-.service.
+/// Returns the names whose drop-ins count for a unit: a@b.service, a@.service; a-b.service, a-.service.
 fn close_names(name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
     if let Some(template) = template(name)
@@ -326,7 +324,7 @@ fn close_names(name: &str) -> Vec<String> {
     names
 }
 
-/// The lines of a file. A backslash at the end of a line goes on in the next one, over comments.
+/// Returns the lines of a file. A line that ends in a backslash continues in the next one that is not a comment.
 pub fn entries(file: &str, text: &str) -> Vec<UnitEntry> {
     let mut found: Vec<UnitEntry> = Vec::new();
     let mut section = String::new();
@@ -364,7 +362,7 @@ pub fn entries(file: &str, text: &str) -> Vec<UnitEntry> {
     found
 }
 
-/// Of the lines of one entry the first one that has more than its key.
+/// Returns the first line of an entry that has a part of its value.
 fn number_line(text: &str, first: usize, last: usize) -> usize {
     let head = text.lines().nth(first).unwrap_or_default();
     let has_value = head
@@ -379,8 +377,8 @@ fn number_line(text: &str, first: usize, last: usize) -> usize {
         .unwrap_or(first)
 }
 
-/// Soft and hard limit of a `LimitNOFILE=`, `LimitNPROC=` or a default of it; `u64::MAX` is infinity. `None`: systemd
-/// takes no notice of the line. An empty value is such a line: unlike others, these settings cannot be reset.
+/// Parses the soft and the hard limit of `LimitNOFILE=`, `LimitNPROC=` or their defaults; `u64::MAX` is infinity.
+/// `None`: systemd ignores the line. It ignores an empty value, too: unlike others, these settings cannot be reset.
 pub fn limit(value: &str) -> Option<(u64, u64)> {
     let number = |text: &str| match text {
         "infinity" => Some(u64::MAX),
@@ -393,7 +391,7 @@ pub fn limit(value: &str) -> Option<(u64, u64)> {
     (soft <= hard).then_some((soft, hard))
 }
 
-/// As C writes numbers: 0x1000, 010000; without a suffix.
+/// Parses a number as C writes it: 0x1000, 010000; without a suffix.
 fn unsigned(text: &str) -> Option<u64> {
     let text = text.trim_start();
     let digits = text.strip_prefix('+').unwrap_or(text);
@@ -413,18 +411,18 @@ fn unsigned(text: &str) -> Option<u64> {
     }
 }
 
-/// What a `TasksMax=` comes to.
+/// The value of a `TasksMax=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tasks {
-    /// So many.
+    /// This number.
     Number(u64),
-    /// As many as the machine has.
+    /// No limit.
     Infinity,
-    /// That of DefaultTasksMax.
+    /// The value of DefaultTasksMax.
     Default,
 }
 
-/// Reads a `TasksMax=`; `of` is what 100 % are. `None`: systemd takes no notice of the line.
+/// Parses a `TasksMax=`; `of` is what 100 % are. `None`: systemd ignores the line.
 pub fn tasks(value: &str, of: Option<u64>) -> Option<Tasks> {
     match value {
         "" => Some(Tasks::Default),
@@ -439,7 +437,7 @@ pub fn tasks(value: &str, of: Option<u64>) -> Option<Tasks> {
     }
 }
 
-/// A percentage with up to two places, at most 100, as parts of ten thousand.
+/// Parses a percentage of at most 100 with up to two decimal places, as parts of ten thousand.
 fn per_myriad(text: &str) -> Option<u64> {
     let number = text.strip_suffix('%')?;
     let (whole, places) = number.split_once('.').unwrap_or((number, "0"));
@@ -455,7 +453,7 @@ fn per_myriad(text: &str) -> Option<u64> {
     Some(whole.parse::<u64>().ok()?.checked_mul(100)? + places).filter(|part| *part <= 10_000)
 }
 
-/// Bytes of a `MemoryMax=`; `u64::MAX` is infinity, which an empty value stands for as well. `of` is what 100 % are.
+/// Parses the bytes of a `MemoryMax=`; `u64::MAX` is infinity, also for an empty value. `of` is what 100 % are.
 pub fn memory(value: &str, of: Option<u64>) -> Option<u64> {
     if matches!(value, "" | "infinity") {
         return Some(u64::MAX);
@@ -483,7 +481,8 @@ pub fn memory(value: &str, of: Option<u64>) -> Option<u64> {
     Some(whole + u64::try_from(part).ok()?)
 }
 
-/// The words of a command line, without their quotes. A `;` of its own parts command lines.
+/// Returns the words of the command lines in a value, without quotes. A `;` as a word of its own separates command
+/// lines.
 pub fn words(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let mut chars = line.chars().peekable();
@@ -535,7 +534,7 @@ pub fn words(line: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// The file for a setting of one's own. It has to come after the drop-in that sets it now.
+/// Returns the drop-in in which the operator can set something. It comes after the drop-in that sets it now.
 pub(super) fn drop_in(name: &str, section: &str, now: Option<&UnitEntry>) -> String {
     let now = now
         .filter(|entry| entry.file.contains(".d/"))
@@ -545,7 +544,7 @@ pub(super) fn drop_in(name: &str, section: &str, now: Option<&UnitEntry>) -> Str
     format!("/etc/systemd/system/{name}.d/{file}, in [{section}]")
 }
 
-/// `word` with the specifiers that it has (`%n`).
+/// Returns `word` with the values of its specifiers (`%n`).
 pub(super) fn specifiers(unit: &Unit, word: &str) -> String {
     if !word.contains('%') {
         return word.to_owned();
@@ -580,7 +579,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_mean_what_systemd_takes_them_for() {
+    fn limits_are_parsed_as_systemd_does() {
         for (value, meant) in [
             ("4096", Some((4096, 4096))),
             ("4096:8192", Some((4096, 8192))),
@@ -606,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_and_memory_mean_what_systemd_takes_them_for() {
+    fn tasks_and_memory_are_parsed_as_systemd_does() {
         for (value, meant) in [
             ("512", Some(Tasks::Number(512))),
             ("5%", Some(Tasks::Number(9636))),
@@ -633,7 +632,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_go_on_over_comments_and_belong_to_a_section() {
+    fn lines_continue_over_comments_and_belong_to_a_section() {
         let text = "[Service]\nLimitNOFILE = \\\n# no\n  4096\n;x\n[Unit]\nLimitNOFILE=1\n";
         let entries = entries("f", text);
         let lines: Vec<_> = entries

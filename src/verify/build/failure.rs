@@ -14,11 +14,11 @@ const OWN_SOURCE_FAILED: &str = "a source of verify itself does not compile with
 
 /// Returns the errors of compiler and linker among `lines`, without line and column numbers.
 pub(super) fn errors_in<'l>(lines: impl Iterator<Item = &'l str>) -> BTreeSet<String> {
-    let tells = |line: &&str| {
+    let is_relevant = |line: &&str| {
         (line.contains("error:") || line.contains("undefined reference"))
             && !line.contains("warning:")
     };
-    lines.filter(tells).map(without_numbers).collect()
+    lines.filter(is_relevant).map(without_numbers).collect()
 }
 
 /// Turns `a.c:12:3: error: x` into `a.c: error: x`, and `a.c:(.text+0x12): undefined ...` into
@@ -50,7 +50,7 @@ const SHOWN_LINES: usize = 12;
 /// Returns the lines with errors and those around a linker's complaint. If no line looks like an
 /// error, returns the last lines.
 pub(super) fn lines_with_errors(output: &str) -> Vec<String> {
-    let tells = |line: &&str| {
+    let is_relevant = |line: &&str| {
         let echoed = line.starts_with("./") && command_not_run(line).is_none();
         let echoed = echoed || line.contains("warning:");
         let lower = line.to_ascii_lowercase();
@@ -69,12 +69,12 @@ pub(super) fn lines_with_errors(output: &str) -> Vec<String> {
         !echoed && words.iter().any(|word| lower.contains(word))
     };
     let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
-    let mut telling: Vec<&str> = lines.iter().copied().filter(tells).collect();
-    if telling.is_empty() {
-        telling = lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec();
+    let mut relevant: Vec<&str> = lines.iter().copied().filter(is_relevant).collect();
+    if relevant.is_empty() {
+        relevant = lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec();
     }
-    telling.truncate(SHOWN_LINES);
-    telling.into_iter().map(str::to_owned).collect()
+    relevant.truncate(SHOWN_LINES);
+    relevant.into_iter().map(str::to_owned).collect()
 }
 
 /// The settings of a build.

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #ifndef RIG
-#error RIG has to name the directory of the rig
+#error RIG must name the directory of the rig
 #endif
 
 static char rig_name[] = "rig";

@@ -169,7 +169,7 @@ fn not_given_back(limit: u32, failed: usize, expected: &str, found: &str) -> Err
         format!("qmail-rspawn, mail to {DOMAIN} (limit {limit}) after {failed} starts had failed"),
         expected,
         found,
-        "the gate's place of a delivery that could not be started is not given back: the domain gets fewer and fewer, \
-         and in the end none",
+        "the gate does not take back the place of a delivery that could not be started: the domain has fewer and fewer \
+         places, and in the end none",
     )
 }

@@ -64,7 +64,7 @@ fn likely_cause(number: u32, found: &str) -> String {
          on is lost; qpatch apply (big-concurrency) repairs it"
             .to_owned()
     } else if found.contains("in use") {
-        "a place was not given back, or two delivery numbers are taken for one".to_owned()
+        "a slot was not freed, or two delivery numbers are taken for one".to_owned()
     } else if found.contains("unable to fork") || found.contains("unable to create pipe") {
         "this machine's limits are lower than they looked; try a smaller --spawn".to_owned()
     } else {
@@ -446,7 +446,7 @@ fn failing(
     let pid = spawner.process().id();
     let Some(before) = stubs.set_soft_limit(site, pid, resource, 0)? else {
         return Ok(FailedStarts::NotTried(format!(
-            "this system cannot make a running process find that {what}"
+            "this system offers no way to let a running process see that {what}"
         )));
     };
     let mut recipients = HashMap::new();
@@ -468,7 +468,7 @@ fn failing(
     let reports = spawner.take_reports();
     if reports.iter().all(|report| report.letter == b'K') {
         return Ok(FailedStarts::NotTried(format!(
-            "this system does not apply the limit by which {what}"
+            "this system does not enforce the limit so that {what}"
         )));
     }
     let mut answered = HashMap::new();
@@ -499,19 +499,19 @@ fn failing(
     }
     let waited = spawner
         .wait(stubs, &format!("{} reports", numbers.len()), |seen| seen.reports >= numbers.len());
-    let not_given_back = |number: u32, found: String| {
+    let slot_not_freed = |number: u32, found: String| {
         Error::disproved(
             format!("{channel}, delivery number {number}, again after {what}"),
             "K",
             found,
-            "the place of a delivery that could not be started is not given back: after as many such failures as \
-             conf-spawn, nothing is delivered any more until a restart",
+            "the slot of a delivery that could not be started is not freed: after as many such failures as \
+             conf-spawn, nothing is delivered until a restart",
         )
     };
     let reports = spawner.take_reports();
     for report in &reports {
         if report.letter != b'K' {
-            return Err(not_given_back(report.number, report.shown()));
+            return Err(slot_not_freed(report.number, report.shown()));
         }
     }
     match waited {
@@ -520,7 +520,7 @@ fn failing(
                 .iter()
                 .find(|number| reports.iter().all(|report| report.number != **number));
             let found = format!("no answer within {seconds} s");
-            Err(not_given_back(silent.copied().unwrap_or(0), found))
+            Err(slot_not_freed(silent.copied().unwrap_or(0), found))
         }
         other => other.map(|()| FailedStarts::Answered(numbers.len())),
     }

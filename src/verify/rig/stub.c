@@ -50,7 +50,7 @@
 #endif
 
 #ifndef RIG
-#error RIG has to name the directory of the rig
+#error RIG must name the directory of the rig
 #endif
 
 static char out[4000];

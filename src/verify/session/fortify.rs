@@ -52,17 +52,19 @@ impl Session<'_> {
             Err(Error::Build(failure)) => match self.errors_of_the_patches(&site)? {
                 Some(errors) if errors.is_empty() => {
                     let flags = FORTIFY_FLAGS.join(" ");
-                    let detail =
-                        format!("the unpatched tree fails alike with {flags}: {}", failure.command);
+                    let detail = format!(
+                        "the unpatched tree fails in the same way with {flags}: {}",
+                        failure.command
+                    );
                     let shown = StepDetail { notes: failure.lines, ..StepDetail::new(detail) };
                     (None, StepVerdict::Skipped, shown)
                 }
                 errors => {
                     let mut shown = StepDetail::new(failure.to_string());
                     let notes = errors.into_iter().flatten().take(5);
-                    shown.notes.extend(
-                        notes.map(|error| format!("not so in the unpatched tree: {error}")),
-                    );
+                    shown
+                        .notes
+                        .extend(notes.map(|error| format!("not in the unpatched tree: {error}")));
                     (None, StepVerdict::Fail, shown)
                 }
             },

@@ -105,7 +105,7 @@ impl Session<'_> {
             gate::prove(&ready.site, &mut ready.stubs, room, &mut self.random, on_progress)?;
         let mut detail = format!(
             "{} deliveries to a domain with a limit of {}: never more than {} at once, while {} to other domains went \
-             through; its places are whole after {} failed starts",
+             through; after {} failed starts, all its places are free",
             gated.capped, gated.limit, gated.peak, gated.others, gated.failed_starts
         );
         if let Some(peak) = gated.group_peak {

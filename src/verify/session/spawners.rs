@@ -41,7 +41,7 @@ impl Session<'_> {
                         Error::Timeout {
                             waited_for,
                             seconds,
-                            seen: format!("{seen}; step fd_set tells why"),
+                            seen: format!("{seen}; the step fd_set shows why"),
                         }
                     }
                     other => other,
@@ -138,7 +138,7 @@ impl Session<'_> {
         };
         let mut detail = format!(
             "{running} deliveries at once; {numbers}; K, Z and D each to its own; {} refusals and {given_back} failed \
-             starts answered, places given back",
+             starts answered, slots freed",
             refused.answered
         );
         if let Some(DeliveryBound { limit, .. }) = bound {
@@ -156,7 +156,7 @@ impl Session<'_> {
         if descriptors(spawn) > STOCK_FD_SETSIZE && descriptors(at_once) <= STOCK_FD_SETSIZE {
             shown.notes.push(format!(
                 "no descriptor of {STOCK_FD_SETSIZE} or more was reached, so what happens there was not tried (qpatch doctor \
-                 tells how to raise the limit)"
+                 says how to raise the limit)"
             ));
         }
         shown.notes.extend(not_tried.map(|why| format!("failed starts were not tried: {why}")));

@@ -1,10 +1,10 @@
-//! The languages of execline and nosh: one command in blocks.
+//! Parses the language of execline and nosh: one command in blocks.
 #![forbid(unsafe_code)]
 
 use super::lexer::{DEPTH_MAX, Lexer, beginning};
 use super::{Piece, PieceKind, Word};
 
-/// A word of a script of execline or nosh, or a brace.
+/// A part of a script of execline or nosh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChainItem {
     /// A word.
@@ -13,7 +13,7 @@ pub enum ChainItem {
     Block(Vec<ChainItem>),
 }
 
-/// Reads a script of execline or nosh: one command line.
+/// Parses a script of execline or nosh, which is one command line.
 pub fn parse_chain(text: &str) -> Vec<ChainItem> {
     let text = beginning(text);
     let mut lexer = Lexer { text, at: 0, line: 1, line_start: 0 };

@@ -1,4 +1,4 @@
-//! Tokens of the shell's language.
+//! Splits a script into tokens of the shell's language.
 #![forbid(unsafe_code)]
 
 use super::{Piece, PieceKind, Word, is_name};
@@ -26,7 +26,7 @@ pub(super) fn tokens(text: &str) -> Vec<Token> {
     let text = beginning(text);
     let mut lexer = Lexer { text, at: 0, line: 1, line_start: 0 };
     let mut found = Vec::new();
-    // Of here-documents: the words that end them, and whether tabs may stand before.
+    // The words that end the open here-documents, and whether tabs may stand before each.
     let mut documents: Vec<(String, bool)> = Vec::new();
     while let Some(next) = lexer.peek() {
         if matches!(next, ' ' | '\t' | '\r') {
@@ -123,7 +123,7 @@ impl Lexer<'_> {
             let substitution = self.rest().starts_with("<(") || self.rest().starts_with(">(");
             if !substitution && (next.is_whitespace() || "|&;()<>".contains(next)) {
                 if self.at == start {
-                    // Never without progress.
+                    // Always make progress.
                     self.step();
                 }
                 break;
@@ -173,7 +173,7 @@ impl Lexer<'_> {
         Word { pieces, line, column }
     }
 
-    /// What stands between `open`, which has been read, and its end.
+    /// Reads up to `close`; `open` has been read.
     fn dynamic(&mut self, open: char, close: char, quoted: bool) -> Piece {
         let mut text = String::from(open);
         if open != '`' {
@@ -205,7 +205,7 @@ impl Lexer<'_> {
         Piece { kind: PieceKind::Dynamic, text, quoted }
     }
 
-    /// What comes after a dollar sign.
+    /// Reads what follows a dollar sign.
     pub(super) fn dollar(&mut self, quoted: bool) -> Piece {
         match self.peek() {
             Some('(') => {
@@ -260,13 +260,13 @@ impl Lexer<'_> {
     }
 }
 
-/// Nobody writes a script that is longer, in bytes.
+/// The longest script that is read, in bytes. The rest is ignored.
 const TEXT_MAX: usize = 1 << 20;
 
-/// Blocks in blocks.
+/// The most blocks within blocks.
 pub(super) const DEPTH_MAX: usize = 60;
 
-/// As much of a script as is read.
+/// Returns the part of a script that is read.
 pub(super) fn beginning(text: &str) -> &str {
     let mut end = text.len().min(TEXT_MAX);
     while !text.is_char_boundary(end) {

@@ -1,7 +1,8 @@
-//! The shell's language, as far as it matters for what a start script runs: words with their quotes and variables, and
-//! which commands run after which, under which conditions. And execline's and nosh's, which is one command in blocks.
+//! Parses the shell's language, as far as a start script needs it: words with quotes and variables, and which
+//! commands run after which, under which conditions. Also parses the language of execline and nosh, which is one
+//! command in blocks.
 //!
-//! A script that is not understood is no error: what the parser cannot place becomes a command that nobody knows.
+//! A script that is not understood is not an error: what the parser does not know becomes an unknown command.
 #![forbid(unsafe_code)]
 
 mod chain;
@@ -13,7 +14,7 @@ use std::rc::Rc;
 pub use chain::{ChainItem, parse_chain};
 pub use parser::parse;
 
-/// A shell, as far as its ulimit differs.
+/// A shell. Their ulimit commands differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shell {
     /// Debian's sh.
@@ -24,7 +25,7 @@ pub enum Shell {
     Ksh,
     /// zsh.
     Zsh,
-    /// That of Alpine and of rescue systems.
+    /// The sh of Alpine and of rescue systems.
     Busybox,
     /// csh and tcsh, which have `limit`.
     Csh,
@@ -33,7 +34,7 @@ pub enum Shell {
 }
 
 impl Shell {
-    /// By its name.
+    /// Returns the shell with this name.
     pub fn named(name: &str) -> Option<Shell> {
         Some(match name {
             "dash" => Shell::Dash,
@@ -51,20 +52,20 @@ impl Shell {
 /// A part of a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// What it is.
+    /// Its kind.
     pub kind: PieceKind,
     /// As it is written, without quotes.
     pub text: String,
-    /// Between quotes.
+    /// Whether it stands in quotes.
     pub quoted: bool,
 }
 
-/// What a part of a word is.
+/// The kind of a part of a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PieceKind {
-    /// Itself.
+    /// Plain text.
     Plain,
-    /// A variable's value, and what stands for it if it has none.
+    /// The value of a variable, and its default if it has none.
     Variable(String, Option<String>),
     /// The output of a command, or anything else that only the running shell knows.
     Dynamic,
@@ -82,7 +83,7 @@ pub struct Word {
 }
 
 impl Word {
-    /// The word, if it has neither quotes nor variables.
+    /// Returns the word, if it has neither quotes nor variables.
     pub fn bare(&self) -> Option<&str> {
         match self.pieces.as_slice() {
             [Piece { kind: PieceKind::Plain, text, quoted: false }] => Some(text),
@@ -90,7 +91,7 @@ impl Word {
         }
     }
 
-    /// The name and the first part of the value, if the word is an assignment.
+    /// Returns the name and the value, if the word is an assignment.
     pub fn assignment(&self) -> Option<(&str, Word)> {
         let (first, rest) = self.pieces.split_first()?;
         if first.quoted || first.kind != PieceKind::Plain {
@@ -107,7 +108,7 @@ impl Word {
     }
 }
 
-/// Returns whether this can be a variable's name.
+/// Returns whether this can be the name of a variable.
 pub fn is_name(text: &str) -> bool {
     let mut bytes = text.bytes();
     bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_')
@@ -117,20 +118,20 @@ pub fn is_name(text: &str) -> bool {
 /// Commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
-    /// One command, with what it is assigned.
+    /// One command, with its assignments.
     Simple(Vec<Word>),
-    /// One after the other.
+    /// Commands that run one after the other.
     Sequence(Vec<Node>),
-    /// The second one if the first one succeeds (true) or fails (false).
+    /// A command, and others that run if the one before succeeds (true) or fails (false).
     Chain(Box<Node>, Vec<(bool, Node)>),
-    /// What changes nothing for what comes after it: a subshell, a part of a pipe.
+    /// Commands that change nothing for those after them: a subshell, a part of a pipe.
     Apart(Box<Node>),
-    /// One of these, or none of them. Each has a condition, which is run first.
+    /// One of these branches, or none. Each has a condition, which runs first.
     Branches(Vec<(Node, Node)>),
-    /// Always one of these; the last one is without a condition.
+    /// One of these branches. The last one has no condition.
     Either(Vec<(Node, Node)>, Box<Node>),
-    /// Perhaps, and perhaps several times.
+    /// A condition and a body, which runs any number of times.
     Loop(Box<Node>, Box<Node>),
-    /// A function's body.
+    /// The definition of a function: its name and its body.
     Function(String, Rc<Node>),
 }

@@ -1,4 +1,4 @@
-//! Which commands run after which, under which conditions.
+//! Parses which commands run after which, under which conditions.
 #![forbid(unsafe_code)]
 
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::Node;
 use super::lexer::{DEPTH_MAX, Token, tokens};
 
-/// Reads a script.
+/// Parses a script.
 pub fn parse(text: &str) -> Node {
     let mut parser = Parser { tokens: tokens(text), at: 0, depth: 0 };
     let mut nodes = Vec::new();
@@ -14,7 +14,7 @@ pub fn parse(text: &str) -> Node {
         let before = parser.at;
         nodes.push(parser.list(&[]));
         if parser.at == before {
-            // A word that ends a block which nobody has begun.
+            // The end of a block that was not begun.
             parser.at += 1;
         }
     }
@@ -45,7 +45,7 @@ impl Parser {
         }
     }
 
-    /// Commands up to one of the words of `ends`, a `)` or the end of a case, which are left.
+    /// Parses commands up to one of the words `ends`, a `)` or the end of a case. Leaves that token.
     fn list(&mut self, ends: &[&str]) -> Node {
         let mut nodes = Vec::new();
         self.depth += 1;
@@ -57,7 +57,7 @@ impl Parser {
                 Some(_) => {
                     let before = self.at;
                     let node = self.chain();
-                    // What runs in the background changes nothing for the rest.
+                    // A command in the background changes nothing for the others.
                     nodes.push(if self.is_operator("&") {
                         Node::Apart(Box::new(node))
                     } else {
@@ -247,7 +247,7 @@ impl Parser {
             if matches!(self.tokens.get(self.at), Some(Token::Operator(";;" | ";&" | ";;&"))) {
                 self.at += 1;
             } else if self.reserved() != Some("esac") {
-                // A parenthesis that nothing has opened.
+                // A parenthesis that was not opened.
                 self.at += 1;
             }
         }
@@ -261,7 +261,7 @@ impl Parser {
     fn simple(&mut self) -> Node {
         let mut words = Vec::new();
         loop {
-            // "2" in "2>&1" is no word of the command.
+            // "2" in "2>&1" is not a word of the command.
             let is_number =
                 self.reserved().is_some_and(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
             if is_number {
@@ -285,8 +285,8 @@ impl Parser {
         Node::Simple(words)
     }
 
-    /// A number that is written in front of `<` or `>` names a descriptor, whether or not there is a blank: taking
-    /// `ulimit -n 1024 >&2` for one would lose the limit, so only one digit counts.
+    /// Returns whether the number before `<` or `>` names a descriptor. The tokens do not show whether a blank stands
+    /// between them, so only a single digit counts: otherwise `ulimit -n 1024 >&2` would lose its limit.
     fn adjacent(&self, at: usize) -> bool {
         matches!(self.tokens.get(at), Some(Token::Word(word)) if word.bare().is_some_and(|word| word.len() == 1))
     }

@@ -128,7 +128,7 @@ fn check_progress(
 
 fn over_limit(domains: &[String], limit: usize, found: usize) -> Error {
     let cause = if domains.len() > 1 {
-        "each qmail-rspawn counts for itself: hier.c has to make queue/lock/gateshared and a gatestatus for each of them, as \
+        "each qmail-rspawn counts for itself: hier.c must make queue/lock/gateshared and a gatestatus for each of them, as \
          qpatch apply (domain-gate) writes it"
     } else {
         "the gate is not asked before each delivery, or its account of what runs is wrong"
