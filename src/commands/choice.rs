@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::cell::LazyCell;
+use std::ops::Deref;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -88,6 +90,8 @@ impl PatchChoice {
         }
         let mut left_out: Vec<&str> = Vec::new();
         let mut warnings = Vec::new();
+        // Runs the tree's compiler, so at most once.
+        let compiled = LazyCell::new(|| ObjectTarget::of_compiler(tree));
         loop {
             let patches =
                 read_patches(tree, self.spawn, |p| self.has(p.id) && !left_out.contains(&p.id))?;
@@ -95,10 +99,10 @@ impl PatchChoice {
             let optional =
                 patches::OPTIONAL.iter().filter(|optional| !self.insists_on(optional.id));
             let misfit = optional.clone().find_map(|optional| {
-                self.misfit(tree, &plan, optional.id).map(|misfit| (optional, misfit))
+                self.misfit(&plan, optional.id, &compiled).map(|misfit| (optional, misfit))
             });
             let Some((optional, misfit)) = misfit else {
-                if let Some(wrong) = wrong_machine(tree, &plan) {
+                if let Some(wrong) = wrong_machine(&plan, &compiled) {
                     return Err(wrong.into());
                 }
                 plan.check(&patches, self.on_partial_protocol()).map_err(|mut errors| {
@@ -120,23 +124,29 @@ impl PatchChoice {
     }
 
     /// Why the plan cannot put an optional patch into the tree.
-    fn misfit(&self, tree: &Tree, plan: &Plan, patch: &str) -> Option<String> {
+    fn misfit(
+        &self,
+        plan: &Plan,
+        patch: &str,
+        compiled: &impl Deref<Target = Option<ObjectTarget>>,
+    ) -> Option<String> {
         let misfit = plan.misfits(patch).next();
         if patch != patches::GATE {
             return misfit.map(|misfit| misfit.to_string());
         }
-        let misfit = misfit.or_else(|| wrong_machine(tree, plan))?;
+        let misfit = misfit.or_else(|| wrong_machine(plan, compiled))?;
         Some(if self.gate_is_alone() { GATE_ALONE.to_owned() } else { misfit.to_string() })
     }
 }
 
 const GATE_ALONE: &str = "domain-gate needs big-concurrency, which --only or --skip leaves out";
 
-/// That the gate was compiled for another machine than the tree is, where the plan puts it in.
-fn wrong_machine(tree: &Tree, plan: &Plan) -> Option<Error> {
+/// Returns an error if the plan adds the gate, and the gate was compiled for another machine than `compiled`, the one
+/// that the tree's compiler compiles for.
+fn wrong_machine(plan: &Plan, compiled: &impl Deref<Target = Option<ObjectTarget>>) -> Option<Error> {
     let change = plan.changes.iter().find(|change| change.name == "gate.a")?;
     let gate = ObjectTarget::of_archive(&change.new)?;
-    let compiled = ObjectTarget::of_compiler(tree).filter(|target| *target != gate)?;
+    let compiled = compiled.filter(|target| *target != gate)?;
     Some(Error::new(
         "gate.a",
         format!(
