@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{self, BufWriter, ErrorKind, IsTerminal, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 
+use anstream::{AutoStream, ColorChoice};
+use anstyle::Style;
 use clap::ValueEnum;
 
 use crate::error::Error;
@@ -88,9 +90,12 @@ pub(crate) fn printed(
     }
 }
 
-/// What makes text bold and what ends it, if standard output is a terminal.
-pub(crate) fn bold() -> (&'static str, &'static str) {
-    if io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") }
+/// Returns the style of emphasised text: bold on a terminal that shows it, plain elsewhere and with NO_COLOR.
+pub(crate) fn bold() -> Style {
+    match AutoStream::choice(&io::stdout()) {
+        ColorChoice::Never => Style::new(),
+        _ => Style::new().bold(),
+    }
 }
 
 /// Which side of its column a cell is on.

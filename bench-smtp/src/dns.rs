@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
+use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::{A, MX};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
@@ -43,16 +43,12 @@ impl Zone {
 
     fn answer(&self, query: &[u8]) -> Option<Vec<u8>> {
         let query = Message::from_vec(query).ok()?;
-        let question = query.queries().first()?;
-        let mut answer = Message::new();
-        answer
-            .set_id(query.id())
-            .set_message_type(MessageType::Response)
-            .set_op_code(OpCode::Query)
-            .set_authoritative(true)
-            .set_recursion_desired(query.recursion_desired())
-            .set_recursion_available(true)
-            .add_query(question.clone());
+        let question = query.queries.first()?;
+        let mut answer = Message::response(query.metadata.id, OpCode::Query);
+        answer.metadata.authoritative = true;
+        answer.metadata.recursion_desired = query.metadata.recursion_desired;
+        answer.metadata.recursion_available = true;
+        answer.add_query(question.clone());
         let name = question.name().to_ascii().to_ascii_lowercase();
         let name = name.trim_end_matches('.');
         let (exchanger, host) = (self.exchangers.get(name), self.hosts.get(name));
@@ -71,7 +67,7 @@ impl Zone {
             answer.add_answer(Record::from_rdata(question.name().clone(), TTL, data));
         }
         if exchanger.is_none() && host.is_none() {
-            answer.set_response_code(ResponseCode::NXDomain);
+            answer.metadata.response_code = ResponseCode::NXDomain;
         }
         answer.to_vec().ok()
     }

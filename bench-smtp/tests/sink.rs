@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
+use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 
 use qpatch_bench_smtp::dns::{NameServer, Zone};
@@ -189,16 +189,16 @@ fn the_name_server_knows_its_names_and_no_others() {
     let ask = |name: &str, kind| {
         let socket = UdpSocket::bind((HERE, 0)).expect("a socket");
         socket.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-        let mut message = Message::new();
-        message.set_id(7).add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_ascii(name).expect("a name"), kind));
         let bytes = message.to_vec().expect("a query");
         socket.send_to(&bytes, server.at()).expect("sent");
         let mut buffer = [0; 1024];
         let (count, _) = socket.recv_from(&mut buffer).expect("an answer");
         let answer = Message::from_vec(&buffer[..count]).expect("a message");
-        assert_eq!((answer.id(), answer.message_type()), (7, MessageType::Response));
-        let data = answer.answers().iter().map(|record| record.data().to_string());
-        (answer.response_code(), data.collect::<Vec<_>>())
+        assert_eq!((answer.metadata.id, answer.metadata.message_type), (7, MessageType::Response));
+        let data = answer.answers.iter().map(|record| record.data.to_string());
+        (answer.metadata.response_code, data.collect::<Vec<_>>())
     };
     let mx = vec!["10 mx0.bench.example.".to_owned()];
     assert_eq!(ask("d000.bench.example.", RecordType::MX), (ResponseCode::NoError, mx.clone()));

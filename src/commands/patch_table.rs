@@ -16,7 +16,7 @@ pub(super) enum Tense {
 
 /// The table of patches.
 pub(super) fn write(out: &mut dyn Write, reports: &[Report], tense: Tense) -> io::Result<()> {
-    let (on, off) = bold();
+    let bold = bold();
     for report in reports.iter().filter(|report| report.concerns_the_tree()) {
         let count = |wanted: fn(&Outcome) -> bool| {
             report.rules.iter().filter(|r| wanted(&r.outcome)).count()
@@ -34,7 +34,7 @@ pub(super) fn write(out: &mut dyn Write, reports: &[Report], tense: Tense) -> io
         .collect();
         let standing = if past { Standing::Applied } else { report.standing };
         let name = standing.name();
-        writeln!(out, "{on}{:<16}{name:<8}{off} {}", report.patch, parts.join(", "))?;
+        writeln!(out, "{bold}{:<16}{name:<8}{bold:#} {}", report.patch, parts.join(", "))?;
     }
     Ok(())
 }

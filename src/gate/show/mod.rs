@@ -6,7 +6,6 @@ pub(crate) mod prometheus;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +13,7 @@ use clap::{Args, ValueEnum};
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::status::{InForce, KEYS_MAX, KeyStatus, State, Status};
 use serde::Serialize;
+use terminal_size::{Height, Width, terminal_size_of};
 
 use super::status_file::{ProcessState, SpawnerStatus, Unread, counted, explain, merged, read};
 use super::text::{
@@ -130,13 +130,10 @@ pub fn run(args: &Show) -> CommandResult {
     Ok(())
 }
 
-/// Rows and columns of the terminal that we read from.
+/// Returns the rows and columns of the terminal; `None` if it does not say them.
 fn size_of_screen() -> Option<(usize, usize)> {
-    let mut stty = Command::new("stty");
-    let said = stty.arg("size").stdin(Stdio::inherit()).stderr(Stdio::null()).output().ok()?;
-    let said = String::from_utf8(said.stdout).ok()?;
-    let (rows, columns) = said.trim().split_once(' ')?;
-    Some((rows.parse().ok().filter(|&rows| rows > 1)?, columns.parse().ok().filter(|&c| c > 1)?))
+    let (Width(columns), Height(rows)) = terminal_size_of(io::stdout())?;
+    (rows > 1 && columns > 1).then_some((rows.into(), columns.into()))
 }
 
 /// The text over what is on the screen, and what is too much for it left out.

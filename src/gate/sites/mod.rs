@@ -26,7 +26,11 @@
 //! only if it is a plain name, a group only as the table has it, and the whole text must be one that the gate reads back
 //! line for line.
 
+// Nothing answers in a build without a resolver.
+#[cfg_attr(not(feature = "sites"), allow(dead_code))]
 mod exchangers;
+#[cfg(feature = "sites")]
+mod resolver;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File, Permissions};
@@ -342,6 +346,9 @@ pub fn run(args: &Sites) -> CommandResult {
 /// # Errors
 /// As [`run`].
 pub fn look_up(args: &Sites) -> Result<Outcome, Error> {
+    if !cfg!(feature = "sites") {
+        return Err(no_resolver());
+    }
     let home = &Home::with_control(&args.home)?;
     let source = Source::of(&args.home)?;
     let path = &home.control("concurrencysites");
@@ -478,6 +485,23 @@ fn lock(path: &Path) -> Option<File> {
     let folder = File::open(path.parent()?).ok()?;
     folder.lock().ok()?;
     Some(folder)
+}
+
+/// The error of a build without the cargo feature `sites`.
+fn no_resolver() -> Error {
+    Error::new(
+        "gate sites",
+        "this qpatch was built without a DNS resolver",
+        "build it with the cargo feature `sites`, which is on by default; until then \
+         control/concurrencysites stays as it is",
+    )
+}
+
+#[cfg(not(feature = "sites"))]
+impl Asker {
+    fn ask<T>(&self, _: &[(String, Hop)], _: impl Fn(Said) -> T) -> Result<Vec<T>, Error> {
+        Err(no_resolver())
+    }
 }
 
 fn add_logs(names: &mut Names<'_>, paths: &[PathBuf]) -> Result<(), Error> {
@@ -771,6 +795,17 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(not(feature = "sites"))]
+    #[test]
+    fn a_build_without_a_resolver_says_so() {
+        let asked = look_up(&Sites::of(PathBuf::from("/nonexistent"), Vec::new()));
+        assert_eq!(
+            asked.expect_err("no resolver").to_string(),
+            "gate sites: this qpatch was built without a DNS resolver\n  build it with the cargo feature `sites`, which is \
+             on by default; until then control/concurrencysites stays as it is"
+        );
+    }
 
     #[test]
     fn the_map_keeps_what_was_seen_last() {

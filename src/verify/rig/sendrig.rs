@@ -212,7 +212,7 @@ impl SendRig {
             // Make a few more relays than the known channels need; an unused one does no harm. Each takes two
             // descriptors, so make no more than needed if there are few.
             let known = 1 + site.supplemental().count as usize;
-            let room = sys::limit(Resource::OpenFiles).map_or(u64::MAX, |limit| limit.soft);
+            let room = sys::limit(Resource::OpenFiles).soft;
             let remote = if room > 64 + 2 * known as u64 { known.max(8) } else { known };
             for (channel, count) in [(Channel::Local, 1), (Channel::Remote, remote)] {
                 let link = dir.join(channel.program());

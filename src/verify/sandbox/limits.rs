@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::identity::Identity;
-use crate::sys::{self, Limit, Resource};
+use crate::sys::{self, Resource, ResourceLimit};
 use crate::verify::error::Error;
 
 /// Memory of one running stub, with the kernel's share. Measured on x86-64 Linux 6 with 7900
@@ -42,10 +42,8 @@ impl Raised {
         raised.0 += 1;
         if raised.0 == 1 {
             for resource in [Resource::OpenFiles, Resource::Processes] {
-                if let Ok(Limit { soft, hard }) = sys::limit(resource)
-                    && soft < hard
-                    && sys::set_soft_limit(resource, hard).is_ok()
-                {
+                let ResourceLimit { soft, hard } = sys::limit(resource);
+                if soft < hard && sys::set_soft_limit(resource, hard).is_ok() {
                     raised.1.push((resource, soft));
                 }
             }
@@ -90,13 +88,9 @@ impl MachineLimits {
     /// Reads the limits of this machine for programs that run as `identity`.
     pub fn look(identity: Identity) -> MachineLimits {
         let mut machine = MachineLimits::below(Path::new("/"), identity.uid());
-        if let Ok(limit) = sys::limit(Resource::OpenFiles) {
-            machine.open_files = Some(limit.soft);
-        }
-        if let Ok(limit) = sys::limit(Resource::Processes)
-            && limit.soft != u64::MAX
-            && identity.uid() != 0
-        {
+        machine.open_files = Some(sys::limit(Resource::OpenFiles).soft);
+        let limit = sys::limit(Resource::Processes);
+        if limit.soft != u64::MAX && identity.uid() != 0 {
             let used = processes_of(Path::new("/"), identity.uid()).unwrap_or(0);
             machine
                 .processes

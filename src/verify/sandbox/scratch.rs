@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::configure::{SiteConfig, configure};
@@ -78,7 +78,12 @@ impl Scratch {
         if !sys::can_execute_from(&parent).map_err(|error| error.to_string())? {
             return Err("mounted noexec".to_owned());
         }
-        sys::mkdtemp(&parent.join("qpatch-verify.XXXXXX")).map_err(|error| error.to_string())
+        tempfile::Builder::new()
+            .prefix("qpatch-verify.")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&parent)
+            .map(tempfile::TempDir::keep)
+            .map_err(|error| error.to_string())
     }
 
     /// Returns the directory.

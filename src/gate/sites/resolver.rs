@@ -1,0 +1,402 @@
+//! Asks DNS for mail exchangers.
+//!
+//! The answers are not trusted. A target counts only if its labels consist of letters, digits, `-` and `_`, so no label
+//! has a dot, a colon or a line feed in it. A record counts only if it belongs to the name that was asked for.
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError, NoRecords};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::exchangers::{Asker, Exchanger, Hop, Said, is_plain};
+use crate::error::Error;
+
+/// Names that are looked up at the same time.
+const AT_ONCE: usize = 20;
+/// After this many failures and no answer, the server is asked for the root. If it is silent there too, the rest is not
+/// asked.
+const GIVE_UP_AFTER_FAILURES: usize = 2 * AT_ONCE;
+/// A look-up with all its aliases and attempts ends after this many times the time for one answer.
+const TIMEOUTS_PER_NAME: u32 = 4;
+/// The most aliases that are followed, one after the other.
+const ALIASES: usize = 8;
+/// The most preferred exchangers of a domain that are kept. An answer has room for 4000 names of 255 bytes, and the
+/// owner of the domain chooses them.
+const EXCHANGERS_MAX: usize = 16;
+
+/// A name of DNS as text, if it is one that counts.
+fn text(name: &Name) -> Option<String> {
+    let mut text = String::new();
+    for label in name.iter() {
+        if !is_plain(label) {
+            return None;
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text.extend(label.iter().map(|&byte| char::from(byte.to_ascii_lowercase())));
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+impl Asker {
+    /// Asks for each of the names, for which [`is_name`] holds, and returns what `judge` makes of the answers, in the
+    /// order of the names. An answer is judged and dropped as soon as it is there: 100,000 of them, with 16 names of 255
+    /// bytes each, would take half a gigabyte.
+    ///
+    /// # Errors
+    /// There is no server to ask.
+    pub(super) fn ask<T: Clone>(
+        &self,
+        names: &[(String, Hop)],
+        judge: impl Fn(Said) -> T,
+    ) -> Result<Vec<T>, Error> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::new("DNS", format!("cannot be asked: {error}"), ""))?;
+        let settings = self.settings()?;
+        runtime.block_on(self.ask_all(&settings, names, judge))
+    }
+
+    fn settings(&self) -> Result<Settings, Error> {
+        let (mut config, mut options) = match self.servers.is_empty() {
+            true => read_system_conf().map_err(|error| {
+                let help = "name a server with --server";
+                Error::new("/etc/resolv.conf", format!("cannot be used: {error}"), help)
+            })?,
+            false => (ResolverConfig::from_name_servers(Vec::new()), ResolverOpts::default()),
+        };
+        for server in &self.servers {
+            let mut both = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
+            both.iter_mut().for_each(|connection| connection.port = server.port());
+            config.add_name_server(NameServerConfig::new(server.ip(), true, both.into()));
+        }
+        options.timeout = self.answer;
+        options.attempts = 1;
+        // No name is asked for twice, and an answer may take a megabyte.
+        options.cache_size = 0;
+        options.use_hosts_file = ResolveHosts::Never;
+        Ok(Settings { config, options })
+    }
+
+    async fn ask_all<T: Clone>(
+        &self,
+        settings: &Settings,
+        names: &[(String, Hop)],
+        judge: impl Fn(Said) -> T,
+    ) -> Result<Vec<T>, Error> {
+        let deadline = Instant::now() + self.total;
+        let late = Said::Nothing(format!("not asked: {} s were over", self.total.as_secs()));
+        let mut judged = vec![judge(late); names.len()];
+        let mut asking = JoinSet::new();
+        let mut order = shuffled(names.len()).into_iter();
+        let (mut answered, mut failed) = (0, 0);
+        let mut server = Server::NotProbed;
+        loop {
+            if server == Server::NotProbed && answered == 0 && failed >= GIVE_UP_AFTER_FAILURES {
+                let probed = timeout_at(deadline, self.probe(&settings.resolver()?)).await;
+                server = probed.unwrap_or(Server::Silent);
+            }
+            while server != Server::Silent
+                && asking.len() < AT_ONCE
+                && let Some(next) = order.next()
+            {
+                let (at, resolver, (name, hop)) = (next, settings.resolver()?, names[next].clone());
+                let whole = self.answer * TIMEOUTS_PER_NAME;
+                asking.spawn(async move {
+                    let asked = timeout(whole, ask_one(&resolver, &name, hop)).await;
+                    (at, asked.unwrap_or_else(|_| nothing("no answer in time")))
+                });
+            }
+            let Ok(Some(ended)) = timeout_at(deadline, asking.join_next()).await else { break };
+            // Otherwise the resolver has panicked: this name is as if it had not been asked for.
+            if let Ok((at, answer)) = ended {
+                match answer {
+                    Said::Nothing(_) => failed += 1,
+                    _ => answered += 1,
+                }
+                judged[at] = judge(answer);
+            } else {
+                failed += 1;
+            }
+        }
+        if server == Server::Silent {
+            let given_up =
+                judge(Said::Nothing(format!("not asked: {failed} others had no answer")));
+            order.for_each(|at| judged[at] = given_up.clone());
+        }
+        Ok(judged)
+    }
+
+    /// Asks for the name servers of the root, which every resolver knows. Strangers choose the other names, and may own
+    /// many that have no answer.
+    async fn probe(&self, resolver: &TokioResolver) -> Server {
+        let root = resolver.lookup(Name::root(), RecordType::NS);
+        match timeout(self.answer * TIMEOUTS_PER_NAME, root).await {
+            Ok(Ok(_) | Err(NetError::Dns(_))) => Server::Answers,
+            Ok(Err(_)) | Err(_) => Server::Silent,
+        }
+    }
+}
+
+/// How a resolver is made.
+#[derive(Debug)]
+struct Settings {
+    config: ResolverConfig,
+    options: ResolverOpts,
+}
+
+impl Settings {
+    /// A resolver for one name. Names share none, since its names would share a TCP connection too: many servers answer
+    /// the questions of a connection one after the other, and a stranger's answer may take long.
+    fn resolver(&self) -> Result<TokioResolver, Error> {
+        let provider = TokioRuntimeProvider::default();
+        TokioResolver::builder_with_config(self.config.clone(), provider)
+            .with_options(self.options.clone())
+            .build()
+            .map_err(|error| Error::new("DNS", format!("cannot be asked: {error}"), ""))
+    }
+}
+
+/// What is known of the server that is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    NotProbed,
+    Answers,
+    Silent,
+}
+
+/// The numbers below `count` in a random order, so that silent names in a row do not use up the time of all others.
+fn shuffled(count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    fastrand::shuffle(&mut order);
+    order
+}
+
+fn nothing(why: &str) -> Said {
+    Said::Nothing(why.to_string())
+}
+
+async fn ask_one(resolver: &TokioResolver, name: &str, hop: Hop) -> Said {
+    // With the dot at its end no search list applies.
+    let Ok(host) = Name::from_ascii(format!("{name}.")) else { return nothing("not a name") };
+    if hop == Hop::Domain {
+        match resolver.lookup(host.clone(), RecordType::MX).await {
+            // Where the server gives an alias only, the resolver has asked for its target, and says so.
+            Ok(found) => return exchangers(found.query().name(), found.answers()),
+            // No MX record: it is its own exchanger (RFC 5321, 5.1), and so is what it is an alias of.
+            Err(error) if is_no_data(&error) => {}
+            Err(error) => return failure(&error),
+        }
+    }
+    let mut found = Vec::new();
+    let mut host = host;
+    loop {
+        found.push(Exchanger { preference: 0, name: text(&host) });
+        if found.len() > ALIASES {
+            return nothing("too many aliases, or a loop of them");
+        }
+        match resolver.lookup(host.clone(), RecordType::CNAME).await {
+            Err(error) if is_no_data(&error) => return Said::Host(found),
+            Err(error) => return failure(&error),
+            Ok(answer) => match alias(&host, answer.answers()) {
+                Some(target) if text(target).is_some() => host = target.clone(),
+                _ => return nothing("an alias that is no name"),
+            },
+        }
+    }
+}
+
+/// The target of a name that is an alias.
+fn alias<'a>(name: &Name, answers: &'a [Record]) -> Option<&'a Name> {
+    answers.iter().find_map(|record| match &record.data {
+        RData::CNAME(target) if record.name == *name => Some(&target.0),
+        _ => None,
+    })
+}
+
+/// The mail exchangers among the answers: those of the name, or of what it is an alias of.
+fn exchangers(name: &Name, answers: &[Record]) -> Said {
+    let mut owner = name;
+    for _ in 0..ALIASES {
+        let Some(target) = alias(owner, answers) else { break };
+        owner = target;
+    }
+    let mut records = 0u32;
+    let mut found = Vec::new();
+    for record in answers {
+        if let RData::MX(mx) = &record.data
+            && record.name == *owner
+        {
+            records += 1;
+            if !mx.exchange.is_root() {
+                found.push((mx.preference, text(&mx.exchange)));
+            }
+        }
+    }
+    if records == 0 {
+        return nothing("an answer to something else");
+    }
+    if found.is_empty() {
+        return Said::NoMail;
+    }
+    found.sort();
+    found.dedup();
+    // Of more equals than are kept, those left out are as if they had no names: nobody has looked where they are.
+    if let [.., (last, _), (more, _)] = found[..found.len().min(EXCHANGERS_MAX + 1)]
+        && found.len() > EXCHANGERS_MAX
+    {
+        found.truncate(EXCHANGERS_MAX);
+        if last == more {
+            found.push((more, None));
+        }
+    }
+    let exchanger = |(preference, name)| Exchanger { preference, name };
+    Said::Exchangers(found.into_iter().map(exchanger).collect())
+}
+
+/// Whether the name exists, without records of this sort. Not so for a server that only knows who else may know.
+fn is_no_data(error: &NetError) -> bool {
+    matches!(
+        error,
+        NetError::Dns(DnsError::NoRecordsFound(NoRecords {
+            response_code: ResponseCode::NoError,
+            soa,
+            ns,
+            ..
+        })) if soa.is_some() || ns.is_none()
+    )
+}
+
+fn failure(error: &NetError) -> Said {
+    if error.is_nx_domain() {
+        return Said::NoDomain;
+    }
+    nothing(&match error {
+        NetError::Timeout => "no answer in time".to_string(),
+        NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => "SERVFAIL".to_string(),
+        NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => "REFUSED".to_string(),
+        NetError::Dns(DnsError::ResponseCode(code)) => code.to_string(),
+        NetError::Dns(DnsError::NoRecordsFound(_)) => "the server does not ask others".to_string(),
+        NetError::Truncated => "a truncated answer".to_string(),
+        NetError::Proto(_) => "a malformed answer".to_string(),
+        NetError::Io(error) => error.to_string(),
+        other => other.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use hickory_resolver::proto::rr::rdata::{CNAME, MX};
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    fn mx(owner: &str, preference: u16, target: Name) -> Record {
+        Record::from_rdata(name(owner), 60, RData::MX(MX::new(preference, target)))
+    }
+
+    fn found(answers: &[Record]) -> Vec<(u16, Option<String>)> {
+        match exchangers(&name("a.example."), answers) {
+            Said::Exchangers(list) => {
+                list.into_iter().map(|found| (found.preference, found.name)).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_was_asked_for_counts() {
+        let answers = [
+            mx("a.example.", 20, name("Second.example.")),
+            mx("a.example.", 10, name("first.example.")),
+            mx("b.example.", 1, name("other.example.")),
+        ];
+        let some = |name: &str| Some(name.to_string());
+        let expected = [(10, some("first.example")), (20, some("second.example"))];
+        assert_eq!(found(&answers), expected);
+        let other = exchangers(&name("c.example."), &answers);
+        assert!(matches!(other, Said::Nothing(_)), "{other:?}");
+        let aliases = [
+            Record::from_rdata(name("a.example."), 60, RData::CNAME(CNAME(name("b.example.")))),
+            Record::from_rdata(name("b.example."), 60, RData::CNAME(CNAME(name("a.example.")))),
+            mx("b.example.", 1, name("other.example.")),
+        ];
+        assert!(matches!(exchangers(&name("z.example."), &aliases), Said::Nothing(_)));
+        // A loop within an answer ends somewhere.
+        let _ = exchangers(&name("a.example."), &aliases);
+        assert_eq!(found(&[aliases[0].clone(), aliases[2].clone()])[0].1, some("other.example"));
+    }
+
+    #[test]
+    fn labels_that_pretend_to_be_more_count_for_nothing() {
+        let odd = |labels: &[&[u8]]| Name::from_labels(labels.iter().copied()).unwrap();
+        for target in [
+            odd(&[b"mx.outlook", b"com"]),
+            odd(&[b"a\nb", b"example"]),
+            odd(&[b"a:outlook", b"example"]),
+            odd(&[b"\x1b[2J", b"example"]),
+            odd(&[b"\xff", b"example"]),
+        ] {
+            assert_eq!(found(&[mx("a.example.", 1, target)]), [(1, None)]);
+        }
+        assert_eq!(
+            exchangers(&name("a.example."), &[mx("a.example.", 0, Name::root())]),
+            Said::NoMail
+        );
+    }
+
+    #[test]
+    fn of_very_many_the_most_preferred_are_kept() {
+        let many = |preference: fn(u16) -> u16| -> Vec<Record> {
+            let one = |at| mx("a.example.", preference(at), name(&format!("h{at:04}.example.")));
+            (0..4000).map(one).collect()
+        };
+        let kept = found(&many(|at| 4000 - at));
+        assert_eq!(kept.len(), EXCHANGERS_MAX);
+        assert_eq!(kept[0], (1, Some("h3999.example".to_string())));
+        let kept = found(&many(|_| 7));
+        assert_eq!((kept.len(), kept.last().unwrap()), (EXCHANGERS_MAX + 1, &(7, None)));
+    }
+
+    #[test]
+    fn the_time_for_everything_is_bounded() {
+        // A server that hears and says nothing.
+        let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let asker = |answer_ms, total_ms| Asker {
+            servers: vec![deaf.local_addr().unwrap()],
+            answer: Duration::from_millis(answer_ms),
+            total: Duration::from_millis(total_ms),
+        };
+        let names: Vec<_> = (0..500).map(|n| (format!("d{n}.example"), Hop::Domain)).collect();
+        let start = std::time::Instant::now();
+        let said = asker(60_000, 300).ask(&names, |said| said).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(10));
+        assert_eq!(said.len(), 500);
+        assert!(said.iter().all(|said| matches!(said, Said::Nothing(_))), "{said:?}");
+        let said = asker(50, 60_000).ask(&names, |said| said).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(20), "it gives up");
+        // In whatever order: some were asked, and for all others it was given up.
+        let asked = said.iter().filter(|&said| *said == nothing("no answer in time")).count();
+        assert!((GIVE_UP_AFTER_FAILURES..100).contains(&asked), "{asked}: {said:?}");
+        let given_up = said.iter().filter(
+            |said| matches!(said, Said::Nothing(why) if why.ends_with("others had no answer")),
+        );
+        assert_eq!(given_up.count(), said.len() - asked, "{said:?}");
+    }
+}
