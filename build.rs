@@ -1,6 +1,6 @@
-//! Builds the gate's static library and puts it, with its header, where the program embeds them.
+//! Builds the gate's static library, which the program embeds with its header.
 //!
-//! What the linker of the mail server has to add becomes gate.lib.
+//! It writes three files to OUT_DIR: gate.a, gate.h, and gate.lib with the libraries to link after gate.a.
 
 use std::env;
 use std::fs;
@@ -13,6 +13,8 @@ fn main() {
     let out = PathBuf::from(var("OUT_DIR"));
     let header = root.join("gate.h");
     println!("cargo::rerun-if-changed={}", header.display());
+    // A file that is new in the folder of a patch is embedded, too.
+    println!("cargo::rerun-if-changed=patches");
     fs::copy(&header, out.join("gate.h")).unwrap_or_else(|e| panic!("{}: {e}", header.display()));
     println!("cargo::rerun-if-changed={}", root.join("src").display());
     let (source, archive) = (root.join("src/lib.rs"), out.join("gate.a"));

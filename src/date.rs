@@ -1,8 +1,11 @@
-//! Days of the Gregorian calendar: of log lines and of the dates in files that qpatch writes.
+//! Days of the Gregorian calendar, for log lines and for the dates in files that qpatch writes.
+//!
+//! The functions are exact for the years 1 to 9999. They stay in place of a crate: they are 30 lines, and a test goes
+//! through every day.
 
-/// The days from 1970-01-01 to this day; None where there is no such month, or the year is not in 1..=9999. Day 31 of
-/// a shorter month is the next month's. The years are counted from March on, so that a leap day is the last of its
-/// year.
+/// Returns the days from 1970-01-01 to this day; `None` if the year is not in 1..=9999, the month not in 1..=12 or the day
+/// not in 1..=31. Day 31 of a shorter month counts into the next month. Years are counted from March on, so that a leap
+/// day is the last day of its year.
 pub(crate) fn days_since_1970(year: u64, month: u64, day: u64) -> Option<i64> {
     if !(1..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
@@ -12,7 +15,7 @@ pub(crate) fn days_since_1970(year: u64, month: u64, day: u64) -> Option<i64> {
     Some(days as i64 - 719_468)
 }
 
-/// The day as `2009-02-13`. `days` since 1970-01-01, of the years 0 to 9999.
+/// Returns the day `days` after 1970-01-01 as `2009-02-13`. The year is in 0..=9999.
 pub(crate) fn iso(days: i64) -> String {
     // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days.
     let days = days + 719_468;
@@ -27,7 +30,7 @@ pub(crate) fn iso(days: i64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-/// The day that [`iso`] writes.
+/// Reads a day as [`iso`] writes it; `None` for anything else.
 pub(crate) fn from_iso(text: &str) -> Option<i64> {
     let mut numbers = text.split('-').map(|number| number.parse::<u64>().ok());
     let (year, month, day) = (numbers.next()??, numbers.next()??, numbers.next()??);

@@ -1,4 +1,4 @@
-//! The one error type of the library: what, where, and what to do next.
+//! The error type of the library: the place, what is wrong, and what to do next.
 
 #![forbid(unsafe_code)]
 
@@ -15,10 +15,10 @@ pub struct Error {
     pub help: String,
 }
 
-/// The library's result.
+/// The result of most functions of the library.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What to do where the system does not permit it.
+/// The help for an error of the system that a missing permission explains.
 pub(crate) const NOT_PERMITTED: &str =
     "run qpatch as the owner of it, or ask the owner for permission";
 

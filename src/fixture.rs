@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 static FIXTURES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/fixtures");
 
-/// What a fixture tree is like.
+/// A kind of fixture tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     /// qmail-1.03: K&R C, one-byte delivery numbers, a plain `errno`, no declaration of `alloc`.
@@ -23,10 +23,10 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Dialect; 3] = [Dialect::StockKr, Dialect::StockAnsi, Dialect::TwoByte];
 
-    /// The folder under `fixtures/` with what it has of its own.
+    /// Returns the folder under `fixtures/` with the files that only this kind has.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -36,7 +36,7 @@ impl Dialect {
         }
     }
 
-    /// Write the tree into the folder `to`, which is made if need be.
+    /// Writes the tree into the folder `to`, and makes that folder if it does not exist.
     ///
     /// # Errors
     /// If a file cannot be written.

@@ -1,8 +1,7 @@
 //! Make any qmail source tree run thousands of simultaneous deliveries.
 //!
-//! The [`engine`] turns bytes into edits and knows nothing of qmail or of files. [`qmail`] is what all know of an
-//! installed qmail. [`tree`] reads and writes a source tree, [`verify`] proves one. [`cli`] is what the operator
-//! sees.
+//! The [`engine`] turns bytes into edits and knows nothing of qmail or of files. [`qmail`] knows an installed qmail.
+//! [`tree`] reads and writes a source tree, and [`verify`] proves one. [`cli`] is the command line.
 
 #![deny(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! How results and errors reach the operator: standard output, formats, tables, and what a command gives back.
+//! How results and errors reach the operator: standard output, formats, tables, and the result of a command.
 
 #![forbid(unsafe_code)]
 
@@ -10,21 +10,21 @@ use clap::ValueEnum;
 
 use crate::error::Error;
 
-/// Why a command could not do all that it should. Without an error in it: what failed has been printed already.
+/// Why a command failed. It has no error if the failure has been printed already.
 #[derive(Debug, Default)]
 pub struct Failures(Vec<Error>);
 
-/// What a command gives.
+/// The result of a command.
 pub type CommandResult = Result<(), Failures>;
 
 impl Failures {
-    /// All of it has been printed already, as a part of the result.
+    /// Returns a failure that has been printed already, as a part of the result.
     #[must_use]
     pub fn printed() -> Failures {
         Failures::default()
     }
 
-    /// Writes them to standard error.
+    /// Writes the errors to standard error.
     pub fn print(&self) {
         for error in &self.0 {
             eprintln!("qpatch: {error}");
@@ -44,7 +44,7 @@ impl From<Vec<Error>> for Failures {
     }
 }
 
-/// Says on standard error what goes on nevertheless.
+/// Writes a warning to standard error.
 pub(crate) fn warn(warning: &str) {
     eprintln!("qpatch: warning: {warning}");
 }
@@ -59,32 +59,32 @@ pub enum Format {
     Json,
 }
 
-/// Whether anybody still reads standard output.
+/// Whether something still reads standard output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reader {
+pub(crate) enum StdoutReader {
     There,
     Gone,
 }
 
-/// Write to standard output. A reader that went away is no error.
+/// Writes to standard output. It is no error if the reader has gone (`| head`).
 pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> CommandResult {
     match printed(write) {
-        Ok(Reader::There | Reader::Gone) => Ok(()),
+        Ok(StdoutReader::There | StdoutReader::Gone) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Write to standard output, and tell whether somebody reads it.
+/// Writes to standard output, and returns whether something still reads it.
 pub(crate) fn printed(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<Reader, Error> {
+) -> Result<StdoutReader, Error> {
     let mut out = BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
-        Ok(()) => Ok(Reader::There),
+        Ok(()) => Ok(StdoutReader::There),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => {
-            // What is left in the buffer has nobody to go to.
+            // The rest of the buffer has no reader.
             let _ = out.into_parts();
-            Ok(Reader::Gone)
+            Ok(StdoutReader::Gone)
         }
         Err(error) => Err(Error::new("standard output", error.to_string(), "")),
     }
@@ -98,7 +98,7 @@ pub(crate) fn bold() -> Style {
     }
 }
 
-/// Which side of its column a cell is on.
+/// The side of its column on which a cell stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Left,
@@ -134,7 +134,7 @@ pub(crate) fn table<const N: usize>(
     Ok(())
 }
 
-/// `1 line`, `2 lines`.
+/// Returns `1 line`, `2 lines`.
 pub(crate) fn count(number: u64, one: &str) -> String {
     if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
 }

@@ -1,10 +1,12 @@
-//! The patches that qpatch brings along.
+//! The patches that are part of qpatch.
 
 #![forbid(unsafe_code)]
 
+use include_dir::{Dir, include_dir};
+
 use crate::engine::rule::{self, Parameters, Patch, RuleError};
 
-/// A patch as it stands under `patches/`.
+/// A patch of the folder `patches/`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shipped {
     /// The name of its folder.
@@ -24,7 +26,7 @@ macro_rules! shipped {
     };
 }
 
-/// All of them, in the order in which they are applied.
+/// All patches, in the order in which they are applied.
 pub const ALL: [Shipped; 7] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
@@ -44,20 +46,20 @@ pub const BIG_CONCURRENCY: &str = "big-concurrency";
 /// The id of the patch with the gate, a limit of deliveries per domain.
 pub const GATE: &str = "domain-gate";
 
-/// The id of the patch that starts qmail-remote in another way.
+/// The id of the patch that starts qmail-remote in other ways than fork and exec.
 pub const FORK_SERVER: &str = "fork-server";
 
 /// The id of the patch that writes qmail-send's log line by line.
 pub const LOG_LINES: &str = "log-lines";
 
-/// A patch that a tree may go without.
+/// A patch that is left out of trees that it does not fit.
 #[derive(Clone, Copy, Debug)]
 pub struct Optional {
     /// Its id.
     pub id: &'static str,
-    /// What a tree without it lacks.
+    /// The warning: what a tree without it lacks.
     pub without: &'static str,
-    /// How to choose.
+    /// The options that make it an error, or leave it out without a warning.
     pub choice: &'static str,
 }
 
@@ -80,10 +82,15 @@ pub const OPTIONAL: [Optional; 3] = [
     },
 ];
 
-/// Files that rules write with `create NAME from FILE`: of the gate its C files as they stand in its source, and its
-/// library as the build made it; of fd-setsize and outgoing-ports their header.
-pub(crate) const ATTACHMENTS: [(&str, &[u8]); 14] = [
-    ("gate.a", include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"))),
+/// The folders of the patches, with all of their files.
+static FOLDERS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/patches");
+
+const GATE_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gate.a"));
+
+/// Files for `create NAME from FILE` that are in no patch's folder: the gate's library as the build made it, and the C
+/// of c-shim.
+const BUILT_FILES: [(&str, &[u8]); 12] = [
+    ("gate.a", GATE_LIBRARY),
     ("gate.lib", include_bytes!(concat!(env!("OUT_DIR"), "/gate.lib"))),
     ("gate.h", include_bytes!(concat!(env!("OUT_DIR"), "/gate.h"))),
     ("gate_glue.h", qpatch_c_shim::GLUE_H),
@@ -95,38 +102,46 @@ pub(crate) const ATTACHMENTS: [(&str, &[u8]); 14] = [
     ("remote_start.c", qpatch_c_shim::REMOTE_START_C),
     ("remote_packet.h", qpatch_c_shim::REMOTE_PACKET_H),
     ("remote_serve.c", qpatch_c_shim::REMOTE_SERVE_C),
-    ("select_set.h", include_bytes!("../patches/fd-setsize/select_set.h")),
-    ("bind_noport.h", include_bytes!("../patches/outgoing-ports/bind_noport.h")),
 ];
 
-/// The text in bind_noport.h, and so in a program that was built with it.
+/// Returns the files that a rule can write with `create NAME from FILE`, with their names: those in the folder of a patch,
+/// beside its `rule` and README.md, and the built ones.
+pub(crate) fn attachments() -> Vec<(&'static str, &'static [u8])> {
+    let in_folders = FOLDERS.dirs().flat_map(Dir::files).filter_map(|file| {
+        let name = file.path().file_name()?.to_str()?;
+        (!matches!(name, "rule" | "README.md")).then_some((name, file.contents()))
+    });
+    BUILT_FILES.into_iter().chain(in_folders).collect()
+}
+
+/// A text in bind_noport.h, and so in each program that was built with it.
 pub(crate) const BIND_NOPORT_MARK: &[u8] = b"qpatch: IP_BIND_ADDRESS_NO_PORT";
 
-/// The gate's static library, gate.a.
+/// Returns the gate's static library, gate.a.
 #[must_use]
 pub fn gate_library() -> &'static [u8] {
-    ATTACHMENTS[0].1
+    GATE_LIBRARY
 }
 
 impl Shipped {
-    /// Its rule file, as it stands under `patches/`.
+    /// Returns its rule file.
     #[must_use]
     pub fn text(&self) -> &'static str {
         self.text
     }
 
-    /// What its rule file is called in messages.
+    /// Returns the name of its rule file, as messages write it.
     #[must_use]
     pub fn file(&self) -> String {
         format!("patches/{}/rule", self.id)
     }
 
-    /// Its rules.
+    /// Reads its rules.
     ///
     /// # Errors
-    /// Never for a shipped patch: a test reads them all.
+    /// Never, because a test reads the rules of all patches.
     pub fn patch(&self, parameters: &Parameters) -> Result<Patch, RuleError> {
-        rule::parse(self.id, &self.file(), self.text, parameters, &ATTACHMENTS)
+        rule::parse(self.id, &self.file(), self.text, parameters, &attachments())
     }
 }
 
@@ -136,8 +151,28 @@ mod tests {
 
     #[test]
     fn the_mark_is_in_the_header() {
-        let (_, header) = ATTACHMENTS.iter().find(|(name, _)| *name == "bind_noport.h").unwrap();
+        let (_, header) =
+            attachments().into_iter().find(|(name, _)| *name == "bind_noport.h").unwrap();
         assert!(memchr::memmem::find(header, BIND_NOPORT_MARK).is_some());
+    }
+
+    #[test]
+    fn every_folder_is_a_patch_and_every_patch_is_in_the_tables_of_the_documents() {
+        let mut folders: Vec<_> = FOLDERS.dirs().map(|dir| dir.path().to_str().unwrap()).collect();
+        let mut ids = ALL.map(|patch| patch.id);
+        for (document, link) in [
+            (include_str!("../patches/README.md"), ""),
+            (include_str!("../docs/going-live.md"), "../patches/"),
+        ] {
+            let rows = ids.map(|id| format!("\n| [{id}]({link}{id}/README.md) |"));
+            let at = rows.each_ref().map(|row| {
+                document.find(row).unwrap_or_else(|| panic!("no table has the row {row:?}"))
+            });
+            assert!(at.is_sorted(), "a table of the patches has another order than ALL");
+        }
+        folders.sort_unstable();
+        ids.sort_unstable();
+        assert_eq!(folders, ids);
     }
 
     #[test]

@@ -1,37 +1,37 @@
 //! Byte-exact goldens for the engine: `cases/NAME/{rule,in.EXT}` with `out.EXT` or `error`.
 //!
-//! `QPATCH_BLESS=1 cargo test --test cases` writes what is missing; look at it before committing.
+//! `QPATCH_BLESS=1 cargo test --test cases` writes the files that are missing. Look at them before you commit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use qpatch::engine::edit::{self, State};
+use qpatch::engine::edit::{self, Examined};
 use qpatch::engine::lex::{Lang, Source};
 use qpatch::engine::rule::{self, Parameters};
 
-enum Result {
+enum RuleRun {
     Changed(Vec<u8>),
     Error(String),
 }
 
-fn run(rule_text: &str, lang: Lang, input: &[u8]) -> Result {
+fn run(rule_text: &str, lang: Lang, input: &[u8]) -> RuleRun {
     let patch = match rule::parse("case", "rule", rule_text, &Parameters::new(), &[]) {
         Ok(patch) => patch,
-        Err(error) => return Result::Error(format!("{error}\n")),
+        Err(error) => return RuleRun::Error(format!("{error}\n")),
     };
     let mut bytes = input.to_vec();
     for rule in patch.sections.iter().flat_map(rule::Section::rules) {
         match edit::examine(rule, lang, &Source::new(lang, &bytes)) {
-            State::Done => {}
-            State::Fits { edits } => bytes = edit::apply(&bytes, &edits),
-            State::Misfit(misfit) => return Result::Error(format!("{misfit}\n")),
+            Examined::Done => {}
+            Examined::Fits { edits } => bytes = edit::apply(&bytes, &edits),
+            Examined::Misfit(misfit) => return RuleRun::Error(format!("{misfit}\n")),
         }
     }
-    Result::Changed(bytes)
+    RuleRun::Changed(bytes)
 }
 
-/// The golden `try` of what `qpatch rule try` says.
+/// Compares what `qpatch rule try` prints with the golden `try`.
 fn tried(dir: &Path, input: &Path) -> std::result::Result<(), String> {
     let input = input.file_name().unwrap();
     let run = Command::new(env!("CARGO_BIN_EXE_qpatch"))
@@ -69,16 +69,16 @@ fn check(dir: &Path) -> std::result::Result<(), String> {
     let lang = Lang::of(&input.to_string_lossy());
     let result = run(&rule_text, lang, &fs::read(&input).unwrap());
     let (want, got) = match result {
-        Result::Changed(bytes) => {
-            // What has been applied once is there already.
+        RuleRun::Changed(bytes) => {
+            // After the first run, every rule must be there already.
             match run(&rule_text, lang, &bytes) {
-                Result::Changed(again) if again == bytes => {}
-                Result::Changed(_) => return Err(format!("{name}: a second run changes it")),
-                Result::Error(e) => return Err(format!("{name}: a second run: {e}")),
+                RuleRun::Changed(again) if again == bytes => {}
+                RuleRun::Changed(_) => return Err(format!("{name}: a second run changes it")),
+                RuleRun::Error(e) => return Err(format!("{name}: a second run: {e}")),
             }
             (input.with_file_name("out").with_extension(input.extension().unwrap()), bytes)
         }
-        Result::Error(text) => (dir.join("error"), text.into_bytes()),
+        RuleRun::Error(text) => (dir.join("error"), text.into_bytes()),
     };
     if std::env::var_os("QPATCH_BLESS").is_some() && !want.exists() {
         fs::write(&want, &got).unwrap();

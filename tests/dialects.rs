@@ -1,5 +1,5 @@
-//! The patches on each fixture dialect: byte-exact goldens (`dialects/NAME.diff`; written anew by
-//! `SNAPSHOTS=overwrite`), second apply, revert, and the diff under other tools.
+//! The patches on each fixture dialect: byte-exact goldens (`dialects/NAME.diff`, which `SNAPSHOTS=overwrite` writes), a
+//! second apply, a revert, and the diff under other tools.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn golden(name: &str) -> Data {
     Data::read_from(&path, None).raw()
 }
 
-/// A diff without the files that it makes: those stand under c-shim/.
+/// Returns a diff without the files that it creates, which are in c-shim/.
 fn hooks(diff: &str) -> String {
     let mut keep = true;
     let mut out = String::new();
@@ -46,7 +46,7 @@ fn hooks(diff: &str) -> String {
 }
 
 #[test]
-fn a_second_apply_changes_nothing_and_a_revert_gives_all_back() {
+fn a_second_apply_changes_nothing_and_a_revert_restores_everything() {
     for dialect in Dialect::ALL {
         let fixture = Fixture::new(dialect);
         let before = fixture.snapshot();
@@ -77,13 +77,13 @@ fn another_size_later_is_one_more_change_and_revert_still_goes_back_to_the_start
 }
 
 #[test]
-fn the_diff_gives_what_apply_gives_under_patch_git_and_quilt() {
+fn patch_git_and_quilt_make_of_the_diff_what_apply_makes() {
     for dialect in Dialect::ALL {
         let applied = Fixture::new(dialect);
         let diff = applied.qpatch(&["diff", "--spawn", "1000"]).ok().out;
         applied.qpatch(&["apply", "--spawn", "1000"]).ok();
         let mut want = applied.snapshot();
-        // Not text, so not in the diff, which says so.
+        // It is not text, so it is not in the diff, and a warning says so.
         want.remove(Path::new("gate.a")).unwrap();
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("qpatch.diff");
@@ -145,11 +145,11 @@ fn only_and_skip() {
     assert!(!out.contains("fd-setsize") && out.contains("would change spawn.c"), "{out}");
 }
 
-/// Forks that write the gate's places another way, each in one tree: the shapes of IndiMail, eQmail, aQmail and
-/// notqmail's send-jobs.
+/// Returns one tree with the ways in which several forks (IndiMail, eQmail, aQmail and notqmail's send-jobs) write the
+/// places of the gate.
 fn fork() -> Fixture {
     let fixture = Fixture::new(Dialect::StockAnsi);
-    // The end of a delivery has a report function with a name of its own.
+    // The report function at the end of a delivery has another name.
     for name in ["spawn.c", "spawn.h", "qmail-lspawn.c", "qmail-rspawn.c"] {
         if fixture.path().join(name).exists() && fixture.read(name).contains(" report(") {
             fixture.replace(name, " report(", " tell_outcome(");
@@ -158,7 +158,7 @@ fn fork() -> Fixture {
             fixture.replace(name, "\treport(", "\ttell_outcome(");
         }
     }
-    // A queue may be sorted either way, so an insertion says how.
+    // A queue may be sorted in two orders, so an insertion names one.
     fixture.replace(
         "prioq.h",
         "extern int prioq_insert(",
@@ -171,7 +171,7 @@ fn fork() -> Fixture {
         "  if (order != EARLY_FIRST || !room(pq)) return 0;",
     );
     fixture.replace("qmail-send.c", "prioq_insert(", "prioq_insert(EARLY_FIRST,");
-    // A report for no delivery is logged in other words, by a macro, and in braces.
+    // A report for a delivery that does not exist is logged in other words, by a macro, and in braces.
     fixture.replace(
         "qmail-send.c",
         "log1(\"warning: internal error: delivery report out of range\\n\");",
@@ -205,7 +205,7 @@ fn the_gate_fits_forks_that_write_its_places_another_way() {
 }
 
 #[test]
-fn a_log_of_another_name_without_braces_is_known_too() {
+fn a_log_function_with_another_name_and_without_braces_fits() {
     let fixture = Fixture::new(Dialect::TwoByte);
     let line = "log1(\"warning: internal error: delivery report out of range\\n\");";
     fixture.replace(
@@ -220,7 +220,7 @@ fn a_log_of_another_name_without_braces_is_known_too() {
 }
 
 #[test]
-fn a_tree_on_skalibs_is_told_why_the_gate_does_not_fit() {
+fn apply_says_why_the_gate_does_not_fit_a_tree_on_skalibs() {
     let fixture = Fixture::new(Dialect::StockAnsi);
     fixture.replace("spawn.c", "#include \"select.h\"", "#include <skalibs/iopause.h>");
     let why = "spawn.c: domain-gate: this tree is not of its kind: it waits with iopause() of skalibs, the gate's hooks \
@@ -252,7 +252,7 @@ fn a_fork_that_the_gate_does_not_know_gets_the_rest_with_a_warning() {
 }
 
 #[test]
-fn without_the_gate_nothing_of_it_is_in_the_tree() {
+fn no_gate_leaves_no_trace_of_the_gate_in_the_tree() {
     let fixture = Fixture::new(Dialect::StockAnsi);
     let out = fixture.qpatch(&["apply", "--no-gate"]).ok().out;
     assert!(!out.contains("domain-gate"), "{out}");

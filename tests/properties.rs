@@ -1,9 +1,9 @@
 //! Properties of the engine on any input.
 
 use proptest::prelude::*;
-use qpatch::engine::edit::{self, State};
+use qpatch::engine::edit::{self, Examined};
 use qpatch::engine::function::functions;
-use qpatch::engine::lex::{Kind, Lang, Source};
+use qpatch::engine::lex::{Lang, Source, TokenKind};
 use qpatch::engine::rule::{self, Parameters, Patch};
 use qpatch::fixture::Dialect;
 
@@ -61,7 +61,7 @@ proptest! {
             for section in &patch.sections {
                 for rule in section.rules() {
                     let source = Source::new(Lang::C, &bytes);
-                    if let State::Fits { edits } = edit::examine(rule, Lang::C, &source) {
+                    if let Examined::Fits { edits } = edit::examine(rule, Lang::C, &source) {
                         let after = edit::apply(&bytes, &edits);
                         let after = Source::new(Lang::C, &after);
                         prop_assert!(edit::holds(rule, Lang::C, &after));
@@ -100,11 +100,11 @@ fn laid_out_anew(bytes: &[u8], seed: u64) -> Vec<u8> {
     let mut directive = false;
     for (i, token) in source.tokens.iter().enumerate() {
         match token.kind {
-            Kind::Directive => {
+            TokenKind::Directive => {
                 out.push(b'\n');
                 directive = true;
             }
-            Kind::LineEnd => {
+            TokenKind::LineEnd => {
                 out.push(b'\n');
                 directive = false;
                 continue;
@@ -133,7 +133,7 @@ fn laid_out_anew(bytes: &[u8], seed: u64) -> Vec<u8> {
     out
 }
 
-fn tokens(bytes: &[u8]) -> Vec<(Kind, Vec<u8>)> {
+fn tokens(bytes: &[u8]) -> Vec<(TokenKind, Vec<u8>)> {
     let source = Source::new(Lang::C, bytes);
     (0..source.tokens.len()).map(|i| (source.tokens[i].kind, source.text(i).into_owned())).collect()
 }
@@ -144,7 +144,7 @@ fn patched(bytes: &[u8]) -> (Vec<u8>, usize) {
     let mut made = 0;
     for patch in shipped() {
         for rule in patch.sections.iter().flat_map(rule::Section::rules) {
-            if let State::Fits { edits } =
+            if let Examined::Fits { edits } =
                 edit::examine(rule, Lang::C, &Source::new(Lang::C, &bytes))
             {
                 bytes = edit::apply(&bytes, &edits);
@@ -170,7 +170,7 @@ fn white_space_does_not_change_what_applies() {
                 let (got, _) = patched(&other);
                 let (got, want) = (tokens(&got), tokens(&want));
                 let differs = got.iter().zip(&want).position(|(a, b)| a != b);
-                let around = |tokens: &[(Kind, Vec<u8>)]| {
+                let around = |tokens: &[(TokenKind, Vec<u8>)]| {
                     let at = differs.unwrap_or(0).saturating_sub(12);
                     let words = tokens.iter().skip(at).take(24);
                     words.map(|(_, t)| String::from_utf8_lossy(t).into_owned()).collect::<Vec<_>>()
@@ -263,14 +263,15 @@ fn lines_of(text: &str) -> Lines {
 /// A rule file that says what `patch` has.
 fn written(patch: &Patch) -> String {
     use rule::{
-        Absent, Alternative, Condition, Count, Element, Mark, Need, Purpose, Reach, Scope, Work,
+        Absent, Action, Alternative, Condition, Count, Element, LineMark, Need, Purpose, Reach,
+        Scope,
     };
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let lets = |pattern: &rule::Pattern, mark: &str| {
         let alternative = |a: &Alternative| match a {
             Alternative::Token(_, bytes) => text(bytes),
-            Alternative::Kind(Kind::Number) => "<number>".to_string(),
-            Alternative::Kind(Kind::Str) => "<string>".to_string(),
+            Alternative::Kind(TokenKind::Number) => "<number>".to_string(),
+            Alternative::Kind(TokenKind::Str) => "<string>".to_string(),
             Alternative::Kind(_) => "<identifier>".to_string(),
         };
         let line = |(name, of): (&String, &Vec<Alternative>)| {
@@ -283,17 +284,17 @@ fn written(patch: &Patch) -> String {
     };
     let hunk = |hunk: &rule::Hunk| {
         let mark = |mark| match mark {
-            Mark::Context => ' ',
-            Mark::Remove => '-',
-            Mark::Add => '+',
+            LineMark::Context => ' ',
+            LineMark::Remove => '-',
+            LineMark::Add => '+',
         };
         let lines = hunk.lines.iter().map(|l| format!("{}{}\n", mark(l.mark), l.text));
         lets(&hunk.pattern, "") + &lines.collect::<String>()
     };
     let post = |pattern: &rule::Pattern, mark: &str| {
         let element = |e: &Element| match e {
-            Element::Token(Kind::LineEnd, _) => format!("\n{mark}"),
-            Element::Token(Kind::Directive, _) => format!("\n{mark}#"),
+            Element::Token(TokenKind::LineEnd, _) => format!("\n{mark}"),
+            Element::Token(TokenKind::Directive, _) => format!("\n{mark}#"),
             Element::Token(_, bytes) => format!(" {}", text(bytes)),
             Element::Variable(name) => format!(" ${name}"),
             Element::Run(name) => format!(" $${name}"),
@@ -302,7 +303,7 @@ fn written(patch: &Patch) -> String {
         let elements = pattern.elements.iter().map(element).collect::<String>();
         format!("{}{mark}{elements}\n\n", lets(pattern, mark))
     };
-    let place = |part: &rule::Part| {
+    let place = |part: &rule::RulePart| {
         let scope = match &part.scope {
             Scope::File => String::new(),
             Scope::Function(names) => format!("in {}()", names.join("() | ")),
@@ -329,8 +330,8 @@ fn written(patch: &Patch) -> String {
     for section in &patch.sections {
         let optional = if section.select.absent == Absent::Skip { "?" } else { "" };
         out += &match (&section.work, section.select.reach) {
-            (Work::Create(_), _) => "create".to_string(),
-            (Work::Refuse(_), _) => "refuse".to_string(),
+            (Action::Create(_), _) => "create".to_string(),
+            (Action::Refuse(_), _) => "refuse".to_string(),
             (_, Reach::First) => format!("file{optional}"),
             (_, Reach::All) => format!("files{optional}"),
         };
@@ -353,9 +354,9 @@ fn written(patch: &Patch) -> String {
             }
         }
         match &section.work {
-            Work::Rules(_) => out += "\n",
-            Work::Refuse(reason) => out += &format!(" : {reason}\n"),
-            Work::Create(content) => match content.strip_prefix(b"the file ") {
+            Action::Rules(_) => out += "\n",
+            Action::Refuse(reason) => out += &format!(" : {reason}\n"),
+            Action::Create(content) => match content.strip_prefix(b"the file ") {
                 Some(name) => out += &format!(" from {}\n", text(name)),
                 None => {
                     out += "\n";

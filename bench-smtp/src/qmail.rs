@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use qpatch::gate::sites::{self, Sites};
 use qpatch::patches;
 use qpatch::tree::Tree;
-use qpatch::tree::journal::Session;
-use qpatch::tree::plan::{OnPartialProtocol, Plan as Changes};
+use qpatch::tree::journal::LockedTree;
+use qpatch::tree::plan::{OnPartialProtocol, PatchPlan};
 use qpatch::verify::build;
 use qpatch::verify::proofs::mail;
 use qpatch::verify::rig::sendrig;
@@ -283,16 +283,16 @@ fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
         .map(|shipped| shipped.patch(&parameters))
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(Error::doing("read a patch"))?;
-    let changes = Changes::new(&tree, &patches)?;
+    let changes = PatchPlan::new(&tree, &patches)?;
     changes.check(&patches, OnPartialProtocol::Refuse).map_err(|errors| {
         let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
         Error::new(format!("the patches do not fit the tree: {}", told.join("; ")), "")
     })?;
-    let session = Session::begin(&tree)?;
+    let locked = LockedTree::lock(&tree)?;
     if changes.changes.is_empty() {
-        session.end()?;
+        locked.end()?;
     } else {
-        session.apply(&changes.changes)?;
+        locked.apply(&changes.changes)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The command line as clap reads it. A command's own arguments stand in its file, beside what it does with them.
+//! The command line as clap reads it. Each command's own arguments are in its file, beside what it does with them.
 
 #![forbid(unsafe_code)]
 
@@ -11,12 +11,12 @@ use crate::commands::apply::Apply;
 use crate::commands::choice::PatchChoice;
 use crate::commands::doctor::Doctor;
 use crate::commands::revert::Revert;
-use crate::commands::rule;
-use crate::commands::status::Status;
+use crate::commands::rule::RuleCommand;
+use crate::commands::status::StatusArgs;
 use crate::commands::verify::Verify;
 use crate::gate::Gate;
 
-/// Make a qmail source tree run thousands of simultaneous deliveries.
+/// Make a qmail source tree run thousands of simultaneous deliveries
 ///
 /// Unpack any qmail (qmail-1.03, netqmail, notqmail, a fork), run `qpatch apply TREE --spawn 1000`,
 /// then `make setup check` as always.
@@ -24,37 +24,37 @@ use crate::gate::Gate;
 #[command(name = "qpatch", version, max_term_width = 100)]
 pub(super) struct Cli {
     #[command(subcommand)]
-    pub(super) command: Command,
+    pub(super) command: QpatchCommand,
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum QpatchCommand {
     /// Apply what is missing, repair what is known to be wrong, leave the rest alone
     ///
-    /// All of it or nothing: if a rule does not fit, nothing is changed. A second apply changes
-    /// nothing. What was changed is kept in TREE/.qpatch, for `qpatch revert`.
+    /// If a rule does not fit, nothing is changed. A second apply changes nothing. The original
+    /// files are kept in TREE/.qpatch, for `qpatch revert`.
     Apply(Apply),
     /// Print what apply would change, as a unified diff for patch -p1, git apply and quilt
     Diff(PatchChoice),
-    /// Put every file back as it was before the first apply
+    /// Restore every file as it was before the first apply
     Revert(Revert),
-    /// Tell for each patch whether it is in the tree
-    Status(Status),
-    /// Prove a tree: build it in a copy and run it with as many deliveries as it shall have
+    /// Show for each patch whether it is in the tree
+    Status(StatusArgs),
+    /// Prove a tree: build a copy and run it with conf-spawn deliveries at once
     ///
-    /// Works on any qmail tree, unprivileged, without qmail's users. Exits with 0 only if every
+    /// Works on any qmail tree, without root and without qmail's users. Exits with 0 only if every
     /// step holds.
     Verify(Verify),
     /// Check, write, watch and try out the limits per destination domain
     Gate(Gate),
-    /// Tell what of this machine is in the way of so many deliveries
+    /// Show what on this machine is in the way of that many deliveries
     Doctor(Doctor),
-    /// Look at the rules of the patches, and try one out on a file
+    /// Print the rules of a patch, or try one on a file
     Rule {
         #[command(subcommand)]
-        command: rule::Command,
+        command: RuleCommand,
     },
-    /// Apply and verify on a built-in tree: see what qpatch does, without a tree of your own
+    /// Apply and verify on a built-in tree, to see what qpatch does without a tree of your own
     Demo {
         /// How many deliveries at once
         #[arg(long, value_name = "N", default_value_t = 1000,
@@ -66,7 +66,8 @@ pub(super) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Write the manual pages (the commands', concurrencydomains(5) and concurrencyreplies(5)) into a folder
+    /// Write the manual pages into a folder: one for each command, concurrencydomains(5) and
+    /// concurrencyreplies(5)
     Man {
         /// The folder, which must exist
         dir: PathBuf,
@@ -74,11 +75,11 @@ pub(super) enum Command {
 }
 
 impl Cli {
-    /// What clap cannot know to be wrong usage.
+    /// Refuses wrong usage that clap cannot express.
     pub(super) fn checked(self) -> Result<Self, clap::Error> {
         let (name, choice) = match &self.command {
-            Command::Apply(args) => ("apply", &args.choice),
-            Command::Diff(choice) => ("diff", choice),
+            QpatchCommand::Apply(args) => ("apply", &args.choice),
+            QpatchCommand::Diff(choice) => ("diff", choice),
             _ => return Ok(self),
         };
         let Some(what) = choice.conflict() else { return Ok(self) };

@@ -1,4 +1,4 @@
-//! The command line: which command is meant, and its exit code.
+//! Runs the command that the command line names, and returns its exit code.
 
 #![forbid(unsafe_code)]
 
@@ -11,9 +11,9 @@ use clap::{CommandFactory, Parser};
 
 use crate::commands::{apply, completions, demo, diff, doctor, man, revert, rule, status, verify};
 use crate::gate;
-use args::{Cli, Command};
+use args::{Cli, QpatchCommand};
 
-/// Run the command line `args`: 0 done, 1 could not, 2 wrong usage.
+/// Runs the command line `args`. The exit code is 0 if the command did its work, 1 if it could not, 2 for wrong usage.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args).and_then(Cli::checked) {
         Ok(cli) => cli,
@@ -23,17 +23,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let done = match cli.command {
-        Command::Apply(args) => apply::run(&args),
-        Command::Diff(choice) => diff::run(&choice),
-        Command::Revert(args) => revert::run(&args),
-        Command::Status(args) => status::run(&args),
-        Command::Verify(args) => verify::run(&args),
-        Command::Gate(args) => gate::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
-        Command::Rule { command } => rule::run(&command),
-        Command::Demo { spawn } => demo::run(spawn),
-        Command::Completions { shell } => completions::run(shell, &mut Cli::command()),
-        Command::Man { dir } => man::run(&dir, Cli::command()),
+        QpatchCommand::Apply(args) => apply::run(&args),
+        QpatchCommand::Diff(choice) => diff::run(&choice),
+        QpatchCommand::Revert(args) => revert::run(&args),
+        QpatchCommand::Status(args) => status::run(&args),
+        QpatchCommand::Verify(args) => verify::run(&args),
+        QpatchCommand::Gate(args) => gate::run(&args),
+        QpatchCommand::Doctor(args) => doctor::run(&args),
+        QpatchCommand::Rule { command } => rule::run(&command),
+        QpatchCommand::Demo { spawn } => demo::run(spawn),
+        QpatchCommand::Completions { shell } => completions::run(shell, &mut Cli::command()),
+        QpatchCommand::Man { dir } => man::run(&dir, Cli::command()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! `qpatch apply`: plan, write, and tell what comes next.
+//! `qpatch apply`: plans the changes, writes them, and prints the next steps.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use super::verify::prove;
 use crate::output::{CommandResult, Format, count, print};
 use crate::patches;
 use crate::tree::Tree;
-use crate::tree::journal::{Recovered, Session};
+use crate::tree::journal::{LockedTree, Recovered};
 use crate::verify;
 
 /// Arguments of `qpatch apply`.
@@ -22,36 +22,36 @@ use crate::verify;
 pub struct Apply {
     #[command(flatten)]
     pub(crate) choice: PatchChoice,
-    /// Tell what would be done, and change nothing
+    /// Print what would be done, and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Then verify the tree, and revert it if a step fails
+    /// Verify the tree afterwards, and revert it if a step fails
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) verify: bool,
 }
 
-/// Apply, and verify if that is asked for.
+/// Applies the patches, and verifies the tree if the arguments say so.
 ///
 /// # Errors
-/// What could not be done. Nothing is changed then, unless the verification fails and the revert after it fails as well.
+/// The tree is as it was, unless the verification fails and the revert after it fails as well.
 pub fn run(args: &Apply) -> CommandResult {
-    apply(args, Next::Told)?;
+    apply(args, NextSteps::Shown)?;
     verify_applied(args)
 }
 
-/// Whether apply tells what an operator does after it.
+/// Whether apply prints what an operator does after it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    Told,
-    Untold,
+pub(super) enum NextSteps {
+    Shown,
+    Hidden,
 }
 
-impl Next {
+impl NextSteps {
     fn words(self, tree: &Path) -> String {
-        if self == Next::Untold {
+        if self == NextSteps::Hidden {
             return String::new();
         }
-        let back = "; `qpatch revert` puts all back. Next:";
+        let back = "; `qpatch revert` puts all back. NextSteps:";
         match verify::sandbox::check_tree(tree) {
             Ok(()) => format!("{back} qpatch verify, then make setup check"),
             Err(verify::Error::NotBuilt { why, .. }) => {
@@ -62,13 +62,13 @@ impl Next {
     }
 }
 
-pub(super) fn apply(args: &Apply, next: Next) -> CommandResult {
+pub(super) fn apply(args: &Apply, next: NextSteps) -> CommandResult {
     let tree = Tree::open(&args.choice.tree)?;
     if args.dry_run {
         let plan = args.choice.plan(&tree)?;
         return print(|out| {
             patch_table::write(out, &plan.reports, Tense::Present)?;
-            tell_spawn(out, &args.choice, &tree)?;
+            write_spawn(out, &args.choice, &tree)?;
             for change in &plan.changes {
                 let verb = if change.old.is_some() { "would change" } else { "would make" };
                 writeln!(out, "{verb} {}", tree.shown(&change.name))?;
@@ -83,17 +83,17 @@ pub(super) fn apply(args: &Apply, next: Next) -> CommandResult {
             }
         });
     }
-    let recovered = Session::begin(&tree).and_then(|s| s.recover())?;
-    // What an interrupted process left may have been new files.
+    let recovered = LockedTree::lock(&tree).and_then(|locked| locked.recover())?;
+    // The interrupted process may have left new files.
     let tree = Tree::open(&args.choice.tree)?;
-    let session = Session::begin(&tree)?;
+    let locked = LockedTree::lock(&tree)?;
     let plan = args.choice.plan(&tree).inspect_err(|_| {
-        let _ = session.end();
+        let _ = locked.end();
     })?;
     if plan.changes.is_empty() {
-        session.end()?;
+        locked.end()?;
     } else {
-        session.apply(&plan.changes)?;
+        locked.apply(&plan.changes)?;
     }
     print(|out| {
         match recovered {
@@ -102,7 +102,7 @@ pub(super) fn apply(args: &Apply, next: Next) -> CommandResult {
             Recovered::Reverted => writeln!(out, "finished an interrupted revert first")?,
         }
         patch_table::write(out, &plan.reports, Tense::Past)?;
-        tell_spawn(out, &args.choice, &tree)?;
+        write_spawn(out, &args.choice, &tree)?;
         match plan.changes.len() {
             0 => writeln!(out, "nothing to change"),
             n => writeln!(out, "{} changed{}", count(n as u64, "file"), next.words(tree.root())),
@@ -110,8 +110,8 @@ pub(super) fn apply(args: &Apply, next: Next) -> CommandResult {
     })
 }
 
-/// Without --spawn the limit does not rise: say so.
-fn tell_spawn(out: &mut dyn Write, choice: &PatchChoice, tree: &Tree) -> io::Result<()> {
+/// Without --spawn, conf-spawn does not rise. Prints its value and how to change it.
+fn write_spawn(out: &mut dyn Write, choice: &PatchChoice, tree: &Tree) -> io::Result<()> {
     if choice.spawn.is_some() || !choice.has(patches::BIG_CONCURRENCY) {
         return Ok(());
     }
@@ -123,7 +123,7 @@ fn tell_spawn(out: &mut dyn Write, choice: &PatchChoice, tree: &Tree) -> io::Res
     }
 }
 
-/// What `apply --verify` does after the apply.
+/// Does what `apply --verify` does after the apply.
 fn verify_applied(args: &Apply) -> CommandResult {
     if !args.verify {
         return Ok(());

@@ -1,7 +1,7 @@
 //! Which patches a command is about, and what they change in a tree.
 //!
-//! The gate and the fork server go into most forks, not into all. If one of them does not fit a tree and was not asked
-//! for by name, it is left out with a warning.
+//! The gate and the fork server fit most forks, but not all. If one of them does not fit the tree, it is left out with a
+//! warning, unless the command line names it.
 
 #![forbid(unsafe_code)]
 
@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::output::{Failures, warn};
 use crate::patches::{self, Shipped};
 use crate::tree::Tree;
-use crate::tree::plan::{OnPartialProtocol, Plan};
+use crate::tree::plan::{OnPartialProtocol, PatchPlan};
 use crate::verify::sandbox::target::ObjectTarget;
 
 /// Which patches, for which tree.
@@ -25,8 +25,8 @@ use crate::verify::sandbox::target::ObjectTarget;
 pub struct PatchChoice {
     /// The folder with qmail's Makefile and spawn.c
     pub(super) tree: PathBuf,
-    /// Set conf-spawn: how many deliveries qmail-lspawn and qmail-rspawn may each run at once,
-    /// 1 to 65000. Without it, conf-spawn stays as it is
+    /// Set conf-spawn, the number of deliveries that qmail-lspawn and qmail-rspawn may each run at
+    /// once, 1 to 65000. Without this option conf-spawn stays as it is
     #[arg(long, value_name = "N", allow_hyphen_values = true,
         value_parser = clap::value_parser!(u32).range(1..=65000))]
     pub(super) spawn: Option<u32>,
@@ -42,18 +42,18 @@ pub struct PatchChoice {
     /// Fail where the gate does not fit the tree, instead of leaving it out with a warning
     #[arg(long, conflicts_with = "no_gate")]
     pub(super) gate: bool,
-    /// Where half of the two-byte protocol is in the tree already, make the other half
+    /// If the tree has half of the two-byte protocol already, make the other half
     #[arg(long)]
     pub(super) complete: bool,
 }
 
-/// The ids of all patches, which help, errors and completions name.
+/// Returns the ids of all patches, for help, errors and completions.
 pub(crate) fn patch_ids() -> PossibleValuesParser {
     PossibleValuesParser::new(patches::ALL.map(|p| p.id))
 }
 
 impl PatchChoice {
-    /// What is asked for that does not go together.
+    /// Returns why these options do not go together; `None` if they do.
     pub(crate) fn conflict(&self) -> Option<&'static str> {
         if !patches::ALL.iter().any(|p| self.has(p.id)) {
             Some("no patch is left after --only, --skip and --no-gate")
@@ -76,12 +76,12 @@ impl PatchChoice {
             && !(self.no_gate && patch == patches::GATE)
     }
 
-    /// Whether the patch must go in, even if other trees do without.
+    /// Returns whether the command line names this patch, so that a misfit is an error.
     fn insists_on(&self, patch: &str) -> bool {
         (self.gate && patch == patches::GATE) || self.only.iter().any(|id| id == patch)
     }
 
-    pub(super) fn plan(&self, tree: &Tree) -> Result<Plan, Failures> {
+    pub(super) fn plan(&self, tree: &Tree) -> Result<PatchPlan, Failures> {
         let leaves_out_gate = self.no_gate || self.skip.iter().any(|id| id == patches::GATE);
         if leaves_out_gate && tree.root().join("gate_glue.c").exists() {
             warn(
@@ -95,7 +95,7 @@ impl PatchChoice {
         loop {
             let patches =
                 read_patches(tree, self.spawn, |p| self.has(p.id) && !left_out.contains(&p.id))?;
-            let plan = Plan::new(tree, &patches)?;
+            let plan = PatchPlan::new(tree, &patches)?;
             let optional =
                 patches::OPTIONAL.iter().filter(|optional| !self.insists_on(optional.id));
             let misfit = optional.clone().find_map(|optional| {
@@ -123,10 +123,10 @@ impl PatchChoice {
         !self.has(patches::BIG_CONCURRENCY)
     }
 
-    /// Why the plan cannot put an optional patch into the tree.
+    /// Returns why an optional patch does not fit the tree; `None` if it fits.
     fn misfit(
         &self,
-        plan: &Plan,
+        plan: &PatchPlan,
         patch: &str,
         compiled: &impl Deref<Target = Option<ObjectTarget>>,
     ) -> Option<String> {
@@ -143,7 +143,10 @@ const GATE_ALONE: &str = "domain-gate needs big-concurrency, which --only or --s
 
 /// Returns an error if the plan adds the gate, and the gate was compiled for another machine than `compiled`, the one
 /// that the tree's compiler compiles for.
-fn wrong_machine(plan: &Plan, compiled: &impl Deref<Target = Option<ObjectTarget>>) -> Option<Error> {
+fn wrong_machine(
+    plan: &PatchPlan,
+    compiled: &impl Deref<Target = Option<ObjectTarget>>,
+) -> Option<Error> {
     let change = plan.changes.iter().find(|change| change.name == "gate.a")?;
     let gate = ObjectTarget::of_archive(&change.new)?;
     let compiled = compiled.filter(|target| *target != gate)?;

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use crate::output::{CommandResult, print};
 
-/// Print the script.
+/// Prints the script.
 ///
 /// # Errors
 /// If standard output cannot be written.

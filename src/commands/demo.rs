@@ -1,8 +1,8 @@
-//! `qpatch demo`: apply and verify on a built-in tree.
+//! `qpatch demo`: applies the patches to a built-in tree and verifies it.
 
 #![forbid(unsafe_code)]
 
-use super::apply::{self, Apply, Next};
+use super::apply::{self, Apply, NextSteps};
 use super::choice::PatchChoice;
 use super::verify::prove;
 use crate::error::Error;
@@ -10,7 +10,7 @@ use crate::fixture::Dialect;
 use crate::output::{CommandResult, Format, print};
 use crate::verify;
 
-/// Apply and verify.
+/// Runs the demo with conf-spawn `spawn`.
 ///
 /// # Errors
 /// If a step fails or could not be tried.
@@ -31,7 +31,7 @@ pub fn run(spawn: u32) -> CommandResult {
     print(|out| {
         writeln!(out, "apply --spawn {spawn} to a built-in tree (as qmail-1.03: K&R, one byte)")
     })?;
-    apply::apply(&Apply { choice, dry_run: false, verify: false }, Next::Untold)?;
+    apply::apply(&Apply { choice, dry_run: false, verify: false }, NextSteps::Hidden)?;
     print(|out| writeln!(out, "\nverify"))?;
     prove(&tree, &verify::Options::default(), Format::Table)
 }

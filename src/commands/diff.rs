@@ -1,4 +1,4 @@
-//! `qpatch diff`: what apply would change, for patch, git apply and quilt.
+//! `qpatch diff`: prints what apply would change, for patch, git apply and quilt.
 
 #![forbid(unsafe_code)]
 
@@ -7,7 +7,7 @@ use crate::output::{CommandResult, print, warn};
 use crate::tree::Tree;
 use crate::tree::diff::unified;
 
-/// Print it.
+/// Prints the diff.
 ///
 /// # Errors
 /// If the patches do not fit the tree.

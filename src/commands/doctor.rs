@@ -1,4 +1,4 @@
-//! `qpatch doctor`: looks at the machine, and prints what is in the way.
+//! `qpatch doctor`: prints what on this machine is in the way of many deliveries.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ pub struct Doctor {
     /// The folder where qmail is installed [default: /var/qmail]
     #[arg(value_name = "QMAILHOME")]
     home: Option<PathBuf>,
-    /// So many remote deliveries at once, instead of what control/concurrencyremote says
+    /// The number of remote deliveries at once, instead of the one in control/concurrencyremote
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
     concurrency: Option<u32>,
     /// The compiler that builds the tree
@@ -26,14 +26,14 @@ pub struct Doctor {
     format: Format,
 }
 
-/// Look at the machine, and print what is in the way.
+/// Looks at the machine, and prints the findings.
 ///
 /// # Errors
-/// If something is to change.
+/// If a finding asks for a change.
 pub fn run(args: &Doctor) -> CommandResult {
     let home = match &args.home {
         Some(home) => doctor::installed(home)?,
-        // Asked before an install, which is most useful, there is none yet.
+        // Before an install, where doctor is most useful, the folder does not exist yet.
         None => doctor::Options::default().home,
     };
     let options = doctor::Options { home, concurrency: args.concurrency, cc: args.cc.clone() };

@@ -1,8 +1,8 @@
-//! `qpatch man`: the manual pages, those of the commands, made from their help, concurrencydomains(5) and
-//! concurrencyreplies(5).
+//! `qpatch man`: writes the manual pages. Those of the commands are made from their help; concurrencydomains(5) and
+//! concurrencyreplies(5) are written by hand.
 //!
-//! clap_mangen writes all of a command's page but two things: its SYNOPSIS has options without their values, and it
-//! knows nothing of METRICS, EXIT STATUS and SEE ALSO.
+//! clap_mangen writes most of a command's page. Its SYNOPSIS lacks the values of options, and it knows no METRICS, EXIT
+//! STATUS and SEE ALSO: these are written here.
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,8 @@ const CONTROL_FILES: [(&str, &str); 2] = [
     ("concurrencyreplies.5", include_str!("../../man/concurrencyreplies.5")),
 ];
 
-/// What 0 and 1 mean where it is not just "done" and "could not". 2 is wrong usage everywhere.
+/// What the exit codes 0 and 1 mean, for commands where they mean more than "done" and "could not". 2 is always wrong
+/// usage.
 const EXIT_STATUS: [(&str, &str, &str); 8] = [
     (
         "qpatch-status",
@@ -53,23 +54,23 @@ const EXIT_STATUS: [(&str, &str, &str); 8] = [
     ),
 ];
 
-/// What stands before the metrics.
+/// The text before the list of metrics.
 const METRICS: &str = "\
 With \\fB\\-\\-format prometheus\\fR, for node_exporter's textfile folder; the sources have a dashboard and alert rules in monitoring. \
 Times are in seconds since 1970.
 .PP
-Where a tree has several remote channels, each has a qmail\\-rspawn, and those metrics that tell of one have a label \\fBspawner\\fR: \
-0 for queue/lock/gatestatus, 1 for gatestatus.1; so have the counters of keys. All others are of all together.
+If a tree has several remote channels, each has a qmail\\-rspawn. Metrics of one qmail\\-rspawn have a label \\fBspawner\\fR: \
+0 for queue/lock/gatestatus, 1 for gatestatus.1. The counters of keys have it too. All other metrics are sums over all spawners.
 .PP
 The metrics of keys have the labels \\fBkind\\fR (domain, relay, group, candidates) and \\fBkey\\fR, the name: bytes that are not printable \
 ASCII are \\fB%\\fR and two hexadecimal digits, here as in every other output, and so is \\fB%\\fR. A key has series of its own if it is a \
 group, a relay, or a domain with a line of its own in concurrencydomains, if it is or was at its limit, or if it is one of \
-the \\fB\\-\\-busiest\\fR of the rest. The others are added up under \\fBkind=\"other\"\\fR, but not their counters: with a key that gets \
-series of its own these would fall, and a counter must not. What the others did is what is left of all, for example \
+the \\fB\\-\\-busiest\\fR of the rest. The others are added up under \\fBkind=\"other\"\\fR, except their counters: such a sum would \
+fall when a key gets series of its own, and a counter must not fall. To get what the others did, subtract, for example \
 rate(qmail_gate_done_total[5m]) \\- sum without (kind, key, spawner) (rate(qmail_gate_key_done_total[5m])).
 ";
 
-/// Write them into the folder `dir`.
+/// Writes the manual pages into the folder `dir`.
 ///
 /// # Errors
 /// If a page cannot be written.
@@ -87,7 +88,7 @@ pub fn run(dir: &Path, command: Command) -> CommandResult {
     Ok(())
 }
 
-/// Every page: its file's name and its text. No errors but those of writing to memory.
+/// Returns the file name and the text of every page. Fails only if clap_mangen no longer writes what is expected.
 fn pages(command: Command) -> io::Result<Vec<(String, String)>> {
     let mut command = command.disable_help_subcommand(true);
     command.build();
@@ -116,7 +117,7 @@ fn page(man: &Man, command: &Command) -> io::Result<String> {
     let other = || io::Error::other("clap_mangen writes SYNOPSIS and DESCRIPTION no longer");
     let (head, rest) = written.split_once(SYNOPSIS).ok_or_else(other)?;
     let (_, rest) = rest.split_once(DESCRIPTION).ok_or_else(other)?;
-    // The version is in the page's foot, as with every manual page.
+    // The version is in the foot of the page, as in every manual page.
     let (rest, _) = rest.split_once(".SH VERSION\n").unwrap_or((rest, ""));
     let name = command.get_display_name().unwrap_or_else(|| command.get_name());
     Ok(format!(
@@ -128,7 +129,7 @@ fn page(man: &Man, command: &Command) -> io::Result<String> {
     ))
 }
 
-/// As in roff: a bare hyphen may become another character there.
+/// Escapes `text` for roff, which may turn a bare hyphen into another character.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\e").replace('-', "\\-")
 }
@@ -156,7 +157,7 @@ fn synopsis(command: &Command) -> String {
             arg.get_value_delimiter().is_none() && matches!(arg.get_action(), ArgAction::Append);
         word = match (arg.is_required_set(), again) {
             (true, false) => word,
-            // Not `LOG...`, which would be several values behind one option.
+            // Not `LOG...`, which would mean several values after one option.
             (true, true) => format!("{word} [{word}]..."),
             (false, false) => format!("[{word}]"),
             (false, true) => format!("[{word}]..."),
@@ -196,7 +197,7 @@ fn exit_status(name: &str) -> String {
     format!(".SH \"EXIT STATUS\"\n{}", rows.concat())
 }
 
-/// What gate show prints for Prometheus.
+/// Returns the section METRICS, for `gate show`.
 fn metrics(name: &str) -> String {
     if name != "qpatch-gate-show" {
         return String::new();

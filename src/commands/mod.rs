@@ -1,4 +1,4 @@
-//! What a command does: its arguments and its policy, one module for each. `qpatch gate` has its own folder, src/gate/.
+//! The commands: the arguments and the policy of each, one module a command. `qpatch gate` has its own folder, src/gate/.
 
 #![forbid(unsafe_code)]
 

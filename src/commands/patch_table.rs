@@ -5,34 +5,34 @@
 use std::io::{self, Write};
 
 use crate::output::bold;
-use crate::tree::plan::{Outcome, Report, Standing};
+use crate::tree::plan::{PatchReport, PatchState, RuleOutcome};
 
-/// Whether a table tells what is, or what has been done.
+/// Whether a table says what is to be done, or what has been done.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tense {
     Present,
     Past,
 }
 
-/// The table of patches.
-pub(super) fn write(out: &mut dyn Write, reports: &[Report], tense: Tense) -> io::Result<()> {
+/// Writes the table of patches.
+pub(super) fn write(out: &mut dyn Write, reports: &[PatchReport], tense: Tense) -> io::Result<()> {
     let bold = bold();
     for report in reports.iter().filter(|report| report.concerns_the_tree()) {
-        let count = |wanted: fn(&Outcome) -> bool| {
+        let count = |wanted: fn(&RuleOutcome) -> bool| {
             report.rules.iter().filter(|r| wanted(&r.outcome)).count()
         };
         let past = tense == Tense::Past;
         let parts: Vec<_> = [
-            (count(|o| *o == Outcome::Done), "there"),
-            (count(|o| *o == Outcome::Make), if past { "made" } else { "to make" }),
-            (count(|o| *o == Outcome::Repair), if past { "repaired" } else { "to repair" }),
-            (count(|o| matches!(o, Outcome::Misfit(_))), "not understood"),
+            (count(|o| *o == RuleOutcome::Done), "there"),
+            (count(|o| *o == RuleOutcome::Make), if past { "made" } else { "to make" }),
+            (count(|o| *o == RuleOutcome::Repair), if past { "repaired" } else { "to repair" }),
+            (count(|o| matches!(o, RuleOutcome::Misfit(_))), "not understood"),
         ]
         .into_iter()
         .filter(|(n, _)| *n > 0)
         .map(|(n, word)| format!("{n} {word}"))
         .collect();
-        let standing = if past { Standing::Applied } else { report.standing };
+        let standing = if past { PatchState::Applied } else { report.standing };
         let name = standing.name();
         writeln!(out, "{bold}{:<16}{name:<8}{bold:#} {}", report.patch, parts.join(", "))?;
     }

@@ -1,4 +1,4 @@
-//! `qpatch revert`: every file as it was before the first apply.
+//! `qpatch revert`: restores every file as it was before the first apply.
 
 #![forbid(unsafe_code)]
 
@@ -8,27 +8,27 @@ use clap::Args;
 
 use crate::output::{CommandResult, count, print};
 use crate::tree::Tree;
-use crate::tree::journal::{LaterChanges, Session};
+use crate::tree::journal::{LaterChanges, LockedTree};
 
 /// Arguments of `qpatch revert`.
 #[derive(Debug, Args)]
 pub struct Revert {
     /// The folder with qmail's Makefile and spawn.c
     pub(super) tree: PathBuf,
-    /// Throw away what was changed after the apply
+    /// Discard changes that were made after the apply
     #[arg(long)]
     pub(super) force: bool,
 }
 
-/// Put every file back.
+/// Restores every file.
 ///
 /// # Errors
-/// If a file cannot be put back, or was changed after the apply and that is to be kept.
+/// If a file cannot be restored, or was changed after the apply and `force` is not set.
 pub fn run(args: &Revert) -> CommandResult {
     let tree = Tree::open(&args.tree)?;
-    let session = Session::begin(&tree)?;
+    let locked = LockedTree::lock(&tree)?;
     let later = if args.force { LaterChanges::Discard } else { LaterChanges::Keep };
-    let reverted = session.revert(later)?;
+    let reverted = locked.revert(later)?;
     print(|out| {
         write!(out, "{} put back", count(reverted.put_back as u64, "file"))?;
         match reverted.removed {

@@ -1,4 +1,5 @@
-//! `qpatch rule try`: what one rule does to one file, for whoever writes a variant for a fork.
+//! `qpatch rule`: prints the rules of a patch, and shows what one rule does to one file. This is for people who write
+//! a variant for a fork.
 
 #![forbid(unsafe_code)]
 
@@ -8,23 +9,22 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::choice::patch_ids;
-use crate::engine::edit::{self, Misfit, State};
+use crate::engine::edit::{self, Examined, Misfit};
 use crate::engine::lex::{Lang, Source};
 use crate::engine::matcher::Near;
-use crate::engine::rule::{self, Need, Parameters, Part, Patch, Rule, Section};
+use crate::engine::rule::{self, Need, Parameters, Patch, Rule, RulePart, Section};
 use crate::error::Error;
 use crate::output::{CommandResult, Failures, print};
 use crate::patches::{self, Shipped};
-use crate::tree::plan::{Change, takes};
+use crate::tree::plan::{FileChange, takes};
 
 /// The commands for people who write rules.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum RuleCommand {
     /// Show what one rule does to one file: where it matches, what it writes, or why it does not fit
     ///
-    /// For the maintainer of a fork that writes something another way than the rules know: try the rule that does not fit,
-    /// write a variant, try that. Nothing is changed. Exits with 0 if each rule fits or is there already, with 1 if one
-    /// does not fit.
+    /// For the maintainer of a fork that the rules do not fit: try the rule that does not fit, write a variant, and try
+    /// that. Changes nothing. Exits with 0 if each rule fits or is there already, with 1 if one does not fit.
     Try(Try),
     /// Print the rule file of a patch, to start from
     Show {
@@ -37,33 +37,33 @@ pub enum Command {
 /// What to try on what.
 #[derive(Debug, Args)]
 pub struct Try {
-    /// A rule file, or a patch of qpatch by its name (domain-gate), both with :LINE for the rule that has this line. Without
-    /// a line: all rules for a file of FILE's name, each on what the ones before it wrote
+    /// A rule file, or the name of a patch (domain-gate). With :LINE after it, only the rule that has this line. Without a
+    /// line, all rules for a file of FILE's name, each applied to the result of the one before
     rule: String,
-    /// The file, as it is when the rule gets it: most rules of domain-gate want the two-byte delivery numbers (`qpatch apply
-    /// --no-gate`)
+    /// The file, in the state in which the rule gets it: most rules of domain-gate need the two-byte delivery numbers
+    /// (`qpatch apply --no-gate`)
     file: PathBuf,
-    /// The N of `--spawn N`, for rules that write it
+    /// The N of `apply --spawn N`, for rules that write it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
     spawn: Option<u32>,
 }
 
 /// What a trial found.
-struct Outcome {
+struct TrialResult {
     /// For people.
     text: String,
     /// Whether each rule fits or is there already.
     fits: bool,
 }
 
-/// Run one of them.
+/// Runs one of them.
 ///
 /// # Errors
-/// If a rule that was tried does not fit.
-pub fn run(command: &Command) -> CommandResult {
+/// If a rule does not fit, or cannot be read.
+pub fn run(command: &RuleCommand) -> CommandResult {
     match command {
-        Command::Show { id } => print(|out| out.write_all(shown(id).as_bytes())),
-        Command::Try(args) => {
+        RuleCommand::Show { id } => print(|out| out.write_all(shown(id).as_bytes())),
+        RuleCommand::Try(args) => {
             let outcome = try_out(args)?;
             print(|out| out.write_all(outcome.text.as_bytes()))?;
             if outcome.fits { Ok(()) } else { Err(Failures::printed()) }
@@ -71,13 +71,13 @@ pub fn run(command: &Command) -> CommandResult {
     }
 }
 
-/// The text of the rule file of the patch `id`.
+/// Returns the rule file of the patch `id`.
 fn shown(id: &str) -> &'static str {
     patches::ALL.iter().find(|p| p.id == id).map_or("", Shipped::text)
 }
 
-/// Try it. An error if the rule or the file cannot be read, or no rule is meant.
-fn try_out(args: &Try) -> Result<Outcome, Error> {
+/// Tries the rules. Returns an error if the rule file or the file cannot be read, or if no rule is meant.
+fn try_out(args: &Try) -> Result<TrialResult, Error> {
     let (name, line) = named(&args.rule);
     let (shown_as, text) = rule_file(name)?;
     let mut parameters = Parameters::from([
@@ -94,7 +94,7 @@ fn try_out(args: &Try) -> Result<Outcome, Error> {
         return Err(Error::new(format!("{shown_as}:{line}"), what, help));
     }
     let kept = beside(name);
-    let mut attachments: Vec<(&str, &[u8])> = patches::ATTACHMENTS.to_vec();
+    let mut attachments: Vec<(&str, &[u8])> = patches::attachments();
     attachments.extend(kept.iter().map(|name| (name.as_str(), &b""[..])));
     let patch =
         rule::parse(name, &shown_as, &text, &parameters, &attachments).map_err(|error| {
@@ -113,10 +113,10 @@ fn try_out(args: &Try) -> Result<Outcome, Error> {
         let fit = trial.rule(section, rule);
         fits &= fit || (rule.need == Need::Optional && line.is_none());
     }
-    Ok(Outcome { text: trial.text, fits })
+    Ok(TrialResult { text: trial.text, fits })
 }
 
-/// `RULE:LINE` in its parts; a file whose name ends so is a file.
+/// Splits `RULE:LINE`. If a file has the whole text as its name, it is that file.
 fn named(rule: &str) -> (&str, Option<usize>) {
     match rule.rsplit_once(':') {
         Some((name, line)) if !Path::new(rule).exists() => match line.parse() {
@@ -127,7 +127,7 @@ fn named(rule: &str) -> (&str, Option<usize>) {
     }
 }
 
-/// The rule file `name` as errors call it, and its text.
+/// Returns the name of a rule file as errors write it, and its text.
 fn rule_file(name: &str) -> Result<(String, String), Error> {
     if let Some(shipped) = shipped(name).filter(|_| !Path::new(name).exists()) {
         return Ok((shipped.file(), shipped.text().to_string()));
@@ -143,23 +143,23 @@ fn rule_file(name: &str) -> Result<(String, String), Error> {
     }
 }
 
-/// The patch of this name, or of this rule file as messages call it.
+/// Returns the patch that `name` names: by its id, or by its rule file as messages write it.
 fn shipped(name: &str) -> Option<&'static Shipped> {
     patches::ALL.iter().find(|p| p.id == name || p.file() == name)
 }
 
-/// The names of the files beside the rule file `name`, which `create ... from` may take.
+/// Returns the names of the files beside the rule file `name`, which `create ... from` may take.
 fn beside(name: &str) -> Vec<String> {
     let folder = Path::new(name).parent().filter(|p| !p.as_os_str().is_empty());
     let entries = std::fs::read_dir(folder.unwrap_or(Path::new("."))).into_iter().flatten();
     entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect()
 }
 
-/// The rules to try: the one that has line `line`, or all for a file of this name.
+/// Returns the rules to try: the one that has line `line`, or all for a file of this name.
 fn meant<'a>(patch: &'a Patch, line: Option<usize>, file: &str) -> Vec<(&'a Section, &'a Rule)> {
     let all = patch.sections.iter().flat_map(|s| s.rules().iter().map(move |r| (s, r)));
     match line {
-        // A rule goes on to the next one, or to the next section.
+        // A rule ends where the next rule or section begins.
         Some(line) => {
             let ends =
                 patch.sections.iter().map(|s| s.line).chain(all.clone().map(|(_, r)| r.line));
@@ -203,44 +203,44 @@ struct Trial<'a> {
     rule_file: &'a str,
     rules: &'a str,
     file: String,
-    /// The file as the next rule gets it.
+    /// The file in the state in which the next rule gets it.
     bytes: Vec<u8>,
     text: String,
 }
 
 impl Trial<'_> {
     fn say(&mut self, line: std::fmt::Arguments<'_>) {
-        // A String takes all that is written to it.
+        // Writing to a String does not fail.
         let _ = self.text.write_fmt(line);
         self.text.push('\n');
     }
 
-    /// Try one rule; whether it fits or is there already.
+    /// Tries one rule. Returns whether it fits or is there already.
     fn rule(&mut self, section: &Section, rule: &Rule) -> bool {
         let lang = section.lang.unwrap_or_else(|| Lang::of(&self.file));
         let bytes = std::mem::take(&mut self.bytes);
         let source = Source::new(lang, &bytes);
         let head = format!("{}:{}: {}", self.rule_file, rule.line, rule.title);
         let (fits, after) = match edit::examine(rule, lang, &source) {
-            State::Done if rule.done.is_empty() => {
+            Examined::Done if rule.done.is_empty() => {
                 self.say(format_args!("{head}: nothing to do here"));
                 (true, None)
             }
-            State::Done => {
+            Examined::Done => {
                 self.say(format_args!("{head}: there already"));
                 (true, None)
             }
-            State::Fits { edits } => {
+            Examined::Fits { edits } => {
                 self.say(format_args!("{head}: fits"));
                 for part in &rule.parts {
                     self.matches(part, lang, &source);
                 }
                 let new = edit::apply(&bytes, &edits);
-                let change = Change { name: self.file.clone(), old: Some(bytes.clone()), new };
+                let change = FileChange { name: self.file.clone(), old: Some(bytes.clone()), new };
                 self.text.push_str(&String::from_utf8_lossy(&crate::tree::diff::unified(&change)));
                 (true, Some(change.new))
             }
-            State::Misfit(misfit) => {
+            Examined::Misfit(misfit) => {
                 let optional = if rule.need == Need::Optional {
                     " (which it may, being optional)"
                 } else {
@@ -255,8 +255,8 @@ impl Trial<'_> {
         fits
     }
 
-    /// Where a part matches, and in which variant.
-    fn matches(&mut self, part: &Part, lang: Lang, source: &Source<'_>) {
+    /// Writes where a part matches, and in which variant.
+    fn matches(&mut self, part: &RulePart, lang: Lang, source: &Source<'_>) {
         let Ok(found) = edit::find(part, lang, source) else { return };
         let Some(variant) = found.variant else { return };
         let hunk = &part.variants[variant];
@@ -295,8 +295,8 @@ impl Trial<'_> {
         }
     }
 
-    /// How near one variant comes.
-    fn near(&mut self, part: &Part, variant: usize, near: &Near, bytes: &[u8]) {
+    /// Writes how near one variant comes.
+    fn near(&mut self, part: &RulePart, variant: usize, near: &Near, bytes: &[u8]) {
         let hunk = &part.variants[variant];
         let first = hunk.lines.first().map_or(0, |l| l.line);
         let (file, rule_file) = (self.file.clone(), self.rule_file);
@@ -317,7 +317,7 @@ impl Trial<'_> {
     }
 }
 
-/// Line `line` of `bytes`, counted from 1, without the blanks around it.
+/// Returns line `line` of `bytes`, counted from 1, without the blanks around it; at most 100 characters.
 fn line_of(bytes: &[u8], line: usize) -> String {
     let text = bytes.split(|&b| b == b'\n').nth(line - 1).unwrap_or_default();
     let text = String::from_utf8_lossy(text.trim_ascii());

@@ -1,4 +1,4 @@
-//! `qpatch status`: how each patch stands to a tree.
+//! `qpatch status`: prints the state of each patch in a tree.
 
 #![forbid(unsafe_code)]
 
@@ -11,11 +11,11 @@ use super::choice::read_patches;
 use super::patch_table::{self, Tense};
 use crate::output::{CommandResult, Format, print};
 use crate::tree::Tree;
-use crate::tree::plan::{Outcome, Plan, Report, Standing};
+use crate::tree::plan::{PatchPlan, PatchReport, PatchState, RuleOutcome};
 
 /// Arguments of `qpatch status`.
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct StatusArgs {
     /// The folder with qmail's Makefile and spawn.c
     tree: PathBuf,
     /// How to print it
@@ -23,30 +23,30 @@ pub struct Status {
     format: Format,
 }
 
-/// What `status` prints as JSON.
+/// The JSON that `status` prints.
 #[derive(Serialize)]
 struct StatusReport<'a> {
     tree: String,
-    patches: Vec<&'a Report>,
+    patches: Vec<&'a PatchReport>,
 }
 
-/// Print how each patch stands.
+/// Prints the state of each patch.
 ///
 /// # Errors
 /// If the tree cannot be read.
-pub fn run(args: &Status) -> CommandResult {
+pub fn run(args: &StatusArgs) -> CommandResult {
     let tree = Tree::open(&args.tree)?;
     let patches = read_patches(&tree, None, |_| true)?;
-    let plan = Plan::new(&tree, &patches)?;
+    let plan = PatchPlan::new(&tree, &patches)?;
     print(|out| match args.format {
         Format::Table => {
             patch_table::write(out, &plan.reports, Tense::Present)?;
             for report in &plan.reports {
                 for rule in &report.rules {
                     let why = match &rule.outcome {
-                        Outcome::Misfit(why) => why.as_str(),
-                        Outcome::Make if report.standing == Standing::Partial => "missing",
-                        Outcome::Repair => "there, but wrong",
+                        RuleOutcome::Misfit(why) => why.as_str(),
+                        RuleOutcome::Make if report.standing == PatchState::Partial => "missing",
+                        RuleOutcome::Repair => "there, but wrong",
                         _ => continue,
                     };
                     writeln!(out, "{}: {}: {}: {why}", report.patch, rule.file, rule.title)?;

@@ -25,20 +25,20 @@ pub struct Verify {
     /// Try this compiler instead of the one in conf-cc
     #[arg(long, value_name = "CC")]
     cc: Option<String>,
-    /// Only this step, and what it needs: build, chkspawn, fd_set, machine, qmail-rspawn, qmail-lspawn,
+    /// Run only this step, and what it needs: build, chkspawn, fd_set, machine, qmail-rspawn, qmail-lspawn,
     /// qmail-send-numbers, mail, restart, gate, fortify-build, fortify-qmail-rspawn,
     /// fortify-qmail-lspawn, fortify-mail; fortify for the last four. May be given several times
     #[arg(long, value_name = "STEP,...", value_delimiter = ',', value_parser = steps(),
         hide_possible_values = true)]
     only: Vec<String>,
-    /// Copy the files of this folder into the copy's control folder, for spawners that want files of
-    /// their own (LDAP). Files that decide where mail goes and how much at once are left out
+    /// Copy the files of this folder into the copy's control folder, for spawners that need files of
+    /// their own (LDAP). Files that decide where mail goes, and how much at once, are left out
     #[arg(long, value_name = "DIR")]
     control: Option<PathBuf>,
     /// Keep the copy, to look inside
     #[arg(long)]
     keep: bool,
-    /// Repeat the random choices of an earlier run, which told its seed
+    /// Repeat the random choices of an earlier run, which printed its seed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// How to print it
@@ -46,7 +46,7 @@ pub struct Verify {
     format: Format,
 }
 
-/// The steps of a proof that can be asked for.
+/// Returns the names that --only takes.
 fn steps() -> PossibleValuesParser {
     PossibleValuesParser::new(
         verify::Part::ALL
@@ -57,7 +57,7 @@ fn steps() -> PossibleValuesParser {
     )
 }
 
-/// Prove a tree and print each step.
+/// Proves a tree and prints each step.
 ///
 /// # Errors
 /// If a step fails or could not be tried.
@@ -74,7 +74,7 @@ pub fn run(args: &Verify) -> CommandResult {
     prove(&args.tree, &options, args.format)
 }
 
-/// Verify and print; an error if a step fails.
+/// Proves a tree and prints each step. Returns an error if a step fails.
 pub(super) fn prove(tree: &Path, options: &verify::Options, format: Format) -> CommandResult {
     let outcome = match format {
         Format::Table => {

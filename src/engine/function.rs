@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::lex::{Kind, Source};
+use super::lex::{Source, TokenKind};
 
 /// A function definition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ fn code_tokens(source: &Source<'_>) -> Vec<usize> {
     let mut skipped: Vec<bool> = Vec::new();
     let mut at = 0;
     while at < source.tokens.len() {
-        if source.tokens[at].kind == Kind::Directive {
+        if source.tokens[at].kind == TokenKind::Directive {
             match &*source.tokens.get(at + 1).map(|_| source.text(at + 1)).unwrap_or_default() {
                 b"if" | b"ifdef" | b"ifndef" => skipped.push(false),
                 b"elif" | b"else" => {
@@ -73,7 +73,7 @@ fn code_tokens(source: &Source<'_>) -> Vec<usize> {
                 }
                 _ => {}
             }
-            while at < source.tokens.len() && source.tokens[at].kind != Kind::LineEnd {
+            while at < source.tokens.len() && source.tokens[at].kind != TokenKind::LineEnd {
                 at += 1;
             }
         } else if !skipped.contains(&true) {
@@ -97,7 +97,7 @@ fn is_name(source: &Source<'_>, token: usize) -> bool {
         b"else",
         b"case",
     ];
-    source.tokens[token].kind == Kind::Ident && !KEYWORDS.contains(&&*source.text(token))
+    source.tokens[token].kind == TokenKind::Ident && !KEYWORDS.contains(&&*source.text(token))
 }
 
 /// Returns the index in `code` of the bracket that closes the one at `open`, or the last index.

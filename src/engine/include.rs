@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::lex::{Kind, Lang, Source};
+use super::lex::{Lang, Source, TokenKind};
 
 /// An `#include` line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub fn includes(source: &Source<'_>) -> Vec<Include> {
     let mut found = Vec::new();
     let mut open: Vec<usize> = Vec::new();
     for at in 0..source.tokens.len().saturating_sub(1) {
-        if source.tokens[at].kind != Kind::Directive {
+        if source.tokens[at].kind != TokenKind::Directive {
             continue;
         }
         match &*source.text(at + 1) {
@@ -42,7 +42,7 @@ pub fn includes(source: &Source<'_>) -> Vec<Include> {
             }
             b"include" => {
                 let end = (at..source.tokens.len())
-                    .find(|&i| source.tokens[i].kind == Kind::LineEnd)
+                    .find(|&i| source.tokens[i].kind == TokenKind::LineEnd)
                     .map_or(source.tokens.len(), |i| i + 1);
                 let header = header(source, at + 2);
                 found.push(Include { header, tokens: at..end, held_by: open.first().copied() });
@@ -67,8 +67,8 @@ pub fn headers(bytes: &[u8]) -> Vec<Header> {
 
 fn header(source: &Source<'_>, at: usize) -> Option<Header> {
     let quoted = match source.tokens.get(at)?.kind {
-        Kind::Str => true,
-        Kind::Header => false,
+        TokenKind::Str => true,
+        TokenKind::Header => false,
         _ => return None,
     };
     let text = source.text(at);

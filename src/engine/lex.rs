@@ -2,8 +2,8 @@
 //!
 //! Two lexers share one token type. The C lexer follows the translation phases that matter for
 //! matching: it removes line splices, treats comments as white space, and makes a preprocessor line
-//! a run of tokens between [`Kind::Directive`] and [`Kind::LineEnd`]. The text lexer is for
-//! makefiles, manual pages and `conf-*` files: it makes words, and a [`Kind::LineEnd`] for each
+//! a run of tokens between [`TokenKind::Directive`] and [`TokenKind::LineEnd`]. The text lexer is for
+//! makefiles, manual pages and `conf-*` files: it makes words, and a [`TokenKind::LineEnd`] for each
 //! unspliced line.
 //!
 //! Both accept any bytes. Invalid C (an apostrophe in a comment of `#if 0`, a byte that is not
@@ -37,7 +37,7 @@ impl Lang {
 
 /// What a token is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum TokenKind {
     /// An identifier or keyword.
     Ident,
     /// A preprocessing number.
@@ -62,7 +62,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: TokenKind,
     /// Byte offsets into the source.
     pub span: Range<usize>,
 }
@@ -91,7 +91,7 @@ impl<'a> Source<'a> {
     #[must_use]
     pub fn text(&self, i: usize) -> Cow<'a, [u8]> {
         let token = &self.tokens[i];
-        if token.kind == Kind::LineEnd {
+        if token.kind == TokenKind::LineEnd {
             return Cow::Borrowed(b"\n");
         }
         unspliced(&self.bytes[token.span.clone()])
@@ -99,7 +99,7 @@ impl<'a> Source<'a> {
 
     /// Returns whether token `i` has kind `kind` and text `text`.
     #[must_use]
-    pub fn is(&self, i: usize, kind: Kind, text: &str) -> bool {
+    pub fn is(&self, i: usize, kind: TokenKind, text: &str) -> bool {
         self.tokens.get(i).is_some_and(|t| t.kind == kind && &*self.text(i) == text.as_bytes())
     }
 
@@ -147,7 +147,7 @@ fn text_tokens(bytes: &[u8]) -> Vec<Token> {
         if spliced > 0 {
             at += spliced;
         } else if bytes[at] == b'\n' {
-            tokens.push(Token { kind: Kind::LineEnd, span: at..at + 1 });
+            tokens.push(Token { kind: TokenKind::LineEnd, span: at..at + 1 });
             at += 1;
         } else if bytes[at].is_ascii_whitespace() {
             at += 1;
@@ -156,7 +156,7 @@ fn text_tokens(bytes: &[u8]) -> Vec<Token> {
             while at < bytes.len() && !bytes[at].is_ascii_whitespace() && splice(bytes, at) == 0 {
                 at += 1;
             }
-            tokens.push(Token { kind: Kind::Word, span: start..at });
+            tokens.push(Token { kind: TokenKind::Word, span: start..at });
         }
     }
     tokens
@@ -201,7 +201,7 @@ impl<'a> CLexer<'a> {
         }
     }
 
-    fn push(&mut self, kind: Kind, start: usize) {
+    fn push(&mut self, kind: TokenKind, start: usize) {
         self.tokens.push(Token { kind, span: start..self.at });
     }
 
@@ -231,7 +231,7 @@ impl<'a> CLexer<'a> {
                 b'#' if line_start => {
                     self.at += 1;
                     self.in_directive = true;
-                    self.push(Kind::Directive, start);
+                    self.push(TokenKind::Directive, start);
                 }
                 b'<' if self.after_include() => self.header(start),
                 b'"' | b'\'' => self.quoted(byte, start),
@@ -241,7 +241,7 @@ impl<'a> CLexer<'a> {
                 }
                 _ if is_ident(byte) => {
                     self.skip_while(is_ident);
-                    self.push(Kind::Ident, start);
+                    self.push(TokenKind::Ident, start);
                 }
                 _ => self.punctuator(start),
             }
@@ -258,7 +258,7 @@ impl<'a> CLexer<'a> {
             let last = self.tokens.last().map_or(0, |t| t.span.end);
             let cr = self.at > last && self.bytes[self.at - 1] == b'\r';
             let at = self.at - usize::from(cr);
-            self.tokens.push(Token { kind: Kind::LineEnd, span: at..at });
+            self.tokens.push(Token { kind: TokenKind::LineEnd, span: at..at });
         }
     }
 
@@ -277,7 +277,7 @@ impl<'a> CLexer<'a> {
     fn after_include(&self) -> bool {
         let [.., hash, name] = self.tokens.as_slice() else { return false };
         self.in_directive
-            && hash.kind == Kind::Directive
+            && hash.kind == TokenKind::Directive
             && matches!(
                 &*unspliced(&self.bytes[name.span.clone()]),
                 b"include" | b"include_next" | b"import"
@@ -289,7 +289,7 @@ impl<'a> CLexer<'a> {
         if self.peek() == Some(b'>') {
             self.at += 1;
         }
-        self.push(Kind::Header, start);
+        self.push(TokenKind::Header, start);
     }
 
     /// Reads a literal. An unclosed one ends with its line, so an apostrophe in prose spoils only
@@ -308,7 +308,7 @@ impl<'a> CLexer<'a> {
                 self.at += 1;
             }
         }
-        self.push(if quote == b'"' { Kind::Str } else { Kind::Char }, start);
+        self.push(if quote == b'"' { TokenKind::Str } else { TokenKind::Char }, start);
     }
 
     fn number(&mut self, start: usize) {
@@ -321,14 +321,14 @@ impl<'a> CLexer<'a> {
             last = byte;
             self.at += 1;
         }
-        self.push(Kind::Number, start);
+        self.push(TokenKind::Number, start);
     }
 
     fn punctuator(&mut self, start: usize) {
         let rest = &self.bytes[self.at..];
         let len = PUNCTUATORS.iter().find(|p| rest.starts_with(p)).map_or(1, |p| p.len());
         self.at += len;
-        self.push(Kind::Punct, start);
+        self.push(TokenKind::Punct, start);
     }
 }
 
@@ -345,7 +345,7 @@ fn is_ident(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    fn lexed(text: &str) -> Vec<(Kind, String)> {
+    fn lexed(text: &str) -> Vec<(TokenKind, String)> {
         let source = Source::new(Lang::C, text.as_bytes());
         (0..source.tokens.len())
             .map(|i| (source.tokens[i].kind, String::from_utf8(source.text(i).into()).unwrap()))
@@ -371,14 +371,14 @@ mod tests {
         assert_eq!(
             lexed("# include <a b.h> /* c */\nx"),
             [
-                (Kind::Directive, "#".into()),
-                (Kind::Ident, "include".into()),
-                (Kind::Header, "<a b.h>".into()),
-                (Kind::LineEnd, "\n".into()),
-                (Kind::Ident, "x".into()),
+                (TokenKind::Directive, "#".into()),
+                (TokenKind::Ident, "include".into()),
+                (TokenKind::Header, "<a b.h>".into()),
+                (TokenKind::LineEnd, "\n".into()),
+                (TokenKind::Ident, "x".into()),
             ]
         );
-        assert_eq!(lexed("#endif").last().unwrap().0, Kind::LineEnd);
+        assert_eq!(lexed("#endif").last().unwrap().0, TokenKind::LineEnd);
     }
 
     #[test]

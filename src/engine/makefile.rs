@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::lex::{Kind, Lang, Source};
+use super::lex::{Lang, Source, TokenKind};
 
 /// A rule of a makefile.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub fn rules(source: &Source<'_>) -> Vec<MakeRule> {
     let mut found = Vec::new();
     let tokens = &source.tokens;
     let behind_line = |at: usize| {
-        let end = (at..tokens.len()).find(|&i| tokens[i].kind == Kind::LineEnd);
+        let end = (at..tokens.len()).find(|&i| tokens[i].kind == TokenKind::LineEnd);
         end.map_or(tokens.len(), |i| i + 1)
     };
     let mut at = 0;
@@ -45,7 +45,7 @@ pub fn rules(source: &Source<'_>) -> Vec<MakeRule> {
             let mut next = end;
             while next < tokens.len()
                 && !recipe_line(source, next)
-                && (tokens[next].kind == Kind::LineEnd || source.text(next).starts_with(b"#"))
+                && (tokens[next].kind == TokenKind::LineEnd || source.text(next).starts_with(b"#"))
             {
                 next = behind_line(next);
             }
@@ -79,7 +79,7 @@ fn head(source: &Source<'_>, line: Range<usize>) -> Option<(Vec<String>, Vec<Str
     let (mut targets, mut prerequisites) = (Vec::new(), Vec::new());
     let mut is_behind_colon = false;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    for at in line.filter(|&at| source.tokens[at].kind == Kind::Word) {
+    for at in line.filter(|&at| source.tokens[at].kind == TokenKind::Word) {
         let word = source.text(at);
         let mut rest = &*word;
         if rest.starts_with(b"#") || rest == b";" {
@@ -168,7 +168,7 @@ mod tests {
         let text = b"a: b\n# c \\\n d:\n\n\t./x a\n#\n\t./y\n\n# e\nf: g\n";
         let source = Source::new(Lang::Text, text);
         let words = |range: &Range<usize>| {
-            let words = range.clone().filter(|&i| source.tokens[i].kind == Kind::Word);
+            let words = range.clone().filter(|&i| source.tokens[i].kind == TokenKind::Word);
             words
                 .map(|i| String::from_utf8(source.text(i).into_owned()).unwrap())
                 .collect::<Vec<_>>()

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::engine::function::functions;
 use crate::engine::include::includes;
-use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::lex::{Lang, Source, TokenKind};
 use crate::engine::makefile;
 use crate::engine::rule::{Alternative, Element, Pattern, Scope};
 
@@ -130,7 +130,7 @@ pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern)
     let weigh = |range: Range<usize>| weights[range].iter().sum::<usize>();
     // The part from element `from` on: its weight, how many elements matched, and which one did
     // not.
-    struct Part {
+    struct PartialMatch {
         weight: usize,
         matched: usize,
         from: usize,
@@ -138,7 +138,7 @@ pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern)
         token: usize,
         element: usize,
     }
-    let mut best: Option<Part> = None;
+    let mut best: Option<PartialMatch> = None;
     for region in regions {
         let mut search = Search::new(source, region.clone(), pattern);
         for from in (0..elements.len()).filter(|&n| n == 0 || weights[n] == WORD) {
@@ -154,7 +154,7 @@ pub fn nearest(source: &Source<'_>, regions: &[Range<usize>], pattern: &Pattern)
                 };
                 let weight = weigh(from..element);
                 if best.as_ref().is_none_or(|b| weight > b.weight) {
-                    best = Some(Part { weight, matched, from, start, token, element });
+                    best = Some(PartialMatch { weight, matched, from, start, token, element });
                 }
             }
         }
@@ -238,8 +238,8 @@ fn weight(element: &Element) -> usize {
         b"i",
     ];
     match element {
-        Element::Token(Kind::Punct | Kind::LineEnd | Kind::Directive, _) => 1,
-        Element::Token(Kind::Ident, text) if KEYWORDS.contains(&text.as_slice()) => 1,
+        Element::Token(TokenKind::Punct | TokenKind::LineEnd | TokenKind::Directive, _) => 1,
+        Element::Token(TokenKind::Ident, text) if KEYWORDS.contains(&text.as_slice()) => 1,
         Element::Token(..) => WORD,
         Element::Variable(_) | Element::Run(_) | Element::Gap => 0,
     }
@@ -294,9 +294,9 @@ impl<'a> Search<'a> {
         self.from(element, start, 0, &mut state).then_some(state)
     }
 
-    fn fits(&self, token: usize, kind: Kind, text: &[u8]) -> bool {
+    fn fits(&self, token: usize, kind: TokenKind, text: &[u8]) -> bool {
         let t = &self.source.tokens[token];
-        t.kind == kind && (kind == Kind::LineEnd || &*self.source.text(token) == text)
+        t.kind == kind && (kind == TokenKind::LineEnd || &*self.source.text(token) == text)
     }
 
     /// Matches the elements from `element` on at `token`. Before them, `count` elements matched,
@@ -370,7 +370,7 @@ impl<'a> Search<'a> {
     }
 
     fn admits(&self, name: &str, token: usize) -> bool {
-        if self.source.tokens[token].kind == Kind::LineEnd {
+        if self.source.tokens[token].kind == TokenKind::LineEnd {
             return false;
         }
         self.pattern.lets.get(name).is_none_or(|alternatives| {
@@ -415,7 +415,8 @@ impl<'a> Search<'a> {
 
 /// Returns the parts of `source` that `scope` names, as token ranges.
 ///
-/// # Errors If the scope is missing: the functions or targets that the file has instead.
+/// # Errors
+/// If the scope is missing: the functions or targets that the file has instead.
 pub fn regions(
     source: &Source<'_>,
     lang: Lang,
@@ -425,7 +426,7 @@ pub fn regions(
         Scope::File | Scope::End => Ok(std::iter::once(0..source.tokens.len()).collect()),
         Scope::FirstLine => {
             let end = (0..source.tokens.len())
-                .find(|&i| source.tokens[i].kind == Kind::LineEnd)
+                .find(|&i| source.tokens[i].kind == TokenKind::LineEnd)
                 .map_or(source.tokens.len(), |i| i + 1);
             Ok(std::iter::once(0..end).collect())
         }

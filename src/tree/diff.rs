@@ -4,7 +4,7 @@
 
 use similar::TextDiff;
 
-use crate::tree::plan::Change;
+use crate::tree::plan::FileChange;
 
 /// Lines of context, as in `diff -u`.
 const CONTEXT: usize = 3;
@@ -12,7 +12,7 @@ const CONTEXT: usize = 3;
 /// Returns the unified diff of `change`, with `a/` and `b/` before the names, as `patch -p1`, `git
 /// apply` and quilt expect.
 #[must_use]
-pub fn unified(change: &Change) -> Vec<u8> {
+pub fn unified(change: &FileChange) -> Vec<u8> {
     let old = change.old.as_deref().unwrap_or_default();
     // Only a newline ends a line, as in patch and git. similar's own lines also end at a lone
     // carriage return; patch and git would call such a patch malformed.
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn only_a_newline_ends_a_line() {
-        let change = Change {
+        let change = FileChange {
             name: "a".into(),
             old: Some(b"x\ry\r\r\nz\r\nlast".to_vec()),
             new: b"x\ry\r\r\nZ\r\nlast".to_vec(),

@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::engine::function::functions;
-use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::lex::{Lang, Source, TokenKind};
 use crate::engine::rule::Parameters;
 use crate::error::{Error, Result};
 use crate::qmail::conf_line;
@@ -45,7 +45,8 @@ pub struct Tree {
 impl Tree {
     /// Opens the qmail source tree in the folder `root`.
     ///
-    /// # Errors If `root` is not a folder, or does not have the files of a qmail tree. If a folder
+    /// # Errors
+    /// If `root` is not a folder, or does not have the files of a qmail tree. If a folder
     /// below it has them, the error names that folder.
     pub fn open(root: &Path) -> Result<Tree> {
         let root = root.canonicalize().map_err(|e| Error::io(root, "open the tree", &e))?;
@@ -273,8 +274,8 @@ fn defines_objects(header: &[u8]) -> bool {
     let mut statement: Vec<usize> = Vec::new();
     for (i, token) in source.tokens.iter().enumerate() {
         match token.kind {
-            Kind::Directive => in_directive = true,
-            Kind::LineEnd => in_directive = false,
+            TokenKind::Directive => in_directive = true,
+            TokenKind::LineEnd => in_directive = false,
             _ if in_directive => {}
             _ => match &*source.text(i) {
                 b"{" => depth += 1,
@@ -308,8 +309,9 @@ fn binds_outgoing(tree: &Tree) -> bool {
     let binds = |bytes: Vec<u8>| {
         let c = Source::new(Lang::C, &bytes);
         (0..c.tokens.len().saturating_sub(1)).any(|at| {
-            let called = c.is(at, Kind::Ident, "bind") || c.is(at, Kind::Ident, "bind_noport");
-            called && c.is(at + 1, Kind::Punct, "(")
+            let called =
+                c.is(at, TokenKind::Ident, "bind") || c.is(at, TokenKind::Ident, "bind_noport");
+            called && c.is(at + 1, TokenKind::Punct, "(")
         })
     };
     SOURCES.iter().filter_map(|name| tree.read(name).ok()).any(binds)

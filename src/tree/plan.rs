@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{MARKS, Tree};
-use crate::engine::edit::{self, Edit, Misfit, State};
+use crate::engine::edit::{self, Edit, Examined, Misfit};
 use crate::engine::function::functions;
 use crate::engine::include::{Header, headers};
-use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::lex::{Lang, Source, TokenKind};
 use crate::engine::makefile;
 use crate::engine::matcher;
 use crate::engine::rule::{
-    Absent, Condition, Need, Patch, Purpose, Reach, Scope, Section, Select, Work as Does,
+    Absent, Action, Condition, Need, Patch, Purpose, Reach, Scope, Section, Select,
 };
 use crate::error::{Error, Result};
 
@@ -24,16 +24,16 @@ const MISSED: &str = "the tree has no such file, but its Makefile builds from it
 
 /// The changes of the patches, and the state of each patch.
 #[derive(Debug)]
-pub struct Plan {
+pub struct PatchPlan {
     /// The files that change, by name.
-    pub changes: Vec<Change>,
+    pub changes: Vec<FileChange>,
     /// One per patch, in order.
-    pub reports: Vec<Report>,
+    pub reports: Vec<PatchReport>,
 }
 
 /// A file that changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct FileChange {
     /// Its name in the tree.
     pub name: String,
     /// Its bytes now; `None` if the patch creates it.
@@ -44,16 +44,16 @@ pub struct Change {
 
 /// The state of one patch in the tree.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct PatchReport {
     /// The patch's id.
     pub patch: String,
     /// The state in one word.
-    pub standing: Standing,
+    pub standing: PatchState,
     /// The details, by rule and file.
     pub rules: Vec<RuleReport>,
 }
 
-impl Report {
+impl PatchReport {
     /// Returns whether a rule of the patch concerns this tree. Other patches are not listed.
     #[must_use]
     pub fn concerns_the_tree(&self) -> bool {
@@ -64,7 +64,7 @@ impl Report {
 /// The state of a patch in a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Standing {
+pub enum PatchState {
     /// Everything that it makes true is true.
     Applied,
     /// Nothing of it is true; it fits.
@@ -75,15 +75,15 @@ pub enum Standing {
     Foreign,
 }
 
-impl Standing {
+impl PatchState {
     /// Returns the word for people.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Standing::Applied => "applied",
-            Standing::Missing => "missing",
-            Standing::Partial => "partial",
-            Standing::Foreign => "foreign",
+            PatchState::Applied => "applied",
+            PatchState::Missing => "missing",
+            PatchState::Partial => "partial",
+            PatchState::Foreign => "foreign",
         }
     }
 }
@@ -98,13 +98,13 @@ pub struct RuleReport {
     /// Its line in the patch's rule file.
     pub line: usize,
     /// The state.
-    pub outcome: Outcome,
+    pub outcome: RuleOutcome,
 }
 
 /// The state of a rule in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", content = "why", rename_all = "lowercase")]
-pub enum Outcome {
+pub enum RuleOutcome {
     /// The change is there already.
     Done,
     /// The rule has nothing to do in this file.
@@ -127,17 +127,18 @@ pub enum OnPartialProtocol {
     Complete,
 }
 
-impl Plan {
+impl PatchPlan {
     /// Works out what `patches` change in `tree`.
     ///
-    /// # Errors If a file cannot be read. A rule that does not fit is not an error here: see
-    /// [`Plan::check`].
-    pub fn new(tree: &Tree, patches: &[Patch]) -> Result<Plan> {
-        let mut work = Work::read(tree)?;
+    /// # Errors
+    /// If a file cannot be read. A rule that does not fit is not an error here: see
+    /// [`PatchPlan::check`].
+    pub fn new(tree: &Tree, patches: &[Patch]) -> Result<PatchPlan> {
+        let mut work = PatchedFiles::read(tree)?;
         let mut reports = Vec::new();
         for patch in patches {
             let mut rules = Vec::new();
-            let mut evidence = Evidence::default();
+            let mut evidence = RuleFindings::default();
             match work.refused(tree, patch)? {
                 Some(refused) => {
                     evidence.misfit = true;
@@ -149,16 +150,21 @@ impl Plan {
                     }
                 }
             }
-            reports.push(Report { patch: patch.id.clone(), standing: evidence.standing(), rules });
+            reports.push(PatchReport {
+                patch: patch.id.clone(),
+                standing: evidence.standing(),
+                rules,
+            });
         }
         work.dependencies();
-        Ok(Plan { changes: work.changes(), reports })
+        Ok(PatchPlan { changes: work.changes(), reports })
     }
 
     /// Refuses a plan that must not be applied: a rule does not fit, or half of the protocol is
     /// done.
     ///
-    /// # Errors One for each misfit, with the place, the nearest match and what to do.
+    /// # Errors
+    /// One for each misfit, with the place, the nearest match and what to do.
     pub fn check(
         &self,
         patches: &[Patch],
@@ -178,7 +184,7 @@ impl Plan {
         let reports = self.reports.iter().filter(move |r| r.patch == patch).collect::<Vec<_>>();
         reports.into_iter().flat_map(|report| {
             report.rules.iter().filter_map(|rule| {
-                let Outcome::Misfit(why) = &rule.outcome else { return None };
+                let RuleOutcome::Misfit(why) = &rule.outcome else { return None };
                 Some(Error::new(
                     &rule.file,
                     format!("{}: {}: {why}", report.patch, rule.title),
@@ -203,14 +209,14 @@ impl Plan {
                 .filter(|r| r.together)
                 .map(|r| r.line)
                 .collect();
-            let of = |outcome: Outcome| {
+            let of = |outcome: RuleOutcome| {
                 let rules = report.rules.iter();
                 rules
                     .filter(|r| together.contains(&r.line) && r.outcome == outcome)
                     .map(|r| format!("{} ({})", r.file, r.title))
                     .collect::<Vec<_>>()
             };
-            let (done, missing) = (of(Outcome::Done), of(Outcome::Make));
+            let (done, missing) = (of(RuleOutcome::Done), of(RuleOutcome::Make));
             if !done.is_empty() && !missing.is_empty() {
                 return Some(Error::new(
                     "",
@@ -231,29 +237,29 @@ impl Plan {
 
 /// What the rules of one patch found.
 #[derive(Default)]
-struct Evidence {
+struct RuleFindings {
     done: bool,
     made: bool,
     repaired: bool,
     misfit: bool,
 }
 
-impl Evidence {
-    fn standing(&self) -> Standing {
+impl RuleFindings {
+    fn standing(&self) -> PatchState {
         if self.misfit {
-            Standing::Foreign
+            PatchState::Foreign
         } else if !self.made && !self.repaired {
-            Standing::Applied
+            PatchState::Applied
         } else if self.done || self.repaired {
-            Standing::Partial
+            PatchState::Partial
         } else {
-            Standing::Missing
+            PatchState::Missing
         }
     }
 }
 
 /// The files of a tree, before and after the patches.
-struct Work {
+struct PatchedFiles {
     old: BTreeMap<String, Vec<u8>>,
     new: BTreeMap<String, Vec<u8>>,
     /// The headers that each file in `new` includes.
@@ -265,9 +271,9 @@ struct Work {
     unread: Vec<String>,
 }
 
-impl Work {
+impl PatchedFiles {
     /// Reads the C sources and the makefile of `tree`. Other files are read when a rule needs them.
-    fn read(tree: &Tree) -> Result<Work> {
+    fn read(tree: &Tree) -> Result<PatchedFiles> {
         let (mut old, mut outside, mut unread) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for name in tree.names().iter().filter(|n| Lang::of(n) == Lang::C) {
             let bytes = match tree.read(name) {
@@ -289,7 +295,7 @@ impl Work {
         }
         old.insert(MAKEFILE.to_string(), tree.read(MAKEFILE)?);
         let (new, includes) = (BTreeMap::new(), BTreeMap::new());
-        let mut work = Work { old, new, includes, outside, unread };
+        let mut work = PatchedFiles { old, new, includes, outside, unread };
         for (name, bytes) in work.old.clone() {
             work.put(name, bytes);
         }
@@ -414,7 +420,8 @@ impl Work {
                 contains(bytes, function.as_bytes()) && {
                     let source = Source::new(Lang::C, bytes);
                     (0..source.tokens.len()).any(|i| {
-                        source.is(i, Kind::Ident, function) && source.is(i + 1, Kind::Punct, "(")
+                        source.is(i, TokenKind::Ident, function)
+                            && source.is(i + 1, TokenKind::Punct, "(")
                     })
                 }
             }
@@ -426,7 +433,7 @@ impl Work {
         let has = |bytes: &[u8]| {
             contains(bytes, word.as_bytes()) && {
                 let source = Source::new(Lang::C, bytes);
-                (0..source.tokens.len()).any(|i| source.is(i, Kind::Ident, word))
+                (0..source.tokens.len()).any(|i| source.is(i, TokenKind::Ident, word))
             }
         };
         has(&self.new[name])
@@ -441,14 +448,14 @@ impl Work {
     /// patch's other rules then do not matter.
     fn refused(&mut self, tree: &Tree, patch: &Patch) -> Result<Option<RuleReport>> {
         for section in &patch.sections {
-            let Does::Refuse(reason) = &section.work else { continue };
+            let Action::Refuse(reason) = &section.work else { continue };
             if section.unless.iter().any(|n| self.has(tree, n)) {
                 continue;
             }
             let selected = self.selected(tree, &section.select)?.unwrap_or_default();
             if let Some(file) = selected.into_iter().next() {
                 let title = "this tree is not of its kind".to_string();
-                let (line, outcome) = (section.line, Outcome::Misfit(reason.clone()));
+                let (line, outcome) = (section.line, RuleOutcome::Misfit(reason.clone()));
                 return Ok(Some(RuleReport { file, title, line, outcome }));
             }
         }
@@ -460,20 +467,20 @@ impl Work {
         tree: &Tree,
         section: &Section,
         reports: &mut Vec<RuleReport>,
-        evidence: &mut Evidence,
+        evidence: &mut RuleFindings,
     ) -> Result<()> {
         if section.unless.iter().any(|n| self.has(tree, n)) {
             return Ok(());
         }
         let rules = match &section.work {
-            Does::Rules(rules) => rules,
-            Does::Refuse(_) => return Ok(()),
-            Does::Create(content) => {
+            Action::Rules(rules) => rules,
+            Action::Refuse(_) => return Ok(()),
+            Action::Create(content) => {
                 let name = &section.select.names[0];
                 let outcome = self.create(tree, name, content)?;
                 match &outcome {
-                    Outcome::Done => evidence.done = true,
-                    Outcome::Misfit(_) => evidence.misfit = true,
+                    RuleOutcome::Done => evidence.done = true,
+                    RuleOutcome::Misfit(_) => evidence.misfit = true,
                     _ => evidence.made = true,
                 }
                 let (file, title) = (name.clone(), "a file of the patch".to_string());
@@ -489,7 +496,7 @@ impl Work {
                     file: section.select.names.join(" or "),
                     title: rules[0].title.clone(),
                     line: section.line,
-                    outcome: Outcome::Misfit(why),
+                    outcome: RuleOutcome::Misfit(why),
                 });
                 return Ok(());
             }
@@ -501,15 +508,15 @@ impl Work {
                 let bytes = &self.new[&name];
                 let source = Source::new(lang, bytes);
                 let outcome = match edit::examine(rule, lang, &source) {
-                    State::Done if rule.done.is_empty() || rule.purpose == Purpose::Repair => {
-                        Outcome::Nothing
+                    Examined::Done if rule.done.is_empty() || rule.purpose == Purpose::Repair => {
+                        RuleOutcome::Nothing
                     }
-                    State::Done => {
+                    Examined::Done => {
                         // A header may be the first one by chance, so that is no evidence.
                         evidence.done |= rule.parts[0].scope != Scope::BeforeIncludes;
-                        Outcome::Done
+                        RuleOutcome::Done
                     }
-                    State::Fits { edits } => {
+                    Examined::Fits { edits } => {
                         if let Some(error) = self.outside.get(&name) {
                             return Err(error.clone());
                         }
@@ -518,18 +525,18 @@ impl Work {
                         match rule.purpose {
                             Purpose::Make => {
                                 evidence.made = true;
-                                Outcome::Make
+                                RuleOutcome::Make
                             }
                             Purpose::Repair => {
                                 evidence.repaired = true;
-                                Outcome::Repair
+                                RuleOutcome::Repair
                             }
                         }
                     }
-                    State::Misfit(_) if rule.need == Need::Optional => Outcome::Nothing,
-                    State::Misfit(misfit) => {
+                    Examined::Misfit(_) if rule.need == Need::Optional => RuleOutcome::Nothing,
+                    Examined::Misfit(misfit) => {
                         evidence.misfit = true;
-                        Outcome::Misfit(place(&name, &misfit))
+                        RuleOutcome::Misfit(place(&name, &misfit))
                     }
                 };
                 reports.push(RuleReport {
@@ -543,16 +550,16 @@ impl Work {
         Ok(())
     }
 
-    fn create(&mut self, tree: &Tree, name: &str, content: &[u8]) -> Result<Outcome> {
+    fn create(&mut self, tree: &Tree, name: &str, content: &[u8]) -> Result<RuleOutcome> {
         if !self.has(tree, name) {
             self.put(name.to_string(), content.to_vec());
-            return Ok(Outcome::Make);
+            return Ok(RuleOutcome::Make);
         }
         self.load(tree, name)?;
         if self.new[name] == content {
-            return Ok(Outcome::Done);
+            return Ok(RuleOutcome::Done);
         }
-        Ok(Outcome::Misfit("the tree has another file of this name (of an earlier qpatch: qpatch revert, then apply)"
+        Ok(RuleOutcome::Misfit("the tree has another file of this name (of an earlier qpatch: qpatch revert, then apply)"
                 .to_string()))
     }
 
@@ -575,12 +582,12 @@ impl Work {
         self.put(MAKEFILE.to_string(), makefile);
     }
 
-    fn changes(self) -> Vec<Change> {
+    fn changes(self) -> Vec<FileChange> {
         let mut changes = Vec::new();
         for (name, new) in self.new {
             let old = self.old.get(&name).cloned();
             if old.as_ref() != Some(&new) {
-                changes.push(Change { name, old, new });
+                changes.push(FileChange { name, old, new });
             }
         }
         changes
@@ -596,10 +603,10 @@ fn with_prerequisite(makefile: &[u8], target: &str, header: &str) -> Vec<u8> {
         return makefile.to_vec();
     };
     let line = |r: &std::ops::Range<usize>| {
-        let end = r.clone().find(|&i| source.tokens[i].kind == Kind::LineEnd).unwrap_or(r.end);
+        let end = r.clone().find(|&i| source.tokens[i].kind == TokenKind::LineEnd).unwrap_or(r.end);
         r.start..end
     };
-    if regions.iter().any(|r| line(r).any(|i| source.is(i, Kind::Word, header))) {
+    if regions.iter().any(|r| line(r).any(|i| source.is(i, TokenKind::Word, header))) {
         return makefile.to_vec();
     }
     let end = source.tokens[line(&regions[0]).end - 1].span.end;

@@ -1,4 +1,4 @@
-//! What several test files need.
+//! Helpers for several test files.
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ impl Fixture {
         fs::write(self.path().join(name), text).unwrap();
     }
 
-    /// Replace `from`, which must be there, by `to`.
+    /// Replaces `from`, which must be in the file, with `to`.
     pub fn replace(&self, name: &str, from: &str, to: &str) {
         let text = self.read(name);
         assert!(text.contains(from), "{name} has no {from:?}");
@@ -53,7 +53,7 @@ impl Fixture {
     }
 }
 
-/// Name to bytes, mode and modification time (seconds, nanoseconds), also of what `.qpatch` holds.
+/// The bytes, mode and modification time (seconds, nanoseconds) of each file by name, including those in `.qpatch`.
 pub type Snapshot = BTreeMap<PathBuf, (Vec<u8>, u32, i64, i64)>;
 
 pub fn snapshot(root: &Path) -> Snapshot {
@@ -75,7 +75,7 @@ pub fn snapshot(root: &Path) -> Snapshot {
     found
 }
 
-/// The bytes of a snapshot alone.
+/// Returns only the names and bytes of a snapshot, without `.qpatch`.
 pub fn bytes(snapshot: &Snapshot) -> BTreeMap<&Path, &[u8]> {
     snapshot
         .iter()
@@ -84,7 +84,7 @@ pub fn bytes(snapshot: &Snapshot) -> BTreeMap<&Path, &[u8]> {
         .collect()
 }
 
-/// What a run of qpatch gave.
+/// The result of a run of a program.
 pub struct Run {
     pub code: i32,
     pub out: String,
@@ -112,8 +112,7 @@ pub fn run(command: &mut Command) -> Run {
     }
 }
 
-/// Whether a tool can be run here. If not, the test says that it leaves this out; where QPATCH_SKIP_NOTHING is set, it
-/// fails.
+/// Returns whether a tool can be run here. If not, the test prints that it skips this; with QPATCH_SKIP_NOTHING it fails.
 pub fn has(tool: &str) -> bool {
     let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {

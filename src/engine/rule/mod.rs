@@ -9,7 +9,7 @@ mod parse;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::engine::lex::{Kind, Lang};
+use crate::engine::lex::{Lang, TokenKind};
 
 pub use parse::parse;
 
@@ -34,7 +34,7 @@ pub struct Section {
     /// The section is skipped if this parameter has no value.
     pub when: Option<String>,
     /// What it does to each of its files.
-    pub work: Work,
+    pub work: Action,
     /// Line of the rule file.
     pub line: usize,
 }
@@ -44,15 +44,15 @@ impl Section {
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         match &self.work {
-            Work::Rules(rules) => rules,
-            Work::Create(_) | Work::Refuse(_) => &[],
+            Action::Rules(rules) => rules,
+            Action::Create(_) | Action::Refuse(_) => &[],
         }
     }
 }
 
 /// What a section does.
 #[derive(Clone, Debug)]
-pub enum Work {
+pub enum Action {
     /// Change each file of the selection.
     Rules(Vec<Rule>),
     /// Write a new file with these bytes. The selection has one name.
@@ -138,7 +138,7 @@ pub struct Rule {
     /// What it means if the rule does not fit.
     pub need: Need,
     /// Applied together, each in its own scope.
-    pub parts: Vec<Part>,
+    pub parts: Vec<RulePart>,
     /// Post-condition: one of these must match. If the list is empty, only `never` counts.
     pub done: Vec<Pattern>,
     /// Post-condition: none of these may match.
@@ -147,7 +147,7 @@ pub struct Rule {
 
 /// A place in a file, and the ways in which the code there may be written.
 #[derive(Clone, Debug)]
-pub struct Part {
+pub struct RulePart {
     /// Where to look.
     pub scope: Scope,
     /// How often it must match.
@@ -210,14 +210,14 @@ pub struct Hunk {
     /// For a further variant, the text after `@|`; else empty.
     pub title: String,
     /// In order.
-    pub lines: Vec<Line>,
+    pub lines: Vec<HunkLine>,
     /// What the context and removed lines match.
     pub pattern: Pattern,
 }
 
 /// The first column of a hunk line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mark {
+pub enum LineMark {
     /// Matched and kept.
     Context,
     /// Matched and removed.
@@ -228,9 +228,9 @@ pub enum Mark {
 
 /// A line of a hunk.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct HunkLine {
     /// Context, removed or added.
-    pub mark: Mark,
+    pub mark: LineMark,
     /// Its text without the mark.
     pub text: String,
     /// For context and removed lines: the range of its elements in [`Hunk::pattern`].
@@ -242,9 +242,9 @@ pub struct Line {
 impl Hunk {
     /// Returns the hunk line that has the element `element` of the pattern.
     #[must_use]
-    pub fn line_of(&self, element: usize) -> Option<&Line> {
+    pub fn line_of(&self, element: usize) -> Option<&HunkLine> {
         // The element between two lines of a text hunk counts as the end of the first line.
-        self.lines.iter().find(|l| element < l.elements.end && l.mark != Mark::Add)
+        self.lines.iter().find(|l| element < l.elements.end && l.mark != LineMark::Add)
     }
 }
 
@@ -261,7 +261,7 @@ pub struct Pattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Element {
     /// This token.
-    Token(Kind, Vec<u8>),
+    Token(TokenKind, Vec<u8>),
     /// `$name`: any one token; the same token wherever the name is used.
     Variable(String),
     /// `$$name`: a run of tokens in which brackets balance; the shortest that fits.
@@ -274,9 +274,9 @@ pub enum Element {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Alternative {
     /// This token.
-    Token(Kind, Vec<u8>),
+    Token(TokenKind, Vec<u8>),
     /// Any token of this kind.
-    Kind(Kind),
+    Kind(TokenKind),
 }
 
 /// A rule file that cannot be read.
@@ -321,7 +321,7 @@ fn variable(word: &str) -> Option<&str> {
 
 /// A piece of an added line.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Piece<'a> {
+pub enum LinePiece<'a> {
     /// Written as it stands.
     Text(&'a str),
     /// Replaced by the metavariable's value.
@@ -330,7 +330,7 @@ pub enum Piece<'a> {
 
 /// Splits an added line at its metavariables.
 #[must_use]
-pub fn pieces(text: &str) -> Vec<Piece<'_>> {
+pub fn pieces(text: &str) -> Vec<LinePiece<'_>> {
     let mut pieces = Vec::new();
     let mut plain = 0;
     let mut at = 0;
@@ -345,9 +345,9 @@ pub fn pieces(text: &str) -> Vec<Piece<'_>> {
         match variable(&text[start..end]) {
             Some(name) => {
                 if plain < start {
-                    pieces.push(Piece::Text(&text[plain..start]));
+                    pieces.push(LinePiece::Text(&text[plain..start]));
                 }
-                pieces.push(Piece::Variable(name));
+                pieces.push(LinePiece::Variable(name));
                 plain = end;
                 at = end;
             }
@@ -355,7 +355,7 @@ pub fn pieces(text: &str) -> Vec<Piece<'_>> {
         }
     }
     if plain < text.len() {
-        pieces.push(Piece::Text(&text[plain..]));
+        pieces.push(LinePiece::Text(&text[plain..]));
     }
     pieces
 }

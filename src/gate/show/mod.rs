@@ -20,7 +20,7 @@ use super::text::{
     cut, domain_argument, key_name, limit_text, limit_value, printable, printable_status,
 };
 use crate::error::Error;
-use crate::output::{CommandResult, Reader, Side, count, print, printed, table};
+use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table};
 use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::remote_status::RemoteStatus;
 use domain::DomainStatus;
@@ -118,7 +118,7 @@ pub fn run(args: &Show) -> CommandResult {
             }
             out.write_all(&text)
         });
-        if reader? == Reader::Gone {
+        if reader? == StdoutReader::Gone {
             return Ok(());
         }
         sleep(Duration::from_secs(seconds.into()));

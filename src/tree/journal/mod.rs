@@ -26,9 +26,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use files::{hand_over, make_dir, remove_dir, remove_file, step, sync_dir, write_synced};
-use record::{Entry, Journal, Original, State, VERSION, digest, from_nanos, is_plain_name, nanos};
+use record::{
+    Journal, JournalEntry, JournalState, Original, VERSION, digest, from_nanos, is_plain_name,
+    nanos,
+};
 
-use super::plan::Change;
+use super::plan::FileChange;
 use super::{STATE_DIR, Tree};
 use crate::error::{Error, Result};
 
@@ -105,7 +108,7 @@ fn read_journal(state: &Path) -> Result<Option<Journal>> {
 }
 
 /// Reads the file as it was before qpatch, kept in the folder `state`; `None` if it did not exist.
-fn read_original(state: &Path, entry: &Entry) -> Result<Option<Vec<u8>>> {
+fn read_original(state: &Path, entry: &JournalEntry) -> Result<Option<Vec<u8>>> {
     let Some(original) = &entry.original else { return Ok(None) };
     let kept = state.join("orig").join(&entry.name);
     let damaged = |what: &str| {
@@ -125,19 +128,20 @@ fn read_original(state: &Path, entry: &Entry) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// The right to change a tree. One process at a time has it.
+/// A tree that this process has locked. Only one process at a time can change a tree.
 #[derive(Debug)]
-pub struct Session<'a> {
+pub struct LockedTree<'a> {
     tree: &'a Tree,
     state: PathBuf,
     _lock: File,
 }
 
-impl<'a> Session<'a> {
+impl<'a> LockedTree<'a> {
     /// Locks the tree.
     ///
-    /// # Errors If `.qpatch` cannot be created in it, or another process has the lock.
-    pub fn begin(tree: &'a Tree) -> Result<Session<'a>> {
+    /// # Errors
+    /// If `.qpatch` cannot be created in it, or another process has the lock.
+    pub fn lock(tree: &'a Tree) -> Result<LockedTree<'a>> {
         let state = tree.root().join(STATE_DIR);
         for folder in [state.clone(), state.join("orig"), state.join("new")] {
             if fs::symlink_metadata(&folder).is_ok_and(|m| !m.is_dir()) {
@@ -185,7 +189,7 @@ impl<'a> Session<'a> {
                 "wait for it to end, then run this one again",
             )
         })?;
-        Ok(Session { tree, state, _lock: lock })
+        Ok(LockedTree { tree, state, _lock: lock })
     }
 
     /// Returns whether qpatch has changed this tree.
@@ -198,7 +202,8 @@ impl<'a> Session<'a> {
 
     /// Finishes what an interrupted process began.
     ///
-    /// # Errors If someone else has changed a file in the meantime.
+    /// # Errors
+    /// If someone else has changed a file in the meantime.
     pub fn recover(&self) -> Result<Recovered> {
         match self.journal()? {
             None => {
@@ -206,12 +211,12 @@ impl<'a> Session<'a> {
                 Ok(Recovered::Nothing)
             }
             Some(mut journal) => match journal.state {
-                State::Applied => Ok(Recovered::Nothing),
-                State::Applying => {
+                JournalState::Applied => Ok(Recovered::Nothing),
+                JournalState::Applying => {
                     self.roll_forward(&mut journal)?;
                     Ok(Recovered::Applied)
                 }
-                State::Reverting => {
+                JournalState::Reverting => {
                     self.restore(&journal)?;
                     Ok(Recovered::Reverted)
                 }
@@ -221,7 +226,8 @@ impl<'a> Session<'a> {
 
     /// Leaves the tree without a change.
     ///
-    /// # Errors If `.qpatch` has no journal and cannot be removed.
+    /// # Errors
+    /// If `.qpatch` has no journal and cannot be removed.
     pub fn end(&self) -> Result<()> {
         match self.journal()? {
             None => self.clear(),
@@ -231,9 +237,10 @@ impl<'a> Session<'a> {
 
     /// Writes `changes`: all of them, or none.
     ///
-    /// # Errors If a file is read-only or leads out of the tree, has changed since it was read, or
+    /// # Errors
+    /// If a file is read-only or leads out of the tree, has changed since it was read, or
     /// the disk is full. The tree is then as it was.
-    pub fn apply(&self, changes: &[Change]) -> Result<()> {
+    pub fn apply(&self, changes: &[FileChange]) -> Result<()> {
         let previous = self.journal()?;
         let result = self.stage(changes, previous.clone());
         let mut journal = match result {
@@ -257,7 +264,8 @@ impl<'a> Session<'a> {
 
     /// Restores every file as it was before the first apply.
     ///
-    /// # Errors If qpatch has not changed this tree, or files were changed after the apply and
+    /// # Errors
+    /// If qpatch has not changed this tree, or files were changed after the apply and
     /// `later` says to keep those changes.
     pub fn revert(&self, later: LaterChanges) -> Result<Reverted> {
         let Some(mut journal) = self.journal()? else {
@@ -295,7 +303,7 @@ impl<'a> Session<'a> {
                 entry.edited = true;
             }
         }
-        journal.state = State::Reverting;
+        journal.state = JournalState::Reverting;
         self.write_journal(&journal)?;
         self.restore(&journal)?;
         let removed = journal.files.iter().filter(|entry| entry.original.is_none()).count();
@@ -303,7 +311,7 @@ impl<'a> Session<'a> {
     }
 
     /// Returns whether the file has contents that qpatch knows: original, before or after.
-    fn is_known(&self, entry: &Entry) -> bool {
+    fn is_known(&self, entry: &JournalEntry) -> bool {
         let now = self.digest_of(&entry.name);
         let original = entry.original.as_ref().map(|o| o.digest.clone());
         now == Some(entry.after.clone()) || now == entry.before || now == original
@@ -358,7 +366,7 @@ impl<'a> Session<'a> {
     }
 
     /// Writes everything that the commit needs, without touching the tree's own files.
-    fn stage(&self, changes: &[Change], previous: Option<Journal>) -> Result<Journal> {
+    fn stage(&self, changes: &[FileChange], previous: Option<Journal>) -> Result<Journal> {
         for change in changes {
             match change.old {
                 Some(_) => self.tree.check_writable(&change.name)?,
@@ -371,11 +379,11 @@ impl<'a> Session<'a> {
         }
         let mut journal = previous.unwrap_or(Journal {
             version: VERSION,
-            state: State::Applying,
+            state: JournalState::Applying,
             applied_at: 0,
             files: Vec::new(),
         });
-        journal.state = State::Applying;
+        journal.state = JournalState::Applying;
         journal.applied_at = nanos(SystemTime::now());
         let (orig, new) = (self.state.join("orig"), self.state.join("new"));
         remove_dir(&new)?;
@@ -408,7 +416,7 @@ impl<'a> Session<'a> {
                     })
                 }
             };
-            journal.files.push(Entry {
+            journal.files.push(JournalEntry {
                 name: change.name.clone(),
                 original,
                 before,
@@ -424,7 +432,7 @@ impl<'a> Session<'a> {
     /// Renames each staged file over its target, then marks the journal as applied.
     fn roll_forward(&self, journal: &mut Journal) -> Result<()> {
         let new = self.state.join("new");
-        let pending: Vec<&Entry> =
+        let pending: Vec<&JournalEntry> =
             journal.files.iter().filter(|e| new.join(&e.name).exists()).collect();
         // Check all files before the first rename, and each again just before its own.
         for entry in &pending {
@@ -435,7 +443,7 @@ impl<'a> Session<'a> {
             self.put(&new.join(&entry.name), &entry.name, None)?;
         }
         self.sync_folders(journal)?;
-        journal.state = State::Applied;
+        journal.state = JournalState::Applied;
         for entry in &mut journal.files {
             entry.before = None;
         }
@@ -443,7 +451,7 @@ impl<'a> Session<'a> {
         remove_dir(&new)
     }
 
-    fn check_unchanged(&self, entry: &Entry) -> Result<()> {
+    fn check_unchanged(&self, entry: &JournalEntry) -> Result<()> {
         let now = self.digest_of(&entry.name);
         if now == entry.before || now.as_ref() == Some(&entry.after) {
             return Ok(());
@@ -455,7 +463,7 @@ impl<'a> Session<'a> {
     fn roll_back(
         &self,
         journal: &Journal,
-        changes: &[Change],
+        changes: &[FileChange],
         previous: Option<Journal>,
     ) -> Result<()> {
         for change in changes {
@@ -484,7 +492,7 @@ impl<'a> Session<'a> {
     }
 
     /// Returns the kept original of `entry`; `None` for a file that qpatch created.
-    fn original(&self, entry: &Entry) -> Result<Option<Vec<u8>>> {
+    fn original(&self, entry: &JournalEntry) -> Result<Option<Vec<u8>>> {
         read_original(&self.state, entry)
     }
 
@@ -528,7 +536,7 @@ impl<'a> Session<'a> {
         entries.flatten().any(|entry| {
             let name = entry.file_name();
             let is_ours =
-                |e: &Entry| *e.name == *name || e.made_object().is_some_and(|o| *o == *name);
+                |e: &JournalEntry| *e.name == *name || e.made_object().is_some_and(|o| *o == *name);
             !journal.files.iter().any(is_ours)
                 && entry.metadata().is_ok_and(|m| {
                     m.is_file() && m.modified().is_ok_and(|t| nanos(t) >= journal.applied_at)

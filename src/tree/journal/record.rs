@@ -15,15 +15,15 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Journal {
     pub(super) version: u32,
-    pub(super) state: State,
+    pub(super) state: JournalState,
     /// When the last apply was committed, in nanoseconds since 1970.
     pub(super) applied_at: u128,
-    pub(super) files: Vec<Entry>,
+    pub(super) files: Vec<JournalEntry>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum State {
+pub(super) enum JournalState {
     Applying,
     Applied,
     Reverting,
@@ -31,7 +31,7 @@ pub(super) enum State {
 
 /// A file that qpatch changed or created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct JournalEntry {
     pub(super) name: String,
     /// The file before qpatch; `None` for a file that qpatch created.
     pub(super) original: Option<Original>,
@@ -44,7 +44,7 @@ pub(super) struct Entry {
     pub(super) edited: bool,
 }
 
-impl Entry {
+impl JournalEntry {
     /// Returns the object that make builds from a source that qpatch created. A revert removes it
     /// with the source, because the tree's own `make clean` does not know it.
     pub(super) fn made_object(&self) -> Option<String> {

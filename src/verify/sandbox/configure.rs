@@ -11,7 +11,7 @@ use super::makefile::targets;
 use super::queue_layout::{QueueLayout, supplemental};
 use super::site::{Site, TodoLayout};
 use crate::engine::edit::{self, Edit};
-use crate::engine::lex::{Kind, Lang, Source};
+use crate::engine::lex::{Lang, Source, TokenKind};
 use crate::qmail::conf_line::first_word;
 use crate::sys;
 use crate::verify::error::Error;
@@ -208,7 +208,7 @@ fn with_ids(source: &[u8], identity: Identity) -> Option<Vec<u8>> {
         } else {
             continue;
         };
-        if c.is(at + 1, Kind::Punct, "=") && c.tokens[at + 2].kind == Kind::Number {
+        if c.is(at + 1, TokenKind::Punct, "=") && c.tokens[at + 2].kind == TokenKind::Number {
             let range = c.tokens[at + 2].span.clone();
             edits.push(Edit { range, text: id.to_string().into_bytes() });
         }
