@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Run, has, run};
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::Ran;
+use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::{Ask, Host};
 use qpatch_gate::problem;
 use serde_json::Value;
@@ -441,10 +441,12 @@ fn busy_gate(home: &Home) -> Host {
     }
     assert_eq!(ask(&mut host, 4, "free.example"), Ask::Go);
     assert_eq!(ask(&mut host, 5, "down.example"), Ask::Go);
-    host.done(4, Ran::Yes(b"r\0Kok\0"));
+    host.done(4, DeliveryEnd::Reported(b"r\0Kok\0"));
     host.done(
         5,
-        Ran::Yes(b"sno\0Z192.0.2.1 does not like you.\nRemote host said: 421 \x1b[2J\n\0"),
+        DeliveryEnd::Reported(
+            b"sno\0Z192.0.2.1 does not like you.\nRemote host said: 421 \x1b[2J\n\0",
+        ),
     );
     thread::sleep(Duration::from_millis(1050));
     host.due();
@@ -881,7 +883,7 @@ fn strangers_have_few_series_and_no_counter_falls() {
             ask(&mut host, slot, domain);
         }
         for slot in 0..times {
-            host.done(slot, Ran::Yes(b"r\0Kok\0"));
+            host.done(slot, DeliveryEnd::Reported(b"r\0Kok\0"));
         }
         thread::sleep(Duration::from_millis(1));
         host.due();
@@ -1084,7 +1086,7 @@ fn watch_tells_the_rate_between_two_readings_and_ends_with_its_reader() {
     let mut deliver = |count: u32| {
         for _ in 0..count {
             assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
-            host.done(0, Ran::Yes(b"r\0Kok\0"));
+            host.done(0, DeliveryEnd::Reported(b"r\0Kok\0"));
         }
         thread::sleep(Duration::from_millis(1100));
         host.due();

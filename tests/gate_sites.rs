@@ -16,7 +16,7 @@ use dns::{Says, mx, name};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::Name;
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::Ran;
+use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::{Ask, Host};
 use sites_rig::{HEAD, LIMITS, Rig, domains};
 
@@ -286,8 +286,8 @@ fn the_gate_counts_by_what_was_written() {
     // Three of them run, where two may.
     assert_eq!(ask(&mut host, 10, "a.example"), Ask::Hold);
     assert_eq!(ask(&mut host, 11, "c.example"), Ask::Go);
-    host.done(0, Ran::Yes(b"r\0Kok\0"));
-    host.done(1, Ran::Yes(b"r\0Kok\0"));
+    host.done(0, DeliveryEnd::Reported(b"r\0Kok\0"));
+    host.done(1, DeliveryEnd::Reported(b"r\0Kok\0"));
     assert_eq!(ask(&mut host, 12, "b.example"), Ask::Hold, "one runs and one is before it");
     thread::sleep(Duration::from_millis(1100));
     host.due();

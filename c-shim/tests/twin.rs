@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use qpatch_c_shim::retry::{File, Retry as C, Shortage};
 use qpatch_gate_model::retry::{
-    CALL_DELNUM, Closed, File as Found, Job, Memory, PassEnd, Retry, SECONDS_MAX, Step, TURN, Told,
+    CALL_DELNUM, ClosedJob, FileState, Job, MemorySupply, PassEnd, PassStep, ReportedResult, Retry,
+    SECONDS_MAX, TURN,
 };
 
 /// The clock at the beginning.
@@ -16,7 +17,7 @@ struct Scheduled {
     requests: u64,
 }
 
-impl Memory for Scheduled {
+impl MemorySupply for Scheduled {
     fn is_there(&mut self) -> bool {
         let number = self.requests;
         self.requests += 1;
@@ -29,7 +30,7 @@ struct Twins {
     c: C,
     rust: Retry<Scheduled>,
     now: i64,
-    file: Found,
+    file: FileState,
 }
 
 impl Twins {
@@ -38,7 +39,7 @@ impl Twins {
             c: C::start(),
             rust: Retry::new(Scheduled::default()),
             now: START,
-            file: Found::Same,
+            file: FileState::Same,
         };
         twins.c.set_clock(START);
         twins
@@ -57,9 +58,9 @@ impl Twins {
     fn set_file(&mut self, file: File) {
         self.c.set_file(file);
         self.file = match file {
-            File::Same => Found::Same,
-            File::Other | File::Shorter => Found::Other,
-            File::Unreadable => Found::Unreadable,
+            File::Same => FileState::Same,
+            File::Other | File::Shorter => FileState::Other,
+            File::Unreadable => FileState::Unreadable,
         };
     }
 
@@ -76,11 +77,11 @@ impl Twins {
         self.same(c, rust)
     }
 
-    fn next(&mut self, j: usize, position: u64) -> Step {
+    fn next(&mut self, j: usize, position: u64) -> PassStep {
         let c = match self.c.next(j as i32, position) {
-            (0, at) if at == position => Step::Here,
-            (1, at) => Step::At(at),
-            (2, _) => Step::End,
+            (0, at) if at == position => PassStep::Here,
+            (1, at) => PassStep::At(at),
+            (2, _) => PassStep::End,
             other => panic!("{other:?}"),
         };
         let rust = self.rust.next_in(self.file, j, position);
@@ -115,7 +116,7 @@ impl Twins {
         let (mut c, mut rust) = (report.to_vec(), report.to_vec());
         let channel = job.channel as i32;
         self.c.report(j as i32, channel, job.id, position, natural, recipient, &mut c);
-        let told = Told::read(&mut rust);
+        let told = ReportedResult::read(&mut rust);
         self.rust.report(j, job, position, natural, recipient, told, self.now);
         self.same(c, rust)
     }
@@ -124,8 +125,8 @@ impl Twins {
     fn close(&mut self, j: usize, end: PassEnd, natural: i64) -> Option<i64> {
         let c = self.c.close(j as i32, end == PassEnd::EndOfFile, natural);
         let rust = match self.rust.close(j, end, natural, self.now) {
-            Closed::Waits => None,
-            Closed::Due(at) => Some(at),
+            ClosedJob::Waits => None,
+            ClosedJob::Due(at) => Some(at),
         };
         self.same(c, rust)
     }
@@ -455,9 +456,9 @@ impl Send {
         };
         let Some((id, refs, todo, _)) = self.jobs[j] else { panic!("no job") };
         match self.twins.next(j, position) {
-            Step::Here => {}
-            Step::At(at) => position = at,
-            Step::End => {
+            PassStep::Here => {}
+            PassStep::At(at) => position = at,
+            PassStep::End => {
                 self.pass = None;
                 self.leave(j);
                 return true;

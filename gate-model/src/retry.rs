@@ -1,8 +1,8 @@
 //! gate_retry.c in Rust. gate_retry.h tells what each call means; here are the same calls, with the time as an argument
-//! instead of the clock, and with the report already read ([`Told::read`] reads it).
+//! instead of the clock, and with the report already read ([`ReportedResult::read`] reads it).
 //!
 //! It is meant to be read beside the C: the same state, kept in sorted maps instead of chains and heaps. Memory is
-//! short where [`Memory`] says so, which is asked wherever the C asks for memory.
+//! short where [`MemorySupply`] says so, which is asked wherever the C asks for memory.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -20,16 +20,16 @@ const DOMAIN_MAX: usize = 255;
 const DOMAINS: u64 = 16384;
 
 /// Whether there is memory.
-pub trait Memory {
+pub trait MemorySupply {
     /// The C asks malloc or realloc for some now.
     fn is_there(&mut self) -> bool;
 }
 
 /// There is always memory.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Plenty;
+pub struct UnlimitedMemory;
 
-impl Memory for Plenty {
+impl MemorySupply for UnlimitedMemory {
     fn is_there(&mut self) -> bool {
         true
     }
@@ -46,7 +46,7 @@ pub struct Job {
 
 /// What a report tells of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum ReportedResult {
     /// It is done, or has failed for good.
     Done,
     /// Its domain is at its limit: it is to wait in a queue, for so many seconds at the longest.
@@ -60,7 +60,7 @@ pub enum Told {
     Deferred,
 }
 
-impl Told {
+impl ReportedResult {
     /// Reads a report, and makes a deferral of a busy one: its letter and numbers go.
     pub fn read(report: &mut Vec<u8>) -> Self {
         match report.first() {
@@ -95,7 +95,7 @@ fn number(text: &[u8], end: u8, most: u64) -> Option<(u64, &[u8])> {
 
 /// What becomes of a job that is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Closed {
+pub enum ClosedJob {
     /// It waits: [`Retry::due`] gives it back.
     Waits,
     /// It goes to pqchan, due at this time.
@@ -104,7 +104,7 @@ pub enum Closed {
 
 /// What the next step of a pass is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum PassStep {
     /// It reads on.
     Here,
     /// It reads on at this position.
@@ -124,7 +124,7 @@ pub enum PassEnd {
 
 /// What is found where a recipient begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum File {
+pub enum FileState {
     /// A recipient.
     #[default]
     Same,
@@ -136,10 +136,10 @@ pub enum File {
 
 /// What a pass is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Pass {
+enum PassScope {
     /// Nobody.
     #[default]
-    Nobody,
+    NoRecipients,
     /// Everybody, from the beginning.
     All,
     /// These.
@@ -150,7 +150,7 @@ enum Pass {
 
 /// What a part of a message waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum PartState {
     /// To be called, or for the clock.
     Busy,
     /// For the clock alone.
@@ -172,7 +172,7 @@ struct Pool {
 }
 
 impl Pool {
-    fn take(&mut self, most: u32, memory: &mut impl Memory) -> bool {
+    fn take(&mut self, most: u32, memory: &mut impl MemorySupply) -> bool {
         if self.used == self.room {
             let more = self.room / 2 + 64;
             let room = if most - self.room < more { most } else { self.room + more };
@@ -213,7 +213,7 @@ struct Part {
     queue: u32,
     /// The part that is being filled to be asked for.
     asks: Option<PartId>,
-    state: State,
+    state: PartState,
     chain: Chain,
     goes_behind: bool,
     serial: u64,
@@ -226,12 +226,12 @@ struct Part {
 }
 
 /// In an order: by time, then by serial number.
-type Turn = (i64, u64, PartId);
+type QueueOrder = (i64, u64, PartId);
 
 #[derive(Debug, Default)]
 struct Channel {
-    clock: BTreeSet<Turn>,
-    queues: BTreeMap<u32, BTreeSet<Turn>>,
+    clock: BTreeSet<QueueOrder>,
+    queues: BTreeMap<u32, BTreeSet<QueueOrder>>,
     called: VecDeque<PartId>,
     asked: VecDeque<PartId>,
     told: Option<PartId>,
@@ -239,7 +239,7 @@ struct Channel {
 
 /// A job that runs: jo[j] in qmail-send.
 #[derive(Clone, Debug, Default)]
-struct Running {
+struct RunningJob {
     list: Chain,
     deferred: Chain,
     due: i64,
@@ -252,22 +252,22 @@ struct Running {
     handed: u32,
     /// Of how many that were handed out there is no report yet.
     out: u32,
-    pass: Pass,
+    pass: PassScope,
     was_busy: bool,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Retry<M: Memory = Plenty> {
+pub struct Retry<M: MemorySupply = UnlimitedMemory> {
     memory: M,
-    running: Vec<Running>,
+    running: Vec<RunningJob>,
     places: Pool,
     messages_pool: Pool,
     messages: HashMap<Job, Message>,
     parts_pool: Pool,
     parts: HashMap<PartId, (Job, Part)>,
     last_part: PartId,
-    /// The parts that are [`State::Busy`], by message, queue and when they were due.
+    /// The parts that are [`PartState::Busy`], by message, queue and when they were due.
     busy: HashMap<(Job, u32, i64), PartId>,
     channels: Vec<Channel>,
     /// By hash: in which queue the mail of domains has waited. None: there was no memory yet.
@@ -291,7 +291,7 @@ fn domain_of(recipient: &[u8]) -> Option<(&[u8], u64)> {
     (domain.len() <= DOMAIN_MAX).then_some((domain, hash.into()))
 }
 
-impl<M: Memory> Retry<M> {
+impl<M: MemorySupply> Retry<M> {
     /// With so much memory.
     pub fn new(memory: M) -> Self
     where
@@ -305,12 +305,12 @@ impl<M: Memory> Retry<M> {
         &mut self.memory
     }
 
-    fn running(&mut self, j: usize) -> Option<&mut Running> {
+    fn running(&mut self, j: usize) -> Option<&mut RunningJob> {
         if j >= self.running.len() {
             if !self.memory.is_there() {
                 return None;
             }
-            self.running.resize_with(j + j / 2 + 32, Running::default);
+            self.running.resize_with(j + j / 2 + 32, RunningJob::default);
         }
         self.running.get_mut(j)
     }
@@ -370,7 +370,7 @@ impl<M: Memory> Retry<M> {
         self.serial += 1;
         let (job, serial) = (self.job_of(id), self.serial);
         let part = self.part(id);
-        (part.state, part.when, part.serial) = (State::Later, when, serial);
+        (part.state, part.when, part.serial) = (PartState::Later, when, serial);
         self.channels[job.channel].clock.insert((when, serial, id));
         self.message(job).later += 1;
     }
@@ -383,7 +383,7 @@ impl<M: Memory> Retry<M> {
         self.serial += 1;
         let serial = self.serial;
         let part = self.part(id);
-        (part.state, part.queue, part.when, part.serial) = (State::Busy, queue, when, serial);
+        (part.state, part.queue, part.when, part.serial) = (PartState::Busy, queue, when, serial);
         let due = part.due;
         self.busy.insert((job, queue, due), id);
         let channel = &mut self.channels[job.channel];
@@ -411,10 +411,10 @@ impl<M: Memory> Retry<M> {
         let part = self.part(id);
         let (state, queue, due) = (part.state, part.queue, part.due);
         let (when, serial) = (part.when, part.serial);
-        part.state = State::Called;
+        part.state = PartState::Called;
         let channel = &mut self.channels[job.channel];
         channel.clock.remove(&(when, serial, id));
-        if state == State::Later {
+        if state == PartState::Later {
             let message = self.message(job);
             message.later -= 1;
             message.last_later.take_if(|last| *last == id);
@@ -431,7 +431,7 @@ impl<M: Memory> Retry<M> {
 
     fn call_part(&mut self, id: PartId) {
         let job = self.job_of(id);
-        self.part(id).state = State::Called;
+        self.part(id).state = PartState::Called;
         self.channels[job.channel].called.push_back(id);
     }
 
@@ -444,20 +444,20 @@ impl<M: Memory> Retry<M> {
         let old = std::mem::take(&mut self.running[j]);
         self.give_places(old.list.len() + old.deferred.len());
         let mut running =
-            Running { due, serial: self.passes, pass: Pass::All, ..Running::default() };
+            RunningJob { due, serial: self.passes, pass: PassScope::All, ..RunningJob::default() };
         let mut is_part = false;
         if let Some(message) = self.messages.get_mut(&job) {
             is_part = true;
             message.open += 1;
             running.message = Some(job);
-            running.pass = Pass::Nobody;
+            running.pass = PassScope::NoRecipients;
             if let Some(id) = message.plan.pop_front() {
                 let part = self.part_drop(id);
                 running.due = part.due;
-                if part.state == State::Rest {
-                    (running.pass, running.at) = (Pass::Rest, Some(part.from));
+                if part.state == PartState::Rest {
+                    (running.pass, running.at) = (PassScope::Rest, Some(part.from));
                 } else {
-                    (running.pass, running.list) = (Pass::List, part.chain);
+                    (running.pass, running.list) = (PassScope::List, part.chain);
                 }
             }
         }
@@ -472,84 +472,84 @@ impl<M: Memory> Retry<M> {
     }
 
     fn let_others_first(&mut self, j: usize, position: u64) -> bool {
-        let Running { message, due, .. } = self.running[j];
+        let RunningJob { message, due, .. } = self.running[j];
         let Some(id) = message.and_then(|job| self.part_make(job, due)) else { return false };
         self.call_part(id);
         let list = std::mem::take(&mut self.running[j].list);
-        let is_list = self.running[j].pass == Pass::List;
+        let is_list = self.running[j].pass == PassScope::List;
         let part = self.part(id);
         part.goes_behind = true;
         if is_list {
             part.chain = list;
         } else {
-            (part.state, part.from) = (State::Rest, position);
+            (part.state, part.from) = (PartState::Rest, position);
         }
-        self.running[j].pass = Pass::Nobody;
+        self.running[j].pass = PassScope::NoRecipients;
         true
     }
 
     /// Before the recipient at this position is read.
-    pub fn next(&mut self, j: usize, position: u64) -> Step {
-        self.next_in(File::Same, j, position)
+    pub fn next(&mut self, j: usize, position: u64) -> PassStep {
+        self.next_in(FileState::Same, j, position)
     }
 
     /// The same, where the file may be another one, or cannot be read.
-    pub fn next_in(&mut self, file: File, j: usize, position: u64) -> Step {
+    pub fn next_in(&mut self, file: FileState, j: usize, position: u64) -> PassStep {
         let is_none = self.messages.is_empty();
         let Some(running) = self.running(j) else {
-            return if is_none { Step::Here } else { Step::End };
+            return if is_none { PassStep::Here } else { PassStep::End };
         };
         match running.pass {
-            Pass::Nobody => return Step::End,
-            Pass::Rest => {
+            PassScope::NoRecipients => return PassStep::End,
+            PassScope::Rest => {
                 if let Some(at) = running.at {
                     if !self.seek(file, j, at) {
-                        return Step::End;
+                        return PassStep::End;
                     }
                     self.running[j].at = None;
-                    return Step::At(at);
+                    return PassStep::At(at);
                 }
             }
-            Pass::List if running.at == Some(position) => return Step::Here,
-            Pass::List => {
+            PassScope::List if running.at == Some(position) => return PassStep::Here,
+            PassScope::List => {
                 if running.at.take().is_some() && running.list.pop_front().is_some() {
                     self.give_places(1);
                 }
                 if self.running[j].list.is_empty() {
-                    return Step::End;
+                    return PassStep::End;
                 }
             }
-            Pass::All => {}
+            PassScope::All => {}
         }
         let running = &mut self.running[j];
         if running.handed >= TURN {
             if self.let_others_first(j, position) {
-                return Step::End;
+                return PassStep::End;
             }
             self.running[j].handed = 0;
         }
         let running = &mut self.running[j];
-        if running.pass != Pass::List {
-            return Step::Here;
+        if running.pass != PassScope::List {
+            return PassStep::Here;
         }
-        let Some(&at) = running.list.front() else { return Step::Here };
+        let Some(&at) = running.list.front() else { return PassStep::Here };
         running.at = Some(at);
         if at == position {
-            return Step::Here;
+            return PassStep::Here;
         }
-        if self.seek(file, j, at) { Step::At(at) } else { Step::End }
+        if self.seek(file, j, at) { PassStep::At(at) } else { PassStep::End }
     }
 
     /// Whether a recipient begins at this position. At 0 one always does.
-    fn seek(&mut self, file: File, j: usize, position: u64) -> bool {
+    fn seek(&mut self, file: FileState, j: usize, position: u64) -> bool {
         match file {
             _ if position == 0 => return true,
-            File::Same => return true,
-            File::Unreadable => {}
-            File::Other => {
+            FileState::Same => return true,
+            FileState::Unreadable => {}
+            FileState::Other => {
                 let list = std::mem::take(&mut self.running[j].list);
                 self.give_places(list.len());
-                self.running[j].pass = Pass::All;
+                self.running[j].pass = PassScope::All;
             }
         }
         false
@@ -571,7 +571,7 @@ impl<M: Memory> Retry<M> {
         }
         self.part(busy).asks = Some(id);
         let part = self.part(id);
-        (part.state, part.queue, part.domain) = (State::Asked, queue, domain.to_vec());
+        (part.state, part.queue, part.domain) = (PartState::Asked, queue, domain.to_vec());
         part.chain.push_back(position);
         self.channels[job.channel].asked.push_back(id);
         true
@@ -580,7 +580,7 @@ impl<M: Memory> Retry<M> {
     /// Whether the recipient at this position is not to be tried now: it waits.
     pub fn skip(&mut self, j: usize, position: u64, recipient: &[u8]) -> bool {
         let Some(running) = self.running(j) else { return false };
-        let &mut Running { was_busy, message, serial, due, .. } = running;
+        let &mut RunningJob { was_busy, message, serial, due, .. } = running;
         let Some(job) = message.filter(|_| was_busy) else {
             running.out += 1;
             return false;
@@ -621,9 +621,9 @@ impl<M: Memory> Retry<M> {
     }
 
     /// The gate's answer to [`Retry::tell`]; None: they are to be tried.
-    pub fn answer(&mut self, channel: usize, told: Told, now: i64) {
+    pub fn answer(&mut self, channel: usize, told: ReportedResult, now: i64) {
         let Some(id) = self.channels.get_mut(channel).and_then(|of| of.told.take()) else { return };
-        let Told::Busy { secs, queue } = told else {
+        let ReportedResult::Busy { secs, queue } = told else {
             self.call_part(id);
             return;
         };
@@ -639,7 +639,7 @@ impl<M: Memory> Retry<M> {
     }
 
     fn busy(&mut self, j: usize, job: Job, position: u64, queue: u32, back: i64) -> bool {
-        let &Running { message, due, serial, .. } = &self.running[j];
+        let &RunningJob { message, due, serial, .. } = &self.running[j];
         let job = match message {
             Some(job) => job,
             None => {
@@ -708,14 +708,14 @@ impl<M: Memory> Retry<M> {
         position: u64,
         natural: i64,
         recipient: &[u8],
-        told: Told,
+        told: ReportedResult,
         now: i64,
     ) {
         let Some(running) = self.running(j) else { return };
         running.out = running.out.saturating_sub(1);
         match told {
-            Told::Done => {}
-            Told::Busy { secs, queue } => {
+            ReportedResult::Done => {}
+            ReportedResult::Busy { secs, queue } => {
                 let back = now + secs;
                 if self.busy(j, job, position, queue, back) {
                     self.running[j].was_busy = true;
@@ -724,7 +724,7 @@ impl<M: Memory> Retry<M> {
                     sooner(&mut self.running[j].lost, back);
                 }
             }
-            Told::Deferred => {
+            ReportedResult::Deferred => {
                 let is_there = self.place(position);
                 let running = &mut self.running[j];
                 if is_there {
@@ -738,13 +738,13 @@ impl<M: Memory> Retry<M> {
     }
 
     /// The last delivery of job `j` is done, and the message is not: it would come back at `natural`.
-    pub fn close(&mut self, j: usize, end: PassEnd, natural: i64, now: i64) -> Closed {
-        let Some(running) = self.running(j) else { return Closed::Due(natural) };
+    pub fn close(&mut self, j: usize, end: PassEnd, natural: i64, now: i64) -> ClosedJob {
+        let Some(running) = self.running(j) else { return ClosedJob::Due(natural) };
         let mut lost = running.lost.take();
         let Some(job) = running.message.take() else {
             let deferred = std::mem::take(&mut running.deferred);
             self.give_places(deferred.len());
-            return Closed::Due(lost.map_or(natural, |lost| lost.min(natural)));
+            return ClosedJob::Due(lost.map_or(natural, |lost| lost.min(natural)));
         };
         let mut void = 0;
         if end == PassEnd::EndOfFile && !running.list.is_empty() {
@@ -753,9 +753,9 @@ impl<M: Memory> Retry<M> {
             sooner(&mut lost, natural);
         }
         let ends_early = match running.pass {
-            Pass::All | Pass::Rest => true,
+            PassScope::All | PassScope::Rest => true,
             // The first without memory when it began.
-            Pass::Nobody | Pass::List => running.serial == 0,
+            PassScope::NoRecipients | PassScope::List => running.serial == 0,
         };
         if running.out > 0 || end == PassEnd::Before && ends_early {
             sooner(&mut lost, natural);
@@ -790,17 +790,17 @@ impl<M: Memory> Retry<M> {
         let numparts = message.parts.len();
         if message.open > 0 || numparts > message.later || (numparts > 0 && message.lost.is_none())
         {
-            return Closed::Waits;
+            return ClosedJob::Waits;
         }
         let lost = message.lost;
         self.drop_parts(job);
         self.message_drop(job);
-        Closed::Due(lost.unwrap_or(now))
+        ClosedJob::Due(lost.unwrap_or(now))
     }
 
     fn drop_parts(&mut self, job: Job) {
         for id in self.message(job).parts.clone() {
-            if matches!(self.part(id).state, State::Busy | State::Later) {
+            if matches!(self.part(id).state, PartState::Busy | PartState::Later) {
                 self.unwait(id);
             }
             let part = self.part_drop(id);
@@ -847,9 +847,9 @@ impl<M: Memory> Retry<M> {
         }
         let is_asked = self.channels.get(channel).is_some_and(|of| of.told.is_some());
         if is_asked {
-            let told = match Told::read(&mut report.to_vec()) {
-                busy @ Told::Busy { .. } => busy,
-                _ => Told::Deferred,
+            let told = match ReportedResult::read(&mut report.to_vec()) {
+                busy @ ReportedResult::Busy { .. } => busy,
+                _ => ReportedResult::Deferred,
             };
             self.answer(channel, told, now);
         }
@@ -866,7 +866,7 @@ impl<M: Memory> Retry<M> {
             Some(id) => id,
             None => {
                 let &(when, _, id) = of.clock.first()?;
-                let is_later = self.part(id).state == State::Later;
+                let is_later = self.part(id).state == PartState::Later;
                 // Further ahead than anything can be: the clock was set back.
                 if when > now && when <= now + if is_later { RETRY_MAX } else { SECONDS_MAX } {
                     return None;
@@ -900,7 +900,7 @@ impl<M: Memory> Retry<M> {
     /// SIGALRM: the messages with deferred recipients, which all are to be tried now.
     pub fn alarm(&mut self, channel: usize, now: i64) -> Vec<(u64, i64)> {
         let of_channel = |(id, (job, part)): (&PartId, &(Job, Part))| {
-            (job.channel == channel && part.state == State::Later).then_some(*id)
+            (job.channel == channel && part.state == PartState::Later).then_some(*id)
         };
         let mut ids: Vec<_> = self.parts.iter().filter_map(of_channel).collect();
         // Of a message the newest first, as in the C.
@@ -927,7 +927,7 @@ impl<M: Memory> Retry<M> {
         let (open, is_later) = (message.open, message.parts.len() == message.later);
         let own = message.due.min(now);
         let times = message.parts.iter().map(|id| &self.parts[id].1);
-        let later = times.filter(|part| part.state == State::Later).map(|part| part.when).min();
+        let later = times.filter(|part| part.state == PartState::Later).map(|part| part.when).min();
         let dt = match later {
             Some(later) if open == 0 && is_later => later,
             Some(later) => later.min(own),

@@ -4,11 +4,11 @@ use std::hint::black_box;
 
 use qpatch_gate::command::Parts;
 use qpatch_gate::ffi;
-use qpatch_gate::gate::{Answer, Gate, Next, Ran};
+use qpatch_gate::gate::{Answer, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::name::Hasher;
 use qpatch_gate::random::Random;
 use qpatch_gate::rules::{KeyKind, Rules};
-use qpatch_gate::share::{Spawners, Tells, Wants};
+use qpatch_gate::share::{Announcement, Demand, OtherSpawners};
 use qpatch_gate::shared::Shared;
 use qpatch_gate::site::Map;
 use qpatch_gate::table::Table;
@@ -116,7 +116,7 @@ fn ask_and_done(
                 now_us += 50;
                 let slot = at as u32 % 20;
                 black_box(gate.ask(now_us, slot, parts));
-                gate.done(now_us + 40, slot, Ran::Yes(REPORT));
+                gate.done(now_us + 40, slot, DeliveryEnd::Reported(REPORT));
             }
             ns += start.elapsed_ns();
         }
@@ -203,10 +203,10 @@ fn shared() {
         let mut others: Vec<Shared> = (1..spawners).map(open).collect();
         for i in 0..1000 {
             let name = domain(i);
-            others[0].tell(
+            others[0].announce(
                 KeyKind::Domain,
                 name.as_bytes(),
-                Tells { running: 1, wants: Wants::Nothing },
+                Announcement { running: 1, demand: Demand::Nothing },
             );
         }
         let mut gate = gate_with(1000);
@@ -245,8 +245,8 @@ fn holds() {
     for at in 0..CALLS {
         let now_us = u64::from(at) * 10_000;
         let ended = running.pop_front().unwrap();
-        gate.done(now_us, ended, Ran::Yes(REPORT));
-        let Next::Go { slot, .. } = gate.next(now_us) else { panic!("a place is free") };
+        gate.done(now_us, ended, DeliveryEnd::Reported(REPORT));
+        let NextAction::Go { slot, .. } = gate.next(now_us) else { panic!("a place is free") };
         running.push_back(slot);
         assert_eq!(gate.ask(now_us, ended, &parts), Answer::Hold);
     }

@@ -26,7 +26,7 @@ use std::sync::{Mutex, TryLockError};
 use crate::bindings::{self, gate_next as NextOut, gate_text as PartIn};
 use crate::control::sender::Reads;
 use crate::core::command::{PARTS, Parts};
-use crate::core::gate::Ran;
+use crate::core::gate::DeliveryEnd;
 use crate::host::{Ask, Done, Due, Host};
 
 const NONE: c_int = bindings::GATE_NONE as c_int;
@@ -243,10 +243,10 @@ export! {
     {
         let host = host.as_mut()?;
         let ran = if report.is_null() || text.is_null() {
-            Ran::No
+            DeliveryEnd::NeverStarted
         } else {
             // SAFETY: not NULL, and the caller vouches for the length.
-            Ran::Yes(unsafe { bytes(report, len) }?)
+            DeliveryEnd::Reported(unsafe { bytes(report, len) }?)
         };
         match host.done(slot, ran) {
             Done::AsItIs => Some(GO),

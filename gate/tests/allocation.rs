@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Gate, Next, Ran};
+use qpatch_gate::gate::{Answer, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::random::Random;
 use qpatch_gate::replies::Replies;
 use qpatch_gate::table::Table;
@@ -83,10 +83,10 @@ fn none_for_a_delivery() {
                     0 if is_busy[slot as usize] => &b"ZConnected to 10.0.0.1 but sender was rejected.\nRemote host said: 450 4.1.8 <s@a.example>: a.example\n\0"[..],
                     _ => b"r\0K10.0.0.1 accepted message.\n\0",
                 };
-                gate.done(now_us, slot, Ran::Yes(report));
+                gate.done(now_us, slot, DeliveryEnd::Reported(report));
                 free.push(slot);
             }
-            while let Next::Go { slot, .. } = gate.next(now_us) {
+            while let NextAction::Go { slot, .. } = gate.next(now_us) {
                 running.push_back(slot);
             }
             if now_us % 1_000_000 == 0 {

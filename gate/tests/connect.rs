@@ -2,15 +2,15 @@
 //! connect at all.
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, Why};
+use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Limit, Table};
 
 const SEC: u64 = 1_000_000;
-const ACCEPTED: Ran<'_> =
-    Ran::Yes(b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0");
-const FAILED: Ran<'_> =
-    Ran::Yes(b"ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0");
+const ACCEPTED: DeliveryEnd<'_> =
+    DeliveryEnd::Reported(b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0");
+const FAILED: DeliveryEnd<'_> =
+    DeliveryEnd::Reported(b"ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0");
 
 fn gate(table: &str) -> Gate {
     let mut gate = Gate::new(1000, 1000, 7).unwrap();
@@ -51,7 +51,7 @@ fn a_shortage_of_this_machine() {
         }
         for i in 0..200 {
             let busy = gate.done(from_us + 1 + u64::from(i), i, FAILED);
-            assert!(matches!(busy, Some(Busy { why: Why::Refused, .. })), "not a try");
+            assert!(matches!(busy, Some(Busy { why: BusyReason::Refused, .. })), "not a try");
         }
         // Nobody's limit is lower for that, and nobody is suspended for longer than all.
         let now_us = from_us + 300;
@@ -63,16 +63,16 @@ fn a_shortage_of_this_machine() {
         }
         // What comes is held, also for domains that were never seen; until the pause is over.
         assert_eq!(ask(&mut gate, now_us, 300, 300, "new.example"), Answer::Hold);
-        while gate.next(now_us) != Next::None {}
+        while gate.next(now_us) != NextAction::None {}
         let wait_us = gate.timeout_us(now_us).unwrap().max(1);
         assert!(wait_us <= 2 * SEC, "{wait_us}");
         let mut now_us = now_us;
         let slot = loop {
             match gate.next(now_us) {
-                Next::Go { slot, .. } => break slot,
-                Next::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
-                Next::Call(_) => {}
-                Next::Busy { .. } => panic!("it was held for too long"),
+                NextAction::Go { slot, .. } => break slot,
+                NextAction::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
+                NextAction::Call(_) => {}
+                NextAction::Busy { .. } => panic!("it was held for too long"),
             }
             assert!(now_us < from_us + 3 * SEC);
         };
@@ -119,9 +119,9 @@ fn some_servers_that_fail_together() {
                 Answer::Go,
                 "{round}"
             );
-            gate.done(now_us, i, Ran::No);
+            gate.done(now_us, i, DeliveryEnd::NeverStarted);
         }
-        while gate.next(now_us) != Next::None {}
+        while gate.next(now_us) != NextAction::None {}
     }
     let suspended = |i: u32| {
         let key = gate.find_key(KeyKind::Domain, format!("d{i}.example").as_bytes()).unwrap();
@@ -147,7 +147,7 @@ fn a_fixed_limit_and_a_socket_that_is_closed() {
         now_us += SEC / 4;
     }
     let answer = ask(&mut gate, now_us, 0, 13, "d.example");
-    assert!(matches!(answer, Answer::Busy(Busy { why: Why::Paused(_), .. })), "{answer:?}");
+    assert!(matches!(answer, Answer::Busy(Busy { why: BusyReason::Paused(_), .. })), "{answer:?}");
     let key = gate.find_key(KeyKind::Domain, b"d.example").unwrap();
     let until_us = key.suspended_until(now_us).unwrap();
     assert!((4 * SEC..=5 * SEC).contains(&until_us), "{until_us}");
@@ -162,13 +162,13 @@ fn a_fixed_limit_and_a_socket_that_is_closed() {
             Answer::Go if gate.done(now_us + 1, 1, FAILED).is_none() => break,
             Answer::Go => returns += 1,
             Answer::Hold => {
-                gate.done(now_us, 1, Ran::No);
+                gate.done(now_us, 1, DeliveryEnd::NeverStarted);
             }
-            Answer::Busy(busy) => assert!(matches!(busy.why, Why::Paused(_))),
+            Answer::Busy(busy) => assert!(matches!(busy.why, BusyReason::Paused(_))),
             Answer::InUse => panic!("slot 1 is in use"),
         }
         now_us += SEC;
-        while gate.next(now_us) != Next::None {}
+        while gate.next(now_us) != NextAction::None {}
     }
     assert_eq!(returns, 3);
 }
@@ -185,7 +185,7 @@ fn in_its_place(gate: &mut Gate, report: &[u8], took_us: u64) -> Option<Busy> {
     }
     assert_eq!(gate.done(SEC, 0, ACCEPTED), None);
     assert_eq!(ask(gate, SEC + 1, 0, 10, "d.example"), Answer::Go);
-    gate.done(SEC + 1 + took_us, 0, Ran::Yes(report))
+    gate.done(SEC + 1 + took_us, 0, DeliveryEnd::Reported(report))
 }
 
 /// A fixed limit at the server's own: what is refused at the door beside others was no try, and the next one waits for
@@ -196,16 +196,16 @@ fn a_fixed_limit_and_what_is_refused_at_the_door() {
         for report in [GREETING, CUT_OFF, NOT_CONNECTED] {
             let mut gate = gate(table);
             let busy = in_its_place(&mut gate, report, 2000);
-            assert!(matches!(busy, Some(Busy { why: Why::Refused, .. })), "{busy:?}");
+            assert!(matches!(busy, Some(Busy { why: BusyReason::Refused, .. })), "{busy:?}");
             assert_eq!(limit(&gate, "d.example"), Limit::AtMost(5));
             // Not in the same millisecond; but soon, though nothing else ends.
             let mut now_us = SEC + 2001;
             assert_eq!(ask(&mut gate, now_us, 0, 11, "d.example"), Answer::Hold);
             loop {
                 match gate.next(now_us) {
-                    Next::Go { slot: 0, .. } => break,
-                    Next::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
-                    Next::Call(_) => {}
+                    NextAction::Go { slot: 0, .. } => break,
+                    NextAction::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
+                    NextAction::Call(_) => {}
                     other => panic!("{other:?}"),
                 }
             }
@@ -237,14 +237,16 @@ fn a_fixed_limit_and_what_is_a_try() {
     let mut returns = 1;
     loop {
         match ask(&mut gate, now_us, 0, 10, "d.example") {
-            Answer::Go if gate.done(now_us + 1, 0, Ran::Yes(GREETING)).is_none() => break,
+            Answer::Go if gate.done(now_us + 1, 0, DeliveryEnd::Reported(GREETING)).is_none() => {
+                break;
+            }
             Answer::Go => returns += 1,
             _ => {
-                gate.done(now_us, 0, Ran::No);
+                gate.done(now_us, 0, DeliveryEnd::NeverStarted);
             }
         }
         now_us += SEC;
-        while gate.next(now_us) != Next::None {}
+        while gate.next(now_us) != NextAction::None {}
     }
     assert_eq!(returns, 3);
 
@@ -254,5 +256,5 @@ fn a_fixed_limit_and_what_is_a_try() {
     }
     now_us += 61 * SEC;
     assert_eq!(ask(&mut gate, now_us, 0, 11, "d.example"), Answer::Go);
-    assert_eq!(gate.done(now_us + 1, 0, Ran::Yes(GREETING)), None);
+    assert_eq!(gate.done(now_us + 1, 0, DeliveryEnd::Reported(GREETING)), None);
 }

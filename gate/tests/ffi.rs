@@ -29,7 +29,7 @@ struct Text {
 }
 
 #[repr(C)]
-struct Next {
+struct NextAction {
     slot: c_uint,
     parts: c_uint,
     part: [Text; 8],
@@ -105,7 +105,7 @@ fn ask(slot: c_uint, domain: &str) -> c_int {
 
 fn next() -> Option<(c_int, c_uint, Vec<Vec<u8>>)> {
     let nothing = Text { s: null(), len: 0 };
-    let mut out = Next { slot: 0, parts: 0, part: [nothing; 8], text: null() };
+    let mut out = NextAction { slot: 0, parts: 0, part: [nothing; 8], text: null() };
     // SAFETY: out may be written.
     let answer = unsafe { gate_next((&raw mut out).cast()) };
     if answer == NONE {
@@ -464,7 +464,8 @@ fn other_threads_break_nothing() {
                     let recipient = text(b"u@a.example\0");
                     let mut report = null();
                     let nothing = Text { s: null(), len: 0 };
-                    let mut out = Next { slot: 0, parts: 0, part: [nothing; 8], text: null() };
+                    let mut out =
+                        NextAction { slot: 0, parts: 0, part: [nothing; 8], text: null() };
                     // What is returned must not be looked at: the other threads' calls end its life.
                     // SAFETY: the part has its bytes, and both results may be written.
                     unsafe {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use qpatch_gate::clock::Clock;
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::Ran;
+use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::{self, Ask, Done, Due};
 use qpatch_gate::problem::File;
 use qpatch_gate::process::Identity;
@@ -204,7 +204,7 @@ fn without_a_file_it_is_stock() {
         assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
     }
     for slot in 0..9 {
-        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+        host.done(slot, DeliveryEnd::Reported(b"r\0Kok\0"));
     }
     // What runs is counted all the same.
     next_second();
@@ -257,10 +257,10 @@ fn limits_change_within_a_second_both_ways() {
     next_second();
     // Five run; nothing is killed, and nothing starts before it is below three.
     for slot in 0..2 {
-        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+        host.done(slot, DeliveryEnd::Reported(b"r\0Kok\0"));
         assert_eq!(host.due(), Due::Nothing);
     }
-    host.done(2, Ran::Yes(b"r\0Kok\0"));
+    host.done(2, DeliveryEnd::Reported(b"r\0Kok\0"));
     assert!(matches!(host.due(), Due::Go { slot: 5, .. }));
 }
 
@@ -768,11 +768,11 @@ fn limit_after(host: &mut Host, sender: &str, reply: &str) -> Limit {
     }
     let report =
         format!("ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {reply}\n\0");
-    host.done(0, Ran::Yes(report.as_bytes()));
+    host.done(0, DeliveryEnd::Reported(report.as_bytes()));
     let domain = recipient.trim_end_matches('\0').trim_start_matches("user@");
     let limit = host.gate().find_key(KeyKind::Domain, domain.as_bytes()).unwrap().limit();
     for slot in 1..3 {
-        host.done(slot, Ran::No);
+        host.done(slot, DeliveryEnd::NeverStarted);
     }
     limit
 }
@@ -828,7 +828,7 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
     assert_eq!(ask(&mut host, 0, "b.example"), Ask::Go);
     let report =
         "ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: 450 sluggish\n\0";
-    host.done(0, Ran::Yes(report.as_bytes()));
+    host.done(0, DeliveryEnd::Reported(report.as_bytes()));
     assert_eq!(ask(&mut host, 0, "b.example"), Ask::Report);
     assert_eq!(
         text(&host),
@@ -862,17 +862,17 @@ fn too_fast_is_not_too_many() {
         assert_eq!(ask(&mut host, first + 1, domain), Ask::Go);
         let before = host.gate().find_key(KeyKind::Domain, domain.as_bytes()).unwrap().limit();
         assert_eq!(before, Limit::AtMost(limit));
-        assert_eq!(host.done(first, Ran::Yes(refused)), Done::Instead, "others run");
+        assert_eq!(host.done(first, DeliveryEnd::Reported(refused)), Done::Instead, "others run");
         let (after, until_us) = key(&host);
         assert_eq!(after, before);
         // The other one started before: it says nothing new.
-        host.done(first + 1, Ran::Yes(refused));
+        host.done(first + 1, DeliveryEnd::Reported(refused));
         assert_eq!(key(&host), (before, until_us));
         assert_eq!(ask(&mut host, first, domain), Ask::Report, "behind those that went back");
         assert!(text(&host).contains(" is paused by control/concurrencyreplies:1; not tried."));
         next_second();
         assert_eq!(ask(&mut host, first, domain), Ask::Go);
-        host.done(first, Ran::Yes(refused));
+        host.done(first, DeliveryEnd::Reported(refused));
         let (after, again_us) = key(&host);
         assert_eq!(after, before);
         assert!((1_900_000..60_000_000).contains(&(again_us - until_us)), "twice as long");
@@ -1025,7 +1025,7 @@ fn a_relay_by_the_sender_is_the_key_where_qmail_remote_reads_it() {
     // This qmail-remote does not know the line for bounces.
     assert_eq!(ask_from(&mut host, 8, "", "q.example"), Ask::Go);
     assert_eq!(running(&host, KeyKind::Domain, "q.example"), 1);
-    assert_eq!(host.done(0, Ran::Yes(b"r\0Kok\0")), Done::AsItIs);
+    assert_eq!(host.done(0, DeliveryEnd::Reported(b"r\0Kok\0")), Done::AsItIs);
     assert!(matches!(host.due(), Due::Go { slot: 2, .. }));
     // Other limits: what runs is counted on, under the new keys.
     // (A file that has become much shorter would not count so soon.)
@@ -1039,10 +1039,10 @@ fn a_relay_by_the_sender_is_the_key_where_qmail_remote_reads_it() {
     assert_eq!(ask_from(&mut host, 11, "s@a.example", "x.example"), Ask::Go);
     assert_eq!(running(&host, KeyKind::Relay, "relay.example"), 4);
     for slot in [1, 2, 3, 4, 5, 7, 8, 10, 11] {
-        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+        host.done(slot, DeliveryEnd::Reported(b"r\0Kok\0"));
     }
     while let Due::Go { slot, .. } = host.due() {
-        host.done(slot, Ran::Yes(b"r\0Kok\0"));
+        host.done(slot, DeliveryEnd::Reported(b"r\0Kok\0"));
     }
     assert_eq!(running(&host, KeyKind::Relay, "relay.example"), 0);
     assert_eq!(host.gate().in_use(), 0);
@@ -1100,7 +1100,12 @@ fn the_recipients_domain_is_no_word_of_a_relay() {
         assert_eq!(ask_from(&mut host, slot, "s@a.example", "throttled.example"), Ask::Go);
     }
     for slot in 0..5 {
-        assert_eq!(host.done(slot, Ran::Yes(refused)), Done::AsItIs, "{}", text(&host));
+        assert_eq!(
+            host.done(slot, DeliveryEnd::Reported(refused)),
+            Done::AsItIs,
+            "{}",
+            text(&host)
+        );
     }
     let key = host.gate().find_key(KeyKind::Relay, b"relay.example").unwrap();
     assert_eq!(key.limit(), Limit::AtMost(20));
@@ -1125,7 +1130,7 @@ fn senders_and_the_operators_words_count_after_a_restart() {
     assert_eq!(ask_from(&mut host, 1, "s@a.example", "y.example"), Ask::Hold);
     host.done(
         0,
-        Ran::Yes(
+        DeliveryEnd::Reported(
             b"s\0ZConnected to 192.0.2.1 but greeting failed.\nRemote host said: 421 overload\n\0",
         ),
     );
@@ -1193,8 +1198,11 @@ fn the_status_file_tells_what_happens() {
     }
     ask(&mut host, 4, "free.example");
     ask(&mut host, 5, "a%b.example");
-    host.done(4, Ran::Yes(b"r\0Kok\0"));
-    host.done(5, Ran::Yes(b"sbusy\0Z10.0.0.1 does not\tlike you.\nRemote host said: 421\n\0"));
+    host.done(4, DeliveryEnd::Reported(b"r\0Kok\0"));
+    host.done(
+        5,
+        DeliveryEnd::Reported(b"sbusy\0Z10.0.0.1 does not\tlike you.\nRemote host said: 421\n\0"),
+    );
     next_second();
     host.due();
     let status = home.status().unwrap();
@@ -1356,12 +1364,12 @@ fn without_a_status_file_mail_goes_on() {
     assert_eq!(host.due(), Due::Nothing);
     assert!(!status.exists(), "it is not created");
     assert!(Command::new("mkfifo").arg(&status).status().unwrap().success());
-    host.done(0, Ran::No);
+    host.done(0, DeliveryEnd::NeverStarted);
     next_second();
     assert!(matches!(host.due(), Due::Go { slot: 1, .. }));
     fs::remove_file(&status).unwrap();
     fs::write(&status, "").unwrap();
-    host.done(1, Ran::No);
+    host.done(1, DeliveryEnd::NeverStarted);
     next_second();
     host.due();
     assert_eq!(
@@ -1389,10 +1397,10 @@ fn sleeping_is_right() {
     assert_eq!(host.timeout_ms(), Some(602));
     pass_ms(700);
     assert_eq!(host.due(), Due::Nothing);
-    host.done(0, Ran::No);
+    host.done(0, DeliveryEnd::NeverStarted);
     assert_eq!(host.timeout_ms(), Some(0), "a held command can start");
     assert!(matches!(host.due(), Due::Go { slot: 1, .. }));
-    host.done(1, Ran::No);
+    host.done(1, DeliveryEnd::NeverStarted);
     next_second();
     host.due();
     assert_eq!(host.timeout_ms(), Some(60_002));
@@ -1410,7 +1418,7 @@ fn held_commands_are_dropped() {
     assert_eq!(host.held(), 3);
     host.drop_held();
     assert_eq!(host.held(), 0);
-    host.done(0, Ran::No);
+    host.done(0, DeliveryEnd::NeverStarted);
     assert_eq!(host.due(), Due::Nothing);
     host.drop_held();
     let status = home.status().unwrap();
@@ -1493,7 +1501,7 @@ fn where_mail_was_seen_to_go_is_known_after_a_restart() {
         for (slot, domain) in domains.iter().enumerate() {
             ask(host, slot as u32, domain);
             let report = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
-            host.done(slot as u32, Ran::Yes(report));
+            host.done(slot as u32, DeliveryEnd::Reported(report));
         }
     };
     let seen = home.path.join("lock/gatesites");
@@ -1570,7 +1578,7 @@ fn no_credentials_of_a_relay_are_told() {
                 .to_string(),
         ] {
             for slot in 0..40 {
-                if host.done(slot, Ran::Yes(report.as_bytes())) == Done::Instead {
+                if host.done(slot, DeliveryEnd::Reported(report.as_bytes())) == Done::Instead {
                     said += &text(&host);
                 }
                 while host.due() != Due::Nothing {
@@ -1634,7 +1642,7 @@ fn what_an_earlier_build_wrote_of_relays_is_gone_at_once() {
 
 /// What [`Host::done`] makes of a report, and the text that goes with it.
 fn done(host: &mut Host, slot: u32, report: &[u8]) -> (Done, String) {
-    let done = host.done(slot, Ran::Yes(report));
+    let done = host.done(slot, DeliveryEnd::Reported(report));
     (done, if done == Done::AsItIs { String::new() } else { text(host) })
 }
 

@@ -19,8 +19,8 @@ mod server;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::learn::{
-    Began, Counted, Ended, Learned, Learning, May, PAUSE_MAX_US, PAUSE_MIN_US, RECENT_US,
-    RETURNS_MAX, Returns, Try,
+    Admission, Attempt, Coverage, EndedDelivery, Learned, Learning, PAUSE_MAX_US, PAUSE_MIN_US,
+    RECENT_US, RETURNS_MAX, Returns, StartedIn,
 };
 use qpatch_gate::linger::LINGER_MAX_CLOSED_US;
 use qpatch_gate::random::Random;
@@ -317,11 +317,11 @@ struct Postfix {
 }
 
 impl Control for Postfix {
-    fn may_start(&mut self, _: u64, running: u32, limit: u32) -> May {
-        if running < self.window.min(limit) { May::Start } else { May::Wait }
+    fn may_start(&mut self, _: u64, running: u32, limit: u32) -> Admission {
+        if running < self.window.min(limit) { Admission::Start } else { Admission::Wait }
     }
 
-    fn end(&mut self, ended: &Ended, _: &mut Random) -> Try {
+    fn end(&mut self, ended: &EndedDelivery, _: &mut Random) -> Attempt {
         if ended.seen == Seen::Accepted {
             if self.window < ended.running + 1 + 5 {
                 self.success += (self.feedback)(self.window);
@@ -340,7 +340,7 @@ impl Control for Postfix {
                 self.success = 0.0;
             }
         }
-        Try::NotReally
+        Attempt::DoesNotCount
     }
 
     fn level(&self, limit: u32) -> u32 {
@@ -356,11 +356,11 @@ struct Halving {
 }
 
 impl Control for Halving {
-    fn may_start(&mut self, _: u64, running: u32, _: u32) -> May {
-        if running < self.window { May::Start } else { May::Wait }
+    fn may_start(&mut self, _: u64, running: u32, _: u32) -> Admission {
+        if running < self.window { Admission::Start } else { Admission::Wait }
     }
 
-    fn end(&mut self, ended: &Ended, _: &mut Random) -> Try {
+    fn end(&mut self, ended: &EndedDelivery, _: &mut Random) -> Attempt {
         if ended.seen == Seen::Accepted {
             self.accepted += 1;
             if self.accepted >= self.window {
@@ -372,7 +372,7 @@ impl Control for Halving {
             self.accepted = 0;
             self.window = (self.window / 2).max(1);
         }
-        Try::NotReally
+        Attempt::DoesNotCount
     }
 
     fn level(&self, limit: u32) -> u32 {
@@ -383,12 +383,12 @@ impl Control for Halving {
 struct Fixed;
 
 impl Control for Fixed {
-    fn may_start(&mut self, _: u64, running: u32, limit: u32) -> May {
-        if running < limit { May::Start } else { May::Wait }
+    fn may_start(&mut self, _: u64, running: u32, limit: u32) -> Admission {
+        if running < limit { Admission::Start } else { Admission::Wait }
     }
 
-    fn end(&mut self, _: &Ended, _: &mut Random) -> Try {
-        Try::NotReally
+    fn end(&mut self, _: &EndedDelivery, _: &mut Random) -> Attempt {
+        Attempt::DoesNotCount
     }
 
     fn level(&self, limit: u32) -> u32 {
@@ -470,7 +470,7 @@ fn after_handover(
     learning: Learning,
 ) -> u64 {
     let mut at_us = now_us;
-    while let May::Later(until_us) = state.may_start(at_us, running, limit, learning) {
+    while let Admission::Later(until_us) = state.may_start(at_us, running, limit, learning) {
         assert!(until_us > at_us);
         at_us = until_us;
     }
@@ -495,7 +495,7 @@ proptest! {
             let running = if steady { running % first_limit } else { running };
             let before = state;
             let level = before.effective(limit, Learning::On);
-            let ended = Ended { now_us, started_us: now_us.saturating_sub(ago_us), running, beside: running, limit, learning: Learning::On, seen, counted: Counted::All, began: began(after_another) };
+            let ended = EndedDelivery { now_us, started_us: now_us.saturating_sub(ago_us), running, beside: running, limit, learning: Learning::On, seen, coverage: Coverage::AllDeliveries, started_in: started_in(after_another) };
             let tried = state.end(&ended, &mut random);
             let after = state.effective(limit, Learning::On);
             prop_assert!(after <= limit && (after >= 1 || limit == 0));
@@ -529,12 +529,12 @@ proptest! {
                 prop_assert!(!matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed));
                 has_closed |= seen == Seen::ConnectFailed;
                 let at_us = after_handover(&state, until_us, 0, limit.max(1), Learning::On);
-                prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), May::Start, "a probe");
+                prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), Admission::Start, "a probe");
             } else {
                 let at_us = after_handover(&state, now_us, 0, limit.max(1), Learning::On);
-                prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), May::Start, "never starves");
+                prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), Admission::Start, "never starves");
             }
-            prop_assert!(tried == Try::Real || matches!(seen, TOO_MANY | Seen::TooMany(Sent::Envelope) | Seen::ConnectFailed | Seen::Died(Sent::No)));
+            prop_assert!(tried == Attempt::Counts || matches!(seen, TOO_MANY | Seen::TooMany(Sent::Envelope) | Seen::ConnectFailed | Seen::Died(Sent::No)));
             prop_assert_eq!(state.effective(limit, Learning::Fixed), limit);
         }
     }
@@ -547,14 +547,14 @@ proptest! {
         let mut recent_us = None;
         for (seen, step_us, running, after_another) in events {
             now_us += step_us;
-            let ended = Ended { now_us, started_us: now_us, running, beside: running, limit: 9, learning: Learning::Fixed, seen, counted: Counted::All, began: began(after_another) };
+            let ended = EndedDelivery { now_us, started_us: now_us, running, beside: running, limit: 9, learning: Learning::Fixed, seen, coverage: Coverage::AllDeliveries, started_in: started_in(after_another) };
             let tried = state.end(&ended, &mut random);
             let at_the_door = matches!(
                 seen,
                 TOO_MANY | Seen::TooMany(Sent::Envelope) | Seen::ConnectFailed | Seen::Died(Sent::No)
             );
             let recently = recent_us.is_some_and(|us| now_us - us <= RECENT_US);
-            prop_assert_eq!(tried == Try::Real, !at_the_door || (running == 0 && !recently));
+            prop_assert_eq!(tried == Attempt::Counts, !at_the_door || (running == 0 && !recently));
             if matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed) {
                 recent_us = Some(now_us);
             }
@@ -564,16 +564,16 @@ proptest! {
             }
             let at_us = state.suspended_until(now_us).unwrap_or(now_us);
             let at_us = after_handover(&state, at_us, 0, 9, Learning::Fixed);
-            prop_assert_eq!(state.may_start(at_us, 0, 9, Learning::Fixed), May::Start);
+            prop_assert_eq!(state.may_start(at_us, 0, 9, Learning::Fixed), Admission::Start);
             // The whole limit counts again in the end.
             let at_us = at_us + 64 * SEC;
-            prop_assert_eq!(state.may_start(at_us, 8, 9, Learning::Fixed), May::Start);
+            prop_assert_eq!(state.may_start(at_us, 8, 9, Learning::Fixed), Admission::Start);
         }
     }
 }
 
-fn began(after_another: bool) -> Began {
-    if after_another { Began::AfterAnother } else { Began::Freely }
+fn started_in(after_another: bool) -> StartedIn {
+    if after_another { StartedIn::JustFreedPlace } else { StartedIn::FreePlace }
 }
 
 #[test]

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Gate, HOLD_MAX_US, Next, Ran, SLOTS_MAX, Why};
-use qpatch_gate::learn::{Learning, May};
+use qpatch_gate::gate::{
+    Answer, Busy, BusyReason, DeliveryEnd, Gate, HOLD_MAX_US, NextAction, SLOTS_MAX,
+};
+use qpatch_gate::learn::{Admission, Learning};
 use qpatch_gate::route::Routes;
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::site::{Because, Map};
+use qpatch_gate::site::{Map, SiteReason};
 use qpatch_gate::table::{Limit, Table};
 
 const DOMAINS: [&str; 10] = [
@@ -164,7 +166,7 @@ impl Check {
         let Some(key) = self.gate.find_key(key.0, &key.1) else { return false };
         let limit = if let Limit::AtMost(limit) = key.cap.limit { limit } else { SLOTS_MAX };
         let (learned, learning) = (&key.learned, key.cap.learning);
-        learned.may_start(self.latest_us, key.running, limit, learning) != May::Start
+        learned.may_start(self.latest_us, key.running, limit, learning) != Admission::Start
             || (learning == Learning::Fixed
                 && learned.most(self.latest_us, limit, learning) < limit)
     }
@@ -173,8 +175,8 @@ impl Check {
     fn part(&self, domain: usize) -> u32 {
         let found = self.gate.rules().resolve(DOMAINS[domain].as_bytes());
         match (found.site, found.cap.limit) {
-            (Some(Because::Refused(..)), _) => 1,
-            (Some(Because::Address(..)), Limit::AtMost(limit)) => (limit * 3).div_ceil(4),
+            (Some(SiteReason::Refused(..)), _) => 1,
+            (Some(SiteReason::Address(..)), Limit::AtMost(limit)) => (limit * 3).div_ceil(4),
             _ => u32::MAX,
         }
     }
@@ -242,7 +244,7 @@ impl Check {
             (None, Answer::Busy(busy)) => {
                 assert!((1..=3600).contains(&busy.secs));
                 let shown = self.gate.key(busy.key);
-                if let Why::AtPart(part) = busy.why {
+                if let BusyReason::AtPart(part) = busy.why {
                     assert_eq!(part, self.part(domain));
                     assert!(
                         self.slots_of(domain) >= part,
@@ -270,8 +272,8 @@ impl Check {
         self.look_at_the_clock();
         loop {
             match self.gate.next(self.now_us) {
-                Next::None => break,
-                Next::Go { slot, command } => {
+                NextAction::None => break,
+                NextAction::Go { slot, command } => {
                     let Some(Slot::Held(domain, _)) = self.slots[slot as usize] else {
                         panic!("{slot} is not held")
                     };
@@ -280,7 +282,7 @@ impl Check {
                     self.same_command(slot, domain, command);
                     self.slots[slot as usize] = Some(Slot::Running(domain));
                 }
-                Next::Busy { slot, command, busy } => {
+                NextAction::Busy { slot, command, busy } => {
                     let Some(Slot::Held(domain, since_us)) = self.slots[slot as usize] else {
                         panic!("{slot} is not held")
                     };
@@ -289,7 +291,7 @@ impl Check {
                     self.same_command(slot, domain, command);
                     self.slots[slot as usize] = None;
                 }
-                Next::Call(call) => assert!(call.most > 0),
+                NextAction::Call(call) => assert!(call.most > 0),
             }
         }
     }
@@ -338,11 +340,11 @@ impl Check {
         assert!(due.is_some() || held == 0 && !is_away);
         assert_ne!(due, Some(0));
         let called =
-            self.gate.keys().map(|key| key.recall.called() + key.parted_called).sum::<u32>();
+            self.gate.keys().map(|key| key.recall.called() + key.called_by_domain).sum::<u32>();
         assert_eq!(self.gate.called(), called);
     }
 
-    fn done(&mut self, which: usize, ran: Ran<'_>) {
+    fn done(&mut self, which: usize, ran: DeliveryEnd<'_>) {
         let running: Vec<usize> = (0..self.slots.len())
             .filter(|&slot| matches!(self.slots[slot], Some(Slot::Running(_))))
             .collect();
@@ -363,7 +365,14 @@ impl Check {
             }
             Step::AskSlot { slot, domain } => self.ask(slot, domain),
             Step::Done { which, ran } => {
-                self.done(which, if ran { Ran::Yes(b"r\0Kaccepted\0") } else { Ran::No });
+                self.done(
+                    which,
+                    if ran {
+                        DeliveryEnd::Reported(b"r\0Kaccepted\0")
+                    } else {
+                        DeliveryEnd::NeverStarted
+                    },
+                );
             }
             Step::Seen { which, at, took } => {
                 let at = ADDRESSES[at];
@@ -372,7 +381,7 @@ impl Check {
                 } else {
                     format!("ZConnected to {at} but greeting failed.\nRemote host said: 451 no\n\0")
                 };
-                self.done(which, Ran::Yes(report.as_bytes()));
+                self.done(which, DeliveryEnd::Reported(report.as_bytes()));
                 self.now_us = self.latest_us + 200_000;
                 self.settle();
             }
@@ -383,7 +392,7 @@ impl Check {
             }
             Step::DoneSlot { slot } => {
                 self.look_at_the_clock();
-                self.gate.done(self.now_us, slot, Ran::Yes(b"hno such user\0Dgone\0"));
+                self.gate.done(self.now_us, slot, DeliveryEnd::Reported(b"hno such user\0Dgone\0"));
                 if let Some(entry) = self.slots.get_mut(slot as usize) {
                     *entry = None;
                 }
@@ -460,14 +469,14 @@ proptest! {
         let full = gate.bytes();
         for _ in 0..2 {
             for slot in 0..domains {
-                gate.done(2, slot, Ran::No);
+                gate.done(2, slot, DeliveryEnd::NeverStarted);
             }
-            while gate.next(2) != Next::None {}
+            while gate.next(2) != NextAction::None {}
         }
         prop_assert_eq!(gate.in_use(), 0);
         // What was sent away is believed to be away until its busy answers end.
         for second in 0..8000u64 {
-            while gate.next(second * 1_000_000) != Next::None {}
+            while gate.next(second * 1_000_000) != NextAction::None {}
             gate.tidy(second * 1_000_000).unwrap();
         }
         let idle = gate.bytes();
@@ -486,7 +495,7 @@ fn a_million_domains() {
         let recipient = format!("u@domain{i}.example\0");
         let slot = (i % 1000) as u32;
         let now_us = i * 1000;
-        gate.done(now_us, slot, Ran::Yes(b"r\0Kok\0"));
+        gate.done(now_us, slot, DeliveryEnd::Reported(b"r\0Kok\0"));
         assert_eq!(
             gate.ask(now_us, slot, &Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap()),
             Answer::Go
@@ -515,9 +524,9 @@ fn domains_of_a_site_come_together() {
     }
     for slot in 0..100 {
         let report = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
-        gate.done(1000, slot, Ran::Yes(report));
+        gate.done(1000, slot, DeliveryEnd::Reported(report));
     }
-    assert_eq!(gate.next(1_000_000), Next::None);
+    assert_eq!(gate.next(1_000_000), NextAction::None);
     let answers: Vec<_> = (0..100).map(|i| ask(&mut gate, 1_000_001, i, i)).collect();
     assert_eq!(answers.iter().filter(|&&answer| answer == Answer::Go).count(), 3);
     assert_eq!(answers.iter().filter(|&&answer| answer == Answer::Hold).count(), 97);
@@ -541,8 +550,11 @@ fn refused_before_it_counts_under_its_site() {
     let report =
         b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
     for slot in 0..4 {
-        let busy = gate.done(1000, slot, Ran::Yes(report));
-        assert!(matches!(busy, Some(Busy { why: Why::Refused, .. })), "slot {slot}: {busy:?}");
+        let busy = gate.done(1000, slot, DeliveryEnd::Reported(report));
+        assert!(
+            matches!(busy, Some(Busy { why: BusyReason::Refused, .. })),
+            "slot {slot}: {busy:?}"
+        );
     }
 }
 
@@ -558,7 +570,7 @@ fn a_mail_that_is_refused_before_its_site_counts_is_tried_in_the_end() {
     let returned: Vec<bool> = (0..8)
         .map(|_| {
             gate.ask(0, 0, &parts);
-            gate.done(0, 0, Ran::Yes(report)).is_some()
+            gate.done(0, 0, DeliveryEnd::Reported(report)).is_some()
         })
         .collect();
     assert_eq!(returned, [true, true, true, false, true, true, true, false]);
@@ -579,8 +591,8 @@ fn a_site_that_does_not_learn_sends_nothing_back() {
         let parts = Parts::new(&[b"1/1\0", b"s\0", b"u@d.example\0"]).unwrap();
         let mut deliver = |now_us: u64, report: &[u8]| {
             assert_eq!(gate.ask(now_us, 0, &parts), Answer::Go);
-            let busy = gate.done(now_us, 0, Ran::Yes(report));
-            while gate.next(now_us) != Next::None {}
+            let busy = gate.done(now_us, 0, DeliveryEnd::Reported(report));
+            while gate.next(now_us) != NextAction::None {}
             busy
         };
         assert_eq!(deliver(1, refused), None, "{own} {site}");
@@ -600,13 +612,14 @@ fn what_is_refused_elsewhere_says_nothing_of_the_site() {
     let table = Table::parse(b":20::learn\n192.0.2.0/24:20:site:learn\n", gate.hasher()).unwrap().0;
     gate.set_table(Some(table), 0).unwrap();
     let parts = Parts::new(&[b"1/1\0", b"s\0", b"u@d.example\0"]).unwrap();
-    let there = Ran::Yes(b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0");
-    let elsewhere = Ran::Yes(
+    let there =
+        DeliveryEnd::Reported(b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0");
+    let elsewhere = DeliveryEnd::Reported(
         b"r\0ZConnected to 203.0.113.1 but greeting failed.\nRemote host said: 421 too many\n\0",
     );
     gate.ask(1, 0, &parts);
     gate.done(1, 0, there);
-    while gate.next(1_000_000) != Next::None {}
+    while gate.next(1_000_000) != NextAction::None {}
     for slot in 0..8 {
         assert_eq!(gate.ask(1_000_000, slot, &parts), Answer::Go);
     }
@@ -632,9 +645,9 @@ fn gate_with_members(table: &str) -> Gate {
     gate.set_table(Some(table), 0).unwrap();
     for slot in 0..10 {
         assert_eq!(ask_for(&mut gate, 1, slot, &format!("member{slot}.example")), Answer::Go);
-        gate.done(1, slot, Ran::Yes(TOOK));
+        gate.done(1, slot, DeliveryEnd::Reported(TOOK));
     }
-    while gate.next(SECOND) != Next::None {}
+    while gate.next(SECOND) != NextAction::None {}
     gate
 }
 
@@ -662,8 +675,8 @@ fn a_stranger_that_a_site_refused_takes_none_of_its_places() {
             let table = format!(":20::{learning}\n192.0.2.0/24:{limit}:site:{learning}\n");
             let mut gate = gate_with_members(&table);
             assert_eq!(ask_for(&mut gate, SECOND, 0, "attacker.example"), Answer::Go);
-            gate.done(SECOND, 0, Ran::Yes(REFUSED));
-            while gate.next(2 * SECOND) != Next::None {}
+            gate.done(SECOND, 0, DeliveryEnd::Reported(REFUSED));
+            while gate.next(2 * SECOND) != NextAction::None {}
             let hanging = (0..12)
                 .map(|slot| ask_for(&mut gate, 10 * SECOND, slot, "attacker.example"))
                 .filter(|&answer| answer == Answer::Go)
@@ -683,9 +696,9 @@ fn many_strangers_take_none_of_a_sites_places_either() {
         assert_eq!(ask_for(&mut gate, SECOND, slot, &domain), Answer::Go);
     }
     for slot in 0..100 {
-        gate.done(SECOND, slot, Ran::Yes(REFUSED));
+        gate.done(SECOND, slot, DeliveryEnd::Reported(REFUSED));
     }
-    while gate.next(2 * SECOND) != Next::None {}
+    while gate.next(2 * SECOND) != NextAction::None {}
     let hanging = (0..100)
         .map(|slot| ask_for(&mut gate, 400 * SECOND, slot, &format!("attacker{slot}.example")))
         .filter(|&answer| answer == Answer::Go)
@@ -703,14 +716,17 @@ fn connections_that_fail_count_for_their_domain_alone() {
     for _ in 0..200 {
         now_us += SECOND;
         match ask_for(&mut gate, now_us, 0, "member0.example") {
-            Answer::Go => drop(gate.done(now_us, 0, Ran::Yes(NOT_CONNECTED))),
+            Answer::Go => drop(gate.done(now_us, 0, DeliveryEnd::Reported(NOT_CONNECTED))),
             Answer::Busy(busy) => {
-                assert!(matches!(busy.why, Why::Paused(_) | Why::Suspended(_) | Why::AtPart(_)));
+                assert!(matches!(
+                    busy.why,
+                    BusyReason::Paused(_) | BusyReason::Suspended(_) | BusyReason::AtPart(_)
+                ));
                 waited += 1;
             }
             answer => panic!("{answer:?}"),
         }
-        while gate.next(now_us) != Next::None {}
+        while gate.next(now_us) != NextAction::None {}
     }
     assert!(waited > 150, "the domain itself is tried less and less: {waited} of 200 waited");
     let site = gate.find_key(KeyKind::Group, b"site").unwrap();
@@ -725,17 +741,20 @@ fn a_shortage_of_this_machine_is_seen_behind_a_site() {
         let table = format!(":20::{learning}\n192.0.2.0/24:20:site:{learning}\n");
         let mut gate = gate_with_members(&table);
         assert_eq!(members_that_start(&mut gate, SECOND, 10), 10);
-        (100..110).for_each(|slot| assert_eq!(gate.done(SECOND, slot, Ran::Yes(TOOK)), None));
+        (100..110).for_each(|slot| {
+            assert_eq!(gate.done(SECOND, slot, DeliveryEnd::Reported(TOOK)), None);
+        });
         let now_us = 120 * SECOND;
         assert_eq!(members_that_start(&mut gate, now_us, 10), 10);
-        let tries: Vec<_> =
-            (100..110).map(|slot| gate.done(now_us, slot, Ran::Yes(NOT_CONNECTED))).collect();
+        let tries: Vec<_> = (100..110)
+            .map(|slot| gate.done(now_us, slot, DeliveryEnd::Reported(NOT_CONNECTED)))
+            .collect();
         // The first ones look like any failure.
         assert!(
             tries[5..].iter().all(Option::is_some),
             "{learning}: these were no tries: {tries:?}"
         );
-        while gate.next(now_us) != Next::None {}
+        while gate.next(now_us) != NextAction::None {}
         assert_eq!(members_that_start(&mut gate, now_us + 1, 10), 0, "nothing starts for a while");
         assert_eq!(members_that_start(&mut gate, now_us + 3 * SECOND, 10), 10, "{learning}");
     }
@@ -749,7 +768,7 @@ fn held_mail_of_a_member_is_not_beside_it() {
     assert_eq!(ask_for(&mut gate, now_us, 0, "member1.example"), Answer::Go);
     assert_eq!(ask_for(&mut gate, now_us, 1, "member0.example"), Answer::Go);
     assert_eq!(ask_for(&mut gate, now_us, 2, "member0.example"), Answer::Hold);
-    let failed = gate.done(now_us + SECOND, 1, Ran::Yes(NOT_CONNECTED));
+    let failed = gate.done(now_us + SECOND, 1, DeliveryEnd::Reported(NOT_CONNECTED));
     assert_eq!(
         failed, None,
         "it was alone, and its domain has taken nothing of late: that was a try"
@@ -782,14 +801,14 @@ fn fifty_places_at_once() {
         for round in 2..6 {
             let now_us = round * SECOND;
             for slot in running.drain(..) {
-                assert_eq!(gate.done(now_us, slot, Ran::Yes(TOOK)), None);
+                assert_eq!(gate.done(now_us, slot, DeliveryEnd::Reported(TOOK)), None);
                 free.push(slot);
             }
             // No time goes by: what is called is here at once.
             loop {
                 match gate.next(now_us) {
-                    Next::Go { slot, .. } => running.push(slot),
-                    Next::Call(call) => {
+                    NextAction::Go { slot, .. } => running.push(slot),
+                    NextAction::Call(call) => {
                         for _ in 0..call.most.min(away) {
                             let slot = free.pop().unwrap();
                             match ask_for(&mut gate, now_us, slot, "d.example") {
@@ -804,7 +823,7 @@ fn fifty_places_at_once() {
                             away -= 1;
                         }
                     }
-                    Next::None => break,
+                    NextAction::None => break,
                     next => panic!("{next:?}"),
                 }
             }
@@ -820,7 +839,8 @@ fn one_member_leaves_places_to_the_others() {
     let answers: Vec<_> =
         (0..40).map(|slot| ask_for(&mut gate, SECOND, slot, "member0.example")).collect();
     assert_eq!(answers.iter().filter(|&&answer| answer == Answer::Go).count(), 15);
-    let away = |answer: &&Answer| matches!(answer, Answer::Busy(Busy { why: Why::AtPart(15), .. }));
+    let away =
+        |answer: &&Answer| matches!(answer, Answer::Busy(Busy { why: BusyReason::AtPart(15), .. }));
     assert_eq!(answers.iter().filter(away).count(), 25);
     assert_eq!(members_that_start(&mut gate, SECOND, 1), 0, "member0 itself");
     let others = (0..9)
@@ -831,10 +851,10 @@ fn one_member_leaves_places_to_the_others() {
         .count();
     assert_eq!(others, 5);
     // What is away is called as its deliveries end, though it is away under its own number.
-    gate.done(2 * SECOND, 0, Ran::Yes(TOOK));
+    gate.done(2 * SECOND, 0, DeliveryEnd::Reported(TOOK));
     let mut called = 0;
     for at in 0..10 {
-        while let Next::Call(call) = gate.next((2 + at) * SECOND) {
+        while let NextAction::Call(call) = gate.next((2 + at) * SECOND) {
             called += call.most;
         }
     }
@@ -847,24 +867,24 @@ fn what_is_elsewhere_is_no_candidate_and_no_member() {
     let mut gate = gate_with_members(":20\n192.0.2.0/24:20:site\n");
     let of = |gate: &Gate, domain: &[u8]| gate.rules().resolve(domain).kind;
     assert_eq!(ask_for(&mut gate, SECOND, 0, "stranger.example"), Answer::Go);
-    gate.done(SECOND, 0, Ran::Yes(REFUSED));
+    gate.done(SECOND, 0, DeliveryEnd::Reported(REFUSED));
     assert_eq!(of(&gate, b"stranger.example"), KeyKind::Candidates);
-    while gate.next(2 * SECOND) != Next::None {}
+    while gate.next(2 * SECOND) != NextAction::None {}
     for (domain, kind) in
         [("stranger.example", KeyKind::Candidates), ("member3.example", KeyKind::Group)]
     {
         assert_eq!(of(&gate, domain.as_bytes()), kind);
         assert_eq!(ask_for(&mut gate, 2 * SECOND, 0, domain), Answer::Go);
-        gate.done(3 * SECOND, 0, Ran::Yes(DIED_ELSEWHERE));
+        gate.done(3 * SECOND, 0, DeliveryEnd::Reported(DIED_ELSEWHERE));
         assert_eq!(of(&gate, domain.as_bytes()), KeyKind::Domain);
-        while gate.next(3 * SECOND) != Next::None {}
+        while gate.next(3 * SECOND) != NextAction::None {}
     }
     // A candidate whose mail the site takes is a member.
     assert_eq!(ask_for(&mut gate, 4 * SECOND, 0, "stranger.example"), Answer::Go);
-    gate.done(4 * SECOND, 0, Ran::Yes(REFUSED));
-    while gate.next(5 * SECOND) != Next::None {}
+    gate.done(4 * SECOND, 0, DeliveryEnd::Reported(REFUSED));
+    while gate.next(5 * SECOND) != NextAction::None {}
     assert_eq!(ask_for(&mut gate, 5 * SECOND, 0, "stranger.example"), Answer::Go);
-    gate.done(5 * SECOND, 0, Ran::Yes(TOOK));
+    gate.done(5 * SECOND, 0, DeliveryEnd::Reported(TOOK));
     assert_eq!(of(&gate, b"stranger.example"), KeyKind::Group);
 }
 
@@ -875,23 +895,24 @@ fn a_turn_that_comes_in_a_pause_is_not_lost() {
     let table = Table::parse(b"d.example:2::learn\n", gate.hasher()).unwrap().0;
     gate.set_table(Some(table), 0).unwrap();
     let parts = Parts::new(&[b"1/1\0", b"s\0", b"u@d.example\0"]).unwrap();
-    let failed =
-        Ran::Yes(b"r\0ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0");
+    let failed = DeliveryEnd::Reported(
+        b"r\0ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0",
+    );
     for now_us in 1..3 {
         assert_eq!(gate.ask(now_us, 0, &parts), Answer::Go);
         assert_eq!(gate.done(now_us, 0, failed), None);
-        assert_eq!(gate.next(now_us), Next::None);
+        assert_eq!(gate.next(now_us), NextAction::None);
     }
     assert_eq!(gate.ask(3, 0, &parts), Answer::Go);
     assert_eq!(gate.ask(3, 1, &parts), Answer::Go);
     assert_eq!(gate.ask(3, 2, &parts), Answer::Hold);
     // A place is free; but before anything is started in it the key is suspended.
-    gate.done(4, 0, Ran::No);
+    gate.done(4, 0, DeliveryEnd::NeverStarted);
     gate.done(4, 1, failed);
-    assert_eq!(gate.next(4), Next::None);
+    assert_eq!(gate.next(4), NextAction::None);
     let wait_us = gate.timeout_us(4).unwrap();
     assert!((500_000..=2_000_000).contains(&wait_us), "{wait_us}");
-    assert!(matches!(gate.next(4 + wait_us), Next::Go { slot: 2, .. }));
+    assert!(matches!(gate.next(4 + wait_us), NextAction::Go { slot: 2, .. }));
 }
 
 /// What comes in a short pause is not deferred because other mail is away.
@@ -904,20 +925,23 @@ fn mail_that_comes_in_a_short_pause_comes_back_after_it() {
         b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
     let parts = |mail: &'static [u8]| Parts::new(&[mail, b"s\0", b"u@d.example\0"]).unwrap();
     assert_eq!(gate.ask(1, 0, &parts(b"1/1\0")), Answer::Go);
-    assert!(gate.done(1, 0, Ran::Yes(report)).is_some(), "before it counts under its site");
-    while gate.next(1_000_000) != Next::None {}
+    assert!(
+        gate.done(1, 0, DeliveryEnd::Reported(report)).is_some(),
+        "before it counts under its site"
+    );
+    while gate.next(1_000_000) != NextAction::None {}
     // Alone at a site of which nobody knows whom it serves: a pause, and the mail is away.
     assert_eq!(gate.ask(1_000_000, 0, &parts(b"1/1\0")), Answer::Go);
-    assert!(gate.done(1_000_000, 0, Ran::Yes(report)).is_some());
+    assert!(gate.done(1_000_000, 0, DeliveryEnd::Reported(report)).is_some());
     let answer = gate.ask(1_000_001, 0, &parts(b"1/2\0"));
-    assert!(matches!(answer, Answer::Busy(Busy { why: Why::Paused(_), .. })), "{answer:?}");
+    assert!(matches!(answer, Answer::Busy(Busy { why: BusyReason::Paused(_), .. })), "{answer:?}");
     // After the pause both are called.
     let mut called = 0;
     let mut now_us = 1_000_001;
     while called < 2 && now_us < 4_000_000 {
         match gate.next(now_us) {
-            Next::Call(call) => called += call.most,
-            Next::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
+            NextAction::Call(call) => called += call.most,
+            NextAction::None => now_us += gate.timeout_us(now_us).unwrap().max(1),
             next => panic!("{next:?}"),
         }
     }
@@ -940,7 +964,7 @@ fn one_comes_and_one_goes() {
     }
     let most = gate.bytes();
     for slot in 0..MANY {
-        gate.done(0, slot, Ran::No);
+        gate.done(0, slot, DeliveryEnd::NeverStarted);
     }
     let idle = gate.keys().count();
     assert_eq!(idle, MANY as usize);
@@ -970,7 +994,7 @@ fn round_robin() {
     let open = Table::parse(b":10\n", gate.hasher()).unwrap().0;
     gate.set_table(Some(open), 1).unwrap();
     let mut turns = Vec::new();
-    while let Next::Go { slot, .. } = gate.next(2) {
+    while let NextAction::Go { slot, .. } = gate.next(2) {
         turns.push(slot);
     }
     let expected: Vec<u32> = (0..10).flat_map(|i| [i, 10 + i, 20 + i]).collect();

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Cause, Gate, Next, Ran, Why};
+use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction, PauseCause};
 use qpatch_gate::regex::{Error, Fault, Regex};
 use qpatch_gate::replies::Replies;
 use qpatch_gate::rules::KeyKind;
@@ -119,7 +119,7 @@ fn ask(gate: &mut Gate, now_us: u64, slot: u32, domain: &str) -> Answer {
 fn done(gate: &mut Gate, now_us: u64, slot: u32, reply: &str) -> Option<Busy> {
     let report =
         format!("ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {reply}\n\0");
-    gate.done(now_us, slot, Ran::Yes(report.as_bytes()))
+    gate.done(now_us, slot, DeliveryEnd::Reported(report.as_bytes()))
 }
 
 fn limit(gate: &Gate, domain: &str) -> Limit {
@@ -137,17 +137,17 @@ fn a_pause_counts_for_fixed_limits_and_none() {
         // Nothing starts; what cannot be held is deferred, and ages.
         let answer = ask(&mut gate, 3 * SEC, 0, "a.example");
         let Answer::Busy(Busy { secs, why, .. }) = answer else { panic!("{table}: {answer:?}") };
-        assert_eq!((secs, why), (89, Why::Suspended(Cause::Rule(2))), "{table}");
+        assert_eq!((secs, why), (89, BusyReason::Suspended(PauseCause::Rule(2))), "{table}");
         assert_eq!(ask(&mut gate, 3 * SEC, 0, "b.example"), Answer::Go, "others go on");
-        gate.done(4 * SEC, 0, Ran::No);
+        gate.done(4 * SEC, 0, DeliveryEnd::NeverStarted);
         // What ends meanwhile, well or not, changes nothing.
-        gate.done(4 * SEC, 1, Ran::Yes(b"r\0K192.0.2.1 accepted message.\n\0"));
-        assert_eq!(gate.next(4 * SEC), Next::None);
+        gate.done(4 * SEC, 1, DeliveryEnd::Reported(b"r\0K192.0.2.1 accepted message.\n\0"));
+        assert_eq!(gate.next(4 * SEC), NextAction::None);
         // In its last minute mail is held, and starts when it is over.
         assert_eq!(ask(&mut gate, 40 * SEC, 0, "a.example"), Answer::Hold, "{table}");
-        assert_eq!(gate.next(91 * SEC), Next::None);
+        assert_eq!(gate.next(91 * SEC), NextAction::None);
         assert_eq!(gate.timeout_us(91 * SEC), Some(SEC));
-        assert!(matches!(gate.next(92 * SEC), Next::Go { slot: 0, .. }), "{table}");
+        assert!(matches!(gate.next(92 * SEC), NextAction::Go { slot: 0, .. }), "{table}");
         assert_eq!(gate.totals().suspended, 1);
     }
 }
@@ -179,10 +179,16 @@ fn a_refusal_for_good_may_want_a_pause_and_nothing_else() {
             "h192.0.2.1 does not like recipient.\nRemote host said: 550 5.7.1 {what}\n\0DGiving up on 192.0.2.1.\n\0"
         )
     };
-    assert_eq!(gate.done(2 * SEC, 0, Ran::Yes(refused("no such user").as_bytes())), None);
+    assert_eq!(
+        gate.done(2 * SEC, 0, DeliveryEnd::Reported(refused("no such user").as_bytes())),
+        None
+    );
     assert_eq!(limit(&gate, "a.example"), Limit::AtMost(5));
     assert_eq!(ask(&mut gate, 2 * SEC, 0, "a.example"), Answer::Go);
-    assert_eq!(gate.done(3 * SEC, 1, Ran::Yes(refused("You Are Blocked").as_bytes())), None);
+    assert_eq!(
+        gate.done(3 * SEC, 1, DeliveryEnd::Reported(refused("You Are Blocked").as_bytes())),
+        None
+    );
     assert_eq!(ask(&mut gate, 4 * SEC, 1, "a.example"), Answer::Hold);
 }
 
@@ -217,14 +223,14 @@ fn another_file_ends_all_pauses() {
     done(&mut gate, SEC, 0, "421 x");
     assert!(matches!(ask(&mut gate, 7100 * SEC, 0, "a.example"), Answer::Busy(_)));
     assert_eq!(ask(&mut gate, 7150 * SEC, 0, "a.example"), Answer::Hold);
-    assert_eq!(gate.next(7151 * SEC), Next::None);
+    assert_eq!(gate.next(7151 * SEC), NextAction::None);
     gate.set_replies(replies("421 * pause 60\n"), 7151 * SEC);
-    assert!(matches!(gate.next(7151 * SEC), Next::Go { slot: 0, .. }));
+    assert!(matches!(gate.next(7151 * SEC), NextAction::Go { slot: 0, .. }));
     // And a shorter one counts by its own time.
     done(&mut gate, 7152 * SEC, 0, "421 x");
     assert_eq!(ask(&mut gate, 7153 * SEC, 0, "a.example"), Answer::Hold);
     assert_eq!(gate.timeout_us(7153 * SEC), Some(59 * SEC));
-    assert!(matches!(gate.next(7212 * SEC), Next::Go { slot: 0, .. }));
+    assert!(matches!(gate.next(7212 * SEC), NextAction::Go { slot: 0, .. }));
 }
 
 #[test]

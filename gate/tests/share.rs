@@ -10,12 +10,12 @@ use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Gate, Next, Ran};
+use qpatch_gate::gate::{Answer, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::host::{Ask, Due, Host};
 use qpatch_gate::problem::Problem;
 use qpatch_gate::random::Random;
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::share::{Looked, Others, Spawners, Tells, Wants};
+use qpatch_gate::share::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals};
 use qpatch_gate::shared::Shared;
 use qpatch_gate::status::{Status, StatusError};
 use qpatch_gate::table::Table;
@@ -176,7 +176,7 @@ impl<'a> Channel<'a> {
         self.running = running;
         for (_, slot) in over {
             self.server.end();
-            self.host.done(slot, Ran::Yes(b"r\0Kok\0"));
+            self.host.done(slot, DeliveryEnd::Reported(b"r\0Kok\0"));
             self.free.push(slot);
             self.done += 1;
         }
@@ -259,12 +259,12 @@ fn one_busy_channel_has_all_places() {
     assert_eq!(peak, 4);
 }
 
-fn sum(of: &mut Shared) -> Others {
-    of.others(KeyKind::Group, b"g")
+fn sum(of: &mut Shared) -> PeerTotals {
+    of.totals(KeyKind::Group, b"g")
 }
 
-fn told(running: u32) -> Tells {
-    Tells { running, wants: Wants::More }
+fn told(running: u32) -> Announcement {
+    Announcement { running, demand: Demand::More }
 }
 
 /// Makes the owner of a column look like another process.
@@ -282,39 +282,39 @@ fn a_dead_spawner_does_not_count_and_a_stopped_one_does() {
     let home = Home::new(2, ":5\n");
     let (mut one, mut other) = (home.shared(), home.shared());
     assert_eq!((one.index(), other.index(), one.problem()), (0, 1, None));
-    other.tell(KeyKind::Group, b"g", told(3));
-    one.tell(KeyKind::Group, b"g", told(1));
-    let three = Others { running: 3, resting: 0, wanting: 1, least: 3 };
+    other.announce(KeyKind::Group, b"g", told(3));
+    one.announce(KeyKind::Group, b"g", told(1));
+    let three = PeerTotals { running: 3, resting: 0, wanting: 1, least: 3 };
     assert_eq!(sum(&mut one), three);
     assert_eq!(sum(&mut other).running, 1);
-    assert_eq!(other.others(KeyKind::Domain, b"g"), Others::default());
+    assert_eq!(other.totals(KeyKind::Domain, b"g"), PeerTotals::default());
 
     let mut child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
     give_column_to(&home, 1, &child);
-    one.look();
+    one.check();
     assert_eq!(sum(&mut one), three);
     let kill = |signal: &str| {
         let status = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         assert!(status.success());
     };
     kill("-STOP");
-    one.look();
+    one.check();
     assert_eq!(sum(&mut one), three);
     kill("-KILL");
     // A zombie until it is waited for.
     let until = Instant::now() + Duration::from_secs(20);
     while sum(&mut one) == three && Instant::now() < until {
-        one.look();
+        one.check();
     }
-    assert_eq!(sum(&mut one), Others::default());
+    assert_eq!(sum(&mut one), PeerTotals::default());
     child.wait().unwrap();
 
     // Its column is the next one's, and empty.
     let third = home.shared();
     assert_eq!(third.index(), 1);
-    assert_eq!(sum(&mut one), Others::default());
+    assert_eq!(sum(&mut one), PeerTotals::default());
     // Who has lost its column finds another one, and tells everything anew.
-    assert_eq!(other.look(), qpatch_gate::share::Looked::Anew);
+    assert_eq!(other.check(), qpatch_gate::share::PeerCheck::AnnounceAgain);
     assert_eq!(other.index(), 2);
 }
 
@@ -322,12 +322,12 @@ fn a_dead_spawner_does_not_count_and_a_stopped_one_does() {
 fn a_new_spawner_counts_before_the_others_have_looked() {
     let home = Home::new(2, ":5\n");
     let mut one = home.shared();
-    assert_eq!(sum(&mut one), Others::default());
+    assert_eq!(sum(&mut one), PeerTotals::default());
     let mut late = home.shared();
-    late.tell(KeyKind::Group, b"g", told(2));
+    late.announce(KeyKind::Group, b"g", told(2));
     assert_eq!(sum(&mut one).running, 2);
     late.leave();
-    assert_eq!(sum(&mut one), Others::default());
+    assert_eq!(sum(&mut one), PeerTotals::default());
 }
 
 #[test]
@@ -344,13 +344,13 @@ fn a_file_that_is_cut_or_replaced_is_joined_again() {
             fs::write(&path, "").unwrap();
         }
         for spawner in [&mut one, &mut other] {
-            assert_eq!(spawner.look(), qpatch_gate::share::Looked::Anew);
+            assert_eq!(spawner.check(), qpatch_gate::share::PeerCheck::AnnounceAgain);
             assert_eq!(spawner.problem(), None);
         }
         assert_ne!(one.index(), other.index());
-        other.tell(KeyKind::Group, b"g", told(4));
+        other.announce(KeyKind::Group, b"g", told(4));
         assert_eq!(sum(&mut one).running, 4);
-        other.tell(KeyKind::Group, b"g", Tells::default());
+        other.announce(KeyKind::Group, b"g", Announcement::default());
     }
     assert!(fs::metadata(&path).unwrap().size() < 4 << 20);
 }
@@ -373,17 +373,17 @@ fn what_is_wrong_with_the_file_is_said_and_mail_goes_on() {
     fs::write(&path, "").unwrap();
     let mut other = home.shared();
     let until = Instant::now() + Duration::from_secs(20);
-    while other.others(KeyKind::Domain, b"d0.example").running < 2 {
+    while other.totals(KeyKind::Domain, b"d0.example").running < 2 {
         assert!(Instant::now() < until);
         host.due();
         sleep(Duration::from_millis(10));
-        other.look();
+        other.check();
     }
-    host.done(0, Ran::No);
+    host.done(0, DeliveryEnd::NeverStarted);
     assert_eq!(host.due(), Due::Go { slot: 2, command: 0 });
-    host.done(1, Ran::No);
-    host.done(2, Ran::No);
-    assert_eq!(other.others(KeyKind::Domain, b"d0.example"), Others::default());
+    host.done(1, DeliveryEnd::NeverStarted);
+    host.done(2, DeliveryEnd::NeverStarted);
+    assert_eq!(other.totals(KeyKind::Domain, b"d0.example"), PeerTotals::default());
 }
 
 #[test]
@@ -407,7 +407,7 @@ fn a_queue_with_one_spawner_has_no_part_in_this() {
     let home = Home::new(1, "d0.example:2\n");
     fs::remove_file(home.lock("gateshared")).unwrap();
     let host = home.open();
-    assert!(host.gate().spawners().is_none());
+    assert!(host.gate().other_spawners().is_none());
     assert_eq!(home.status(0).unwrap().problems, Vec::<String>::new());
 }
 
@@ -417,13 +417,13 @@ fn each_has_a_status_of_its_own_and_moves_to_one_that_is_left() {
     let (first, second, mut third) = (home.open(), home.open(), home.open());
     assert!(home.status(0).is_ok() && home.status(1).is_ok());
     assert!(!Path::new(&home.lock("gatestatus.2")).exists());
-    assert_eq!(third.gate().spawners().unwrap().index(), 2);
+    assert_eq!(third.gate().other_spawners().unwrap().index(), 2);
     // The old qmail-send's spawners are gone.
     drop(first);
     let file = fs::OpenOptions::new().write(true).open(home.lock("gateshared")).unwrap();
     file.write_all_at(&[0; 32], 1024).unwrap();
     let until = Instant::now() + Duration::from_secs(20);
-    while third.gate().spawners().unwrap().index() != 0 {
+    while third.gate().other_spawners().unwrap().index() != 0 {
         assert!(Instant::now() < until);
         sleep(Duration::from_millis(10));
         third.due();
@@ -435,15 +435,15 @@ fn each_has_a_status_of_its_own_and_moves_to_one_that_is_left() {
 #[derive(Debug)]
 struct AllTaken;
 
-impl Spawners for AllTaken {
-    fn tell(&mut self, _: KeyKind, _: &[u8], _: Tells) {}
+impl OtherSpawners for AllTaken {
+    fn announce(&mut self, _: KeyKind, _: &[u8], _: Announcement) {}
 
-    fn others(&mut self, _: KeyKind, _: &[u8]) -> Others {
-        Others { running: 1, resting: 1, ..Others::default() }
+    fn totals(&mut self, _: KeyKind, _: &[u8]) -> PeerTotals {
+        PeerTotals { running: 1, resting: 1, ..PeerTotals::default() }
     }
 
-    fn look(&mut self) -> Looked {
-        Looked::Same
+    fn check(&mut self) -> PeerCheck {
+        PeerCheck::Unchanged
     }
 
     fn index(&self) -> u32 {
@@ -454,7 +454,7 @@ impl Spawners for AllTaken {
         None
     }
 
-    fn alive(&self) -> u32 {
+    fn alive_count(&self) -> u32 {
         1
     }
 
@@ -474,6 +474,6 @@ fn a_spawner_that_was_stopped_for_hours_looks_at_no_key_that_is_gone() {
     let now_us = 3 * 3600 * 1_000_000;
     gate.tidy(now_us).unwrap();
     assert_eq!(gate.keys().count(), 0);
-    assert_eq!(gate.next(now_us), Next::None);
+    assert_eq!(gate.next(now_us), NextAction::None);
     assert_eq!(gate.timeout_us(now_us), None);
 }

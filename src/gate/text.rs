@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use qpatch_gate::literal;
 use qpatch_gate::name::{domain_of, without_root};
-use qpatch_gate::rules::{KeyKind, Resolution, Rules, Way};
-use qpatch_gate::site::Because;
+use qpatch_gate::rules::{KeyKind, RelayLine, Resolution, Rules};
+use qpatch_gate::site::SiteReason;
 use qpatch_gate::status::{Escaped, unescaped_bytes};
 use qpatch_gate::table::Limit;
 
@@ -83,20 +83,20 @@ pub(super) fn origin_text(rules: &Rules, found: &Resolution<'_>) -> String {
         from.push_str(" (the default)");
     }
     match found.route {
-        Some(Way::Host(_)) => from.push_str(&format!(", by smtproutes:{route}")),
-        Some(Way::Sender(_)) => from.push_str(&format!(", by authsenders:{route}")),
+        Some(RelayLine::Smtproutes(_)) => from.push_str(&format!(", by smtproutes:{route}")),
+        Some(RelayLine::Authsenders(_)) => from.push_str(&format!(", by authsenders:{route}")),
         None => {}
     }
     from
 }
 
-pub(super) fn site_text(because: Because) -> String {
+pub(super) fn site_text(because: SiteReason) -> String {
     match because {
-        Because::Map(line) => format!("concurrencysites:{line}"),
-        Because::Literal(address, line) | Because::Address(address, line) => {
+        SiteReason::Map(line) => format!("concurrencysites:{line}"),
+        SiteReason::Literal(address, line) | SiteReason::Address(address, line) => {
             format!("concurrencydomains:{line}, its mail goes to {address}")
         }
-        Because::Refused(address, line) => {
+        SiteReason::Refused(address, line) => {
             format!(
                 "concurrencydomains:{line}, its mail was refused at {address}, and none taken yet"
             )

@@ -364,7 +364,7 @@ impl Seen {
 
 /// Why a next hop counts for a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Because {
+pub enum SiteReason {
     /// A line of control/concurrencysites, from 1.
     Map(u32),
     /// It is an address in the range of a line of control/concurrencydomains, from 1.
@@ -396,25 +396,25 @@ impl Sites {
     /// nothing.
     #[inline]
     #[must_use]
-    pub fn group(&self, hash: u64, next_hop: &[u8], table: &Table) -> Option<(u32, Because)> {
+    pub fn group(&self, hash: u64, next_hop: &[u8], table: &Table) -> Option<(u32, SiteReason)> {
         if !self.map.is_empty()
             && let Some((name, line)) = self.map.find_hashed(hash, next_hop)
             && let Some(group) = table.group(name)
         {
-            return Some((group, Because::Map(line)));
+            return Some((group, SiteReason::Map(line)));
         }
         if !table.has_ranges() {
             return None;
         }
         if let Some(address) = literal::of_name(next_hop) {
             let range = table.find_address(address)?;
-            return Some((range.group, Because::Literal(address, range.line)));
+            return Some((range.group, SiteReason::Literal(address, range.line)));
         }
         let (address, standing) = self.seen.address(hash)?;
         let range = table.find_address(address)?;
         let because = match standing {
-            Standing::Member => Because::Address(address, range.line),
-            Standing::Candidate => Because::Refused(address, range.line),
+            Standing::Member => SiteReason::Address(address, range.line),
+            Standing::Candidate => SiteReason::Refused(address, range.line),
         };
         Some((range.group, because))
     }

@@ -26,27 +26,27 @@ pub struct Busy {
     /// that ends, 1..=[`SUSPENDED_MAX_SECS`].
     pub secs: u32,
     /// Why.
-    pub why: Why,
+    pub why: BusyReason,
 }
 
 /// Why a delivery is not made now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum BusyReason {
     /// The key is at its limit. It is away until it is called.
     AtLimit,
     /// The server has refused it, and not for its own sake. It is away until it is called.
     Refused,
     /// Nothing is to be tried for some seconds. It is away until it is called.
-    Paused(Cause),
+    Paused(PauseCause),
     /// Nor for longer than a command is held: a deferral like any other, which ages.
-    Suspended(Cause),
+    Suspended(PauseCause),
     /// The domain has as many of its site's places as one domain may have. It is away until it is called.
     AtPart(u32),
 }
 
 /// Why nothing is to be tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum PauseCause {
     /// Nothing gets through to the server.
     NoConnection,
     /// This line of control/concurrencyreplies.
@@ -55,7 +55,7 @@ pub enum Cause {
 
 /// What to do about a held command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub enum NextAction {
     /// Nothing.
     None,
     /// Start it: a place is taken.
@@ -89,16 +89,16 @@ pub struct Call {
 
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ran<'a> {
+pub enum DeliveryEnd<'a> {
     /// It ran, and printed this.
-    Yes(&'a [u8]),
+    Reported(&'a [u8]),
     /// It never started.
-    No,
+    NeverStarted,
 }
 
 /// How long a delivery took, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Times {
+pub struct DeliveryTimes {
     /// Its command was held for so long, 1 or more.
     pub held_ms: u32,
     /// It has run for so long since.

@@ -46,19 +46,19 @@ use crate::control::limit::Limit;
 use crate::control::name::domain_of;
 use crate::control::site::Seen;
 pub use crate::core::answer::{
-    Answer, Busy, CALL_SLOT, Call, Cause, Next, Ran, SLOTS_MAX, SUSPENDED_MAX_SECS, Times, Totals,
-    Why,
+    Answer, Busy, BusyReason, CALL_SLOT, Call, DeliveryEnd, DeliveryTimes, NextAction, PauseCause,
+    SLOTS_MAX, SUSPENDED_MAX_SECS, Totals,
 };
 use crate::core::command::{Commands, Parts};
 pub use crate::core::key::Key;
-use crate::core::keys::{Entry, Keys, Place, add_entry, add_new, known_part};
-use crate::core::learn::{Began, May, Returns, Try};
+use crate::core::keys::{Entry, EntryState, Keys, add_entry, add_new, known_part};
+use crate::core::learn::{Admission, Attempt, Returns, StartedIn};
 use crate::core::pace::Rate;
-use crate::core::recall::{Heard, Recall};
+use crate::core::recall::{CommandTimes, Recall};
 use crate::core::rules::{KeyKind, Rules};
-use crate::core::share::Spawners;
+use crate::core::share::OtherSpawners;
 use crate::core::shortage::Shortage;
-use crate::core::slots::{Slot, State};
+use crate::core::slots::{Slot, SlotState};
 use crate::report::echo::Envelope;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, unlink};
 use crate::util::memory::{self, OutOfMemory};
@@ -68,7 +68,7 @@ use crate::util::random::Random;
 pub const HOLD_MAX_US: u64 = 60_000_000;
 
 /// Time between two checks of the keys with mail away, in microseconds.
-const LOOK_US: u64 = 500_000;
+const CHECK_KEYS_AWAY_US: u64 = 500_000;
 
 /// qmail-send's default for concurrencyremote.
 pub const CONCURRENCY_REMOTE: u32 = 20;
@@ -81,9 +81,9 @@ pub struct Gate {
     keys: Keys,
     commands: Commands,
     /// Held slots, the oldest hold first.
-    waiting: List,
+    held_slots: List,
     /// Keys with a held command and a free place, in the order of their turns.
-    ready: List,
+    ready_keys: List,
     in_use: u32,
     capacity: u32,
     /// Deliveries done a second.
@@ -95,44 +95,44 @@ pub struct Gate {
     now_us: u64,
     totals: Totals,
     /// Keys that may have room for mail that is away.
-    lacking: Vec<u32>,
+    room_queue: Vec<u32>,
     /// Keys with mail away, except closed ones.
-    absent: Vec<u32>,
-    looked_us: u64,
+    keys_away: Vec<u32>,
+    keys_away_checked_us: u64,
     /// Calls that are not answered yet, of all keys.
     called: u32,
     /// Numbers of keys that were removed; their mail must still be called.
-    gone: Vec<u32>,
+    removed_numbers: Vec<u32>,
     /// The times at which commands arrived.
-    heard: Heard,
+    command_times: CommandTimes,
     /// Suspended keys with held commands: the end of the suspension and the index, which may belong to another key by
     /// then.
-    paused: BinaryHeap<Reverse<(u64, u32)>>,
+    pause_queue: BinaryHeap<Reverse<(u64, u32)>>,
     /// Keys of candidates with held commands, while the members have all places of the site.
-    behind: Vec<u32>,
+    waiting_candidates: Vec<u32>,
     /// The slot and the handle of the command that [`Gate::next`] is handing out. It is in no list; if something fails
-    /// before the caller has it, [`Gate::rescue_handing`] recovers it.
-    handing: Option<(u32, u32)>,
+    /// before the caller has it, [`Gate::rescue_handing_out`] recovers it.
+    handing_out: Option<(u32, u32)>,
     /// Deliveries that went back as busy after a refusal.
     returns: Returns,
     /// Detects that this machine, and not a server, cannot connect.
     shortage: Shortage,
     /// The other spawners of the queue, if any.
-    spawners: Option<Box<dyn Spawners>>,
+    other_spawners: Option<Box<dyn OtherSpawners>>,
     /// Keys that wait or waited for places of other spawners; the next one to check comes first.
-    polled: VecDeque<u32>,
+    poll_queue: VecDeque<u32>,
     polled_us: u64,
     poll_us: u64,
     /// Set when a domain belongs to a site other than that of its key.
-    sites: Order,
-    resited_us: u64,
+    keys_state: KeysState,
+    sites_applied_us: u64,
 }
 
 /// The keys compared with the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
-    Kept,
-    Changed,
+enum KeysState {
+    Current,
+    Stale,
 }
 
 impl Gate {
@@ -148,12 +148,12 @@ impl Gate {
         }
         let mut random = Random::new(seed);
         let free = Slot {
-            state: State::Free,
+            state: SlotState::Free,
             domain: NONE,
             command: NONE,
             beside: 0,
             held_ms: 0,
-            began: Began::Freely,
+            started_in: StartedIn::FreePlace,
             since_us: 0,
             mail: 0,
             envelope: Envelope::NONE,
@@ -165,8 +165,8 @@ impl Gate {
             slots: memory::filled(free, slots as usize)?,
             keys: Keys::new(0),
             commands: Commands::default(),
-            waiting: EMPTY,
-            ready: EMPTY,
+            held_slots: EMPTY,
+            ready_keys: EMPTY,
             in_use: 0,
             capacity: slots.min(concurrency_remote),
             rate: Rate::new(0),
@@ -174,47 +174,47 @@ impl Gate {
             random,
             now_us: 0,
             totals: Totals::default(),
-            lacking: Vec::new(),
-            absent: Vec::new(),
-            looked_us: 0,
+            room_queue: Vec::new(),
+            keys_away: Vec::new(),
+            keys_away_checked_us: 0,
             called: 0,
-            gone: Vec::new(),
-            heard: Heard::default(),
-            paused: BinaryHeap::new(),
-            behind: Vec::new(),
-            handing: None,
+            removed_numbers: Vec::new(),
+            command_times: CommandTimes::default(),
+            pause_queue: BinaryHeap::new(),
+            waiting_candidates: Vec::new(),
+            handing_out: None,
             returns: Returns::default(),
             shortage: Shortage::default(),
-            spawners: None,
-            polled: VecDeque::new(),
+            other_spawners: None,
+            poll_queue: VecDeque::new(),
             polled_us: 0,
             poll_us: 0,
-            sites: Order::Kept,
-            resited_us: 0,
+            keys_state: KeysState::Current,
+            sites_applied_us: 0,
         })
     }
 
     /// Decides about a command that was read: go, hold or busy.
     pub fn ask(&mut self, now_us: u64, slot: u32, parts: &Parts<'_>) -> Answer {
         let now_us = self.clock(now_us);
-        self.handing = None;
+        self.handing_out = None;
         match self.slots.get(slot as usize).map(|slot| slot.state) {
-            None | Some(State::Running) => return Answer::Go,
-            Some(State::Held) => return Answer::InUse,
-            Some(State::Free) => {}
+            None | Some(SlotState::Running) => return Answer::Go,
+            Some(SlotState::Held) => return Answer::InUse,
+            Some(SlotState::Free) => {}
         }
         self.totals.asked += 1;
-        if self.heard.command(now_us) {
-            self.look_again(now_us);
+        if self.command_times.note(now_us) {
+            self.restart_deadlines(now_us);
         }
         let Some(domain) =
             domain_of(parts.recipient()).and_then(|domain| self.entry(domain, parts, now_us).ok())
         else {
-            self.occupy(slot, NONE, State::Running, now_us);
+            self.occupy(slot, NONE, SlotState::Running, now_us);
             return Answer::Go;
         };
         let at = self.keys.all[domain as usize].domain.key;
-        let was_called = self.arrived(domain, at, now_us);
+        let was_called = self.note_arrival(domain, at, now_us);
         let entry = &mut self.slots[slot as usize];
         entry.envelope = Envelope::NONE;
         let is_read = self.rules.reads_reports(self.keys.all[at as usize].key.cap);
@@ -237,26 +237,29 @@ impl Gate {
             let number = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
             entry.mail = number ^ self.keys.all[domain as usize].hash;
         }
-        if let Some(why) = self.waits_alone(domain, now_us) {
+        if let Some(why) = self.domain_waits(domain, now_us) {
             let busy = match why {
-                May::Suspended(_) => self.not_now(domain, now_us, 1),
-                _ => self.send_away(domain, now_us, Why::AtPart(self.part(domain)), 1),
+                Admission::Suspended(_) => self.answer_busy(domain, now_us, 1),
+                _ => {
+                    self.send_away(domain, now_us, BusyReason::AtPart(self.domain_share(domain)), 1)
+                }
             };
-            self.rest_if_idle(domain, now_us);
+            self.make_idle_if_unused(domain, now_us);
             return Answer::Busy(busy);
         }
         let startable = self.admits(at, now_us) && self.shortage.paused_until(now_us).is_none();
         let suspended_until = self.keys.all[at as usize].key.suspended_until(now_us);
         // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts
         // anyway is not asked for, because three divisions are in the answer.
-        let starts_at_once =
-            startable && self.keys.all[at as usize].key.held == 0 && self.takes_place(at, now_us);
+        let starts_at_once = startable
+            && self.keys.all[at as usize].key.held == 0
+            && self.takes_shared_place(at, now_us);
         let may_hold = !starts_at_once
             && suspended_until.is_none_or(|until_us| until_us - now_us < HOLD_MAX_US)
             && self.may_hold(at, was_called, now_us);
-        if starts_at_once || (startable && !may_hold && self.takes_place(at, now_us)) {
+        if starts_at_once || (startable && !may_hold && self.takes_shared_place(at, now_us)) {
             self.start(slot, domain, now_us);
-            self.look_for_room(at);
+            self.queue_for_room(at);
             return Answer::Go;
         }
         if may_hold {
@@ -268,8 +271,8 @@ impl Gate {
                 }
             };
         }
-        let busy = self.not_now(at, now_us, 1);
-        self.rest_if_idle(domain, now_us);
+        let busy = self.answer_busy(at, now_us, 1);
+        self.make_idle_if_unused(domain, now_us);
         Answer::Busy(busy)
     }
 
@@ -279,19 +282,19 @@ impl Gate {
     /// question does not name.
     pub fn ask_together(&mut self, now_us: u64, number: u32, recipient: &[u8]) -> Option<Busy> {
         let now_us = self.clock(now_us);
-        self.handing = None;
+        self.handing_out = None;
         if self.rules.sender_matters() {
             return None;
         }
-        if self.heard.command(now_us) {
-            self.look_again(now_us);
+        if self.command_times.note(now_us) {
+            self.restart_deadlines(now_us);
         }
         let domain = self.domain(domain_of(recipient)?, now_us).ok()?;
         let at = self.keys.all[domain as usize].domain.key;
-        let busy = match self.waits_alone(domain, now_us) {
-            Some(May::Suspended(_)) => None,
+        let busy = match self.domain_waits(domain, now_us) {
+            Some(Admission::Suspended(_)) => None,
             Some(_) => {
-                let why = Why::AtPart(self.part(domain));
+                let why = BusyReason::AtPart(self.domain_share(domain));
                 Some(self.send_away(domain, now_us, why, number))
             }
             None => {
@@ -301,98 +304,98 @@ impl Gate {
                         .suspended_until(now_us)
                         .is_some_and(|until_us| until_us - now_us >= HOLD_MAX_US);
                 let is_free = key.limit() == Limit::Unlimited && self.admits(at, now_us);
-                (!ages && !is_free).then(|| self.not_now(at, now_us, number))
+                (!ages && !is_free).then(|| self.answer_busy(at, now_us, number))
             }
         };
-        self.rest_if_idle(domain, now_us);
+        self.make_idle_if_unused(domain, now_us);
         busy
     }
 
-    /// Returns the next action for a held command or a call. Call it until it returns [`Next::None`].
-    pub fn next(&mut self, now_us: u64) -> Next {
+    /// Returns the next action for a held command or a call. Call it until it returns [`NextAction::None`].
+    pub fn next(&mut self, now_us: u64) -> NextAction {
         let now_us = self.clock(now_us);
-        self.handing = None;
-        if self.sites == Order::Changed && self.resite_us(now_us) == 0 {
-            self.resited_us = now_us;
+        self.handing_out = None;
+        if self.keys_state == KeysState::Stale && self.us_until_sites_apply(now_us) == 0 {
+            self.sites_applied_us = now_us;
             // Without memory they stay where they are until the next time.
             let _ = self.rebuild(now_us);
         }
-        while let Some(&Reverse((until_us, at))) = self.paused.peek()
+        while let Some(&Reverse((until_us, at))) = self.pause_queue.peek()
             && until_us <= now_us
         {
-            self.paused.pop();
-            self.keys.all[at as usize].key.paused = false;
+            self.pause_queue.pop();
+            self.keys.all[at as usize].key.in_pause_queue = false;
             self.make_ready(at);
         }
-        if !self.polled.is_empty() && now_us.saturating_sub(self.polled_us) >= self.poll_us {
-            self.poll(now_us);
+        if !self.poll_queue.is_empty() && now_us.saturating_sub(self.polled_us) >= self.poll_us {
+            self.poll_waiting_keys(now_us);
         }
-        self.look_behind();
+        self.check_waiting_candidates();
         let blocked_until = self.shortage.paused_until(now_us);
-        while self.ready.first != NONE && blocked_until.is_none() {
-            let at = self.ready.first;
-            unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
-            self.keys.all[at as usize].key.ready = false;
+        while self.ready_keys.first != NONE && blocked_until.is_none() {
+            let at = self.ready_keys.first;
+            unlink(&mut self.ready_keys, at, &mut self.keys.links, |link| link);
+            self.keys.all[at as usize].key.in_ready_keys = false;
             // If not, it has been suspended meanwhile, or its limit has gone down, or others have its places.
-            if !self.is_startable(at) || !self.takes_place(at, now_us) {
+            if !self.is_startable(at) || !self.takes_shared_place(at, now_us) {
                 self.make_ready(at);
                 continue;
             }
-            let slot = self.keys.all[at as usize].key.waiting.first;
+            let slot = self.keys.all[at as usize].key.held_slots.first;
             let domain = self.slots[slot as usize].domain;
-            self.handing = Some((slot, self.slots[slot as usize].command));
+            self.handing_out = Some((slot, self.slots[slot as usize].command));
             let held_us = now_us.saturating_sub(self.slots[slot as usize].since_us);
-            let command = self.unhold(slot, at);
+            let command = self.release_held(slot, at);
             self.start(slot, domain, now_us);
             let held_ms = u32::try_from(held_us / 1000).unwrap_or(u32::MAX);
             self.slots[slot as usize].held_ms = held_ms.max(1);
             // Its turn is over; the other keys come first.
             self.make_ready(at);
             fault!();
-            return Next::Go { slot, command };
+            return NextAction::Go { slot, command };
         }
-        let slot = self.waiting.first;
+        let slot = self.held_slots.first;
         if slot != NONE && now_us.saturating_sub(self.slots[slot as usize].since_us) >= HOLD_MAX_US
         {
             let domain = self.slots[slot as usize].domain;
             let at = self.keys.all[domain as usize].domain.key;
-            self.handing = Some((slot, self.slots[slot as usize].command));
-            let command = self.unhold(slot, at);
-            let busy = self.not_now(at, now_us, 1);
+            self.handing_out = Some((slot, self.slots[slot as usize].command));
+            let command = self.release_held(slot, at);
+            let busy = self.answer_busy(at, now_us, 1);
             self.totals.expired += 1;
-            self.rest_if_idle(domain, now_us);
-            return Next::Busy { slot, command, busy };
+            self.make_idle_if_unused(domain, now_us);
+            return NextAction::Busy { slot, command, busy };
         }
-        self.next_call(now_us).map_or(Next::None, Next::Call)
+        self.next_call(now_us).map_or(NextAction::None, NextAction::Call)
     }
 
     /// Returns how long the delivery in this slot was held and how long it has run; None if it does not run or was not
     /// held.
     #[must_use]
-    pub fn times(&self, now_us: u64, slot: u32) -> Option<Times> {
+    pub fn times(&self, now_us: u64, slot: u32) -> Option<DeliveryTimes> {
         let &Slot { state, held_ms, since_us, .. } = self.slots.get(slot as usize)?;
-        let was_held = state == State::Running && held_ms > 0;
-        was_held.then(|| Times {
+        let was_held = state == SlotState::Running && held_ms > 0;
+        was_held.then(|| DeliveryTimes {
             held_ms,
             ran_ms: now_us.max(self.now_us).saturating_sub(since_us) / 1000,
         })
     }
 
     /// Ends the delivery in this slot. If it does not count as an attempt, returns what replaces its report.
-    pub fn done(&mut self, now_us: u64, slot: u32, ran: Ran<'_>) -> Option<Busy> {
+    pub fn done(&mut self, now_us: u64, slot: u32, ran: DeliveryEnd<'_>) -> Option<Busy> {
         let now_us = self.clock(now_us);
-        self.handing = None;
+        self.handing_out = None;
         let &Slot { state, domain, .. } = self.slots.get(slot as usize)?;
         match state {
-            State::Free => {}
-            State::Held => {
+            SlotState::Free => {}
+            SlotState::Held => {
                 let at = self.keys.all[domain as usize].domain.key;
-                self.unhold(slot, at);
-                self.tell(at);
-                self.rest_if_idle(domain, now_us);
+                self.release_held(slot, at);
+                self.announce(at);
+                self.make_idle_if_unused(domain, now_us);
             }
-            State::Running if domain == NONE => self.vacate(slot),
-            State::Running => {
+            SlotState::Running if domain == NONE => self.vacate(slot),
+            SlotState::Running => {
                 let at = self.keys.all[domain as usize].domain.key;
                 fault!();
                 let key = &mut self.keys.all[at as usize].key;
@@ -400,24 +403,24 @@ impl Gate {
                 key.running -= 1;
                 fault!();
                 let tried = match ran {
-                    Ran::Yes(report) => self.ended(at, slot, report, now_us),
-                    Ran::No => Try::Real,
+                    DeliveryEnd::Reported(report) => self.read_report(at, slot, report, now_us),
+                    DeliveryEnd::NeverStarted => Attempt::Counts,
                 };
                 self.vacate(slot);
                 // Its own place is free: whose turn it is can be said at once.
                 self.keys.all[at as usize].key.blocked = false;
                 self.make_ready(at);
-                let busy = (tried != Try::Real).then(|| {
+                let busy = (tried != Attempt::Counts).then(|| {
                     self.totals.refused += 1;
-                    self.send_away(at, now_us, Why::Refused, 1)
+                    self.send_away(at, now_us, BusyReason::Refused, 1)
                 });
-                self.tell(at);
-                self.look_for_room(at);
+                self.announce(at);
+                self.queue_for_room(at);
                 if domain != at {
-                    self.look_for_room(domain);
-                    self.look_at_candidates(at);
+                    self.queue_for_room(domain);
+                    self.queue_candidates_for_room(at);
                 }
-                self.rest_if_idle(domain, now_us);
+                self.make_idle_if_unused(domain, now_us);
                 return busy;
             }
         }
@@ -426,18 +429,18 @@ impl Gate {
 
     /// Forgets all held commands and all mail away.
     pub fn drop_held(&mut self) {
-        while self.waiting.first != NONE {
-            let slot = self.waiting.first;
-            self.done(self.now_us, slot, Ran::No);
+        while self.held_slots.first != NONE {
+            let slot = self.held_slots.first;
+            self.done(self.now_us, slot, DeliveryEnd::NeverStarted);
         }
-        self.gone.clear();
+        self.removed_numbers.clear();
         self.called = 0;
         for entry in &mut self.keys.all {
             entry.key.recall = Recall::default();
-            entry.key.parted_called = 0;
+            entry.key.called_by_domain = 0;
         }
-        self.look_at_absent(self.now_us);
-        self.tell_all();
+        self.check_keys_away(self.now_us);
+        self.announce_changes();
     }
 
     /// Returns the microseconds until [`Gate::next`] has work; None if nothing is held or away.
@@ -445,26 +448,33 @@ impl Gate {
     pub fn timeout_us(&self, now_us: u64) -> Option<u64> {
         let blocked_us = self.shortage.paused_until(now_us.max(self.now_us));
         let blocked_us = blocked_us.map(|until_us| until_us - now_us.max(self.now_us));
-        let is_ready = self.ready.first != NONE;
-        if (is_ready && blocked_us.is_none()) || !self.lacking.is_empty() || !self.gone.is_empty() {
+        let is_ready = self.ready_keys.first != NONE;
+        if (is_ready && blocked_us.is_none())
+            || !self.room_queue.is_empty()
+            || !self.removed_numbers.is_empty()
+        {
             return Some(0);
         }
         let ready_us = blocked_us.filter(|_| is_ready);
         let until = |since_us: u64, us: u64| {
             us.saturating_sub(now_us.max(self.now_us).saturating_sub(since_us))
         };
-        let held = self.slots.get(self.waiting.first as usize);
+        let held = self.slots.get(self.held_slots.first as usize);
         let held_us = held.map(|slot| until(slot.since_us, HOLD_MAX_US));
-        let look_us = (!self.absent.is_empty()).then(|| until(self.looked_us, LOOK_US));
-        let paused = self.paused.peek();
+        let look_us = (!self.keys_away.is_empty())
+            .then(|| until(self.keys_away_checked_us, CHECK_KEYS_AWAY_US));
+        let paused = self.pause_queue.peek();
         let paused_us =
             paused.map(|&Reverse((until_us, _))| until_us.saturating_sub(now_us.max(self.now_us)));
         // Where nothing is held or away, the next call is soon enough.
         let is_waiting = held_us.is_some() || look_us.is_some();
-        let resite_us =
-            (self.sites == Order::Changed && is_waiting).then(|| self.resite_us(now_us));
-        let poll_us = (!self.polled.is_empty()).then(|| until(self.polled_us, self.poll_us));
-        [ready_us, held_us, look_us, paused_us, resite_us, poll_us].into_iter().flatten().min()
+        let us_until_sites_apply = (self.keys_state == KeysState::Stale && is_waiting)
+            .then(|| self.us_until_sites_apply(now_us));
+        let poll_us = (!self.poll_queue.is_empty()).then(|| until(self.polled_us, self.poll_us));
+        [ready_us, held_us, look_us, paused_us, us_until_sites_apply, poll_us]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Returns the parts of a command by the handle from [`Gate::next`].
@@ -491,7 +501,7 @@ impl Gate {
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         (0u32..)
             .zip(&self.keys.all)
-            .filter(|&(at, entry)| entry.place != Place::Nowhere && entry.domain.key == at)
+            .filter(|&(at, entry)| entry.state != EntryState::Free && entry.domain.key == at)
             .map(|(_, entry)| &entry.key)
     }
 
@@ -541,7 +551,7 @@ impl Gate {
             .map(|entry| entry.key.name.capacity() + entry.key.error.capacity())
             .sum();
         keys + self.keys.all.capacity() * (size_of::<Entry>() + size_of::<Link>())
-            + [&self.keys.free, &self.lacking, &self.absent, &self.gone]
+            + [&self.keys.free, &self.room_queue, &self.keys_away, &self.removed_numbers]
                 .map(|list| list.capacity() * 4)
                 .iter()
                 .sum::<usize>()
@@ -604,16 +614,16 @@ impl Gate {
             table.prefetch(hash);
         }
         if let Some(at) = self.keys.find(Keys::hash(KeyKind::Domain, hash)) {
-            self.keys.wake(at);
+            self.keys.make_active(at);
             return Ok(at);
         }
         let guess = (self.typical_us > 0.0).then_some(self.typical_us * 1e-6);
         add_new(&mut self.keys, &self.rules, (KeyKind::Domain, hash, domain), now_us, guess)
     }
 
-    fn rest_if_idle(&mut self, at: u32, now_us: u64) {
+    fn make_idle_if_unused(&mut self, at: u32, now_us: u64) {
         if self.keys.all[at as usize].is_idle() {
-            self.keys.rest(at, now_us);
+            self.keys.make_idle(at, now_us);
         }
     }
 }

@@ -4,51 +4,51 @@
 
 use crate::control::limit::{Cap, Learning, Limit};
 use crate::control::route::without_credentials;
-use crate::core::answer::{Cause, SLOTS_MAX};
-use crate::core::learn::{Learned, May};
+use crate::core::answer::{PauseCause, SLOTS_MAX};
+use crate::core::learn::{Admission, Learned};
 use crate::core::pace::Pace;
 use crate::core::recall::Recall;
 use crate::core::rules::KeyKind;
-use crate::core::share::Turn;
+use crate::core::share::PlaceTurn;
 use crate::util::list::{EMPTY, List};
 
-pub(super) const SLOW_MIN_US: u64 = 1_000_000;
+pub(super) const RATE_PAUSE_MIN_US: u64 = 1_000_000;
 
-pub(super) const SLOW_MAX_US: u64 = 32_000_000;
+pub(super) const RATE_PAUSE_MAX_US: u64 = 32_000_000;
 
-pub(super) const SLOW_CALM_US: u64 = 60_000_000;
+pub(super) const RATE_CALM_US: u64 = 60_000_000;
 
 /// The longest text of a key's last error, in bytes.
 pub(super) const ERROR_BYTES: usize = 120;
 
 /// A pause that control/concurrencyreplies asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pause {
+pub(super) struct ReplyPause {
     pub(super) until_us: u64,
     pub(super) line: u32,
 }
 
-/// The pauses of a key whose server says that mail comes too fast. The first one lasts [`SLOW_MIN_US`]. When a delivery
-/// that started after a pause is too fast again, the next pause is twice as long, up to [`SLOW_MAX_US`]: shorter than a
-/// hold, so that no mail ages meanwhile. The limit stays as it is. After [`SLOW_CALM_US`] without such a reply the next
+/// The pauses of a key whose server says that mail comes too fast. The first one lasts [`RATE_PAUSE_MIN_US`]. When a delivery
+/// that started after a pause is too fast again, the next pause is twice as long, up to [`RATE_PAUSE_MAX_US`]: shorter than a
+/// hold, so that no mail ages meanwhile. The limit stays as it is. After [`RATE_CALM_US`] without such a reply the next
 /// pause is a first one again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Slow {
+pub(super) struct RatePauses {
     /// The length of the last pause, and its end.
     pub(super) pause_us: u64,
     pub(super) until_us: u64,
 }
 
-impl Slow {
+impl RatePauses {
     /// A delivery that started then was too fast. Until when nothing starts; what started before the last pause ended
     /// says nothing new.
     pub(super) fn slow_down(&mut self, started_us: u64, now_us: u64) -> u64 {
         if started_us >= self.until_us {
-            let is_calm = now_us.saturating_sub(self.until_us) > SLOW_CALM_US;
+            let is_calm = now_us.saturating_sub(self.until_us) > RATE_CALM_US;
             self.pause_us = match self.pause_us {
-                0 => SLOW_MIN_US,
-                _ if is_calm => SLOW_MIN_US,
-                last_us => (2 * last_us).min(SLOW_MAX_US),
+                0 => RATE_PAUSE_MIN_US,
+                _ if is_calm => RATE_PAUSE_MIN_US,
+                last_us => (2 * last_us).min(RATE_PAUSE_MAX_US),
             };
             self.until_us = now_us.saturating_add(self.pause_us);
         }
@@ -88,29 +88,29 @@ pub struct Key {
     /// The key's number for qmail-send, from 1 on. Numbers are not used again before 2^32 keys.
     pub number: u32,
     /// Mail of its domains that is away under the domains' own numbers; see `Gate::count_parted`.
-    pub parted: u32,
+    pub away_by_domain: u32,
     /// Calls for that mail that are not answered yet.
-    pub parted_called: u32,
-    /// It is in `Gate::paused`.
-    pub(super) paused: bool,
-    /// It is in `Gate::behind`.
-    pub(super) behind: bool,
-    /// It is in `Gate::polled`.
-    pub(super) polled: bool,
+    pub called_by_domain: u32,
+    /// It is in `Gate::pause_queue`.
+    pub(super) in_pause_queue: bool,
+    /// It is in `Gate::waiting_candidates`.
+    pub(super) in_waiting_candidates: bool,
+    /// It is in `Gate::poll_queue`.
+    pub(super) in_poll_queue: bool,
     /// Other spawners have the places that it could take, or the turn is theirs.
     pub(super) blocked: bool,
     /// The other spawners know that it runs or wants something.
-    pub(super) told: bool,
+    pub(super) announced: bool,
     /// The number of their deliveries at the last look.
-    pub(super) elsewhere: u32,
-    pub(super) turn: Turn,
+    pub(super) running_elsewhere: u32,
+    pub(super) place_turn: PlaceTurn,
     /// The last pause by control/concurrencyreplies; it may be over.
-    pub(super) pause: Option<Pause>,
-    pub(super) slow: Slow,
+    pub(super) pause: Option<ReplyPause>,
+    pub(super) rate_pauses: RatePauses,
     /// It is in the list of keys whose turn it is.
-    pub(super) ready: bool,
+    pub(super) in_ready_keys: bool,
     /// Its held slots, the oldest hold first.
-    pub(super) waiting: List,
+    pub(super) held_slots: List,
 }
 
 impl Key {
@@ -131,19 +131,19 @@ impl Key {
             pace: Pace::new(0, None),
             recall: Recall::default(),
             number: 0,
-            parted: 0,
-            parted_called: 0,
-            paused: false,
-            behind: false,
-            polled: false,
+            away_by_domain: 0,
+            called_by_domain: 0,
+            in_pause_queue: false,
+            in_waiting_candidates: false,
+            in_poll_queue: false,
             blocked: false,
-            told: false,
-            elsewhere: 0,
-            turn: Turn::default(),
+            announced: false,
+            running_elsewhere: 0,
+            place_turn: PlaceTurn::default(),
             pause: None,
-            slow: Slow::default(),
-            ready: false,
-            waiting: EMPTY,
+            rate_pauses: RatePauses::default(),
+            in_ready_keys: false,
+            held_slots: EMPTY,
         }
     }
 
@@ -168,25 +168,25 @@ impl Key {
 
     /// The same, and why.
     #[inline]
-    pub(super) fn suspension(&self, now_us: u64) -> Option<(u64, Cause)> {
+    pub(super) fn suspension(&self, now_us: u64) -> Option<(u64, PauseCause)> {
         let learned = self.learned.suspended_until(now_us);
         match (learned, self.pause_at(now_us)) {
             (learned, Some(pause)) if learned.is_none_or(|until_us| until_us < pause.until_us) => {
-                Some((pause.until_us, Cause::Rule(pause.line)))
+                Some((pause.until_us, PauseCause::Rule(pause.line)))
             }
-            (learned, _) => learned.map(|until_us| (until_us, Cause::NoConnection)),
+            (learned, _) => learned.map(|until_us| (until_us, PauseCause::NoConnection)),
         }
     }
 
     /// Starts a pause. Another pause can make it longer, never shorter.
-    pub(super) fn pause(&mut self, pause: Pause) {
+    pub(super) fn pause(&mut self, pause: ReplyPause) {
         if self.pause.is_none_or(|known| known.until_us < pause.until_us) {
             self.pause = Some(pause);
         }
     }
 
     #[inline]
-    pub(super) fn pause_at(&self, now_us: u64) -> Option<Pause> {
+    pub(super) fn pause_at(&self, now_us: u64) -> Option<ReplyPause> {
         self.pause.filter(|pause| pause.until_us > now_us)
     }
 
@@ -202,12 +202,12 @@ impl Key {
     /// Returns when it may start a delivery again, if time alone decides.
     pub(super) fn starts_from(&self, now_us: u64) -> Option<u64> {
         self.suspended_until(now_us).or_else(|| match self.may_start(now_us) {
-            May::Later(until_us) => Some(until_us),
-            May::Start | May::Wait | May::Suspended(_) => None,
+            Admission::Later(until_us) => Some(until_us),
+            Admission::Start | Admission::Wait | Admission::Suspended(_) => None,
         })
     }
 
-    pub(super) fn may_start(&self, now_us: u64) -> May {
+    pub(super) fn may_start(&self, now_us: u64) -> Admission {
         self.learned.may_start(now_us, self.running, most(self.cap.limit), self.cap.learning)
     }
 
@@ -220,7 +220,7 @@ impl Key {
         match self.cap.limit {
             Limit::AtMost(0) => false,
             _ if self.pause_at(now_us).is_some() => false,
-            _ => self.may_start(now_us) == May::Start,
+            _ => self.may_start(now_us) == Admission::Start,
         }
     }
 

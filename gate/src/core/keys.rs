@@ -4,13 +4,13 @@
 
 use crate::control::limit::Cap;
 use crate::control::name::{NAME_MAX, has_upper, without_root};
-use crate::control::site::{Because, Standing};
-use crate::core::key::{Key, Slow};
+use crate::control::site::{SiteReason, Standing};
+use crate::core::key::{Key, RatePauses};
 use crate::core::learn::Learned;
 use crate::core::pace::Pace;
 use crate::core::recall::Recall;
 use crate::core::rules::{KeyKind, Rules};
-use crate::core::share::Turn;
+use crate::core::share::PlaceTurn;
 use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::util::memory::{self, OutOfMemory};
@@ -19,20 +19,20 @@ use crate::util::memory::{self, OutOfMemory};
 pub(super) const RECENT_KEYS: usize = 256;
 
 /// Keys without deliveries that did: so many are remembered, for their pace, and for so long.
-pub(super) const KNOWN_KEYS: usize = 4096;
+pub(super) const CONTENDED_KEYS: usize = 4096;
 
-pub(super) const KNOWN_US: u64 = 3600 * 1_000_000;
+pub(super) const REMEMBERED_US: u64 = 3600 * 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum EntryState {
     /// The key has slots, or domains that count under it.
     Active,
     /// In `Keys::recent`.
-    Recent,
-    /// In `Keys::known`.
-    Known,
+    IdleRecent,
+    /// In `Keys::contended`.
+    IdleContended,
     /// The entry is free.
-    Nowhere,
+    Free,
 }
 
 /// A domain, or the relay of a sender: the destination of a delivery.
@@ -61,7 +61,7 @@ pub(super) struct Entry {
     pub(super) hash: u64,
     /// Other domains that count under the key.
     pub(super) members: u32,
-    pub(super) place: Place,
+    pub(super) state: EntryState,
     pub(super) idle_since_us: u64,
     /// It is in the list of keys with mail away.
     pub(super) in_away_list: bool,
@@ -76,7 +76,7 @@ impl Entry {
             key: Key::new(KeyKind::Domain, Vec::new(), Cap::NONE),
             hash: 0,
             members: 0,
-            place: Place::Nowhere,
+            state: EntryState::Free,
             idle_since_us: 0,
             in_away_list: false,
             in_room_queue: false,
@@ -98,8 +98,8 @@ pub(super) struct Keys {
     pub(super) index: Index,
     pub(super) recent: List,
     pub(super) recent_len: usize,
-    pub(super) known: List,
-    pub(super) known_len: usize,
+    pub(super) contended: List,
+    pub(super) contended_len: usize,
     pub(super) last_number: u32,
 }
 
@@ -113,8 +113,8 @@ impl Keys {
             index: Index::default(),
             recent: EMPTY,
             recent_len: 0,
-            known: EMPTY,
-            known_len: 0,
+            contended: EMPTY,
+            contended_len: 0,
         }
     }
 
@@ -149,7 +149,7 @@ impl Keys {
     ) -> Result<u32, OutOfMemory> {
         let hash = Self::hash(kind, name_hash);
         if let Some(at) = self.find(hash) {
-            self.wake(at);
+            self.make_active(at);
             return Ok(at);
         }
         self.add(kind, hash, name, cap, now_us, guess_secs)
@@ -170,8 +170,8 @@ impl Keys {
         if self.recent_len > RECENT_KEYS {
             self.forget(self.recent.first);
         }
-        if self.known_len > KNOWN_KEYS {
-            self.forget(self.known.first);
+        if self.contended_len > CONTENDED_KEYS {
+            self.forget(self.contended.first);
         }
         let at = match self.free.last() {
             Some(&at) => at,
@@ -196,55 +196,55 @@ impl Keys {
         }
         key.kind = kind;
         key.cap = cap;
-        key.parted = 0;
-        key.parted_called = 0;
+        key.away_by_domain = 0;
+        key.called_by_domain = 0;
         key.learned = Learned::NEW;
         key.pace = Pace::new(now_us, guess_secs);
         key.recall = Recall::default();
-        // Entries of `Gate::paused` and `Gate::polled` may still belong to the key that was here before.
-        key.paused = false;
-        key.behind = false;
-        key.polled = false;
+        // Entries of `Gate::pause_queue` and `Gate::poll_queue` may still belong to the key that was here before.
+        key.in_pause_queue = false;
+        key.in_waiting_candidates = false;
+        key.in_poll_queue = false;
         key.blocked = false;
-        key.told = false;
-        key.elsewhere = 0;
-        key.turn = Turn::default();
+        key.announced = false;
+        key.running_elsewhere = 0;
+        key.place_turn = PlaceTurn::default();
         key.pause = None;
-        key.slow = Slow::default();
+        key.rate_pauses = RatePauses::default();
         self.last_number = self.last_number.checked_add(1).unwrap_or(1);
         key.number = self.last_number;
         entry.hash = hash;
         (entry.domain.key, entry.domain.standing) = (at, None);
-        entry.place = Place::Active;
+        entry.state = EntryState::Active;
         self.free.pop();
         Ok(at)
     }
 
-    pub(super) fn wake(&mut self, at: u32) {
-        match self.all[at as usize].place {
-            Place::Recent => {
+    pub(super) fn make_active(&mut self, at: u32) {
+        match self.all[at as usize].state {
+            EntryState::IdleRecent => {
                 unlink(&mut self.recent, at, &mut self.links, |link| link);
                 self.recent_len -= 1;
             }
-            Place::Known => {
-                unlink(&mut self.known, at, &mut self.links, |link| link);
-                self.known_len -= 1;
+            EntryState::IdleContended => {
+                unlink(&mut self.contended, at, &mut self.links, |link| link);
+                self.contended_len -= 1;
             }
-            Place::Active | Place::Nowhere => {}
+            EntryState::Active | EntryState::Free => {}
         }
-        self.all[at as usize].place = Place::Active;
+        self.all[at as usize].state = EntryState::Active;
     }
 
     /// Moves an idle entry to the other idle ones; the next new entry may replace it.
-    pub(super) fn rest(&mut self, at: u32, now_us: u64) {
+    pub(super) fn make_idle(&mut self, at: u32, now_us: u64) {
         let entry = &mut self.all[at as usize];
         entry.idle_since_us = now_us;
         if entry.key.is_contended() {
-            entry.place = Place::Known;
-            append(&mut self.known, at, &mut self.links, |link| link);
-            self.known_len += 1;
+            entry.state = EntryState::IdleContended;
+            append(&mut self.contended, at, &mut self.links, |link| link);
+            self.contended_len += 1;
         } else {
-            entry.place = Place::Recent;
+            entry.state = EntryState::IdleRecent;
             append(&mut self.recent, at, &mut self.links, |link| link);
             self.recent_len += 1;
         }
@@ -252,9 +252,9 @@ impl Keys {
 
     /// Forgets an idle entry. The key under which it counted may become idle, too.
     pub(super) fn forget(&mut self, at: u32) {
-        self.wake(at);
+        self.make_active(at);
         let entry = &mut self.all[at as usize];
-        entry.place = Place::Nowhere;
+        entry.state = EntryState::Free;
         let (of, hash) = (entry.domain.key, entry.hash);
         let key = &mut entry.key;
         key.busy = 0;
@@ -272,7 +272,7 @@ impl Keys {
             let of_key = &mut self.all[of as usize];
             of_key.members -= 1;
             if of_key.is_idle() {
-                self.rest(of, idle_since_us);
+                self.make_idle(of, idle_since_us);
             }
         }
     }
@@ -282,18 +282,18 @@ impl Keys {
         while self.recent_len > RECENT_KEYS {
             self.forget(self.recent.first);
         }
-        while self.known_len > KNOWN_KEYS {
-            self.forget(self.known.first);
+        while self.contended_len > CONTENDED_KEYS {
+            self.forget(self.contended.first);
         }
         let old = |keys: &Self, at: u32| {
-            at != NONE && now_us.saturating_sub(keys.all[at as usize].idle_since_us) > KNOWN_US
+            at != NONE && now_us.saturating_sub(keys.all[at as usize].idle_since_us) > REMEMBERED_US
         };
-        while old(self, self.known.first) {
-            let at = self.known.first;
+        while old(self, self.contended.first) {
+            let at = self.contended.first;
             if self.all[at as usize].key.pause_at(now_us).is_some() {
                 // A pause may be longer.
-                self.wake(at);
-                self.rest(at, now_us);
+                self.make_active(at);
+                self.make_idle(at, now_us);
             } else {
                 self.forget(at);
             }
@@ -331,7 +331,7 @@ pub(super) fn add_entry(
     guess_secs: Option<f64>,
 ) -> Result<u32, OutOfMemory> {
     if let Some(at) = keys.find(Keys::hash(entry.0, entry.1)) {
-        keys.wake(at);
+        keys.make_active(at);
         return Ok(at);
     }
     add_new(keys, rules, entry, now_us, guess_secs)
@@ -350,9 +350,9 @@ pub(super) fn add_new(
     let found = rules.resolve_entry(kind, hash, name);
     keys.all[at as usize].key.cap = found.cap;
     keys.all[at as usize].domain.standing = match found.site {
-        Some(Because::Address(..)) => Some(Standing::Member),
-        Some(Because::Refused(..)) => Some(Standing::Candidate),
-        Some(Because::Map(_) | Because::Literal(..)) | None => None,
+        Some(SiteReason::Address(..)) => Some(Standing::Member),
+        Some(SiteReason::Refused(..)) => Some(Standing::Candidate),
+        Some(SiteReason::Map(_) | SiteReason::Literal(..)) | None => None,
     };
     if found.kind == kind {
         return Ok(at);

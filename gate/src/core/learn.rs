@@ -41,7 +41,7 @@
 //! answer ends it, greylisting and a refusal for good as well; the limit begins at one. A refusal at the sender or the
 //! recipient may be about the mail alone, and the next one be accepted. So after such a pause not one is tried, but
 //! four, then 16 and 64. Mail that is asked for during a pause must not be sent away as busy for ever: what
-//! [`May::Suspended`] says lies further away than the hold may last should go back as an ordinary deferral, as it does
+//! [`Admission::Suspended`] says lies further away than the hold may last should go back as an ordinary deferral, as it does
 //! from qmail-remote's own table of time-outs (tcpto), so that it ages and bounces.
 //!
 //! **A handover.** A server that counts a session for some time after its end refuses the next one, though no more run
@@ -62,14 +62,14 @@
 //! 64.
 //!
 //! **Not a try.** Refused before the message was sent, not connected, or cut off within a minute with nothing sent,
-//! while others of the key run or have been accepted within the last minute: [`Try::NotReally`]. A key at which nothing
+//! while others of the key run or have been accepted within the last minute: [`Attempt::DoesNotCount`]. A key at which nothing
 //! succeeds is down to one place after the first such round, and from then on each of its refusals is a try. And no
 //! mail goes back more than three times between two tries ([`Returns`]): what a server refuses with 421 because of its
 //! sender ages, too. Where the server may have the message, it is always a try.
 //!
 //! **Young.** A site that was found by addresses ([`crate::control::site`]) begins with refusals: whom its server took
 //! instead is of domains that are not known to go there yet, and says nothing before it is done. So there the first
-//! refusal of a delivery that was alone begins a pause, and is no try ([`Try::TooSoon`]), until the server has answered
+//! refusal of a delivery that was alone begins a pause, and is no try ([`Attempt::RefusedAtYoungSite`]), until the server has answered
 //! anything else or has been suspended five times. What it accepts from a domain that does not count there yet ends the
 //! pause, too.
 //!
@@ -232,7 +232,7 @@ pub struct Learned {
     /// Whether the server has ever answered anything but that there are too many.
     has_answered: bool,
     /// Whether the level has been reached from below, and not a quarter of a cohort accepted since.
-    height: Height,
+    level_age: LevelAge,
     /// Whether those are counted as they end; else their number was known, as that of a level that was reached step by
     /// step.
     counts_closers: bool,
@@ -251,14 +251,14 @@ pub struct Learned {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Height {
+enum LevelAge {
     New,
     Known,
 }
 
 /// What a refusal says of how many run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Weighed {
+enum RefusalMeaning {
     /// There are too many.
     Objection,
     /// Nothing yet.
@@ -269,7 +269,7 @@ enum Weighed {
 
 /// A delivery that ended.
 #[derive(Clone, Copy, Debug)]
-pub struct Ended {
+pub struct EndedDelivery {
     /// Now, in microseconds.
     pub now_us: u64,
     /// When it was started.
@@ -285,45 +285,45 @@ pub struct Ended {
     /// What it saw.
     pub seen: Seen,
     /// How many of the deliveries to its server the key counts.
-    pub counted: Counted,
+    pub coverage: Coverage,
     /// In whose place it was started.
-    pub began: Began,
+    pub started_in: StartedIn,
 }
 
 /// In whose place a delivery was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Began {
+pub enum StartedIn {
     /// In that of one that had ended within [`HANDOVER_US`], as far as anybody knows.
-    AfterAnother,
+    JustFreedPlace,
     /// In one that was free.
-    Freely,
+    FreePlace,
 }
 
 /// Whether a key counts all deliveries to its server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counted {
+pub enum Coverage {
     /// As far as anybody knows.
-    All,
+    AllDeliveries,
     /// Those to domains that are known to go there: a site, found by addresses.
-    Known,
+    KnownDomains,
 }
 
 /// Whether a delivery was a try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Try {
+pub enum Attempt {
     /// It was: its report goes to qmail-send.
-    Real,
+    Counts,
     /// It was refused only because too many were running, as far as is known: it may go back as busy, if
     /// [`Returns::may_return`] agrees.
-    NotReally,
+    DoesNotCount,
     /// It was refused at a young site. It goes back as busy; that happens [`YOUNG_PAUSES`] times at most, but for
     /// deliveries that were under way when a pause began.
-    TooSoon,
+    RefusedAtYoungSite,
 }
 
 /// Whether one more may start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum May {
+pub enum Admission {
     /// Yes.
     Start,
     /// When a place becomes free.
@@ -370,7 +370,7 @@ impl Learned {
         doubts: 0,
         tested: 0,
         has_answered: false,
-        height: Height::New,
+        level_age: LevelAge::New,
         counts_closers: false,
         was_new: false,
         closed_at: 0,
@@ -405,32 +405,42 @@ impl Learned {
     /// Whether one more may start beside `running`.
     #[inline]
     #[must_use]
-    pub fn may_start(&self, now_us: u64, running: u32, limit: u32, learning: Learning) -> May {
+    pub fn may_start(
+        &self,
+        now_us: u64,
+        running: u32,
+        limit: u32,
+        learning: Learning,
+    ) -> Admission {
         if let Some(until_us) = self.suspended_until(now_us) {
-            return May::Suspended(until_us);
+            return Admission::Suspended(until_us);
         }
         let most = self.most(now_us, limit, learning);
         if running >= most {
             return if running < limit && learning == Learning::Fixed {
                 // A place may become free sooner, and wait for less.
-                May::Later(self.cut_us.min(now_us.saturating_add(HELD_DOWN_LOOK_US)))
+                Admission::Later(self.cut_us.min(now_us.saturating_add(HELD_DOWN_LOOK_US)))
             } else {
-                May::Wait
+                Admission::Wait
             };
         }
         match self.linger.until(now_us) {
             Some(until_us) if running.saturating_add(self.linger.places(now_us)) >= most => {
-                May::Later(until_us)
+                Admission::Later(until_us)
             }
-            _ => May::Start,
+            _ => Admission::Start,
         }
     }
 
     /// In whose place a delivery is that starts now.
     #[inline]
     #[must_use]
-    pub fn began(&self, now_us: u64) -> Began {
-        if self.has_accepted(now_us, HANDOVER_US) { Began::AfterAnother } else { Began::Freely }
+    pub fn started_in(&self, now_us: u64) -> StartedIn {
+        if self.has_accepted(now_us, HANDOVER_US) {
+            StartedIn::JustFreedPlace
+        } else {
+            StartedIn::FreePlace
+        }
     }
 
     /// Whether it accepted something within this time.
@@ -453,7 +463,7 @@ impl Learned {
     }
 
     /// A delivery ended.
-    pub fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
+    pub fn end(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
         self.linger.clock(ended.now_us);
         if !matches!(ended.seen, Seen::ConnectFailed | Seen::Nothing) && !self.is_early(ended) {
             self.linger.ended(ended.now_us);
@@ -469,12 +479,12 @@ impl Learned {
             Seen::Deferred | Seen::Failed => self.answered(ended),
             Seen::Nothing => {}
         }
-        Try::Real
+        Attempt::Counts
     }
 
     /// A delivery of a key with a fixed limit was accepted. False if there is more to do: [`Learned::end`].
     #[inline]
-    pub fn accepted_as_ever(&mut self, now_us: u64) -> bool {
+    pub fn note_routine_success(&mut self, now_us: u64) -> bool {
         let is_as_ever = self.failures == 0
             && self.level == FREE
             && self.trial_us == 0
@@ -488,7 +498,7 @@ impl Learned {
 
     /// The limit stays what it is. But what was refused at the door while others ran, or soon after, was not a try; it
     /// waits for a place, and while a server that has just taken mail takes none, there are pauses.
-    fn end_of_fixed(&mut self, ended: &Ended, random: &mut Random) -> Try {
+    fn end_of_fixed(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
         if self.trial_us > 0 || self.proved > 0 || self.wall > 0 {
             // It has learned until now.
             *self = Self { accepted_us: self.accepted_us, ..Self::NEW };
@@ -499,10 +509,10 @@ impl Learned {
                 self.accepted_us = ended.now_us.saturating_add(1);
                 self.answered_fixed(ended);
             }
-            return Try::Real;
+            return Attempt::Counts;
         }
         if !others && !self.took_recently(ended.now_us) {
-            return Try::Real;
+            return Attempt::Counts;
         }
         let cannot_connect = ended.seen == Seen::ConnectFailed;
         if cannot_connect || !others {
@@ -518,7 +528,7 @@ impl Learned {
         }
         // Beside more than the server is known to take it was one too many.
         let is_handover = others
-            && ended.began == Began::AfterAnother
+            && ended.started_in == StartedIn::JustFreedPlace
             && (self.level == FREE || self.accepted_beside(ended) < self.level);
         if is_handover && self.linger.too_short(ended.now_us, ended.started_us, LINGER_MAX_US) {
             // The place that it came for is still taken.
@@ -526,11 +536,11 @@ impl Learned {
         } else if !cannot_connect {
             self.hold_down(ended);
         }
-        Try::NotReally
+        Attempt::DoesNotCount
     }
 
     /// A server behind a fixed limit has answered.
-    fn answered_fixed(&mut self, ended: &Ended) {
+    fn answered_fixed(&mut self, ended: &EndedDelivery) {
         self.linger.fade(COHORTS_TO_FADE.saturating_mul(ended.limit));
         if self.failures > 0 && ended.started_us >= self.run_us {
             if self.pauses > 0 {
@@ -551,7 +561,7 @@ impl Learned {
 
     /// For some seconds no more than what ran beside one that was refused; for twice as long if that has been tried
     /// again since.
-    fn hold_down(&mut self, ended: &Ended) {
+    fn hold_down(&mut self, ended: &EndedDelivery) {
         let ran = self.accepted_beside(ended).max(1);
         if ended.now_us < self.cut_us {
             self.level = self.level.min(ran);
@@ -566,7 +576,7 @@ impl Learned {
     }
 
     /// Whether it was refused before it cost the server or the mail anything.
-    fn is_early(&self, ended: &Ended) -> bool {
+    fn is_early(&self, ended: &EndedDelivery) -> bool {
         match ended.seen {
             Seen::ConnectFailed => true,
             Seen::Died(Sent::No) => ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US,
@@ -579,7 +589,7 @@ impl Learned {
     }
 
     /// One more refusal, with no answer between of a delivery that started after the first one.
-    fn in_a_row(&mut self, ended: &Ended) {
+    fn in_a_row(&mut self, ended: &EndedDelivery) {
         if self.failures == 0 {
             let level = self.effective(ended.limit, ended.learning);
             self.run_us = ended.now_us;
@@ -587,17 +597,18 @@ impl Learned {
             self.counts_closers = !is_at_wall && level > u32::from(self.proved);
             self.closers = match self.counts_closers {
                 // The one that had just ended.
-                true => u16::from(ended.began == Began::AfterAnother),
+                true => u16::from(ended.started_in == StartedIn::JustFreedPlace),
                 false if is_at_wall => self.wall,
                 false => level.min(u32::from(FREE)) as u16,
             };
-            self.was_new =
-                level > u32::from(self.proved) || self.height == Height::New || self.cohorts <= 1;
+            self.was_new = level > u32::from(self.proved)
+                || self.level_age == LevelAge::New
+                || self.cohorts <= 1;
         }
         self.failures = self.failures.saturating_add(1);
     }
 
-    fn answered(&mut self, ended: &Ended) {
+    fn answered(&mut self, ended: &EndedDelivery) {
         self.has_answered = true;
         self.suspended_us = 0;
         self.pauses = 0;
@@ -619,7 +630,7 @@ impl Learned {
         }
     }
 
-    fn accept(&mut self, ended: &Ended) {
+    fn accept(&mut self, ended: &EndedDelivery) {
         if self.failures > 0 && self.counts_closers && ended.started_us < self.run_us {
             self.closers = self.closers.saturating_add(1);
         }
@@ -643,7 +654,7 @@ impl Learned {
         }
         self.accepted = self.accepted.saturating_add(1);
         if u32::from(self.accepted) > level / 4 {
-            self.height = Height::Known;
+            self.level_age = LevelAge::Known;
         }
         if u32::from(self.accepted) < level {
             return;
@@ -669,7 +680,7 @@ impl Learned {
             self.forget_handovers();
         }
         self.level = self.level.saturating_add(1);
-        self.height = Height::New;
+        self.level_age = LevelAge::New;
         self.cohorts = 0;
         if u32::from(self.level) >= ended.limit {
             // What has been refused at the ceiling is tried no more often than any other level.
@@ -690,7 +701,7 @@ impl Learned {
 
     /// The socket is open again: the server takes what it took before, but for the last one. Fewer if it closed at a
     /// handover.
-    fn opened_again(&mut self, ended: &Ended) {
+    fn opened_again(&mut self, ended: &EndedDelivery) {
         let part_us = ended.now_us.saturating_sub(ended.started_us) / CLOSED_LINGER_PART;
         let least_us = part_us.clamp(u64::from(LINGER_MIN_US), HANDOVER_US);
         self.linger.at_least(least_us as u32);
@@ -714,27 +725,29 @@ impl Learned {
         self.cohorts < self.wait && since_us < PROBE_US
     }
 
-    fn refuse(&mut self, ended: &Ended, random: &mut Random) -> Try {
+    fn refuse(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
         let recently = self.took_recently(ended.now_us);
         let others = ended.running > 0;
         // Whom the server took instead may be of domains that are not known to go there, and says nothing before it is
         // done.
-        let is_young = ended.counted == Counted::Known
+        let is_young = ended.coverage == Coverage::KnownDomains
             && ended.seen.is_too_many_early()
             && !self.has_answered
             && self.pauses < YOUNG_PAUSES;
         let known = self.proved.max(self.left);
         let weighed = self.weigh(ended);
-        if weighed == Weighed::Background
+        if weighed == RefusalMeaning::Background
             && self.background >= BACKGROUND_TRIES
             && self.tested >= BACKGROUND_TESTED
         {
-            return Try::Real;
+            return Attempt::Counts;
         }
-        if weighed != Weighed::Background {
+        if weighed != RefusalMeaning::Background {
             self.in_a_row(ended);
             // Alone, it was not one of too many, unless the server says so.
-            if weighed == Weighed::Objection && (others || matches!(ended.seen, Seen::TooMany(_))) {
+            if weighed == RefusalMeaning::Objection
+                && (others || matches!(ended.seen, Seen::TooMany(_)))
+            {
                 let was_handover = self.was_handover(ended, known);
                 self.lower(ended);
                 if was_handover {
@@ -749,21 +762,21 @@ impl Learned {
             }
         }
         if self.is_early(ended) && (others || recently) {
-            Try::NotReally
+            Attempt::DoesNotCount
         } else if is_young {
-            Try::TooSoon
+            Attempt::RefusedAtYoungSite
         } else {
-            Try::Real
+            Attempt::Counts
         }
     }
 
     /// Whether an objection may be about the place of one that has just ended. Then places wait longer from now on.
     /// `known`: the level up to which it has accepted all.
-    fn was_handover(&mut self, ended: &Ended, known: u16) -> bool {
-        let is_level_known = match self.height {
-            Height::Known => self.level <= known && ended.running < u32::from(self.level),
+    fn was_handover(&mut self, ended: &EndedDelivery, known: u16) -> bool {
+        let is_level_known = match self.level_age {
+            LevelAge::Known => self.level <= known && ended.running < u32::from(self.level),
             // Of a new level nobody knows what it was about, unless there were such objections before.
-            Height::New => self.level <= self.handover_level,
+            LevelAge::New => self.level <= self.handover_level,
         };
         let is_early = match ended.seen {
             // Of several in a row all but the first say that the socket is closed.
@@ -778,7 +791,7 @@ impl Learned {
             && is_early
             && is_quick
             && ended.running > 0
-            && ended.began == Began::AfterAnother)
+            && ended.started_in == StartedIn::JustFreedPlace)
         {
             return false;
         }
@@ -796,7 +809,7 @@ impl Learned {
     }
 
     /// Whether a refusal is about how many run.
-    fn weigh(&mut self, ended: &Ended) -> Weighed {
+    fn weigh(&mut self, ended: &EndedDelivery) -> RefusalMeaning {
         let level = self.effective(ended.limit, Learning::On).min(u32::from(FREE - 1));
         let beside = u32::from(self.accepted_beside(ended)).max(ended.beside);
         let refused = beside.saturating_add(1);
@@ -811,13 +824,13 @@ impl Learned {
                 self.background = (part + (1.0 - part) / BACKGROUND_DELIVERIES).min(BACKGROUND_MAX);
             }
             if self.score < enough {
-                return Weighed::Background;
+                return RefusalMeaning::Background;
             }
             self.score = 0.0;
             self.background = 0.0;
             self.trial_us = 0;
             self.doubts = (self.doubts + 1).min(DOUBTS_MAX);
-            return Weighed::Objection;
+            return RefusalMeaning::Objection;
         }
         if self.trial_us > 0 && ended.started_us > self.trial_us && refused < u32::from(self.left) {
             self.below += 1.0;
@@ -828,29 +841,29 @@ impl Learned {
                 && part >= part_above * BELOW_PART
             {
                 self.believe(ended);
-                return Weighed::Background;
+                return RefusalMeaning::Background;
             }
         }
         // A server that refuses slowly may still refuse what started when the level was new.
         let took_us = ended.now_us.saturating_sub(ended.started_us);
         let proved_us = self.proved_us.saturating_add(took_us.saturating_mul(SLOW));
         if refused <= u32::from(self.proved)
-            && self.height == Height::Known
+            && self.level_age == LevelAge::Known
             && ended.started_us > proved_us
         {
             self.score += 1.0;
             if self.score < OBJECTION {
-                return Weighed::Chance;
+                return RefusalMeaning::Chance;
             }
             self.score = 0.0;
             // It has become less generous, and may go on with that: from now on the first one counts.
             self.proved = 0;
         }
-        Weighed::Objection
+        RefusalMeaning::Objection
     }
 
     /// As many are refused when fewer run: the limit goes back to where it was.
-    fn believe(&mut self, ended: &Ended) {
+    fn believe(&mut self, ended: &EndedDelivery) {
         // What still runs was not refused either.
         let accepted = self.below_accepted + ended.running as f32;
         let part = self.below / (self.below + accepted);
@@ -860,7 +873,7 @@ impl Learned {
         self.wall = if self.level == FREE { 0 } else { self.level + 1 };
         self.wait = PROBE_COHORTS;
         self.tested = 0;
-        self.height = Height::Known;
+        self.level_age = LevelAge::Known;
         self.accepted = 0;
         self.cohorts = 0;
         self.score = 0.0;
@@ -869,7 +882,7 @@ impl Learned {
         self.forget_handovers();
     }
 
-    fn lower(&mut self, ended: &Ended) {
+    fn lower(&mut self, ended: &EndedDelivery) {
         let level = self.effective(ended.limit, Learning::On).min(u32::from(FREE - 1)) as u16;
         let running = ended.running.min(u32::from(FREE - 1)) as u16;
         if self.level != FREE && running >= level {
@@ -891,13 +904,15 @@ impl Learned {
                 self.left = self.level;
             }
             let refused = accepted.saturating_add(1);
-            if refused > self.proved || self.height == Height::New {
+            if refused > self.proved || self.level_age == LevelAge::New {
                 let near = self.wall > 0 && refused.abs_diff(self.wall) <= 1 + self.wall / 16;
-                self.wait = match self.height {
-                    Height::New if near => (self.wait * 2).clamp(PROBE_COHORTS, PROBE_COHORTS_MAX),
-                    Height::New => PROBE_COHORTS,
+                self.wait = match self.level_age {
+                    LevelAge::New if near => {
+                        (self.wait * 2).clamp(PROBE_COHORTS, PROBE_COHORTS_MAX)
+                    }
+                    LevelAge::New => PROBE_COHORTS,
                     // It took its time to refuse, or it refuses at random.
-                    Height::Known => 1,
+                    LevelAge::Known => 1,
                 };
                 self.wall = refused;
                 self.cohorts = 0;
@@ -920,19 +935,19 @@ impl Learned {
             // That more were refused at that level has been seen.
             self.top = self.left;
         }
-        self.height = Height::Known;
+        self.level_age = LevelAge::Known;
         self.accepted = 0;
     }
 
     /// How many the server takes beside one that was refused: those that run, and those that may start when places wait
     /// no more.
-    fn accepted_beside(&self, ended: &Ended) -> u16 {
+    fn accepted_beside(&self, ended: &EndedDelivery) -> u16 {
         let waiting = self.linger.places(ended.now_us);
         ended.running.saturating_add(waiting).min(u32::from(FREE - 1)) as u16
     }
 
     /// It is suspended after so many failures.
-    fn fail(&mut self, ended: &Ended, most: u8, random: &mut Random) {
+    fn fail(&mut self, ended: &EndedDelivery, most: u8, random: &mut Random) {
         if self.failures < most && self.suspended_us == 0 {
             return;
         }
@@ -954,7 +969,7 @@ impl Learned {
         self.proved = 0;
         self.accepted = 0;
         self.cohorts = 0;
-        self.height = Height::Known;
+        self.level_age = LevelAge::Known;
         self.score = 0.0;
         self.background = 0.0;
         self.trial_us = 0;
@@ -987,7 +1002,7 @@ impl Learned {
     }
 
     /// Nothing starts for a while. False if the delivery was under way when the last pause began.
-    fn pause(&mut self, ended: &Ended, random: &mut Random) -> bool {
+    fn pause(&mut self, ended: &EndedDelivery, random: &mut Random) -> bool {
         if ended.started_us < self.suspended_us {
             return false;
         }

@@ -29,8 +29,8 @@
 /// Called mail should arrive within this time. After each unanswered call the time doubles.
 pub const ANSWER_US: u64 = 2_000_000;
 /// The longest such time.
-pub const PAUSE_MAX_US: u64 = ANSWER_US << VAIN_MAX;
-const VAIN_MAX: u8 = 8;
+pub const PAUSE_MAX_US: u64 = ANSWER_US << UNANSWERED_MAX;
+const UNANSWERED_MAX: u8 = 8;
 /// After this many answered calls the count is trusted again.
 const TRUSTED: u32 = 1024;
 
@@ -41,8 +41,8 @@ pub struct Recall {
     called: u32,
     /// Calls to make next while the count is in doubt. 0: it is not in doubt.
     probe: u32,
-    /// Unanswered calls in a row, up to [`VAIN_MAX`].
-    vain: u8,
+    /// Unanswered calls in a row, up to [`UNANSWERED_MAX`].
+    unanswered: u8,
     /// The time by which called mail should have arrived.
     deadline_us: u64,
     /// The end of the last busy answer's time. No mail of this key waits after it.
@@ -51,19 +51,19 @@ pub struct Recall {
 
 /// The times at which commands arrived from qmail-send.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct CommandTimes {
     /// The last one.
     pub last_us: u64,
     /// The first one after a silence of [`ANSWER_US`] or more.
-    pub again_us: u64,
+    pub after_silence_us: u64,
 }
 
-impl Heard {
+impl CommandTimes {
     /// Notes a command. Returns whether it is the first after a silence.
-    pub fn command(&mut self, now_us: u64) -> bool {
+    pub fn note(&mut self, now_us: u64) -> bool {
         let after_silence = now_us.saturating_sub(self.last_us) >= ANSWER_US;
         if after_silence {
-            self.again_us = now_us;
+            self.after_silence_us = now_us;
         }
         self.last_us = now_us;
         after_silence
@@ -87,7 +87,7 @@ impl Recall {
     pub fn sent_away(&mut self, now_us: u64, secs: u32, number: u32) {
         self.away = self.away.saturating_add(number);
         self.until_us = self.until_us.max(now_us.saturating_add(u64::from(secs) * 1_000_000));
-        if std::mem::take(&mut self.vain) > 0 {
+        if std::mem::take(&mut self.unanswered) > 0 {
             // The open call was for mail that is not there; this mail is.
             self.called = 0;
         }
@@ -97,7 +97,7 @@ impl Recall {
     pub fn arrived(&mut self, now_us: u64) -> bool {
         let Some(called) = self.called.checked_sub(1) else { return false };
         self.called = called;
-        self.vain = 0;
+        self.unanswered = 0;
         self.away -= 1;
         self.deadline_us = now_us.saturating_add(ANSWER_US);
         if self.probe > 0 {
@@ -123,7 +123,7 @@ impl Recall {
         if number > 0 {
             self.called += number;
             self.away = self.away.max(self.called);
-            self.deadline_us = now_us.saturating_add(ANSWER_US << self.vain);
+            self.deadline_us = now_us.saturating_add(ANSWER_US << self.unanswered);
         }
         number
     }
@@ -134,27 +134,28 @@ impl Recall {
     }
 
     /// Handles the end of a silence of qmail-send: a call that seemed unanswered may still be answered.
-    pub fn look_again(&mut self, now_us: u64) {
-        if self.vain > 0 {
-            self.vain = 0;
+    pub fn restart_deadlines(&mut self, now_us: u64) {
+        if self.unanswered > 0 {
+            self.unanswered = 0;
             self.deadline_us = now_us.saturating_add(ANSWER_US);
         }
     }
 
     /// What has been called and should have come by now does not come, or nothing is away any more. True if that was
     /// so; how much had been called is in `called` before.
-    pub fn expire(&mut self, now_us: u64, heard: &Heard) -> bool {
+    pub fn expire(&mut self, now_us: u64, command_times: &CommandTimes) -> bool {
         if self.away > 0 && now_us >= self.until_us.saturating_add(ANSWER_US) {
             *self = Self::default();
             return true;
         }
-        let deadline_us = self.deadline_us.max(heard.again_us.saturating_add(ANSWER_US));
-        if self.called == 0 || heard.last_us < deadline_us {
+        let deadline_us =
+            self.deadline_us.max(command_times.after_silence_us.saturating_add(ANSWER_US));
+        if self.called == 0 || command_times.last_us < deadline_us {
             return false;
         }
         self.called = 0;
         self.probe = 1;
-        self.vain = (self.vain + 1).min(VAIN_MAX);
+        self.unanswered = (self.unanswered + 1).min(UNANSWERED_MAX);
         true
     }
 }
@@ -173,8 +174,8 @@ mod tests {
     }
 
     /// qmail-send is busy with other mail.
-    fn talking(now_us: u64) -> Heard {
-        Heard { last_us: now_us, again_us: 0 }
+    fn talking(now_us: u64) -> CommandTimes {
+        CommandTimes { last_us: now_us, after_silence_us: 0 }
     }
 
     /// qmail-send has this many; all that are called come at once. How many calls, and after how many seconds
@@ -217,32 +218,32 @@ mod tests {
         let mut recall = away(100);
         recall.call(30, 0);
         let end_us = u64::from(LATEST_SECS) * SEC + ANSWER_US;
-        assert!(!recall.expire(end_us - 1, &Heard::default()));
-        assert!(recall.expire(end_us, &Heard::default()));
+        assert!(!recall.expire(end_us - 1, &CommandTimes::default()));
+        assert!(recall.expire(end_us, &CommandTimes::default()));
         assert_eq!(recall, Recall::default());
     }
 
     #[test]
     fn a_silence_is_no_answer() {
-        let mut heard = Heard::default();
+        let mut command_times = CommandTimes::default();
         let mut recall = away(100);
-        heard.command(5 * SEC);
+        command_times.note(5 * SEC);
         assert_eq!(recall.call(30, 5 * SEC), 30);
-        assert!(!heard.command(6 * SEC));
+        assert!(!command_times.note(6 * SEC));
         for now_us in (6..300).map(|secs| secs * SEC) {
-            assert!(!recall.expire(now_us, &heard));
+            assert!(!recall.expire(now_us, &command_times));
         }
         // It speaks again: the called ones have time to come from now on.
-        assert!(heard.command(300 * SEC));
-        assert!(!recall.expire(300 * SEC, &heard));
-        assert!(!heard.command(301 * SEC));
-        assert!(!recall.expire(301 * SEC, &heard));
+        assert!(command_times.note(300 * SEC));
+        assert!(!recall.expire(300 * SEC, &command_times));
+        assert!(!command_times.note(301 * SEC));
+        assert!(!recall.expire(301 * SEC, &command_times));
         assert!(recall.arrived(301 * SEC));
         assert_eq!(recall.called(), 29);
-        assert!(!heard.command(303 * SEC - 1));
-        assert!(!recall.expire(303 * SEC, &heard));
-        assert!(!heard.command(303 * SEC));
-        assert!(recall.expire(303 * SEC, &heard));
+        assert!(!command_times.note(303 * SEC - 1));
+        assert!(!recall.expire(303 * SEC, &command_times));
+        assert!(!command_times.note(303 * SEC));
+        assert!(recall.expire(303 * SEC, &command_times));
     }
 
     #[test]
@@ -255,12 +256,12 @@ mod tests {
             assert!(recall.expire(now_us, &talking(now_us)));
         }
         assert_eq!(recall.call(1, now_us), 1);
-        let mut heard = talking(now_us);
-        assert!(heard.command(now_us + 3 * SEC));
-        recall.look_again(now_us + 3 * SEC);
-        assert!(!heard.command(now_us + 4 * SEC));
-        assert!(!heard.command(now_us + 5 * SEC));
-        assert!(recall.expire(now_us + 5 * SEC, &heard));
+        let mut command_times = talking(now_us);
+        assert!(command_times.note(now_us + 3 * SEC));
+        recall.restart_deadlines(now_us + 3 * SEC);
+        assert!(!command_times.note(now_us + 4 * SEC));
+        assert!(!command_times.note(now_us + 5 * SEC));
+        assert!(recall.expire(now_us + 5 * SEC, &command_times));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub use crate::control::limit::{Cap, Limit};
 use crate::control::name::{Hasher, Place};
 use crate::control::route::Routes;
 use crate::control::sender::{Asked, BOUNCES, Reads, Senders};
-use crate::control::site::{Because, Evidence, Sites};
+use crate::control::site::{Evidence, SiteReason, Sites};
 use crate::control::table::{Line, Table};
 use crate::report::replies::Replies;
 use crate::util::memory::OutOfMemory;
@@ -72,27 +72,27 @@ pub struct Resolution<'a> {
     /// The line of concurrencydomains that says so.
     pub line: Option<Line>,
     /// The line of smtproutes or authsenders that was followed.
-    pub route: Option<Way>,
+    pub route: Option<RelayLine>,
     /// Why it counts for a site, if it does. There is no line then.
-    pub site: Option<Because>,
+    pub site: Option<SiteReason>,
 }
 
 /// A line that names a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum RelayLine {
     /// Of smtproutes.
-    Host(Place),
+    Smtproutes(Place),
     /// Of authsenders.
-    Sender(Place),
+    Authsenders(Place),
 }
 
 /// A relay that is chosen by the sender, and the line that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BySender<'a> {
+pub struct SenderRelay<'a> {
     /// Its name, in lower case.
     pub name: &'a [u8],
     /// The line.
-    pub way: Way,
+    pub line: RelayLine,
 }
 
 /// All files, parsed. Without concurrencydomains everything is unlimited, and smtproutes does not matter.
@@ -138,12 +138,12 @@ impl Rules {
     pub fn lines(&self, found: &Resolution<'_>) -> (u32, u32) {
         let of_table =
             self.table.as_ref().zip(found.line).map_or(0, |(table, line)| table.number(&line));
-        let of_way = match found.route {
+        let of_relay_line = match found.route {
             None => 0,
-            Some(Way::Host(place)) => self.routes.number(place),
-            Some(Way::Sender(place)) => self.senders.number(place),
+            Some(RelayLine::Smtproutes(place)) => self.routes.number(place),
+            Some(RelayLine::Authsenders(place)) => self.senders.number(place),
         };
-        (of_table, of_way)
+        (of_table, of_relay_line)
     }
 
     /// Whether the sender may choose the relay: a domain alone does not say under which key its mail counts then.
@@ -155,16 +155,17 @@ impl Rules {
 
     /// The relay for a sender, without zero bytes at its end, if senders choose relays.
     #[must_use]
-    pub fn by_sender(&self, sender: &[u8]) -> Option<BySender<'_>> {
+    pub fn by_sender(&self, sender: &[u8]) -> Option<SenderRelay<'_>> {
         self.table.as_ref()?;
         if self.reads.senders == Asked::Yes
             && let Some((name, place)) = self.senders.find(sender)
         {
-            return Some(BySender { name, way: Way::Sender(place) });
+            return Some(SenderRelay { name, line: RelayLine::Authsenders(place) });
         }
         if self.reads.bounces == Asked::Yes && sender.is_empty() {
             let found = self.routes.find_own(BOUNCES);
-            return found.map(|(name, place)| BySender { name, way: Way::Host(place) });
+            return found
+                .map(|(name, place)| SenderRelay { name, line: RelayLine::Smtproutes(place) });
         }
         None
     }
@@ -183,12 +184,12 @@ impl Rules {
     pub fn resolve_for<'a>(
         &'a self,
         domain: &'a [u8],
-        relay: Option<BySender<'a>>,
+        relay: Option<SenderRelay<'a>>,
     ) -> Resolution<'a> {
         let hash = self.hasher.hash(domain);
         match relay {
-            Some(BySender { name, way }) if self.sender_decides(hash, domain) => {
-                self.resolve_relay(name, Some(way))
+            Some(SenderRelay { name, line }) if self.sender_decides(hash, domain) => {
+                self.resolve_relay(name, Some(line))
             }
             _ => self.resolve_hashed(hash, domain),
         }
@@ -205,7 +206,7 @@ impl Rules {
         }
     }
 
-    fn resolve_relay<'a>(&'a self, name: &'a [u8], route: Option<Way>) -> Resolution<'a> {
+    fn resolve_relay<'a>(&'a self, name: &'a [u8], route: Option<RelayLine>) -> Resolution<'a> {
         let next_hop = NextHop { name, hash: self.hasher.hash(name), route };
         let found = Resolution {
             kind: KeyKind::Relay,
@@ -327,7 +328,7 @@ impl Rules {
         next_hop: &NextHop<'_>,
         line: Option<Line>,
         table: &Table,
-    ) -> Option<(u32, Because)> {
+    ) -> Option<(u32, SiteReason)> {
         if line.is_some_and(|line| !line.is_default()) {
             return None;
         }
@@ -408,13 +409,13 @@ fn of_line<'a>(table: &'a Table, line: Line, found: Resolution<'a>) -> Resolutio
 fn of_site<'a>(
     table: &'a Table,
     group: u32,
-    because: Because,
+    because: SiteReason,
     found: Resolution<'a>,
 ) -> Resolution<'a> {
     let group = &table.groups()[group as usize];
     let (kind, cap) = match because {
-        Because::Refused(..) => (KeyKind::Candidates, of_candidates(group.cap())),
-        Because::Map(_) | Because::Literal(..) | Because::Address(..) => {
+        SiteReason::Refused(..) => (KeyKind::Candidates, of_candidates(group.cap())),
+        SiteReason::Map(_) | SiteReason::Literal(..) | SiteReason::Address(..) => {
             (KeyKind::Group, group.cap())
         }
     };
@@ -424,7 +425,7 @@ fn of_site<'a>(
 fn next_hop<'a>(routes: &'a Routes, hasher: Hasher, hash: u64, domain: &'a [u8]) -> NextHop<'a> {
     match routes.find_hashed(hash, domain) {
         Some((name, place)) => {
-            NextHop { name, hash: hasher.hash(name), route: Some(Way::Host(place)) }
+            NextHop { name, hash: hasher.hash(name), route: Some(RelayLine::Smtproutes(place)) }
         }
         None => NextHop { name: domain, hash, route: None },
     }
@@ -438,7 +439,7 @@ pub struct NextHop<'a> {
     /// The hash of the name.
     pub hash: u64,
     /// The line that says so, of smtproutes or authsenders.
-    pub route: Option<Way>,
+    pub route: Option<RelayLine>,
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Trees with supplemental channels start a qmail-rspawn for each, and each has a gate of its own. What belongs
 //! together by a group, a relay, a suffix or a site is spread over them, and its limit has to hold over all.
-//! [`Spawners`] is what a gate knows of the others; [`crate::host::shared`] keeps it in a file.
+//! [`OtherSpawners`] is what a gate knows of the others; [`crate::host::shared`] keeps it in a file.
 //!
 //! **To take a place** a gate announces that it runs one more, then looks at what all others have announced, and takes
 //! the announcement back if that is too much. Of two gates at the same moment each sees the other or is seen by it:
@@ -39,16 +39,16 @@ const ALONE_US: u64 = 1_000_000;
 
 /// What this spawner tells the others of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tells {
+pub struct Announcement {
     /// Deliveries that run, and one that is about to.
     pub running: u32,
     /// Whether more would start if there were room.
-    pub wants: Wants,
+    pub demand: Demand,
 }
 
 /// Whether more of a key would start if there were room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wants {
+pub enum Demand {
     /// No.
     #[default]
     Nothing,
@@ -58,7 +58,7 @@ pub enum Wants {
 
 /// What all the others together have told of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Others {
+pub struct PeerTotals {
     /// Deliveries that run.
     pub running: u32,
     /// Those of them that belong to spawners that want no more.
@@ -69,13 +69,13 @@ pub struct Others {
     pub least: u32,
 }
 
-impl Others {
+impl PeerTotals {
     /// Adds one.
-    pub fn add(&mut self, other: Tells) {
+    pub fn add(&mut self, other: Announcement) {
         self.running = self.running.saturating_add(other.running);
-        match other.wants {
-            Wants::Nothing => self.resting = self.resting.saturating_add(other.running),
-            Wants::More => {
+        match other.demand {
+            Demand::Nothing => self.resting = self.resting.saturating_add(other.running),
+            Demand::More => {
                 let least = if self.wanting == 0 { u32::MAX } else { self.least };
                 self.least = least.min(other.running);
                 self.wanting += 1;
@@ -86,23 +86,23 @@ impl Others {
 
 /// What became of a look at the other spawners as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Looked {
+pub enum PeerCheck {
     /// They know what they were told.
-    Same,
+    Unchanged,
     /// Everything has to be told anew.
-    Anew,
+    AnnounceAgain,
 }
 
 /// The other spawners of the queue.
-pub trait Spawners: fmt::Debug + Send {
+pub trait OtherSpawners: fmt::Debug + Send {
     /// Tells them of a key.
-    fn tell(&mut self, kind: KeyKind, name: &[u8], own: Tells);
+    fn announce(&mut self, kind: KeyKind, name: &[u8], own: Announcement);
 
     /// What they have told.
-    fn others(&mut self, kind: KeyKind, name: &[u8]) -> Others;
+    fn totals(&mut self, kind: KeyKind, name: &[u8]) -> PeerTotals;
 
     /// To be called about once a second: who has come, who has gone.
-    fn look(&mut self) -> Looked;
+    fn check(&mut self) -> PeerCheck;
 
     /// Which one this is, from 0 on.
     fn index(&self) -> u32;
@@ -111,7 +111,7 @@ pub trait Spawners: fmt::Debug + Send {
     fn problem(&self) -> Option<Problem>;
 
     /// How many others were there at the last look.
-    fn alive(&self) -> u32;
+    fn alive_count(&self) -> u32;
 
     /// Tells them that there is nothing here any more.
     fn leave(&mut self);
@@ -119,18 +119,18 @@ pub trait Spawners: fmt::Debug + Send {
 
 /// What to do about a free place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Take {
+pub enum PlaceDecision {
     /// Take it.
-    Yes,
+    Take,
     /// There is none.
     Full,
     /// It is left to others.
-    Left,
+    LeaveToOthers,
 }
 
 /// Whose turn it is at one key. See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turn {
+pub struct PlaceTurn {
     /// Since when this gate has places that do not divide.
     ahead_us: Option<u64>,
     /// Since when it leaves one.
@@ -139,38 +139,46 @@ pub struct Turn {
     alone_until_us: u64,
 }
 
-impl Turn {
+impl PlaceTurn {
     /// Whether one more may be taken, beside `running` of its own.
-    pub fn take(&mut self, now_us: u64, limit: u32, running: u32, others: &Others) -> Take {
+    pub fn take(
+        &mut self,
+        now_us: u64,
+        limit: u32,
+        running: u32,
+        others: &PeerTotals,
+    ) -> PlaceDecision {
         if running.saturating_add(others.running) >= limit {
             if self.left_us.take().is_some() {
                 self.ahead_us = None;
             }
-            return Take::Full;
+            return PlaceDecision::Full;
         }
         let part = limit.saturating_sub(others.resting) / (others.wanting + 1);
         if others.wanting == 0 || running < part || running < others.least {
             (self.left_us, self.ahead_us) = (None, None);
-            return Take::Yes;
+            return PlaceDecision::Take;
         }
         if now_us < self.alone_until_us {
-            return Take::Yes;
+            return PlaceDecision::Take;
         }
         match self.left_us {
             None => {
                 let since_us = *self.ahead_us.get_or_insert(now_us);
                 let in_turn = now_us.saturating_sub(since_us) < TURN_US;
                 if running == others.least && in_turn {
-                    return Take::Yes;
+                    return PlaceDecision::Take;
                 }
                 self.left_us = Some(now_us);
-                Take::Left
+                PlaceDecision::LeaveToOthers
             }
-            Some(since_us) if now_us.saturating_sub(since_us) < LEAVE_US => Take::Left,
+            Some(since_us) if now_us.saturating_sub(since_us) < LEAVE_US => {
+                PlaceDecision::LeaveToOthers
+            }
             Some(_) => {
                 (self.left_us, self.ahead_us) = (None, None);
                 self.alone_until_us = now_us.saturating_add(ALONE_US);
-                Take::Yes
+                PlaceDecision::Take
             }
         }
     }
@@ -180,68 +188,77 @@ impl Turn {
 mod tests {
     use super::*;
 
-    fn others(of: &[(u32, Wants)]) -> Others {
-        let mut sum = Others::default();
-        for &(running, wants) in of {
-            sum.add(Tells { running, wants });
+    fn totals(of: &[(u32, Demand)]) -> PeerTotals {
+        let mut sum = PeerTotals::default();
+        for &(running, demand) in of {
+            sum.add(Announcement { running, demand });
         }
         sum
     }
 
     #[test]
     fn the_sum_of_the_others() {
-        let sum = others(&[(3, Wants::More), (1, Wants::Nothing), (2, Wants::More)]);
-        assert_eq!(sum, Others { running: 6, resting: 1, wanting: 2, least: 2 });
-        assert_eq!(others(&[(4, Wants::Nothing)]).least, 0);
+        let sum = totals(&[(3, Demand::More), (1, Demand::Nothing), (2, Demand::More)]);
+        assert_eq!(sum, PeerTotals { running: 6, resting: 1, wanting: 2, least: 2 });
+        assert_eq!(totals(&[(4, Demand::Nothing)]).least, 0);
     }
 
     #[test]
     fn an_equal_part_is_taken_at_once_and_no_more_than_the_limit() {
-        let mut turn = Turn::default();
+        let mut turn = PlaceTurn::default();
         // 20 for three, one of which has 2 and wants no more: nine each.
-        let sum = others(&[(0, Wants::More), (2, Wants::Nothing)]);
+        let sum = totals(&[(0, Demand::More), (2, Demand::Nothing)]);
         for running in 0..9 {
-            assert_eq!(turn.take(0, 20, running, &sum), Take::Yes);
+            assert_eq!(turn.take(0, 20, running, &sum), PlaceDecision::Take);
         }
-        assert_eq!(turn.take(0, 20, 9, &sum), Take::Left);
+        assert_eq!(turn.take(0, 20, 9, &sum), PlaceDecision::LeaveToOthers);
         assert_eq!(
-            turn.take(0, 20, 9, &others(&[(9, Wants::More), (2, Wants::Nothing)])),
-            Take::Full
+            turn.take(0, 20, 9, &totals(&[(9, Demand::More), (2, Demand::Nothing)])),
+            PlaceDecision::Full
         );
         // Who wants nothing is waited for by nobody.
-        assert_eq!(turn.take(0, 20, 17, &others(&[(2, Wants::Nothing)])), Take::Yes);
+        assert_eq!(turn.take(0, 20, 17, &totals(&[(2, Demand::Nothing)])), PlaceDecision::Take);
     }
 
     #[test]
     fn the_place_that_does_not_divide_goes_round() {
-        let mut turn = Turn::default();
-        let waits = others(&[(0, Wants::More)]);
+        let mut turn = PlaceTurn::default();
+        let waits = totals(&[(0, Demand::More)]);
         // Its own turn, whatever others want; then it is left.
-        assert_eq!(turn.take(0, 1, 0, &waits), Take::Yes);
-        assert_eq!(turn.take(TURN_US - 1, 1, 0, &waits), Take::Yes);
-        assert_eq!(turn.take(TURN_US, 1, 0, &waits), Take::Left);
-        assert_eq!(turn.take(TURN_US + 1, 1, 0, &others(&[(1, Wants::More)])), Take::Full);
+        assert_eq!(turn.take(0, 1, 0, &waits), PlaceDecision::Take);
+        assert_eq!(turn.take(TURN_US - 1, 1, 0, &waits), PlaceDecision::Take);
+        assert_eq!(turn.take(TURN_US, 1, 0, &waits), PlaceDecision::LeaveToOthers);
+        assert_eq!(
+            turn.take(TURN_US + 1, 1, 0, &totals(&[(1, Demand::More)])),
+            PlaceDecision::Full
+        );
         // The other has had it: a new turn.
-        assert_eq!(turn.take(2 * TURN_US, 1, 0, &waits), Take::Yes);
-        assert_eq!(turn.take(3 * TURN_US - 1, 1, 0, &waits), Take::Yes);
+        assert_eq!(turn.take(2 * TURN_US, 1, 0, &waits), PlaceDecision::Take);
+        assert_eq!(turn.take(3 * TURN_US - 1, 1, 0, &waits), PlaceDecision::Take);
     }
 
     #[test]
     fn a_place_that_nobody_takes_is_not_left_for_long() {
-        let mut turn = Turn::default();
-        let stopped = others(&[(0, Wants::More)]);
-        assert_eq!(turn.take(0, 4, 2, &stopped), Take::Left);
-        assert_eq!(turn.take(LEAVE_US - 1, 4, 2, &stopped), Take::Left);
-        assert_eq!(turn.take(LEAVE_US, 4, 2, &stopped), Take::Yes);
-        assert_eq!(turn.take(LEAVE_US + ALONE_US - 1, 4, 3, &stopped), Take::Yes);
-        assert_eq!(turn.take(LEAVE_US + ALONE_US, 4, 3, &stopped), Take::Left);
+        let mut turn = PlaceTurn::default();
+        let stopped = totals(&[(0, Demand::More)]);
+        assert_eq!(turn.take(0, 4, 2, &stopped), PlaceDecision::LeaveToOthers);
+        assert_eq!(turn.take(LEAVE_US - 1, 4, 2, &stopped), PlaceDecision::LeaveToOthers);
+        assert_eq!(turn.take(LEAVE_US, 4, 2, &stopped), PlaceDecision::Take);
+        assert_eq!(turn.take(LEAVE_US + ALONE_US - 1, 4, 3, &stopped), PlaceDecision::Take);
+        assert_eq!(turn.take(LEAVE_US + ALONE_US, 4, 3, &stopped), PlaceDecision::LeaveToOthers);
     }
 
     #[test]
     fn who_has_all_gives_back_until_the_parts_are_equal() {
-        let mut turn = Turn::default();
-        assert_eq!(turn.take(0, 20, 19, &others(&[(0, Wants::More)])), Take::Left);
-        assert_eq!(turn.take(1, 20, 12, &others(&[(7, Wants::More)])), Take::Left);
-        assert_eq!(turn.take(2, 20, 9, &others(&[(10, Wants::More)])), Take::Yes);
+        let mut turn = PlaceTurn::default();
+        assert_eq!(
+            turn.take(0, 20, 19, &totals(&[(0, Demand::More)])),
+            PlaceDecision::LeaveToOthers
+        );
+        assert_eq!(
+            turn.take(1, 20, 12, &totals(&[(7, Demand::More)])),
+            PlaceDecision::LeaveToOthers
+        );
+        assert_eq!(turn.take(2, 20, 9, &totals(&[(10, Demand::More)])), PlaceDecision::Take);
     }
 }

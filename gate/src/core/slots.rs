@@ -2,12 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use crate::core::learn::Began;
+use crate::core::learn::StartedIn;
 use crate::report::echo::Envelope;
 use crate::util::list::Link;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum SlotState {
     Free,
     Running,
     Held,
@@ -16,14 +16,14 @@ pub(super) enum State {
 /// A link in two lists of held slots: that of its key, and that of all, oldest first.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
-    pub(super) state: State,
+    pub(super) state: SlotState,
     pub(super) domain: u32,
     pub(super) command: u32,
     /// Other deliveries of its key that ran when it started.
     pub(super) beside: u32,
     /// The length of its hold in milliseconds, 1 or more; 0: it was not held.
     pub(super) held_ms: u32,
-    pub(super) began: Began,
+    pub(super) started_in: StartedIn,
     pub(super) since_us: u64,
     /// What [`Returns`] knows the mail by: a hash of its queue number and its recipient. Only where that may be asked.
     pub(super) mail: u64,

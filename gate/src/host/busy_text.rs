@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use crate::control::problem;
 use crate::control::table::Limit;
-use crate::core::gate::{Busy, Cause, Key, Why};
+use crate::core::gate::{Busy, BusyReason, Key, PauseCause};
 use crate::core::rules::KeyKind;
 use crate::host::status::Escaped;
 use crate::util::memory::Text;
@@ -28,10 +28,13 @@ pub(super) const SHOWN_NAME: usize = 100;
 /// ```
 pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
     match busy.why {
-        Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => {
+        BusyReason::AtLimit
+        | BusyReason::Refused
+        | BusyReason::Paused(_)
+        | BusyReason::AtPart(_) => {
             write!(out, "B{} {} ", busy.secs, key.number)?;
         }
-        Why::Suspended(_) => out.write_str("Z")?,
+        BusyReason::Suspended(_) => out.write_str("Z")?,
     }
     match key.kind {
         KeyKind::Domain => {}
@@ -57,7 +60,7 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
         Limit::Unlimited => Ok(()),
     };
     match (busy.why, key.limit()) {
-        (Why::Suspended(Cause::Rule(line)), _) => {
+        (BusyReason::Suspended(PauseCause::Rule(line)), _) => {
             return writeln!(
                 out,
                 " is paused by {}:{line} for {} s; not tried. (#4.4.5)",
@@ -65,32 +68,32 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
                 busy.secs
             );
         }
-        (Why::Paused(Cause::Rule(line)), _) => {
+        (BusyReason::Paused(PauseCause::Rule(line)), _) => {
             return writeln!(
                 out,
                 " is paused by {}:{line}; not tried. (#4.4.5)",
                 problem::File::Replies
             );
         }
-        (Why::Suspended(Cause::NoConnection), _) => {
+        (BusyReason::Suspended(PauseCause::NoConnection), _) => {
             return writeln!(
                 out,
                 ": no connection to its server succeeds, none is tried for {} s; not tried. (#4.4.1)",
                 busy.secs
             );
         }
-        (Why::Paused(Cause::NoConnection), _) => {
+        (BusyReason::Paused(PauseCause::NoConnection), _) => {
             return out.write_str(
                 ": no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n",
             );
         }
-        (Why::AtPart(part), _) => {
+        (BusyReason::AtPart(part), _) => {
             return writeln!(
                 out,
                 " has its part of its site's places, {part}; not tried. (#4.4.5)"
             );
         }
-        (Why::Refused, _) => {
+        (BusyReason::Refused, _) => {
             out.write_str(" refused this one")?;
             if key.running > 0 {
                 write!(out, " beside {}", key.running)?;
@@ -106,15 +109,15 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
             }
             return out.write_str(" (#4.4.5)\n");
         }
-        (Why::AtLimit, Limit::AtMost(0)) => out.write_str(" is closed (limit 0)")?,
-        (Why::AtLimit, Limit::AtMost(limit)) if key.cap.limit != Limit::AtMost(limit) => {
+        (BusyReason::AtLimit, Limit::AtMost(0)) => out.write_str(" is closed (limit 0)")?,
+        (BusyReason::AtLimit, Limit::AtMost(limit)) if key.cap.limit != Limit::AtMost(limit) => {
             write!(out, " is at {limit} deliver{}, its server takes no more", ending(limit))?;
             of_table(out)?;
         }
-        (Why::AtLimit, Limit::AtMost(limit)) => {
+        (BusyReason::AtLimit, Limit::AtMost(limit)) => {
             write!(out, " is at its limit of {limit} deliver{}", ending(limit))?;
         }
-        (Why::AtLimit, Limit::Unlimited) => out.write_str(" was at its limit")?,
+        (BusyReason::AtLimit, Limit::Unlimited) => out.write_str(" was at its limit")?,
     }
     out.write_str("; not tried. (#4.4.5)\n")
 }

@@ -41,8 +41,10 @@ use crate::control::route::Routes;
 use crate::control::sender::{Asked, Reads, Senders};
 use crate::control::site::Map;
 use crate::core::command::Parts;
-use crate::core::gate::{Answer, Busy, CALL_SLOT, Call, Gate, Next, Ran, Times};
-use crate::core::share::Spawners;
+use crate::core::gate::{
+    Answer, Busy, CALL_SLOT, Call, DeliveryEnd, DeliveryTimes, Gate, NextAction,
+};
+use crate::core::share::OtherSpawners;
 use crate::host::process::Identity;
 use crate::host::shared::Shared;
 use crate::report;
@@ -333,17 +335,17 @@ impl<C: Clock> Host<C> {
             return Due::Call;
         }
         match self.gate.next(now_us) {
-            Next::None => Due::Nothing,
-            Next::Go { slot, command } => {
+            NextAction::None => Due::Nothing,
+            NextAction::Go { slot, command } => {
                 self.touch();
                 Due::Go { slot, command }
             }
-            Next::Busy { slot, command, busy } => {
+            NextAction::Busy { slot, command, busy } => {
                 self.touch();
                 self.busy_text(busy);
                 Due::Report { slot, command }
             }
-            Next::Call(call) => {
+            NextAction::Call(call) => {
                 self.call_text(call);
                 Due::Call
             }
@@ -351,7 +353,7 @@ impl<C: Clock> Host<C> {
     }
 
     /// The delivery in this slot has ended: whether its report goes to qmail-send as it is, or [`Host::text`] instead.
-    pub fn done(&mut self, slot: u32, ran: Ran<'_>) -> Done {
+    pub fn done(&mut self, slot: u32, ran: DeliveryEnd<'_>) -> Done {
         if self.failed {
             return Done::AsItIs;
         }
@@ -360,7 +362,7 @@ impl<C: Clock> Host<C> {
         let busy = self.gate.done(now_us, slot, ran);
         self.touch();
         match (busy, times, ran) {
-            (None, Some(times), Ran::Yes(report)) if report::takes_a_line(report) => {
+            (None, Some(times), DeliveryEnd::Reported(report)) if report::takes_a_line(report) => {
                 self.text.bytes.clear();
                 self.times_text(times);
                 Done::WithLine
@@ -419,7 +421,7 @@ impl<C: Clock> Host<C> {
     pub fn drop_held(&mut self) {
         if self.failed {
             self.rescue_from = self.slots;
-            let _ = self.gate.rescue_handing();
+            let _ = self.gate.rescue_handing_out();
             return;
         }
         if self.gate.held() > 0 {
@@ -463,7 +465,7 @@ impl<C: Clock> Host<C> {
     }
 
     fn rescue(&mut self) -> Due {
-        if let Some((slot, command)) = self.gate.rescue_handing() {
+        if let Some((slot, command)) = self.gate.rescue_handing_out() {
             return Due::Go { slot, command };
         }
         let Some((slot, command)) = self.gate.rescue(self.rescue_from) else {
@@ -542,20 +544,20 @@ impl<C: Clock> Host<C> {
         }
         self.look_for_notices();
         self.look_at_helo();
-        self.look_at_spawners();
+        self.check_spawners();
         if self.controls().any(|file| (1..LOOKS_IN_VAIN).contains(&file.in_vain)) {
             self.looked_us = now_us.saturating_sub(LOOK_US - LOOK_AGAIN_US);
         }
     }
 
     /// Who else is at the queue. In the first second nothing can have changed.
-    fn look_at_spawners(&mut self) {
-        let known = |gate: &Gate| gate.spawners().map(|all| (all.index(), all.problem()));
+    fn check_spawners(&mut self) {
+        let known = |gate: &Gate| gate.other_spawners().map(|all| (all.index(), all.problem()));
         let before = known(&self.gate);
         if before.is_none() {
             return;
         }
-        self.gate.look_at_spawners();
+        self.gate.check_spawners();
         let now = known(&self.gate);
         if now == before {
             return;
@@ -571,7 +573,7 @@ impl<C: Clock> Host<C> {
 
     /// The files that only this one of several spawners writes.
     fn name_files(&mut self) -> Result<(), OutOfMemory> {
-        let index = self.gate.spawners().map_or(0, |spawners| spawners.index());
+        let index = self.gate.other_spawners().map_or(0, |spawners| spawners.index());
         let status = numbered(&self.status_base, index)?;
         self.seen_path = numbered(&self.seen_base, index)?;
         self.status_path = status;
@@ -589,7 +591,7 @@ impl<C: Clock> Host<C> {
 
     /// Adds the line from which the log tells when a delivery started that was held. For reports that only qmail-send's
     /// log shows: what bounces is for the sender, who has nothing to do with it.
-    fn times_text(&mut self, Times { held_ms, ran_ms }: Times) {
+    fn times_text(&mut self, DeliveryTimes { held_ms, ran_ms }: DeliveryTimes) {
         let secs = |ms: u64| (ms / 1000, ms % 1000);
         let ((held, held_part), (ran, ran_part)) = (secs(held_ms.into()), secs(ran_ms));
         // As in busy_text.
@@ -612,7 +614,7 @@ impl<C: Clock> Host<C> {
         self.written_us = now_us;
         self.dirty = false;
         self.generation += 1;
-        self.gate.count_parted();
+        self.gate.count_away_by_domain();
         let state = match self.gate.rules().table {
             _ if self.failed => State::Failed,
             Some(_) => State::Limits,
@@ -642,7 +644,7 @@ impl<C: Clock> Host<C> {
         for (to, control) in problems.iter_mut().zip(self.controls()) {
             *to = control.problems();
         }
-        let shared = self.gate.spawners().and_then(Spawners::problem);
+        let shared = self.gate.other_spawners().and_then(OtherSpawners::problem);
         problems[5] = [self.concurrency_problem, self.status_problem, self.seen_problem];
         problems[6][0] = shared;
         if status::write(&mut self.status_text, &frame, &self.gate, problems.as_flattened())

@@ -15,7 +15,7 @@ impl<C: Clock> Host<C> {
     /// Whether there is something for qmail-send's log. Where a queue has several spawners the first one speaks.
     pub(super) fn look_for_notices(&mut self) {
         let all = [&mut self.domains, &mut self.routes, &mut self.sites, &mut self.replies];
-        let is_first = self.gate.spawners().is_none_or(|all| all.index() == 0);
+        let is_first = self.gate.other_spawners().is_none_or(|all| all.index() == 0);
         self.unlogged = false;
         for control in all.into_iter().chain(&mut self.senders) {
             if !control.is_passed_over() {

@@ -45,7 +45,7 @@ use std::time::Duration;
 use crate::control::name::Hasher;
 use crate::control::problem::{self, Kind, Problem};
 use crate::core::rules::KeyKind;
-use crate::core::share::{Looked, Others, Spawners, Tells, Wants};
+use crate::core::share::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals};
 use crate::util::memory::{self, OutOfMemory};
 use crate::util::random::Random;
 
@@ -75,9 +75,9 @@ struct Entry {
 }
 
 impl Entry {
-    fn own(self) -> Tells {
-        let wants = if self.value & 1 == 1 { Wants::More } else { Wants::Nothing };
-        Tells { running: self.value >> 1, wants }
+    fn own(self) -> Announcement {
+        let demand = if self.value & 1 == 1 { Demand::More } else { Demand::Nothing };
+        Announcement { running: self.value >> 1, demand }
     }
 
     fn bytes(self, nonce: u64) -> [u8; ENTRY] {
@@ -270,7 +270,7 @@ impl Joined {
     }
 
     /// What the others have told of a key.
-    fn others(&mut self, hash: u64) -> Result<Others, Kind> {
+    fn others(&mut self, hash: u64) -> Result<PeerTotals, Kind> {
         let (bucket, _) = self.position(hash);
         let offset = self.shape.offset(bucket, 0);
         for turn in 1..=READS {
@@ -283,12 +283,12 @@ impl Joined {
             fence(Ordering::SeqCst);
             self.read_owners()?;
         }
-        Ok(Others::default())
+        Ok(PeerTotals::default())
     }
 
     /// The sum of what is in [`Joined::row`], and whether each entry fits its tag.
-    fn sum(&self, hash: u64) -> (Others, bool) {
-        let mut sum = Others::default();
+    fn sum(&self, hash: u64) -> (PeerTotals, bool) {
+        let mut sum = PeerTotals::default();
         let mut all_fit = true;
         for (column, (entries, other)) in
             self.row.chunks_exact(BUCKET * ENTRY).zip(&self.others).enumerate()
@@ -559,7 +559,7 @@ impl Shared {
             && owners.all[joined.index].nonce == joined.nonce)
     }
 
-    fn try_look(&mut self) -> Result<Looked, Kind> {
+    fn try_look(&mut self) -> Result<PeerCheck, Kind> {
         if let Some(joined) = &mut self.joined {
             let metadata = std::fs::metadata(Path::new(&self.path));
             let metadata = metadata.map_err(|error| unusable(&error))?;
@@ -574,20 +574,20 @@ impl Shared {
                     self.index = joined.index as u32;
                 }
                 self.problem = None;
-                return Ok(Looked::Same);
+                return Ok(PeerCheck::Unchanged);
             }
         }
         self.try_join(1)?;
         self.index = self.joined.as_ref().map_or(0, |joined| joined.index as u32);
         self.problem = None;
-        Ok(Looked::Anew)
+        Ok(PeerCheck::AnnounceAgain)
     }
 }
 
-impl Spawners for Shared {
-    fn tell(&mut self, kind: KeyKind, name: &[u8], own: Tells) {
+impl OtherSpawners for Shared {
+    fn announce(&mut self, kind: KeyKind, name: &[u8], own: Announcement) {
         let Some(joined) = &mut self.joined else { return };
-        let value = own.running.min(u32::MAX >> 1) << 1 | u32::from(own.wants == Wants::More);
+        let value = own.running.min(u32::MAX >> 1) << 1 | u32::from(own.demand == Demand::More);
         let hash = Self::hash(joined, kind, name);
         let told = joined.tell(Entry { hash, value });
         if let Err(kind) = told {
@@ -595,19 +595,19 @@ impl Spawners for Shared {
         }
     }
 
-    fn others(&mut self, kind: KeyKind, name: &[u8]) -> Others {
-        let Some(joined) = &mut self.joined else { return Others::default() };
+    fn totals(&mut self, kind: KeyKind, name: &[u8]) -> PeerTotals {
+        let Some(joined) = &mut self.joined else { return PeerTotals::default() };
         let hash = Self::hash(joined, kind, name);
         joined.others(hash).unwrap_or_else(|kind| {
             self.failed(kind);
-            Others::default()
+            PeerTotals::default()
         })
     }
 
-    fn look(&mut self) -> Looked {
+    fn check(&mut self) -> PeerCheck {
         self.try_look().unwrap_or_else(|kind| {
             self.failed(kind);
-            Looked::Same
+            PeerCheck::Unchanged
         })
     }
 
@@ -619,7 +619,7 @@ impl Spawners for Shared {
         self.problem.map(|kind| Problem::of_file(problem::File::Shared, kind))
     }
 
-    fn alive(&self) -> u32 {
+    fn alive_count(&self) -> u32 {
         let others = self.joined.iter().flat_map(|joined| {
             joined.others.iter().enumerate().filter(|&(column, _)| column != joined.index)
         });

@@ -225,7 +225,7 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Resu
         key.busy,
         key.done,
         key.peak,
-        key.recall.away().saturating_add(key.parted),
+        key.recall.away().saturating_add(key.away_by_domain),
         tenths / 10,
         tenths % 10,
     )?;

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::control::limit::{Cap, Learning, Limit};
-use crate::core::gate::{Cause, Key, Why};
-use crate::core::learn::{Began, Counted, Ended};
+use crate::core::gate::{BusyReason, Key, PauseCause};
+use crate::core::learn::{Coverage, EndedDelivery, StartedIn};
 use crate::core::rules::KeyKind;
 use crate::util::random::Random;
 
@@ -14,10 +14,10 @@ fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
     let cap = Cap { limit: Limit::AtMost(limit), learning: Learning::On };
     let mut key = Key::new(kind, name.to_vec(), cap);
     key.number = 7;
-    told(&key, Why::AtLimit, secs)
+    told(&key, BusyReason::AtLimit, secs)
 }
 
-fn told(key: &Key, why: Why, secs: u32) -> String {
+fn told(key: &Key, why: BusyReason, secs: u32) -> String {
     let mut out = Text::default();
     write_busy(&mut out, key, Busy { key: 0, secs, why }).unwrap();
     String::from_utf8(out.bytes).unwrap()
@@ -31,27 +31,27 @@ fn the_texts_of_what_the_server_does_not_take() {
     key.error =
         b"Connected to 10.0.0.1 but greeting failed.\nRemote host said: 421 \x1b[2J\n".to_vec();
     assert_eq!(
-        told(&key, Why::Refused, 61),
+        told(&key, BusyReason::Refused, 61),
         "B61 7 gmail.com refused this one beside 11 (limit 20); to be tried again: Connected to 10.0.0.1 but \
          greeting failed./Remote host said: 421 ?[2J/ (#4.4.5)\n"
     );
     assert_eq!(
-        told(&key, Why::Paused(Cause::NoConnection), 61),
+        told(&key, BusyReason::Paused(PauseCause::NoConnection), 61),
         "B61 7 gmail.com: no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n"
     );
     assert_eq!(
-        told(&key, Why::Suspended(Cause::NoConnection), 61),
+        told(&key, BusyReason::Suspended(PauseCause::NoConnection), 61),
         "Zgmail.com: no connection to its server succeeds, none is tried for 61 s; not tried. (#4.4.1)\n"
     );
     assert_eq!(
-        told(&key, Why::Paused(Cause::Rule(12)), 61),
+        told(&key, BusyReason::Paused(PauseCause::Rule(12)), 61),
         "B61 7 gmail.com is paused by control/concurrencyreplies:12; not tried. (#4.4.5)\n"
     );
     assert_eq!(
-        told(&key, Why::Suspended(Cause::Rule(12)), 7200),
+        told(&key, BusyReason::Suspended(PauseCause::Rule(12)), 7200),
         "Zgmail.com is paused by control/concurrencyreplies:12 for 7200 s; not tried. (#4.4.5)\n"
     );
-    let refused = Ended {
+    let refused = EndedDelivery {
         now_us: 2,
         started_us: 1,
         running: 11,
@@ -59,12 +59,12 @@ fn the_texts_of_what_the_server_does_not_take() {
         limit: 20,
         learning: Learning::On,
         seen: crate::report::Seen::TooMany(crate::report::Sent::No),
-        counted: Counted::All,
-        began: Began::Freely,
+        coverage: Coverage::AllDeliveries,
+        started_in: StartedIn::FreePlace,
     };
     key.learned.end(&refused, &mut Random::new(1));
     assert_eq!(
-        told(&key, Why::AtLimit, 61),
+        told(&key, BusyReason::AtLimit, 61),
         "B61 7 gmail.com is at 11 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)\n"
     );
 }

@@ -15,10 +15,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, Why};
+use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::random::Random;
 use qpatch_gate::table::Table;
-use qpatch_gate_model::retry::{Closed, Job, PassEnd, Retry, Step, Told};
+use qpatch_gate_model::retry::{ClosedJob, Job, PassEnd, PassStep, ReportedResult, Retry};
 
 pub const SEC: u64 = 1_000_000;
 const PASS_US: u64 = SEC / 3000;
@@ -433,9 +433,9 @@ impl Model {
             self.step_us += READ_US;
             self.reads += 1;
             match self.retry.next(j, position) {
-                Step::Here => {}
-                Step::At(at) => position = at,
-                Step::End => break,
+                PassStep::Here => {}
+                PassStep::At(at) => position = at,
+                PassStep::End => break,
             }
             if position >= recipients.into() {
                 self.running[j].at_end = true;
@@ -465,7 +465,7 @@ impl Model {
         while let Some((_, number, domain)) = self.retry.tell(REMOTE) {
             let recipient = [b"x@", &domain[..]].concat();
             let busy = self.gate.ask_together(now_us, number, &recipient);
-            let told = busy.map_or(Told::Deferred, |busy| Told::Busy {
+            let told = busy.map_or(ReportedResult::Deferred, |busy| ReportedResult::Busy {
                 secs: busy.secs.into(),
                 queue: self.gate.key(busy.key).number,
             });
@@ -508,14 +508,14 @@ impl Model {
         }
         let natural = secs(now_us + DEFERRED_US);
         let end = if at_end { PassEnd::EndOfFile } else { PassEnd::Before };
-        if let Closed::Due(at_secs) = self.retry.close(j, end, natural, secs(now_us)) {
+        if let ClosedJob::Due(at_secs) = self.retry.close(j, end, natural, secs(now_us)) {
             let at_secs = at_secs.max(0) as u64;
             self.at(now_us.max(at_secs * SEC), Event::Arrive(message, at_secs));
         }
     }
 
     /// qmail-send hears of the delivery in this slot, which is free then.
-    fn hear(&mut self, now_us: u64, slot: u32, told: Told) {
+    fn hear(&mut self, now_us: u64, slot: u32, told: ReportedResult) {
         let (mail, j) = self.slot_mail[slot as usize];
         self.free.push(Reverse(slot));
         let message = self.running[j].message;
@@ -524,7 +524,7 @@ impl Model {
         let recipient = name.trim_end_matches('\0').as_bytes();
         let natural = secs(now_us + DEFERRED_US);
         self.retry.report(j, job(message), position.into(), natural, recipient, told, secs(now_us));
-        if told == Told::Done {
+        if told == ReportedResult::Done {
             self.running[j].todo -= 1;
         }
         self.leave(now_us, j);
@@ -533,13 +533,15 @@ impl Model {
     fn start_held(&mut self, now_us: u64) {
         loop {
             match self.gate.next(now_us) {
-                Next::None => break,
-                Next::Go { slot, .. } => self.start(now_us, slot, self.slot_mail[slot as usize].0),
-                Next::Busy { slot, busy, .. } => {
+                NextAction::None => break,
+                NextAction::Go { slot, .. } => {
+                    self.start(now_us, slot, self.slot_mail[slot as usize].0);
+                }
+                NextAction::Busy { slot, busy, .. } => {
                     let (mail, _) = self.slot_mail[slot as usize];
                     self.busy(now_us, slot, mail, busy);
                 }
-                Next::Call(call) => {
+                NextAction::Call(call) => {
                     self.calls += 1;
                     self.at(now_us + CALL_US, Event::Call(call.number, call.most));
                 }
@@ -549,10 +551,10 @@ impl Model {
 
     fn busy(&mut self, now_us: u64, slot: u32, mail: u32, busy: Busy) {
         let entry = &mut self.mails[mail as usize];
-        if matches!(busy.why, Why::Suspended(_)) {
+        if matches!(busy.why, BusyReason::Suspended(_)) {
             // A deferral like any other: qmail-send's own time counts.
             self.seen[entry.domain as usize].deferred += 1;
-            self.hear(now_us, slot, Told::Deferred);
+            self.hear(now_us, slot, ReportedResult::Deferred);
             return;
         }
         entry.busy += 1;
@@ -560,7 +562,7 @@ impl Model {
         seen.busy += 1;
         seen.busy_max = seen.busy_max.max(entry.busy);
         let number = self.gate.key(busy.key).number;
-        self.hear(now_us, slot, Told::Busy { secs: busy.secs.into(), queue: number });
+        self.hear(now_us, slot, ReportedResult::Busy { secs: busy.secs.into(), queue: number });
     }
 
     fn start(&mut self, now_us: u64, slot: u32, mail: u32) {
@@ -602,7 +604,7 @@ impl Model {
             (_, Kind::Closes(_)) => NOT_CONNECTED,
             (_, Kind::Milter(_)) => BY_MILTER,
         };
-        let busy = self.gate.done(now_us, slot, Ran::Yes(report));
+        let busy = self.gate.done(now_us, slot, DeliveryEnd::Reported(report));
         let entry = &mut self.mails[mail as usize];
         let seen = &mut self.seen[entry.domain as usize];
         seen.running -= 1;
@@ -612,7 +614,7 @@ impl Model {
                 Some(busy) => self.busy(now_us, slot, mail, busy),
                 None => {
                     seen.deferred += 1;
-                    self.hear(now_us, slot, Told::Deferred);
+                    self.hear(now_us, slot, ReportedResult::Deferred);
                 }
             }
             return;
@@ -627,7 +629,7 @@ impl Model {
         seen.last_end_us = now_us;
         seen.work_us += now_us - entry.started_us;
         self.left -= 1;
-        self.hear(now_us, slot, Told::Done);
+        self.hear(now_us, slot, ReportedResult::Done);
     }
 
     /// Log-normal with sigma 0.5 (Box-Muller).

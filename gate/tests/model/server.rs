@@ -7,7 +7,9 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::rc::Rc;
 
-use qpatch_gate::learn::{Began, Counted, Ended, Learned, Learning, May, Returns, Try};
+use qpatch_gate::learn::{
+    Admission, Attempt, Coverage, EndedDelivery, Learned, Learning, Returns, StartedIn,
+};
 use qpatch_gate::random::Random;
 use qpatch_gate::report::{Seen, Sent};
 
@@ -15,26 +17,26 @@ pub(crate) const SEC: u64 = 1_000_000;
 
 /// What decides how many may run.
 pub(crate) trait Control {
-    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> May;
-    fn end(&mut self, ended: &Ended, random: &mut Random) -> Try;
+    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> Admission;
+    fn end(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt;
     /// In whose place a delivery is that starts now.
-    fn began(&self, _now_us: u64) -> Began {
-        Began::Freely
+    fn started_in(&self, _now_us: u64) -> StartedIn {
+        StartedIn::FreePlace
     }
     fn level(&self, limit: u32) -> u32;
 }
 
 impl Control for Learned {
-    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> May {
+    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> Admission {
         Learned::may_start(self, now_us, running, limit, Learning::On)
     }
 
-    fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
+    fn end(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
         Learned::end(self, ended, random)
     }
 
-    fn began(&self, now_us: u64) -> Began {
-        Learned::began(self, now_us)
+    fn started_in(&self, now_us: u64) -> StartedIn {
+        Learned::started_in(self, now_us)
     }
 
     fn level(&self, limit: u32) -> u32 {
@@ -47,16 +49,16 @@ impl Control for Learned {
 pub(crate) struct FixedLimit(pub(crate) Learned);
 
 impl Control for FixedLimit {
-    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> May {
+    fn may_start(&mut self, now_us: u64, running: u32, limit: u32) -> Admission {
         self.0.may_start(now_us, running, limit, Learning::Fixed)
     }
 
-    fn end(&mut self, ended: &Ended, random: &mut Random) -> Try {
-        self.0.end(&Ended { learning: Learning::Fixed, ..*ended }, random)
+    fn end(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
+        self.0.end(&EndedDelivery { learning: Learning::Fixed, ..*ended }, random)
     }
 
-    fn began(&self, now_us: u64) -> Began {
-        self.0.began(now_us)
+    fn started_in(&self, now_us: u64) -> StartedIn {
+        self.0.started_in(now_us)
     }
 
     fn level(&self, limit: u32) -> u32 {
@@ -349,14 +351,14 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
     loop {
         while !queue.is_empty() {
             match control.may_start(now_us, running, setup.limit) {
-                May::Start => {}
-                May::Wait => break,
-                May::Later(until_us) => {
+                Admission::Start => {}
+                Admission::Wait => break,
+                Admission::Later(until_us) => {
                     sequence += 1;
                     events.push(Reverse((until_us, sequence, Event::Wake)));
                     break;
                 }
-                May::Suspended(until_us) => {
+                Admission::Suspended(until_us) => {
                     if suspended != until_us {
                         suspended = until_us;
                         out.suspensions += 1;
@@ -399,7 +401,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             let (id, how_ended) = (sequence, how(seen));
             let ends_us = now_us + (secs * SEC as f64) as u64;
             let beside = running - 1;
-            let is_handover = control.began(now_us) == Began::AfterAnother;
+            let is_handover = control.started_in(now_us) == StartedIn::JustFreedPlace;
             let end =
                 Event::End { mail, started_us: now_us, how: how_ended, id, beside, is_handover };
             events.push(Reverse((ends_us, sequence, end)));
@@ -440,7 +442,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
         running -= 1;
         let hash = (u64::from(mail) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let tried = control.end(
-            &Ended {
+            &EndedDelivery {
                 now_us,
                 started_us,
                 running,
@@ -448,8 +450,12 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                 limit: setup.limit,
                 learning: Learning::On,
                 seen,
-                counted: Counted::All,
-                began: if is_handover { Began::AfterAnother } else { Began::Freely },
+                coverage: Coverage::AllDeliveries,
+                started_in: if is_handover {
+                    StartedIn::JustFreedPlace
+                } else {
+                    StartedIn::FreePlace
+                },
             },
             &mut random,
         );
@@ -476,7 +482,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             continue;
         }
         out.refused += 1;
-        if tried == Try::NotReally && returns.may_return(hash) {
+        if tried == Attempt::DoesNotCount && returns.may_return(hash) {
             out.returned += 1;
             back[mail as usize] += 1;
             out.returned_most = out.returned_most.max(back[mail as usize]);

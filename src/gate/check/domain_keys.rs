@@ -1,7 +1,7 @@
 //! Under which key a domain counts: `qpatch gate check --domain`.
 
 use qpatch_gate::learn::Learning;
-use qpatch_gate::rules::{KeyKind, Way};
+use qpatch_gate::rules::{KeyKind, RelayLine};
 use serde::Serialize;
 
 use crate::gate::source::LoadedRules;
@@ -48,8 +48,8 @@ pub(super) fn domain_keys(
         let found = rules.resolve_for(&asked, relay);
         let (line, route) = rules.lines(&found);
         let (route, authsenders) = match found.route {
-            Some(Way::Sender(_)) => (0, Some(route)),
-            Some(Way::Host(_)) | None => (route, None),
+            Some(RelayLine::Authsenders(_)) => (0, Some(route)),
+            Some(RelayLine::Smtproutes(_)) | None => (route, None),
         };
         let (domain, key) = (escaped(&asked), escaped(found.name.to_ascii_lowercase()));
         let row = [

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use qpatch_gate::gate::SLOTS_MAX;
 use qpatch_gate::name::domain_of;
 use qpatch_gate::report::Report;
-use qpatch_gate_model::retry::Told;
+use qpatch_gate_model::retry::ReportedResult;
 use serde::Serialize;
 
 use super::clock::LogClock;
@@ -57,7 +57,7 @@ pub(super) struct LoggedDelivery {
     /// What the log says of its end.
     pub(super) said: Report,
     /// What that means to qmail-send.
-    pub(super) told: Told,
+    pub(super) told: ReportedResult,
     /// The log's own gate held it, or sent it away before.
     pub(super) was_held: bool,
     state: DeliveryState,
@@ -279,7 +279,7 @@ impl LogAccount {
             message,
             recipient: recipient.into(),
             said: SILENT,
-            told: Told::Done,
+            told: ReportedResult::Done,
             was_held: false,
             state: DeliveryState::Open,
         });
@@ -315,8 +315,8 @@ impl LogAccount {
             End::Success | End::Failure | End::Deferral | End::Mangled | End::Refused => {}
         }
         let told = match end {
-            End::Success | End::Failure => Told::Done,
-            _ => Told::Deferred,
+            End::Success | End::Failure => ReportedResult::Done,
+            _ => ReportedResult::Deferred,
         };
         let held = event::held(text);
         self.lines.held_already += u64::from(held.is_some());

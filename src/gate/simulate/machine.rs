@@ -9,13 +9,13 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use qpatch_gate::command::Parts;
-use qpatch_gate::gate::{Answer, Busy, Gate, Next, Ran, SLOTS_MAX, Why};
+use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction, SLOTS_MAX};
 use qpatch_gate::learn::Learning;
 use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
 use qpatch_gate::report::{Report, Seen};
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Cap, Limit};
-use qpatch_gate_model::retry::{Closed, Job, PassEnd, Retry, Step, Told};
+use qpatch_gate_model::retry::{ClosedJob, Job, PassEnd, PassStep, ReportedResult, Retry};
 use serde::Serialize;
 
 use crate::gate::simulate::log_report;
@@ -106,7 +106,7 @@ struct SimulatedDelivery {
     /// What the log says of its end.
     said: Report,
     #[cfg(test)]
-    told: Told,
+    told: ReportedResult,
     round: Round,
 }
 
@@ -281,10 +281,12 @@ impl MailSystem {
     fn settle(&mut self) {
         loop {
             match self.gate.next(self.now_us) {
-                Next::None => break,
-                Next::Go { slot, .. } => self.start(self.slots[slot as usize]),
-                Next::Busy { slot, busy, .. } => self.send_away(self.slots[slot as usize], busy),
-                Next::Call(call) => self.retry.call(REMOTE, call.number, call.most),
+                NextAction::None => break,
+                NextAction::Go { slot, .. } => self.start(self.slots[slot as usize]),
+                NextAction::Busy { slot, busy, .. } => {
+                    self.send_away(self.slots[slot as usize], busy)
+                }
+                NextAction::Call(call) => self.retry.call(REMOTE, call.number, call.most),
             }
         }
         self.ask_together();
@@ -357,9 +359,9 @@ impl MailSystem {
             loop {
                 // Positions are indices here, which are few enough for this.
                 match self.retry.next(run as usize, position.into()) {
-                    Step::Here => {}
-                    Step::At(at) => position = at as u32,
-                    Step::End => break,
+                    PassStep::Here => {}
+                    PassStep::At(at) => position = at as u32,
+                    PassStep::End => break,
                 }
                 let deliveries = &self.jobs[job as usize].deliveries;
                 let Some(&delivery) = deliveries.get(position as usize) else { break };
@@ -394,9 +396,9 @@ impl MailSystem {
                     let key = self.key(&recipient);
                     self.keys[key as usize].busy += u64::from(number);
                     let queue = self.gate.key(busy.key).number;
-                    Told::Busy { secs: busy.secs.into(), queue }
+                    ReportedResult::Busy { secs: busy.secs.into(), queue }
                 }
-                None => Told::Deferred,
+                None => ReportedResult::Deferred,
             };
             self.retry.answer(REMOTE, told, self.now_secs());
         }
@@ -412,7 +414,7 @@ impl MailSystem {
         let job = run.job;
         self.free_runs.push(at);
         let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
-        if let Closed::Due(at_secs) =
+        if let ClosedJob::Due(at_secs) =
             self.retry.close(at as usize, PassEnd::EndOfFile, natural, now_secs)
         {
             // Nothing of it waits.
@@ -436,7 +438,7 @@ impl MailSystem {
     }
 
     /// qmail-send hears of a delivery.
-    fn tell(&mut self, at: u32, told: Told) {
+    fn tell(&mut self, at: u32, told: ReportedResult) {
         let SimulatedDelivery { job, position, run, key, .. } = self.deliveries[at as usize];
         let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
         self.retry.report(
@@ -452,7 +454,7 @@ impl MailSystem {
 
     /// This delivery comes no more.
     fn finish(&mut self, at: u32) {
-        self.tell(at, Told::Done);
+        self.tell(at, ReportedResult::Done);
         let SimulatedDelivery { key, job, position, run, .. } = self.deliveries[at as usize];
         self.keys[key as usize].live -= 1;
         let recipients = &mut self.jobs[job as usize];
@@ -557,7 +559,7 @@ impl MailSystem {
         key: u32,
         message: u64,
         service_us: u64,
-        (said, told): (Report, Told),
+        (said, told): (Report, ReportedResult),
     ) -> bool {
         // What its own server has deferred is tried again as a delivery of its own in the log.
         #[cfg(not(test))]
@@ -677,12 +679,13 @@ impl MailSystem {
         self.free_slots.push(slot);
         let key = &mut self.keys[key as usize];
         if round == Round::Again {
-            self.gate.done(self.now_us, slot, Ran::No);
+            self.gate.done(self.now_us, slot, DeliveryEnd::NeverStarted);
             self.finish(at);
             self.free.push(at);
             return;
         }
-        let back = self.gate.done(self.now_us, slot, Ran::Yes(&log_report::report(&said)));
+        let back =
+            self.gate.done(self.now_us, slot, DeliveryEnd::Reported(&log_report::report(&said)));
         #[cfg(test)]
         self.log.end(self.now_us, at, told, (service_us, tried_us), back.is_some());
         key.running -= 1;
@@ -713,11 +716,14 @@ impl MailSystem {
         let SimulatedDelivery { key, slot, .. } = self.deliveries[at as usize];
         self.free_slots.push(slot);
         #[cfg(test)]
-        self.log.busy(self.now_us, at, matches!(busy.why, Why::Suspended(_)));
+        self.log.busy(self.now_us, at, matches!(busy.why, BusyReason::Suspended(_)));
         let key = &mut self.keys[key as usize];
         match busy.why {
-            Why::Suspended(_) => key.suspended += 1,
-            Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => key.busy += 1,
+            BusyReason::Suspended(_) => key.suspended += 1,
+            BusyReason::AtLimit
+            | BusyReason::Refused
+            | BusyReason::Paused(_)
+            | BusyReason::AtPart(_) => key.busy += 1,
         }
         if key.cap.limit == Limit::AtMost(0) {
             // It would come back again and again.
@@ -732,10 +738,14 @@ impl MailSystem {
     /// It waits until it is called, or until the time that the gate has told.
     fn away(&mut self, at: u32, busy: Busy) {
         let told = match busy.why {
-            Why::Suspended(_) => Told::Deferred,
-            Why::AtLimit | Why::Refused | Why::Paused(_) | Why::AtPart(_) => {
-                Told::Busy { secs: busy.secs.into(), queue: self.gate.key(busy.key).number }
-            }
+            BusyReason::Suspended(_) => ReportedResult::Deferred,
+            BusyReason::AtLimit
+            | BusyReason::Refused
+            | BusyReason::Paused(_)
+            | BusyReason::AtPart(_) => ReportedResult::Busy {
+                secs: busy.secs.into(),
+                queue: self.gate.key(busy.key).number,
+            },
         };
         self.tell(at, told);
         self.leave(self.deliveries[at as usize].run);

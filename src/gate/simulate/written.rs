@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use qpatch_gate_model::retry::Told;
+use qpatch_gate_model::retry::ReportedResult;
 
 /// A log.
 #[derive(Debug, Default)]
@@ -36,14 +36,14 @@ impl WrittenLog {
         &mut self,
         now_us: u64,
         at: u32,
-        told: Told,
+        told: ReportedResult,
         (service_us, tried_us): (u64, u64),
         is_refused: bool,
     ) {
         let Some(number) = self.numbers.remove(&at) else { return };
         let held_ms = (now_us - tried_us).saturating_sub(service_us) / 1000;
         let mut text = match (told, is_refused) {
-            (Told::Done, false) => "success: 192.0.2.1_accepted_message./".to_string(),
+            (ReportedResult::Done, false) => "success: 192.0.2.1_accepted_message./".to_string(),
             (_, true) => "deferral: x_refused_this_one;_to_be_tried_again:_Connected_to_192.0.2.1_but_greeting_failed./\
                           Remote_host_said:_421_too_many/_(#4.4.5)/"
                 .to_string(),

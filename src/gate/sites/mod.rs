@@ -42,7 +42,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use qpatch_gate::name::{Hasher, NAME_MAX, domain_of, without_root};
-use qpatch_gate::rules::{KeyKind, Rules, Way};
+use qpatch_gate::rules::{KeyKind, RelayLine, Rules};
 use qpatch_gate::site::Map;
 use qpatch_gate::status::StatusError;
 use qpatch_gate::table::{self, Table};
@@ -173,7 +173,7 @@ impl Names<'_> {
             return Some(line(&own));
         }
         let next_hop = self.rules.next_hop(self.rules.hasher.hash(domain), domain);
-        if let Some(Way::Host(place)) = next_hop.route {
+        if let Some(RelayLine::Smtproutes(place)) = next_hop.route {
             let not_asked = self.add_relay(next_hop.name);
             let route = NotAsked::Route(self.rules.routes.number(place));
             return Some(not_asked.unwrap_or(route));

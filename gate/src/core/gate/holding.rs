@@ -8,7 +8,7 @@ use super::Gate;
 use crate::control::limit::Limit;
 use crate::core::command::Parts;
 use crate::core::rules::KeyKind;
-use crate::core::slots::State;
+use crate::core::slots::SlotState;
 use crate::util::list::{NONE, append, unlink};
 use crate::util::memory::OutOfMemory;
 
@@ -16,14 +16,14 @@ impl Gate {
     /// Whether one more of this key may start.
     pub(super) fn admits(&self, at: u32, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize].key;
-        key.admits(now_us) && key.running < self.beside_partner(at)
+        key.admits(now_us) && key.running < self.most_beside_partner(at)
     }
 
     pub(super) fn is_startable(&self, at: u32) -> bool {
         self.keys.all[at as usize].key.held > 0 && self.admits(at, self.now_us)
     }
 
-    pub(super) fn occupy(&mut self, slot: u32, domain: u32, state: State, now_us: u64) {
+    pub(super) fn occupy(&mut self, slot: u32, domain: u32, state: SlotState, now_us: u64) {
         fault!();
         let entry = &mut self.slots[slot as usize];
         entry.state = state;
@@ -41,7 +41,7 @@ impl Gate {
     pub(super) fn vacate(&mut self, slot: u32) {
         fault!();
         let entry = &mut self.slots[slot as usize];
-        entry.state = State::Free;
+        entry.state = SlotState::Free;
         entry.command = NONE;
         let domain = std::mem::replace(&mut entry.domain, NONE);
         self.in_use -= 1;
@@ -52,23 +52,23 @@ impl Gate {
 
     /// A place of the domain's key is taken by a free slot.
     pub(super) fn start(&mut self, slot: u32, domain: u32, now_us: u64) {
-        self.occupy(slot, domain, State::Running, now_us);
+        self.occupy(slot, domain, SlotState::Running, now_us);
         fault!();
         let of = self.keys.all[domain as usize].domain.key;
         let key = &mut self.keys.all[of as usize].key;
         key.pace.run(now_us, key.running);
         let entry = &mut self.slots[slot as usize];
-        (entry.beside, entry.began) = (key.running, key.learned.began(now_us));
+        (entry.beside, entry.started_in) = (key.running, key.learned.started_in(now_us));
         key.running += 1;
         key.peak = key.peak.max(key.running);
-        self.tell(of);
+        self.announce(of);
     }
 
     /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there
     /// is room for all that is away, too: else it would overtake it.
     pub(super) fn may_hold(&mut self, at: u32, was_called: bool, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize].key;
-        let left = self.not_running().saturating_sub(2 * (self.held() + 1));
+        let left = self.slots_not_running().saturating_sub(2 * (self.held() + 1));
         if 2 * (key.held + 1) > ALPHA * left {
             return false;
         }
@@ -91,33 +91,33 @@ impl Gate {
         now_us: u64,
     ) -> Result<(), OutOfMemory> {
         let command = self.commands.store(parts)?;
-        self.occupy(slot, domain, State::Held, now_us);
+        self.occupy(slot, domain, SlotState::Held, now_us);
         fault!();
         self.slots[slot as usize].command = command;
-        append(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
+        append(&mut self.held_slots, slot, &mut self.slots, |slot| &mut slot.of_all);
         let at = self.keys.all[domain as usize].domain.key;
         let key = &mut self.keys.all[at as usize].key;
-        append(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
+        append(&mut key.held_slots, slot, &mut self.slots, |slot| &mut slot.of_key);
         key.held += 1;
         key.held_ever += 1;
         self.totals.held += 1;
         fault!();
         self.make_ready(at);
-        self.look_for_room(at);
+        self.queue_for_room(at);
         Ok(())
     }
 
     /// Frees a held slot. Its command is released, and can be read until the next `store`.
-    pub(super) fn unhold(&mut self, slot: u32, at: u32) -> u32 {
+    pub(super) fn release_held(&mut self, slot: u32, at: u32) -> u32 {
         fault!();
-        unlink(&mut self.waiting, slot, &mut self.slots, |slot| &mut slot.of_all);
+        unlink(&mut self.held_slots, slot, &mut self.slots, |slot| &mut slot.of_all);
         fault!();
         let key = &mut self.keys.all[at as usize].key;
-        unlink(&mut key.waiting, slot, &mut self.slots, |slot| &mut slot.of_key);
+        unlink(&mut key.held_slots, slot, &mut self.slots, |slot| &mut slot.of_key);
         key.held -= 1;
         // A key that is ready has held commands, and is active by that: it is in no other list.
-        if key.held == 0 && std::mem::take(&mut key.ready) {
-            unlink(&mut self.ready, at, &mut self.keys.links, |link| link);
+        if key.held == 0 && std::mem::take(&mut key.in_ready_keys) {
+            unlink(&mut self.ready_keys, at, &mut self.keys.links, |link| link);
         }
         let command = self.slots[slot as usize].command;
         self.commands.release(command);
@@ -129,51 +129,51 @@ impl Gate {
 
     pub(super) fn make_ready(&mut self, at: u32) {
         let key = &self.keys.all[at as usize].key;
-        if key.ready || key.held == 0 || key.blocked {
+        if key.in_ready_keys || key.held == 0 || key.blocked {
             return;
         }
         let is_startable = self.is_startable(at);
         let key = &mut self.keys.all[at as usize].key;
         if is_startable {
-            key.ready = true;
-            append(&mut self.ready, at, &mut self.keys.links, |link| link);
+            key.in_ready_keys = true;
+            append(&mut self.ready_keys, at, &mut self.keys.links, |link| link);
         } else if let Some(until_us) = key.starts_from(self.now_us)
-            && !key.paused
-            && self.paused.try_reserve(1).is_ok()
+            && !key.in_pause_queue
+            && self.pause_queue.try_reserve(1).is_ok()
         {
             // Without memory they wait until their hold ends.
-            key.paused = true;
-            self.paused.push(Reverse((until_us, at)));
+            key.in_pause_queue = true;
+            self.pause_queue.push(Reverse((until_us, at)));
         } else if key.kind == KeyKind::Candidates
-            && !key.behind
+            && !key.in_waiting_candidates
             && key.admits(self.now_us)
-            && self.behind.try_reserve(1).is_ok()
+            && self.waiting_candidates.try_reserve(1).is_ok()
         {
-            key.behind = true;
-            self.behind.push(at);
+            key.in_waiting_candidates = true;
+            self.waiting_candidates.push(at);
         }
     }
 
     /// Candidates for whom their site's members have left a place: since one of them ended, or none of them waits any
     /// more.
-    pub(super) fn look_behind(&mut self) {
+    pub(super) fn check_waiting_candidates(&mut self) {
         let mut index = 0;
-        while let Some(&at) = self.behind.get(index) {
+        while let Some(&at) = self.waiting_candidates.get(index) {
             let key = &self.keys.all[at as usize].key;
             // Another key may have this entry by now.
-            if key.behind && key.held > 0 && !self.is_startable(at) {
+            if key.in_waiting_candidates && key.held > 0 && !self.is_startable(at) {
                 index += 1;
                 continue;
             }
-            self.behind.swap_remove(index);
-            if std::mem::take(&mut self.keys.all[at as usize].key.behind) {
+            self.waiting_candidates.swap_remove(index);
+            if std::mem::take(&mut self.keys.all[at as usize].key.in_waiting_candidates) {
                 self.make_ready(at);
             }
         }
     }
 
     /// The slots that run nothing.
-    pub(super) fn not_running(&self) -> u32 {
+    pub(super) fn slots_not_running(&self) -> u32 {
         (self.capacity + self.held()).saturating_sub(self.in_use)
     }
 }

@@ -3,19 +3,19 @@
 #![forbid(unsafe_code)]
 
 use super::holding::ALPHA;
-use super::{Gate, HOLD_MAX_US, LOOK_US};
+use super::{CHECK_KEYS_AWAY_US, Gate, HOLD_MAX_US};
 use crate::control::limit::Limit;
-use crate::core::answer::{Busy, Call, Cause, SLOTS_MAX, SUSPENDED_MAX_SECS, Why};
+use crate::core::answer::{Busy, BusyReason, Call, PauseCause, SLOTS_MAX, SUSPENDED_MAX_SECS};
 use crate::core::key::most;
 use crate::core::keys::Entry;
 use crate::util::memory;
 
 impl Gate {
     /// A command for a domain, which counts under the key `at`, has come. True if it is taken for one that was called.
-    pub(super) fn arrived(&mut self, domain: u32, at: u32, now_us: u64) -> bool {
+    pub(super) fn note_arrival(&mut self, domain: u32, at: u32, now_us: u64) -> bool {
         if domain != at && self.keys.all[domain as usize].key.recall.arrived(now_us) {
             self.called -= 1;
-            self.keys.all[at as usize].key.parted_called -= 1;
+            self.keys.all[at as usize].key.called_by_domain -= 1;
             return true;
         }
         let was_called = self.keys.all[at as usize].key.recall.arrived(now_us);
@@ -24,13 +24,13 @@ impl Gate {
     }
 
     pub(super) fn next_call(&mut self, now_us: u64) -> Option<Call> {
-        if let Some(number) = self.gone.pop() {
+        if let Some(number) = self.removed_numbers.pop() {
             return Some(Call { number, most: u32::MAX });
         }
-        if now_us.saturating_sub(self.looked_us) >= LOOK_US {
-            self.look_at_absent(now_us);
+        if now_us.saturating_sub(self.keys_away_checked_us) >= CHECK_KEYS_AWAY_US {
+            self.check_keys_away(now_us);
         }
-        while let Some(at) = self.lacking.pop() {
+        while let Some(at) = self.room_queue.pop() {
             self.keys.all[at as usize].in_room_queue = false;
             let most = self.room(at, now_us);
             let admits = self.admits(at, now_us);
@@ -45,7 +45,7 @@ impl Gate {
             if most > 0 {
                 self.called += most;
                 if of != at {
-                    self.keys.all[of as usize].key.parted_called += most;
+                    self.keys.all[of as usize].key.called_by_domain += most;
                 }
                 return Some(Call { number, most });
             }
@@ -54,44 +54,46 @@ impl Gate {
     }
 
     /// Calls that are in vain come to their end, and keys that lacked mail when there were no slots have another look.
-    pub(super) fn look_at_absent(&mut self, now_us: u64) {
-        self.looked_us = now_us;
+    pub(super) fn check_keys_away(&mut self, now_us: u64) {
+        self.keys_away_checked_us = now_us;
         let mut index = 0;
-        while let Some(&at) = self.absent.get(index) {
+        while let Some(&at) = self.keys_away.get(index) {
             let Entry { domain, key, .. } = &mut self.keys.all[at as usize];
             let called = key.recall.called();
             let of = domain.key;
-            if key.recall.expire(now_us, &self.heard) {
+            if key.recall.expire(now_us, &self.command_times) {
                 self.called -= called;
                 if of != at {
-                    self.keys.all[of as usize].key.parted_called -= called;
+                    self.keys.all[of as usize].key.called_by_domain -= called;
                 }
             }
             let entry = &mut self.keys.all[at as usize];
             if entry.key.recall.away() == 0 {
                 entry.in_away_list = false;
-                self.tell(at);
-                self.absent.swap_remove(index);
-                self.look_at_candidates(at);
-                self.rest_if_idle(at, now_us);
+                self.announce(at);
+                self.keys_away.swap_remove(index);
+                self.queue_candidates_for_room(at);
+                self.make_idle_if_unused(at, now_us);
             } else {
                 index += 1;
-                self.look_for_room(at);
+                self.queue_for_room(at);
             }
         }
     }
 
     /// qmail-send speaks after a silence.
-    pub(super) fn look_again(&mut self, now_us: u64) {
-        for &at in &self.absent {
-            self.keys.all[at as usize].key.recall.look_again(now_us);
+    pub(super) fn restart_deadlines(&mut self, now_us: u64) {
+        for &at in &self.keys_away {
+            self.keys.all[at as usize].key.recall.restart_deadlines(now_us);
         }
     }
 
     /// To be called when there may be room for mail of this key that is away.
-    pub(super) fn look_for_room(&mut self, at: u32) {
+    pub(super) fn queue_for_room(&mut self, at: u32) {
         let entry = &mut self.keys.all[at as usize];
-        if entry.in_away_list && !entry.in_room_queue && memory::push(&mut self.lacking, at).is_ok()
+        if entry.in_away_list
+            && !entry.in_room_queue
+            && memory::push(&mut self.room_queue, at).is_ok()
         {
             entry.in_room_queue = true;
         }
@@ -108,26 +110,26 @@ impl Gate {
         if domain.standing.is_some() {
             let (of, taken) = (domain.key, domain.slots + key.recall.called());
             // Of a site's domain, what it may have, as far as the site has room.
-            if self.waits_alone(at, now_us).is_some() {
+            if self.domain_waits(at, now_us).is_some() {
                 return 0;
             }
             let room = self.room(of, now_us);
-            return self.part(at).saturating_sub(taken).min(room);
+            return self.domain_share(at).saturating_sub(taken).min(room);
         }
         let others = self.held() + self.called;
-        let slots = self.not_running();
-        let beside_partner = self.beside_partner(at);
+        let slots = self.slots_not_running();
+        let most_beside_partner = self.most_beside_partner(at);
         let key = &mut self.keys.all[at as usize].key;
-        let here = key.held + key.recall.called() + key.parted_called;
+        let here = key.held + key.recall.called() + key.called_by_domain;
         let others = others - here;
         let (idle, spare) = match key.limit() {
             _ if key.suspended_until(now_us).is_some() => (0, 0),
             Limit::AtMost(0) => (0, 0),
             Limit::AtMost(limit) => {
                 key.pace.run(now_us, key.running);
-                let here = limit.saturating_sub(key.elsewhere).max(1);
-                let limit = limit.min(beside_partner).min(key.most(now_us));
-                let idle = limit.saturating_sub(key.running.saturating_add(key.elsewhere));
+                let here = limit.saturating_sub(key.running_elsewhere).max(1);
+                let limit = limit.min(most_beside_partner).min(key.most(now_us));
+                let idle = limit.saturating_sub(key.running.saturating_add(key.running_elsewhere));
                 (idle, key.pace.spare(here.min(limit)))
             }
             Limit::Unlimited => (SLOTS_MAX, 0),
@@ -140,7 +142,7 @@ impl Gate {
     }
 
     /// So many that are neither started nor held.
-    pub(super) fn not_now(&mut self, at: u32, now_us: u64, number: u32) -> Busy {
+    pub(super) fn answer_busy(&mut self, at: u32, now_us: u64, number: u32) -> Busy {
         let key = &self.keys.all[at as usize].key;
         let suspension = match key.cap.limit {
             Limit::AtMost(0) => None,
@@ -148,22 +150,22 @@ impl Gate {
         };
         match suspension {
             None if self.shortage.paused_until(now_us).is_some() => {
-                self.send_away(at, now_us, Why::Paused(Cause::NoConnection), number)
+                self.send_away(at, now_us, BusyReason::Paused(PauseCause::NoConnection), number)
             }
-            None => self.send_away(at, now_us, Why::AtLimit, number),
+            None => self.send_away(at, now_us, BusyReason::AtLimit, number),
             Some((until_us, cause)) if until_us - now_us < HOLD_MAX_US => {
-                self.send_away(at, now_us, Why::Paused(cause), number)
+                self.send_away(at, now_us, BusyReason::Paused(cause), number)
             }
             Some((until_us, cause)) => {
                 self.totals.suspended += 1;
                 let secs = (until_us - now_us).div_ceil(1_000_000);
                 let secs = secs.clamp(1, u64::from(SUSPENDED_MAX_SECS)) as u32;
-                Busy { key: at, secs, why: Why::Suspended(cause) }
+                Busy { key: at, secs, why: BusyReason::Suspended(cause) }
             }
         }
     }
 
-    pub(super) fn send_away(&mut self, at: u32, now_us: u64, why: Why, number: u32) -> Busy {
+    pub(super) fn send_away(&mut self, at: u32, now_us: u64, why: BusyReason, number: u32) -> Busy {
         fault!();
         let Entry { key, in_away_list, .. } = &mut self.keys.all[at as usize];
         key.pace.run(now_us, key.running);
@@ -174,26 +176,26 @@ impl Gate {
         key.recall.sent_away(now_us, secs, number);
         self.called -= called - key.recall.called();
         // While it is closed there is nothing to look for. Without memory to list it, it comes back by the clock.
-        if limit > 0 && !*in_away_list && memory::push(&mut self.absent, at).is_ok() {
+        if limit > 0 && !*in_away_list && memory::push(&mut self.keys_away, at).is_ok() {
             *in_away_list = true;
         }
         key.busy += u64::from(number);
         self.totals.busy += u64::from(number);
         fault!();
-        self.look_for_room(at);
+        self.queue_for_room(at);
         Busy { key: at, secs, why }
     }
 
     /// Counts, for each key, what is away under the numbers of its domains.
-    pub fn count_parted(&mut self) {
+    pub fn count_away_by_domain(&mut self) {
         for entry in &mut self.keys.all {
-            entry.key.parted = 0;
+            entry.key.away_by_domain = 0;
         }
-        for &at in &self.absent {
+        for &at in &self.keys_away {
             let Entry { domain, key, .. } = &self.keys.all[at as usize];
             let (of, away) = (domain.key, key.recall.away());
             if of != at {
-                self.keys.all[of as usize].key.parted += away;
+                self.keys.all[of as usize].key.away_by_domain += away;
             }
         }
     }

@@ -2,16 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Gate, Order};
+use super::{Gate, KeysState};
 use crate::control::limit::{Learning, Limit};
 use crate::control::route::Routes;
 use crate::control::sender::{Reads, Senders};
 use crate::control::site::Map;
 use crate::control::table::Table;
-use crate::core::key::{Key, Slow};
-use crate::core::keys::{Domain, Entry, Keys, Place, add_entry};
+use crate::core::key::{Key, RatePauses};
+use crate::core::keys::{Domain, Entry, EntryState, Keys, add_entry};
 use crate::core::rules::KeyKind;
-use crate::core::slots::{Slot, State};
+use crate::core::slots::{Slot, SlotState};
 use crate::report::replies::Replies;
 use crate::util::list::{EMPTY, NONE, append};
 use crate::util::memory::{self, OutOfMemory};
@@ -27,9 +27,9 @@ impl Gate {
     pub fn tidy(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
         let now_us = self.clock(now_us);
         self.commands.trim();
-        self.tell_all();
+        self.announce_changes();
         self.keys.forget_old(now_us);
-        for list in [&mut self.lacking, &mut self.absent, &mut self.gone] {
+        for list in [&mut self.room_queue, &mut self.keys_away, &mut self.removed_numbers] {
             if list.is_empty() && list.capacity() > KEPT_ENTRIES {
                 *list = Vec::new();
             }
@@ -40,11 +40,11 @@ impl Gate {
         if self.keys.index.is_empty() {
             // Nothing was delivered for an hour.
             self.keys = Keys::new(self.keys.last_number);
-            self.lacking.clear();
-            self.absent.clear();
-            self.paused.clear();
-            self.behind.clear();
-            self.polled.clear();
+            self.room_queue.clear();
+            self.keys_away.clear();
+            self.pause_queue.clear();
+            self.waiting_candidates.clear();
+            self.poll_queue.clear();
         }
         Ok(())
     }
@@ -97,14 +97,14 @@ impl Gate {
     pub fn set_replies(&mut self, replies: Replies, now_us: u64) {
         self.clock(now_us);
         self.rules.replies = replies;
-        self.paused.clear();
+        self.pause_queue.clear();
         for at in 0..self.keys.all.len() as u32 {
-            let Entry { key, place, .. } = &mut self.keys.all[at as usize];
-            (key.pause, key.slow) = (None, Slow::default());
-            key.paused = false;
-            if *place == Place::Active {
+            let Entry { key, state, .. } = &mut self.keys.all[at as usize];
+            (key.pause, key.rate_pauses) = (None, RatePauses::default());
+            key.in_pause_queue = false;
+            if *state == EntryState::Active {
                 self.make_ready(at);
-                self.look_for_room(at);
+                self.queue_for_room(at);
             }
         }
     }
@@ -125,7 +125,7 @@ impl Gate {
         let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
         // The idle ones first, the oldest first, so that they come to rest in the same order; then those with slots.
         // Keys of relays and groups come with the first domain that counts under them.
-        let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.known));
+        let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.contended));
         let in_use = (0u32..)
             .zip(&self.keys.all)
             .filter(|(_, entry)| entry.domain.slots > 0 || entry.in_away_list)
@@ -144,8 +144,8 @@ impl Gate {
                     NONE
                 };
         }
-        for (old, Entry { key, place, .. }) in (0u32..).zip(&self.keys.all) {
-            if *place == Place::Active && moved[old as usize] == NONE {
+        for (old, Entry { key, state, .. }) in (0u32..).zip(&self.keys.all) {
+            if *state == EntryState::Active && moved[old as usize] == NONE {
                 let hash = Keys::hash(key.kind, rules.hasher.hash(&key.name));
                 moved[old as usize] = keys.find(hash).unwrap_or(NONE);
             }
@@ -158,17 +158,17 @@ impl Gate {
             old.recall.away() > 0 && now.is_none_or(|now| !keeps(&now.domain, at))
         };
         let away = self.keys.all.iter().filter(|entry| entry.key.recall.away() > 0).count();
-        self.gone.try_reserve(away)?;
-        self.absent.try_reserve(away)?;
+        self.removed_numbers.try_reserve(away)?;
+        self.keys_away.try_reserve(away)?;
 
         // Nothing fails from here on.
         for (old, &at) in self.keys.all.iter().zip(&moved) {
             if is_gone(&old.key, at, &keys) {
-                self.gone.push(old.key.number);
+                self.removed_numbers.push(old.key.number);
             }
         }
-        self.absent.clear();
-        self.lacking.clear();
+        self.keys_away.clear();
+        self.room_queue.clear();
         self.called = 0;
         for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
             let Some(entry) = keys.all.get_mut(at as usize) else { continue };
@@ -183,7 +183,7 @@ impl Gate {
                 (key.busy, key.done, key.held_ever, key.peak) =
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
-                (key.pause, key.slow) = (old.pause, old.slow);
+                (key.pause, key.rate_pauses) = (old.pause, old.rate_pauses);
                 // Nothing that was learned goes on where the limit stays what it is from now on.
                 if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
                     && domain.standing.is_some() == was_of_site
@@ -194,52 +194,52 @@ impl Gate {
                     key.recall.cancel();
                 } else if key.recall.away() > 0 {
                     *in_away_list = true;
-                    self.absent.push(at);
+                    self.keys_away.push(at);
                 }
                 let (of, called) = (domain.key, key.recall.called());
                 self.called += called;
                 if of != at {
-                    keys.all[of as usize].key.parted_called += called;
+                    keys.all[of as usize].key.called_by_domain += called;
                 }
             }
         }
         for slot in &mut self.slots {
-            if slot.state == State::Free || slot.domain == NONE {
+            if slot.state == SlotState::Free || slot.domain == NONE {
                 continue;
             }
             slot.domain = moved[slot.domain as usize];
             let domain = &mut keys.all[slot.domain as usize].domain;
             domain.slots += 1;
             let of = domain.key;
-            if slot.state == State::Running {
+            if slot.state == SlotState::Running {
                 keys.all[of as usize].key.running += 1;
             }
         }
-        let mut at = self.waiting.first;
+        let mut at = self.held_slots.first;
         while at != NONE {
             let Slot { domain, of_all, .. } = self.slots[at as usize];
             let of = keys.all[domain as usize].domain.key;
             let key = &mut keys.all[of as usize].key;
             key.held += 1;
             key.held_ever = key.held_ever.max(1);
-            append(&mut key.waiting, at, &mut self.slots, |slot| &mut slot.of_key);
+            append(&mut key.held_slots, at, &mut self.slots, |slot| &mut slot.of_key);
             at = of_all.next;
         }
         let old = std::mem::replace(&mut self.keys, keys);
-        self.sites = Order::Kept;
-        self.ready = EMPTY;
-        self.paused.clear();
-        self.behind.clear();
-        self.polled.clear();
-        self.retell(&old);
+        self.keys_state = KeysState::Current;
+        self.ready_keys = EMPTY;
+        self.pause_queue.clear();
+        self.waiting_candidates.clear();
+        self.poll_queue.clear();
+        self.announce_rebuilt(&old);
         for at in 0..self.keys.all.len() as u32 {
             let entry = &self.keys.all[at as usize];
             let idle_since_us = entry.idle_since_us;
-            if entry.place == Place::Active && entry.is_idle() {
-                self.keys.rest(at, idle_since_us);
+            if entry.state == EntryState::Active && entry.is_idle() {
+                self.keys.make_idle(at, idle_since_us);
             } else {
                 self.make_ready(at);
-                self.look_for_room(at);
+                self.queue_for_room(at);
             }
         }
         Ok(())

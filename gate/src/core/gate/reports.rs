@@ -3,20 +3,26 @@
 #![forbid(unsafe_code)]
 
 use super::Gate;
-use super::sites::Site;
-use crate::core::key::{Pause, most, note_error};
+use super::sites::DeliverySite;
+use crate::core::key::{ReplyPause, most, note_error};
 use crate::core::keys::Entry;
-use crate::core::learn::{Counted, Ended, RECENT_US, Try};
+use crate::core::learn::{Attempt, Coverage, EndedDelivery, RECENT_US};
 use crate::core::rules::KeyKind;
 use crate::core::shortage::{WITNESS_US, Witness};
-use crate::core::slots::{Slot, State};
+use crate::core::slots::{Slot, SlotState};
 use crate::report::echo::Own;
 use crate::report::replies::{Meaning, Verdict};
 use crate::report::{self, Reader};
 
 impl Gate {
     /// What a report says of the key, whose delivery does not run any more.
-    pub(super) fn ended(&mut self, at: u32, slot: u32, report: &[u8], now_us: u64) -> Try {
+    pub(super) fn read_report(
+        &mut self,
+        at: u32,
+        slot: u32,
+        report: &[u8],
+        now_us: u64,
+    ) -> Attempt {
         let Slot { since_us, mail, envelope, domain, .. } = self.slots[slot as usize];
         let looks_at_addresses = self.rules.looks_at_addresses();
         let key = &mut self.keys.all[at as usize].key;
@@ -29,7 +35,11 @@ impl Gate {
             };
             let reader = Reader { own, replies: &self.rules.replies };
             let said = reader.classify(report);
-            let site = if looks_at_addresses { self.note_site(domain, &said) } else { Site::Other };
+            let site = if looks_at_addresses {
+                self.note_site(domain, &said)
+            } else {
+                DeliverySite::NoSite
+            };
             // Too fast is not too many: no level is to be learned from it.
             let is_too_fast = matches!(said.rule, Some(Verdict { meaning: Meaning::Rate, .. }))
                 && matches!(said.seen, report::Seen::TooMany(_));
@@ -40,30 +50,36 @@ impl Gate {
                 false => of_server,
             };
             let seen = match site {
-                Site::Elsewhere | Site::Alone => report::Seen::Nothing,
+                DeliverySite::OtherAddress | DeliverySite::NoAddress => report::Seen::Nothing,
                 _ => of_server,
             };
-            let counted = if site == Site::Own { Counted::Known } else { Counted::All };
-            let ended = self.what_ended(at, slot, seen, counted, now_us);
+            let coverage = if site == DeliverySite::Own {
+                Coverage::KnownDomains
+            } else {
+                Coverage::AllDeliveries
+            };
+            let ended = self.ended_delivery(at, slot, seen, coverage, now_us);
             let is_candidate = self.key(at).kind == KeyKind::Candidates;
-            let mut tried = self.learn(at, &ended);
+            let mut tried = self.learn_for_key(at, &ended);
             match site {
-                Site::Alone => {
+                DeliverySite::NoAddress => {
                     let running = self.running_of(domain);
-                    let alone = Ended { seen: of_server, running, beside: running, ..ended };
+                    let alone =
+                        EndedDelivery { seen: of_server, running, beside: running, ..ended };
                     // Where no server can be reached, the domain is a witness for itself.
-                    tried = self.learn(domain, &Ended { counted: Counted::All, ..alone });
+                    let alone = EndedDelivery { coverage: Coverage::AllDeliveries, ..alone };
+                    tried = self.learn_for_key(domain, &alone);
                     self.make_ready(at);
                 }
-                // What was refused at an address of the site is the site's matter.
-                Site::Own if !matches!(said.seen, report::Seen::TooMany(_)) => {
-                    self.ended_at_site(domain, ended);
+                // A refusal at an address of the site concerns the site, not the domain.
+                DeliverySite::Own if !matches!(said.seen, report::Seen::TooMany(_)) => {
+                    self.learn_for_domain(domain, ended);
                 }
                 _ => {}
             }
             let paused = match site {
-                Site::Elsewhere => None,
-                Site::Alone => Some(domain),
+                DeliverySite::OtherAddress => None,
+                DeliverySite::NoAddress => Some(domain),
                 _ => Some(at),
             };
             if let (Some(Verdict { line, meaning }), Some(paused)) = (said.rule, paused) {
@@ -72,17 +88,19 @@ impl Gate {
                     Meaning::Pause(secs) => {
                         Some(now_us.saturating_add(u64::from(secs) * 1_000_000))
                     }
-                    Meaning::Rate if is_too_fast => Some(key.slow.slow_down(since_us, now_us)),
+                    Meaning::Rate if is_too_fast => {
+                        Some(key.rate_pauses.slow_down(since_us, now_us))
+                    }
                     Meaning::Rate | Meaning::Limit | Meaning::Nothing => None,
                 };
                 // As after any refusal that is not about the mail: with others there, or accepted within a minute, it
                 // was no try.
                 let beside = key.running > 0 || key.learned.has_accepted(now_us, RECENT_US);
                 if is_too_fast && said.seen.is_too_many_early() && beside {
-                    tried = Try::NotReally;
+                    tried = Attempt::DoesNotCount;
                 }
                 if let Some(until_us) = until_us {
-                    let pause = Pause { until_us, line };
+                    let pause = ReplyPause { until_us, line };
                     key.pause(pause);
                     // The other half of a site is at the same servers.
                     if paused == at
@@ -94,20 +112,22 @@ impl Gate {
             }
             match said.seen {
                 // It came alone, as far as is counted; but only now is it known beside how many others of its site.
-                seen if seen.is_too_many_early() && site == Site::New => tried = Try::NotReally,
-                report::Seen::Accepted if site == Site::New || is_candidate => {
-                    self.accepted_at_site(domain, ended);
+                seen if seen.is_too_many_early() && site == DeliverySite::NotYetCounted => {
+                    tried = Attempt::DoesNotCount;
+                }
+                report::Seen::Accepted if site == DeliverySite::NotYetCounted || is_candidate => {
+                    self.note_accepted_at_site(domain, ended);
                 }
                 _ => {}
             }
-            if self.goes_back(mail, tried) {
+            if self.returns_as_busy(mail, tried) {
                 return tried;
             }
-        } else if key.is_fixed() && !self.is_as_ever(at, report, now_us) {
+        } else if key.is_fixed() && !self.is_routine_success(at, report, now_us) {
             let seen = report::at_the_door(report);
-            let ended = self.what_ended(at, slot, seen, Counted::All, now_us);
-            let tried = self.learn(at, &ended);
-            if self.goes_back(mail, tried) {
+            let ended = self.ended_delivery(at, slot, seen, Coverage::AllDeliveries, now_us);
+            let tried = self.learn_for_key(at, &ended);
+            if self.returns_as_busy(mail, tried) {
                 return tried;
             }
         }
@@ -118,21 +138,21 @@ impl Gate {
         let service_us = now_us.saturating_sub(since_us) as f64;
         self.typical_us += (service_us - self.typical_us) * TYPICAL_WEIGHT;
         self.totals.done += 1;
-        Try::Real
+        Attempt::Counts
     }
 
     /// The delivery in this slot, whose key does not count it any more.
-    pub(super) fn what_ended(
+    pub(super) fn ended_delivery(
         &self,
         at: u32,
         slot: u32,
         seen: report::Seen,
-        counted: Counted,
+        coverage: Coverage,
         now_us: u64,
-    ) -> Ended {
-        let Slot { since_us, beside, began, .. } = self.slots[slot as usize];
+    ) -> EndedDelivery {
+        let Slot { since_us, beside, started_in, .. } = self.slots[slot as usize];
         let key = self.key(at);
-        Ended {
+        EndedDelivery {
             now_us,
             started_us: since_us,
             running: key.running,
@@ -140,13 +160,13 @@ impl Gate {
             limit: most(key.cap.limit),
             learning: key.cap.learning,
             seen,
-            counted,
-            began,
+            coverage,
+            started_in,
         }
     }
 
     /// What a key's delivery says of its server, unless it is this machine that cannot connect.
-    pub(super) fn learn(&mut self, at: u32, ended: &Ended) -> Try {
+    pub(super) fn learn_for_key(&mut self, at: u32, ended: &EndedDelivery) -> Attempt {
         let key = &mut self.keys.all[at as usize].key;
         match ended.seen {
             report::Seen::ConnectFailed => {}
@@ -160,7 +180,8 @@ impl Gate {
         let took = key.learned.has_accepted(ended.now_us, WITNESS_US);
         let slots = &self.slots;
         let pending = |since_us: u64| {
-            let is_new = |slot: &&Slot| slot.state == State::Running && slot.since_us >= since_us;
+            let is_new =
+                |slot: &&Slot| slot.state == SlotState::Running && slot.since_us >= since_us;
             // This one is among them until its slot is free.
             (slots.iter().filter(is_new).count() as u32).saturating_sub(1)
         };
@@ -175,25 +196,25 @@ impl Gate {
             }
         }
         if self.shortage.is_on(ended.now_us) {
-            return Try::NotReally;
+            return Attempt::DoesNotCount;
         }
         self.keys.all[at as usize].key.learned.end(ended, &mut self.random)
     }
 
     /// Whether a delivery of a key with a fixed limit was accepted, and nothing was amiss before: nearly all of them.
     #[inline]
-    pub(super) fn is_as_ever(&mut self, at: u32, report: &[u8], now_us: u64) -> bool {
+    pub(super) fn is_routine_success(&mut self, at: u32, report: &[u8], now_us: u64) -> bool {
         matches!(report, [b'r', 0, b'K', ..])
             && self.shortage.is_quiet(now_us)
-            && self.keys.all[at as usize].key.learned.accepted_as_ever(now_us)
+            && self.keys.all[at as usize].key.learned.note_routine_success(now_us)
     }
 
     /// Whether a mail goes back as busy after its delivery.
-    pub(super) fn goes_back(&mut self, mail: u64, tried: Try) -> bool {
+    pub(super) fn returns_as_busy(&mut self, mail: u64, tried: Attempt) -> bool {
         let returns = match tried {
-            Try::Real => false,
-            Try::NotReally => self.returns.may_return(mail),
-            Try::TooSoon => true,
+            Attempt::Counts => false,
+            Attempt::DoesNotCount => self.returns.may_return(mail),
+            Attempt::RefusedAtYoungSite => true,
         };
         if !returns {
             self.returns.tried(mail);
