@@ -7,7 +7,7 @@
 //! The same crate is a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no dependencies)
 //! and a library for qpatch, which checks and simulates with the code that will run.
 
-/// A place at which a test may make the gate panic. Nothing in the mail server.
+/// A point in the code at which a test may make the gate panic. It is empty in the mail server.
 macro_rules! fault {
     () => {
         #[cfg(feature = "panic-injection")]
@@ -27,7 +27,7 @@ pub mod report;
 mod util;
 
 // The folders are for who reads the crate; who uses it need not know them.
-pub use self::core::{command, gate, learn, linger, pace, recall, rules, share, shortage};
+pub use self::core::{command, gate, learn, linger, pace, recall, returns, rules, share, shortage};
 pub use control::{limit, literal, name, problem, route, sender, site, table};
 pub use host::{clock, kept, process, shared, status};
 pub use report::{echo, replies};

@@ -20,11 +20,12 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::learn::{
     Admission, Attempt, Coverage, EndedDelivery, Learned, Learning, PAUSE_MAX_US, PAUSE_MIN_US,
-    RECENT_US, RETURNS_MAX, Returns, StartedIn,
+    RECENT_US, StartedIn,
 };
 use qpatch_gate::linger::LINGER_MAX_CLOSED_US;
 use qpatch_gate::random::Random;
 use qpatch_gate::report::{Seen, Sent};
+use qpatch_gate::returns::{RETURNS_MAX, Returns};
 use server::{Control, Does, Outcome, SEC, Server, Setup, cap, run};
 
 const TOO_MANY: Seen = Seen::TooMany(Sent::No);
@@ -290,7 +291,7 @@ fn a_mail_that_is_always_refused_is_tried() {
     let mut returns = Returns::default();
     for &mail in &mails {
         assert!(returns.may_return(mail));
-        returns.tried(mail);
+        returns.note_attempt(mail);
     }
     // Nor does what was tried of another mail with the same mark take it back.
     let (mut returns, other) = (Returns::default(), !mail ^ 0xffff);
@@ -301,7 +302,7 @@ fn a_mail_that_is_always_refused_is_tried() {
         tries += u32::from(!returns.may_return(mail));
         for _ in 0..1 + random.next() % 3 {
             returns.may_return(other);
-            returns.tried(other);
+            returns.note_attempt(other);
         }
     }
     assert!(tries >= 40, "{tries} of 400");

@@ -244,7 +244,7 @@ impl Check {
             (None, Answer::Busy(busy)) => {
                 assert!((1..=3600).contains(&busy.secs));
                 let shown = self.gate.key(busy.key);
-                if let BusyReason::AtPart(part) = busy.why {
+                if let BusyReason::AtDomainShare(part) = busy.why {
                     assert_eq!(part, self.part(domain));
                     assert!(
                         self.slots_of(domain) >= part,
@@ -720,7 +720,7 @@ fn connections_that_fail_count_for_their_domain_alone() {
             Answer::Busy(busy) => {
                 assert!(matches!(
                     busy.why,
-                    BusyReason::Paused(_) | BusyReason::Suspended(_) | BusyReason::AtPart(_)
+                    BusyReason::Paused(_) | BusyReason::Suspended(_) | BusyReason::AtDomainShare(_)
                 ));
                 waited += 1;
             }
@@ -839,8 +839,9 @@ fn one_member_leaves_places_to_the_others() {
     let answers: Vec<_> =
         (0..40).map(|slot| ask_for(&mut gate, SECOND, slot, "member0.example")).collect();
     assert_eq!(answers.iter().filter(|&&answer| answer == Answer::Go).count(), 15);
-    let away =
-        |answer: &&Answer| matches!(answer, Answer::Busy(Busy { why: BusyReason::AtPart(15), .. }));
+    let away = |answer: &&Answer| {
+        matches!(answer, Answer::Busy(Busy { why: BusyReason::AtDomainShare(15), .. }))
+    };
     assert_eq!(answers.iter().filter(away).count(), 25);
     assert_eq!(members_that_start(&mut gate, SECOND, 1), 0, "member0 itself");
     let others = (0..9)

@@ -4,8 +4,9 @@
 #[path = "model/server.rs"]
 mod server;
 
-use qpatch_gate::learn::{Learned, RETURNS_MAX};
+use qpatch_gate::learn::Learned;
 use qpatch_gate::report::{Seen, Sent};
+use qpatch_gate::returns::RETURNS_MAX;
 use server::{
     Does, FixedLimit, Outcome, Server, Setup, at_random, cap, closing, late, rate, replacing, run,
     silent, wordless,

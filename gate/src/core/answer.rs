@@ -1,4 +1,4 @@
-//! What the gate answers, and what it is told.
+//! The gate's answers, and what its caller says of deliveries that ended.
 
 #![forbid(unsafe_code)]
 
@@ -9,88 +9,88 @@ use crate::control::limit::PAUSE_MAX_SECS;
 pub enum Answer {
     /// Start it.
     Go,
-    /// It is kept.
+    /// The gate keeps it; [`NextAction`] says when it starts.
     Hold,
-    /// Not now.
+    /// It goes back to qmail-send.
     Busy(Busy),
-    /// The slot is held already: the caller is confused.
+    /// The slot is held already: an error of the caller.
     InUse,
 }
 
-/// Not now.
+/// Refused for now: qmail-send keeps the mail until the gate calls it, or for `secs` at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Busy {
-    /// The index of the key, for `Gate::key`; valid until the next call. What qmail-send is told is `Key::number`.
+    /// The index of the key, for `Gate::key`; valid until the next call of the gate. qmail-send gets `Key::number`.
     pub key: u32,
-    /// Seconds: until it should come again, if it is not called before, 1..=3600; of a key that is suspended, until
-    /// that ends, 1..=[`SUSPENDED_MAX_SECS`].
+    /// Seconds after which the mail comes back if it is not called before, 1..=3600; for a suspended key, seconds until
+    /// the suspension ends, 1..=[`SUSPENDED_MAX_SECS`].
     pub secs: u32,
-    /// Why.
+    /// The reason.
     pub why: BusyReason,
 }
 
-/// Why a delivery is not made now.
+/// Why a delivery does not start now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BusyReason {
-    /// The key is at its limit. It is away until it is called.
+    /// The key is at its limit. The mail is away until it is called.
     AtLimit,
-    /// The server has refused it, and not for its own sake. It is away until it is called.
+    /// The server refused it because of the number of deliveries. The mail is away until it is called.
     Refused,
-    /// Nothing is to be tried for some seconds. It is away until it is called.
+    /// Nothing starts for some seconds. The mail is away until it is called.
     Paused(PauseCause),
-    /// Nor for longer than a command is held: a deferral like any other, which ages.
+    /// Nothing starts for longer than a command may be held. This is an ordinary deferral, so the mail ages.
     Suspended(PauseCause),
-    /// The domain has as many of its site's places as one domain may have. It is away until it is called.
-    AtPart(u32),
+    /// The domain has its share of its site's places, which is this number. The mail is away until it is called.
+    AtDomainShare(u32),
 }
 
-/// Why nothing is to be tried.
+/// Why nothing starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PauseCause {
-    /// Nothing gets through to the server.
+    /// No connection to the server succeeds.
     NoConnection,
-    /// This line of control/concurrencyreplies.
+    /// A line of control/concurrencyreplies, from 1.
     Rule(u32),
 }
 
-/// What to do about a held command.
+/// What the caller does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NextAction {
     /// Nothing.
     None,
-    /// Start it: a place is taken.
+    /// Start a held command; it has a place.
     Go {
         /// Its slot.
         slot: u32,
-        /// Its handle for `Gate::command`, valid until the next call.
+        /// Its handle for `Gate::command`, valid until the next call of the gate.
         command: u32,
     },
-    /// It was held for too long.
+    /// Send a held command back: it was held for too long.
     Busy {
         /// Its slot, which is free now.
         slot: u32,
         /// Its handle.
         command: u32,
-        /// When it should come again.
+        /// The answer to qmail-send.
         busy: Busy,
     },
-    /// qmail-send should give mail that was sent away.
+    /// Call mail that is away.
     Call(Call),
 }
 
-/// How much mail qmail-send should give.
+/// How much mail qmail-send should hand out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     /// `Key::number` of the key under which it was sent away.
     pub number: u32,
-    /// So many, 1 or more.
+    /// How many mails at most, 1 or more.
     pub most: u32,
 }
 
 /// How a delivery ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryEnd<'a> {
-    /// It ran, and printed this.
+    /// It ran, and this is its report.
     Reported(&'a [u8]),
     /// It never started.
     NeverStarted,
@@ -99,26 +99,26 @@ pub enum DeliveryEnd<'a> {
 /// How long a delivery took, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeliveryTimes {
-    /// Its command was held for so long, 1 or more.
+    /// How long its command was held, 1 or more.
     pub held_ms: u32,
-    /// It has run for so long since.
+    /// How long it has run since then.
     pub ran_ms: u64,
 }
 
-/// Sums over all keys, those that are forgotten included.
+/// Sums over all keys, including those that are forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Commands that were asked for.
+    /// Commands that the caller asked for.
     pub asked: u64,
     /// Commands that were sent away.
     pub busy: u64,
     /// Commands that were held for some time.
     pub held: u64,
-    /// Commands whose hold was too long; they are in `busy`, too.
+    /// Commands whose hold was too long; also counted in `busy`.
     pub expired: u64,
     /// Deliveries that ran and ended.
     pub done: u64,
-    /// Deliveries that were refused, and sent away because they were not really tried; they are in `busy`, too.
+    /// Deliveries that were refused and sent away because they did not count as attempts; also counted in `busy`.
     pub refused: u64,
     /// Commands that were deferred because their key is suspended.
     pub suspended: u64,
@@ -127,8 +127,8 @@ pub struct Totals {
 /// The highest number of slots.
 pub const SLOTS_MAX: u32 = 65534;
 
-/// The slot of calls, and of what is asked for together.
+/// The delivery number of reports that are calls, and of questions for several recipients together.
 pub const CALL_SLOT: u32 = SLOTS_MAX + 1;
 
-/// The longest that a key is suspended, in seconds.
+/// The longest suspension, in seconds.
 pub const SUSPENDED_MAX_SECS: u32 = PAUSE_MAX_SECS as u32;

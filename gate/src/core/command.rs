@@ -1,13 +1,13 @@
-//! Copies of the commands that are held. What a command's parts mean is spawn.c's business; only the sender and the
-//! recipient are looked at elsewhere.
+//! Copies of the commands that are held. The parts of a command have a meaning for spawn.c; the gate reads only the
+//! message's number, the sender and the recipient.
 
 #![forbid(unsafe_code)]
 
 use crate::util::memory::{self, OutOfMemory};
 
-/// A command has at most so many parts.
+/// The most parts of a command.
 pub const PARTS: usize = 8;
-/// A part has at most so many bytes.
+/// The most bytes of a part.
 pub const PART_MAX: usize = 65536;
 
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// None if there are no parts, too many, or one is too long.
+    /// None if there is no part, if there are more than [`PARTS`], or if one is longer than [`PART_MAX`].
     #[must_use]
     pub fn new(from: &[&'a [u8]]) -> Option<Self> {
         if from.is_empty() || from.len() > PARTS || from.iter().any(|part| part.len() > PART_MAX) {
@@ -36,27 +36,27 @@ impl<'a> Parts<'a> {
         Some(Self { parts, len: from.len() })
     }
 
-    /// All of them.
+    /// All parts.
     #[must_use]
     pub fn as_slice(&self) -> &[&'a [u8]] {
         &self.parts[..self.len]
     }
 
-    /// The sender: the second one of at least three, in all trees. What else there is, stands between sender and
+    /// The sender: the second part of at least three, in all trees; else empty. Other parts stand between sender and
     /// recipient.
     #[must_use]
     pub fn sender(&self) -> &'a [u8] {
         if self.len < 3 { &[] } else { self.parts[1] }
     }
 
-    /// The last one.
+    /// The recipient: the last part.
     #[must_use]
     pub fn recipient(&self) -> &'a [u8] {
         self.parts[self.len - 1]
     }
 }
 
-/// The copies. Their buffers are used again, so that holding a mail allocates nothing once there have been as many.
+/// The copies. Their buffers are reused, so a hold allocates only if more are held than before.
 #[derive(Debug, Default)]
 pub struct Commands {
     all: Vec<Command>,
@@ -66,11 +66,11 @@ pub struct Commands {
     peak: usize,
 }
 
-/// A buffer that is larger than this is not kept for the next command.
+/// A larger buffer than this, in bytes, is not kept for the next command.
 const KEPT_BYTES: usize = 1024;
 
 impl Commands {
-    /// Copies a command; the number is its handle.
+    /// Copies a command and returns its handle.
     ///
     /// # Errors
     /// No memory: nothing was stored.
@@ -110,26 +110,26 @@ impl Commands {
         Parts { parts, len: command.parts }
     }
 
-    /// The command is not needed any more.
+    /// Frees a command.
     pub fn release(&mut self, at: u32) {
         self.free.push(at);
         self.used -= 1;
     }
 
-    /// How many there are.
+    /// How many commands are stored.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used
     }
 
-    /// The bytes that they occupy.
+    /// The bytes that all copies occupy.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let buffers: usize = self.all.iter().map(|command| command.bytes.capacity()).sum();
         buffers + self.all.capacity() * size_of::<Command>() + self.free.capacity() * 4
     }
 
-    /// Gives memory back that has not been needed since the last call. To be called now and then, not per delivery.
+    /// Gives back memory that was not needed since the last call. Call it about once a second, not for each delivery.
     pub fn trim(&mut self) {
         if self.used == 0 {
             if self.peak == 0 {
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_what_it_was_given() {
+    fn a_stored_command_is_read_back() {
         let mut commands = Commands::default();
         let first = Parts::new(&[b"1/1\0", b"", b"a@b\0"]).unwrap();
         let second = Parts::new(&[b"x"]).unwrap();
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_too_much() {
+    fn too_many_or_too_long_parts_are_refused() {
         assert!(Parts::new(&[]).is_none());
         assert!(Parts::new(&[&b""[..]; PARTS + 1]).is_none());
         assert!(Parts::new(&[&vec![0; PART_MAX + 1]]).is_none());

@@ -1,30 +1,32 @@
-//! The gate's state machine. It does no I/O and has no clock: the caller passes the time in microseconds from any
-//! origin. Time may stand still or jump forwards; a step backwards counts as standing still.
+//! The gate's state machine: it decides for each delivery whether it starts, is held, or goes back to qmail-send.
 //!
-//! A slot is a delivery number of qmail-send. A slot in use belongs to the entry of its domain, and the entry belongs
-//! to the key under which the domain counts: mostly its own, else that of a relay or a group. When groups or routes
+//! It does no I/O and has no clock: the caller passes the time in microseconds from any origin. Time may stand still or
+//! jump forwards; a step backwards counts as standing still. A delivery for which there is no memory starts.
+//!
+//! A slot is a delivery number of qmail-send. A slot in use belongs to the entry of its domain. The entry belongs to
+//! the key under which the domain counts: usually its own, else that of a relay or a group. When groups or routes
 //! change, each domain finds its new key, and every running delivery stays in the count.
 //!
-//! **Held.** All keys together hold at most half of the slots that run nothing; the other half stays free for mail that
-//! need not wait. One key may hold up to [`ALPHA`] times what the others leave of that half, the dynamic threshold of
-//! shared-buffer switches (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
-//! IEEE/ACM Transactions on Networking 6(2), 1998). So one busy key takes four fifths of the half, ten keys share it,
-//! and something is left for the next. Without the half, 600 keys with a limit of 1 held 399 of 400 slots. A fixed
-//! share was the alternative; it starves a key's own places. A hold ends after 60 seconds.
+//! **Held.** All keys together hold at most half of the slots that run nothing. The other half stays free for mail that
+//! need not wait. One key may hold up to four times (`ALPHA`) what the others leave of that half. This is the
+//! dynamic threshold of shared-buffer switches (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory
+//! Packet Switches", IEEE/ACM Transactions on Networking 6(2), 1998). So one busy key takes four fifths of the half,
+//! ten keys share it, and something is left for the next. Without that half, 600 keys with a limit of 1 held 399 of 400
+//! slots. The alternative, a fixed share, starves a key's own places. A hold ends after 60 seconds.
 //!
-//! **Away.** qmail-send keeps the rest until the gate calls it: see [`crate::core::recall`]. While mail of a key is
-//! away, the gate holds only as much of it as keeps the key's places busy, and later mail queues behind it.
+//! **Away.** The rest goes back to qmail-send until the gate calls it: see [`crate::core::recall`]. While mail of a key
+//! is away, the gate holds only as much as keeps the key's places busy, and later mail queues behind it.
 //!
 //! **Replies** lower a key's limit if the table says `learn`: see [`crate::core::learn`]. A delivery that was refused
-//! only because too many ran goes back as busy in place of its report. While a key is suspended, the gate defers what
-//! it cannot hold, so that the mail ages. With a fixed limit the gate only reads whether the server lets anybody in. If
-//! hardly any server does, the fault is this machine's: see [`crate::core::shortage`].
+//! only because too many ran goes back as busy, and qmail-send does not see its report. While a key is suspended, the
+//! gate defers the mail that it cannot hold, so that it ages. With a fixed limit the gate reads only whether the server
+//! takes connections. If hardly any server does, the fault is in this machine: see [`crate::core::shortage`].
 //!
 //! **Several spawners** of one queue share the places of a key: see [`crate::core::share`].
 //!
 //! **Sites.** The members of a site that was found by addresses count under one key, its candidates under another
-//! ([`crate::control::site`]). Mail beyond one member's part is away under the member's own number; the gate calls it
-//! when that member has room, and it holds up no other member.
+//! ([`crate::control::site`]). Mail beyond one member's share is away under the member's own number. The gate calls it
+//! when that member has room, and it does not delay other members.
 //!
 //! **Slots.** The number of slots is the lower of conf-spawn and concurrencyremote, until more have been in use at
 //! once.
@@ -52,9 +54,10 @@ pub use crate::core::answer::{
 use crate::core::command::{Commands, Parts};
 pub use crate::core::key::Key;
 use crate::core::keys::{Entry, EntryState, Keys, add_entry, add_new, known_part};
-use crate::core::learn::{Admission, Attempt, Returns, StartedIn};
+use crate::core::learn::{Admission, Attempt, StartedIn};
 use crate::core::pace::Rate;
 use crate::core::recall::{CommandTimes, Recall};
+use crate::core::returns::Returns;
 use crate::core::rules::{KeyKind, Rules};
 use crate::core::share::OtherSpawners;
 use crate::core::shortage::Shortage;
@@ -82,19 +85,19 @@ pub struct Gate {
     commands: Commands,
     /// Held slots, the oldest hold first.
     held_slots: List,
-    /// Keys with a held command and a free place, in the order of their turns.
+    /// Keys with a held command and a free place, the one whose turn is next first.
     ready_keys: List,
     in_use: u32,
     capacity: u32,
     /// Deliveries done a second.
     rate: Rate,
-    /// The mean service time of recent deliveries to all keys, the first guess for a new key. 0 before the first
-    /// delivery.
+    /// The mean service time of recent deliveries to all keys, which is the first guess for a new key. 0
+    /// before the first delivery.
     typical_us: f64,
     random: Random,
     now_us: u64,
     totals: Totals,
-    /// Keys that may have room for mail that is away.
+    /// Keys that may have room for their mail that is away. [`Gate::next`] checks them.
     room_queue: Vec<u32>,
     /// Keys with mail away, except closed ones.
     keys_away: Vec<u32>,
@@ -105,30 +108,30 @@ pub struct Gate {
     removed_numbers: Vec<u32>,
     /// The times at which commands arrived.
     command_times: CommandTimes,
-    /// Suspended keys with held commands: the end of the suspension and the index, which may belong to another key by
-    /// then.
+    /// Suspended keys with held commands: the end of the suspension, and the index. At that time the index may belong
+    /// to another key.
     pause_queue: BinaryHeap<Reverse<(u64, u32)>>,
-    /// Keys of candidates with held commands, while the members have all places of the site.
+    /// Keys of candidates with held commands that wait while the members have all places of their site.
     waiting_candidates: Vec<u32>,
     /// The slot and the handle of the command that [`Gate::next`] is handing out. It is in no list; if something fails
     /// before the caller has it, [`Gate::rescue_handing_out`] recovers it.
     handing_out: Option<(u32, u32)>,
     /// Deliveries that went back as busy after a refusal.
     returns: Returns,
-    /// Detects that this machine, and not a server, cannot connect.
+    /// Detects that the fault is in this machine, and not in a server.
     shortage: Shortage,
     /// The other spawners of the queue, if any.
     other_spawners: Option<Box<dyn OtherSpawners>>,
-    /// Keys that wait or waited for places of other spawners; the next one to check comes first.
+    /// Keys that wait or waited for places of other spawners. The one to check next is first.
     poll_queue: VecDeque<u32>,
     polled_us: u64,
     poll_us: u64,
-    /// Set when a domain belongs to a site other than that of its key.
+    /// Stale when a domain belongs to another site than its key does.
     keys_state: KeysState,
     sites_applied_us: u64,
 }
 
-/// The keys compared with the rules.
+/// Whether the keys are as the rules and the sites want them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum KeysState {
     Current,
@@ -227,8 +230,8 @@ impl Gate {
                 entry.envelope = entry.envelope.with_domain(&hasher, parts.recipient());
             }
         } else if self.keys.all[at as usize].key.is_fixed() {
-            // Where it is asked for most, no hash: the recipients of one message at one domain have their returns
-            // together, and so have messages whose numbers end alike.
+            // This is the path of most deliveries, so nothing is hashed here: the recipients of one message at one
+            // domain share their returns, and so do messages whose numbers end alike.
             let number = parts.as_slice()[0];
             let number = match number.last_chunk() {
                 Some(end) => u64::from_le_bytes(*end),
@@ -240,17 +243,20 @@ impl Gate {
         if let Some(why) = self.domain_waits(domain, now_us) {
             let busy = match why {
                 Admission::Suspended(_) => self.answer_busy(domain, now_us, 1),
-                _ => {
-                    self.send_away(domain, now_us, BusyReason::AtPart(self.domain_share(domain)), 1)
-                }
+                _ => self.send_away(
+                    domain,
+                    now_us,
+                    BusyReason::AtDomainShare(self.domain_share(domain)),
+                    1,
+                ),
             };
             self.make_idle_if_unused(domain, now_us);
             return Answer::Busy(busy);
         }
         let startable = self.admits(at, now_us) && self.shortage.paused_until(now_us).is_none();
         let suspended_until = self.keys.all[at as usize].key.suspended_until(now_us);
-        // Behind the held ones, so that they stay in order; but a free place is never left idle for that. What starts
-        // anyway is not asked for, because three divisions are in the answer.
+        // A new command queues behind the held ones, so that they stay in order; but no place stays idle for that.
+        // `may_hold` is not called for a command that starts anyway, because it makes three divisions.
         let starts_at_once = startable
             && self.keys.all[at as usize].key.held == 0
             && self.takes_shared_place(at, now_us);
@@ -276,10 +282,10 @@ impl Gate {
         Answer::Busy(busy)
     }
 
-    /// Asks for `number` (1..) recipients of one message at one domain; `recipient` is any address there. qmail-send
-    /// has been told that one of them is to wait. With an answer all of them are away. None: they are to be asked for
-    /// one by one. Their key has no limit, or is suspended so that they age, or depends on the sender, which this
-    /// question does not name.
+    /// Asks for `number` (1..) recipients of one message at one domain together; `recipient` is any address there. One
+    /// of them got a busy answer before. If there is an answer, all of them are away. None: the caller must ask for
+    /// each on its own, because their key has no limit, or is suspended so that they age, or depends on the sender,
+    /// which this question does not name.
     pub fn ask_together(&mut self, now_us: u64, number: u32, recipient: &[u8]) -> Option<Busy> {
         let now_us = self.clock(now_us);
         self.handing_out = None;
@@ -294,7 +300,7 @@ impl Gate {
         let busy = match self.domain_waits(domain, now_us) {
             Some(Admission::Suspended(_)) => None,
             Some(_) => {
-                let why = BusyReason::AtPart(self.domain_share(domain));
+                let why = BusyReason::AtDomainShare(self.domain_share(domain));
                 Some(self.send_away(domain, now_us, why, number))
             }
             None => {
@@ -317,7 +323,7 @@ impl Gate {
         self.handing_out = None;
         if self.keys_state == KeysState::Stale && self.us_until_sites_apply(now_us) == 0 {
             self.sites_applied_us = now_us;
-            // Without memory they stay where they are until the next time.
+            // Without memory the keys stay as they are until the next time.
             let _ = self.rebuild(now_us);
         }
         while let Some(&Reverse((until_us, at))) = self.pause_queue.peek()
@@ -336,7 +342,8 @@ impl Gate {
             let at = self.ready_keys.first;
             unlink(&mut self.ready_keys, at, &mut self.keys.links, |link| link);
             self.keys.all[at as usize].key.in_ready_keys = false;
-            // If not, it has been suspended meanwhile, or its limit has gone down, or others have its places.
+            // Otherwise the key was suspended in the meantime, or its limit went down, or other spawners have its
+            // places.
             if !self.is_startable(at) || !self.takes_shared_place(at, now_us) {
                 self.make_ready(at);
                 continue;
@@ -349,7 +356,7 @@ impl Gate {
             self.start(slot, domain, now_us);
             let held_ms = u32::try_from(held_us / 1000).unwrap_or(u32::MAX);
             self.slots[slot as usize].held_ms = held_ms.max(1);
-            // Its turn is over; the other keys come first.
+            // The turn of this key is over; the other keys come first.
             self.make_ready(at);
             fault!();
             return NextAction::Go { slot, command };
@@ -407,7 +414,7 @@ impl Gate {
                     DeliveryEnd::NeverStarted => Attempt::Counts,
                 };
                 self.vacate(slot);
-                // Its own place is free: whose turn it is can be said at once.
+                // A place of its own is free, so it need not wait for the others.
                 self.keys.all[at as usize].key.blocked = false;
                 self.make_ready(at);
                 let busy = (tried != Attempt::Counts).then(|| {

@@ -12,10 +12,11 @@ use crate::core::rules::KeyKind;
 use crate::core::share::PlaceTurn;
 use crate::util::list::{EMPTY, List};
 
+/// The first pause of [`RatePauses`], in microseconds.
 pub(super) const RATE_PAUSE_MIN_US: u64 = 1_000_000;
-
+/// The longest pause of [`RatePauses`], in microseconds: shorter than a hold, so that no mail ages meanwhile.
 pub(super) const RATE_PAUSE_MAX_US: u64 = 32_000_000;
-
+/// After this time without a reply about the rate, the next pause is a first one again. In microseconds.
 pub(super) const RATE_CALM_US: u64 = 60_000_000;
 
 /// The longest text of a key's last error, in bytes.
@@ -28,20 +29,19 @@ pub(super) struct ReplyPause {
     pub(super) line: u32,
 }
 
-/// The pauses of a key whose server says that mail comes too fast. The first one lasts [`RATE_PAUSE_MIN_US`]. When a delivery
-/// that started after a pause is too fast again, the next pause is twice as long, up to [`RATE_PAUSE_MAX_US`]: shorter than a
-/// hold, so that no mail ages meanwhile. The limit stays as it is. After [`RATE_CALM_US`] without such a reply the next
-/// pause is a first one again.
+/// The pauses of a key whose server says that mail comes too fast. If a delivery that started after a pause is too fast
+/// again, the next pause is twice as long. The limit does not change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RatePauses {
-    /// The length of the last pause, and its end.
+    /// The length of the last pause.
     pub(super) pause_us: u64,
+    /// The end of the last pause.
     pub(super) until_us: u64,
 }
 
 impl RatePauses {
-    /// A delivery that started then was too fast. Until when nothing starts; what started before the last pause ended
-    /// says nothing new.
+    /// A delivery that started at `started_us` was too fast. Returns the end of the pause. A delivery that started
+    /// before the last pause ended says nothing new.
     pub(super) fn slow_down(&mut self, started_us: u64, now_us: u64) -> u64 {
         if started_us >= self.until_us {
             let is_calm = now_us.saturating_sub(self.until_us) > RATE_CALM_US;
@@ -56,7 +56,7 @@ impl RatePauses {
     }
 }
 
-/// Deliveries that count together. (The key of a domain that counts elsewhere is not shown.)
+/// Deliveries that count together: their limit, their figures, and what was learned of their server.
 #[derive(Debug)]
 pub struct Key {
     /// The kind of its name.
@@ -87,7 +87,7 @@ pub struct Key {
     pub recall: Recall,
     /// The key's number for qmail-send, from 1 on. Numbers are not used again before 2^32 keys.
     pub number: u32,
-    /// Mail of its domains that is away under the domains' own numbers; see `Gate::count_parted`.
+    /// Mail of its domains that is away under the domains' own numbers, as of the last `Gate::count_away_by_domain`.
     pub away_by_domain: u32,
     /// Calls for that mail that are not answered yet.
     pub called_by_domain: u32,
@@ -97,17 +97,17 @@ pub struct Key {
     pub(super) in_waiting_candidates: bool,
     /// It is in `Gate::poll_queue`.
     pub(super) in_poll_queue: bool,
-    /// Other spawners have the places that it could take, or the turn is theirs.
+    /// It waits for other spawners: they have the places that it could take, or it is their turn.
     pub(super) blocked: bool,
-    /// The other spawners know that it runs or wants something.
+    /// The other spawners know that it has deliveries or wants more.
     pub(super) announced: bool,
-    /// The number of their deliveries at the last look.
+    /// How many deliveries the other spawners had at the last check.
     pub(super) running_elsewhere: u32,
     pub(super) place_turn: PlaceTurn,
     /// The last pause by control/concurrencyreplies; it may be over.
     pub(super) pause: Option<ReplyPause>,
     pub(super) rate_pauses: RatePauses,
-    /// It is in the list of keys whose turn it is.
+    /// It is in `Gate::ready_keys`.
     pub(super) in_ready_keys: bool,
     /// Its held slots, the oldest hold first.
     pub(super) held_slots: List,
@@ -166,7 +166,7 @@ impl Key {
         self.suspension(now_us).map(|(until_us, _)| until_us)
     }
 
-    /// The same, and why.
+    /// The same, with the cause.
     #[inline]
     pub(super) fn suspension(&self, now_us: u64) -> Option<(u64, PauseCause)> {
         let learned = self.learned.suspended_until(now_us);
@@ -199,7 +199,7 @@ impl Key {
         }
     }
 
-    /// Returns when it may start a delivery again, if time alone decides.
+    /// Returns when it may start a delivery again, if only time decides.
     pub(super) fn starts_from(&self, now_us: u64) -> Option<u64> {
         self.suspended_until(now_us).or_else(|| match self.may_start(now_us) {
             Admission::Later(until_us) => Some(until_us),
@@ -224,8 +224,8 @@ impl Key {
         }
     }
 
-    /// The limit that holds over all spawners. Others have none, or nothing runs anyway; what a server was seen to take
-    /// is known to this spawner alone.
+    /// The limit that all spawners of the queue share; None: it has no limit, or a limit of 0. A learned limit is not
+    /// shared: each spawner learns for itself.
     pub(super) fn common_limit(&self) -> Option<u32> {
         match self.cap.limit {
             Limit::AtMost(limit) if limit > 0 => Some(limit),

@@ -1,4 +1,5 @@
-//! The keys that have deliveries or are remembered, by name.
+//! The keys that have deliveries, or are remembered, by name. Memory is bounded: idle keys beyond [`RECENT_KEYS`] and
+//! [`CONTENDED_KEYS`] are forgotten, the oldest first.
 
 #![forbid(unsafe_code)]
 
@@ -15,12 +16,13 @@ use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::util::memory::{self, OutOfMemory};
 
-/// The number of remembered keys without deliveries that never reached their limit. They keep their figures.
+/// How many idle keys are remembered that never reached their limit. They keep their figures.
 pub(super) const RECENT_KEYS: usize = 256;
 
-/// Keys without deliveries that did: so many are remembered, for their pace, and for so long.
+/// How many idle keys are remembered that reached their limit, for their pace and what was learned.
 pub(super) const CONTENDED_KEYS: usize = 4096;
 
+/// How long an idle key is remembered, in microseconds: an hour.
 pub(super) const REMEMBERED_US: u64 = 3600 * 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +43,9 @@ pub(super) struct Domain {
     /// The key that its deliveries count under: the one in its own entry, unless it is in a group, behind a relay or of
     /// a site.
     pub(super) key: u32,
-    /// Its standing at a site, if it counts there by an address. Then it has at most a part of the site's places, and
-    /// the rest of its mail is away under its own number. Failures without an address count for the domain alone.
+    /// Its standing at a site, if it counts there because of an address. Then it has at most a share of the site's
+    /// places, and the rest of its mail is away under its own number. Failures without an address count for the domain
+    /// alone.
     pub(super) standing: Option<Standing>,
     /// Slots in use by its deliveries.
     pub(super) slots: u32,
@@ -51,21 +54,21 @@ pub(super) struct Domain {
 /// A name, as a domain and as a key.
 ///
 /// Nearly every domain is its own key. So both are in one entry, and a delivery needs one look-up and one place in
-/// memory for them. A group and a relay use the key alone. A domain that counts under another key uses its own one for
-/// its name; as a domain of a site also for its number, for what of its mail is away, and for its pauses.
+/// memory. A group and a relay use only the key. A domain that counts under another key uses its own key for its name;
+/// a domain of a site also for its number, its mail away and its pauses.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) domain: Domain,
     pub(super) key: Key,
-    /// Of the key's kind and name.
+    /// The hash of the key's kind and name.
     pub(super) hash: u64,
     /// Other domains that count under the key.
     pub(super) members: u32,
     pub(super) state: EntryState,
     pub(super) idle_since_us: u64,
-    /// It is in the list of keys with mail away.
+    /// It is in `Gate::keys_away`.
     pub(super) in_away_list: bool,
-    /// It is in the list of keys that may have room for mail away.
+    /// It is in `Gate::room_queue`.
     pub(super) in_room_queue: bool,
 }
 
@@ -91,8 +94,8 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct Keys {
     pub(super) all: Vec<Entry>,
-    /// Of each entry: among the idle ones of its place, or among the ready ones (which are active). Apart, because a
-    /// change of the list touches the neighbours, too.
+    /// The link of each entry: in a list of idle entries, or in that of the ready ones (which are active). They are
+    /// apart from the entries because a change of a list touches the neighbours as well.
     pub(super) links: Vec<Link>,
     pub(super) free: Vec<u32>,
     pub(super) index: Index,
@@ -126,7 +129,7 @@ impl Keys {
         (kind as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// The hash of another kind with the same name.
+    /// The hash of a key of another kind with the same name.
     pub(super) fn same_name(entry: &Entry, kind: KeyKind) -> u64 {
         Self::hash(kind, entry.hash.wrapping_sub(Self::of_kind(entry.key.kind)))
     }
@@ -220,6 +223,7 @@ impl Keys {
         Ok(at)
     }
 
+    /// Takes an idle entry out of its list.
     pub(super) fn make_active(&mut self, at: u32) {
         match self.all[at as usize].state {
             EntryState::IdleRecent => {
@@ -235,7 +239,7 @@ impl Keys {
         self.all[at as usize].state = EntryState::Active;
     }
 
-    /// Moves an idle entry to the other idle ones; the next new entry may replace it.
+    /// Moves an unused entry to the idle ones; the next new entry may replace it.
     pub(super) fn make_idle(&mut self, at: u32, now_us: u64) {
         let entry = &mut self.all[at as usize];
         entry.idle_since_us = now_us;
@@ -250,7 +254,7 @@ impl Keys {
         }
     }
 
-    /// Forgets an idle entry. The key under which it counted may become idle, too.
+    /// Forgets an idle entry. The key under which it counted may become idle as well.
     pub(super) fn forget(&mut self, at: u32) {
         self.make_active(at);
         let entry = &mut self.all[at as usize];
@@ -291,7 +295,7 @@ impl Keys {
         while old(self, self.contended.first) {
             let at = self.contended.first;
             if self.all[at as usize].key.pause_at(now_us).is_some() {
-                // A pause may be longer.
+                // A pause may last longer than the key would be remembered.
                 self.make_active(at);
                 self.make_idle(at, now_us);
             } else {
@@ -303,6 +307,7 @@ impl Keys {
         }
     }
 
+    /// The entries of a list, the oldest first.
     pub(super) fn idle(&self, list: List) -> impl Iterator<Item = u32> {
         let mut at = list.first;
         std::iter::from_fn(move || {
@@ -316,7 +321,7 @@ impl Keys {
     }
 }
 
-/// The parts of a domain that a look-up needs.
+/// The part of a domain that is looked up: its last [`NAME_MAX`] bytes, without a dot at the end.
 pub(super) fn known_part(domain: &[u8]) -> &[u8] {
     let domain = without_root(domain);
     &domain[domain.len().saturating_sub(NAME_MAX)..]
@@ -345,7 +350,7 @@ pub(super) fn add_new(
     now_us: u64,
     guess_secs: Option<f64>,
 ) -> Result<u32, OutOfMemory> {
-    // The entry first: what the rules need comes into the cache meanwhile.
+    // The entry comes first: meanwhile the data of the rules arrives in the cache.
     let at = keys.add(kind, Keys::hash(kind, hash), name, Cap::NONE, now_us, guess_secs)?;
     let found = rules.resolve_entry(kind, hash, name);
     keys.all[at as usize].key.cap = found.cap;

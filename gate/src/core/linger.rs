@@ -1,36 +1,40 @@
 //! Places that a server gives back late.
 //!
-//! A server that forks for each session counts the child until it has been waited for: 2 to 10 ms after the session for
-//! Exim and sendmail on a machine with a load of 7 (docs/measurements.md). A connection that comes sooner in place of
-//! one that has ended is one more than there are places. It is refused, or the socket is closed for 15 s. So the gate
-//! goes on counting what has ended for a while. How long that must be is not known. The gate begins with a guess, and
-//! doubles it whenever it was too short.
+//! A server that forks for each session counts the child until it has waited for it: 2 to 10 ms after the session for
+//! Exim and sendmail on a machine with a load of 7 (docs/measurements.md). A connection that comes sooner, in place of
+//! a session that has ended, is one too many. The server refuses it, or closes its socket for 15 s. So the gate goes on
+//! counting a session for some time after its end. How long that must be is not known. The gate begins with a guess
+//! and doubles it whenever it was too short.
 //!
-//! That time has two halves, and what ended in one half is forgotten all at once. So a place waits for a half to one
-//! and a half of the time. Places of sessions that end together, with none before and after, wait for exactly that
-//! time.
+//! That time has two halves. The sessions that ended in one half are forgotten all at once, so a place waits for a half
+//! to one and a half of the time. Places of sessions that end together, with none before and after, wait for exactly
+//! that time.
 
 #![forbid(unsafe_code)]
 
 /// The first guess, in microseconds.
 pub const LINGER_MIN_US: u32 = 20_000;
-/// It is not doubled beyond this where a refusal costs one delivery, in microseconds.
+/// The longest time where a refusal costs one delivery, in microseconds: four doublings of the first guess.
 pub const LINGER_MAX_US: u32 = 320_000;
-/// Nor beyond this where each costs 15 s in which nobody can connect, in microseconds.
+/// The longest time where a refusal costs 15 s in which no connection succeeds, in microseconds.
 pub const LINGER_MAX_CLOSED_US: u32 = 1_600_000;
 
-/// What has ended of late.
+/// With each cohort that is accepted, the time becomes shorter by this part: in 256 cohorts to about a third. What was
+/// needed once may not be needed any more.
+pub const COHORTS_TO_FADE: u32 = 256;
+
+/// The sessions that have ended recently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linger {
     /// When the younger half began.
     since_us: u64,
-    /// When it was made longer the last time.
+    /// When the time was last made longer.
     longer_us: u64,
-    /// For how long what has ended counts; 0: it does not.
+    /// How long a session counts after its end; 0: not at all.
     us: u32,
-    /// Ended in the younger half.
+    /// Sessions that ended in the younger half.
     young: u16,
-    /// And in the older one.
+    /// Sessions that ended in the older half.
     old: u16,
 }
 
@@ -67,7 +71,7 @@ impl Linger {
         self.young = self.young.saturating_add(1);
     }
 
-    /// How many places of sessions that have ended may still be taken.
+    /// How many places the server may still count as taken.
     #[inline]
     #[must_use]
     pub fn places(&self, now_us: u64) -> u32 {
@@ -82,7 +86,7 @@ impl Linger {
         }
     }
 
-    /// When they become fewer; None: there are none.
+    /// When [`Linger::places`] becomes less; None: it is 0.
     #[must_use]
     pub fn until(&self, now_us: u64) -> Option<u64> {
         if self.places(now_us) == 0 {
@@ -93,17 +97,17 @@ impl Linger {
         Some(self.since_us.saturating_add(if is_soon { half_us } else { 2 * half_us }))
     }
 
-    /// A delivery that started at `started_us` was refused: the time was too short, and is doubled if that is not known
-    /// yet. False if it cannot become longer.
+    /// A delivery that started at `started_us` was refused: the time was too short. It is doubled, unless that has
+    /// happened since the delivery started. False if it cannot become longer.
     pub fn too_short(&mut self, now_us: u64, started_us: u64, most_us: u32) -> bool {
         if self.us > 0 && started_us <= self.longer_us {
-            // That is known, and it is longer since then.
+            // The time has become longer since then.
             return true;
         }
         self.double(now_us, most_us)
     }
 
-    /// Twice as long. False if that would be more than `most_us`; then nothing changes.
+    /// Doubles the time. False if that would be more than `most_us`; then nothing changes.
     pub fn double(&mut self, now_us: u64, most_us: u32) -> bool {
         let doubled_us = self.us.saturating_mul(2).max(LINGER_MIN_US);
         if doubled_us > most_us {
@@ -113,12 +117,12 @@ impl Linger {
         true
     }
 
-    /// At least so long.
+    /// Makes the time at least this long, in microseconds.
     pub fn at_least(&mut self, us: u32) {
         self.us = self.us.max(us);
     }
 
-    /// Shorter by one part of so many: what was needed once may not be needed any more.
+    /// Makes the time shorter by one of `parts` parts.
     pub fn fade(&mut self, parts: u32) {
         self.us -= self.us.div_ceil(parts.max(1));
         if self.us < LINGER_MIN_US / 2 {

@@ -1,4 +1,9 @@
-//! The decision: no I/O and no clock.
+//! The decision whether a delivery may start, without I/O and clock.
+//!
+//! [`gate`] is the state machine. It uses: [`rules`] (which key a domain counts under), [`keys`] and [`key`] (what is
+//! counted), [`slots`] and [`command`] (the deliveries that run and that are held), [`learn`], [`returns`] and
+//! [`linger`] (what a server takes), [`pace`] (how fast it is), [`recall`] (mail that is away), [`share`] (other
+//! spawners), [`shortage`] (a fault of this machine) and [`answer`] (what the caller is told).
 
 pub(crate) mod answer;
 pub mod command;
@@ -9,6 +14,7 @@ pub mod learn;
 pub mod linger;
 pub mod pace;
 pub mod recall;
+pub mod returns;
 pub mod rules;
 pub mod share;
 pub mod shortage;

@@ -1,9 +1,11 @@
 //! How fast a key is served.
 //!
-//! **The rate** is limit / mean service time. Not the rate of completions: that falls when the hold runs empty, and
-//! then keeps itself low. The mean is work / completions. Work counts the time of the deliveries that still run, too,
-//! and each of them is half a completion: what has run for some time will run as long again. So a server that hangs is
-//! seen as slow before its first delivery has ended, and a new one as quick as it may still prove to be.
+//! **The rate** is limit / mean service time. The rate of completions would be wrong: it falls when nothing is held any
+//! more, and then keeps itself low.
+//!
+//! **The mean** is work / completions. The work includes the time of the deliveries that still run, and each of these
+//! counts as half a completion: a delivery that has run for some time is expected to run as long again. So a server
+//! that hangs is known to be slow before its first delivery has ended.
 
 #![forbid(unsafe_code)]
 
@@ -12,25 +14,37 @@ use crate::util::random::Random;
 /// The longest time that mail is sent away, in seconds; qmail-send accepts no more.
 pub const AWAY_MAX_SECS: u32 = 3600;
 
-/// For limit 0 nothing has a rate: mail that is not called back comes to see after this time at the latest.
+/// With limit 0 nothing is called back; such mail is tried again after half of this to all of it, in seconds.
 const CLOSED_SECS: u32 = 600;
-/// Mail that is not called back comes after this many times what it should have taken, and so much more.
+/// Mail that is not called back comes back by itself after this many times the expected time, plus [`LATE_SECS`]. That
+/// is late enough that a call comes first, unless calls are lost or the rate has fallen.
 const LATE_FACTOR: f64 = 1.5;
+/// See [`LATE_FACTOR`]. In seconds.
 const LATE_SECS: f64 = 60.0;
-/// So much of what can be served is held: qmail-send may be busy with its disk for as long.
+/// The gate holds what the server takes in this time, in seconds: qmail-send may be busy with its disk for as long.
 const SPARE_SECS: f64 = 2.0;
-/// What cannot be started within this time is not held. Less than the hold, because the rate may fall.
+/// Mail that cannot start within this time, in seconds, is not held. Less than the longest hold (60 s), because the
+/// rate may fall.
 const REACH_SECS: f64 = 45.0;
-/// Completions that are remembered at least, and seconds that are remembered when there are more.
-const REMEMBERED: f64 = 64.0;
+// The next six figures are assumptions: no measurement gave them. Each says what follows from it.
+
+/// The mean is of at least this many completions. The error of such a mean is an eighth of the spread of the service
+/// times.
+const REMEMBERED_COMPLETIONS: f64 = 64.0;
+/// If more complete, the mean is of about this many last seconds: it follows a change of the server in that time.
 const REMEMBERED_SECS: f64 = 5.0;
-/// Before anything is known.
+/// The service time that a key begins with if there is no better guess, in seconds.
 const SERVICE_SECS: f64 = 1.0;
+/// The first guess counts as a quarter of a completion. So one real delivery outweighs it four to one.
 const GUESS_WEIGHT: f64 = 0.25;
-const KNOWN: f64 = 4.0;
-/// A time between two events that is longer than this is a clock that jumped.
-const STEP_MAX_US: u64 = 3600 * 1_000_000;
+/// From this many completions on, the guess included, the mean is more than a guess: that is four deliveries, and the
+/// guess is a seventeenth of them.
+const KNOWN_COMPLETIONS: f64 = 4.0;
+/// The rate that the status shows is of about this many last seconds.
 const RATE_SECS: f64 = 10.0;
+
+/// If more time than this passes between two events, the clock has jumped. In microseconds.
+const STEP_MAX_US: u64 = 3600 * 1_000_000;
 
 /// The pace of one key.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +57,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Nothing known, but for a guess of the mean service time in seconds.
+    /// Only a guess of the mean service time is known, in seconds.
     #[must_use]
     pub fn new(now_us: u64, guess_secs: Option<f64>) -> Self {
         let guess = guess_secs.unwrap_or(SERVICE_SECS);
@@ -56,7 +70,7 @@ impl Pace {
         }
     }
 
-    /// To be called before the number of running deliveries changes.
+    /// Counts the work up to now. Call it before the number of running deliveries changes.
     #[inline]
     pub fn run(&mut self, now_us: u64, running: u32) {
         let elapsed_us = now_us.saturating_sub(self.last_us).min(STEP_MAX_US);
@@ -65,7 +79,7 @@ impl Pace {
         self.running = running;
     }
 
-    /// A delivery that ran is done; [`Pace::run`] has been called.
+    /// Counts a delivery that ran and is done. Call [`Pace::run`] first.
     #[inline]
     pub fn complete(&mut self, now_us: u64) {
         self.completions += 1.0;
@@ -75,10 +89,11 @@ impl Pace {
         }
     }
 
-    /// Once a second at most: what is older than REMEMBERED_SECS counts less and less, as long as enough is left.
+    /// Called once a second at most. Completions older than [`REMEMBERED_SECS`] count less and less, as long as
+    /// [`REMEMBERED_COMPLETIONS`] are left.
     fn forget(&mut self, elapsed_secs: u64) {
         let keep = (REMEMBERED_SECS / (REMEMBERED_SECS + elapsed_secs as f64))
-            .max(REMEMBERED / self.completions);
+            .max(REMEMBERED_COMPLETIONS / self.completions);
         if keep < 1.0 {
             self.work_us *= keep;
             self.completions *= keep;
@@ -94,7 +109,7 @@ impl Pace {
     /// Whether the mean is more than a guess.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        self.completions >= KNOWN
+        self.completions >= KNOWN_COMPLETIONS
     }
 
     /// Deliveries done a second, over about the last ten seconds.
@@ -107,21 +122,21 @@ impl Pace {
         f64::from(limit) / self.mean_secs() * secs
     }
 
-    /// How many may be held at this limit, so that all of them start in time.
+    /// The most that may be held at this limit so that all start within [`REACH_SECS`].
     #[must_use]
     pub fn reach(&self, limit: u32) -> u32 {
         if self.is_known() { self.served_within(REACH_SECS, limit) as u32 } else { u32::MAX }
     }
 
-    /// How many should be held at this limit, so that no place is idle until more is there: what is served within
-    /// SPARE_SECS, and one for each place, should all end at once; but no more than [`Pace::reach`].
+    /// How many to hold at this limit, so that no place is idle until more mail has come: what the server takes within
+    /// [`SPARE_SECS`], but at least one for each place, in case all end at once; and at most [`Pace::reach`].
     #[must_use]
     pub fn spare(&self, limit: u32) -> u32 {
         let spare = if self.is_known() { self.served_within(SPARE_SECS, limit) as u32 } else { 0 };
         spare.max(limit).min(self.reach(limit))
     }
 
-    /// Seconds after which mail comes back at the latest, 1..=[`AWAY_MAX_SECS`], when so much is before it.
+    /// Seconds after which mail comes back by itself, 1..=[`AWAY_MAX_SECS`], if `before` mails are before it.
     #[must_use]
     pub fn latest_secs(&self, limit: u32, before: u32, random: &mut Random) -> u32 {
         if limit == 0 {
@@ -134,12 +149,12 @@ impl Pace {
     }
 }
 
-/// A number of seconds in the upper half of 1..=most.
+/// A random number of seconds in the upper half of 1..=most.
 fn between(most: u32, random: &mut Random) -> u32 {
     most - (random.fraction() * f64::from(most / 2)) as u32
 }
 
-/// Events a second, over about RATE_SECS seconds.
+/// Events a second, over about [`RATE_SECS`] seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
     second: u64,
@@ -148,13 +163,13 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// None yet.
+    /// No events yet.
     #[must_use]
     pub fn new(now_us: u64) -> Self {
         Self { second: now_us / 1_000_000, in_second: 0, mean: 0.0 }
     }
 
-    /// Counts an event. In a new second: how many have passed since the last event.
+    /// Counts an event. If a new second has begun: how many seconds since that of the last event.
     #[inline]
     pub fn count(&mut self, now_us: u64) -> Option<u64> {
         let elapsed = (now_us / 1_000_000).saturating_sub(self.second);
@@ -167,7 +182,7 @@ impl Rate {
         (elapsed > 0).then_some(elapsed)
     }
 
-    /// The rate now; the second that has not ended counts as the one before.
+    /// The rate now, without the second that has not ended.
     #[must_use]
     pub fn at(&self, now_us: u64) -> f64 {
         let elapsed = (now_us / 1_000_000).saturating_sub(self.second);
@@ -197,12 +212,12 @@ mod tests {
         }
         assert!((pace.mean_secs() - 0.2).abs() < 0.01, "{}", pace.mean_secs());
         assert!((30.0..100.0).contains(&pace.recent_rate(now)), "{}", pace.recent_rate(now));
-        // A server that hangs is slow before anything has ended.
+        // A server that hangs counts as slow before anything has ended.
         pace.run(now + 30 * SEC, 20);
         assert!(pace.mean_secs() > 1.0);
     }
 
-    /// Known, with a mean of 0.2 s at 20 places.
+    /// A known pace: a mean of 0.2 s.
     fn steady() -> Pace {
         let mut pace = Pace::new(0, Some(0.2));
         pace.work_us = 100.0 * 0.2e6;
@@ -211,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hold_is_what_two_seconds_serve() {
+    fn the_gate_holds_what_the_server_takes_in_two_seconds() {
         assert_eq!(steady().spare(20), 200);
         assert_eq!(steady().reach(20), 4500);
         // Slow servers: one for each place, and no more than can start within the hold.

@@ -1,28 +1,27 @@
 //! The mail of one key that is away, and when the gate calls it back.
 //!
-//! qmail-send keeps such mail in a queue of its own per key, the mail that was due first in front (gate_retry.c), and
-//! gives so many of them as the gate calls. The gate calls when what it holds for the key runs low. So mail comes back
-//! when there is room for it, however fast the server has become meanwhile; none is sent away twice, and none is
-//! overtaken by what came later. The seconds in a busy answer are for the case that no call comes: they end the wait at
-//! the latest.
+//! qmail-send keeps such mail in a queue for each key, the mail that was due first in front (gate_retry.c), and hands
+//! out as many as the gate calls. The gate calls when it holds little mail of the key. So mail comes back when there is
+//! room for it, however fast the server is by then. No mail is sent away twice, and none is overtaken by later mail. If
+//! no call comes, the seconds in the busy answer end the wait.
 //!
 //! The alternative was mail that comes back by the clock alone, paced by limit / mean service time. That needed 2.8
-//! busy answers a mail for a backlog of 500 s and 5.9 for one of an hour, left up to a fifth of the places idle when a
-//! server became faster late in a backlog, and under a steady overload some mail was sent away again and again.
+//! busy answers a mail for a backlog of 500 s and 5.9 for one of an hour. It left up to a fifth of the places idle when
+//! a server became faster late in a backlog, and under a steady overload some mail was sent away again and again.
 //!
-//! **What the gate knows** is only how much it has sent away. That may be too much (mail came back by the clock, or one
-//! message waits for two keys). A command that comes while called ones are missing is taken for one of them; if it was
-//! another, the missing one is taken for new when it comes, and the count is right again. If some are still missing two
-//! seconds after the last has come, while qmail-send goes on with other mail, the count was wrong or qmail-send is
-//! slow. From then on one is called, and twice as many each time when all have come. Each call in vain is waited for
-//! twice as long as the one before, up to [`PAUSE_MAX_US`]. What is away is forgotten when the last busy answer's time
-//! is over, and not before: until then qmail-send has it, unless the gate has miscounted.
+//! **The count.** The gate knows only how much it has sent away. That may be too much: mail came back by the clock, or
+//! one message waits for two keys. A command that comes while called mail is missing is taken for it. If it was other
+//! mail, the missing one counts as new when it comes, and the count is right again. If mail is still missing two
+//! seconds after the last arrival, while qmail-send goes on with other mail, then the count was wrong or qmail-send is
+//! slow. From then on the gate calls one mail, and twice as many each time when all have come. After each unanswered
+//! call it waits twice as long, up to [`PAUSE_MAX_US`]. Mail away is forgotten when the time of the last busy answer is
+//! over, and not before: until then qmail-send has it, unless the gate has miscounted.
 //!
-//! **Silence** says nothing. A qmail-send that is stopped, or that waits for its disk or its log, sends no commands at
-//! all, and a call in the pipe is not lost. So a call is in vain only when qmail-send has sent some other command after
-//! the time to answer. When it speaks again after a silence, each key that was in doubt is looked at anew. (Before,
-//! three calls in vain were the end. After a stall of 20 s the gate had forgotten 5217 mails, which then came by the
-//! clock: 5836 of 6000 after 180 s, where the limit's own pace is 26 s.)
+//! **Silence** means nothing. A qmail-send that is stopped, or waits for its disk or its log, sends no commands at all,
+//! and a call in the pipe is not lost. So a call counts as unanswered only if qmail-send has sent another command after
+//! the time to answer. When qmail-send sends again after a silence, each key with an uncertain count gets a new
+//! deadline. (Earlier, three unanswered calls were the end. After a stall of 20 s the gate had forgotten 5217 mails,
+//! which then came by the clock: 5836 of 6000 after 180 s, where the limit allows all in 26 s.)
 
 #![forbid(unsafe_code)]
 
@@ -30,11 +29,12 @@
 pub const ANSWER_US: u64 = 2_000_000;
 /// The longest such time.
 pub const PAUSE_MAX_US: u64 = ANSWER_US << UNANSWERED_MAX;
+/// The most doublings of that time.
 const UNANSWERED_MAX: u8 = 8;
 /// After this many answered calls the count is trusted again.
 const TRUSTED: u32 = 1024;
 
-/// See the module.
+/// The mail of one key that is away. See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recall {
     away: u32,
@@ -88,7 +88,7 @@ impl Recall {
         self.away = self.away.saturating_add(number);
         self.until_us = self.until_us.max(now_us.saturating_add(u64::from(secs) * 1_000_000));
         if std::mem::take(&mut self.unanswered) > 0 {
-            // The open call was for mail that is not there; this mail is.
+            // The open call was for mail that is not there; the new mail is.
             self.called = 0;
         }
     }
@@ -141,8 +141,8 @@ impl Recall {
         }
     }
 
-    /// What has been called and should have come by now does not come, or nothing is away any more. True if that was
-    /// so; how much had been called is in `called` before.
+    /// Ends calls whose deadline is over, and forgets the mail if its time is over. True if calls ended; read
+    /// [`Recall::called`] before to know how many.
     pub fn expire(&mut self, now_us: u64, command_times: &CommandTimes) -> bool {
         if self.away > 0 && now_us >= self.until_us.saturating_add(ANSWER_US) {
             *self = Self::default();
@@ -173,13 +173,13 @@ mod tests {
         recall
     }
 
-    /// qmail-send is busy with other mail.
+    /// qmail-send sends other mail.
     fn talking(now_us: u64) -> CommandTimes {
         CommandTimes { last_us: now_us, after_silence_us: 0 }
     }
 
-    /// qmail-send has this many; all that are called come at once. How many calls, and after how many seconds
-    /// qmail-send has none.
+    /// qmail-send has `there` mails; all that are called come at once. Returns the number of calls, and the seconds
+    /// until qmail-send has none.
     fn drain(recall: &mut Recall, mut there: u32, most: u32) -> (u32, u64) {
         let (mut calls, mut now_us, mut done_us) = (0, 0, 0);
         while recall.away() > 0 {
@@ -213,7 +213,7 @@ mod tests {
     fn a_count_that_is_too_high_is_believed_until_the_busy_answers_end() {
         // After 0, 2, 6, 14, ... 510 s.
         assert_eq!(drain(&mut away(100), 0, 30), (9, 0));
-        // 30, 5 of 30, then one at a time in vain.
+        // 30, 5 of 30, then one at a time without an answer.
         assert_eq!(drain(&mut away(100), 35, 30), (10, 0));
         let mut recall = away(100);
         recall.call(30, 0);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_is_no_answer() {
+    fn a_silence_does_not_end_calls() {
         let mut command_times = CommandTimes::default();
         let mut recall = away(100);
         command_times.note(5 * SEC);
@@ -233,7 +233,7 @@ mod tests {
         for now_us in (6..300).map(|secs| secs * SEC) {
             assert!(!recall.expire(now_us, &command_times));
         }
-        // It speaks again: the called ones have time to come from now on.
+        // qmail-send sends again: the called mail has time to come from now on.
         assert!(command_times.note(300 * SEC));
         assert!(!recall.expire(300 * SEC, &command_times));
         assert!(!command_times.note(301 * SEC));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_pause_ends_when_qmail_send_speaks_again() {
+    fn a_long_pause_ends_when_qmail_send_sends_again() {
         let mut recall = away(100);
         let mut now_us = 0;
         for _ in 0..6 {
@@ -265,17 +265,17 @@ mod tests {
     }
 
     #[test]
-    fn who_is_slow_is_called_again() {
+    fn mail_of_a_slow_qmail_send_is_called_again() {
         let mut recall = away(5000);
         assert_eq!(recall.call(200, 0), 200);
         assert!(recall.expire(ANSWER_US, &talking(ANSWER_US)));
-        // The 200 come all the same, and are new to it. Then one, two, four at a time, until the count is trusted.
+        // The 200 come late and count as new. Then the gate calls one, two, four at a time until it trusts the count.
         assert!(!recall.arrived(ANSWER_US + 1));
         assert_eq!(drain(&mut recall, 5000, 2000).1, 0);
     }
 
     #[test]
-    fn mail_that_is_sent_away_meanwhile_does_not_wait_for_a_call_in_vain() {
+    fn mail_that_is_sent_away_meanwhile_does_not_wait_for_an_unanswered_call() {
         let mut recall = away(1);
         recall.call(10, 0);
         recall.expire(ANSWER_US, &talking(ANSWER_US));
@@ -285,10 +285,10 @@ mod tests {
     }
 
     #[test]
-    fn others_that_come_meanwhile_do_no_harm() {
+    fn other_mail_that_comes_meanwhile_does_no_harm() {
         let mut recall = away(50);
         assert_eq!(recall.call(20, 0), 20);
-        // Twenty others, and then the twenty.
+        // Twenty other mails, and then the twenty that were called.
         assert_eq!((0..20).filter(|_| recall.arrived(1)).count(), 20);
         assert_eq!((0..20).filter(|_| recall.arrived(1)).count(), 0);
         assert_eq!((recall.away(), recall.called()), (30, 0));

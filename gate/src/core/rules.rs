@@ -1,4 +1,4 @@
-//! Which key a domain counts under, and the limit of that key. In this order:
+//! Which key a domain counts under, and the limit of that key. The first of these that applies decides:
 //!
 //! 1. The group of the line of concurrencydomains that matches the domain, unless that is the default line.
 //! 2. The site of its next hop ([`crate::control::site`]), unless a line other than the default one matches the next
@@ -8,9 +8,9 @@
 //! 4. The relay, with the limit of the relay's own name.
 //! 5. The domain itself.
 //!
-//! In trees whose qmail-remote asks for a relay by the sender ([`crate::control::sender`]), such a relay is the next
-//! hop whatever the domain is, and smtproutes is not asked. Then 2. to 4. are what the relay has: the line with its
-//! name, or the default line, and the group of that.
+//! In trees whose qmail-remote chooses a relay by the sender ([`crate::control::sender`]), such a relay is the next hop
+//! whatever the domain is, and smtproutes is not read. Then 2. to 4. apply to the relay: the line with its name, or the
+//! default line, and the group of that line.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +26,7 @@ use crate::control::table::{Line, Table};
 use crate::report::replies::Replies;
 use crate::util::memory::OutOfMemory;
 
-/// What is counted together.
+/// What the name of a key is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyKind {
     /// One domain.
@@ -51,7 +51,7 @@ impl KeyKind {
         }
     }
 
-    /// The kind of this name.
+    /// The kind with this name in the status file.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Domain, Self::Relay, Self::Group, Self::Candidates]
@@ -63,30 +63,30 @@ impl KeyKind {
 /// The key and the limit of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolution<'a> {
-    /// What the name is.
+    /// What its name is.
     pub kind: KeyKind,
-    /// The name of the key. For a domain it is as it was asked for, otherwise in lower case.
+    /// The name of the key. That of a domain is as the caller wrote it; others are in lower case.
     pub name: &'a [u8],
-    /// How many deliveries of the key run at once.
+    /// The most deliveries of the key at once, and whether the limit learns.
     pub cap: Cap,
-    /// The line of concurrencydomains that says so.
+    /// The line of concurrencydomains that sets the limit.
     pub line: Option<Line>,
     /// The line of smtproutes or authsenders that was followed.
     pub route: Option<RelayLine>,
-    /// Why it counts for a site, if it does. There is no line then.
+    /// Why it counts for a site, if it does. Then there is no `line`.
     pub site: Option<SiteReason>,
 }
 
 /// A line that names a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayLine {
-    /// Of smtproutes.
+    /// A line of smtproutes.
     Smtproutes(Place),
-    /// Of authsenders.
+    /// A line of authsenders.
     Authsenders(Place),
 }
 
-/// A relay that is chosen by the sender, and the line that says so.
+/// A relay that is chosen by the sender, and the line that names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SenderRelay<'a> {
     /// Its name, in lower case.
@@ -95,18 +95,18 @@ pub struct SenderRelay<'a> {
     pub line: RelayLine,
 }
 
-/// All files, parsed. Without concurrencydomains everything is unlimited, and smtproutes does not matter.
+/// All control files, parsed. Without concurrencydomains there is no limit, and smtproutes does not matter.
 #[derive(Debug)]
 pub struct Rules {
-    /// Hashes the names in both.
+    /// Hashes the names in all of them.
     pub hasher: Hasher,
     /// control/concurrencydomains; None when there is no such file.
     pub table: Option<Table>,
     /// control/smtproutes.
     pub routes: Routes,
-    /// What else the tree's qmail-remote asks for relays.
+    /// Which other files the tree's qmail-remote reads for relays.
     pub reads: Reads,
-    /// control/authsenders, if it reads that.
+    /// control/authsenders, if qmail-remote reads it.
     pub senders: Senders,
     /// control/concurrencysites, and the addresses that were seen.
     pub sites: Sites,
@@ -132,8 +132,8 @@ impl Rules {
         }
     }
 
-    /// The line of concurrencydomains that a resolution comes from, and the line of smtproutes or authsenders that it
-    /// went through; from 1, and 0 for none.
+    /// The numbers of the line of concurrencydomains that a resolution comes from, and of the line of smtproutes or
+    /// authsenders that names its relay; from 1, and 0 for none.
     #[must_use]
     pub fn lines(&self, found: &Resolution<'_>) -> (u32, u32) {
         let of_table =
@@ -146,14 +146,14 @@ impl Rules {
         (of_table, of_relay_line)
     }
 
-    /// Whether the sender may choose the relay: a domain alone does not say under which key its mail counts then.
+    /// Whether the sender may choose the relay. Then the domain alone does not decide under which key its mail counts.
     #[must_use]
     pub fn sender_matters(&self) -> bool {
         (self.reads.senders == Asked::Yes && !self.senders.is_empty())
             || (self.reads.bounces == Asked::Yes && self.routes.find_own(BOUNCES).is_some())
     }
 
-    /// The relay for a sender, without zero bytes at its end, if senders choose relays.
+    /// The relay for a sender, if senders choose relays. The sender has no zero bytes at its end.
     #[must_use]
     pub fn by_sender(&self, sender: &[u8]) -> Option<SenderRelay<'_>> {
         self.table.as_ref()?;
@@ -170,16 +170,16 @@ impl Rules {
         None
     }
 
-    /// Whether the relay that a sender has is the next hop of mail to a domain, whose hash is known: unless the
-    /// domain's own line puts it into a group.
+    /// Whether the relay of a sender is the next hop of mail to a domain with this hash. It is, unless the domain's own
+    /// line puts it into a group.
     #[must_use]
     pub fn sender_decides(&self, hash: u64, domain: &[u8]) -> bool {
         let own = self.table.as_ref().and_then(|table| own_line(table, hash, domain));
         !own.is_some_and(own_decides)
     }
 
-    /// The key and the limit of a domain, without a dot at its end, for mail that goes to the relay of its sender, if
-    /// that has one.
+    /// The key and the limit of a domain, for mail that goes to the relay of its sender if the sender has one. The
+    /// domain has no dot at its end.
     #[must_use]
     pub fn resolve_for<'a>(
         &'a self,
@@ -195,7 +195,7 @@ impl Rules {
         }
     }
 
-    /// The key and the limit of what deliveries go to: a domain, or a relay that was chosen by the sender.
+    /// The key and the limit of a domain, or of a relay that was chosen by the sender.
     #[must_use]
     pub fn resolve_entry<'a>(&'a self, kind: KeyKind, hash: u64, name: &'a [u8]) -> Resolution<'a> {
         match kind {
@@ -224,7 +224,7 @@ impl Rules {
         line.map_or(found, |line| of_line(table, line, found))
     }
 
-    /// The key and the limit of a domain, without a dot at its end.
+    /// The key and the limit of a domain. The domain has no dot at its end.
     #[must_use]
     pub fn resolve<'a>(&'a self, domain: &'a [u8]) -> Resolution<'a> {
         self.resolve_hashed(self.hasher.hash(domain), domain)
@@ -243,7 +243,7 @@ impl Rules {
         };
         let Some(table) = &self.table else { return unlimited };
         let own = own_line(table, hash, domain);
-        // Most tables have no routes and no sites: what the domain's own line says is enough then.
+        // Most tables have no routes and no sites. Then the domain's own line is enough.
         let nothing_else_can =
             !table.has_ranges() && self.routes.is_empty() && self.sites.map.is_empty();
         if nothing_else_can || own.is_some_and(own_decides) {
@@ -269,21 +269,21 @@ impl Rules {
         line.map_or(found, |line| of_line(table, line, found))
     }
 
-    /// Where the mail of a domain, whose hash is known, goes.
+    /// The next hop of mail to a domain with this hash.
     #[inline]
     #[must_use]
     pub fn next_hop<'a>(&'a self, hash: u64, domain: &'a [u8]) -> NextHop<'a> {
         next_hop(&self.routes, self.hasher, hash, domain)
     }
 
-    /// Whether it matters at which address a delivery was.
+    /// Whether the address matters to which a delivery connected.
     #[inline]
     #[must_use]
     pub fn looks_at_addresses(&self) -> bool {
         self.table.as_ref().is_some_and(Table::has_ranges)
     }
 
-    /// Whether it matters what a delivery of a key with this cap printed.
+    /// Whether the report matters of a delivery whose key has this cap.
     #[inline]
     #[must_use]
     pub fn reads_reports(&self, cap: Cap) -> bool {
@@ -299,8 +299,8 @@ impl Rules {
         table.find_address(peer).map(|range| &table.groups()[range.group as usize].name[..])
     }
 
-    /// A delivery to a domain, or to a relay, was at this address. Whether another site may count for its next hop from
-    /// now on.
+    /// Notes that a delivery to a domain, or to a relay, was at this address. Returns whether its next hop may belong
+    /// to another site from now on.
     ///
     /// # Errors
     /// No memory: nothing is noted.
@@ -322,7 +322,7 @@ impl Rules {
         self.sites.seen.note(next_hop.hash, next_hop.name, peer, evidence, table)
     }
 
-    /// The group of a next hop's site, where `line`, which matches its name, does not say otherwise.
+    /// The group of a next hop's site, unless `line`, which matches its name, decides.
     fn site(
         &self,
         next_hop: &NextHop<'_>,
@@ -335,8 +335,8 @@ impl Rules {
         self.sites.group(next_hop.hash, next_hop.name, table)
     }
 
-    /// Whether the operator has named this key: a group, a relay, a domain with a line of its own. Other names are
-    /// chosen by those who send mail.
+    /// Whether the operator has named this key: a group, a relay, or a domain with its own line. Other names come from
+    /// the senders of mail.
     #[must_use]
     pub fn has_named(&self, kind: KeyKind, name: &[u8]) -> bool {
         match kind {
@@ -350,8 +350,8 @@ impl Rules {
         table.group(name).map(|index| table.groups()[index as usize].cap())
     }
 
-    /// The cap of a key that exists, or None if no domain can have this key any more. A domain's key ends when a group
-    /// or a route takes the domain over.
+    /// The cap of a key that exists; None if no domain can have this key any more. A domain's key ends when a group or
+    /// a route takes the domain over.
     #[must_use]
     pub fn cap_of(&self, kind: KeyKind, name: &[u8]) -> Option<Cap> {
         let table = self.table.as_ref();
@@ -377,8 +377,9 @@ impl Rules {
     }
 }
 
-/// All candidates of a site together have half of its limit, and one of them has one place (gate.rs). Half, so that a
-/// hundred unknown domains behind one server become members about as fast as it takes their mail (tests/simulation.rs).
+/// The cap of a site's candidates: all together have half of the site's limit, and each one place (gate/sites.rs). With
+/// half, a hundred unknown domains behind one server become members about as fast as the server takes their mail
+/// (tests/simulation.rs).
 fn of_candidates(cap: Cap) -> Cap {
     match cap.limit {
         Limit::AtMost(limit) => Cap { limit: Limit::AtMost(limit.div_ceil(2)), ..cap },
@@ -386,6 +387,7 @@ fn of_candidates(cap: Cap) -> Cap {
     }
 }
 
+/// The line that matches a domain itself.
 fn own_line(table: &Table, hash: u64, domain: &[u8]) -> Option<Line> {
     match domain {
         [b'[', ..] => table.find_domain(hash, domain),
@@ -393,12 +395,12 @@ fn own_line(table: &Table, hash: u64, domain: &[u8]) -> Option<Line> {
     }
 }
 
-/// Whether a domain's own line puts it into a group, whatever else there is.
+/// Whether a domain's own line decides because it puts the domain into a group.
 fn own_decides(line: Line) -> bool {
     line.group.is_some() && !line.is_default()
 }
 
-/// What a line says of what has been found so far. Its group counts for whatever next hop there is.
+/// Puts the cap and the group of a line into what was found so far. Its group applies whatever the next hop is.
 fn of_line<'a>(table: &'a Table, line: Line, found: Resolution<'a>) -> Resolution<'a> {
     let group = line.group.map(|index| &table.groups()[index as usize]);
     let (kind, name) =
@@ -431,14 +433,14 @@ fn next_hop<'a>(routes: &'a Routes, hasher: Hasher, hash: u64, domain: &'a [u8])
     }
 }
 
-/// Where mail goes.
+/// The next hop of mail.
 #[derive(Clone, Copy, Debug)]
 pub struct NextHop<'a> {
     /// A relay of smtproutes, or the domain itself.
     pub name: &'a [u8],
     /// The hash of the name.
     pub hash: u64,
-    /// The line that says so, of smtproutes or authsenders.
+    /// The line of smtproutes or authsenders that names it.
     pub route: Option<RelayLine>,
 }
 
@@ -504,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_alone_decides_where_nothing_else_can() {
+    fn the_domains_own_line_decides_without_routes_and_sites() {
         let table = ":20\na.example:1:g\n.sub.example:7\n";
         let own = |rules: &Rules, domain: &str, limit| {
             let expected = (KeyKind::Domain, domain.to_string(), limit);
@@ -518,7 +520,7 @@ mod tests {
         assert_eq!(resolved(&plain, "a.example"), group("g", 1));
         own(&rules("b.example:3\n", ""), "x.example", Limit::Unlimited);
         assert_eq!(resolved(&rules(":3:rest\n", ""), "x.example"), group("rest", 3));
-        // And where something can: a route, a site of the map, an address.
+        // With a route, a site of the map, or an address, that decides.
         let routed = rules(table, "x.example:relay.example\n");
         let relay = (KeyKind::Relay, "relay.example".to_string(), at_most(20));
         assert_eq!(resolved(&routed, "x.example"), relay);
@@ -532,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_found_however_they_are_written() {
+    fn addresses_are_found_in_all_notations() {
         let at_most = Limit::AtMost;
         let routes = "six.example:[2001:DB8:0::25]:26|u|p\nfour.example:[::ffff:192.0.2.1]\nother.example:[2001:db8::26]\n\
                       far.example:[2001:db8:1::1]\n";
@@ -589,7 +591,7 @@ mod tests {
                 );
             }
         }
-        // Mail to an address itself, which nothing has to be learned about.
+        // Mail to an address literal: its site is known without a delivery.
         let rules = rules(":20\n[2001:db8::25]:3\n192.0.2.0/24:7:net\n[192.0.2.9]:1\n", "");
         for (domain, expected) in [
             (
@@ -620,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn sites_come_before_what_counts_for_all() {
+    fn sites_come_before_the_default_line() {
         let mut rules = rules(
             "192.0.2.0/24:10:outlook\n:20:rest\nown.example:3\n.suffix.example:4\ngrouped.example:5:g\n\
              mx:.outlook.com:9:outlook\nrelay2.example:6\n",
@@ -663,7 +665,7 @@ mod tests {
         let domain = |name: &str, limit| (KeyKind::Domain, name.to_string(), Limit::AtMost(limit));
         assert_eq!(resolved(&rules, "own.example"), domain("own.example", 3));
         assert_eq!(resolved(&rules, "a.suffix.example"), domain("a.suffix.example", 4));
-        // A relay with a line of its own counts by that, were it not for the default line's group, which comes first.
+        // The group of the default line comes before a relay's own line.
         assert_eq!(resolved(&rules, "routed2.example"), group("rest", 20));
         assert_eq!(rules.cap_of(KeyKind::Relay, b"relay.example"), None);
         assert!(rules.cap_of(KeyKind::Relay, b"relay2.example").is_some());

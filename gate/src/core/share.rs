@@ -1,27 +1,28 @@
-//! Several spawners at one queue: one count for a key over all of them, and whose turn a free place is.
+//! Several spawners of one queue share the places of a key: one limit holds over all of them.
 //!
-//! Trees with supplemental channels start a qmail-rspawn for each, and each has a gate of its own. What belongs
-//! together by a group, a relay, a suffix or a site is spread over them, and its limit has to hold over all.
-//! [`OtherSpawners`] is what a gate knows of the others; [`crate::host::shared`] keeps it in a file.
+//! Trees with supplemental channels start a qmail-rspawn for each channel, and each has its own gate. The deliveries of
+//! a group, a relay, a suffix or a site are spread over them, and the limit must hold over all. [`OtherSpawners`] is
+//! what a gate knows of the others; [`crate::host::shared`] keeps it in a file.
 //!
-//! **To take a place** a gate announces that it runs one more, then looks at what all others have announced, and takes
-//! the announcement back if that is too much. Of two gates at the same moment each sees the other or is seen by it:
-//! there are never too many, whatever the order. (Both may take it back, and look again a few milliseconds later, each
-//! at a time of its own.)
+//! **To take a place**, a gate announces that it runs one more. Then it reads what all others have announced, and
+//! withdraws its announcement if the sum is too high. If two gates do this at the same moment, at least one sees the
+//! other, so the sum is never too high, whatever the order. (Both may withdraw. Each polls again a few milliseconds
+//! later, at a random time.)
 //!
-//! **Whose turn it is.** A gate notices at once that it has given a place back itself, and what others give back only
-//! when it looks. Without a rule it would keep its places for ever. So:
+//! **Turns.** A gate notices at once when it gives a place back itself, but only when it polls that others did. Without
+//! a rule it would keep its places for ever. So:
 //!
-//! - As long as a gate has less than an equal share it takes what is free. The equal share is what those that want no
-//!   more leave of the limit, divided by the number of those that do. All such shares fit under the limit at once.
-//! - Beyond that it does not get ahead of another that wants more, but for the places that do not divide: the gates
-//!   take these in turns of half a second. (With a limit of 1, that is the only place.)
-//! - A place that is left to the others and is not taken by them is taken after a tenth of a second all the same, and
-//!   nothing is left to them for the second that follows: a gate that wants and does not take may be stopped, or wait
-//!   for its own disk.
+//! - While a gate has less than an equal share, it takes what is free. The equal share is the limit, less the
+//!   deliveries of gates that want no more, divided by the number of gates that want more. All such shares together fit
+//!   the limit.
+//! - Beyond its share, a gate does not get ahead of another that wants more. The exception is the remainder of the
+//!   division: the gates take these places in turns of half a second. (With a limit of 1, that is the only place.)
+//! - If a gate leaves a place to the others and they do not take it, it takes the place after a tenth of a second, and
+//!   leaves nothing to them for the next second: a gate that wants a place and does not take it may be stopped, or wait
+//!   for its disk.
 //!
-//! The alternative was a fixed share of the limit for each spawner that is alive. It needs no count, but a limit below
-//! the number of spawners cannot be divided, and with one busy channel all other shares would be idle.
+//! The alternative was a fixed share of the limit for each running spawner. It needs no count. But a limit below the
+//! number of spawners cannot be divided, and if one channel is busy, the shares of all others would be idle.
 
 #![forbid(unsafe_code)]
 
@@ -30,23 +31,23 @@ use std::fmt;
 use crate::control::problem::Problem;
 use crate::core::rules::KeyKind;
 
-/// How long one gate has the places that do not divide, in microseconds.
+/// How long one gate may keep the places of the remainder, in microseconds.
 const TURN_US: u64 = 500_000;
-/// How long a free place is left to the others.
+/// How long a free place is left to the others, in microseconds.
 const LEAVE_US: u64 = 100_000;
-/// How long nothing is left to them when they did not take it.
+/// How long nothing is left to the others after they did not take a place, in microseconds.
 const ALONE_US: u64 = 1_000_000;
 
-/// What this spawner tells the others of a key.
+/// What a spawner announces of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Announcement {
     /// Deliveries that run, and one that is about to.
     pub running: u32,
-    /// Whether more would start if there were room.
+    /// Whether more would start if there were places.
     pub demand: Demand,
 }
 
-/// Whether more of a key would start if there were room.
+/// Whether more deliveries of a key would start if there were places.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Demand {
     /// No.
@@ -56,21 +57,21 @@ pub enum Demand {
     More,
 }
 
-/// What all the others together have told of a key.
+/// The sum of what all other spawners have announced of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PeerTotals {
     /// Deliveries that run.
     pub running: u32,
-    /// Those of them that belong to spawners that want no more.
+    /// How many of these belong to spawners that want no more.
     pub resting: u32,
     /// How many spawners want more.
     pub wanting: u32,
-    /// The fewest deliveries that one of these has; 0 if there is none.
+    /// The fewest deliveries that a spawner has which wants more; 0 if there is none.
     pub least: u32,
 }
 
 impl PeerTotals {
-    /// Adds one.
+    /// Adds the announcement of one spawner.
     pub fn add(&mut self, other: Announcement) {
         self.running = self.running.saturating_add(other.running);
         match other.demand {
@@ -84,36 +85,36 @@ impl PeerTotals {
     }
 }
 
-/// What became of a look at the other spawners as a whole.
+/// The result of a check of the other spawners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerCheck {
-    /// They know what they were told.
+    /// They have what was announced.
     Unchanged,
-    /// Everything has to be told anew.
+    /// Everything must be announced again.
     AnnounceAgain,
 }
 
 /// The other spawners of the queue.
 pub trait OtherSpawners: fmt::Debug + Send {
-    /// Tells them of a key.
+    /// Announces a key.
     fn announce(&mut self, kind: KeyKind, name: &[u8], own: Announcement);
 
-    /// What they have told.
+    /// The sum of what they have announced of a key.
     fn totals(&mut self, kind: KeyKind, name: &[u8]) -> PeerTotals;
 
-    /// To be called about once a second: who has come, who has gone.
+    /// Checks which spawners have come and gone. Call it about once a second.
     fn check(&mut self) -> PeerCheck;
 
-    /// Which one this is, from 0 on.
+    /// The number of this spawner, from 0.
     fn index(&self) -> u32;
 
-    /// Why there may be too many of a key, if that is so.
+    /// Why limits may be exceeded, if they may.
     fn problem(&self) -> Option<Problem>;
 
-    /// How many others were there at the last look.
+    /// How many others there were at the last check.
     fn alive_count(&self) -> u32;
 
-    /// Tells them that there is nothing here any more.
+    /// Withdraws all announcements of this spawner.
     fn leave(&mut self);
 }
 
@@ -122,25 +123,25 @@ pub trait OtherSpawners: fmt::Debug + Send {
 pub enum PlaceDecision {
     /// Take it.
     Take,
-    /// There is none.
+    /// There is no free place.
     Full,
-    /// It is left to others.
+    /// Leave it to the others.
     LeaveToOthers,
 }
 
-/// Whose turn it is at one key. See the module.
+/// Whose turn it is to take the places of one key. See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PlaceTurn {
-    /// Since when this gate has places that do not divide.
+    /// Since when this gate has places of the remainder.
     ahead_us: Option<u64>,
-    /// Since when it leaves one.
+    /// Since when it leaves a place to the others.
     left_us: Option<u64>,
-    /// Until when it leaves none.
+    /// Until when it leaves none to them.
     alone_until_us: u64,
 }
 
 impl PlaceTurn {
-    /// Whether one more may be taken, beside `running` of its own.
+    /// Decides whether to take one more place, beside `running` of its own.
     pub fn take(
         &mut self,
         now_us: u64,
@@ -154,8 +155,8 @@ impl PlaceTurn {
             }
             return PlaceDecision::Full;
         }
-        let part = limit.saturating_sub(others.resting) / (others.wanting + 1);
-        if others.wanting == 0 || running < part || running < others.least {
+        let share = limit.saturating_sub(others.resting) / (others.wanting + 1);
+        if others.wanting == 0 || running < share || running < others.least {
             (self.left_us, self.ahead_us) = (None, None);
             return PlaceDecision::Take;
         }
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn an_equal_part_is_taken_at_once_and_no_more_than_the_limit() {
+    fn an_equal_share_is_taken_at_once_and_no_more_than_the_limit() {
         let mut turn = PlaceTurn::default();
         // 20 for three, one of which has 2 and wants no more: nine each.
         let sum = totals(&[(0, Demand::More), (2, Demand::Nothing)]);
@@ -216,15 +217,15 @@ mod tests {
             turn.take(0, 20, 9, &totals(&[(9, Demand::More), (2, Demand::Nothing)])),
             PlaceDecision::Full
         );
-        // Who wants nothing is waited for by nobody.
+        // Nothing is left to a spawner that wants no more.
         assert_eq!(turn.take(0, 20, 17, &totals(&[(2, Demand::Nothing)])), PlaceDecision::Take);
     }
 
     #[test]
-    fn the_place_that_does_not_divide_goes_round() {
+    fn the_place_of_the_remainder_goes_round() {
         let mut turn = PlaceTurn::default();
         let waits = totals(&[(0, Demand::More)]);
-        // Its own turn, whatever others want; then it is left.
+        // First its own turn, whatever the others want; then it leaves the place.
         assert_eq!(turn.take(0, 1, 0, &waits), PlaceDecision::Take);
         assert_eq!(turn.take(TURN_US - 1, 1, 0, &waits), PlaceDecision::Take);
         assert_eq!(turn.take(TURN_US, 1, 0, &waits), PlaceDecision::LeaveToOthers);
@@ -232,13 +233,13 @@ mod tests {
             turn.take(TURN_US + 1, 1, 0, &totals(&[(1, Demand::More)])),
             PlaceDecision::Full
         );
-        // The other has had it: a new turn.
+        // The other has had the place: a new turn begins.
         assert_eq!(turn.take(2 * TURN_US, 1, 0, &waits), PlaceDecision::Take);
         assert_eq!(turn.take(3 * TURN_US - 1, 1, 0, &waits), PlaceDecision::Take);
     }
 
     #[test]
-    fn a_place_that_nobody_takes_is_not_left_for_long() {
+    fn a_place_that_the_others_do_not_take_is_not_left_for_long() {
         let mut turn = PlaceTurn::default();
         let stopped = totals(&[(0, Demand::More)]);
         assert_eq!(turn.take(0, 4, 2, &stopped), PlaceDecision::LeaveToOthers);
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_all_gives_back_until_the_parts_are_equal() {
+    fn a_spawner_with_all_places_gives_back_until_the_shares_are_equal() {
         let mut turn = PlaceTurn::default();
         assert_eq!(
             turn.take(0, 20, 19, &totals(&[(0, Demand::More)])),

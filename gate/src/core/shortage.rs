@@ -1,18 +1,21 @@
 //! A shortage of this machine: no ports left, no route, no memory for sockets. Then connections to all servers fail at
 //! once, and the servers are not the cause.
 //!
-//! **The signs.** Within [`WINDOW_US`] at least [`WITNESSES`] keys whose servers have taken mail within [`WITNESS_US`]
-//! fail to connect. There are as many failures as deliveries of which it is not known yet whether they have connected,
-//! those that were started within the same time. And of what was started since the first failure hardly anything
-//! connects. Then the limits of these keys become what they were before, nothing starts for 2 s, and what could not
-//! connect was not really tried. If it goes on so after that, the pause becomes 8, 16, and then 30 s.
+//! **Signs.** A shortage is assumed if three things come together. Within [`WINDOW_US`], at least [`WITNESSES`] keys
+//! fail to connect whose servers took mail within [`WITNESS_US`]. There are at least as many failures as deliveries
+//! that were started within the same time and have no result yet. And hardly any delivery that was started since the
+//! first failure has connected.
 //!
-//! **Who counts.** Only keys that took mail of late are witnesses, so a list of a thousand dead domains has none.
-//! Somebody who owns many live domains, and lets them die together, would also need half of all that is started here,
-//! and would gain pauses of some seconds by it. A hosting company that is down with fifty domains is not half of what
-//! is started, where there is other mail; where there is none, a pause of 2 s harms nobody.
+//! **Consequences.** The limits of these keys go back to what they were, nothing starts for 2 s, and deliveries that
+//! could not connect do not count as attempts. If the failures go on after that, the pause becomes 8, 16, and then 30
+//! s.
 //!
-//! A resolver that is dead says nothing of servers anyway: see [`crate::report`].
+//! **Witnesses** are only keys that took mail recently, so a list of a thousand dead domains has none. An attacker who
+//! lets many live domains die together would need half of all deliveries here, and would gain pauses of some seconds. A
+//! hosting company with fifty domains that is down is not half of the deliveries if there is other mail; if there is
+//! none, a pause of 2 s does no harm.
+//!
+//! A dead resolver says nothing of servers: see [`crate::report`].
 
 #![forbid(unsafe_code)]
 
@@ -20,14 +23,14 @@ use crate::core::learn::Learned;
 
 /// Failures within this time belong together, in microseconds.
 pub const WINDOW_US: u64 = 2_000_000;
-/// How many keys must fail to connect.
+/// How many such keys must fail to connect.
 pub const WITNESSES: usize = 5;
-/// The most keys of which it is remembered what was known of their servers before.
+/// The most keys whose earlier limits are remembered.
 const WITNESSES_MAX: usize = 128;
-/// A key counts if its server has taken mail within this time, in microseconds.
+/// A key is a witness if its server took mail within this time, in microseconds.
 pub const WITNESS_US: u64 = 600_000_000;
-/// How long nothing starts: the first time, the second, and so on. All are shorter than a command is held. The first
-/// three together last 26 s: if the shortage is over by then, no mail has used up its returns.
+/// How long nothing starts, in microseconds: the first time, the second, and so on. Each is shorter than a hold. The
+/// first three together last 26 s: if the shortage is over by then, no mail has used up its returns.
 pub const PAUSES_US: [u64; 4] = [2_000_000, 8_000_000, 16_000_000, 30_000_000];
 
 /// A key whose deliveries failed to connect.
@@ -35,13 +38,13 @@ pub const PAUSES_US: [u64; 4] = [2_000_000, 8_000_000, 16_000_000, 30_000_000];
 pub struct Witness {
     /// Its index among the keys.
     pub at: u32,
-    /// Its number, which tells whether it is still that key.
+    /// Its number, by which the gate knows whether the index is still that of this key.
     pub number: u32,
     /// What was known of its server before.
     pub learned: Learned,
 }
 
-/// See the module.
+/// Detects a shortage. See the module.
 #[derive(Clone, Debug)]
 pub struct Shortage {
     witnesses: [Option<Witness>; WITNESSES_MAX],
@@ -50,9 +53,9 @@ pub struct Shortage {
     since_us: u64,
     failures: u32,
     connected: u32,
-    /// The number of failures at which the others are counted: rarely, because that takes a look at each slot.
+    /// The number of failures at which deliveries without a result are counted. Rarely, because that reads each slot.
     count_at: u32,
-    /// Until when nothing starts; 0: no pause since the last connection.
+    /// Nothing starts before this time; 0: no pause since the last connection.
     until_us: u64,
     pauses: usize,
 }
@@ -73,20 +76,20 @@ impl Default for Shortage {
 }
 
 impl Shortage {
-    /// Until when nothing starts, if that is so.
+    /// The end of the pause, if there is one now.
     #[inline]
     #[must_use]
     pub fn paused_until(&self, now_us: u64) -> Option<u64> {
         (self.until_us > now_us).then_some(self.until_us)
     }
 
-    /// Whether what fails to connect now is taken for a part of the shortage.
+    /// Whether a delivery that fails to connect now is taken for a part of the shortage.
     #[must_use]
     pub fn is_on(&self, now_us: u64) -> bool {
         self.pauses > 0 && now_us < self.until_us.saturating_add(WINDOW_US)
     }
 
-    /// Whether nothing failed to connect of late: then [`Shortage::connected`] has nothing to do.
+    /// Whether no connection failed recently: then [`Shortage::connected`] has nothing to do.
     #[inline]
     #[must_use]
     pub fn is_quiet(&self, now_us: u64) -> bool {
@@ -94,7 +97,7 @@ impl Shortage {
         self.pauses == 0 && (self.failures == 0 || is_old)
     }
 
-    /// A delivery that was started then was connected.
+    /// Notes that a delivery that started at this time has connected.
     #[inline]
     pub fn connected(&mut self, started_us: u64) {
         if self.pauses > 0 && started_us >= self.until_us {
@@ -104,8 +107,8 @@ impl Shortage {
         }
     }
 
-    /// A delivery could not connect. `pending`: how many of those that run were started since a time. True: a pause
-    /// begins, and [`Shortage::take`] has the keys.
+    /// Notes that a delivery could not connect. `pending` returns how many running deliveries were started since a
+    /// time. True: a pause begins, and [`Shortage::take`] returns the keys.
     pub fn failed(
         &mut self,
         now_us: u64,
@@ -147,7 +150,7 @@ impl Shortage {
         true
     }
 
-    /// The keys that failed first, one after the other.
+    /// Takes out the witnesses, one with each call.
     pub fn take(&mut self) -> Option<Witness> {
         self.seen = self.seen.checked_sub(1)?;
         self.witnesses[self.seen].take()
@@ -167,7 +170,7 @@ mod tests {
         let mut shortage = Shortage::default();
         for number in 0..4 {
             assert!(!shortage.failed(1000, witness(number), |_| 0));
-            // The same once more.
+            // The same key once more.
             assert!(!shortage.failed(1000, witness(number), |_| 0));
         }
         assert_eq!(shortage.paused_until(1000), None);

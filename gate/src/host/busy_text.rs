@@ -31,7 +31,7 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
         BusyReason::AtLimit
         | BusyReason::Refused
         | BusyReason::Paused(_)
-        | BusyReason::AtPart(_) => {
+        | BusyReason::AtDomainShare(_) => {
             write!(out, "B{} {} ", busy.secs, key.number)?;
         }
         BusyReason::Suspended(_) => out.write_str("Z")?,
@@ -87,7 +87,7 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
                 ": no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n",
             );
         }
-        (BusyReason::AtPart(part), _) => {
+        (BusyReason::AtDomainShare(part), _) => {
             return writeln!(
                 out,
                 " has its part of its site's places, {part}; not tried. (#4.4.5)"

@@ -62,7 +62,7 @@ fn the_texts_of_what_the_server_does_not_take() {
         coverage: Coverage::AllDeliveries,
         started_in: StartedIn::FreePlace,
     };
-    key.learned.end(&refused, &mut Random::new(1));
+    key.learned.delivery_ended(&refused, &mut Random::new(1));
     assert_eq!(
         told(&key, BusyReason::AtLimit, 61),
         "B61 7 gmail.com is at 11 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)\n"

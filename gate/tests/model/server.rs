@@ -8,10 +8,11 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 use std::rc::Rc;
 
 use qpatch_gate::learn::{
-    Admission, Attempt, Coverage, EndedDelivery, Learned, Learning, Returns, StartedIn,
+    Admission, Attempt, Coverage, EndedDelivery, Learned, Learning, StartedIn,
 };
 use qpatch_gate::random::Random;
 use qpatch_gate::report::{Seen, Sent};
+use qpatch_gate::returns::Returns;
 
 pub(crate) const SEC: u64 = 1_000_000;
 
@@ -32,7 +33,7 @@ impl Control for Learned {
     }
 
     fn end(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
-        Learned::end(self, ended, random)
+        Learned::delivery_ended(self, ended, random)
     }
 
     fn started_in(&self, now_us: u64) -> StartedIn {
@@ -54,7 +55,7 @@ impl Control for FixedLimit {
     }
 
     fn end(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
-        self.0.end(&EndedDelivery { learning: Learning::Fixed, ..*ended }, random)
+        self.0.delivery_ended(&EndedDelivery { learning: Learning::Fixed, ..*ended }, random)
     }
 
     fn started_in(&self, now_us: u64) -> StartedIn {
@@ -474,7 +475,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             }
             out.accepted += 1;
             out.accepted_us.push(now_us);
-            returns.tried(hash);
+            returns.note_attempt(hash);
             out.last_accepted_us = now_us;
             if out.accepted == good {
                 break;
@@ -495,7 +496,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             }
         } else {
             out.deferred += 1;
-            returns.tried(hash);
+            returns.note_attempt(hash);
             back[mail as usize] = 0;
             sequence += 1;
             let back_us = now_us + (setup.retry_secs * SEC as f64) as u64;

@@ -723,7 +723,7 @@ impl MailSystem {
             BusyReason::AtLimit
             | BusyReason::Refused
             | BusyReason::Paused(_)
-            | BusyReason::AtPart(_) => key.busy += 1,
+            | BusyReason::AtDomainShare(_) => key.busy += 1,
         }
         if key.cap.limit == Limit::AtMost(0) {
             // It would come back again and again.
@@ -742,7 +742,7 @@ impl MailSystem {
             BusyReason::AtLimit
             | BusyReason::Refused
             | BusyReason::Paused(_)
-            | BusyReason::AtPart(_) => ReportedResult::Busy {
+            | BusyReason::AtDomainShare(_) => ReportedResult::Busy {
                 secs: busy.secs.into(),
                 queue: self.gate.key(busy.key).number,
             },

@@ -1,4 +1,4 @@
-//! Commands that are held, and whose turn it is when a place is free.
+//! Commands that are held, and which key may start one when a place is free.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use crate::util::list::{NONE, append, unlink};
 use crate::util::memory::OutOfMemory;
 
 impl Gate {
-    /// Whether one more of this key may start.
+    /// Whether one more delivery of this key may start.
     pub(super) fn admits(&self, at: u32, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize].key;
         key.admits(now_us) && key.running < self.most_beside_partner(at)
@@ -23,6 +23,7 @@ impl Gate {
         self.keys.all[at as usize].key.held > 0 && self.admits(at, self.now_us)
     }
 
+    /// Puts a free slot to use, for a domain or for [`NONE`].
     pub(super) fn occupy(&mut self, slot: u32, domain: u32, state: SlotState, now_us: u64) {
         fault!();
         let entry = &mut self.slots[slot as usize];
@@ -37,7 +38,7 @@ impl Gate {
         }
     }
 
-    /// The opposite of [`Gate::occupy`]. The domain may be idle then; it is not put to rest yet.
+    /// The opposite of [`Gate::occupy`]. Afterwards the domain may be unused; the caller makes it idle.
     pub(super) fn vacate(&mut self, slot: u32) {
         fault!();
         let entry = &mut self.slots[slot as usize];
@@ -50,7 +51,7 @@ impl Gate {
         }
     }
 
-    /// A place of the domain's key is taken by a free slot.
+    /// Starts a delivery in a free slot; it takes a place of the domain's key.
     pub(super) fn start(&mut self, slot: u32, domain: u32, now_us: u64) {
         self.occupy(slot, domain, SlotState::Running, now_us);
         fault!();
@@ -64,8 +65,8 @@ impl Gate {
         self.announce(of);
     }
 
-    /// With this one held, its key and all keys keep to the thresholds. What was not called may only be held if there
-    /// is room for all that is away, too: else it would overtake it.
+    /// Whether the thresholds allow one more held command of this key. A command that was not called may be held only
+    /// if there is room for all mail of the key that is away as well; otherwise it would overtake that mail.
     pub(super) fn may_hold(&mut self, at: u32, was_called: bool, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize].key;
         let left = self.slots_not_running().saturating_sub(2 * (self.held() + 1));
@@ -78,11 +79,15 @@ impl Gate {
         }
         match key.limit() {
             Limit::AtMost(limit) if limit > 0 => key.held < key.pace.reach(limit).max(limit),
-            // Closed for nobody knows how long.
+            // Limit 0: closed for an unknown time.
             _ => true,
         }
     }
 
+    /// Holds a command.
+    ///
+    /// # Errors
+    /// No memory: nothing has changed.
     pub(super) fn hold(
         &mut self,
         slot: u32,
@@ -107,7 +112,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Frees a held slot. Its command is released, and can be read until the next `store`.
+    /// Frees a held slot. Its command is released; it can be read until the next `store`.
     pub(super) fn release_held(&mut self, slot: u32, at: u32) -> u32 {
         fault!();
         unlink(&mut self.held_slots, slot, &mut self.slots, |slot| &mut slot.of_all);
@@ -115,7 +120,7 @@ impl Gate {
         let key = &mut self.keys.all[at as usize].key;
         unlink(&mut key.held_slots, slot, &mut self.slots, |slot| &mut slot.of_key);
         key.held -= 1;
-        // A key that is ready has held commands, and is active by that: it is in no other list.
+        // A ready key has held commands, so it is active: its link is in no other list.
         if key.held == 0 && std::mem::take(&mut key.in_ready_keys) {
             unlink(&mut self.ready_keys, at, &mut self.keys.links, |link| link);
         }
@@ -127,6 +132,7 @@ impl Gate {
         command
     }
 
+    /// Puts a key with held commands where it belongs: among the ready keys, or where it waits.
     pub(super) fn make_ready(&mut self, at: u32) {
         let key = &self.keys.all[at as usize].key;
         if key.in_ready_keys || key.held == 0 || key.blocked {
@@ -141,7 +147,7 @@ impl Gate {
             && !key.in_pause_queue
             && self.pause_queue.try_reserve(1).is_ok()
         {
-            // Without memory they wait until their hold ends.
+            // Without memory the commands wait until their hold ends.
             key.in_pause_queue = true;
             self.pause_queue.push(Reverse((until_us, at)));
         } else if key.kind == KeyKind::Candidates
@@ -154,13 +160,13 @@ impl Gate {
         }
     }
 
-    /// Candidates for whom their site's members have left a place: since one of them ended, or none of them waits any
-    /// more.
+    /// Makes candidates ready for which the members of their site have left a place, because a member's delivery ended
+    /// or no member waits any more.
     pub(super) fn check_waiting_candidates(&mut self) {
         let mut index = 0;
         while let Some(&at) = self.waiting_candidates.get(index) {
             let key = &self.keys.all[at as usize].key;
-            // Another key may have this entry by now.
+            // This entry may belong to another key now.
             if key.in_waiting_candidates && key.held > 0 && !self.is_startable(at) {
                 index += 1;
                 continue;
@@ -172,11 +178,11 @@ impl Gate {
         }
     }
 
-    /// The slots that run nothing.
+    /// The number of slots that run nothing.
     pub(super) fn slots_not_running(&self) -> u32 {
         (self.capacity + self.held()).saturating_sub(self.in_use)
     }
 }
 
-/// A key may hold this many times what is left of what all keys may hold.
+/// A key may hold this many times what the others leave of what all keys may hold.
 pub(super) const ALPHA: u32 = 4;

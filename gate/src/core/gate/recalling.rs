@@ -1,4 +1,4 @@
-//! Mail that is sent away, and how much of it has room here again.
+//! Mail that is sent away, and how much of it is called back.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use crate::core::keys::Entry;
 use crate::util::memory;
 
 impl Gate {
-    /// A command for a domain, which counts under the key `at`, has come. True if it is taken for one that was called.
+    /// Notes a command for a domain that counts under the key `at`. Returns whether it is taken for called mail.
     pub(super) fn note_arrival(&mut self, domain: u32, at: u32, now_us: u64) -> bool {
         if domain != at && self.keys.all[domain as usize].key.recall.arrived(now_us) {
             self.called -= 1;
@@ -23,6 +23,7 @@ impl Gate {
         was_called
     }
 
+    /// The next call, if a key has room for mail that is away.
     pub(super) fn next_call(&mut self, now_us: u64) -> Option<Call> {
         if let Some(number) = self.removed_numbers.pop() {
             return Some(Call { number, most: u32::MAX });
@@ -35,7 +36,7 @@ impl Gate {
             let most = self.room(at, now_us);
             let admits = self.admits(at, now_us);
             let Entry { domain, key, .. } = &mut self.keys.all[at as usize];
-            // In portions, unless a place is idle: each is a report to qmail-send.
+            // Each call is a report to qmail-send. So small portions wait, unless a place is idle.
             let is_little = most < (key.held + key.recall.called()) / 8;
             if is_little && !admits {
                 continue;
@@ -53,7 +54,7 @@ impl Gate {
         None
     }
 
-    /// Calls that are in vain come to their end, and keys that lacked mail when there were no slots have another look.
+    /// Ends calls that were not answered in time, and queues the keys with mail away again: slots may be free now.
     pub(super) fn check_keys_away(&mut self, now_us: u64) {
         self.keys_away_checked_us = now_us;
         let mut index = 0;
@@ -81,14 +82,14 @@ impl Gate {
         }
     }
 
-    /// qmail-send speaks after a silence.
+    /// qmail-send sends commands again after a silence: calls have time to be answered from now on.
     pub(super) fn restart_deadlines(&mut self, now_us: u64) {
         for &at in &self.keys_away {
             self.keys.all[at as usize].key.recall.restart_deadlines(now_us);
         }
     }
 
-    /// To be called when there may be room for mail of this key that is away.
+    /// Queues a key for [`Gate::next_call`]. Call it when there may be room for mail of the key that is away.
     pub(super) fn queue_for_room(&mut self, at: u32) {
         let entry = &mut self.keys.all[at as usize];
         if entry.in_away_list
@@ -99,8 +100,8 @@ impl Gate {
         }
     }
 
-    /// How much mail of this key that is away has room here: for its idle places, where it starts at once, and to be
-    /// held. What is held keeps to the thresholds exactly as in [`Gate::may_hold`]: one too many would be sent away and
+    /// How much mail of this key to call: as much as starts at once in its idle places, and as much as may be held. The
+    /// thresholds are exactly those of [`Gate::may_hold`]: if one mail too many were called, it would be sent away and
     /// called again without end.
     pub(super) fn room(&mut self, at: u32, now_us: u64) -> u32 {
         if self.shortage.paused_until(now_us).is_some() {
@@ -109,7 +110,7 @@ impl Gate {
         let Entry { domain, key, .. } = &self.keys.all[at as usize];
         if domain.standing.is_some() {
             let (of, taken) = (domain.key, domain.slots + key.recall.called());
-            // Of a site's domain, what it may have, as far as the site has room.
+            // A domain of a site may have its share, as far as the site has room.
             if self.domain_waits(at, now_us).is_some() {
                 return 0;
             }
@@ -141,7 +142,7 @@ impl Gate {
         (idle + held).saturating_sub(here)
     }
 
-    /// So many that are neither started nor held.
+    /// The busy answer for `number` commands that are neither started nor held.
     pub(super) fn answer_busy(&mut self, at: u32, now_us: u64, number: u32) -> Busy {
         let key = &self.keys.all[at as usize].key;
         let suspension = match key.cap.limit {
@@ -165,6 +166,7 @@ impl Gate {
         }
     }
 
+    /// Counts `number` mails as away, and makes their busy answer.
     pub(super) fn send_away(&mut self, at: u32, now_us: u64, why: BusyReason, number: u32) -> Busy {
         fault!();
         let Entry { key, in_away_list, .. } = &mut self.keys.all[at as usize];
@@ -175,7 +177,7 @@ impl Gate {
         let called = key.recall.called();
         key.recall.sent_away(now_us, secs, number);
         self.called -= called - key.recall.called();
-        // While it is closed there is nothing to look for. Without memory to list it, it comes back by the clock.
+        // With limit 0 no room is expected. Without memory for the list, the mail comes back by the clock.
         if limit > 0 && !*in_away_list && memory::push(&mut self.keys_away, at).is_ok() {
             *in_away_list = true;
         }
@@ -186,7 +188,7 @@ impl Gate {
         Busy { key: at, secs, why }
     }
 
-    /// Counts, for each key, what is away under the numbers of its domains.
+    /// Counts for each key the mail that is away under the numbers of its domains.
     pub fn count_away_by_domain(&mut self) {
         for entry in &mut self.keys.all {
             entry.key.away_by_domain = 0;

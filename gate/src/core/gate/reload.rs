@@ -1,4 +1,4 @@
-//! Other rules, and memory given back: the keys are made again.
+//! New rules, and giving memory back: the keys are rebuilt.
 
 #![forbid(unsafe_code)]
 
@@ -16,11 +16,11 @@ use crate::report::replies::Replies;
 use crate::util::list::{EMPTY, NONE, append};
 use crate::util::memory::{self, OutOfMemory};
 
-/// How many keys an empty list of keys keeps room for.
+/// An empty list with room for more keys than this gives its memory back.
 const KEPT_ENTRIES: usize = 64;
 
 impl Gate {
-    /// Gives memory back and forgets old keys. To be called about once a second.
+    /// Gives memory back and forgets old keys. Call it about once a second.
     ///
     /// # Errors
     /// No memory to give memory back; nothing has changed.
@@ -38,7 +38,7 @@ impl Gate {
             self.rebuild(now_us)?;
         }
         if self.keys.index.is_empty() {
-            // Nothing was delivered for an hour.
+            // No key is left: there was no delivery for an hour.
             self.keys = Keys::new(self.keys.last_number);
             self.room_queue.clear();
             self.keys_away.clear();
@@ -49,9 +49,8 @@ impl Gate {
         Ok(())
     }
 
-    /// Another table counts from now on, made with [`Gate::hasher`]; None for no limits at all. What runs goes on
-    /// running and is counted under its new keys; what is held stays held, and starts as soon as its new key has a
-    /// place.
+    /// Puts another table into force, made with [`Gate::hasher`]; None: no limits at all. Deliveries that run go on and
+    /// count under their new keys. Held commands stay held, and start as soon as their new key has a place.
     ///
     /// # Errors
     /// No memory: the old table stays.
@@ -61,7 +60,7 @@ impl Gate {
         self.rebuild(now_us).inspect_err(|_| self.rules.table = old)
     }
 
-    /// Other routes count from now on, made with [`Gate::hasher`].
+    /// Puts other routes into force, made with [`Gate::hasher`].
     ///
     /// # Errors
     /// No memory: the old routes stay.
@@ -71,18 +70,18 @@ impl Gate {
         self.rebuild(now_us).inspect_err(|_| self.rules.routes = old)
     }
 
-    /// Other senders count from now on, made with [`Gate::hasher`]. What runs and is held stays with the relay that it
-    /// had: its qmail-remote has looked there already, or it is one delivery more or less.
+    /// Puts other senders into force, made with [`Gate::hasher`]. Deliveries that run or are held stay with the relay
+    /// that they had: a qmail-remote that runs has read the file already, and a held delivery is one more or less.
     pub fn set_senders(&mut self, senders: Senders) {
         self.rules.senders = senders;
     }
 
-    /// What the tree's qmail-remote reads; before the first delivery.
+    /// Sets which files the tree's qmail-remote reads. Call it before the first delivery.
     pub fn set_reads(&mut self, reads: Reads) {
         self.rules.reads = reads;
     }
 
-    /// Another map of sites counts from now on, made with [`Gate::hasher`].
+    /// Puts another map of sites into force, made with [`Gate::hasher`].
     ///
     /// # Errors
     /// No memory: the old map stays.
@@ -92,8 +91,8 @@ impl Gate {
         self.rebuild(now_us).inspect_err(|_| self.rules.sites.map = old)
     }
 
-    /// Other words count from now on. The pauses that the old ones wanted are over: whoever changes the file may have
-    /// been mistaken before.
+    /// Puts other lines of control/concurrencyreplies into force. The pauses of the old ones end: the operator may have
+    /// changed the file because a line was wrong.
     pub fn set_replies(&mut self, replies: Replies, now_us: u64) {
         self.clock(now_us);
         self.rules.replies = replies;
@@ -109,7 +108,7 @@ impl Gate {
         }
     }
 
-    /// The name that qmail-remote gives with HELO, which servers repeat. Nothing is done without memory for it.
+    /// Sets the name that qmail-remote gives with HELO, which servers repeat. Without memory it is empty.
     pub fn set_helo(&mut self, name: &[u8]) {
         let helo = &mut self.rules.helo;
         helo.clear();
@@ -118,13 +117,16 @@ impl Gate {
         }
     }
 
-    /// Makes the keys anew: for other rules, or to give memory back.
+    /// Rebuilds the keys: for other rules, or to give memory back.
+    ///
+    /// # Errors
+    /// No memory: nothing has changed.
     pub(super) fn rebuild(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
         let rules = &self.rules;
         let mut keys = Keys::new(self.keys.last_number);
         let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
-        // The idle ones first, the oldest first, so that they come to rest in the same order; then those with slots.
-        // Keys of relays and groups come with the first domain that counts under them.
+        // Idle entries first, the oldest first, so that they keep their order; then those with slots. Keys of relays
+        // and groups come with the first domain that counts under them.
         let idle = self.keys.idle(self.keys.recent).chain(self.keys.idle(self.keys.contended));
         let in_use = (0u32..)
             .zip(&self.keys.all)
@@ -133,7 +135,7 @@ impl Gate {
         for old in idle.chain(in_use) {
             let Entry { domain, key, .. } = &self.keys.all[old as usize];
             let hash = rules.hasher.hash(&key.name);
-            // A relay that senders have is like a domain; others come with their domains, or only have a past.
+            // A relay of senders is like a domain. Other keys come with their domains, or are only remembered.
             let has_own = domain.slots > 0 || domain.key != old;
             moved[old as usize] =
                 if key.kind == KeyKind::Domain || (key.kind == KeyKind::Relay && has_own) {
@@ -151,7 +153,7 @@ impl Gate {
             }
         }
 
-        // A domain of a site keeps what is away under its own number.
+        // A domain of a site keeps its mail away under its own number.
         let keeps = |domain: &Domain, at: u32| domain.key == at || domain.standing.is_some();
         let is_gone = |old: &Key, at: u32, keys: &Keys| {
             let now = keys.all.get(at as usize);
@@ -184,7 +186,7 @@ impl Gate {
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
                 (key.pause, key.rate_pauses) = (old.pause, old.rate_pauses);
-                // Nothing that was learned goes on where the limit stays what it is from now on.
+                // A key that no longer learns forgets what it has learned.
                 if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
                     && domain.standing.is_some() == was_of_site
                 {

@@ -1,4 +1,4 @@
-//! What a delivery's report changes.
+//! What the report of a delivery changes: the key's limit and pauses, and whether its mail goes back as busy.
 
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ use crate::report::replies::{Meaning, Verdict};
 use crate::report::{self, Reader};
 
 impl Gate {
-    /// What a report says of the key, whose delivery does not run any more.
+    /// Reads the report of a delivery of this key, which no longer counts as running.
     pub(super) fn read_report(
         &mut self,
         at: u32,
@@ -40,11 +40,11 @@ impl Gate {
             } else {
                 DeliverySite::NoSite
             };
-            // Too fast is not too many: no level is to be learned from it.
+            // A rate is not a number at once: no level is learned from it.
             let is_too_fast = matches!(said.rule, Some(Verdict { meaning: Meaning::Rate, .. }))
                 && matches!(said.seen, report::Seen::TooMany(_));
             let of_server = if is_too_fast { report::Seen::Deferred } else { said.seen };
-            // As ever, unless the operator says something else.
+            // A fixed limit reads only the connection, unless the operator's rules say something.
             let of_server = match self.key(at).is_fixed() && said.rule.is_none() {
                 true => report::at_the_door(report),
                 false => of_server,
@@ -93,8 +93,8 @@ impl Gate {
                     }
                     Meaning::Rate | Meaning::Limit | Meaning::Nothing => None,
                 };
-                // As after any refusal that is not about the mail: with others there, or accepted within a minute, it
-                // was no try.
+                // As with any refusal that is not about the mail: with others running, or one accepted within a minute,
+                // it does not count as an attempt.
                 let beside = key.running > 0 || key.learned.has_accepted(now_us, RECENT_US);
                 if is_too_fast && said.seen.is_too_many_early() && beside {
                     tried = Attempt::DoesNotCount;
@@ -102,7 +102,7 @@ impl Gate {
                 if let Some(until_us) = until_us {
                     let pause = ReplyPause { until_us, line };
                     key.pause(pause);
-                    // The other half of a site is at the same servers.
+                    // The site's members and its candidates are at the same servers.
                     if paused == at
                         && let Some(partner) = self.partner(at)
                     {
@@ -111,7 +111,7 @@ impl Gate {
                 }
             }
             match said.seen {
-                // It came alone, as far as is counted; but only now is it known beside how many others of its site.
+                // It was alone as far as its own key knows. Only now is it known that its site may have others.
                 seen if seen.is_too_many_early() && site == DeliverySite::NotYetCounted => {
                     tried = Attempt::DoesNotCount;
                 }
@@ -141,7 +141,7 @@ impl Gate {
         Attempt::Counts
     }
 
-    /// The delivery in this slot, whose key does not count it any more.
+    /// The delivery in this slot, which its key no longer counts as running.
     pub(super) fn ended_delivery(
         &self,
         at: u32,
@@ -165,15 +165,15 @@ impl Gate {
         }
     }
 
-    /// What a key's delivery says of its server, unless it is this machine that cannot connect.
+    /// Learns what a delivery says of its server, unless the fault is in this machine.
     pub(super) fn learn_for_key(&mut self, at: u32, ended: &EndedDelivery) -> Attempt {
         let key = &mut self.keys.all[at as usize].key;
         match ended.seen {
             report::Seen::ConnectFailed => {}
-            report::Seen::Nothing => return key.learned.end(ended, &mut self.random),
+            report::Seen::Nothing => return key.learned.delivery_ended(ended, &mut self.random),
             _ => {
                 self.shortage.connected(ended.started_us);
-                return key.learned.end(ended, &mut self.random);
+                return key.learned.delivery_ended(ended, &mut self.random);
             }
         }
         let before = Witness { at, number: key.number, learned: key.learned };
@@ -182,7 +182,7 @@ impl Gate {
         let pending = |since_us: u64| {
             let is_new =
                 |slot: &&Slot| slot.state == SlotState::Running && slot.since_us >= since_us;
-            // This one is among them until its slot is free.
+            // The delivery itself is among them until its slot is free.
             (slots.iter().filter(is_new).count() as u32).saturating_sub(1)
         };
         if self.shortage.failed(ended.now_us, took.then_some(before), pending) {
@@ -198,10 +198,10 @@ impl Gate {
         if self.shortage.is_on(ended.now_us) {
             return Attempt::DoesNotCount;
         }
-        self.keys.all[at as usize].key.learned.end(ended, &mut self.random)
+        self.keys.all[at as usize].key.learned.delivery_ended(ended, &mut self.random)
     }
 
-    /// Whether a delivery of a key with a fixed limit was accepted, and nothing was amiss before: nearly all of them.
+    /// Whether a delivery of a key with a fixed limit was accepted, and nothing was wrong before. Nearly all are.
     #[inline]
     pub(super) fn is_routine_success(&mut self, at: u32, report: &[u8], now_us: u64) -> bool {
         matches!(report, [b'r', 0, b'K', ..])
@@ -209,7 +209,7 @@ impl Gate {
             && self.keys.all[at as usize].key.learned.note_routine_success(now_us)
     }
 
-    /// Whether a mail goes back as busy after its delivery.
+    /// Whether the mail of a delivery that ended goes back as busy.
     pub(super) fn returns_as_busy(&mut self, mail: u64, tried: Attempt) -> bool {
         let returns = match tried {
             Attempt::Counts => false,
@@ -217,11 +217,12 @@ impl Gate {
             Attempt::RefusedAtYoungSite => true,
         };
         if !returns {
-            self.returns.tried(mail);
+            self.returns.note_attempt(mail);
         }
         returns
     }
 }
 
-/// How much one delivery counts in the guess for a new key's service time.
+/// How much one delivery counts in the guess for a new key's service time: the mean is of about the last 64. An
+/// assumption, as [`crate::core::pace`] has it.
 const TYPICAL_WEIGHT: f64 = 1.0 / 64.0;

@@ -1,4 +1,5 @@
-//! After a panic, when the gate may be broken: what is held and away is not to be lost.
+//! What the caller does after a panic, when the gate may be broken: it takes out the commands that are held and the
+//! numbers of keys with mail away, so that no mail is lost.
 
 #![forbid(unsafe_code)]
 
@@ -6,15 +7,14 @@ use super::Gate;
 use crate::core::slots::SlotState;
 
 impl Gate {
-    /// For the time after a panic, when the gate may be broken: the slot and the command that were about to be given.
+    /// The slot and the handle of the command that [`Gate::next`] was handing out.
     pub fn rescue_handing_out(&mut self) -> Option<(u32, u32)> {
         let (slot, command) = self.handing_out.take()?;
         self.abandon(slot);
         Some((slot, command))
     }
 
-    /// For the same: the next slot from `from` on that is held, which is free then, and the handle of its command.
-    /// Nothing else is touched.
+    /// Frees the next held slot from `from` on, and returns it with the handle of its command. Nothing else changes.
     pub fn rescue(&mut self, from: u32) -> Option<(u32, u32)> {
         let slot = (from..self.slots.len() as u32)
             .find(|&slot| self.slots[slot as usize].state == SlotState::Held)?;
@@ -22,19 +22,19 @@ impl Gate {
         Some((slot, self.slots[slot as usize].command))
     }
 
-    /// For the same: the caller has the command of this slot, so it is not to be rescued.
+    /// Frees a slot whose command the caller has already.
     pub fn abandon(&mut self, slot: u32) {
         if let Some(entry) = self.slots.get_mut(slot as usize) {
             entry.state = SlotState::Free;
         }
     }
 
-    /// And a key whose mail is away: its number.
+    /// The number of a key with mail away; each is returned once.
     pub fn rescue_call(&mut self) -> Option<u32> {
         self.keys_away.pop().map(|at| self.keys.all[at as usize].key.number)
     }
 
-    /// How many [`Gate::rescue`] would still find.
+    /// How many held slots [`Gate::rescue`] would still find.
     #[must_use]
     pub fn to_rescue(&self, from: u32) -> u32 {
         self.slots.iter().skip(from as usize).filter(|slot| slot.state == SlotState::Held).count()

@@ -1,4 +1,4 @@
-//! Places that are shared with the other spawners of the queue.
+//! Places that the spawners of a queue share. [`crate::core::share`] has the rules.
 
 #![forbid(unsafe_code)]
 
@@ -8,18 +8,18 @@ use crate::core::share::{
     Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals, PlaceDecision,
 };
 
-/// A place that another spawner gives back is noticed within this time, in microseconds; half of it on average. With no
-/// time between, two that stand in each other's way would do so again. It costs 50 wake-ups a second while mail waits
-/// for what others have: 0.9 us each with one such key, 23 us with as many as are looked at in one go (4 spawners), a
+/// The time between two polls for places that other spawners gave back, in microseconds. It is random, so that two
+/// spawners that took a place at the same moment do not do so again. While mail waits for such places, polling costs 50
+/// wake-ups a second: 0.9 us each with one such key, 23 us with as many as one poll checks (4 spawners). That is a
 /// thousandth of a processor.
 const POLL_US: std::ops::RangeInclusive<u64> = 10_000..=30_000;
 
-/// The most columns of other spawners that are read each time: 3 of 42 keys, 21 of 6. The other keys have their turn at
-/// the next times.
+/// The most columns that one poll reads: those of 42 keys with 3 other spawners, of 6 keys with 21. The other keys
+/// follow at the next polls.
 const POLL_READS: u32 = 128;
 
 impl Gate {
-    /// From now on its places are those of all spawners of the queue together.
+    /// From now on the spawners of the queue share the places of each key.
     pub fn share(&mut self, spawners: Box<dyn OtherSpawners>) {
         self.other_spawners = Some(spawners);
         self.announce_changes();
@@ -31,7 +31,7 @@ impl Gate {
         self.other_spawners.as_deref()
     }
 
-    /// Looks who they are. To be called about once a second.
+    /// Checks which other spawners there are. Call it about once a second.
     pub fn check_spawners(&mut self) {
         let Some(spawners) = &mut self.other_spawners else { return };
         if spawners.check() == PeerCheck::AnnounceAgain {
@@ -41,7 +41,7 @@ impl Gate {
         }
     }
 
-    /// For when the gate itself may be broken: it counts for nobody any more.
+    /// Withdraws all announcements, for when the gate itself may be broken.
     pub fn leave_spawners(&mut self) {
         if let Some(mut spawners) = self.other_spawners.take() {
             spawners.leave();
@@ -49,7 +49,7 @@ impl Gate {
         self.poll_queue.clear();
     }
 
-    /// What the others are to know of a key that has so many running.
+    /// What this spawner announces of a key with this many running.
     pub(super) fn own_announcement(&self, at: u32, running: u32) -> Announcement {
         let key = self.key(at);
         let has_more = key.held > 0 || (key.recall.away() > 0 && self.in_use < self.capacity);
@@ -60,7 +60,7 @@ impl Gate {
         Announcement { running, demand }
     }
 
-    /// Tells the other spawners what this one has of a key.
+    /// Announces to the other spawners what this one has of a key.
     #[inline]
     pub(super) fn announce(&mut self, at: u32) {
         if self.other_spawners.is_some() {
@@ -68,26 +68,27 @@ impl Gate {
         }
     }
 
+    /// The same, with another number of running deliveries.
     pub(super) fn announce_running(&mut self, at: u32, running: u32) {
         let Entry { domain, key, state, .. } = &self.keys.all[at as usize];
-        let own_announcement = match key.common_limit() {
+        let own = match key.common_limit() {
             Some(_) if domain.key == at && *state != EntryState::Free => {
                 self.own_announcement(at, running)
             }
             _ => Announcement::default(),
         };
         let key = &mut self.keys.all[at as usize].key;
-        let is_something = own_announcement != Announcement::default();
+        let is_something = own != Announcement::default();
         if is_something || key.announced {
             key.announced = is_something;
             if let Some(spawners) = &mut self.other_spawners {
-                spawners.announce(key.kind, &key.name, own_announcement);
+                spawners.announce(key.kind, &key.name, own);
             }
         }
     }
 
-    /// Tells them again of what they have been told: whether it wants more may have changed by other things than its
-    /// own deliveries.
+    /// Announces again what was announced: whether a key wants more may have changed by other events than its own
+    /// deliveries.
     pub(super) fn announce_changes(&mut self) {
         if self.other_spawners.is_none() {
             return;
@@ -99,7 +100,8 @@ impl Gate {
         }
     }
 
-    /// The keys have been made anew: first what there is now, so that nothing is missing meanwhile.
+    /// Announces the keys after a rebuild, and then withdraws those that are gone. In this order nothing is missing in
+    /// between.
     pub(super) fn announce_rebuilt(&mut self, old: &Keys) {
         if self.other_spawners.is_none() {
             return;
@@ -118,12 +120,13 @@ impl Gate {
         }
     }
 
-    /// Whether a key that has a free place of its own may take one of all spawners' places. Then they know.
+    /// Whether a key with a free place of its own may take one of the shared places. If so, the others know it.
     #[inline]
     pub(super) fn takes_shared_place(&mut self, at: u32, now_us: u64) -> bool {
         self.other_spawners.is_none() || self.takes_place_of_all(at, now_us)
     }
 
+    /// The same, where there may be other spawners.
     pub(super) fn takes_place_of_all(&mut self, at: u32, now_us: u64) -> bool {
         let key = &self.keys.all[at as usize].key;
         let Some(limit) = key.common_limit() else { return true };
@@ -139,7 +142,7 @@ impl Gate {
         false
     }
 
-    /// What the others have of a key now, and whose turn it is.
+    /// Reads what the others have of a key now, and decides about a free place.
     pub(super) fn decide_place(&mut self, at: u32, limit: u32, now_us: u64) -> PlaceDecision {
         let key = &mut self.keys.all[at as usize].key;
         let others = match &mut self.other_spawners {
@@ -150,8 +153,8 @@ impl Gate {
         key.place_turn.take(now_us, limit, key.running, &others)
     }
 
-    /// It waits for what others have. Without memory to look for that: until its next own delivery ends or the hold
-    /// does.
+    /// The key waits for places of other spawners. Without memory for the poll it waits until one of its own deliveries
+    /// or the hold ends.
     pub(super) fn wait_for_other_spawners(&mut self, at: u32) {
         let key = &mut self.keys.all[at as usize].key;
         key.blocked = true;
@@ -164,13 +167,14 @@ impl Gate {
         }
     }
 
+    /// Draws the time of the next poll.
     pub(super) fn plan_poll(&mut self, now_us: u64) {
         self.polled_us = now_us;
         let span_us = POLL_US.end() - POLL_US.start();
         self.poll_us = POLL_US.start() + self.random.next() % (span_us + 1);
     }
 
-    /// Looks whether there is a place for keys that wait for one.
+    /// Checks whether there are places now for the keys that wait for other spawners.
     pub(super) fn poll_waiting_keys(&mut self, now_us: u64) {
         self.plan_poll(now_us);
         let others = self.other_spawners.as_ref().map_or(0, |spawners| spawners.alive_count());
@@ -178,7 +182,7 @@ impl Gate {
         for _ in 0..most.min(self.poll_queue.len()) {
             let Some(at) = self.poll_queue.pop_front() else { return };
             let key = &self.keys.all[at as usize].key;
-            // Another key may have this entry by now.
+            // This entry may belong to another key now.
             if !key.in_poll_queue {
                 continue;
             }

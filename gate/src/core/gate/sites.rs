@@ -1,4 +1,4 @@
-//! A site's domains: which part of its places each may have, and what their reports say of it.
+//! The domains of a site: which share of its places each may have, and what their reports say of the site.
 
 #![forbid(unsafe_code)]
 
@@ -12,33 +12,32 @@ use crate::core::rules::KeyKind;
 use crate::core::slots::Slot;
 use crate::report::{self, Report};
 
-/// Which site a domain that a report came from belongs to.
+/// What a delivery has to do with a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DeliverySite {
-    /// None that matters.
+    /// Nothing that matters.
     NoSite,
-    /// One under which it counts, but the delivery was at an address that is not of it.
+    /// Its domain counts under the site, but the delivery was at another address.
     OtherAddress,
-    /// One under which it counts, but the delivery was at no address: it says something of the domain alone.
+    /// Its domain counts under the site, but the report has no address: it says something of the domain alone.
     NoAddress,
-    /// One under which it counts.
+    /// Its domain counts under the site, and the delivery was at an address of it.
     Own,
-    /// One that learns, and under which it counts as soon as the keys are made anew.
+    /// Its domain will count under a site that learns, as soon as the keys are rebuilt.
     NotYetCounted,
 }
 
-/// Domains that have been seen at another site come under its key so soon, in microseconds for each key. Not at once:
-/// all keys are made anew for that, which takes less than a fiftieth of this (benches/gate.rs).
+/// When domains were seen at another site, the keys are rebuilt. The least time between two such rebuilds is 20 us for
+/// each key. A rebuild takes less than a fiftieth of that (benches/gate.rs). In microseconds.
 const APPLY_SITES_US_PER_KEY: u64 = 20;
 
-/// And for so many slots as much as for one key.
+/// This many slots add as much to that time as one key.
 const SLOTS_PER_KEY: usize = 8;
 
 impl Gate {
-    /// How many slots, running and held, a domain may have that counts under a site by its address. A member has three
-    /// quarters of the members' places, so that one domain whose server hangs leaves some to the others (a line of its
-    /// own takes the domain out of this). A candidate has one, until the site has taken its mail. Other domains have
-    /// all.
+    /// How many slots, running and held, one domain of a site may have. A member may have three quarters of the
+    /// members' places, so that a domain whose server hangs leaves some to the others (a line of its own takes a domain
+    /// out of the site). A candidate may have one, until the site has taken its mail. Other domains may have all.
     pub(super) fn domain_share(&self, domain: u32) -> u32 {
         let entry = &self.keys.all[domain as usize];
         let whole = self.keys.all[entry.domain.key as usize].key.limit();
@@ -50,8 +49,8 @@ impl Gate {
         }
     }
 
-    /// Why no more of a site's domain may start though the site has room: the domain has its part, or it is suspended
-    /// because no connection to it succeeds. None: it may.
+    /// Why a domain of a site must wait although the site has room: it has its share, or it is suspended because no
+    /// connection to it succeeds. None: it need not wait.
     pub(super) fn domain_waits(&self, domain: u32, now_us: u64) -> Option<Admission> {
         let entry = &self.keys.all[domain as usize];
         entry.domain.standing?;
@@ -61,7 +60,7 @@ impl Gate {
         (entry.domain.slots >= self.domain_share(domain)).then_some(Admission::Wait)
     }
 
-    /// The other key of a site: of its members that of its candidates, and the other way round; if it has deliveries or
+    /// The other key of a site: for the members' key the candidates', and the other way round; if it has deliveries or
     /// is remembered.
     pub(super) fn partner(&self, at: u32) -> Option<u32> {
         let entry = &self.keys.all[at as usize];
@@ -73,10 +72,9 @@ impl Gate {
         self.keys.find(Keys::same_name(entry, kind))
     }
 
-    /// How many of this key may run beside the other key of its site. There is no such limit for a key without another
-    /// one, nor for a site's members: candidates take none of their places. Candidates have the places that the members
-    /// leave while no member waits. They always have a quarter as many as the site has, or one, so that they become
-    /// members however busy it is.
+    /// How many of this key may run beside the other key of its site. Only candidates have such a limit; they take no
+    /// places from the members. While no member waits, candidates have the places that the members leave. They always
+    /// have a quarter as many as the site has, or one, so that they can become members however busy the site is.
     pub(super) fn most_beside_partner(&self, at: u32) -> u32 {
         if self.key(at).kind != KeyKind::Candidates {
             return u32::MAX;
@@ -91,7 +89,7 @@ impl Gate {
         limit.saturating_sub(members.running).max(least)
     }
 
-    /// A site's member has ended: its candidates may have room.
+    /// A delivery of a site's member has ended: the candidates may have room.
     pub(super) fn queue_candidates_for_room(&mut self, at: u32) {
         if self.key(at).kind == KeyKind::Group
             && let Some(candidates) = self.partner(at)
@@ -100,21 +98,21 @@ impl Gate {
         }
     }
 
-    /// Microseconds until the keys may be made anew for sites.
+    /// Microseconds until the keys may be rebuilt for sites.
     pub(super) fn us_until_sites_apply(&self, now_us: u64) -> u64 {
         let keys = self.keys.all.len() + self.slots.len() / SLOTS_PER_KEY;
         let since_us = now_us.max(self.now_us).saturating_sub(self.sites_applied_us);
         (keys as u64 * APPLY_SITES_US_PER_KEY).saturating_sub(since_us)
     }
 
-    /// The address that a delivery was connected to may say to which site its next hop belongs.
+    /// Notes the address that a delivery was connected to: it may say to which site its next hop belongs.
     pub(super) fn note_site(&mut self, domain: u32, said: &Report) -> DeliverySite {
         let evidence = match said.seen {
             report::Seen::Accepted => Evidence::Took,
             _ => Evidence::Answered,
         };
         let Key { kind, ref name, .. } = self.keys.all[domain as usize].key;
-        // Without memory it is not known.
+        // Without memory the address is not noted.
         if let Some(peer) = said.peer
             && self.rules.note(kind, name, peer, evidence) == Ok(true)
         {
@@ -166,16 +164,16 @@ impl Gate {
     /// domain has met alone.
     pub(super) fn learn_for_domain(&mut self, domain: u32, ended: EndedDelivery) {
         let entry = &mut self.keys.all[domain as usize];
-        // Its slot is not free yet. What is held counts as well: to look for it takes too long at each delivery.
+        // Its slot is not free yet. Held commands count as well: to count them apart at each delivery takes too long.
         let running = entry.domain.slots.saturating_sub(1);
-        entry.key.learned.end(
+        entry.key.learned.delivery_ended(
             &EndedDelivery { running, beside: running, coverage: Coverage::AllDeliveries, ..ended },
             &mut self.random,
         );
     }
 
-    /// What the server took from a domain that does not count under its site yet says of the site, and of its
-    /// candidates, that it takes mail.
+    /// A site's server has taken mail for a domain that does not count under the site yet. This shows to the site's
+    /// keys that the server takes mail.
     pub(super) fn note_accepted_at_site(&mut self, domain: u32, ended: EndedDelivery) {
         let Key { kind, ref name, .. } = self.keys.all[domain as usize].key;
         let site = self.rules.resolve_entry(kind, self.rules.hasher.hash(name), name);
@@ -189,7 +187,7 @@ impl Gate {
             let key = &mut self.keys.all[at as usize].key;
             let (running, limit) = (key.running, most(key.cap.limit));
             let ended = EndedDelivery { running, limit, learning: key.cap.learning, ..ended };
-            key.learned.end(&ended, &mut self.random);
+            key.learned.delivery_ended(&ended, &mut self.random);
             self.make_ready(at);
             self.queue_for_room(at);
         }
