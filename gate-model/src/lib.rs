@@ -1,6 +1,6 @@
-//! qmail-send's half of the gate, as a model. The mail server has the C, c-shim/gate_retry.c; `qpatch gate simulate`
-//! and the gate's own tests have this. The two are compared call by call (c-shim/tests/twin.rs), so what a simulation
-//! says of mail that waits is what qmail-send does with it.
+//! qmail-send's half of the gate in Rust. The mail server uses the C, c-shim/gate_retry.c; `qpatch gate simulate` and
+//! the gate's tests use this. c-shim/tests/twin.rs compares the two call by call, so mail that waits in a simulation
+//! waits as it does in qmail-send.
 
 #![forbid(unsafe_code)]
 

@@ -1,27 +1,29 @@
-//! gate_retry.c in Rust. gate_retry.h tells what each call means; here are the same calls, with the time as an argument
-//! instead of the clock, and with the report already read ([`ReportedResult::read`] reads it).
+//! gate_retry.c in Rust. gate_retry.h explains each call. The calls here are the same and have the same names, with the
+//! time as an argument instead of the clock, and with the report already read ([`ReportedResult::read`]).
 //!
-//! It is meant to be read beside the C: the same state, kept in sorted maps instead of chains and heaps. Memory is
-//! short where [`MemorySupply`] says so, which is asked wherever the C asks for memory.
+//! Read it beside the C: it has the same state, in sorted maps instead of chains and heaps. [`MemorySupply`] is asked
+//! wherever the C asks for memory, so that tests can let each request fail.
+//!
+//! The file has more than 700 lines because it is one machine, in the order of the C file beside which it is read.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-/// The most recipients that are remembered; GATE_RETRY_MAX.
+/// The most recipients that are remembered; GATE_RETRY_MAX of the C.
 pub const REMEMBERED_MAX: u32 = 4_194_304;
-/// The longest wait that a busy report may ask for.
+/// The longest wait that a busy report may ask for, in seconds.
 pub const SECONDS_MAX: i64 = 3600;
-/// qmail's own retry time is sooner, until a message is 50 days old; then it is this.
+/// The longest time until a retry, in seconds. qmail's own retry time is shorter until a message is 50 days old.
 const RETRY_MAX: i64 = 86400;
-/// A call comes as the report of this delivery.
+/// The delivery number of a report that is a call.
 pub const CALL_DELNUM: u64 = 65535;
-/// So many a pass may hand out after one was busy, before it lets others go first.
+/// How many recipients a pass may hand out after one was busy, before other messages go first.
 pub const TURN: u32 = 256;
 const DOMAIN_MAX: usize = 255;
 const DOMAINS: u64 = 16384;
 
-/// Whether there is memory.
+/// Says whether there is memory, so that a test can let requests fail.
 pub trait MemorySupply {
-    /// The C asks malloc or realloc for some now.
+    /// Called where the C calls malloc or realloc. False: that fails.
     fn is_there(&mut self) -> bool;
 }
 
@@ -44,24 +46,24 @@ pub struct Job {
     pub id: u64,
 }
 
-/// What a report tells of a delivery.
+/// What a report says of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportedResult {
-    /// It is done, or has failed for good.
+    /// It is done, or has failed permanently.
     Done,
-    /// Its domain is at its limit: it is to wait in a queue, for so many seconds at the longest.
+    /// Its domain is at its limit: the recipient waits in a queue, for `secs` seconds at most.
     Busy {
-        /// Up to [`SECONDS_MAX`].
+        /// 1..=[`SECONDS_MAX`].
         secs: i64,
-        /// Not 0.
+        /// The number of the key in the gate, 1 or more.
         queue: u32,
     },
-    /// Anything else: its own server has deferred it.
+    /// Anything else: its server has deferred it.
     Deferred,
 }
 
 impl ReportedResult {
-    /// Reads a report, and makes a deferral of a busy one: its letter and numbers go.
+    /// Reads a report. A busy report becomes a deferral in place: `B` becomes `Z`, and its numbers are removed.
     pub fn read(report: &mut Vec<u8>) -> Self {
         match report.first() {
             Some(b'K' | b'D') => Self::Done,
@@ -85,7 +87,7 @@ impl ReportedResult {
     }
 }
 
-/// A number from 1 to `most` that ends with the byte `end`, and what is behind that.
+/// Reads a number from 1 to `most` that ends with the byte `end`; also returns the rest of the text.
 fn number(text: &[u8], end: u8, most: u64) -> Option<(u64, &[u8])> {
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let number = std::str::from_utf8(&text[..digits]).ok()?.parse::<u64>().ok()?;
@@ -93,78 +95,78 @@ fn number(text: &[u8], end: u8, most: u64) -> Option<(u64, &[u8])> {
     (1..=most).contains(&number).then_some((number, rest))
 }
 
-/// What becomes of a job that is closed.
+/// What happens to the message of a job that is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClosedJob {
-    /// It waits: [`Retry::due`] gives it back.
+    /// It waits: [`Retry::due`] returns it later.
     Waits,
-    /// It goes to pqchan, due at this time.
+    /// It goes to qmail-send's pqchan, due at this time.
     Due(i64),
 }
 
-/// What the next step of a pass is.
+/// The next step of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PassStep {
-    /// It reads on.
+    /// Read on.
     Here,
-    /// It reads on at this position.
+    /// Read on at this position.
     At(u64),
-    /// It ends, and not at the end of its file.
+    /// The pass ends before the end of its file.
     End,
 }
 
-/// How far the pass of a job came.
+/// How far the pass of a job got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PassEnd {
     /// To the end of the file.
     EndOfFile,
-    /// Not so far: it had nothing to do there, or the file could not be read.
+    /// Not to the end: there was nothing more to do, or the file could not be read.
     Before,
 }
 
-/// What is found where a recipient begins.
+/// What stands in the file where a recipient should begin.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FileState {
     /// A recipient.
     #[default]
     Same,
-    /// Something else: another message has this one's number.
+    /// Something else: another message has the number now.
     Other,
-    /// Nothing: an error.
+    /// Nothing: the file cannot be read.
     Unreadable,
 }
 
-/// What a pass is over.
+/// Which recipients a pass is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum PassScope {
-    /// Nobody.
+    /// None.
     #[default]
     NoRecipients,
-    /// Everybody, from the beginning.
+    /// All, from the beginning.
     All,
-    /// These.
+    /// Those of the list.
     List,
-    /// Everybody from here on.
+    /// All from a position on.
     Rest,
 }
 
 /// What a part of a message waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum PartState {
-    /// To be called, or for the clock.
+    /// A call or the clock.
     Busy,
-    /// For the clock alone.
+    /// Only the clock.
     Later,
-    /// The gate is to be asked for them, or has been.
+    /// An answer of the gate to the question for them together.
     Asked,
-    /// It is to be passed over.
+    /// A pass.
     #[default]
     Called,
-    /// The same, from here on to the end of the file.
+    /// A pass from a position on to the end of the file.
     Rest,
 }
 
-/// A pool of the C: an array that grows, and is freed when nothing of it is used.
+/// A pool of the C: an array that grows, and is freed when no element is in use.
 #[derive(Debug, Default)]
 struct Pool {
     room: u32,
@@ -201,7 +203,7 @@ struct Message {
     parts: Vec<PartId>,
     plan: VecDeque<PartId>,
     later: usize,
-    /// The last part that began to wait for the clock alone, if it still does.
+    /// The last part that began to wait only for the clock, if it still waits.
     last_later: Option<PartId>,
     open: u32,
     due: i64,
@@ -211,13 +213,13 @@ struct Message {
 #[derive(Debug, Default)]
 struct Part {
     queue: u32,
-    /// The part that is being filled to be asked for.
+    /// The part that collects recipients for the next question to the gate.
     asks: Option<PartId>,
     state: PartState,
     chain: Chain,
     goes_behind: bool,
     serial: u64,
-    /// The last pass in which somebody was busy.
+    /// The last pass in which one of its recipients was busy.
     pass: u64,
     from: u64,
     due: i64,
@@ -225,7 +227,7 @@ struct Part {
     domain: Vec<u8>,
 }
 
-/// In an order: by time, then by serial number.
+/// The order in queues: by time, then by serial number.
 type QueueOrder = (i64, u64, PartId);
 
 #[derive(Debug, Default)]
@@ -245,18 +247,18 @@ struct RunningJob {
     due: i64,
     natural: Option<i64>,
     lost: Option<i64>,
-    /// Where the pass goes on.
+    /// Where the pass goes on, if it must seek.
     at: Option<u64>,
     serial: u64,
     message: Option<Job>,
     handed: u32,
-    /// Of how many that were handed out there is no report yet.
+    /// How many recipients were handed out and have no report yet.
     out: u32,
     pass: PassScope,
     was_busy: bool,
 }
 
-/// See the module.
+/// qmail-send's half of the gate. See the module.
 #[derive(Debug, Default)]
 pub struct Retry<M: MemorySupply = UnlimitedMemory> {
     memory: M,
@@ -270,7 +272,7 @@ pub struct Retry<M: MemorySupply = UnlimitedMemory> {
     /// The parts that are [`PartState::Busy`], by message, queue and when they were due.
     busy: HashMap<(Job, u32, i64), PartId>,
     channels: Vec<Channel>,
-    /// By hash: in which queue the mail of domains has waited. None: there was no memory yet.
+    /// By hash of the domain: the queue in which its mail has waited. None: there was no memory yet.
     domains: Option<HashMap<u64, (u64, u32)>>,
     serial: u64,
     passes: u64,
@@ -292,7 +294,7 @@ fn domain_of(recipient: &[u8]) -> Option<(&[u8], u64)> {
 }
 
 impl<M: MemorySupply> Retry<M> {
-    /// With so much memory.
+    /// With this supply of memory.
     pub fn new(memory: M) -> Self
     where
         M: Default,
@@ -300,7 +302,7 @@ impl<M: MemorySupply> Retry<M> {
         Self { memory, ..Self::default() }
     }
 
-    /// The memory.
+    /// The supply of memory.
     pub fn memory(&mut self) -> &mut M {
         &mut self.memory
     }
@@ -315,7 +317,7 @@ impl<M: MemorySupply> Retry<M> {
         self.running.get_mut(j)
     }
 
-    /// There is room for one more recipient at this position.
+    /// Takes room for one more recipient, which is at this position. False if there is none.
     fn place(&mut self, position: u64) -> bool {
         u32::try_from(position).is_ok() && self.places.take(REMEMBERED_MAX, &mut self.memory)
     }
@@ -354,7 +356,7 @@ impl<M: MemorySupply> Retry<M> {
         Some(id)
     }
 
-    /// It is in no order.
+    /// Drops a part that is in no queue.
     fn part_drop(&mut self, id: PartId) -> Part {
         let (job, part) = self.parts.remove(&id).unwrap_or_default();
         self.message(job).parts.retain(|&other| other != id);
@@ -435,7 +437,7 @@ impl<M: MemorySupply> Retry<M> {
         self.channels[job.channel].called.push_back(id);
     }
 
-    /// Job `j` begins, which was due at `due`. True: its pass is over a part of the recipients.
+    /// Job `j` begins; it was due at `due`. True: its pass is over a part of the recipients only.
     pub fn open(&mut self, j: usize, job: Job, due: i64) -> bool {
         if self.running(j).is_none() {
             return !self.messages.is_empty();
@@ -488,12 +490,12 @@ impl<M: MemorySupply> Retry<M> {
         true
     }
 
-    /// Before the recipient at this position is read.
+    /// Call it before the recipient at this position is read.
     pub fn next(&mut self, j: usize, position: u64) -> PassStep {
         self.next_in(FileState::Same, j, position)
     }
 
-    /// The same, where the file may be another one, or cannot be read.
+    /// The same, if the file may be another one or unreadable.
     pub fn next_in(&mut self, file: FileState, j: usize, position: u64) -> PassStep {
         let is_none = self.messages.is_empty();
         let Some(running) = self.running(j) else {
@@ -577,7 +579,7 @@ impl<M: MemorySupply> Retry<M> {
         true
     }
 
-    /// Whether the recipient at this position is not to be tried now: it waits.
+    /// Whether the recipient at this position waits, and is not handed out now.
     pub fn skip(&mut self, j: usize, position: u64, recipient: &[u8]) -> bool {
         let Some(running) = self.running(j) else { return false };
         let &mut RunningJob { was_busy, message, serial, due, .. } = running;
@@ -600,8 +602,8 @@ impl<M: MemorySupply> Retry<M> {
         false
     }
 
-    /// For which message the gate is to be asked for several recipients together, how many, and their domain. What it
-    /// answers goes to [`Retry::answer`].
+    /// The next question to the gate for several recipients together: the message, how many recipients, and their
+    /// domain. The answer goes to [`Retry::answer`]. (The name is that of the C: it tells qmail-rspawn.)
     pub fn tell(&mut self, channel: usize) -> Option<(u64, u32, Vec<u8>)> {
         let of = self.channels.get_mut(channel)?;
         if of.told.is_some() {
@@ -620,7 +622,7 @@ impl<M: MemorySupply> Retry<M> {
         Some((job.id, part.chain.len() as u32, part.domain.clone()))
     }
 
-    /// The gate's answer to [`Retry::tell`]; None: they are to be tried.
+    /// Takes the gate's answer to [`Retry::tell`]. If it is not busy, the recipients are handed out one by one.
     pub fn answer(&mut self, channel: usize, told: ReportedResult, now: i64) {
         let Some(id) = self.channels.get_mut(channel).and_then(|of| of.told.take()) else { return };
         let ReportedResult::Busy { secs, queue } = told else {
@@ -699,7 +701,7 @@ impl<M: MemorySupply> Retry<M> {
         }
     }
 
-    /// A delivery to `recipient` was reported; `natural` is when its job would be tried again.
+    /// Takes the report of a delivery to `recipient`; `natural` is when qmail-send would try its message again.
     #[expect(clippy::too_many_arguments, reason = "as many as the C has")]
     pub fn report(
         &mut self,
@@ -737,7 +739,7 @@ impl<M: MemorySupply> Retry<M> {
         }
     }
 
-    /// The last delivery of job `j` is done, and the message is not: it would come back at `natural`.
+    /// The last delivery of job `j` is done, but not its message; qmail-send would try it again at `natural`.
     pub fn close(&mut self, j: usize, end: PassEnd, natural: i64, now: i64) -> ClosedJob {
         let Some(running) = self.running(j) else { return ClosedJob::Due(natural) };
         let mut lost = running.lost.take();
@@ -748,13 +750,13 @@ impl<M: MemorySupply> Retry<M> {
         };
         let mut void = 0;
         if end == PassEnd::EndOfFile && !running.list.is_empty() {
-            // Another file.
+            // The file is another one now.
             void = std::mem::take(&mut running.list).len();
             sooner(&mut lost, natural);
         }
         let ends_early = match running.pass {
             PassScope::All | PassScope::Rest => true,
-            // The first without memory when it began.
+            // The job began without memory.
             PassScope::NoRecipients | PassScope::List => running.serial == 0,
         };
         if running.out > 0 || end == PassEnd::Before && ends_early {
@@ -808,7 +810,7 @@ impl<M: MemorySupply> Retry<M> {
         }
     }
 
-    /// The gate calls so many recipients of a queue.
+    /// The gate calls up to `most` recipients of a queue.
     pub fn call(&mut self, channel: usize, queue: u32, mut most: u32) {
         while most > 0
             && let Some(&(.., id)) =
@@ -831,7 +833,7 @@ impl<M: MemorySupply> Retry<M> {
         }
     }
 
-    /// A report that is no delivery's. False if it is no call and no answer either.
+    /// Reads a report that may be a call, or an answer to a question. False if it is neither.
     pub fn call_report(&mut self, channel: usize, delivery: u64, report: &[u8], now: i64) -> bool {
         if delivery != CALL_DELNUM {
             return false;
@@ -856,7 +858,7 @@ impl<M: MemorySupply> Retry<M> {
         is_asked
     }
 
-    /// A message that is to go to pqchan now, and since when it is due.
+    /// The next message for pqchan, and since when it is due.
     pub fn due(&mut self, channel: usize, now: i64) -> Option<(u64, i64)> {
         if self.parts.is_empty() {
             return None;
@@ -867,7 +869,7 @@ impl<M: MemorySupply> Retry<M> {
             None => {
                 let &(when, _, id) = of.clock.first()?;
                 let is_later = self.part(id).state == PartState::Later;
-                // Further ahead than anything can be: the clock was set back.
+                // A time further ahead than any wait means that the clock was set back.
                 if when > now && when <= now + if is_later { RETRY_MAX } else { SECONDS_MAX } {
                     return None;
                 }
@@ -881,14 +883,14 @@ impl<M: MemorySupply> Retry<M> {
         Some((job.id, if goes_behind { now } else { due.min(now) }))
     }
 
-    /// When [`Retry::due`] has something, if nothing is called before; `wakeup` if that is sooner.
+    /// When [`Retry::due`] has a message, unless one is called before; `wakeup` if that is sooner.
     #[must_use]
     pub fn wakeup(&self, wakeup: i64) -> i64 {
         let first = |channel: &Channel| channel.clock.first().map(|&(latest, ..)| latest);
         self.channels.iter().filter_map(first).fold(wakeup, i64::min)
     }
 
-    /// The same as [`Retry::wakeup`] with no end, and at once if something is called.
+    /// When [`Retry::due`] has a message; the lowest time if one is called already, None if no message waits.
     #[must_use]
     pub fn next_due(&self) -> Option<i64> {
         if self.channels.iter().any(|channel| !channel.called.is_empty()) {
@@ -897,7 +899,7 @@ impl<M: MemorySupply> Retry<M> {
         self.channels.iter().filter_map(|channel| channel.clock.first()).map(|&(at, ..)| at).min()
     }
 
-    /// SIGALRM: the messages with deferred recipients, which all are to be tried now.
+    /// SIGALRM: all deferred recipients are tried now; returns their messages.
     pub fn alarm(&mut self, channel: usize, now: i64) -> Vec<(u64, i64)> {
         let of_channel = |(id, (job, part)): (&PartId, &(Job, Part))| {
             (job.channel == channel && part.state == PartState::Later).then_some(*id)
@@ -913,7 +915,7 @@ impl<M: MemorySupply> Retry<M> {
         (0..number).filter_map(|_| self.due(channel, now)).collect()
     }
 
-    /// A message that waits no more.
+    /// Takes out a message that waits, when qmail-send ends; None: no message waits any more.
     pub fn flush(&mut self, channel: usize, now: i64) -> Option<(u64, i64)> {
         let of = self.channels.get_mut(channel)?;
         of.called.clear();
