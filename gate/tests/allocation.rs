@@ -1,5 +1,5 @@
-//! In the steady state a delivery allocates nothing, whether it goes, is held, or is sent away. What is left is that
-//! idle memory is given back once a second, and taken again.
+//! In the steady state a delivery allocates nothing, whether it starts, is held, or is sent away. The only allocations
+//! left are those of memory that was idle, given back once a second, and is needed again.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;
@@ -15,7 +15,7 @@ struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: everything is handed on to the system's allocator as it came.
+// SAFETY: each call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +78,7 @@ fn none_for_a_delivery() {
             // About 100 deliveries run, each for 0.2 s or more.
             if running.len() > 100 {
                 let slot = running.pop_front().unwrap();
-                // The error of a key that is forgotten is forgotten with it.
+                // When a key is forgotten, its error text is freed.
                 let report = match random.next() % 8 {
                     0 if is_busy[slot as usize] => &b"ZConnected to 10.0.0.1 but sender was rejected.\nRemote host said: 450 4.1.8 <s@a.example>: a.example\n\0"[..],
                     _ => b"r\0K10.0.0.1 accepted message.\n\0",

@@ -1,4 +1,4 @@
-//! bindgen's reading of gate.h is checked in as src/bindings.rs. This makes it anew and compares.
+//! src/bindings.rs is bindgen's reading of gate.h. This test runs bindgen again and compares.
 //!
 //! libclang is loaded when the test runs. Without it the test says that it was skipped; with QPATCH_SKIP_NOTHING=1
 //! it fails. `QPATCH_WRITE_BINDINGS=1` writes the file instead of comparing.
@@ -24,7 +24,7 @@ fn generate() -> String {
     rustfmt(&bindings.to_string())
 }
 
-/// With the project's own settings, so that the file is what `cargo fmt` makes of it.
+/// Formats with the project's settings, so that `cargo fmt` changes nothing.
 fn rustfmt(text: &str) -> String {
     use std::io::Write;
     use std::process::{Command, Stdio};

@@ -1,5 +1,4 @@
-//! What cannot connect, seen by the gate: a server that closes its socket for a while, and a machine that cannot
-//! connect at all.
+//! Connections that fail: a server that closes its socket for a while, and a machine that cannot connect at all.
 
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction};
@@ -24,7 +23,7 @@ fn ask(gate: &mut Gate, now_us: u64, slot: u32, mail: u32, domain: &str) -> Answ
     gate.ask(now_us, slot, &Parts::new(&[mail.as_bytes(), b"s\0", recipient.as_bytes()]).unwrap())
 }
 
-/// Deliveries to so many domains that are accepted.
+/// Makes one accepted delivery to each of `domains` domains.
 fn accepted(gate: &mut Gate, domains: u32) {
     for i in 0..domains {
         assert_eq!(ask(gate, 1, i, i, &format!("d{i}.example")), Answer::Go);
@@ -38,7 +37,7 @@ fn limit(gate: &Gate, domain: &str) -> Limit {
     gate.find_key(KeyKind::Domain, domain.as_bytes()).unwrap().limit()
 }
 
-/// No route, no ports: it is not the servers, with limits that learn and with fixed ones.
+/// No route, no ports: the fault is not in the servers, with limits that learn and with fixed ones.
 #[test]
 fn a_shortage_of_this_machine() {
     for table in [":20::learn\n", ":20\n"] {
@@ -53,7 +52,7 @@ fn a_shortage_of_this_machine() {
             let busy = gate.done(from_us + 1 + u64::from(i), i, FAILED);
             assert!(matches!(busy, Some(Busy { why: BusyReason::Refused, .. })), "not a try");
         }
-        // Nobody's limit is lower for that, and nobody is suspended for longer than all.
+        // No limit is lower because of it, and no key is suspended longer than all are.
         let now_us = from_us + 300;
         for i in 0..50 {
             let domain = format!("d{i}.example");
@@ -61,7 +60,7 @@ fn a_shortage_of_this_machine() {
             let key = gate.find_key(KeyKind::Domain, domain.as_bytes()).unwrap();
             assert_eq!(key.suspended_until(now_us), None);
         }
-        // What comes is held, also for domains that were never seen; until the pause is over.
+        // New commands are held until the pause is over, also for domains that were never seen.
         assert_eq!(ask(&mut gate, now_us, 300, 300, "new.example"), Answer::Hold);
         while gate.next(now_us) != NextAction::None {}
         let wait_us = gate.timeout_us(now_us).unwrap().max(1);
@@ -77,13 +76,13 @@ fn a_shortage_of_this_machine() {
             assert!(now_us < from_us + 3 * SEC);
         };
         assert!(now_us >= from_us + 2 * SEC);
-        // It connects: all is as before.
+        // Connections succeed: all is as before.
         assert_eq!(gate.done(now_us + 1, slot, ACCEPTED), None);
         assert_eq!(ask(&mut gate, now_us + 2, 301, 301, "d1.example"), Answer::Go);
     }
 }
 
-/// A list of dead domains says nothing of this machine, and pauses nobody else.
+/// A list of dead domains says nothing of this machine, and pauses no other key.
 #[test]
 fn dead_domains_are_no_witnesses() {
     let mut gate = gate(":20::learn\n");
@@ -98,7 +97,7 @@ fn dead_domains_are_no_witnesses() {
     assert_eq!(ask(&mut gate, from_us + 2, 0, 1000, "d1.example"), Answer::Go);
 }
 
-/// Ten of a hundred servers fail together, and the others do not: it is those ten.
+/// Ten of a hundred servers fail together, and the others do not: the fault is in those ten.
 #[test]
 fn some_servers_that_fail_together() {
     let mut gate = gate(":20::learn\n");
@@ -130,7 +129,8 @@ fn some_servers_that_fail_together() {
     assert!((0..10).all(suspended) && !(10..100).any(suspended));
 }
 
-/// A fixed limit stays; but what could not connect beside others was no try, three times, and there is a pause.
+/// A fixed limit does not change. But a delivery that could not connect beside others does not count as an attempt,
+/// three times, and there is a pause.
 #[test]
 fn a_fixed_limit_and_a_socket_that_is_closed() {
     let mut gate = gate("d.example:5\n");
@@ -143,7 +143,7 @@ fn a_fixed_limit_and_a_socket_that_is_closed() {
         assert_eq!(ask(&mut gate, now_us, 0, mail, "d.example"), Answer::Go);
         assert!(gate.done(now_us + 1, 0, FAILED).is_some());
         assert_eq!(limit(&gate, "d.example"), Limit::AtMost(5));
-        // Longer than a place waits that another one may still have.
+        // Longer than a place waits because the server may still count a session.
         now_us += SEC / 4;
     }
     let answer = ask(&mut gate, now_us, 0, 13, "d.example");
@@ -151,7 +151,7 @@ fn a_fixed_limit_and_a_socket_that_is_closed() {
     let key = gate.find_key(KeyKind::Domain, b"d.example").unwrap();
     let until_us = key.suspended_until(now_us).unwrap();
     assert!((4 * SEC..=5 * SEC).contains(&until_us), "{until_us}");
-    // One mail in vain, again and again: a try in the end.
+    // One mail is refused again and again: that counts as an attempt in the end.
     let mut gate = self::gate("d.example:5\n");
     assert_eq!(ask(&mut gate, 1, 0, 0, "d.example"), Answer::Go);
     assert_eq!(gate.done(2, 0, ACCEPTED), None);
@@ -178,7 +178,7 @@ const GREETING: &[u8] =
 const CUT_OFF: &[u8] = b"ZConnected to 192.0.2.7 but connection died. (#4.4.2)\n\0";
 const NOT_CONNECTED: &[u8] = b"ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0";
 
-/// Five run, one is accepted, and the next one sees this so long after it was started.
+/// Five run, one is accepted, and the delivery in its place has this report, `took_us` after its start.
 fn in_its_place(gate: &mut Gate, report: &[u8], took_us: u64) -> Option<Busy> {
     for slot in 0..5 {
         assert_eq!(ask(gate, 1, slot, slot, "d.example"), Answer::Go);
@@ -188,8 +188,8 @@ fn in_its_place(gate: &mut Gate, report: &[u8], took_us: u64) -> Option<Busy> {
     gate.done(SEC + 1 + took_us, 0, DeliveryEnd::Reported(report))
 }
 
-/// A fixed limit at the server's own: what is refused at the door beside others was no try, and the next one waits for
-/// the place.
+/// A fixed limit that equals the server's: a delivery that is refused at the door beside others does not count as an
+/// attempt, and the next one waits for the place.
 #[test]
 fn a_fixed_limit_and_what_is_refused_at_the_door() {
     for table in ["d.example:5\n", "d.example:5\n192.0.2.0/24:9:site\n"] {
@@ -198,7 +198,7 @@ fn a_fixed_limit_and_what_is_refused_at_the_door() {
             let busy = in_its_place(&mut gate, report, 2000);
             assert!(matches!(busy, Some(Busy { why: BusyReason::Refused, .. })), "{busy:?}");
             assert_eq!(limit(&gate, "d.example"), Limit::AtMost(5));
-            // Not in the same millisecond; but soon, though nothing else ends.
+            // Not in the same millisecond; but soon, although nothing else ends.
             let mut now_us = SEC + 2001;
             assert_eq!(ask(&mut gate, now_us, 0, 11, "d.example"), Answer::Hold);
             loop {
@@ -215,8 +215,8 @@ fn a_fixed_limit_and_what_is_refused_at_the_door() {
     }
 }
 
-/// What the server may have, what it said of the mail, and what took a minute was a try. So is what is refused a fourth
-/// time, and what is refused when nobody else was let in of late.
+/// A delivery counts as an attempt if the server may have the message, if the reply is about the mail, or if it took a
+/// minute. So does a fourth refusal, and a refusal when no other delivery was accepted recently.
 #[test]
 fn a_fixed_limit_and_what_is_a_try() {
     let tries: [&[u8]; 4] = [

@@ -1,5 +1,5 @@
-//! What is learned of a server: properties, and seeded simulations of one key that print their figures and assert their
-//! bounds: `cargo test --release --test learning -- --nocapture --test-threads 1`.
+//! What the gate learns of a server: properties, and seeded simulations of one key. They assert bounds; to see the
+//! figures: `cargo test --release --test learning -- --nocapture --test-threads 1`.
 //!
 //! The bounds, with the seeds that are printed:
 //!
@@ -10,7 +10,7 @@
 //!   and one for each time that the wall is tried: after 4, 8, 16, 32 and then each 64 cohorts, or after five minutes.
 //!   From five service times on the effective limit is within one of the cap, up or down. Done in at most 1.15 times
 //!   the ideal time.
-//! - Once the objection ends the configured limit counts again after at most 65 + 1.3 service times a place.
+//! - When the objection ends, the configured limit is in force again after at most 65 + 1.3 service times a place.
 //! - A server that refuses or hangs for 1000 s gets, besides what was started at first, one delivery a pause.
 
 #[path = "model/server.rs"]
@@ -50,7 +50,7 @@ fn shown(name: &str, setup: &Setup, ideal_secs: f64, outcome: &Outcome) {
     );
 }
 
-/// How often a wall is tried within so many cohorts.
+/// How often a wall is tried within this many cohorts.
 fn probes(cohorts: f64) -> f64 {
     let (mut at, mut wait, mut probes) = (4.0, 4.0, 0.0);
     while at <= cohorts {
@@ -201,7 +201,7 @@ fn a_cap_that_falls() {
     assert!(low >= 4 && high <= 6);
 }
 
-/// A site at which nothing succeeds: mail must be tried, and those tries must count.
+/// A server at which nothing succeeds: mail must be tried, and the attempts must count.
 #[test]
 fn nothing_succeeds() {
     for (name, does) in [
@@ -225,7 +225,7 @@ fn nothing_succeeds() {
                 outcome.pauses_us.iter().map(|us| us / 1000).collect::<Vec<_>>(),
                 outcome.makespan_secs()
             );
-            // Twenty at first; each goes back as busy once, then one at a time.
+            // Twenty deliveries at first, of which each goes back as busy once; then one at a time.
             assert!(outcome.returned <= 19);
             assert!(outcome.refused <= 20 + 2 + outcome.suspensions);
             assert!((6..=16).contains(&outcome.suspensions));
@@ -233,7 +233,7 @@ fn nothing_succeeds() {
                 let most = (PAUSE_MIN_US << at.min(10)).min(PAUSE_MAX_US);
                 assert!((most / 2..=most).contains(&us));
             }
-            // Of 2000 mails the ones that were tried come back after 400 s.
+            // The mails that were tried come back after 400 s.
             assert_eq!(outcome.accepted, 2000);
             assert!(outcome.makespan_secs() <= 1000.0 + 300.0 + 400.0 + 30.0);
         }
@@ -273,27 +273,27 @@ fn at_random_and_alternating() {
     assert!(outcome.returned_most <= u32::from(RETURNS_MAX));
 }
 
-/// One sender is refused with 421 for ever; all others are welcome. Its mail must age.
+/// A server refuses one sender with 421 for ever and accepts all others. The mail of that sender must age.
 #[test]
 fn a_mail_that_is_always_refused_is_tried() {
     let mut returns = Returns::default();
     let mail = 0x1234_5678_9abc_def0;
     let tries = (0..400).filter(|_| !returns.may_return(mail)).count();
     assert_eq!(tries, 100);
-    // Its mails are more than there are marks: one of four is tried.
+    // With more mails than marks, one refusal of four counts as an attempt.
     let mut random = Random::new(1);
     let mails: Vec<u64> = (0..5000).map(|_| random.next()).collect();
     let mut returns = Returns::default();
     let refusals = (0..20).flat_map(|_| &mails);
     let tries = refusals.filter(|&&mail| !returns.may_return(mail)).count();
     assert!((24_000..=25_000).contains(&tries), "{tries} of 100,000");
-    // What was tried does not count for the others.
+    // An attempt of one mail does not count for the others.
     let mut returns = Returns::default();
     for &mail in &mails {
         assert!(returns.may_return(mail));
         returns.note_attempt(mail);
     }
-    // Nor does what was tried of another mail with the same mark take it back.
+    // Nor does an attempt of another mail with the same mark reset the count.
     let (mut returns, other) = (Returns::default(), !mail ^ 0xffff);
     assert_ne!(other >> 34, mail >> 34);
     assert_eq!(other % 1024, mail % 1024);
@@ -308,7 +308,7 @@ fn a_mail_that_is_always_refused_is_tried() {
     assert!(tries >= 40, "{tries} of 400");
 }
 
-/// What others do, for the table in the documentation of the module. This one by the pseudocode of Postfix 2.5's
+/// Other controls, for the table in docs/measurements.md. This one follows the pseudocode of Postfix 2.5's
 /// SCHEDULER_README, without its detection of dead destinations.
 struct Postfix {
     window: u32,
@@ -397,7 +397,7 @@ impl Control for Fixed {
     }
 }
 
-/// How a control is made: anew for each run.
+/// Makes a control; each run has a new one.
 type Make = fn(u32) -> Box<dyn Control>;
 
 fn postfix(limit: u32, feedback: fn(u32) -> f64) -> Box<dyn Control> {
@@ -462,7 +462,7 @@ fn any_seen() -> impl Strategy<Value = Seen> {
     ]
 }
 
-/// When one more may start beside so many, if that is a matter of what has just ended; that is soon.
+/// When one more may start beside `running`, if only deliveries that have just ended are in the way. That is soon.
 fn after_handover(
     state: &Learned,
     now_us: u64,
@@ -480,7 +480,7 @@ fn after_handover(
 }
 
 proptest! {
-    /// Whatever a server does, and whatever the clock and the configuration do.
+    /// The limit stays in its bounds whatever the server, the clock and the configuration do.
     #[test]
     fn stays_in_bounds(
         events in vec((any_seen(), 0u64..100_000_000, 0u64..200_000_000, 0u32..300, 0u32..250, any::<(bool, bool)>()), 1..300),
@@ -510,7 +510,7 @@ proptest! {
                         prop_assert!(accepted_here >= level, "up by one a cohort at most");
                     }
                 }
-                // Up only to where it was, and only after some got another answer.
+                // It goes up only to where it was, and only after another answer.
                 Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) if after > level => {
                     prop_assert!(answered >= 2);
                     prop_assert!(!steady || after <= highest);
@@ -540,8 +540,8 @@ proptest! {
         }
     }
 
-    /// A fixed limit is what it says. But what was refused at the door beside others waits a little, and while nobody
-    /// can connect there are pauses, none as long as a command is held.
+    /// A fixed limit does not change. But a delivery that was refused at the door beside others waits a little, and
+    /// while no connection succeeds there are pauses, each shorter than a hold.
     #[test]
     fn fixed(events in vec((any_seen(), 0u64..30_000_000, 0u32..9, any::<bool>()), 1..200)) {
         let (mut state, mut random, mut now_us) = (Learned::default(), Random::new(7), 0);
@@ -566,7 +566,7 @@ proptest! {
             let at_us = state.suspended_until(now_us).unwrap_or(now_us);
             let at_us = after_handover(&state, at_us, 0, 9, Learning::Fixed);
             prop_assert_eq!(state.may_start(at_us, 0, 9, Learning::Fixed), Admission::Start);
-            // The whole limit counts again in the end.
+            // In the end the whole limit is in force again.
             let at_us = at_us + 64 * SEC;
             prop_assert_eq!(state.may_start(at_us, 8, 9, Learning::Fixed), Admission::Start);
         }

@@ -28,7 +28,7 @@ const DOMAINS: [&str; 10] = [
     "Two.EXAMPLE",
 ];
 
-/// Tables that differ in limits, in groups, and in whether there are any.
+/// Tables with different limits and groups, an empty one, and none.
 const TABLES: [Option<&str>; 8] = [
     Some(
         ":2\none.example:1\ngrouped-a.example:3:g\ngrouped-b.example:3:g\nclosed.example:0\nfree.example:\n",
@@ -62,7 +62,7 @@ const ADDRESSES: [&str; 4] = ["192.0.2.1", "192.0.2.65", "198.51.100.1", "203.0.
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A command for this domain comes to the lowest free slot, as qmail-send does it.
+    /// A command for this domain comes in the lowest free slot, as from qmail-send.
     Ask {
         domain: usize,
     },
@@ -76,7 +76,7 @@ enum Step {
         which: usize,
         ran: bool,
     },
-    /// One of the running deliveries ends, and says where it was; until its domain's site counts.
+    /// One of the running deliveries ends, and its report has an address; time passes until its domain's site counts.
     Seen {
         which: usize,
         at: usize,
@@ -147,8 +147,8 @@ impl Check {
         ((found.kind, found.name.to_ascii_lowercase()), found.cap.limit)
     }
 
-    /// Whether a key with so many running has a place. Candidates have those that their site's members leave while none
-    /// of them waits, and always a quarter.
+    /// Whether a key with this many running has a place. Candidates have the places that the members of their site
+    /// leave while no member waits, and always a quarter.
     fn admits(&self, key: &KeyName, limit: Limit, running: u32) -> bool {
         let members = self.gate.find_key(KeyKind::Group, &key.1);
         let left = match members.map(|members| (members, members.limit())) {
@@ -249,7 +249,7 @@ impl Check {
                     assert_eq!(part, self.part(domain));
                     assert!(
                         self.slots_of(domain) >= part,
-                        "sent away although it had not its part"
+                        "sent away although it did not have its share"
                     );
                     let name = DOMAINS[domain].to_ascii_lowercase().into_bytes();
                     assert_eq!((shown.kind, &shown.name), (KeyKind::Domain, &name));
@@ -263,13 +263,13 @@ impl Check {
         }
     }
 
-    /// The gate is called now: it sees this time, if it is later than what it has seen.
+    /// Notes the time of a call of the gate. The gate's time does not go back.
     fn look_at_the_clock(&mut self) {
         self.latest_us = self.latest_us.max(self.now_us);
     }
 
-    /// Everything that the gate has to say about held commands.
-    fn settle(&mut self) {
+    /// Takes all actions of the gate for held commands.
+    fn take_all_actions(&mut self) {
         self.look_at_the_clock();
         loop {
             match self.gate.next(self.now_us) {
@@ -384,7 +384,7 @@ impl Check {
                 };
                 self.done(which, DeliveryEnd::Reported(report.as_bytes()));
                 self.now_us = self.latest_us + 200_000;
-                self.settle();
+                self.take_all_actions();
             }
             Step::Map { which } => {
                 let map = Map::parse(MAPS[which].as_bytes(), self.gate.hasher()).unwrap().0;
@@ -432,10 +432,10 @@ impl Check {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Never over a limit; no place idle while its key has a held command, and no command sent away or held while there
-    /// is a place, whatever others do, unless the server has just refused something at the door; no place lost or
-    /// counted twice, through reloads, too; never more held than slots are free; nothing held for more than a minute;
-    /// what was held comes back as it was.
+    /// No key is ever over its limit. No place is idle while its key has a held command, and no command is sent away or
+    /// held while there is a place, unless the server has just refused a delivery at the door. No place is lost or
+    /// counted twice, also through reloads. Never more commands are held than slots are free, none for more than a
+    /// minute, and each comes back unchanged.
     #[test]
     fn places(
         slots in 1u32..40,
@@ -448,22 +448,22 @@ proptest! {
         check.take(&Step::Table { which: table });
         for (step, settles) in &steps {
             check.take(step);
-            // As in spawn.c: several commands may be read, and reports written, before the held ones have their turn.
+            // As in spawn.c, several commands may be read, and reports written, before the actions for held ones.
             if *settles {
-                check.settle();
+                check.take_all_actions();
                 check.invariants();
             }
         }
     }
 
-    /// When all deliveries have ended and their keys are forgotten, the memory is what it was for few.
+    /// When all deliveries have ended and their keys are forgotten, memory is as small as for few deliveries.
     #[test]
     fn memory_returns(seed in any::<u64>(), domains in 2_000u32..6_000) {
         let mut gate = Gate::new(6_000, 6_000, seed).unwrap();
         let table = Table::parse(b":1\n", gate.hasher()).unwrap().0;
         gate.set_table(Some(table), 0).unwrap();
         for slot in 0..domains {
-            // Two each, so that half of them are held.
+            // Two for each domain, so that half of them are held.
             let recipient = format!("u@domain{}.example\0", slot / 2);
             gate.ask(1, slot, &Parts::new(&[b"1/1\0", b"s\0", recipient.as_bytes()]).unwrap());
         }
@@ -475,7 +475,7 @@ proptest! {
             while gate.next(2) != NextAction::None {}
         }
         prop_assert_eq!(gate.in_use(), 0);
-        // What was sent away is believed to be away until its busy answers end.
+        // Mail that was sent away counts as away until the time of its busy answers is over.
         for second in 0..8000u64 {
             while gate.next(second * 1_000_000) != NextAction::None {}
             gate.tidy(second * 1_000_000).unwrap();
@@ -485,7 +485,7 @@ proptest! {
     }
 }
 
-/// Domains that never come again do not pile up.
+/// Domains that never come again do not use more and more memory.
 #[test]
 fn a_million_domains() {
     let mut gate = Gate::new(1000, 1000, 7).unwrap();
@@ -510,7 +510,7 @@ fn a_million_domains() {
     assert!(most < 1_500_000, "{most} bytes");
 }
 
-/// A key that is suspended when it is its turn is waited for.
+/// If a key is suspended when its turn comes, it has its turn later.
 #[test]
 fn a_turn_that_comes_in_a_pause_is_not_lost() {
     let mut gate = Gate::new(400, 400, 7).unwrap();
@@ -537,7 +537,7 @@ fn a_turn_that_comes_in_a_pause_is_not_lost() {
     assert!(matches!(gate.next(4 + wait_us), NextAction::Go { slot: 2, .. }));
 }
 
-/// Domains that became idle together are not all forgotten by whoever comes next.
+/// When many domains have become idle together, a new domain replaces one of them, not all.
 #[test]
 fn one_comes_and_one_goes() {
     const MANY: u32 = 60_000;
@@ -559,7 +559,7 @@ fn one_comes_and_one_goes() {
     assert_eq!(idle, MANY as usize);
     ask(&mut gate, 0, MANY);
     assert_eq!(gate.keys().count(), idle);
-    // Its name may be longer than that of the one that went.
+    // Its name may be longer than that of the domain that was forgotten.
     assert!(gate.bytes() <= most + 100);
     gate.tidy(1).unwrap();
     assert!(gate.keys().count() < 300);
@@ -587,10 +587,10 @@ fn round_robin() {
         turns.push(slot);
     }
     let expected: Vec<u32> = (0..10).flat_map(|i| [i, 10 + i, 20 + i]).collect();
-    assert_eq!(turns, expected, "in turn over the domains, in order within each");
+    assert_eq!(turns, expected, "in turn over the domains, and in order within each");
 }
 
-/// A clock that jumps: back is standing still, and an hour forward only ends the hold.
+/// A clock that jumps: a jump back counts as standing still, and an hour forward only ends holds.
 #[test]
 fn clock_jumps() {
     let mut check = Check::new(20, 20, 3);
@@ -600,10 +600,10 @@ fn clock_jumps() {
     }
     for ms in [-1_000_000_000, 1, 3_600_000, -3_600_000, 5, 1_000_000_000_000] {
         check.take(&Step::Wait { ms });
-        check.settle();
+        check.take_all_actions();
         check.invariants();
         check.take(&Step::Ask { domain: 0 });
-        check.settle();
+        check.take_all_actions();
         check.invariants();
     }
 }

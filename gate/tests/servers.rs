@@ -1,5 +1,5 @@
-//! The kinds of servers that were measured (docs/measurements.md), each as a model: what one session too many costs
-//! with `:20::learn` and with a fixed limit. With `--nocapture --test-threads 1` they print their figures.
+//! Models of the kinds of servers that were measured (docs/measurements.md): what a session too many costs with
+//! `:20::learn` and with a fixed limit. `--nocapture --test-threads 1` shows the figures.
 
 #[path = "model/server.rs"]
 mod server;
@@ -14,10 +14,10 @@ use server::{
 
 const TOO_MANY: Seen = Seen::TooMany(Sent::No);
 
-/// A kind of server, made anew for each run: so many sessions at once.
+/// Makes a server of a kind, which takes this many sessions at once; each run has a new one.
 type Kind = fn(u32, &Setup) -> Server;
 
-/// So many mails wait in the spawner: what is refused comes back behind them.
+/// This many mails are held in the spawner: a refused mail comes back behind them.
 const HELD: usize = 100;
 
 fn shown(name: &str, setup: &Setup, ideal_secs: f64, outcome: &Outcome) {
@@ -57,9 +57,9 @@ fn setup(limit: u32, mails: u32, sigma: f64) -> Setup {
     Setup { limit, mails, service_secs: 1.0, sigma, until_secs, return_behind, ..Setup::default() }
 }
 
-/// A server that takes so many at once: none is deferred as a try, and the places are full.
+/// A server with a limit of sessions: no mail is deferred, and the places are full.
 #[test]
-fn so_many_at_once() {
+fn a_limit_of_sessions_at_once() {
     let kinds: [(&str, Kind, f64); 5] = [
         ("421 at the greeting", |most, _| cap(most), 0.02),
         ("421 after 3 s", |most, _| late(most, 3.0), 0.11),
@@ -82,9 +82,9 @@ fn so_many_at_once() {
     }
 }
 
-/// A child counts for 20 ms after its session has ended. A place that has become free waits for that, so all of them
-/// are used. Of many places that become free together, half are wanted for those that end: there a wait costs more than
-/// it brings.
+/// The server counts a child for 20 ms after its session has ended. A free place waits for that, so all places are
+/// used. If many places become free together, half of them stay empty for the sessions that end: there a wait costs
+/// more than it gains.
 #[test]
 fn children_that_linger() {
     for (limit, most, mails) in LOOPS {
@@ -103,8 +103,8 @@ fn children_that_linger() {
     }
 }
 
-/// A fixed limit stays what it is. What is refused at the door beside others is not a try, and comes again when it may
-/// be taken.
+/// A fixed limit does not change. A delivery that is refused at the door beside others does not count as an attempt,
+/// and its mail comes again when the server may take it.
 #[test]
 fn fixed_limits() {
     let kinds: [(&str, Kind); 2] = [
@@ -128,7 +128,7 @@ fn fixed_limits() {
     }
 }
 
-/// What is always refused is tried in the end, though others ran within the last minute.
+/// Mail that is always refused counts as tried in the end, although others ran within the last minute.
 #[test]
 fn fixed_limits_and_a_server_that_takes_nothing_any_more() {
     for seen in [TOO_MANY, Seen::Died(Sent::No), Seen::ConnectFailed] {
@@ -148,7 +148,7 @@ fn fixed_limits_and_a_server_that_takes_nothing_any_more() {
     }
 }
 
-/// sendmail's MaxDaemonChildren: the limit comes to rest one below, and is not tried again in a hurry.
+/// sendmail's MaxDaemonChildren: the limit settles one below, and the wall is not tried again soon.
 #[test]
 fn a_socket_that_is_closed_at_the_limit() {
     let kind: Kind = |most, setup| closing(most, 15, &setup.ends);
@@ -162,14 +162,14 @@ fn a_socket_that_is_closed_at_the_limit() {
             assert!(outcome.makespan_secs() <= secs * 1.12 + 25.0);
         }
     }
-    // With children that linger it would close one below, too, at a handover: each place waits a little.
+    // With children that linger the socket would close one below as well, at a handover: each place waits a little.
     for sigma in [0.0, 0.3] {
         let setup = Setup { linger_secs: 0.02, ..setup(20, 200, sigma) };
         let outcome = learning("closed, a child lingers", kind, 5, &setup, 50.0);
         assert_eq!((outcome.accepted, outcome.deferred), (200, 0));
         assert!(outcome.makespan_secs() <= 80.0);
     }
-    // A fixed limit stays what it is, though each round closes the socket: then there are pauses, and few real tries.
+    // A fixed limit does not change, although each round closes the socket: then there are pauses and few attempts.
     for limit in [4, 5, 20] {
         for sigma in [0.0, 0.3] {
             let setup = setup(limit, 200, sigma);
@@ -181,9 +181,9 @@ fn a_socket_that_is_closed_at_the_limit() {
     }
 }
 
-/// So many a minute, whatever their number at once: no worse than a minute for each.
+/// A server with a limit a minute, whatever the number at once: no worse than a minute for each portion.
 #[test]
-fn so_many_a_minute() {
+fn a_limit_of_sessions_a_minute() {
     for (limit, mails) in [(20, 200), (20, 2000), (200, 2000)] {
         for sigma in [0.0, 0.3] {
             let setup = setup(limit, mails, sigma);
@@ -212,7 +212,7 @@ fn a_milter_that_refuses_some() {
                 let outcome = learning(&name, |_, _| cap(u32::MAX), 0, &setup, ideal_secs);
                 assert_eq!(outcome.accepted, mails - bads);
                 assert_eq!(outcome.suspensions, 0);
-                // Some seconds until it is noticed, and the last one.
+                // Some seconds until the background is noticed, and the last mail.
                 assert!(outcome.makespan_secs() <= ideal_secs * 1.06 + 9.0);
                 assert!(outcome.makespan_secs() <= 20.0 || mails > 2000);
                 if bad == 2 {
@@ -245,7 +245,7 @@ fn a_run_of_mail_that_a_milter_refuses() {
     }
 }
 
-/// The same at random: nobody can be asked twice, so that more mail goes back at once and less is deferred.
+/// The same at random: a second refusal of the same mail is rare, so more mail goes back at once and less is deferred.
 #[test]
 fn refused_at_random() {
     let kinds: [(f64, Seen, Kind); 5] = [
@@ -272,7 +272,7 @@ fn refused_at_random() {
                 let outcome = learning(&name, kind, 0, &setup, ideal_secs);
                 let none = learning("none", |_, _| cap(u32::MAX), 0, &setup, ideal_secs);
                 assert_eq!(outcome.accepted, mails);
-                // One in some thousands is refused four times in a row: a try.
+                // One in some thousands is refused four times in a row: that is an attempt.
                 assert!(outcome.deferred <= mails / 2000);
                 let at = mails as usize - 1 - outcome.deferred as usize;
                 let (us, none_us) = (outcome.accepted_us[at], none.accepted_us[at]);

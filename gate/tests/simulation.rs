@@ -1,8 +1,8 @@
-//! The scenarios of the design as seeded simulations of the real core, with their figures printed and bounds asserted:
-//! `cargo test --release --test simulation -- --nocapture --test-threads 1`.
+//! Seeded simulations of the real core with a model of qmail-send, qmail-rspawn and servers. They assert bounds; to see
+//! the figures: `cargo test --release --test simulation -- --nocapture --test-threads 1`.
 //!
-//! The bounds: the places of a busy key are in use for 98.5 % of what they could be, from the first to the last start,
-//! whatever happens; no mail is sent away more than three times; and none waits longer than the backlog lasts.
+//! The bounds: from the first to the last start, the places of a busy key are in use for 98.5 % of the time; no mail is
+//! sent away more than three times; and none waits longer than the backlog lasts.
 
 mod model;
 
@@ -19,7 +19,7 @@ fn backlog(setup: Setup, mails: u32) -> Outcome {
     model.run()
 }
 
-/// Prints the figures of the first domain; the part of its places that was in use.
+/// Prints the figures of the first domain. Returns the share of its places that was in use.
 fn shown(name: &str, limit: f64, outcome: &Outcome) -> f64 {
     let seen = outcome.domains[0];
     let part = seen.mean_running() / limit;
@@ -37,7 +37,7 @@ fn shown(name: &str, limit: f64, outcome: &Outcome) -> f64 {
     part
 }
 
-/// Busy answers are few, for each mail.
+/// Asserts that busy answers are few, for each mail.
 fn patient(outcome: &Outcome) {
     for seen in &outcome.domains {
         assert!(seen.busy_per_mail() <= 1.1 && seen.busy_max <= 3, "{seen:?}");
@@ -136,17 +136,17 @@ fn a_qmail_send_that_stalls() {
     let outcome = backlog(Setup { stall, ..Setup::default() }, 50_000);
     assert!(shown("2 of 10 s stalled", 20.0, &outcome) > FULL);
     patient(&outcome);
-    // Longer than what is held lasts, and than the gate waits for an answer: places must be idle for the 4 s beyond
-    // what is held, and all goes on at once afterwards.
+    // This stall is longer than the held mail lasts, and than the gate waits for an answer. Places must be idle for the
+    // last 4 s, and afterwards all goes on at once.
     let stall = |us: u64| us % (30 * SEC) > 24 * SEC;
     let outcome = backlog(Setup { stall, ..Setup::default() }, 50_000);
     assert!(shown("6 of 30 s stalled", 20.0, &outcome) > 26.0 / 30.0 * FULL);
-    // What comes after the gate has given it up is new to the gate, and may be sent away again.
+    // Mail that comes after the gate has given it up is new to the gate, and may be sent away again.
     assert!(outcome.domains[0].busy_per_mail() <= 1.1 && outcome.domains[0].busy_max <= 4);
 }
 
-/// qmail-send stands still for as long, with most of the mail away: its log pipe is full, or it was stopped. The
-/// backlog is done in the time that its limit needs, from the end of the stall on.
+/// qmail-send stands still while most of the mail is away: its log pipe is full, or it was stopped. From the end of the
+/// stall on, the backlog takes the time that its limit allows.
 #[test]
 fn a_qmail_send_that_stands_still() {
     const MAILS: u32 = 20_000;
@@ -167,13 +167,13 @@ fn a_qmail_send_that_stands_still() {
         let ideal = f64::from(MAILS) / PACE;
         let seen = &outcome.domains[0];
         assert!(seen.makespan_secs() < secs + ideal * 1.02, "{}", seen.makespan_secs());
-        // While it stands still the time of many busy answers ends: these come once more, by the clock.
+        // During the stall the time of many busy answers ends: this mail comes once more, by the clock.
         assert!(seen.busy_per_mail() <= 2.0 && seen.busy_max <= 5, "{seen:?}");
     }
 }
 
-/// For 500 s there is 1.4 times as much mail as can be delivered. Nobody overtakes: the wait of the last ones is that
-/// of the backlog then, 200 s, and no mail waits longer.
+/// For 500 s, 1.4 times as much mail comes as can be delivered. No mail overtakes: the last ones wait as long as the
+/// backlog is then, 200 s, and none waits longer.
 #[test]
 fn more_than_can_be_delivered() {
     let mut model = Model::new(Setup::default());
@@ -240,8 +240,8 @@ fn many_busy_domains_leave_room() {
     }
 }
 
-/// With every number of slots, odd or even: a place that is held too much would be sent away and called again without
-/// end.
+/// With any number of slots, odd or even: if one command too many were held, mail would be sent away and called again
+/// without end.
 #[test]
 fn few_slots() {
     for concurrency_remote in 21..=110 {
@@ -267,7 +267,8 @@ fn few_slots() {
     }
 }
 
-/// Mail to fifty domains with nothing to wait for, which arrives within ten seconds from `from_secs` on.
+/// The mean wait, in milliseconds, of mail to fifty domains that are not at their limit. The mail arrives within ten
+/// seconds from `from_secs` on, beside `busy` mails to a busy domain.
 fn others(busy: u32, from_secs: u64) -> f64 {
     let mut model = Model::new(Setup::default());
     let domain = model.domain("busy.example");
@@ -294,16 +295,16 @@ fn others_do_not_wait() {
         "mail to fifty other domains waits {alone_ms:.2} ms for its start alone, {beside_ms:.2} ms beside a busy domain"
     );
     assert!(beside_ms < alone_ms + 100.0);
-    // qmail-send passes what it finds in the queue at its start in order: as without the gate, mail that arrives then
+    // At its start qmail-send passes the messages of the queue in order. As without the gate, mail that arrives then
     // waits for the first pass over 50,000.
     let first_ms = others(50_000, 5);
     println!("and {first_ms:.0} ms if it arrives during qmail-send's first pass over the queue");
     assert!(first_ms < 17_000.0);
 }
 
-/// One message with so many recipients, at these domains in turn, beside mail to fifty others that goes on for as long
-/// as the list is under way. The places of each of the first `limited` domains are full, no other mail waits for a
-/// second, and qmail-send's work is that of a list without a limit.
+/// One message with many recipients, at `domains` domains in turn, beside mail to fifty others during the same time.
+/// The places of each of the first `limited` domains are full, no other mail waits for a second, and qmail-send has as
+/// much work as with a list without a limit.
 fn list(name: &str, setup: Setup, recipients: u32, domains: u32, limited: u32) {
     let mut model = Model::new(setup);
     let names: Vec<u32> = (0..domains).map(|i| model.domain(&format!("list{i}.example"))).collect();
@@ -360,7 +361,8 @@ fn one_message_with_many_recipients() {
     list("20,000 at a domain with a limit and one without", half, 20_000, 2, 1);
 }
 
-/// `mails` mails to each of `domains` domains behind a server that takes ten at once; (refused, deferred, seconds).
+/// `mails` mails to each of `domains` domains behind a server that takes ten at once. Returns (refused, deferred,
+/// seconds).
 fn behind_ten(table: &'static str, domains: u32, mails: u32, seen: Seen) -> (u32, u32, f64) {
     let setup = Setup { table, ..Setup::default() };
     behind_ten_of(setup, domains, mails, seen)
@@ -397,41 +399,41 @@ enum Seen {
 
 /// 500 mails of 0.2 s to ten places: 10 s at best.
 #[test]
-fn a_server_of_ten() {
+fn a_server_that_takes_ten() {
     let (refused, deferred, secs) = behind_ten(":20::learn\n", 1, 500, Seen::Never);
     assert!(refused <= 20 && deferred == 0 && secs <= 13.0);
-    // A fixed limit above the server's is tried again and again, with more refusals; but these are no tries.
+    // A fixed limit above the server's own is tried again and again, with more refusals; but these do not count.
     let (refused, deferred, secs) = behind_ten(":20::fixed\n", 1, 500, Seen::Never);
     assert!((11..=200).contains(&refused) && deferred == 0 && secs <= 20.0);
 }
 
-/// The same behind a hundred domains.
+/// The same server behind a hundred domains.
 #[test]
-fn a_server_of_ten_behind_a_hundred_domains() {
+fn a_server_that_takes_ten_behind_a_hundred_domains() {
     let site = ":20::learn\n192.0.2.0/24:20:site:learn\n";
     let (refused, deferred, secs) = behind_ten(site, 100, 5, Seen::Before);
     assert!(refused <= 20 && deferred == 0 && secs <= 13.0);
-    // Unknown ones are tried once each; without sites they get into each other's way for an hour.
+    // Domains that are not known are tried once each. Without sites they would hinder each other for an hour.
     let (refused, deferred, secs) = behind_ten(site, 100, 5, Seen::Never);
     assert!(refused <= 120 && deferred == 0 && secs <= 13.0);
-    // With one mail for each, those that the server takes say nothing of it for as long as all the others are refused.
+    // With one mail for each domain, the accepted ones say nothing of the server while all others are refused.
     for (mean_service_secs, seed) in [(0.05, 1), (0.2, 1), (0.2, 2), (0.2, 3), (2.0, 1), (20.0, 1)]
     {
         let setup = Setup { table: site, mean_service_secs, seed, ..Setup::default() };
         let (refused, deferred, secs) = behind_ten_of(setup, 100, 1, Seen::Never);
         assert!(refused <= 130 && deferred == 0 && secs <= 3.0 + 15.0 * mean_service_secs);
-        // With few that are left over, the same of them are refused again and again.
+        // With few domains too many, the same ones are refused again and again.
         for domains in [11, 12, 20] {
             let (_, deferred, secs) = behind_ten_of(setup, domains, 1, Seen::Never);
             assert!(deferred == 0 && secs <= 5.0 + 5.0 * mean_service_secs);
         }
     }
     let (_, deferred, secs) = behind_ten(":20::learn\n", 100, 5, Seen::Never);
-    assert!(deferred > 100 && secs > 400.0, "it would not have been needed");
+    assert!(deferred > 100 && secs > 400.0, "the site would not be needed");
 }
 
-/// 200 mails of 1 s to a server of this kind, until so many seconds; (refused, deferred, accepted, seconds of the last
-/// one).
+/// `mails` mails of 1 s to a server of this kind, until `until_secs`. Returns (refused, deferred, accepted, seconds of
+/// the last one).
 fn loop_of(kind: Kind, table: &'static str, mails: u32, until_secs: u64) -> (u32, u32, u32, f64) {
     let sessions = if matches!(kind, Kind::Milter(_)) { u32::MAX } else { 5 };
     let until_us = until_secs * SEC;
@@ -449,7 +451,7 @@ fn loop_of(kind: Kind, table: &'static str, mails: u32, until_secs: u64) -> (u32
     (seen.refused, seen.deferred, accepted, secs)
 }
 
-/// The loop that was run with real servers, with all that qmail-send and qmail-rspawn do.
+/// The loop of docs/measurements.md that was run with real servers, with the work of qmail-send and qmail-rspawn.
 #[test]
 fn kinds_of_servers() {
     let (refused, deferred, accepted, secs) = loop_of(Kind::Answers421, ":20::learn\n", 200, 400);
@@ -458,10 +460,10 @@ fn kinds_of_servers() {
     assert!(refused <= 20 && deferred == 0 && accepted == 200 && secs <= 46.0);
     let (refused, deferred, accepted, secs) = loop_of(Kind::Closes(15), ":20::learn\n", 200, 400);
     assert!(refused <= 30 && deferred == 0 && accepted == 200 && secs <= 120.0);
-    // The limit is what closes the socket: five in twenty seconds, and no mail is deferred in the first minutes.
+    // The limit itself closes the socket: five in twenty seconds, and no mail is deferred in the first minutes.
     let (_, deferred, accepted, _) = loop_of(Kind::Closes(15), ":5\n", 200, 120);
     assert!(deferred <= 5 && accepted >= 25);
-    // A hundred good mails among as many that are refused: these are tried, and deferred.
+    // A hundred good mails among as many that are refused: those count as attempts and are deferred.
     let (_, deferred, accepted, secs) = loop_of(Kind::Milter(2), ":20::learn\n", 200, 60);
     assert!(accepted == 100 && deferred == 100 && secs <= 20.0);
     let (refused, _, accepted, secs) = loop_of(Kind::Milter(2), ":20::learn\n", 10_000, 390);

@@ -6,7 +6,7 @@ use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction}
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Limit, Table};
 
-/// A hundred domains behind one address, which has room for three: each is tried once, then all of them count together.
+/// A hundred domains behind one address with a limit of three: each is tried once, then all count together.
 #[test]
 fn domains_of_a_site_come_together() {
     let mut gate = Gate::new(400, 400, 7).unwrap();
@@ -32,8 +32,8 @@ fn domains_of_a_site_come_together() {
     assert_eq!(gate.rules().sites.seen.len(), 100);
 }
 
-/// A domain's site is known from its first refusal on, but it counts under the site a little later. What it was refused
-/// in between was refused beside the others of the site, not alone.
+/// A domain's site is known from its first refusal on, but the domain counts under the site a little later. A refusal
+/// in between was beside the others of the site, not alone.
 #[test]
 fn refused_before_it_counts_under_its_site() {
     let mut gate = Gate::new(400, 400, 7).unwrap();
@@ -55,7 +55,7 @@ fn refused_before_it_counts_under_its_site() {
     }
 }
 
-/// What is refused for ever must age, also while its domain does not come under its site.
+/// Mail that is refused for ever must age, also before its domain counts under its site.
 #[test]
 fn a_mail_that_is_refused_before_its_site_counts_is_tried_in_the_end() {
     let mut gate = Gate::new(400, 400, 7).unwrap();
@@ -73,7 +73,7 @@ fn a_mail_that_is_refused_before_its_site_counts_is_tried_in_the_end() {
     assert_eq!(returned, [true, true, true, false, true, true, true, false]);
 }
 
-/// Where limits do not learn, every refusal is a try.
+/// Where limits do not learn, each refusal counts as an attempt.
 #[test]
 fn a_site_that_does_not_learn_sends_nothing_back() {
     for (own, site) in [("", ""), ("::fixed", ":fixed"), ("::learn", ":fixed")] {
@@ -102,7 +102,7 @@ fn a_site_that_does_not_learn_sends_nothing_back() {
     }
 }
 
-/// Whoever makes a domain of a site be served elsewhere cannot lower the site's limit from there.
+/// The owner of a domain of a site can move it elsewhere, but cannot lower the site's limit from there.
 #[test]
 fn what_is_refused_elsewhere_says_nothing_of_the_site() {
     let mut gate = Gate::new(400, 400, 7).unwrap();
@@ -156,7 +156,7 @@ fn ask_for(gate: &mut Gate, now_us: u64, slot: u32, domain: &str) -> Answer {
     gate.ask(now_us, slot, &parts)
 }
 
-/// How many of so many commands for members of the site start at once, from slot 100 on.
+/// How many of `commands` commands for members of the site start at once, from slot 100 on.
 fn members_that_start(gate: &mut Gate, now_us: u64, commands: u32) -> usize {
     (0..commands)
         .map(|i| ask_for(gate, now_us, 100 + i, &format!("member{}.example", i % 10)))
@@ -164,7 +164,7 @@ fn members_that_start(gate: &mut Gate, now_us: u64, commands: u32) -> usize {
         .count()
 }
 
-/// Whoever owns a domain can have its mail refused once at a provider's address, and then let it hang elsewhere.
+/// The owner of a domain can have its mail refused once at a provider's address, and then let it hang elsewhere.
 #[test]
 fn a_stranger_that_a_site_refused_takes_none_of_its_places() {
     for learning in ["fixed", "learn"] {
@@ -184,7 +184,7 @@ fn a_stranger_that_a_site_refused_takes_none_of_its_places() {
     }
 }
 
-/// The same by many domains, one delivery each: all candidates together have a part of their own.
+/// The same with many domains, one delivery each: all candidates together have places of their own.
 #[test]
 fn many_strangers_take_none_of_a_sites_places_either() {
     let mut gate = gate_with_members(":20::learn\n192.0.2.0/24:20:site:learn\n");
@@ -204,7 +204,7 @@ fn many_strangers_take_none_of_a_sites_places_either() {
     assert_eq!(members_that_start(&mut gate, 400 * SECOND, 40), 20);
 }
 
-/// A connection that fails carries no address: it says something of its own domain, not of the site.
+/// A failed connection has no address in its report: it says something of its own domain, not of the site.
 #[test]
 fn connections_that_fail_count_for_their_domain_alone() {
     let mut gate = gate_with_members(":20::learn\n192.0.2.0/24:20:site:learn\n");
@@ -329,7 +329,7 @@ fn fifty_places_at_once() {
     }
 }
 
-/// A member whose mail the site took can hang later: it has three quarters of the places at most.
+/// A member whose mail the site took can hang later: it has at most three quarters of the places.
 #[test]
 fn one_member_leaves_places_to_the_others() {
     let mut gate = gate_with_members(":20\n192.0.2.0/24:20:site\n");
@@ -348,7 +348,7 @@ fn one_member_leaves_places_to_the_others() {
         })
         .count();
     assert_eq!(others, 5);
-    // What is away is called as its deliveries end, though it is away under its own number.
+    // Its mail is away under its own number, and is called as its deliveries end.
     gate.done(2 * SECOND, 0, DeliveryEnd::Reported(TOOK));
     let mut called = 0;
     for at in 0..10 {
@@ -386,7 +386,7 @@ fn what_is_elsewhere_is_no_candidate_and_no_member() {
     assert_eq!(of(&gate, b"stranger.example"), KeyKind::Group);
 }
 
-/// What comes in a short pause is not deferred because other mail is away.
+/// Mail that comes in a short pause is not deferred because other mail is away.
 #[test]
 fn mail_that_comes_in_a_short_pause_comes_back_after_it() {
     let mut gate = Gate::new(400, 400, 7).unwrap();
@@ -401,7 +401,7 @@ fn mail_that_comes_in_a_short_pause_comes_back_after_it() {
         "before it counts under its site"
     );
     while gate.next(1_000_000) != NextAction::None {}
-    // Alone at a site of which nobody knows whom it serves: a pause, and the mail is away.
+    // Alone at a site whose domains are not known yet: a pause, and the mail is away.
     assert_eq!(gate.ask(1_000_000, 0, &parts(b"1/1\0")), Answer::Go);
     assert!(gate.done(1_000_000, 0, DeliveryEnd::Reported(report)).is_some());
     let answer = gate.ask(1_000_001, 0, &parts(b"1/2\0"));

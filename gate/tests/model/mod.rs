@@ -1,7 +1,7 @@
 //! A discrete-event model of qmail-send and qmail-rspawn around the real core.
 //!
-//! qmail-send: one pass over a mail takes 1/3000 s; a pass needs a free slot and a mail whose time, in whole seconds,
-//! has come; the mail whose time came first is passed first. Mail that is sent away waits in [`Retry`]. A call takes
+//! qmail-send: one pass over a mail takes 1/3000 s. A pass needs a free slot and a mail whose time, in whole seconds,
+//! has come; the mail that was due first comes first. Mail that is sent away waits in [`Retry`]. A call takes
 //! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many recipients, each
 //! of which is a mail here; one that is read and not handed out takes READ_US.
 //!
@@ -40,7 +40,7 @@ fn job(message: u32) -> Job {
     Job { channel: REMOTE, id: message.into() }
 }
 
-/// Its recipients are mails with numbers in a row. Positions in its file are their indices.
+/// A message. Its recipients are mails with consecutive numbers; the positions in its file are their indices.
 #[derive(Clone, Copy, Debug)]
 struct Message {
     first: u32,
@@ -68,9 +68,9 @@ pub enum Kind {
     Answers421,
     /// Beyond its sessions it closes the connection without a word.
     CutsOff,
-    /// When the last session is taken it closes its socket, until so many seconds after one has ended.
+    /// When the last session is taken it closes its socket, until this many seconds after one has ended.
     Closes(u64),
-    /// It takes all, but refuses each recipient whose mail has a number that this divides, always.
+    /// It takes all mail but that whose number is a multiple of this; it always refuses those recipients.
     Milter(u32),
 }
 
@@ -88,10 +88,10 @@ pub struct Setup {
     pub mean_service_secs: f64,
     pub speed: Speed,
     pub stall: Stall,
-    /// So many sessions at once, the server takes.
+    /// The most sessions that the server takes at once.
     pub sessions: u32,
     pub kind: Kind,
-    /// The simulation ends then, whatever is left.
+    /// The simulation ends at this time, even if mail is left.
     pub until_us: u64,
     pub seed: u64,
 }
@@ -122,7 +122,7 @@ pub struct Mail {
     pub ended_us: u64,
 }
 
-/// What a domain saw.
+/// The figures of a domain.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     pub running: u32,
@@ -136,13 +136,13 @@ pub struct Seen {
     work_us: u64,
     pub waited_us: u64,
     pub waited_max_us: u64,
-    /// Deliveries that the server refused, and those of them that became a deferral.
+    /// Deliveries that the server refused, and the number of them that became a deferral.
     pub refused: u32,
     pub deferred: u32,
 }
 
 impl Seen {
-    /// Deliveries that ran at once in the mean, from the beginning to the last start.
+    /// The mean number of deliveries at once, from the beginning to the last start.
     pub fn mean_running(&self) -> f64 {
         self.work_us as f64 / (self.last_start_us - self.first_us) as f64
     }
@@ -164,7 +164,7 @@ impl Seen {
 enum Event {
     /// A delivery ends: slot, mail, how.
     End(u32, u32, How),
-    /// A message comes to pqchan, due since so many seconds.
+    /// A message comes to pqchan; the time, in seconds, since which it is due.
     Arrive(u32, u64),
     Pass,
     /// qmail-send reads a call.
@@ -271,7 +271,7 @@ impl Model {
         }
     }
 
-    /// It has been seen before where the mail of all domains goes.
+    /// Makes the servers of all domains known to the gate beforehand.
     pub fn has_seen(&mut self) {
         let hasher = self.gate.hasher();
         for name in &self.names {
@@ -317,11 +317,11 @@ impl Model {
     }
 
     pub fn run(mut self) -> Outcome {
-        // A spawner that wakes up again and again for nothing would be one that spins.
+        // A spawner that wakes up again and again without work would use all of a processor.
         let (mut idle_us, mut idle) = (0, 0);
         while let Some(Reverse((now_us, _, event))) = self.events.pop() {
             if event == Event::Timer && self.timer_us != Some(now_us) {
-                // An earlier one came in its place.
+                // An earlier timer has replaced this one.
                 continue;
             }
             idle = if event == Event::Timer && now_us == idle_us { idle + 1 } else { 0 };
@@ -369,13 +369,13 @@ impl Model {
         }
     }
 
-    /// To pqchan.
+    /// Puts a message into pqchan.
     fn queue(&mut self, message: u32, due_secs: u64) {
         self.sequence += 1;
         self.due.push(Reverse((due_secs, self.sequence, message)));
     }
 
-    /// The next time at which something happens of itself.
+    /// Sets the timer to the next time at which the gate or the queues have work.
     fn plan_timer(&mut self, now_us: u64) {
         let gate_us = self.gate.timeout_us(now_us).map(|us| now_us + us);
         let retry_us = self.retry.next_due().map(|at_secs| at_secs.max(0) as u64 * SEC);
