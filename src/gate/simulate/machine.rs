@@ -284,7 +284,7 @@ impl MailSystem {
                 NextAction::None => break,
                 NextAction::Go { slot, .. } => self.start(self.slots[slot as usize]),
                 NextAction::Busy { slot, busy, .. } => {
-                    self.send_away(self.slots[slot as usize], busy)
+                    self.send_away(self.slots[slot as usize], busy);
                 }
                 NextAction::Call(call) => self.retry.call(REMOTE, call.number, call.most),
             }
