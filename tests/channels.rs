@@ -9,8 +9,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use channels::with_channels;
-use common::{Fixture, has, run};
+use common::{Fixture, run};
 use qpatch::verify::{self, Options, Part, ProofOutcome, Silent, Step, StepVerdict};
+use qpatch_test_support::has;
 
 fn applied(supplemental: u32) -> Fixture {
     let fixture = with_channels(supplemental);

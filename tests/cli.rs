@@ -10,6 +10,7 @@ use std::process::Command;
 
 use common::{Fixture, Run, qpatch, run};
 use qpatch::fixture::Dialect;
+use qpatch_test_support::golden;
 
 #[test]
 fn a_spawn_out_of_range_is_wrong_usage() {
@@ -70,12 +71,26 @@ fn spawn_without_big_concurrency_is_wrong_usage() {
 
 #[test]
 fn wrong_usage() {
-    for args in [&["apply"][..], &["frobnicate"], &[], &["apply", "--only", "nothing", "/"]] {
-        assert_eq!(qpatch(args).code, 2, "{args:?}");
+    for (args, says) in [
+        (&["apply"][..], "error: the following required arguments were not provided:\n  <TREE>\n"),
+        (&["frobnicate"], "error: unrecognized subcommand 'frobnicate'\n"),
+        (&[], "\nUsage: qpatch "),
+        (&["apply", "--only", "nothing", "/"], "error: invalid value 'nothing' for '--only <"),
+    ] {
+        let run = qpatch(args);
+        assert_eq!((run.code, run.out.as_str()), (2, ""), "{args:?}");
+        assert!(run.err.contains(says), "{args:?}: {}", run.err);
     }
-    for args in [&["--help"][..], &["--version"], &["apply", "--help"], &["completions", "bash"]] {
+    let version = concat!("qpatch ", env!("CARGO_PKG_VERSION"), "\n");
+    for (args, says) in [
+        (&["--help"][..], "\nUsage: qpatch "),
+        (&["--version"], version),
+        (&["apply", "--help"], "\nUsage: qpatch apply "),
+        (&["completions", "bash"], "_qpatch() {\n"),
+    ] {
         let run = qpatch(args).ok();
-        assert!(!run.out.is_empty() && run.err.is_empty(), "{args:?}");
+        assert_eq!(run.err, "", "{args:?}");
+        assert!(run.out.contains(says), "{args:?}: {}", run.out);
     }
 }
 
@@ -226,7 +241,7 @@ fn rule_try_takes_the_line_that_a_misfit_names() {
     );
 }
 
-/// `SNAPSHOTS=overwrite` writes them.
+/// `QPATCH_BLESS=1` writes them.
 #[test]
 fn the_manual_pages_are_those_of_the_program() {
     let written = tempfile::tempdir().unwrap();
@@ -239,8 +254,8 @@ fn the_manual_pages_are_those_of_the_program() {
         names
     };
     for name in pages(written.path()) {
-        let page = fs::read_to_string(written.path().join(&name)).unwrap();
-        snapbox::assert_data_eq!(page, snapbox::Data::read_from(&kept.join(&name), None).raw());
+        let page = fs::read(written.path().join(&name)).unwrap();
+        golden(&kept.join(&name), &page).unwrap_or_else(|difference| panic!("{difference}"));
     }
     assert_eq!(pages(&kept), pages(written.path()));
 }

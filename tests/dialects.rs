@@ -1,5 +1,5 @@
-//! The patches on each fixture dialect: byte-exact goldens (`dialects/NAME.diff`, which `SNAPSHOTS=overwrite` writes), a
-//! second apply, a revert, and the diff under other tools.
+//! The patches on each fixture dialect: second apply, revert, and the diff under other tools. What a patch makes of each
+//! is in `cargo test --test cases`.
 
 mod common;
 
@@ -7,46 +7,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Fixture, bytes, has, run, snapshot};
+use common::{Fixture, bytes, run, snapshot};
 use qpatch::fixture::Dialect;
-use snapbox::{Data, assert_data_eq};
+use qpatch_test_support::has;
 
 #[test]
-fn each_dialect_is_patched_as_recorded() {
-    for dialect in Dialect::ALL {
-        let fixture = Fixture::new(dialect);
-        let diff = fixture.qpatch(&["diff", "--spawn", "1000", "--no-gate"]).ok().out;
-        assert_data_eq!(diff, golden(&format!("{}.diff", dialect.name())));
-        fixture.qpatch(&["apply", "--spawn", "1000", "--no-gate"]).ok();
-        let gate = fixture.qpatch(&["diff", "--only", "domain-gate"]).ok();
-        assert!(gate.err.contains("gate.a is no text and not in the diff"), "{}", gate.err);
-        assert_data_eq!(hooks(&gate.out), golden(&format!("{}.gate.diff", dialect.name())));
-    }
-}
-
-fn golden(name: &str) -> Data {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialects").join(name);
-    Data::read_from(&path, None).raw()
-}
-
-/// Returns a diff without the files that it creates, which are in c-shim/.
-fn hooks(diff: &str) -> String {
-    let mut keep = true;
-    let mut out = String::new();
-    for line in diff.lines() {
-        if line.starts_with("--- ") {
-            keep = line != "--- /dev/null";
-        }
-        if keep {
-            out.push_str(line);
-            out.push('\n');
-        }
-    }
-    out
-}
-
-#[test]
-fn a_second_apply_changes_nothing_and_a_revert_restores_everything() {
+fn a_second_apply_changes_nothing_and_a_revert_gives_all_back() {
     for dialect in Dialect::ALL {
         let fixture = Fixture::new(dialect);
         let before = fixture.snapshot();
@@ -77,13 +43,13 @@ fn another_size_later_is_one_more_change_and_revert_still_goes_back_to_the_start
 }
 
 #[test]
-fn patch_git_and_quilt_make_of_the_diff_what_apply_makes() {
+fn the_diff_gives_what_apply_gives_under_patch_git_and_quilt() {
     for dialect in Dialect::ALL {
         let applied = Fixture::new(dialect);
         let diff = applied.qpatch(&["diff", "--spawn", "1000"]).ok().out;
         applied.qpatch(&["apply", "--spawn", "1000"]).ok();
         let mut want = applied.snapshot();
-        // It is not text, so it is not in the diff, and a warning says so.
+        // Not text, so not in the diff, which says so.
         want.remove(Path::new("gate.a")).unwrap();
         let scratch = tempfile::tempdir().unwrap();
         let file = scratch.path().join("qpatch.diff");
@@ -145,67 +111,8 @@ fn only_and_skip() {
     assert!(!out.contains("fd-setsize") && out.contains("would change spawn.c"), "{out}");
 }
 
-/// Returns one tree with the ways in which several forks (IndiMail, eQmail, aQmail and notqmail's send-jobs) write the
-/// places of the gate.
-fn fork() -> Fixture {
-    let fixture = Fixture::new(Dialect::StockAnsi);
-    // The report function at the end of a delivery has another name.
-    for name in ["spawn.c", "spawn.h", "qmail-lspawn.c", "qmail-rspawn.c"] {
-        if fixture.path().join(name).exists() && fixture.read(name).contains(" report(") {
-            fixture.replace(name, " report(", " tell_outcome(");
-        }
-        if fixture.read(name).contains("\treport(") {
-            fixture.replace(name, "\treport(", "\ttell_outcome(");
-        }
-    }
-    // A queue may be sorted in two orders, so an insertion names one.
-    fixture.replace(
-        "prioq.h",
-        "extern int prioq_insert(",
-        "enum order { EARLY_FIRST, LATE_FIRST };\nextern int prioq_insert(enum order, ",
-    );
-    fixture.replace("prioq.c", "int prioq_insert(", "int prioq_insert(enum order order, ");
-    fixture.replace(
-        "prioq.c",
-        "  if (!room(pq)) return 0;",
-        "  if (order != EARLY_FIRST || !room(pq)) return 0;",
-    );
-    fixture.replace("qmail-send.c", "prioq_insert(", "prioq_insert(EARLY_FIRST,");
-    // A report for a delivery that does not exist is logged in other words, by a macro, and in braces.
-    fixture.replace(
-        "qmail-send.c",
-        "log1(\"warning: internal error: delivery report out of range\\n\");",
-        "{\n\t\t\t\tlog1(WARNING(\"a report for a slot that runs nothing\\n\"));\n\t\t\t}",
-    );
-    fixture.replace(
-        "qmail-send.c",
-        "prioq pqchan",
-        "#define WARNING(text) \"warning: \" text\n\nprioq pqchan",
-    );
-    // The job is in a variable.
-    fixture.replace("qmail-send.c", "jo[pass[c].j].retry = nextretry", "jo[j].retry = nextretry");
-    // Comments between the prerequisites and the recipe, which make allows.
-    fixture.replace(
-        "Makefile",
-        "\t./load qmail-send ",
-        "# with qmail-send's own objects \\\n# and the archives\n\n\t./load qmail-send ",
-    );
-    fixture
-}
-
 #[test]
-fn the_gate_fits_forks_that_write_its_places_another_way() {
-    let fixture = fork();
-    fixture.qpatch(&["apply", "--spawn", "1000", "--no-gate"]).ok();
-    let gate = fixture.qpatch(&["diff", "--only", "domain-gate"]).ok();
-    assert_data_eq!(hooks(&gate.out), golden("fork.gate.diff"));
-    fixture.qpatch(&["apply", "--gate"]).ok();
-    let proof = fixture.qpatch(&["verify", "--only", "gate", "--spawn", "40"]).ok().out;
-    assert!(proof.contains("\nok    gate "), "{proof}");
-}
-
-#[test]
-fn a_log_function_with_another_name_and_without_braces_fits() {
+fn a_log_of_another_name_without_braces_is_known_too() {
     let fixture = Fixture::new(Dialect::TwoByte);
     let line = "log1(\"warning: internal error: delivery report out of range\\n\");";
     fixture.replace(
@@ -220,7 +127,7 @@ fn a_log_function_with_another_name_and_without_braces_fits() {
 }
 
 #[test]
-fn apply_says_why_the_gate_does_not_fit_a_tree_on_skalibs() {
+fn a_tree_on_skalibs_is_told_why_the_gate_does_not_fit() {
     let fixture = Fixture::new(Dialect::StockAnsi);
     fixture.replace("spawn.c", "#include \"select.h\"", "#include <skalibs/iopause.h>");
     let why = "spawn.c: domain-gate: this tree is not of its kind: it waits with iopause() of skalibs, the gate's hooks \
@@ -252,7 +159,7 @@ fn a_fork_that_the_gate_does_not_know_gets_the_rest_with_a_warning() {
 }
 
 #[test]
-fn no_gate_leaves_no_trace_of_the_gate_in_the_tree() {
+fn without_the_gate_nothing_of_it_is_in_the_tree() {
     let fixture = Fixture::new(Dialect::StockAnsi);
     let out = fixture.qpatch(&["apply", "--no-gate"]).ok().out;
     assert!(!out.contains("domain-gate"), "{out}");

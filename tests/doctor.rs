@@ -1,7 +1,5 @@
-//! What doctor says of whole machines: each file of tests/doctor_cases has a machine, as a list of files, and the findings
-//! that doctor must report. `QPATCH_BLESS=1` writes what it reports now.
-//!
-//! Also compares what doctor predicts for commands of shells and of limit programs with what they do on this machine.
+//! Compares what doctor predicts for commands of shells and of limit programs with what they do on this machine. What it
+//! reports of whole machines is in `cargo test --test cases`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,101 +7,13 @@ use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
-use qpatch::doctor::host::Host;
 use qpatch::doctor::launch::limits::{
     InheritedLimit, KernelLimits, LimitPair, LimitState, LimitValue,
 };
 use qpatch::doctor::launch::script::{PathContent, ScriptHost, Walk};
 use qpatch::doctor::launch::shell::Shell;
 use qpatch::doctor::launch::unit;
-use qpatch::doctor::{Options, examine_host};
-
-/// The findings that the cases are about. Other findings have their own tests.
-const NAMES: [&str; 4] = ["start scripts", "unit settings", "processes, unit", "memory"];
-
-/// Every machine has these.
-const BASE: [(&str, &str); 8] = [
-    ("proc/meminfo", "MemTotal: 8000000 kB\nMemAvailable: 4000000 kB\n"),
-    ("proc/sys/kernel/pid_max", "4194304\n"),
-    ("proc/sys/kernel/threads-max", "62000\n"),
-    ("proc/sys/fs/nr_open", "1048576\n"),
-    ("var/qmail/control/concurrencyremote", "1000\n"),
-    ("var/qmail/bin/qmail-start", "\x7fELF\0"),
-    ("usr/bin/dash", "\x7fELF\0"),
-    ("bin/busybox", "\x7fELF\0"),
-];
-
-/// Writes a machine. A line `-- PATH` begins a file, `-- PATH -> TARGET` is a link, `-- PATH/` a folder.
-fn machine(text: &str, root: &Path) {
-    let write = |path: &str, text: &str| {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    };
-    let link = |path: &str, target: &str| {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::os::unix::fs::symlink(target, path).unwrap();
-    };
-    for (path, text) in BASE {
-        write(path, text);
-    }
-    if !text.contains("\n-- bin/sh ") {
-        link("bin/sh", "/usr/bin/dash");
-    }
-    for file in text.split("\n-- ").skip(1) {
-        let (head, body) = file.split_once('\n').unwrap_or((file, ""));
-        let body = if body.is_empty() { String::new() } else { format!("{body}\n") };
-        match head.split_once(" -> ") {
-            Some((path, target)) => link(path, target),
-            None => write(head, &body),
-        }
-    }
-}
-
-fn findings_of(text: &str) -> String {
-    let root = tempfile::tempdir().unwrap();
-    machine(text, root.path());
-    let run = |_: &Path, _: &[&str], _: &str| Err("nothing runs here".to_owned());
-    let host = Host { root: root.path().to_path_buf(), run: &run };
-    let report = examine_host(&host, &Options::default());
-    let findings = report.findings.iter().filter(|finding| NAMES.contains(&finding.name));
-    // Leave out what is the same in most cases.
-    let findings = findings.filter(|finding| {
-        let usual = finding.detail.starts_with("3906 MiB free, 195 MiB needed")
-            || finding.detail == "no systemd unit starts qmail"
-            || finding.detail.starts_with("no qmail-send is running that can be seen")
-            || finding.detail.starts_with("none of qmail.service stops mail")
-            || finding.detail.starts_with(
-                "qmail.service may have 9300, by systemd's own DefaultTasksMax of 15%",
-            );
-        !usual
-    });
-    findings.map(|finding| format!("{finding}\n")).collect()
-}
-
-#[test]
-fn machines() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doctor_cases");
-    let bless = std::env::var_os("QPATCH_BLESS").is_some();
-    let mut wrong = Vec::new();
-    let mut count = 0;
-    for entry in fs::read_dir(&dir).unwrap() {
-        let path = entry.unwrap().path();
-        let text = fs::read_to_string(&path).unwrap();
-        let (given, wanted) = text.split_once("\n== doctor\n").unwrap_or((text.as_str(), ""));
-        let found = findings_of(given);
-        count += 1;
-        if found == wanted {
-        } else if bless {
-            fs::write(&path, format!("{given}\n== doctor\n{found}")).unwrap();
-        } else {
-            wrong.push(format!("{}:\n{found}wanted:\n{wanted}", path.display()));
-        }
-    }
-    assert!(count > 100, "{count}");
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
+use qpatch_test_support::{is_root, skip};
 
 /// A machine that has only a shell.
 struct Bare(Shell);
@@ -166,8 +76,7 @@ fn actual(script: &str, shell: &[&str]) -> Option<(u64, u64)> {
         begin,
         "sh",
     ];
-    let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
-    let begin = if is_root { &begin[..] } else { &begin[3..] };
+    let begin = if is_root() { &begin[..] } else { &begin[3..] };
     let mut command = Command::new(begin[0]);
     command.args(&begin[1..]).args(shell).arg(&run).env("PATH", path);
     let output = command.output().ok()?;
@@ -181,8 +90,7 @@ fn is_there(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
     let found = path.split(':').any(|dir| Path::new(dir).join(program).is_file());
     if !found {
-        assert!(std::env::var_os("QPATCH_SKIP_NOTHING").is_none(), "{program} is not installed");
-        eprintln!("skipped: {program} is not installed");
+        skip(format_args!("{program} is not installed"));
     }
     found
 }
@@ -251,7 +159,7 @@ fn doctor_predicts_the_limits_of_shells() {
         }
         // zsh without its modules has no ulimit.
         if actual("ulimit -n 100 || exit\nexec qmail-start\n", command).is_none() {
-            eprintln!("skipped: {} has no ulimit", command[0]);
+            skip(format_args!("{} has no ulimit", command[0]));
             continue;
         }
         for line in ULIMITS {

@@ -10,6 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use qpatch_test_support::{is_root, skip};
 use tempfile::TempDir;
 
 /// The most that anything here may take on a busy machine.
@@ -422,7 +423,7 @@ fn a_packet_that_no_qmail_rspawn_sends_ends_the_server() {
 fn without_pidfd_open_no_server_is_started_for_each_delivery() {
     let mut rig = Rig::new("1000\n");
     if rig.say(&["deny", "434"]) != "denied 1\n" {
-        eprintln!("skipped: no system call can be denied here");
+        skip("no system call can be denied here");
         return;
     }
     let begun = Instant::now();
@@ -468,7 +469,7 @@ fn a_shortage_at_the_first_delivery_is_forgotten() {
 #[test]
 fn without_processes_a_delivery_fails_as_it_always_did_and_the_next_goes() {
     if !is_root() {
-        eprintln!("skipped: only root can take a user id of its own for this");
+        skip("only root can take a user id of its own for this");
         return;
     }
     // A user that has no other process, so that the limit means these.
@@ -485,11 +486,6 @@ fn without_processes_a_delivery_fails_as_it_always_did_and_the_next_goes() {
     assert_eq!(rig.say(&["await"]), "end 15\n");
     assert_eq!(rig.run(&["length", "x"]), "length 1\nend 0\n");
     assert_eq!(rig.served(), server);
-}
-
-fn is_root() -> bool {
-    let id = Command::new("id").arg("-u").output().unwrap();
-    id.stdout == b"0\n"
 }
 
 #[test]

@@ -1,8 +1,5 @@
-//! `qpatch gate`: byte-exact goldens, and what goldens cannot have (FIFOs, huge files, a gate that runs, a terminal).
-//!
-//! `gate_cases/NAME/args` is `EXIT-CODE: ARGUMENTS`; the command runs in a copy of the folder, and has to say what is
-//! in `out` and `err` (no file: nothing). `QPATCH_BLESS=1 cargo test --test gate_cli` writes what is missing; look at
-//! it before committing.
+//! `qpatch gate`: what goldens cannot have (FIFOs, huge files, a gate that runs, a terminal). The goldens are in
+//! `cargo test --test cases`.
 
 mod common;
 
@@ -16,11 +13,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::{Run, has, run};
+use common::{Run, run};
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::{Ask, Host};
 use qpatch_gate::problem;
+use qpatch_test_support::{has, is_root, skip};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -28,59 +26,6 @@ fn gate(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qpatch"));
     command.current_dir(dir).arg("gate").args(args);
     command
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
-        let to = to.join(path.file_name().unwrap());
-        if path.is_dir() {
-            copy(&path, &to);
-        } else {
-            fs::write(&to, fs::read(&path).unwrap()).unwrap();
-            // Whatever the umask was when the repository was cloned.
-            fs::set_permissions(&to, Permissions::from_mode(0o644)).unwrap();
-        }
-    }
-}
-
-fn check(case: &Path) -> Result<(), String> {
-    let name = case.file_name().unwrap().to_string_lossy();
-    let args = fs::read_to_string(case.join("args")).map_err(|e| format!("{name}: args: {e}"))?;
-    let (code, args) = args.trim_end().split_once(": ").ok_or(format!("{name}: args: no colon"))?;
-    let args: Vec<&str> = args.split(' ').collect();
-    let dir = tempfile::tempdir().unwrap();
-    copy(case, dir.path());
-    for golden in ["args", "out", "err"] {
-        let _ = fs::remove_file(dir.path().join(golden));
-    }
-    let Run { code: got, out, err } = run(&mut gate(dir.path(), &args));
-    let mut wrong = String::new();
-    if code.parse() != Ok(got) {
-        wrong.push_str(&format!("{name}: exit code {got}, not {code}\n"));
-    }
-    for (golden, got) in [("out", out), ("err", err)] {
-        let path = case.join(golden);
-        if std::env::var_os("QPATCH_BLESS").is_some() && !path.exists() && !got.is_empty() {
-            fs::write(&path, &got).unwrap();
-        }
-        let want = fs::read_to_string(&path).unwrap_or_default();
-        if want != got {
-            wrong.push_str(&format!("{name}: {golden}: expected\n{want}\ngot\n{got}\n"));
-        }
-    }
-    if wrong.is_empty() { Ok(()) } else { Err(wrong) }
-}
-
-#[test]
-fn every_case() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/gate_cases");
-    let mut cases: Vec<_> = fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
-    cases.sort();
-    assert!(cases.len() >= 58, "the cases are gone: {}", cases.len());
-    let failures: Vec<_> = cases.iter().filter_map(|case| check(case).err()).collect();
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// A qmail home with control and queue/lock.
@@ -124,6 +69,11 @@ impl Home {
     fn gate(&self, args: &[&str]) -> Run {
         run(&mut gate(self.0.path(), args))
     }
+
+    /// As a user whom permissions stop, which root is not.
+    fn gate_as_user(&self, args: &[&str]) -> Run {
+        common::run_as_user(&mut gate(self.0.path(), args), self.0.path())
+    }
 }
 
 fn ask(host: &mut Host, slot: u32, domain: &str) -> Ask {
@@ -135,25 +85,23 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
-}
-
 // check
 
 #[test]
 fn files_that_are_no_files() {
     let home = Home::new();
     let file = home.path("control/concurrencydomains");
-    let refused = |what: &str, help: &str| {
-        // Whoever opens a FIFO waits for somebody who writes.
-        let run = home.gate_in_shell("exec timeout 60", &["check", "."]);
+    let says = |run: Run, what: &str, help: &str| {
         let expected = format!(
             "./control/concurrencydomains: error: {what}\n  {help}\n\
              ./control/concurrencydomains: 1 error; the gate goes on with the last file that had no errors, or, where there was none, \
              with the good lines and a limit of 20 for all other domains\n"
         );
         assert_eq!((run.code, run.out, run.err), (1, expected, String::new()));
+    };
+    let refused = |what: &str, help: &str| {
+        // Whoever opens a FIFO waits for somebody who writes.
+        says(home.gate_in_shell("exec timeout 60", &["check", "."]), what, help);
         assert_eq!(home.gate(&["check", "control/concurrencydomains"]).code, 1);
     };
     fs::create_dir(&file).unwrap();
@@ -177,16 +125,11 @@ fn files_that_are_no_files() {
     );
     fs::remove_file(&file).unwrap();
 
-    if is_root() {
-        eprintln!("skipped: root may read every file");
-        return;
-    }
     fs::write(&file, ":20\n").unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o0)).unwrap();
-    refused(
-        "cannot be read: Permission denied (os error 13)",
-        "run qpatch as root, or let it be read",
-    );
+    let run = home.gate_as_user(&["check", "."]);
+    let what = "cannot be read: Permission denied (os error 13)";
+    says(run, what, "run qpatch as root, or let it be read");
 }
 
 #[test]
@@ -229,7 +172,7 @@ fn what_the_gate_may_not_read_or_write_is_seen() {
     fs::write(home.path("queue/lock/tcpto"), "").unwrap();
     assert!(home.gate(&["check", "."]).ok().out.contains(": no problems; 1 line, default 20, "));
     if !is_root() {
-        eprintln!("skipped: only root gives files away");
+        skip("only root gives files away");
         return;
     }
     let chown = |owner: &str, name: &str| {
@@ -417,13 +360,9 @@ fn init_follows_no_link_and_overwrites_nothing() {
     assert_eq!(codes.iter().filter(|&&code| code == Some(0)).count(), 1, "{codes:?}");
     home.gate(&["check", "."]).ok();
 
-    if is_root() {
-        eprintln!("skipped: root may write everywhere");
-        return;
-    }
     fs::remove_file(&file).unwrap();
     fs::set_permissions(home.path("control"), Permissions::from_mode(0o555)).unwrap();
-    let run = home.gate(&["init", "."]);
+    let run = home.gate_as_user(&["init", "."]);
     fs::set_permissions(home.path("control"), Permissions::from_mode(0o755)).unwrap();
     assert_eq!(run.code, 1);
     assert!(run.err.starts_with("qpatch: ./control: cannot write into it: "), "{}", run.err);
@@ -757,7 +696,7 @@ fn is_up(home: &Home) -> (String, Value) {
 #[test]
 fn up_is_that_very_process() {
     if !Path::new("/proc/self/stat").exists() {
-        eprintln!("skipped: no /proc");
+        skip("no /proc");
         return;
     }
     let home = Home::new();
@@ -812,8 +751,11 @@ fn up_is_that_very_process() {
 
 #[test]
 fn up_of_a_qmail_in_a_container() {
-    if !is_root() || !has("unshare") {
-        eprintln!("skipped: namespaces take root and unshare");
+    if !is_root() {
+        skip("namespaces take root");
+        return;
+    }
+    if !has("unshare") {
         return;
     }
     // /proc is ours there, so it tells our number of the shell, which becomes sleep.
@@ -829,7 +771,7 @@ fn up_of_a_qmail_in_a_container() {
     let words: Vec<&str> = line.split_whitespace().collect();
     if words.is_empty() {
         child.wait().unwrap();
-        eprintln!("skipped: no namespaces here");
+        skip("no namespaces here");
         return;
     }
     let (inside, outside) = (words[0], words[1].parse().unwrap());
@@ -1060,13 +1002,9 @@ fn show_on_what_is_no_file() {
     let run = home.gate(&["show", "."]);
     assert_eq!((run.code, run.err.as_str()), (1, said));
 
-    if is_root() {
-        eprintln!("skipped: root may read every file");
-        return;
-    }
     let lock = home.path("queue/lock");
     fs::set_permissions(&lock, Permissions::from_mode(0o0)).unwrap();
-    let run = home.gate(&["show", "."]);
+    let run = home.gate_as_user(&["show", "."]);
     fs::set_permissions(&lock, Permissions::from_mode(0o755)).unwrap();
     assert_eq!(
         (run.code, run.err.as_str()),
@@ -1307,7 +1245,7 @@ fn the_library_is_what_apply_writes() {
 #[test]
 fn a_full_disk_is_an_error() {
     let Ok(full) = File::options().write(true).open("/dev/full") else {
-        eprintln!("skipped: no /dev/full on this machine");
+        skip("no /dev/full on this machine");
         return;
     };
     let mut command = gate(Path::new("/"), &["library"]);

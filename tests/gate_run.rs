@@ -31,7 +31,8 @@ use qpatch::verify::sandbox::site::Site;
 use qpatch_gate::problem::File;
 use qpatch_gate::status::{InForce, State, Status};
 use qpatch_gate::table::Limit;
-use rig::{Rig, config, tell};
+use qpatch_test_support::{skip, tell};
+use rig::{Rig, config};
 use trees::{Gate, patched};
 
 const BUSY: &str = "busy.example";
@@ -307,7 +308,7 @@ fn can_link_statically() -> bool {
 #[test]
 fn it_links_into_a_static_program() {
     if !can_link_statically() {
-        tell("skipped: the C library of this machine cannot be linked statically");
+        skip("the C library of this machine cannot be linked statically");
         return;
     }
     let fixture = patched(Dialect::StockKr, Gate::In);
@@ -379,6 +380,8 @@ fn a_place_comes_back_however_a_delivery_ends() {
         let reports = rspawn.reports(6 * LIMIT as usize);
         let numbers: BTreeSet<u32> = reports.iter().map(|report| report.number).collect();
         assert_eq!(numbers, (0..6 * LIMIT).collect());
+        let mut letters = reports.iter().map(|report| report.letter);
+        assert!(letters.all(|letter| b"KZD".contains(&letter)), "{domain:?}: {reports:?}");
     }
     rspawn.fill("bad.example", LIMIT);
     assert_eq!(rspawn.end(), []);
@@ -387,7 +390,7 @@ fn a_place_comes_back_however_a_delivery_ends() {
     let Rig { site, stubs, .. } = &mut rig;
     let gated = gate::prove(site, stubs, u32::MAX, &mut Random::new(1), &mut |_, _| {}).unwrap();
     if gated.failed_starts == 0 {
-        tell("skipped: failures of fork: this system cannot make a running process see them");
+        skip("failures of fork: this system cannot make a running process see them");
     }
 }
 
@@ -410,22 +413,54 @@ fn what_is_held_when_qmail_send_is_gone_is_not_delivered() {
     assert_eq!(events.iter().filter(|event| event.domain() == BUSY).count(), 4);
 }
 
+/// A qmail-rspawn whose clock goes forward when `put_forward` says so.
+fn with_a_clock_of_its_own(site: &Site) {
+    let clock = site.rig().join("later.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/later.c");
+    run(process::Command::new("cc")
+        .args(["-O2", "-shared", "-fPIC", "-o"])
+        .arg(&clock)
+        .arg(format!("-DLATER=\"{}\"", site.rig().join("later").display()))
+        .arg(source))
+    .ok();
+    let program = site.home().join("bin/qmail-rspawn");
+    let real = program.with_extension("real");
+    fs::rename(&program, &real).unwrap();
+    let script = format!("#!/bin/sh\nLD_PRELOAD={} exec {}\n", clock.display(), real.display());
+    site.write(&program, script.as_bytes()).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+}
+
+fn put_forward(site: &Site, seconds: u64) {
+    let new = site.rig().join("later.new");
+    site.write(&new, seconds.to_string().as_bytes()).unwrap();
+    fs::rename(new, site.rig().join("later")).unwrap();
+}
+
+/// By the gate's clock, which is put forward: 58 s are not enough, and then it comes by itself.
 #[test]
 fn a_hold_ends_after_a_minute() {
+    const FORWARD: u64 = 58;
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:1\n"), 200);
+    with_a_clock_of_its_own(&rig.site);
     rig.stubs.hold("all").unwrap();
     let mut rspawn = Spawning::start(&mut rig);
-    rspawn.spawner.set_idle(Duration::from_secs(90));
     let sent = Instant::now();
     for number in 0..2 {
         rspawn.send(number, stub::recipient(Mode::Accept, Some("all"), number, BUSY));
     }
     rspawn.started(1);
-    // It comes, within the time that nothing may happen; how soon is up to the machine.
-    let report = rspawn.reports(1).remove(0);
-    let seconds = sent.elapsed().as_secs_f64();
-    assert_eq!((report.number, report.letter), (1, b'B'), "{report:?}");
-    assert!(report.text.contains(" busy.example is at its limit of 1 delivery; not tried."));
+    rspawn.round_trip();
+    put_forward(&rspawn.rig.site, FORWARD);
+    // The gate looks at its clock when it is called, and says then how long it may sleep.
+    rspawn.send(999, stub::recipient(Mode::Accept, None, "trip", "elsewhere.example"));
+    let mut reports = rspawn.reports(2);
+    let seconds = sent.elapsed().as_secs_f64() + FORWARD as f64;
+    reports.sort_by_key(|report| report.number);
+    let [held, trip] = &reports[..] else { panic!("{reports:?}") };
+    assert_eq!((trip.number, trip.letter), (999, b'K'), "{trip:?}");
+    assert_eq!((held.number, held.letter), (1, b'B'), "{held:?}");
+    assert!(held.text.contains(" busy.example is at its limit of 1 delivery; not tried."));
     assert!(seconds >= 60.0, "{seconds}");
     rspawn.rig.stubs.release("all").unwrap();
     assert_eq!(rspawn.reports(1)[0].letter, b'K');
@@ -482,7 +517,7 @@ fn a_restart_does_not_open_the_gate() {
         let status = status_of(&mut rspawn, what);
         let is_readable = what == "unreadable" && !rspawn.rig.site.identity().changes();
         if is_readable && status.in_force == InForce::File {
-            tell("skipped: root may read every file");
+            skip("root may read every file");
             continue;
         }
         assert_eq!((status.state, status.in_force), (State::Limits, InForce::Kept), "{what}");

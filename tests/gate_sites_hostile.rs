@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use common::run;
 use dns::{Says, mx, name};
 use hickory_resolver::proto::rr::Name;
+use qpatch_test_support::skip;
 use serde_json::Value;
 use sites_rig::{HEAD, LIMITS, Rig, domains};
 
@@ -225,7 +226,7 @@ fn a_full_disk_leaves_the_old_map() {
         .output()
         .is_ok_and(|out| out.status.success());
     if !mounted {
-        eprintln!("skipped: a small file system cannot be mounted here");
+        skip("a small file system cannot be mounted here");
         return;
     }
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

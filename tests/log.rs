@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use qpatch::qmail::log::Log;
 use qpatch::qmail::log::event::Event;
 use qpatch::qmail::log::stamp::Precision;
+use qpatch_test_support::skip;
 
 /// What a log says of deliveries: microseconds since the first, and what happened, with the place of its origin among
 /// the log's.
@@ -232,7 +233,7 @@ fn packed_files_and_packed_files_that_end_too_early() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("text"), &text).unwrap();
         let Some(packed) = packed(program, &dir.path().join("text")) else {
-            println!("skipped: no {program}");
+            skip(format_args!("no {program}"));
             continue;
         };
         fs::write(dir.path().join("log"), &packed).unwrap();

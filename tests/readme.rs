@@ -4,6 +4,7 @@ mod common;
 
 use common::{Fixture, qpatch};
 use qpatch::fixture::Dialect;
+use qpatch::verify::Part;
 
 /// `text` with every number as `#`: times and seeds differ from run to run.
 fn without_numbers(text: &str) -> String {
@@ -37,6 +38,14 @@ fn the_demo_is_as_pictured() {
     let start = readme.find("apply --spawn 1000 to a built-in tree").expect("the picture");
     let picture = &readme[start..start + readme[start..].find("```").expect("its end")];
     let done = qpatch(&["demo"]).ok();
+    // This is also the whole proof of stock-kr: nothing fails, nothing is left out, with 1000 deliveries at once.
+    let (_, steps) = done.out.split_once("\nverify\n").expect("steps");
+    let (steps, summary) = steps.trim_end().rsplit_once('\n').expect("a summary");
+    let is_step = |line: &&str| !line.starts_with(' ');
+    assert!(steps.lines().filter(is_step).all(|line| line.starts_with("ok ")), "{}", done.out);
+    assert_eq!(steps.lines().filter(is_step).count(), Part::ALL.len(), "{}", done.out);
+    assert!(steps.contains(" 1000 deliveries at once; "), "{}", done.out);
+    assert!(summary.starts_with("15 steps hold at conf-spawn 1000; "), "{}", done.out);
     let told = |line: &&str| !line.trim().is_empty();
     // What apply did is told to the number; what verify did depends on the machine.
     let (applied, verified) = picture.split_once("verify\n").expect("both parts");

@@ -9,8 +9,9 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Fixture, has};
+use common::Fixture;
 use qpatch::fixture::Dialect;
+use qpatch_test_support::{has, skip};
 
 fn agrees(compiler: &str, flags: &[&str]) {
     if !has(compiler) {
@@ -87,7 +88,7 @@ fn connections_from_one_address_share_no_ports_between_destinations() {
         );
         let ran = Command::new(&program).output().unwrap();
         if ran.status.code() == Some(77) {
-            eprintln!("skipped: no network of its own: {}", String::from_utf8_lossy(&ran.stderr));
+            skip(format_args!("no network of its own: {}", String::from_utf8_lossy(&ran.stderr)));
             return;
         }
         let counts = String::from_utf8_lossy(&ran.stdout).into_owned();

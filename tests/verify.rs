@@ -21,6 +21,7 @@ use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
 use qpatch::verify::sandbox::site::TodoLayout;
 use qpatch::verify::{self, Options, Part, Silent};
+use qpatch_test_support::skip;
 use serde_json::Value;
 use tempfile::TempDir;
 use trees::{Gate, classic, patched};
@@ -653,7 +654,7 @@ fn a_stub_of_32_bits_reports_the_time() {
             let one = fixture.path().join("one.c");
             let built = Command::new("cc").args(["-m32", "-o", "/dev/null"]).arg(&one).output();
             assert!(!built.unwrap().status.success(), "{why}");
-            rig::tell("skipped: no compiler and C library of 32 bits");
+            skip("no compiler and C library of 32 bits");
             return;
         }
     };

@@ -25,6 +25,8 @@ fn wrong_usage_is_2() {
     ] {
         let (code, said) = bench(args);
         assert_eq!(code, Some(2), "{args:?}: {said}");
+        let about = args.iter().rev().find(|arg| arg.starts_with("--")).unwrap_or(&"<TREE>");
+        assert!(said.starts_with("error: ") && said.contains(about), "{args:?}: {said}");
     }
 }
 

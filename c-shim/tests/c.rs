@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use qpatch_gate::problem::File;
 use qpatch_gate_library as library;
+use qpatch_test_support::{has, skip};
 
 /// The most that a stripped program may grow by the gate.
 const GROWTH_MAX: u64 = 576 << 10;
@@ -197,7 +198,7 @@ fn symbols_are_bound_at_the_start() {
     // Whatever is usual here.
     let program = build.link("glue", &["-Wl,-z,lazy"], &GLUE, Some(gate()));
     let Ok(output) = Command::new("readelf").args(["-d", "-W"]).arg(&program).output() else {
-        println!("skipped: no readelf");
+        skip("no readelf");
         return;
     };
     let text = String::from_utf8(output.stdout).unwrap();
@@ -251,9 +252,7 @@ fn sanitizer() {
 
 #[test]
 fn valgrind() {
-    if Command::new("valgrind").arg("--version").output().is_err() {
-        assert!(std::env::var_os("QPATCH_SKIP_NOTHING").is_none(), "there is no valgrind");
-        println!("skipped: no valgrind");
+    if !has("valgrind") {
         return;
     }
     let build = Build::new("valgrind");
@@ -292,8 +291,7 @@ fn retry() {
 fn compiles_without_warnings() {
     let build = Build::new("warnings");
     for compiler in ["gcc", "clang"] {
-        if Command::new(compiler).arg("--version").output().is_err() {
-            println!("skipped: no {compiler}");
+        if !has(compiler) {
             continue;
         }
         for dialect in ["-std=gnu89", "-std=gnu99", "-std=gnu17"] {

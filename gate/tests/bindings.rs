@@ -1,10 +1,12 @@
 //! src/bindings.rs is bindgen's reading of gate.h. This test runs bindgen again and compares.
 //!
-//! libclang is loaded when the test runs. Without it the test says that it was skipped; with QPATCH_SKIP_NOTHING=1
-//! it fails. `QPATCH_WRITE_BINDINGS=1` writes the file instead of comparing.
+//! libclang is loaded when the test runs. Without it the test is skipped. `QPATCH_BLESS=1` writes the file instead of
+//! comparing.
 
 use std::panic::catch_unwind;
 use std::path::Path;
+
+use qpatch_test_support::{golden, skip};
 
 fn generate() -> String {
     let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("gate.h");
@@ -45,22 +47,9 @@ fn rustfmt(text: &str) -> String {
 fn bindings_are_what_bindgen_reads() {
     let loaded = catch_unwind(|| bindgen::clang_version().full);
     if loaded.is_err() {
-        assert!(
-            std::env::var_os("QPATCH_SKIP_NOTHING").is_none(),
-            "libclang is required here, and not found"
-        );
-        println!("skipped: no libclang");
+        skip("no libclang");
         return;
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bindings.rs");
-    let generated = generate();
-    if std::env::var_os("QPATCH_WRITE_BINDINGS").is_some() {
-        std::fs::write(&path, generated).unwrap();
-        return;
-    }
-    let checked_in = std::fs::read_to_string(&path).unwrap();
-    assert!(
-        checked_in == generated,
-        "src/bindings.rs is not what bindgen reads in gate.h; it reads:\n{generated}"
-    );
+    golden(&path, generate().as_bytes()).unwrap_or_else(|difference| panic!("{difference}"));
 }

@@ -584,7 +584,7 @@ impl SmallDisk {
         if mount.output().is_ok_and(|output| output.status.success()) {
             return Some(Self(path));
         }
-        eprintln!("skipped: a small file system cannot be mounted here; root can");
+        qpatch_test_support::skip("a small file system cannot be mounted here; root can");
         None
     }
 

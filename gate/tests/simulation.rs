@@ -88,10 +88,11 @@ fn an_hour() {
     let outcome = backlog(Setup { mean_service_secs: 2.0, ..Setup::default() }, 36_000);
     assert!(shown("an hour, 2 s", 20.0, &outcome) > FULL);
     patient(&outcome);
-    if cfg!(debug_assertions) {
-        println!("skipped: an hour of 0.2 s, without optimisation");
-        return;
-    }
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "it takes a build with optimisation: cargo test --release")]
+fn an_hour_of_short_deliveries() {
     let outcome = backlog(Setup::default(), 360_000);
     assert!(shown("an hour, 0.2 s", 20.0, &outcome) > FULL);
     patient(&outcome);

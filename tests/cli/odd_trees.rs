@@ -7,6 +7,7 @@ use std::process::Command;
 
 use super::common::{self, Fixture, qpatch, run};
 use qpatch::fixture::Dialect;
+use qpatch_test_support::skip;
 
 /// Checks that the command fails with `code`, prints `text` (with TREE for the folder), and changes nothing.
 fn refused(fixture: &Fixture, args: &[&str], code: i32, text: &str) {
@@ -269,7 +270,7 @@ fn a_tree_with_carriage_returns() {
 fn a_tree_of_someone_else() {
     let fixture = Fixture::new(Dialect::StockKr);
     if run(Command::new("chown").args(["-R", "1234:1234"]).arg(fixture.path())).code != 0 {
-        eprintln!("skipped: only root can give a tree away");
+        skip("only root can give a tree away");
         return;
     }
     fixture.qpatch(&["apply"]).ok();
@@ -311,7 +312,7 @@ fn a_full_disk() {
         .output()
         .is_ok_and(|o| o.status.success());
     if !mounted {
-        eprintln!("skipped: a small file system cannot be mounted here");
+        skip("a small file system cannot be mounted here");
         return;
     }
     let result = std::panic::catch_unwind(|| {

@@ -2,12 +2,14 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use qpatch::fixture::Dialect;
+use qpatch_test_support::is_root;
 use tempfile::TempDir;
 
 /// A fixture tree in a folder of its own.
@@ -112,12 +114,23 @@ pub fn run(command: &mut Command) -> Run {
     }
 }
 
-/// Returns whether a tool can be run here. If not, the test prints that it skips this; with QPATCH_SKIP_NOTHING it fails.
-pub fn has(tool: &str) -> bool {
-    let found = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
-    if !found {
-        assert!(std::env::var_os("QPATCH_SKIP_NOTHING").is_none(), "{tool} is not on this machine");
-        eprintln!("skipped: no {tool} on this machine");
+/// The user that root becomes where permissions shall stop a program.
+const USER: u32 = 65534;
+
+/// Runs `command`, a qpatch that works in `dir`, as a user who is not root. `dir` belongs to root then, if this process
+/// is root's, and so the user may write nothing there.
+pub fn run_as_user(command: &mut Command, dir: &Path) -> Run {
+    if !is_root() {
+        return run(command);
     }
-    found
+    // The user may not get to where cargo has built the program.
+    let program = dir.join("qpatch");
+    fs::copy(command.get_program(), &program).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
+    let mut by_user = Command::new(&program);
+    by_user.args(command.get_args()).uid(USER).gid(USER).current_dir(dir);
+    let run = run(&mut by_user);
+    fs::remove_file(program).unwrap();
+    run
 }

@@ -3,7 +3,6 @@
 //! A whole proof asks everything of a tree. A rig builds one and asks one question of it.
 #![allow(dead_code, unreachable_pub)]
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use qpatch::verify::build;
@@ -19,6 +18,7 @@ use qpatch::verify::sandbox::SiteConfig;
 use qpatch::verify::sandbox::limits::{DeliveryBound, MachineLimits, Raised};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
 use qpatch::verify::sandbox::site::{MessageId, Site};
+use qpatch_test_support::skip;
 
 /// A tree's programs, built by its own Makefile and installed in a home of their own.
 pub(crate) struct Rig {
@@ -77,7 +77,7 @@ impl Rig {
         let room = MachineLimits::look(self.site.identity()).bound();
         let count = match room {
             Some(DeliveryBound { deliveries, limit }) if deliveries < count => {
-                tell(format_args!("skipped: {count} at once: {deliveries}, because of {limit}"));
+                skip(format_args!("{count} at once: {deliveries}, because of {limit}"));
                 deliveries
             }
             _ => count,
@@ -122,10 +122,4 @@ pub(crate) fn running_below(dir: &Path) -> Vec<(u32, PathBuf)> {
         running.extend(pid.zip(program.filter(|program| program.starts_with(&dir))));
     }
     running
-}
-
-/// Tells something about a test that passes. Standard error itself: what `eprintln!` prints is shown only for a test
-/// that fails.
-pub(crate) fn tell(line: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }

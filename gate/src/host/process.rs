@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn this_process() {
         if !std::path::Path::new("/proc/self/stat").exists() {
-            println!("skipped: no /proc");
+            qpatch_test_support::skip("no /proc");
             return;
         }
         let identity = Identity::of_self();
