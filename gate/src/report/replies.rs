@@ -221,6 +221,11 @@ impl Replies {
         self.rules.len()
     }
 
+    /// What each line says, whatever reply it is about.
+    pub fn verdicts(&self) -> impl Iterator<Item = Verdict> + '_ {
+        self.rules.iter().map(|rule| Verdict { line: rule.line, meaning: rule.meaning })
+    }
+
     /// The first line that fits.
     pub(crate) fn find(
         &self,

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use qpatch_gate::gate::SLOTS_MAX;
 use qpatch_gate::name::domain_of;
+use qpatch_gate::replies::Replies;
 use qpatch_gate::report::Report;
 use qpatch_gate_model::retry::ReportedResult;
 use serde::Serialize;
@@ -143,6 +144,8 @@ struct ForeignLines {
 /// The account of a log.
 #[derive(Debug, Default)]
 pub(super) struct LogAccount {
+    /// What the operator says of replies.
+    replies: Replies,
     pub(super) clock: LogClock,
     pub(super) lines: LineCounts,
     /// The most deliveries open at once.
@@ -162,6 +165,10 @@ pub(super) struct LogAccount {
 }
 
 impl LogAccount {
+    pub(super) fn new(replies: Replies) -> Self {
+        Self { replies, ..Self::default() }
+    }
+
     /// Takes a line.
     pub(super) fn entry(&mut self, entry: &Entry<'_>) {
         self.lines.read += 1;
@@ -320,9 +327,9 @@ impl LogAccount {
         };
         let held = event::held(text);
         self.lines.held_already += u64::from(held.is_some());
+        let said = log_report::of_log(end, text, &self.replies);
         let Some(delivery) = self.get(at) else { return };
-        (delivery.state, delivery.said, delivery.told) =
-            (DeliveryState::Over, log_report::of_log(end, text), told);
+        (delivery.state, delivery.said, delivery.told) = (DeliveryState::Over, said, told);
         (delivery.ended_us, delivery.lines[2]) = (now_us, line);
         let LoggedDelivery { asked_us, started_us, recipient, .. } = delivery.clone();
         let domain = domain_hash(&recipient);

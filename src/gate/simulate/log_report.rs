@@ -7,12 +7,16 @@
 
 use std::net::IpAddr;
 
-use qpatch_gate::report::{self, Report, Seen, Sent};
+use qpatch_gate::echo::Own;
+use qpatch_gate::memory::OutOfMemory;
+use qpatch_gate::replies::{Meaning, Replies, Verdict};
+use qpatch_gate::report::{Reader, Report, Seen, Sent};
 
 use crate::qmail::log::event::{self, End};
 
-/// What the log says of a delivery's server. Nothing, where it says nothing.
-pub(super) fn of_log(end: End, text: &[u8]) -> Report {
+/// What the log says of a delivery's server, with the operator's own words. Nothing, where it says nothing.
+pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> Report {
+    let reader = Reader { own: Own::unknown(), replies };
     let nothing = Report { seen: Seen::Nothing, peer: None, rule: None };
     let text = event::without_times(text);
     let plain = |text: &[u8]| -> Vec<u8> {
@@ -24,12 +28,12 @@ pub(super) fn of_log(end: End, text: &[u8]) -> Report {
         bytes.collect()
     };
     match end {
-        End::Success => report::classify(&[b"r\0K", &plain(text)[..], b"\0"].concat()),
-        End::Failure => report::classify(&lines(&plain(text), [b'h', b'D'])),
-        End::Deferral => report::classify(&lines(&plain(text), [b's', b'Z'])),
+        End::Success => reader.classify(&[b"r\0K", &plain(text)[..], b"\0"].concat()),
+        End::Failure => reader.classify(&lines(&plain(text), [b'h', b'D'])),
+        End::Deferral => reader.classify(&lines(&plain(text), [b's', b'Z'])),
         End::Refused => {
             let said = event::refused(text).unwrap_or_default();
-            match report::classify(&lines(&plain(said), [b's', b'Z'])) {
+            match reader.classify(&lines(&plain(said), [b's', b'Z'])) {
                 said @ Report { seen: Seen::TooMany(_) | Seen::ConnectFailed, .. } => said,
                 // The gate cuts texts, and it knew.
                 cut => Report { seen: Seen::TooMany(Sent::No), ..cut },
@@ -50,25 +54,28 @@ fn lines(text: &[u8], [of_recipient, of_message]: [u8; 2]) -> Vec<u8> {
     }
 }
 
-/// A report that says the same, in few words: what a simulation keeps until the delivery ends.
+/// A report that says the same, in few words: what a simulation keeps until the delivery ends. The gate of the
+/// simulation reads it by [`short`].
 pub(super) fn report(said: &Report) -> Vec<u8> {
     let peer = said.peer.map_or_else(|| "somebody".to_string(), |peer: IpAddr| peer.to_string());
+    let refused = |words: &str, code: u32, reply: &str| {
+        let reply = said.rule.map_or_else(|| reply.to_string(), |rule| short_reply(rule.line));
+        format!("{words}.\nRemote host said: {code} {reply}\n\0")
+    };
+    let connected = |words: &str, code, reply| {
+        refused(&format!("Connected to {peer} but {words}"), code, reply)
+    };
     let text = match said.seen {
         Seen::Accepted => format!("r\0K{peer} accepted message.\n\0"),
         Seen::TooMany(Sent::No) => {
-            format!(
-                "ZConnected to {peer} but greeting failed.\nRemote host said: 421 too many connections\n\0"
-            )
+            format!("Z{}", connected("greeting failed", 421, "too many connections"))
         }
         Seen::TooMany(Sent::Envelope) => {
-            format!(
-                "ZConnected to {peer} but sender was rejected.\nRemote host said: 421 too many connections\n\0"
-            )
+            format!("Z{}", connected("sender was rejected", 421, "too many connections"))
         }
         Seen::TooMany(Sent::Yes) => {
-            format!(
-                "Z{peer} failed after I sent the message.\nRemote host said: 421 too many connections\n\0"
-            )
+            let words = format!("{peer} failed after I sent the message");
+            format!("Z{}", refused(&words, 421, "too many connections"))
         }
         Seen::ConnectFailed => {
             "ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0".to_string()
@@ -79,15 +86,40 @@ pub(super) fn report(said: &Report) -> Vec<u8> {
         Seen::Died(Sent::Yes) => {
             format!("ZConnected to {peer} but connection died. Possible duplicate! (#4.4.2)\n\0")
         }
-        Seen::Deferred => {
-            format!(
-                "ZConnected to {peer} but sender was rejected.\nRemote host said: 450 later\n\0"
-            )
+        Seen::Deferred => format!("Z{}", connected("sender was rejected", 450, "later")),
+        Seen::Failed if said.rule.is_some() => {
+            format!("D{}", connected("sender was rejected", 550, "no"))
         }
         Seen::Failed => format!("DGiving up on {peer}.\n\0"),
         Seen::Nothing => "Znothing\n\0".to_string(),
     };
     text.into_bytes()
+}
+
+/// What a server says in a short report for which this line of concurrencyreplies counts.
+fn short_reply(line: u32) -> String {
+    format!("by line {line} of the operator")
+}
+
+/// The same meanings in the same lines as `replies`, for the texts of [`report`].
+///
+/// # Errors
+/// No memory.
+pub(super) fn short(replies: &Replies) -> Result<Replies, OutOfMemory> {
+    let mut text = String::new();
+    let mut at = 1;
+    for Verdict { line, meaning } in replies.verdicts() {
+        text.extend(std::iter::repeat_n('\n', line.saturating_sub(at) as usize));
+        at = line + 1;
+        let meaning = match meaning {
+            Meaning::Limit => "limit".to_string(),
+            Meaning::Rate => "rate".to_string(),
+            Meaning::Nothing => "nothing".to_string(),
+            Meaning::Pause(secs) => format!("pause {secs}"),
+        };
+        text.push_str(&format!("* \"{}\" {meaning}\n", short_reply(line)));
+    }
+    Ok(Replies::parse(text.as_bytes())?.0)
 }
 
 /// Whether it is what limits learn from: too many, or nobody there.
@@ -98,6 +130,7 @@ pub(super) fn is_objection(seen: Seen) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use qpatch_gate::report;
 
     /// As qmail-send's logsafe does it, behind what qmail-rspawn makes of a report.
     fn logged(text: &str) -> Vec<u8> {
@@ -110,9 +143,37 @@ mod tests {
         bytes.collect()
     }
 
+    /// What a line of the operator's means, the short report means by the short lines.
+    #[test]
+    fn short_reports_mean_what_the_operator_said() {
+        let text = b"# lines\n450 \"slow down\" rate\n\n451 * limit\n4.7.9 * pause 60\n452 * nothing\n550 \"blocked\" pause 99\n";
+        let (replies, problems) = Replies::parse(text).unwrap();
+        assert!(problems.is_empty(), "{problems:?}");
+        let short = short(&replies).unwrap();
+        assert!(short.verdicts().eq(replies.verdicts()));
+        let reader = Reader { own: Own::unknown(), replies: &short };
+        for (line, end, reply) in [
+            (2, End::Deferral, "450 Slow down"),
+            (4, End::Deferral, "451 x"),
+            (5, End::Deferral, "421 4.7.9 x"),
+            (6, End::Deferral, "452 too many connections"),
+            (7, End::Failure, "550 you are blocked"),
+        ] {
+            for words in [
+                "Connected to 192.0.2.1 but greeting failed.",
+                "192.0.2.1 failed after I sent the message.",
+            ] {
+                let text = logged(&format!("{words}\nRemote host said: {reply}\n"));
+                let found = of_log(end, &text, &replies);
+                assert_eq!(found.rule.map(|rule| rule.line), Some(line), "{reply}");
+                assert_eq!(reader.classify(&report(&found)), found, "{reply}");
+            }
+        }
+    }
+
     #[track_caller]
     fn check(end: End, text: &str, seen: Seen, peer: &str) {
-        let found = of_log(end, &logged(text));
+        let found = of_log(end, &logged(text), &Replies::default());
         let peer = (!peer.is_empty()).then(|| peer.parse().unwrap());
         assert_eq!(found, Report { seen, peer, rule: None }, "{text:?}");
         assert_eq!(report::classify(&report(&found)), found, "{text:?}");
@@ -206,7 +267,7 @@ mod tests {
             ["", "/", "_", "/Giving_up_on_", "Giving_up_on_./", "/Giving_up_on_/Giving_up_on_"]
         {
             for end in [End::Success, End::Failure, End::Deferral, End::Refused] {
-                let found = of_log(end, text.as_bytes());
+                let found = of_log(end, text.as_bytes(), &Replies::default());
                 assert_eq!(report::classify(&report(&found)), found, "{end:?} {text}");
             }
         }

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use qpatch_gate::gate::{CONCURRENCY_REMOTE, Gate, SLOTS_MAX};
+use qpatch_gate::name::Hasher;
 use qpatch_gate::table::{Limit, Table};
 
 use super::source::{Source, load};
@@ -41,7 +42,7 @@ use replay::{Replay, SlotSource};
 #[derive(Debug, Args)]
 pub struct Simulate {
     /// A file with lines domain:limit[:group[:learn|fixed]], or a folder where qmail is installed,
-    /// whose smtproutes, concurrencysites and known sites then count, too
+    /// whose smtproutes, concurrencyreplies, concurrencysites and known sites then count, too
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
     /// qmail-send's log, - for standard input; may be repeated. Files are read in the order of their
@@ -83,7 +84,11 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     let mut log = Log::open(&logs)?;
     let name = logs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ");
 
-    let mut account = LogAccount::default();
+    let source = Source::of(&args.file)?;
+    // The gate's hasher is known later, and the log's first lines are read before.
+    let replies = load(&source, Hasher::new(1))?.into_rules(&args.file)?.replies;
+    let short = log_report::short(&replies);
+    let mut account = LogAccount::new(replies);
     while args.concurrencyremote.is_none()
         && account.lines.read < AHEAD_LINES
         && let Some(entry) = log.next_entry()?
@@ -96,7 +101,6 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
         (None, None) => (SlotSource::Used, CONCURRENCY_REMOTE),
     };
 
-    let source = Source::of(&args.file)?;
     let no_memory = |_| Error::new(source.domains.display(), "out of memory", "");
     let mut gate = Gate::new(SLOTS_MAX, concurrency_remote, 1).map_err(no_memory)?;
     let rules = load(&source, gate.hasher())?.into_rules(&args.file)?;
@@ -109,6 +113,7 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     gate.set_routes(rules.routes, 0).map_err(no_memory)?;
     *gate.seen_mut() = rules.sites.seen;
     gate.set_map(rules.sites.map, 0).map_err(no_memory)?;
+    gate.set_replies(short.map_err(no_memory)?, 0);
 
     let mut run = Replay::new(gate, slots, concurrency_remote);
     loop {
