@@ -394,6 +394,28 @@ fn a_spawner_that_wants_a_control_file() {
     assert_eq!((run.code, run.out.as_str(), run.err.as_str()), (1, "", said));
 }
 
+/// What is copied is what is in the folder, and no more than a control folder has.
+#[test]
+fn a_control_folder_with_links_or_too_much_in_it() {
+    let fixture = patched(Dialect::StockKr, Gate::In);
+    let refused = |control: &tempfile::TempDir, name: &str, why: &str| {
+        let run = proof(&fixture, &["--control", control.path().to_str().unwrap()], FILES);
+        let said = format!("cannot copy {}: {why} (", control.path().join(name).display());
+        assert!(run.code == 1 && run.out.contains(&said), "{}{}", run.out, run.err);
+    };
+    let control = tempfile::tempdir().unwrap();
+    fs::write(control.path().join("helohost"), "a.example\n").unwrap();
+    std::os::unix::fs::symlink("helohost", control.path().join("bindaddr")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", control.path().join("users")).unwrap();
+    refused(&control, "users", "it is a link out of the folder of --control");
+    fs::remove_file(control.path().join("users")).unwrap();
+    std::os::unix::fs::symlink(".", control.path().join("users")).unwrap();
+    refused(&control, "users", "it is a link to a folder");
+    fs::remove_file(control.path().join("users")).unwrap();
+    fs::File::create(control.path().join("users")).unwrap().set_len(300 << 20).unwrap();
+    refused(&control, "users", "the folder of --control has more than 256 MiB");
+}
+
 /// In s/qmail, the conf-* files are one folder up, and its home is in conf-home.
 #[test]
 fn settings_one_folder_up() {

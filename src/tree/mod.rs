@@ -223,6 +223,8 @@ fn below(root: &Path) -> Option<PathBuf> {
         let mut found: Vec<_> = entries
             .flatten()
             .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            // Hidden folders are someone's copies and backups.
+            .filter(|e| !e.file_name().as_encoded_bytes().starts_with(b"."))
             .map(|e| e.path())
             .take(200)
             .collect();

@@ -43,6 +43,21 @@ fn a_tree_one_level_further_down_is_named() {
     assert!(run.err.contains("did you mean") && run.err.contains("/src?"), "{}", run.err);
 }
 
+/// Such a folder is a copy that someone keeps, of this program perhaps.
+#[test]
+fn a_tree_in_a_hidden_folder_is_not_named() {
+    let outer = tempfile::tempdir().unwrap();
+    Dialect::StockKr.write(&outer.path().join(".old")).unwrap();
+    Dialect::StockKr.write(&outer.path().join("a/.git/tree")).unwrap();
+    let run = qpatch(&["apply", outer.path().to_str().unwrap()]);
+    assert_eq!(run.code, 1);
+    assert!(
+        run.err.ends_with("  name the folder that holds qmail's Makefile and spawn.c\n"),
+        "{}",
+        run.err
+    );
+}
+
 #[test]
 fn a_tree_that_is_not_there_or_no_folder() {
     let run = qpatch(&["apply", "/nonexistent/tree"]);

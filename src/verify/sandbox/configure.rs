@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -68,7 +69,9 @@ pub(super) fn configure(mut site: Site, config: &SiteConfig) -> Result<Site, Err
     set_ids(&site)?;
     make_home(&mut site)?;
     if let Some(control) = &config.control {
-        copy_control(&site, control, &site.home().join("control"))?;
+        let root = control.canonicalize().map_err(Error::file("read", control))?;
+        let mut room = CONTROL_MAX;
+        copy_control(&site, &root, (control, &site.home().join("control")), &mut room)?;
     }
     Ok(site)
 }
@@ -115,9 +118,23 @@ fn make_owners(site: &Site) -> Result<(), Error> {
     Ok(())
 }
 
+/// The most that `--control` copies, in bytes. Each file counts as one block at least.
+const CONTROL_MAX: u64 = 256 << 20;
+/// The size of a block.
+const BLOCK: u64 = 4096;
+
 /// Copies the files in `from`, and in folders below it. Skips files that exist already, and files
-/// that the rig writes or needs absent.
-fn copy_control(site: &Site, from: &Path, to: &Path) -> Result<(), Error> {
+/// that the rig writes or needs absent. `root` is the folder of `--control`, without links; `room` is
+/// how many bytes may still be copied.
+///
+/// # Errors
+/// A link leads out of `root` or to a folder, there is no room, or a file cannot be read or written.
+fn copy_control(
+    site: &Site,
+    root: &Path,
+    (from, to): (&Path, &Path),
+    room: &mut u64,
+) -> Result<(), Error> {
     let entries = fs::read_dir(from).map_err(Error::file("read", from))?;
     for entry in entries {
         let name = entry.map_err(Error::file("read", from))?.file_name();
@@ -125,12 +142,25 @@ fn copy_control(site: &Site, from: &Path, to: &Path) -> Result<(), Error> {
         if is_of_the_rig(&name.to_string_lossy()) || to.exists() {
             continue;
         }
-        let metadata = fs::metadata(&from).map_err(Error::file("look at", &from))?;
+        let refused = |why: &str| Error::file("copy", &from)(io::Error::other(why));
+        let is_link =
+            fs::symlink_metadata(&from).map_err(Error::file("look at", &from))?.is_symlink();
+        let target = from.canonicalize().map_err(Error::file("look at", &from))?;
+        if is_link && !target.starts_with(root) {
+            return Err(refused("it is a link out of the folder of --control"));
+        }
+        let metadata = fs::metadata(&target).map_err(Error::file("look at", &from))?;
+        if metadata.is_dir() && is_link {
+            return Err(refused("it is a link to a folder"));
+        }
+        *room = room
+            .checked_sub(metadata.len().max(BLOCK))
+            .ok_or_else(|| refused("the folder of --control has more than 256 MiB"))?;
         if metadata.is_dir() {
             make_dir(&to, site.identity())?;
-            copy_control(site, &from, &to)?;
+            copy_control(site, root, (&from, &to), room)?;
         } else if metadata.is_file() {
-            let bytes = fs::read(&from).map_err(Error::file("read", &from))?;
+            let bytes = fs::read(&target).map_err(Error::file("read", &from))?;
             site.write(&to, &bytes)?;
             // The file may contain a password.
             fs::set_permissions(&to, fs::Permissions::from_mode(0o600))
