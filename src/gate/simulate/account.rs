@@ -210,13 +210,13 @@ impl LogAccount {
 
     fn line(&mut self, line: &Line<'_>) {
         let Some(stamp) = line.stamp else { return };
-        let now_us = self.clock.at(stamp);
         self.lines.whole_seconds |= stamp.precision == Precision::Seconds;
         if self.tags.len() < TAGS_MAX && !self.tags.iter().any(|tag| tag == line.tag) {
             self.tags.push(line.tag.to_vec());
         }
         let is_known = self.origins.contains_key(&line.origin) || self.origins.len() < ORIGINS_MAX;
         let origin = if is_known { line.origin } else { 0 };
+        let now_us = self.clock.at(origin, stamp);
         match line.event {
             Event::Start { number, channel: b"local", .. } => {
                 self.number(origin, number, now_us);

@@ -3,6 +3,11 @@
 //! Local times jump where daylight saving time begins and ends. In which zone a log was written it does not say, so
 //! the jump is seen by itself: an hour back, or an hour that is missing, give or take ten minutes without a line, on
 //! a day and at a time at which it may be. What else goes back was set back, and goes on from there.
+//!
+//! Lines of several hosts may stand in turn. Hosts share a hand of the clock until one of them goes back, or ahead by
+//! more than a day. It gets a hand of its own then, so the others are not moved each time that it has a line.
+
+use std::collections::HashMap;
 
 use crate::qmail::log::stamp::{Basis, Stamp};
 
@@ -23,36 +28,60 @@ const QUIET_US: i64 = 600_000_000;
 #[derive(Debug, Default)]
 pub(super) struct LogClock {
     pub(super) now_us: u64,
-    offset_us: Option<i64>,
-    last: Option<Stamp>,
-    /// There was a 29th of February.
-    is_leap: bool,
+    hands: Vec<Hand>,
+    /// The hand of each origin.
+    of: HashMap<u64, usize>,
     pub(super) set_back: u64,
     pub(super) gaps: u64,
     /// How often daylight saving time began or ended.
     pub(super) changed: u64,
 }
 
+/// How the times of some hosts become the log's.
+#[derive(Clone, Copy, Debug)]
+struct Hand {
+    /// The time of the hosts at which the log's is 0.
+    offset_us: i64,
+    last: Stamp,
+    /// There was a 29th of February.
+    is_leap: bool,
+    /// How many origins have it.
+    origins: u32,
+}
+
 impl LogClock {
-    pub(super) fn at(&mut self, stamp: Stamp) -> u64 {
+    /// The log's time of a line of this origin; the caller keeps the number of origins bounded.
+    pub(super) fn at(&mut self, origin: u64, stamp: Stamp) -> u64 {
         let Stamp { us: stamp_us, basis, .. } = stamp;
-        let mut offset_us = *self.offset_us.get_or_insert(stamp_us);
-        let last = self.last.replace(stamp).unwrap_or(stamp);
-        if basis == Basis::NewYear {
-            offset_us = offset_us.saturating_add(self.new_year(last, stamp_us));
+        if self.hands.is_empty() {
+            let first = Hand { offset_us: stamp_us, last: stamp, is_leap: false, origins: 0 };
+            self.hands.push(first);
         }
-        offset_us = offset_us.saturating_add(self.summer(last, stamp));
-        self.offset_us = Some(offset_us);
+        let hands = &mut self.hands;
+        let at = *self.of.entry(origin).or_insert_with(|| {
+            hands[0].origins += 1;
+            0
+        });
+        let before = self.hands[at];
+        let hand = &mut self.hands[at];
+        let last = std::mem::replace(&mut hand.last, stamp);
+        if basis == Basis::NewYear {
+            hand.offset_us = hand.offset_us.saturating_add(hand.new_year(last, stamp_us));
+        }
+        let summer_us = summer(last, stamp);
+        self.changed += u64::from(summer_us != 0);
+        hand.offset_us = hand.offset_us.saturating_add(summer_us);
+        let offset_us = hand.offset_us;
         let since_us = stamp_us.saturating_sub(offset_us);
         let behind_us = (self.now_us as i64).saturating_sub(since_us);
         if behind_us > JITTER_US {
             // Whatever clock it is now, it goes on from here.
             self.set_back += 1;
-            self.offset_us = Some(offset_us.saturating_sub(behind_us));
+            self.split(origin, at, before, offset_us.saturating_sub(behind_us));
         } else if behind_us < -GAP_MAX_US {
             self.gaps += 1;
             let since_us = self.now_us as i64 + GAP_MAX_US;
-            self.offset_us = Some(stamp_us.saturating_sub(since_us));
+            self.split(origin, at, before, stamp_us.saturating_sub(since_us));
             self.now_us = since_us as u64;
             return self.now_us;
         }
@@ -60,6 +89,21 @@ impl LogClock {
         self.now_us
     }
 
+    /// From now on the times of an origin count from `offset_us` on. If others share its hand, that stays as it was
+    /// `before`.
+    fn split(&mut self, origin: u64, at: usize, before: Hand, offset_us: i64) {
+        let hand = Hand { offset_us, origins: 1, ..self.hands[at] };
+        if self.hands[at].origins == 1 {
+            self.hands[at] = hand;
+            return;
+        }
+        self.hands[at] = Hand { origins: before.origins - 1, ..before };
+        self.of.insert(origin, self.hands.len());
+        self.hands.push(hand);
+    }
+}
+
+impl Hand {
     /// How much later the beginning is from now on, if times without a year have come to a new one, or over a day
     /// that this year does not have.
     fn new_year(&mut self, last: Stamp, stamp_us: i64) -> i64 {
@@ -71,29 +115,28 @@ impl LogClock {
         }
         if !self.is_leap && last_day < LEAP_DAY && day > LEAP_DAY { DAY_US } else { 0 }
     }
+}
 
-    /// The same for daylight saving time.
-    fn summer(&mut self, last: Stamp, Stamp { us, basis, .. }: Stamp) -> i64 {
-        let is_local = |basis| matches!(basis, Basis::Local | Basis::NewYear);
-        if !is_local(basis) || last.basis != basis || !may_change(basis, us) {
-            return 0;
-        }
-        let ahead_us = us.saturating_sub(last.us);
-        let hour = |us: i64| us.div_euclid(HOUR_US);
-        let to_hour = HOUR_US - last.us.rem_euclid(HOUR_US);
-        let change_us = if (-HOUR_US..=QUIET_US - HOUR_US).contains(&ahead_us) {
-            -HOUR_US
-        } else if (HOUR_US..HOUR_US + QUIET_US).contains(&ahead_us)
-            && hour(us) == hour(last.us) + 2
-            && to_hour <= QUIET_US
-        {
-            HOUR_US
-        } else {
-            return 0;
-        };
-        self.changed += 1;
-        change_us
+/// The same for daylight saving time.
+fn summer(last: Stamp, Stamp { us, basis, .. }: Stamp) -> i64 {
+    let is_local = |basis| matches!(basis, Basis::Local | Basis::NewYear);
+    if !is_local(basis) || last.basis != basis || !may_change(basis, us) {
+        return 0;
     }
+    let ahead_us = us.saturating_sub(last.us);
+    let hour = |us: i64| us.div_euclid(HOUR_US);
+    let to_hour = HOUR_US - last.us.rem_euclid(HOUR_US);
+    let change_us = if (-HOUR_US..=QUIET_US - HOUR_US).contains(&ahead_us) {
+        -HOUR_US
+    } else if (HOUR_US..HOUR_US + QUIET_US).contains(&ahead_us)
+        && hour(us) == hour(last.us) + 2
+        && to_hour <= QUIET_US
+    {
+        HOUR_US
+    } else {
+        return 0;
+    };
+    change_us
 }
 
 /// Whether clocks are changed at this time somewhere: in the night to a Sunday, in the months of spring and autumn.
@@ -126,9 +169,31 @@ mod tests {
 
     fn seen(basis: Basis, secs: &[i64]) -> (Vec<u64>, [u64; 3]) {
         let mut clock = LogClock::default();
-        let seen =
-            secs.iter().map(|secs| clock.at(stamp(secs * 1_000_000, basis)) / 1_000_000).collect();
+        let seen = secs
+            .iter()
+            .map(|secs| clock.at(0, stamp(secs * 1_000_000, basis)) / 1_000_000)
+            .collect();
         (seen, [clock.set_back, clock.gaps, clock.changed])
+    }
+
+    /// Two hosts in turn, each a line every 2 s. The clock of one goes back by an hour, ahead by a day, and is right again.
+    #[test]
+    fn a_host_whose_clock_jumps_does_not_move_the_others() {
+        let mut clock = LogClock::default();
+        let at = |secs: i64| stamp(secs * 1_000_000, Basis::Universal);
+        let mut last_us = 0;
+        for i in 0..200 {
+            let jump = match i {
+                60..120 => -3600,
+                120..150 => 90_000,
+                _ => 0,
+            };
+            last_us = clock.at(1, at(2 * i)).max(clock.at(2, at(2 * i + 1 + jump)));
+        }
+        assert_eq!((clock.set_back, clock.gaps), (3, 1));
+        let secs = last_us / 1_000_000;
+        // The one gap counts as a day.
+        assert!((86_400..86_400 + 410).contains(&secs), "{secs}");
     }
 
     #[test]
@@ -137,7 +202,7 @@ mod tests {
         assert_eq!(secs, [0, 10, 10, 12, 12, 13, 74, 2962]);
         assert_eq!(told, [1, 0, 0]);
         let mut clock = LogClock::default();
-        let mut at = |us| clock.at(stamp(us, Basis::Universal)) / 1_000_000;
+        let mut at = |us| clock.at(0, stamp(us, Basis::Universal)) / 1_000_000;
         assert_eq!(at(0), 0);
         assert_eq!(at(i64::MAX), 86_400);
         assert_eq!(at(i64::MAX - 10), 86_400);
@@ -214,7 +279,7 @@ mod tests {
             ),
         ] {
             let mut clock = LogClock::default();
-            let seen = texts.map(|text| clock.at(local(text)) / 1_000_000);
+            let seen = texts.map(|text| clock.at(0, local(text)) / 1_000_000);
             assert_eq!((seen, clock.changed, clock.set_back), (secs, changed, 0), "{texts:?}");
         }
     }
