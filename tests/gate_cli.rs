@@ -746,7 +746,9 @@ fn up_is_that_very_process() {
     child.wait().unwrap();
     assert_eq!(told(&very), down);
     let out = home.gate(&["show", "."]).ok().out;
-    assert!(out.contains("\nthis process is gone; these are its last figures\n"), "{out}");
+    let gone = "\nthis process is gone; these are its last figures\n\
+                if qmail runs, its qmail-rspawn has made no delivery yet, or has no gate (qpatch revert)\n";
+    assert!(out.contains(gone), "{out}");
 }
 
 #[test]
