@@ -809,7 +809,7 @@ mod tests {
         assert_eq!(parse(b"*.example:20\n").1, [(1, 1, Kind::DomainStar)]);
         assert_eq!(parse(b"a..example:20\n").1, [(1, 3, Kind::DomainEmptyLabel)]);
         assert_eq!(parse(b"..example:20\n").1, [(1, 2, Kind::DomainEmptyLabel)]);
-        assert_eq!(parse(b"mx:.a..example:20\n").1, [(1, 6, Kind::DomainEmptyLabel)]);
+        assert_eq!(parse(b"mx:.a..example:20\n").1, [(1, 7, Kind::DomainEmptyLabel)]);
         assert_eq!(parse(b"all.example:20\n").1, []);
     }
 
