@@ -309,7 +309,7 @@ impl View {
                 writeln!(out, "this process is gone; {figures}")?;
             }
         }
-        if self.spawners.iter().all(|spawner| spawner.process == Process::Gone) {
+        if self.spawners.iter().all(|spawner| spawner.process == ProcessState::Gone) {
             let what = "if qmail runs, its qmail-rspawn has made no delivery yet, or has no gate (qpatch revert)";
             writeln!(out, "{what}")?;
         }
