@@ -279,7 +279,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> {
         let address = relay_text(relay);
         let relay = escaped(relay);
         let message = format!(
-            "everything that goes to the relay {relay} counts merged, and has only the \
+            "everything that goes to the relay {relay} counts together, and has only the \
              default's limit of {limit} ({})",
             line_text(table.number(&line))
         );
