@@ -126,7 +126,7 @@ fn summer(last: Stamp, Stamp { us, basis, .. }: Stamp) -> i64 {
     let ahead_us = us.saturating_sub(last.us);
     let hour = |us: i64| us.div_euclid(HOUR_US);
     let to_hour = HOUR_US - last.us.rem_euclid(HOUR_US);
-    let change_us = if (-HOUR_US..=QUIET_US - HOUR_US).contains(&ahead_us) {
+    if (-HOUR_US..=QUIET_US - HOUR_US).contains(&ahead_us) {
         -HOUR_US
     } else if (HOUR_US..HOUR_US + QUIET_US).contains(&ahead_us)
         && hour(us) == hour(last.us) + 2
@@ -134,9 +134,8 @@ fn summer(last: Stamp, Stamp { us, basis, .. }: Stamp) -> i64 {
     {
         HOUR_US
     } else {
-        return 0;
-    };
-    change_us
+        0
+    }
 }
 
 /// Whether clocks are changed at this time somewhere: in the night to a Sunday, in the months of spring and autumn.
