@@ -1,8 +1,8 @@
 #include "gate_glue.h"
 #include "gate_reads.h"
 
-/* What this tree's qmail-remote asks for a relay beside smtproutes: the Makefile looks for it in qmail-remote.c, and
-   writes gate_reads.h. qpatch finds this text in the program, too. */
+/* Where this tree's qmail-remote looks for a relay, besides smtproutes. The Makefile finds that out from qmail-remote.c
+   and writes gate_reads.h. qpatch looks for this text in the program, too. */
 #define GATE_READS "qmail-remote reads:" GATE_READS_SENDERS GATE_READS_BOUNCES
 
 #ifndef GATE_CONTROL
@@ -12,7 +12,7 @@
 #define GATE_STATUS "../lock/gatestatus"
 #endif
 
-/* K&R trees have no prototype for it, others differ in const: the call below is right for all of them */
+/* K&R trees have no prototype of it, and the others differ in const: this call suits all of them */
 #define GATEGLUE_COPY(sa,t) stralloc_copyb(sa,(char *) (t).s,(t).len)
 
 char *gateglue_text = "Zqmail-spawn gate error. (#4.3.5)\n";
@@ -64,7 +64,7 @@ int gateglue_next(unsigned int *slot, stralloc **cmd)
   return r;
 }
 
-/* text goes before the zero byte at the end, or nowhere when there is no memory for it */
+/* puts text before the zero byte at the end; without memory it is left out */
 static void addline(stralloc *output, const char *text)
 {
   unsigned int n;

@@ -1,4 +1,18 @@
+/*
+gate_retry.h says what this does. It is one subject and so one file: the tables below belong to one another, and every
+call uses most of them. A patched tree also gets one file to compile, and not several.
+
+  pools      arrays that grow, of everything below
+  recipients their positions, in chains
+  messages   those with recipients that wait, by channel and number
+  parts      the recipients of a message that wait for the same thing; ordered by time and in queues
+  domains    in which queue the mail of a domain waited last
+  jobs       what the pass of a running job covers
+
+The order of the sections is that of this list; the calls of gate_retry.h come last.
+*/
 #include <sys/types.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -6,10 +20,10 @@
 #include "gate_retry.h"
 
 #define SECONDS_MAX 3600
-#define RETRY_MAX 86400 /* qmail's own retry time is sooner, until a message is 50 days old; then it is this */
+#define RETRY_MAX 86400 /* longest wait of a deferred recipient; qmail's is shorter until a message is 50 days old */
 #define CALL_DELNUM 65535UL
-#define TURN 256 /* so many a pass may hand out after one was busy, before it lets others go first */
-#define STEPS 100 /* so many steps of a pass that hand out nobody are made at once */
+#define TURN 256 /* after a busy one, a pass hands out this many recipients and then lets other messages go first */
+#define STEPS 100 /* steps of a pass without a delivery that are made at once, at most */
 #define DOMAIN_MAX 255
 #define NOWHERE ((unsigned long) -1)
 
@@ -24,23 +38,24 @@ static void sooner(long *when, long other)
 }
 
 /*
----- pools: arrays that grow, and are freed when nothing of them is used. An element is known by its index + 1, and 0 is none:
-an address is good only until the next element is taken. Its first member chains it, to whatever it belongs.
+---- pools: arrays that grow, and are freed when no element is in use. The number of an element is its index + 1; 0 is
+none. A pointer to an element is valid only until the next one is taken. The first member of an element is the number
+of the next one in its chain.
 */
 
 struct pool {
   char *all;
-  unsigned int size; /* of an element */
-  unsigned int most; /* of them */
-  unsigned int num; /* as allocated */
-  unsigned int idle; /* the first of those that are not used */
-  unsigned int used;
+  unsigned int size; /* of an element, in bytes */
+  unsigned int most; /* elements, at most */
+  unsigned int num; /* elements that are allocated */
+  unsigned int idle; /* the first one that is free */
+  unsigned int used; /* elements in use */
 };
 
 #define NEXT(p,i) (*(unsigned int *) ((p).all + (size_t) ((i) - 1) * (p).size))
 
-/* all zero but for its index; 0: no memory */
-static unsigned int take(struct pool *p)
+/* takes an element, all zero, and returns its number; 0: no memory */
+static unsigned int pool_take(struct pool *p)
 {
   char *all;
   unsigned int n;
@@ -66,7 +81,7 @@ static unsigned int take(struct pool *p)
   return i;
 }
 
-static void give(struct pool *p, unsigned int i)
+static void pool_put(struct pool *p, unsigned int i)
 {
   NEXT(*p,i) = p->idle;
   p->idle = i;
@@ -79,14 +94,14 @@ static void give(struct pool *p, unsigned int i)
 
 /* ---- recipients, in chains: first in, first out */
 
-struct place {
+struct recip {
   unsigned int next;
   unsigned int mpos;
 };
 
-static struct pool places = { 0, sizeof(struct place), GATE_RETRY_MAX, 0, 0, 0 };
+static struct pool recips = { 0, sizeof(struct recip), GATE_RETRY_MAX, 0, 0, 0 };
 
-#define P(i) (((struct place *) places.all)[(i) - 1])
+#define R(i) (((struct recip *) recips.all)[(i) - 1])
 
 struct chain {
   unsigned int first;
@@ -94,16 +109,16 @@ struct chain {
   unsigned int count;
 };
 
-/* 0: no memory, or the position is one that no file has */
+/* 0: no memory, or mpos is beyond the end of any file */
 static int chain_add(struct chain *to, unsigned long mpos)
 {
   unsigned int i;
 
   if (mpos > 0xffffffffUL) return 0;
-  i = take(&places);
+  i = pool_take(&recips);
   if (!i) return 0;
-  P(i).mpos = (unsigned int) mpos;
-  if (to->first) P(to->last).next = i;
+  R(i).mpos = (unsigned int) mpos;
+  if (to->first) R(to->last).next = i;
   else to->first = i;
   to->last = i;
   ++to->count;
@@ -116,10 +131,10 @@ static unsigned long chain_pop(struct chain *of)
   unsigned int i;
 
   i = of->first;
-  mpos = P(i).mpos;
-  of->first = P(i).next;
+  mpos = R(i).mpos;
+  of->first = R(i).next;
   --of->count;
-  give(&places,i);
+  pool_put(&recips,i);
   return mpos;
 }
 
@@ -128,18 +143,18 @@ static void chain_drop(struct chain *of)
   while (of->first) chain_pop(of);
 }
 
-/* all of it; then from is empty */
+/* moves all of it; from is empty afterwards */
 static void chain_move(struct chain *to, struct chain *from)
 {
   if (!from->first) return;
-  if (to->first) P(to->last).next = from->first;
+  if (to->first) R(to->last).next = from->first;
   else to->first = from->first;
   to->last = from->last;
   to->count += from->count;
   memset(from,0,sizeof(*from));
 }
 
-/* its first n, fewer than it has; to is empty */
+/* moves its first n, which must be fewer than it has; to must be empty */
 static void chain_cut(struct chain *to, struct chain *from, unsigned int n)
 {
   to->first = from->first;
@@ -147,27 +162,27 @@ static void chain_cut(struct chain *to, struct chain *from, unsigned int n)
   from->count -= n;
   for (;n;--n) {
     to->last = from->first;
-    from->first = P(to->last).next;
+    from->first = R(to->last).next;
   }
-  P(to->last).next = 0;
+  R(to->last).next = 0;
 }
 
-/* ---- messages of which something waits */
+/* ---- messages with recipients that wait */
 
 struct message {
   unsigned int next; /* of its hash chain */
-  unsigned int parts; /* the first of those that wait */
-  unsigned int plan; /* the first part that is to be passed over; chained by next */
+  unsigned int parts; /* the first part */
+  unsigned int plan; /* the first part that the next passes will try; chained by next */
   unsigned int lastplan;
-  unsigned int numparts; /* all of them */
-  unsigned int numlater; /* those that wait only for the clock */
-  unsigned int open; /* how many of its jobs are */
-  unsigned int later; /* the last part that began to wait for the clock alone; 0 if that waits no more */
+  unsigned int numparts; /* parts */
+  unsigned int numlater; /* parts that wait for the clock alone */
+  unsigned int open; /* jobs that run */
+  unsigned int later; /* the part that began last to wait for the clock alone; 0: it no longer waits */
   int c;
   int flagused;
   unsigned long id;
-  long due; /* since when */
-  long lost; /* when those that could not be remembered want to come back; 0: there are none */
+  long due; /* when the message was due */
+  long lost; /* when to come back for recipients that could not be remembered; 0: there are none */
 };
 
 static struct pool messages = { 0, sizeof(struct message), (unsigned int) -1, 0, 0, 0 };
@@ -186,7 +201,7 @@ static unsigned int *message_find(int c, unsigned long id)
   return link;
 }
 
-/* 0: no memory */
+/* finds or makes it; 0: no memory */
 static unsigned int message_make(int c, unsigned long id, long due)
 {
   unsigned int *link;
@@ -194,13 +209,13 @@ static unsigned int message_make(int c, unsigned long id, long due)
 
   link = message_find(c,id);
   if (*link) return *link;
-  m = take(&messages);
+  m = pool_take(&messages);
   if (!m) return 0;
   M(m).c = c;
   M(m).id = id;
   M(m).due = due;
   M(m).flagused = 1;
-  *message_find(c,id) = m; /* the chain's links may have moved */
+  *message_find(c,id) = m; /* pool_take may have moved the link */
   return m;
 }
 
@@ -211,41 +226,42 @@ static void message_drop(unsigned int m)
   link = message_find(M(m).c,M(m).id);
   *link = M(m).next;
   M(m).flagused = 0;
-  give(&messages,m);
+  pool_put(&messages,m);
 }
 
 /*
----- parts of messages: recipients that wait for the same thing. Those that wait to be called are in two orders: that of the
-clock, and in their queue that of when their messages were due. Pairing heaps (Fredman, Sedgewick, Sleator, Tarjan,
-Algorithmica 1, 1986), because a part leaves both when it is at the top of one.
+---- parts of messages: recipients that wait for the same thing. A part that waits for a call is in two orders: by the
+time when it comes back without a call, and within its queue by the time when its message was due. Both are pairing
+heaps (Fredman, Sedgewick, Sleator, Tarjan, Algorithmica 1, 1986), because a part that is taken from the top of one must
+leave the other from anywhere.
 */
 
 #define CLOCK 0
 #define QUEUE 1
 
-#define BUSY 1 /* waits to be called; in both orders */
-#define LATER 2 /* waits for the clock alone */
-#define ASKED 3 /* the gate is to be asked for them, or has been */
-#define CALLED 4 /* is to be passed over */
-#define REST 5 /* the same, and not a list: from here on to the end of the file */
+#define BUSY 1 /* waits for a call; in both orders */
+#define LATER 2 /* waits for the clock alone; only in the order CLOCK */
+#define ASKED 3 /* the gate has been asked about it, or will be */
+#define CALLED 4 /* the next pass tries it */
+#define REST 5 /* the same, but not a list: everything from a position to the end of the file */
 
 struct part {
-  unsigned int next; /* of those that are called, asked or planned */
+  unsigned int next; /* in a fifo, or in the plan of its message */
   unsigned int message;
-  unsigned int nextof; /* of its message */
+  unsigned int nextof; /* next part of the message */
   unsigned int prevof;
-  unsigned int nextlike; /* of the hash chain */
+  unsigned int nextlike; /* of its hash chain */
   unsigned int queue;
-  unsigned int asks; /* the part that is being filled to be asked for; 0: there is none */
+  unsigned int filling; /* of a BUSY one: the ASKED part that collects more recipients; 0: none */
   int state;
   struct chain chain;
-  int flagbehind; /* others go first */
-  unsigned long serial; /* those that were due in the same second stay in order */
-  unsigned long pass; /* the last one in which somebody was busy */
-  unsigned long from; /* of a REST */
-  long due; /* since when; of those that their own server has deferred, since they were to be tried again */
-  long when; /* it comes back at the latest */
-  char *domain; /* of an ASKED */
+  int flagbehind; /* 1: other messages go first */
+  unsigned long serial; /* keeps the order of parts that were due in the same second */
+  unsigned long pass; /* the last pass in which a recipient of it was busy */
+  unsigned long from; /* of a REST: the position */
+  long due; /* when the message was due; of recipients that their own server deferred, their retry time */
+  long when; /* comes back at this time at the latest */
+  char *domain; /* of an ASKED one */
   struct {
     unsigned int child;
     unsigned int next;
@@ -258,7 +274,7 @@ static struct pool parts = { 0, sizeof(struct part), (unsigned int) -1, 0, 0, 0 
 #define W(i) (((struct part *) parts.all)[(i) - 1])
 #define WCHAINS 16384
 
-static unsigned int wchain[WCHAINS]; /* those that are BUSY, by message, queue and when they were due */
+static unsigned int wchain[WCHAINS]; /* BUSY parts, by message, queue and due */
 
 struct queue {
   unsigned int number;
@@ -274,14 +290,14 @@ struct fifo {
 };
 
 struct channel {
-  unsigned int top; /* of CLOCK */
-  unsigned int told; /* for these the gate has been asked, and has not answered */
-  struct fifo asked; /* for these it is to be asked */
+  unsigned int top; /* of the order CLOCK */
+  unsigned int asking; /* the part about which the gate has been asked, until it answers; 0: none */
+  struct fifo asked; /* parts about which the gate will be asked */
   struct fifo called;
   struct queue *queue[QUEUES];
 };
 
-/* as many as the tree has: the first part that waits on one makes room for it */
+/* as many as the tree has: the first part that waits on a channel makes room for it */
 static struct channel *channel = 0;
 static int numchannels = 0;
 
@@ -308,7 +324,7 @@ static void fifo_put(struct fifo *f, unsigned int i)
   f->last = i;
 }
 
-/* 0: there is none */
+/* 0: it is empty */
 static unsigned int fifo_get(struct fifo *f)
 {
   unsigned int i;
@@ -327,7 +343,7 @@ static int before(int order, unsigned int a, unsigned int b)
   return W(a).serial < W(b).serial;
 }
 
-/* neither has siblings */
+/* joins two heaps whose tops have no siblings; returns the top */
 static unsigned int meld(int order, unsigned int a, unsigned int b)
 {
   unsigned int t;
@@ -343,7 +359,7 @@ static unsigned int meld(int order, unsigned int a, unsigned int b)
   return a;
 }
 
-/* the siblings from first on, in pairs and then all of them */
+/* joins first and its siblings: in pairs, then the pairs */
 static unsigned int meldall(int order, unsigned int first)
 {
   unsigned int pairs;
@@ -395,7 +411,7 @@ static void detach(int order, unsigned int *top, unsigned int i)
   *top = meld(order,*top,below);
 }
 
-/* the link to the queue of this number, or to the end of its chain */
+/* the link to the queue with this number, or the end of its hash chain */
 static struct queue **queue_find(int c, unsigned int number)
 {
   struct queue **q;
@@ -419,7 +435,7 @@ static unsigned int part_make(unsigned int m, long due)
 {
   unsigned int i;
 
-  i = take(&parts);
+  i = pool_take(&parts);
   if (!i) return 0;
   W(i).message = m;
   W(i).due = due;
@@ -430,7 +446,7 @@ static unsigned int part_make(unsigned int m, long due)
   return i;
 }
 
-/* it is in no order, and its chain has been taken over */
+/* the part must be in no order, and its chain empty */
 static void part_drop(unsigned int i)
 {
   unsigned int m;
@@ -443,10 +459,10 @@ static void part_drop(unsigned int i)
     M(m).parts = W(i).nextof;
   --M(m).numparts;
   free(W(i).domain);
-  give(&parts,i);
+  pool_put(&parts,i);
 }
 
-/* to the part of a message that waits in a queue since it was due then, or to the end of its chain */
+/* the link to the BUSY part with this message, queue and due, or the end of its hash chain */
 static unsigned int *busy_find(unsigned int m, unsigned int queue, long due)
 {
   unsigned int *link;
@@ -459,7 +475,7 @@ static unsigned int *busy_find(unsigned int m, unsigned int queue, long due)
 
 static unsigned long serial = 0;
 
-/* by the clock alone */
+/* waits for the clock alone */
 static void wait_later(unsigned int i, long when)
 {
   int c;
@@ -472,7 +488,7 @@ static void wait_later(unsigned int i, long when)
   ++M(W(i).message).numlater;
 }
 
-/* 0: no memory. There is room for the channel, and none like it. */
+/* waits for a call. The channel must have room, and there must be no BUSY part like it. 0: no memory. */
 static int wait_called(unsigned int i, unsigned int queue, long when)
 {
   struct queue **q;
@@ -498,7 +514,7 @@ static int wait_called(unsigned int i, unsigned int queue, long when)
   return 1;
 }
 
-/* it waits for the latest time that was asked for: until then the gate knows of it */
+/* the latest time of its reports counts: until then the gate remembers it */
 static void wait_longer(unsigned int i, long when)
 {
   unsigned int *top;
@@ -510,7 +526,7 @@ static void wait_longer(unsigned int i, long when)
   *top = meld(CLOCK,*top,i);
 }
 
-/* takes a part that is BUSY or LATER out of its orders */
+/* takes a BUSY or LATER part out of its orders */
 static void unwait(unsigned int i)
 {
   struct queue **q;
@@ -533,47 +549,104 @@ static void unwait(unsigned int i)
   W(i).state = CALLED;
 }
 
-/* it is in no order */
+/* the next pass tries it; it must be in no order */
 static void call(unsigned int i)
 {
   W(i).state = CALLED;
   fifo_put(&channel[M(W(i).message).c].called,i);
 }
 
-/* ---- in which queues the mail of domains has waited: a pass asks again before it relies on that */
+/*
+---- domains: in which queue the mail of a domain waited last. It is a cache: of two domains with the same slot the
+newer stays, and a pass asks the gate before it relies on what it finds. Strangers choose the names, so their hash has a
+secret key. Without one, a list member at a domain of his own, which has the hash of a large provider, could make the
+mail to that provider wait in the queue of his domain.
+*/
 
 #define DOMAINS 16384
 
-static struct { unsigned long hash; unsigned int queue; } *domains = 0;
+static struct { unsigned int hash; unsigned int queue; } *domains = 0;
 
-/* the domain of an address, and its hash; 0: there is none, or it is too long */
-static char *domain_of(char *recip, unsigned long *hash)
+static unsigned int domain_key[2];
+static int flagkey = 0;
+
+/* without /dev/urandom, what a stranger does not know exactly */
+static void key_make(void)
+{
+  int fd;
+  int r;
+
+  flagkey = 1;
+  fd = open("/dev/urandom",O_RDONLY);
+  r = fd == -1 ? -1 : (int) read(fd,(char *) domain_key,sizeof(domain_key));
+  if (fd != -1) close(fd);
+  if (r == (int) sizeof(domain_key)) return;
+  domain_key[0] = (unsigned int) seconds();
+  domain_key[1] = (unsigned int) getpid();
+}
+
+/* one round of HalfSipHash */
+static void sip_round(unsigned int *v)
+{
+#define ROTATE(x,n) ((x) = (x) << (n) | (x) >> (32 - (n)))
+  v[0] += v[1]; ROTATE(v[1],5); v[1] ^= v[0]; ROTATE(v[0],16);
+  v[2] += v[3]; ROTATE(v[3],8); v[3] ^= v[2];
+  v[0] += v[3]; ROTATE(v[3],7); v[3] ^= v[0];
+  v[2] += v[1]; ROTATE(v[1],13); v[1] ^= v[2]; ROTATE(v[2],16);
+#undef ROTATE
+}
+
+static void sip_word(unsigned int *v, unsigned int word)
+{
+  v[3] ^= word;
+  sip_round(v);
+  sip_round(v);
+  v[0] ^= word;
+}
+
+/* the domain of an address, and its hash: HalfSipHash-2-4 (Aumasson, Bernstein). 0: there is none, or it is too long */
+static char *domain_of(char *recip, unsigned int *hash)
 {
   char *domain;
-  char *s;
+  unsigned int v[4];
+  unsigned int word;
+  unsigned int n;
   unsigned char ch;
 
   domain = strrchr(recip,'@');
   if (!domain) return 0;
   ++domain;
-  *hash = 2166136261UL; /* FNV-1a */
-  for (s = domain;*s;++s) {
-    if (s - domain == DOMAIN_MAX) return 0;
-    ch = (unsigned char) *s;
+  if (!flagkey) key_make();
+  v[0] = domain_key[0];
+  v[1] = domain_key[1];
+  v[2] = 0x6c796765U ^ domain_key[0];
+  v[3] = 0x74656462U ^ domain_key[1];
+  word = 0;
+  for (n = 0;domain[n];++n) {
+    if (n == DOMAIN_MAX) return 0;
+    ch = (unsigned char) domain[n];
     if (ch >= 'A' && ch <= 'Z') ch += 32;
-    *hash = ((*hash ^ ch) * 16777619UL) & 0xffffffffUL;
+    word |= (unsigned int) ch << 8 * (n % 4);
+    if (n % 4 == 3) {
+      sip_word(v,word);
+      word = 0;
+    }
   }
+  sip_word(v,word | n << 24);
+  v[2] ^= 0xff;
+  for (n = 0;n < 4;++n) sip_round(v);
+  *hash = v[1] ^ v[3];
   return domain;
 }
 
 /* 0: not known */
-static unsigned int domain_queue(unsigned long hash)
+static unsigned int domain_queue(unsigned int hash)
 {
   if (!domains || domains[hash % DOMAINS].hash != hash) return 0;
   return domains[hash % DOMAINS].queue;
 }
 
-static void domain_learn(unsigned long hash, unsigned int queue)
+static void domain_learn(unsigned int hash, unsigned int queue)
 {
   if (!domains) {
     domains = malloc(DOMAINS * sizeof(*domains));
@@ -584,27 +657,27 @@ static void domain_learn(unsigned long hash, unsigned int queue)
   domains[hash % DOMAINS].queue = queue;
 }
 
-/* ---- the jobs that run */
+/* ---- jobs that run */
 
-#define PASS_NONE 0 /* nobody, or nobody any more: so is one that was begun when there was no memory */
-#define PASS_ALL 1 /* everybody, from the beginning */
-#define PASS_LIST 2 /* these */
-#define PASS_REST 3 /* everybody from here on */
+#define PASS_NONE 0 /* no recipient, or none any more; also a pass that began without memory */
+#define PASS_ALL 1 /* all recipients, from the beginning of the file */
+#define PASS_LIST 2 /* those in list */
+#define PASS_REST 3 /* all recipients from a position on */
 
 struct running {
-  struct chain list; /* of a PASS_LIST, those that are still to come */
-  struct chain deferred; /* those that their own server has deferred */
-  long due; /* since when */
-  long natural; /* the first retry time of those; 0 if there are none */
-  long lost; /* when those that could not be remembered want to come back; 0 if there are none */
-  unsigned long at; /* where the pass goes on; NOWHERE if it has to look */
-  unsigned long seen; /* where it was at the last step */
+  struct chain list; /* of a PASS_LIST: the recipients still to try */
+  struct chain deferred; /* recipients that their own server deferred */
+  long due; /* when the message was due */
+  long natural; /* qmail's retry time of those, the earliest; 0: there are none */
+  long lost; /* when to come back for recipients that could not be remembered; 0: there are none */
+  unsigned long at; /* the position where the pass goes on; NOWHERE: not known yet */
+  unsigned long seen; /* the position at the last step */
   unsigned long serial; /* of the pass; 0: there was no memory when it began */
-  unsigned int message; /* 0: nothing of it waits */
-  unsigned int handed; /* how many were handed out since one was busy */
-  unsigned int out; /* of how many there is no report yet */
-  int pass; /* what it is over */
-  int flagbusy; /* 1: one was */
+  unsigned int message; /* 0: none of its recipients waits */
+  unsigned int handed; /* recipients handed out since one was busy */
+  unsigned int out; /* deliveries without a report yet */
+  int pass; /* which recipients it covers: PASS_NONE and so on */
+  int flagbusy; /* 1: a recipient was busy */
 };
 
 static struct running *running = 0;
@@ -627,7 +700,7 @@ static struct running *running_get(int j)
   return running + j;
 }
 
-static int flagstep = 0; /* the last step of a pass handed out nobody */
+static int flagstep = 0; /* 1: the last step of a pass handed out no recipient */
 
 /* ---- the calls */
 
@@ -639,7 +712,7 @@ int gate_retry_open(int j, int c, unsigned long id, long dt)
   unsigned int i;
 
   r = running_get(j);
-  /* without memory it is over nobody, if anything waits: this message might */
+  /* without memory: if anything waits, this message might, so the pass covers no recipient */
   if (!r) return messages.used ? 1 : 0;
   chain_drop(&r->list);
   chain_drop(&r->deferred);
@@ -659,7 +732,7 @@ int gate_retry_open(int j, int c, unsigned long id, long dt)
     return 1;
   }
   M(m).plan = W(i).next;
-  r->due = W(i).due; /* SIGALRM has made everything in pqchan due now */
+  r->due = W(i).due; /* pqchan says "now" after a SIGALRM */
   if (W(i).state == REST) {
     r->pass = PASS_REST;
     r->at = W(i).from;
@@ -672,7 +745,7 @@ int gate_retry_open(int j, int c, unsigned long id, long dt)
   return 1;
 }
 
-/* the rest of a pass goes on behind others. 0: no memory. */
+/* puts the rest of a pass behind other messages. 0: no memory. */
 static int yield(struct running *r, unsigned long mpos)
 {
   unsigned int i;
@@ -692,8 +765,9 @@ static int yield(struct running *r, unsigned long mpos)
 }
 
 /*
-To where a recipient begins; 0: it cannot. If none begins there, this is another file than it was: the message was removed
-by somebody else than qmail-send, and another one has its number. Then what is remembered of it here means nothing.
+Moves fd to the position of a recipient; 0: failed. If no recipient begins there, the file is not the one it was:
+somebody else than qmail-send has removed the message, and a new one has its number. What is remembered of it then
+means nothing.
 */
 static int seek(struct running *r, int fd, unsigned long mpos)
 {
@@ -706,7 +780,7 @@ static int seek(struct running *r, int fd, unsigned long mpos)
     case 1: if (!ch) return 1;
   }
   chain_drop(&r->list);
-  r->pass = PASS_ALL; /* and it does not come to the end */
+  r->pass = PASS_ALL; /* so the close sees a pass that did not reach the end */
   return 0;
 }
 
@@ -726,7 +800,7 @@ int gate_retry_next(int j, int fd, unsigned long *mpos)
     return 1;
   }
   if (r->pass == PASS_LIST) {
-    if (r->at == *mpos) return 0; /* it has not been read */
+    if (r->at == *mpos) return 0; /* this recipient has not been read yet */
     if (r->at != NOWHERE && r->list.first) chain_pop(&r->list);
     r->at = NOWHERE;
     if (!r->list.first) return 2;
@@ -736,19 +810,19 @@ int gate_retry_next(int j, int fd, unsigned long *mpos)
     r->handed = 0;
   }
   if (r->pass != PASS_LIST) return 0;
-  r->at = P(r->list.first).mpos;
+  r->at = R(r->list.first).mpos;
   if (r->at == *mpos) return 0;
   if (!seek(r,fd,r->at)) return 2;
   *mpos = r->seen = r->at;
   return 1;
 }
 
-/* 0: no memory */
+/* puts a recipient aside, to be asked about with others of the busy part. 0: no memory. */
 static int park(struct running *r, unsigned int busy, unsigned long mpos, char *domain)
 {
   unsigned int i;
 
-  i = W(busy).asks;
+  i = W(busy).filling;
   if (!i) {
     i = part_make(r->message,r->due);
     if (!i) return 0;
@@ -760,7 +834,7 @@ static int park(struct running *r, unsigned int busy, unsigned long mpos, char *
     strcpy(W(i).domain,domain);
     W(i).state = ASKED;
     W(i).queue = W(busy).queue;
-    W(busy).asks = i;
+    W(busy).filling = i;
     fifo_put(&channel[M(r->message).c].asked,i);
     return 1;
   }
@@ -771,7 +845,7 @@ int gate_retry_skip(int j, unsigned long mpos, char *recip)
 {
   struct running *r;
   char *domain;
-  unsigned long hash;
+  unsigned int hash;
   unsigned int queue;
   unsigned int i;
 
@@ -807,18 +881,18 @@ static char *digits(char *end, unsigned long n)
   return end;
 }
 
-int gate_retry_tell(int c, unsigned long *id, char **recip)
+int gate_retry_ask(int c, unsigned long *id, char **recip)
 {
   static char text[24 + DOMAIN_MAX];
   unsigned int busy;
   unsigned int i;
 
-  if (c < 0 || c >= numchannels || channel[c].told) return 0;
+  if (c < 0 || c >= numchannels || channel[c].asking) return 0;
   i = fifo_get(&channel[c].asked);
   if (!i) return 0;
-  channel[c].told = i;
+  channel[c].asking = i;
   busy = *busy_find(W(i).message,W(i).queue,W(i).due);
-  if (busy && W(busy).asks == i) W(busy).asks = 0; /* those that come now are asked for anew */
+  if (busy && W(busy).filling == i) W(busy).filling = 0; /* later recipients are asked about separately */
   text[20] = '@';
   strcpy(text + 21,W(i).domain);
   *recip = digits(text + 20,W(i).chain.count);
@@ -826,7 +900,7 @@ int gate_retry_tell(int c, unsigned long *id, char **recip)
   return 1;
 }
 
-/* the number at *s, which ends with the byte end, and *s behind that; 0: garbage */
+/* reads the number at *s, which must end with the byte end, and moves *s behind that; 0: not a number up to most */
 static unsigned long number(char **s, char end, unsigned long most)
 {
   unsigned long n;
@@ -844,7 +918,7 @@ static unsigned long number(char **s, char end, unsigned long most)
   return n;
 }
 
-/* what follows the B of a report; *text behind the numbers. The queue; 0: garbage. */
+/* reads the numbers behind the B of a report, moves *text behind them, and returns the queue; 0: no busy report */
 static unsigned int busy_numbers(char **text, long *back)
 {
   unsigned long secs;
@@ -856,8 +930,8 @@ static unsigned int busy_numbers(char **text, long *back)
   return (unsigned int) queue;
 }
 
-/* a recipient of job j is busy. 0: no memory. */
-static int busy(struct running *r, int c, unsigned long id, unsigned long mpos, unsigned int queue, long back)
+/* a recipient of a job was busy. 0: no memory. */
+static int note_busy(struct running *r, int c, unsigned long id, unsigned long mpos, unsigned int queue, long back)
 {
   unsigned int i;
 
@@ -893,7 +967,7 @@ void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long 
 {
   struct running *r;
   char *text;
-  unsigned long hash;
+  unsigned int hash;
   unsigned int queue;
   long back;
 
@@ -907,7 +981,7 @@ void gate_retry_report(int j, int c, unsigned long id, unsigned long mpos, long 
     if (queue) {
       memmove(report + 1,text,strlen(text) + 1);
       if (!r) return;
-      if (!busy(r,c,id,mpos,queue,back)) {
+      if (!note_busy(r,c,id,mpos,queue,back)) {
         sooner(&r->lost,back);
         return;
       }
@@ -937,17 +1011,18 @@ int gate_retry_close(int j, int flaghiteof, long *dt)
   r->message = 0;
   r->lost = 0;
   if (!m) {
-    /* nobody was busy: as without the gate */
+    /* no recipient was busy: as without the gate */
     chain_drop(&r->deferred);
     if (lost && lost < *dt) *dt = lost;
     return 0;
   }
   if (flaghiteof && r->list.first) {
-    /* another file, as in seek() */
+    /* not the file it was, as in seek() */
     chain_drop(&r->list);
     sooner(&lost,*dt);
   }
-  /* The file could not be read to its end, or qmail-send had no memory to start a delivery. Which recipients these are is not known. */
+  /* The file could not be read to its end, or qmail-send had no memory to start a delivery. Which recipients that
+     concerns is not known. */
   if (r->out || (!flaghiteof && (r->pass == PASS_ALL || r->pass == PASS_REST || !r->serial))) sooner(&lost,*dt);
   if (r->list.first) {
     /* the file could not be read */
@@ -973,7 +1048,8 @@ int gate_retry_close(int j, int flaghiteof, long *dt)
   --M(m).open;
   if (M(m).open || M(m).numparts > M(m).numlater) return 1;
   if (M(m).numparts && !M(m).lost) return 1;
-  /* all have been tried; those that wait for the clock come along with those that could not be remembered */
+  /* All others have been tried. The next pass is for recipients that could not be remembered; those that wait for the
+     clock join it. */
   while ((i = M(m).parts)) {
     unwait(i);
     chain_drop(&W(i).chain);
@@ -984,16 +1060,16 @@ int gate_retry_close(int j, int flaghiteof, long *dt)
   return 0;
 }
 
-/* the gate's answer to what gate_retry_tell has asked */
-static void answer(int c, char *report)
+/* the gate's answer to the question of gate_retry_ask */
+static void take_answer(int c, char *report)
 {
   unsigned int queue;
   unsigned int known;
   unsigned int i;
   long back;
 
-  i = channel[c].told;
-  channel[c].told = 0;
+  i = channel[c].asking;
+  channel[c].asking = 0;
   free(W(i).domain);
   W(i).domain = 0;
   queue = 0;
@@ -1025,8 +1101,8 @@ int gate_retry_call(int c, unsigned long delnum, char *report)
   queue = *report == 'R' ? number(&text,' ',0xffffffffUL) : 0;
   most = queue ? number(&text,'\n',0xffffffffUL) : 0;
   if (!most) {
-    if (c < 0 || c >= numchannels || !channel[c].told) return 0;
-    answer(c,report);
+    if (c < 0 || c >= numchannels || !channel[c].asking) return 0;
+    take_answer(c,report);
     return 1;
   }
   while (most && c >= 0 && c < numchannels) {
@@ -1038,7 +1114,7 @@ int gate_retry_call(int c, unsigned long delnum, char *report)
       call(cut);
       break;
     }
-    /* without memory all of them */
+    /* without memory to split the part, all of it is called */
     most -= W(i).chain.count < most ? W(i).chain.count : most;
     unwait(i);
     call(i);
@@ -1058,7 +1134,7 @@ int gate_retry_due(int c, unsigned long *id, long *dt)
   if (!i) {
     i = channel[c].top;
     if (!i) return 0;
-    /* further ahead than anything can be: the clock was set back */
+    /* too far ahead to be true: the clock was set back */
     if (W(i).when > now && W(i).when <= now + (W(i).state == LATER ? RETRY_MAX : SECONDS_MAX)) return 0;
     unwait(i);
   }
@@ -1084,7 +1160,7 @@ long gate_retry_wakeup(long wakeup)
 
 int gate_retry_alarm(int c, unsigned long *id, long *dt)
 {
-  static unsigned int at = 0; /* messages up to here have been looked at */
+  static unsigned int at = 0; /* messages up to this one are done */
   unsigned int i;
 
   while (at < messages.num) {
@@ -1103,17 +1179,17 @@ int gate_retry_alarm(int c, unsigned long *id, long *dt)
 
 int gate_retry_flush(int c, unsigned long *id, long *dt)
 {
-  static unsigned int at = 0; /* messages up to here have been looked at */
+  static unsigned int at = 0; /* messages up to this one are done */
   unsigned int m;
   unsigned int i;
   long now;
 
   if (c < 0 || c >= numchannels) return 0;
-  channel[c].called.first = channel[c].asked.first = channel[c].told = 0;
+  channel[c].called.first = channel[c].asked.first = channel[c].asking = 0;
   now = seconds();
   while (at < messages.num) {
     m = ++at;
-    /* with a plan it is in pqchan */
+    /* a message with a plan is in pqchan */
     if (!M(m).flagused || M(m).c != c || M(m).plan || !M(m).parts) continue;
     *id = M(m).id;
     *dt = M(m).due < now ? M(m).due : now;

@@ -1,6 +1,6 @@
 #include "gate_glue.h"
 
-/* gate_glue.h for qmail-lspawn: local deliveries have no gate, and the program stays as it was */
+/* gate_glue.h for qmail-lspawn: local deliveries have no gate, and the program works as before */
 
 char *gateglue_text = "";
 

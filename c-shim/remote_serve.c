@@ -27,8 +27,8 @@ void remote_serve(int *argc, char ***argv)
 
 extern char **environ;
 
-/* Of OpenSSL, where qmail-remote is linked with it. Making an SSL_CTX reads its configuration and its tables of algorithms; once
-   that is done in the server, no child does it again. */
+/* Functions of OpenSSL, if qmail-remote is linked with it. Making an SSL_CTX reads its configuration and its tables of
+   algorithms. The server does that once, so no child has to. */
 extern const void *TLS_client_method(void) __attribute__((weak));
 extern void *SSL_CTX_new(const void *) __attribute__((weak));
 extern void SSL_CTX_free(void *) __attribute__((weak));
@@ -43,7 +43,7 @@ static void warm(void)
   if (ctx) SSL_CTX_free(ctx);
 }
 
-/* the kernel's word: getpid() of glibc before 2.25 remembers, and does not notice the clone below */
+/* asks the kernel: getpid() of glibc before 2.25 remembers its result and does not notice the clone below */
 static long self(void)
 {
 #ifdef SYS_getpid
@@ -53,7 +53,7 @@ static long self(void)
 #endif
 }
 
-/* a child of this process's parent; the signal at its end is that of this process, SIGCHLD */
+/* makes a child of this process's parent, which gets SIGCHLD at its end */
 static long child(void)
 {
   long me, f;
@@ -64,7 +64,7 @@ static long child(void)
 #else
   f = syscall(SYS_clone,(long) (CLONE_PARENT | SIGCHLD),0L,0L,0L,0L);
 #endif
-  /* on sparc a child is told its parent's pid, not 0 */
+  /* on sparc the call returns the parent's pid in the child, not 0 */
   return f != -1 && self() != me ? 0 : f;
 }
 
@@ -73,12 +73,12 @@ static void answer(long pid)
   struct remote_answer a;
 
   a.pid = pid;
-  /* nobody who waits for it any more: then nothing may be delivered, qmail-rspawn has done something else about it */
+  /* qmail-rspawn no longer waits for this answer and has started the delivery another way: do not deliver twice */
   if (send(0,&a,sizeof a,MSG_NOSIGNAL) != sizeof a) _exit(111);
 }
 
-/* Are all strings there that it says it has, and no more? qmail-rspawn sends no other packet. But whoever may run a set-user-id
-   qmail-remote may send it one, and the strings' places are numbered. */
+/* 1: the packet has exactly as many strings as it says. qmail-rspawn sends no other packets. But anyone who may run a
+   set-user-id qmail-remote can send it a packet, and the array of strings has a fixed size. */
 static int whole(const struct remote_packet *packet, size_t used)
 {
   size_t i;
@@ -90,7 +90,7 @@ static int whole(const struct remote_packet *packet, size_t used)
   return n == (unsigned long) packet->args + packet->envs && !packet->text[used - 1];
 }
 
-/* the next delivery; ends the process when qmail-rspawn has closed the socket, or never sent this */
+/* receives the next delivery; ends the process when qmail-rspawn has closed the socket, or cannot have sent this */
 static void next(struct remote_packet *packet, int fds[2])
 {
   struct msghdr m;
@@ -114,7 +114,8 @@ static void next(struct remote_packet *packet, int fds[2])
     if (r == -1 && errno == EINTR) continue;
     if (r <= (ssize_t) (sizeof *packet - sizeof packet->text)) _exit(0);
     h = CMSG_FIRSTHDR(&m);
-    if (!h || h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS || h->cmsg_len != CMSG_LEN(2 * sizeof(int))) _exit(0);
+    if (!h || h->cmsg_level != SOL_SOCKET || h->cmsg_type != SCM_RIGHTS) _exit(0);
+    if (h->cmsg_len != CMSG_LEN(2 * sizeof(int))) _exit(0);
     if (!whole(packet,(size_t) r - (sizeof *packet - sizeof packet->text))) _exit(0);
     memcpy(fds,CMSG_DATA(h),2 * sizeof(int));
     return;
@@ -135,7 +136,7 @@ void remote_serve(int *argc, char ***argv)
 
   if (*argc != 3 || strcmp((*argv)[1],REMOTE_WORD)) return;
 
-  /* one stretch of memory, as the kernel has laid it out; ps reads it */
+  /* argv is one stretch of memory, as the kernel has laid it out; ps reads it */
   room = (*argv)[0];
   space = (size_t) ((*argv)[2] - room) + strlen((*argv)[2]);
   memset((*argv)[2],0,strlen((*argv)[2]));
@@ -177,7 +178,7 @@ void remote_serve(int *argc, char ***argv)
   *argc = (int) packet.args;
   *argv = strings;
   environ = strings + packet.args + 1;
-  /* an OpenSSL before 1.1.1d learns of a fork from the C library's fork() only */
+  /* before 1.1.1d OpenSSL notices only the fork() of the C library, and would repeat its random numbers */
   if (RAND_poll) RAND_poll();
 }
 

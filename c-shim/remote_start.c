@@ -41,7 +41,7 @@ int remote_start(char *program, char **args, int fdmess, int fdout)
 #define REMOTE_STATUS "../lock/remotestatus"
 #endif
 
-/* Linux 5.3 and 5.9, of which older headers do not know; alpha counts its own way */
+/* calls of Linux 5.1, 5.3 and 5.9, which older headers lack; alpha has numbers of its own */
 #ifdef __alpha__
 #define REMOTE_CALLS 110
 #else
@@ -62,7 +62,7 @@ int remote_start(char *program, char **args, int fdmess, int fdout)
 
 #define MOST_MAX 1000000UL
 
-/* for a server to say hello, in which deliveries go by exec; and for a child to answer, in which qmail-rspawn waits */
+/* time for a server to say hello, while deliveries go by exec; and for a child to answer, while qmail-rspawn waits */
 #ifndef REMOTE_HELLO_SECS
 #define REMOTE_HELLO_SECS 10
 #endif
@@ -70,7 +70,7 @@ int remote_start(char *program, char **args, int fdmess, int fdout)
 #define REMOTE_ANSWER_MS 10000
 #endif
 
-/* after a server that failed: until there is another one; longer if it had made fewer deliveries than WELL */
+/* pause after a server that failed, before the next one; the longer one if it had made fewer deliveries than WELL */
 #define AGAIN_SECS 1
 #ifndef REMOTE_LATER_SECS
 #define REMOTE_LATER_SECS 30
@@ -84,18 +84,18 @@ int remote_start(char *program, char **args, int fdmess, int fdout)
 extern char **environ;
 extern int error_temp(int); /* of the tree */
 
-static char path[4096];      /* of the program, as last found */
-static struct stat program;  /* and that file */
+static char path[4096];      /* of the program, as it was found last */
+static struct stat program;  /* that file */
 
 static unsigned long most;   /* deliveries for a server; 0: no server */
 static int sock = -1;        /* to the server; -1: there is none */
 static pid_t server;
-static int handle = -1;      /* its pidfd: a pid may be somebody else by the time that it is killed */
+static int handle = -1;      /* its pidfd: its pid may belong to another process when it is killed */
 static int ready;            /* it has said hello */
 static time_t begun;         /* when it was started */
-static time_t again;         /* no other one before this */
-static int doubts;           /* servers of this program, one after the other, that said nothing */
-static unsigned long served; /* what it has delivered */
+static time_t again;         /* no new server before this time */
+static int doubts;           /* servers of this program in a row that said nothing */
+static unsigned long served; /* its deliveries */
 static const char *reason = "control/remoteserver does not exist"; /* why there is no server; empty: there may be one */
 
 static unsigned long by_server, by_exec, by_spawn, failed;
@@ -142,7 +142,7 @@ static void configure(void)
   reason = n ? "" : "control/remoteserver is 0";
 }
 
-/* Where a queue has several spawners, each has a record of its own, by a lock that ends with the process. */
+/* If a queue has several spawners, each has a record of its own. It holds it by a lock that ends with the process. */
 static int record(int *fd)
 {
   struct flock lock;
@@ -150,7 +150,7 @@ static int record(int *fd)
 
   *fd = open(REMOTE_STATUS,O_WRONLY | O_NONBLOCK | O_CLOEXEC);
   if (*fd == -1) {
-    if (errno == EMFILE || errno == ENFILE) *fd = -2; /* the next time, then */
+    if (errno == EMFILE || errno == ENFILE) *fd = -2; /* try again at the next delivery */
     return 0;
   }
   for (i = 0;i < STATUS_RECORDS;++i) {
@@ -184,7 +184,8 @@ static void status(int at_once)
   if (!at_once && t - last < STATUS_SECS) return;
   last = t;
   n = snprintf(buf,sizeof buf,
-    "qpatch-remote 1\npid %ld\nwritten %ld\nmost %lu\nserver %ld\nby-server %lu\nby-exec %lu\nby-spawn %lu\nfailed %lu\nreason %s\n",
+    "qpatch-remote 1\npid %ld\nwritten %ld\nmost %lu\nserver %ld\nby-server %lu\nby-exec %lu\nby-spawn %lu\n"
+    "failed %lu\nreason %s\n",
     (long) getpid(),(long) time((time_t *) 0),most,ready ? (long) server : 0L,by_server,by_exec,by_spawn,failed,reason);
   if (n < 0 || n > STATUS_LEN) return;
   memset(buf + n,'\n',(size_t) (STATUS_LEN - n));
@@ -193,7 +194,7 @@ static void status(int at_once)
 
 /* ---------------------------------------------------------------- the program */
 
-/* path becomes the file that execvp would run */
+/* sets path to the file that execvp would run; 0: there is none */
 static int look(const char *name, struct stat *st)
 {
   const char *dirs;
@@ -242,12 +243,12 @@ static int execute(void *p)
   struct start *s;
 
   s = (struct start *) p;
-  /* until here the descriptors are the parent's own; from here on this process has a table with the first few of them */
+  /* until here the descriptors are the parent's own; this call makes a table with only the first few of them */
   if (syscall(SYS_close_range,(unsigned int) s->low[1] + 1,~0U,CLOSE_RANGE_UNSHARE) == -1) _exit(111);
   if (dup2(s->low[0],0) == -1 || dup2(s->low[1],1) == -1 || dup2(s->low[1],2) == -1) _exit(111);
   close(s->low[0]);
   close(s->low[1]);
-  /* where they are among the first; qmail-rspawn may have them on 2, which qmail-start has closed */
+  /* they may be among the first few; on 2 they may be too, since qmail-start has closed that */
   if (s->fdmess > 2) close(s->fdmess);
   if (s->fdout > 2) close(s->fdout);
   execvp(s->program,s->args);
@@ -265,7 +266,7 @@ static int quick(char *program, char **args, int fdmess, int fdout)
 
   if (state == 2) return 0;
   if (!state) {
-    /* closes nothing, and unshares nothing, since nobody shares: it asks the kernel whether it knows this */
+    /* closes nothing, and unshares nothing, since nothing is shared: it only asks whether the kernel has this call */
     if (syscall(SYS_close_range,~0U,~0U,CLOSE_RANGE_UNSHARE) == -1) {
       state = 2;
       return 0;
@@ -275,7 +276,7 @@ static int quick(char *program, char **args, int fdmess, int fdout)
     low[0] = fcntl(null,F_DUPFD_CLOEXEC,3);
     low[1] = low[0] == -1 ? -1 : fcntl(null,F_DUPFD_CLOEXEC,low[0] + 1);
     if (low[1] == -1) {
-      /* at the next delivery all of it anew: the second must be above the first */
+      /* start over at the next delivery: the second must be above the first */
       if (low[0] != -1) close(low[0]);
       close(null);
       return 0;
@@ -297,17 +298,15 @@ static int quick(char *program, char **args, int fdmess, int fdout)
 #endif
     if (f == -1 && errno == EINVAL) state = 2;
   }
-  /* the numbers stay taken, the files do not stay open */
-  dup2(null,low[0]);
-  dup2(null,low[1]);
-  fcntl(low[0],F_SETFD,FD_CLOEXEC);
-  fcntl(low[1],F_SETFD,FD_CLOEXEC);
+  /* keep the numbers, close the files */
+  dup3(null,low[0],O_CLOEXEC);
+  dup3(null,low[1],O_CLOEXEC);
   return f > 0 ? f : 0;
 }
 
 /* ---------------------------------------------------------------- the server */
 
-/* the server goes on with what it was sent before, and ends */
+/* the server finishes what it was sent before, and ends */
 static void leave(void)
 {
   if (sock != -1) close(sock);
@@ -336,7 +335,7 @@ static void refuse(const char *why)
   leave();
 }
 
-/* Not a word from it. It may have been killed, or the machine may be too busy: only the second one in a row is believed. */
+/* The server said nothing. It may have been killed, or the machine may be busy: only the second one in a row counts. */
 static void doubt(const char *why)
 {
   if (doubts++) refuse(why);
@@ -361,10 +360,10 @@ static void begin(char *name)
   if (f == 0) {
     if (dup2(two[1],0) == -1 || dup2(two[1],1) == -1 || dup2(two[1],2) == -1) _exit(111);
     fcntl(2,F_SETFD,0); /* two[1] may have been 2, and then this is it */
-    /* nothing that it does not close itself may stay open in it: it would be in all its children */
+    /* a descriptor that stays open here would be open in all its children */
     if (syscall(SYS_close_range,3U,~0U,0U) == -1) _exit(111);
     execvp(name,args);
-    /* the file is just being written, or there is no memory: another time. It is no wrapper for that */
+    /* The file is being written, or there is no memory: try again later. That does not make it a wrapper. */
     if (error_temp(errno)) send(0,"",1,MSG_NOSIGNAL);
     _exit(111);
   }
@@ -377,11 +376,11 @@ static void begin(char *name)
   server = f;
   served = 0;
   handle = (int) syscall(SYS_pidfd_open,(long) f,0L);
-  /* one that could not be killed is not kept; and there is not another one for each delivery */
+  /* do not keep a server that could not be killed, nor start another one for each delivery */
   if (handle == -1) broken();
 }
 
-/* 1: there is a server to be asked */
+/* 1: the server has said hello */
 static int greeted(void)
 {
   struct remote_hello hello;
@@ -406,7 +405,8 @@ static int greeted(void)
     refuse("qmail-remote is no server: it is a wrapper, or from another tree");
     return 0;
   }
-  if (hello.pid != (long) server || hello.dev != (unsigned long) program.st_dev || hello.ino != (unsigned long) program.st_ino) {
+  if (hello.pid != (long) server || hello.dev != (unsigned long) program.st_dev
+      || hello.ino != (unsigned long) program.st_ino) {
     refuse("qmail-remote starts another program: it is a wrapper");
     return 0;
   }
@@ -415,7 +415,7 @@ static int greeted(void)
   return 1;
 }
 
-/* the pid of the child. 0: there is none, and there will be none */
+/* the pid of the child; 0: no child delivers, now or later */
 static pid_t answered(void)
 {
   struct remote_answer a;
@@ -429,16 +429,16 @@ static pid_t answered(void)
     p.revents = 0;
     do r = poll(&p,1,REMOTE_ANSWER_MS); while (r == -1 && errno == EINTR);
     if (r > 0) break;
-    destroy(); /* it hangs; a child that it may have made answers for itself */
+    destroy(); /* it hangs; if it has made a child, that answers for itself */
   }
-  if (tries) shutdown(sock,SHUT_RD); /* who has not answered by now cannot, and exits */
+  if (tries) shutdown(sock,SHUT_RD); /* a child that has not answered by now cannot, and exits */
   r = recv(sock,&a,sizeof a,MSG_DONTWAIT);
   if (r != sizeof a || a.pid < 0) a.pid = -1;
   if (a.pid == -1 || tries) broken();
   return a.pid > 0 ? (pid_t) a.pid : 0;
 }
 
-/* 1: the packet has all of them */
+/* 1: all strings fit into the packet */
 static int pack(struct remote_packet *packet, size_t *used, char **args)
 {
   char **s;
@@ -501,14 +501,14 @@ static int ask(char **args, int fdmess, int fdout)
   return (int) pid;
 }
 
-/* starts what is to be started; the pid, or 0 where the delivery goes by exec */
+/* delivers by a server, and starts one when needed; returns the pid, or 0: use exec */
 static int serve(char *name, char **args, int fdmess, int fdout)
 {
   struct stat st;
 
   if (!look(name,&st)) return 0;
   if (!same(&st,&program)) {
-    /* another qmail-remote was installed: deliveries under way go on, the next one is of the new program */
+    /* another qmail-remote was installed: deliveries that run go on, the next one runs the new program */
     leave();
     program = st;
     reason = "";

@@ -12,7 +12,7 @@ unsafe extern "C" {
     fn gate_retry_next(j: c_int, fd: c_int, mpos: *mut c_ulong) -> c_int;
     fn gate_retry_skip(j: c_int, mpos: c_ulong, recip: *mut c_char) -> c_int;
     fn gate_retry_again() -> c_int;
-    fn gate_retry_tell(c: c_int, id: *mut c_ulong, recip: *mut *mut c_char) -> c_int;
+    fn gate_retry_ask(c: c_int, id: *mut c_ulong, recip: *mut *mut c_char) -> c_int;
     fn gate_retry_report(
         j: c_int,
         c: c_int,
@@ -30,6 +30,7 @@ unsafe extern "C" {
     fn gate_retry_flush(c: c_int, id: *mut c_ulong, dt: *mut c_long) -> c_int;
     fn gate_test_reset();
     fn gate_test_set_file(file: c_int);
+    fn gate_test_set_key(first: c_uint, second: c_uint);
     fn gate_test_sizes(which: c_int) -> c_uint;
     fn gate_test_used(which: c_int) -> c_uint;
 }
@@ -179,6 +180,9 @@ impl Retry {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         HEAP.set(Heap::default());
+        let [first, second] = qpatch_gate_model::DOMAIN_KEY;
+        // SAFETY: gate_retry.c runs in one thread at a time: this one has the lock.
+        unsafe { gate_test_set_key(first, second) }
         Self { _alone: alone }
     }
 
@@ -247,13 +251,13 @@ impl Retry {
         unsafe { gate_retry_again() != 0 }
     }
 
-    /// gate_retry_tell
-    pub fn tell(&mut self, c: i32) -> Option<(u64, Vec<u8>)> {
+    /// gate_retry_ask
+    pub fn ask(&mut self, c: i32) -> Option<(u64, Vec<u8>)> {
         let (mut id, mut recipient) = (0, std::ptr::null_mut());
         // SAFETY: as in `open`, and both live longer than the call. What it points to then ends with a zero byte, and
         // stays until the next call.
         unsafe {
-            let is = gate_retry_tell(c, &raw mut id, &raw mut recipient);
+            let is = gate_retry_ask(c, &raw mut id, &raw mut recipient);
             (is != 0).then(|| (id, CStr::from_ptr(recipient).to_bytes().to_vec()))
         }
     }

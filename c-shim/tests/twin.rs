@@ -95,9 +95,9 @@ impl Twins {
     }
 
     /// The recipient of the command, which is a number and a domain.
-    fn tell(&mut self, channel: usize) -> Option<(u64, Vec<u8>)> {
-        let c = self.c.tell(channel as i32);
-        let rust = self.rust.tell(channel).map(|(id, number, domain)| {
+    fn ask(&mut self, channel: usize) -> Option<(u64, Vec<u8>)> {
+        let c = self.c.ask(channel as i32);
+        let rust = self.rust.ask(channel).map(|(id, number, domain)| {
             (id, [number.to_string().as_bytes(), b"@", &domain[..]].concat())
         });
         self.same(c, rust)
@@ -182,7 +182,7 @@ enum Act {
     Open { j: usize, job: Job, ago: i64 },
     Next { j: usize, position: u64 },
     Skip { j: usize, position: u64, recipient: Vec<u8> },
-    Tell { channel: usize },
+    Ask { channel: usize },
     Report { j: usize, job: Job, position: u64, natural: i64, recipient: Vec<u8>, report: Vec<u8> },
     Close { j: usize, end: PassEnd, natural: i64 },
     Call { channel: usize, delivery: u64, report: Vec<u8> },
@@ -202,7 +202,7 @@ impl Act {
             Self::Open { j, job, ago } => drop(on.open(j, job, on.now - ago)),
             Self::Next { j, position } => drop(on.next(j, position)),
             Self::Skip { j, position, recipient } => drop(on.skip(j, position, &recipient)),
-            Self::Tell { channel } => drop(on.tell(channel)),
+            Self::Ask { channel } => drop(on.ask(channel)),
             Self::Report { j, job, position, natural, recipient, report } => {
                 on.report(j, job, position, on.now + natural, &recipient, &report);
             }
@@ -301,7 +301,7 @@ fn acts() -> impl Strategy<Value = Act> {
         12 => (indices(), jobs(), 0..50_i64).prop_map(|(j, job, ago)| Act::Open { j, job, ago }),
         12 => (indices(), positions()).prop_map(|(j, position)| Act::Next { j, position }),
         20 => (indices(), positions(), recipients()).prop_map(|(j, position, recipient)| Act::Skip { j, position, recipient }),
-        6 => channels().prop_map(|channel| Act::Tell { channel }),
+        6 => channels().prop_map(|channel| Act::Ask { channel }),
         40 => (indices(), jobs(), positions(), natural(), recipients(), reports()).prop_map(
             |(j, job, position, natural, recipient, report)| Act::Report { j, job, position, natural, recipient, report }
         ),
@@ -345,7 +345,7 @@ proptest! {
 fn sizes_are_as_stated() {
     let [channel, part, queue, message, place, running, domains] = C::start().sizes();
     assert!(channel <= 8232, "{channel}");
-    assert_eq!([part, queue, message, place, running, domains], [120, 16, 64, 8, 96, 256 << 10]);
+    assert_eq!([part, queue, message, place, running, domains], [120, 16, 64, 8, 96, 128 << 10]);
 }
 
 /// What the file of a message says of a recipient.
@@ -380,7 +380,7 @@ struct Send {
     /// Job and position of each delivery.
     deliveries: Vec<(usize, u64)>,
     /// Recipients for which the gate has been asked together, and has not answered.
-    told: u32,
+    asked: u32,
     tries: u64,
     busy: u64,
     jobs_most: usize,
@@ -403,7 +403,7 @@ impl Send {
             jobs: Vec::new(),
             pass: None,
             deliveries: Vec::new(),
-            told: 0,
+            asked: 0,
             tries: 0,
             busy: 0,
             jobs_most: 0,
@@ -534,17 +534,17 @@ impl Send {
     }
 
     /// The gate is asked for several together. False: there is nothing to ask, or it has not answered yet.
-    fn tell(&mut self) -> bool {
-        let Some((_, recipient)) = self.twins.tell(1) else { return false };
+    fn ask(&mut self) -> bool {
+        let Some((_, recipient)) = self.twins.ask(1) else { return false };
         let text = String::from_utf8(recipient).expect("ASCII");
         let (number, domain) = text.split_once('@').expect("an address");
-        self.told = number.parse().expect("a number");
-        assert!(self.told > 0 && domain.ends_with(".example"), "{text}");
+        self.asked = number.parse().expect("a number");
+        assert!(self.asked > 0 && domain.ends_with(".example"), "{text}");
         true
     }
 
     fn answer(&mut self, report: &[u8]) {
-        if std::mem::take(&mut self.told) > 0 {
+        if std::mem::take(&mut self.asked) > 0 {
             assert!(self.twins.call(1, CALL_DELNUM, report));
         }
     }
@@ -590,7 +590,7 @@ proptest! {
                     send.twins.call(1, CALL_DELNUM, call.as_bytes());
                 }
                 7 => {
-                    send.tell();
+                    send.ask();
                 }
                 8 => send.answer(if what < 200 { busy.as_bytes() } else { b"Zno such slot\n" }),
                 _ if what < 8 => {
@@ -612,7 +612,7 @@ proptest! {
                 }
                 send.selprep();
                 send.answer(b"Z\n");
-                send.tell();
+                send.ask();
             }
             send.twins.set_clock(send.twins.now + SECONDS_MAX);
         }
@@ -639,8 +639,8 @@ fn a_long_list() {
                 send.report(20, busy.as_bytes());
                 waiting += 1;
             }
-            if send.tell() {
-                waiting += u64::from(send.told);
+            if send.ask() {
+                waiting += u64::from(send.asked);
                 // Which domain it was does not matter here.
                 send.answer(b"B3600 5 busy\n");
             }
@@ -695,7 +695,7 @@ fn others_go_first() {
             before_other = send.tries;
         }
         send.selprep();
-        send.tell();
+        send.ask();
         send.answer(b"B3600 5 busy\n");
     }
     assert!((TURN..2 * TURN).contains(&(before_other as u32)), "{before_other}");

@@ -4,4 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod hash;
 pub mod retry;
+
+pub use hash::KEY as DOMAIN_KEY;

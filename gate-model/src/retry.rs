@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use crate::hash::{KEY, half_sip};
+
 /// The most recipients that are remembered; GATE_RETRY_MAX of the C.
 pub const REMEMBERED_MAX: u32 = 4_194_304;
 /// The longest wait that a busy report may ask for, in seconds.
@@ -19,7 +21,7 @@ pub const CALL_DELNUM: u64 = 65535;
 /// How many recipients a pass may hand out after one was busy, before other messages go first.
 pub const TURN: u32 = 256;
 const DOMAIN_MAX: usize = 255;
-const DOMAINS: u64 = 16384;
+const DOMAINS: u32 = 16384;
 
 /// Says whether there is memory, so that a test can let requests fail.
 pub trait MemorySupply {
@@ -236,7 +238,7 @@ struct Channel {
     queues: BTreeMap<u32, BTreeSet<QueueOrder>>,
     called: VecDeque<PartId>,
     asked: VecDeque<PartId>,
-    told: Option<PartId>,
+    asking: Option<PartId>,
 }
 
 /// A job that runs: jo[j] in qmail-send.
@@ -273,7 +275,7 @@ pub struct Retry<M: MemorySupply = UnlimitedMemory> {
     busy: HashMap<(Job, u32, i64), PartId>,
     channels: Vec<Channel>,
     /// By hash of the domain: the queue in which its mail has waited. None: there was no memory yet.
-    domains: Option<HashMap<u64, (u64, u32)>>,
+    domains: Option<HashMap<u32, (u32, u32)>>,
     serial: u64,
     passes: u64,
 }
@@ -282,15 +284,14 @@ fn sooner(when: &mut Option<i64>, other: i64) {
     *when = Some(when.map_or(other, |when| when.min(other)));
 }
 
-/// The domain of an address, and its hash (FNV-1a).
-fn domain_of(recipient: &[u8]) -> Option<(&[u8], u64)> {
+/// The domain of an address, and its hash.
+fn domain_of(recipient: &[u8]) -> Option<(&[u8], u32)> {
     let at = recipient.iter().rposition(|&byte| byte == b'@')?;
     let domain = &recipient[at + 1..];
-    let hash = |hash: u32, byte: &u8| {
-        (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(16_777_619)
-    };
-    let hash = domain.iter().fold(2_166_136_261, hash);
-    (domain.len() <= DOMAIN_MAX).then_some((domain, hash.into()))
+    if domain.len() > DOMAIN_MAX {
+        return None;
+    }
+    Some((domain, half_sip(KEY, domain.iter().map(u8::to_ascii_lowercase))))
 }
 
 impl<M: MemorySupply> Retry<M> {
@@ -603,14 +604,14 @@ impl<M: MemorySupply> Retry<M> {
     }
 
     /// The next question to the gate for several recipients together: the message, how many recipients, and their
-    /// domain. The answer goes to [`Retry::answer`]. (The name is that of the C: it tells qmail-rspawn.)
-    pub fn tell(&mut self, channel: usize) -> Option<(u64, u32, Vec<u8>)> {
+    /// domain. The answer goes to [`Retry::answer`].
+    pub fn ask(&mut self, channel: usize) -> Option<(u64, u32, Vec<u8>)> {
         let of = self.channels.get_mut(channel)?;
-        if of.told.is_some() {
+        if of.asking.is_some() {
             return None;
         }
         let id = of.asked.pop_front()?;
-        of.told = Some(id);
+        of.asking = Some(id);
         let job = self.job_of(id);
         let &mut Part { queue, due, .. } = self.part(id);
         if let Some(&busy) = self.busy.get(&(job, queue, due))
@@ -622,9 +623,9 @@ impl<M: MemorySupply> Retry<M> {
         Some((job.id, part.chain.len() as u32, part.domain.clone()))
     }
 
-    /// Takes the gate's answer to [`Retry::tell`]. If it is not busy, the recipients are handed out one by one.
+    /// Takes the gate's answer to [`Retry::ask`]. If it is not busy, the recipients are handed out one by one.
     pub fn answer(&mut self, channel: usize, told: ReportedResult, now: i64) {
-        let Some(id) = self.channels.get_mut(channel).and_then(|of| of.told.take()) else { return };
+        let Some(id) = self.channels.get_mut(channel).and_then(|of| of.asking.take()) else { return };
         let ReportedResult::Busy { secs, queue } = told else {
             self.call_part(id);
             return;
@@ -847,7 +848,7 @@ impl<M: MemorySupply> Retry<M> {
             self.call(channel, queue as u32, most as u32);
             return true;
         }
-        let is_asked = self.channels.get(channel).is_some_and(|of| of.told.is_some());
+        let is_asked = self.channels.get(channel).is_some_and(|of| of.asking.is_some());
         if is_asked {
             let told = match ReportedResult::read(&mut report.to_vec()) {
                 busy @ ReportedResult::Busy { .. } => busy,
@@ -920,7 +921,7 @@ impl<M: MemorySupply> Retry<M> {
         let of = self.channels.get_mut(channel)?;
         of.called.clear();
         of.asked.clear();
-        of.told = None;
+        of.asking = None;
         let waits = |(job, message): &(&Job, &Message)| {
             job.channel == channel && message.plan.is_empty() && !message.parts.is_empty()
         };

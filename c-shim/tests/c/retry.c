@@ -267,6 +267,24 @@ static void portions(void)
   while (gate_retry_flush(1,&id,&dt)) ;
 }
 
+/* Two names with the same 32-bit FNV-1a. A domain whose owner chose it like that does not take the other one's mail. */
+static void colliding(void)
+{
+  unsigned long id;
+  char *recip;
+  long dt;
+
+  gate_retry_open(0,1,51,now());
+  reportedby(0,51,0,now() + 400,"a@x496069.example","B3000 5 busy\n");
+  is("the other one is tried",gate_retry_skip(0,10,"b@x1035124.example"),0);
+  is("its own are not",gate_retry_skip(0,20,"c@x496069.example"),1);
+  reportedby(0,51,10,now() + 400,"b@x1035124.example","K\n");
+  is("ask",gate_retry_ask(1,&id,&recip) && !strcmp(recip,"1@x496069.example"),1);
+  is("answer",called(65535,"B3000 5 busy\n"),1);
+  is("waits",closed(0,&dt),1);
+  while (gate_retry_flush(1,&id,&dt)) ;
+}
+
 /* once one of a domain is busy, the gate is asked for the others together */
 static void together(void)
 {
@@ -281,20 +299,20 @@ static void together(void)
     gate_retry_open(0,1,50,now());
     is("tried",gate_retry_skip(0,0,"a@a.example"),0);
     reportedby(0,50,0,now() + 400,"a@a.example","B3000 5 busy\n");
-    is("nothing to ask",gate_retry_tell(1,&id,&recip),0);
+    is("nothing to ask",gate_retry_ask(1,&id,&recip),0);
     is("an other domain",gate_retry_skip(0,10,"b@b.example"),0);
     is("no domain",gate_retry_skip(0,20,"nobody"),0);
     is("the same domain",gate_retry_skip(0,30,"b@c@A.Example"),1);
     is("and again",gate_retry_skip(0,40,"c@a.example"),1);
     is("an answer to nothing",called(65535,answers[i]),0);
-    is("other channel",gate_retry_tell(0,&id,&recip),0);
-    is("ask",gate_retry_tell(1,&id,&recip),1);
+    is("other channel",gate_retry_ask(0,&id,&recip),0);
+    is("ask",gate_retry_ask(1,&id,&recip),1);
     is("for two",strcmp(recip,"2@A.Example"),0);
     is("of this message",(long) id,50);
     is("those that come now are asked for later",gate_retry_skip(0,50,"d@a.example"),1);
-    is("one question at a time",gate_retry_tell(1,&id,&recip),0);
+    is("one question at a time",gate_retry_ask(1,&id,&recip),0);
     is("answer",called(65535,answers[i]),1);
-    is("the one that came later",gate_retry_tell(1,&id,&recip) && !strcmp(recip,"1@a.example"),1);
+    is("the one that came later",gate_retry_ask(1,&id,&recip) && !strcmp(recip,"1@a.example"),1);
     is("answer",called(65535,"B3000 5 busy\n"),1);
     is("waits",closed(0,&dt),1);
     if (i == 1) called(65535,"R6 2\n");
@@ -405,7 +423,7 @@ static void list(void)
     reported(0,90,mpos < 400 ? mpos : 0,now() + 400,mpos < 400 ? "Kok\n" : "B3600 5 busy\n");
     if (mpos > 400) is("asked for one by one",1,0);
   }
-  is("ask",gate_retry_tell(1,&id,&recip) && !strcmp(recip,"64599@a.example"),1);
+  is("ask",gate_retry_ask(1,&id,&recip) && !strcmp(recip,"64599@a.example"),1);
   is("answer",called(65535,"B3600 5 busy\n"),1);
   looked = 0;
   for (j = 1;;++j) {
@@ -851,6 +869,7 @@ int main(void)
   early();
   portions();
   together();
+  colliding();
   steps();
   deferredones();
   list();

@@ -1,4 +1,5 @@
-/* gate_retry.c as it is, but for the clock and the allocator, which are those of src/retry.rs, and for files, which are what it says. */
+/* gate_retry.c as it is, but for the clock and the allocator, which are those of src/retry.rs, and for files, which are
+what it says. */
 #include <sys/types.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,14 @@ void gate_test_set_file(int file)
 
 #include "../../gate_retry.c"
 
+/* in place of one from /dev/urandom */
+void gate_test_set_key(unsigned int first, unsigned int second)
+{
+  domain_key[0] = first;
+  domain_key[1] = second;
+  flagkey = 1;
+}
+
 static void pool_clear(struct pool *p)
 {
   free(p->all);
@@ -73,7 +82,7 @@ void gate_test_reset(void)
   domains = 0;
   pool_clear(&messages);
   pool_clear(&parts);
-  pool_clear(&places);
+  pool_clear(&recips);
   memset(mchain,0,sizeof(mchain));
   memset(wchain,0,sizeof(wchain));
   flagstep = 0;
@@ -83,7 +92,7 @@ void gate_test_reset(void)
 /* how much is in use: messages, their parts, recipients */
 unsigned int gate_test_used(int which)
 {
-  return which == 0 ? messages.used : which == 1 ? parts.used : places.used;
+  return which == 0 ? messages.used : which == 1 ? parts.used : recips.used;
 }
 
 /* what gate_retry.h says of memory */
@@ -94,7 +103,7 @@ unsigned int gate_test_sizes(int which)
     case 1: return (unsigned int) sizeof(struct part);
     case 2: return (unsigned int) sizeof(struct queue);
     case 3: return (unsigned int) sizeof(struct message);
-    case 4: return (unsigned int) sizeof(struct place);
+    case 4: return (unsigned int) sizeof(struct recip);
     case 5: return (unsigned int) sizeof(struct running);
     case 6: return (unsigned int) (DOMAINS * sizeof(*domains));
   }

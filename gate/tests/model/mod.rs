@@ -462,7 +462,7 @@ impl Model {
     }
 
     fn ask_together(&mut self, now_us: u64) {
-        while let Some((_, number, domain)) = self.retry.tell(REMOTE) {
+        while let Some((_, number, domain)) = self.retry.ask(REMOTE) {
             let recipient = [b"x@", &domain[..]].concat();
             let busy = self.gate.ask_together(now_us, number, &recipient);
             let told = busy.map_or(ReportedResult::Deferred, |busy| ReportedResult::Busy {

@@ -389,7 +389,7 @@ impl MailSystem {
 
     /// The gate is asked for those together.
     fn ask_together(&mut self) {
-        while let Some((_, number, domain)) = self.retry.tell(REMOTE) {
+        while let Some((_, number, domain)) = self.retry.ask(REMOTE) {
             let recipient = [b"@", &domain[..]].concat();
             let told = match self.gate.ask_together(self.now_us, number, &recipient) {
                 Some(busy) => {
