@@ -22,8 +22,8 @@ use qpatch::verify::sandbox::makefile::targets;
 use qpatch::verify::sandbox::process::Process;
 use qpatch::verify::sandbox::scratch::Scratch;
 use qpatch::verify::sandbox::site::Site;
-use qpatch_gate::status::Status;
 use qpatch_gate::table::Limit;
+use qpatch_gate_status::Status;
 
 use crate::error::{Error, Result};
 use crate::plan::{Known, Plan, Route};

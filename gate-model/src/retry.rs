@@ -625,7 +625,9 @@ impl<M: MemorySupply> Retry<M> {
 
     /// Takes the gate's answer to [`Retry::ask`]. If it is not busy, the recipients are handed out one by one.
     pub fn answer(&mut self, channel: usize, told: ReportedResult, now: i64) {
-        let Some(id) = self.channels.get_mut(channel).and_then(|of| of.asking.take()) else { return };
+        let Some(id) = self.channels.get_mut(channel).and_then(|of| of.asking.take()) else {
+            return;
+        };
         let ReportedResult::Busy { secs, queue } = told else {
             self.call_part(id);
             return;

@@ -28,7 +28,7 @@ mod util;
 
 // The folders are for who reads the crate; who uses it need not know them.
 pub use self::core::{command, gate, learn, linger, pace, recall, returns, rules, share, shortage};
-pub use control::{limit, literal, name, problem, route, sender, site, table};
+pub use control::{limit, literal, name, name_map, problem, route, sender, site, table};
 pub use host::{clock, kept, process, shared, status};
 pub use report::{echo, replies};
 pub use util::{escape, index, memory, random, regex};

@@ -12,7 +12,8 @@ use qpatch_gate::ffi::{
     close, gate_ask, gate_done, gate_drop_held, gate_held, gate_next, gate_open, gate_timeout_ms,
 };
 use qpatch_gate::inject;
-use qpatch_gate::status::{State, Status};
+use qpatch_gate::status::State;
+use qpatch_gate_status::Status;
 
 const NONE: c_int = 0;
 const GO: c_int = 1;

@@ -24,11 +24,11 @@ use qpatch_gate::learn::{
 };
 use qpatch_gate::linger::LINGER_MAX_CLOSED_US;
 use qpatch_gate::random::Random;
-use qpatch_gate::report::{Seen, Sent};
+use qpatch_gate::report::{DeliveryVerdict, Sent};
 use qpatch_gate::returns::{RETURNS_MAX, Returns};
 use server::{Control, Does, Outcome, SEC, Server, Setup, cap, run};
 
-const TOO_MANY: Seen = Seen::TooMany(Sent::No);
+const TOO_MANY: DeliveryVerdict = DeliveryVerdict::TooMany(Sent::No);
 
 fn learned(setup: &Setup, mut server: Server) -> Outcome {
     run(setup, &mut Learned::default(), &mut server)
@@ -63,7 +63,7 @@ fn probes(cohorts: f64) -> f64 {
 
 #[test]
 fn twenty_to_a_server_of_ten() {
-    for seen in [TOO_MANY, Seen::ConnectFailed] {
+    for seen in [TOO_MANY, DeliveryVerdict::ConnectFailed] {
         for seed in 1..=10 {
             for (sigma, linger_secs) in [(0.0, 0.0), (0.5, 0.0), (0.5, 0.0002)] {
                 let setup = Setup { seed, sigma, linger_secs, ..Setup::default() };
@@ -205,7 +205,7 @@ fn a_cap_that_falls() {
 #[test]
 fn nothing_succeeds() {
     for (name, does) in [
-        ("connections refused", Does::Refuse(Seen::ConnectFailed)),
+        ("connections refused", Does::Refuse(DeliveryVerdict::ConnectFailed)),
         ("421 to all", Does::Refuse(TOO_MANY)),
         ("hangs", Does::Hang),
     ] {
@@ -323,7 +323,7 @@ impl Control for Postfix {
     }
 
     fn end(&mut self, ended: &EndedDelivery, _: &mut Random) -> Attempt {
-        if ended.seen == Seen::Accepted {
+        if ended.seen == DeliveryVerdict::Accepted {
             if self.window < ended.running + 1 + 5 {
                 self.success += (self.feedback)(self.window);
             }
@@ -362,7 +362,7 @@ impl Control for Halving {
     }
 
     fn end(&mut self, ended: &EndedDelivery, _: &mut Random) -> Attempt {
-        if ended.seen == Seen::Accepted {
+        if ended.seen == DeliveryVerdict::Accepted {
             self.accepted += 1;
             if self.accepted >= self.window {
                 self.accepted = 0;
@@ -448,17 +448,17 @@ fn beside_others() {
     assert_eq!(this[3], 0);
 }
 
-fn any_seen() -> impl Strategy<Value = Seen> {
+fn any_seen() -> impl Strategy<Value = DeliveryVerdict> {
     prop_oneof![
-        6 => Just(Seen::Accepted),
+        6 => Just(DeliveryVerdict::Accepted),
         2 => Just(TOO_MANY),
-        1 => Just(Seen::TooMany(Sent::Envelope)),
-        1 => Just(Seen::TooMany(Sent::Yes)),
-        1 => Just(Seen::ConnectFailed),
-        1 => prop_oneof![Just(Seen::Died(Sent::No)), Just(Seen::Died(Sent::Yes))],
-        1 => Just(Seen::Deferred),
-        1 => Just(Seen::Failed),
-        1 => Just(Seen::Nothing),
+        1 => Just(DeliveryVerdict::TooMany(Sent::Envelope)),
+        1 => Just(DeliveryVerdict::TooMany(Sent::Yes)),
+        1 => Just(DeliveryVerdict::ConnectFailed),
+        1 => prop_oneof![Just(DeliveryVerdict::Died(Sent::No)), Just(DeliveryVerdict::Died(Sent::Yes))],
+        1 => Just(DeliveryVerdict::Deferred),
+        1 => Just(DeliveryVerdict::Failed),
+        1 => Just(DeliveryVerdict::Nothing),
     ]
 }
 
@@ -501,7 +501,7 @@ proptest! {
             let after = state.effective(limit, Learning::On);
             prop_assert!(after <= limit && (after >= 1 || limit == 0));
             match seen {
-                Seen::Accepted => {
+                DeliveryVerdict::Accepted => {
                     accepted_here += 1;
                     answered += 1;
                     highest = highest.max(after);
@@ -511,31 +511,31 @@ proptest! {
                     }
                 }
                 // It goes up only to where it was, and only after another answer.
-                Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) if after > level => {
+                DeliveryVerdict::TooMany(_) | DeliveryVerdict::ConnectFailed | DeliveryVerdict::Died(_) if after > level => {
                     prop_assert!(answered >= 2);
                     prop_assert!(!steady || after <= highest);
                 }
-                Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => {}
-                Seen::Deferred | Seen::Failed => {
+                DeliveryVerdict::TooMany(_) | DeliveryVerdict::ConnectFailed | DeliveryVerdict::Died(_) => {}
+                DeliveryVerdict::Deferred | DeliveryVerdict::Failed => {
                     answered += 1;
                     prop_assert_eq!(after, level);
                 }
-                Seen::Nothing => prop_assert_eq!(after, level),
+                DeliveryVerdict::Nothing => prop_assert_eq!(after, level),
             }
             if after != level {
                 accepted_here = 0;
             }
             if let Some(until_us) = state.suspended_until(now_us) {
                 prop_assert!(before.suspended_until(now_us).is_some() || until_us - now_us <= PAUSE_MAX_US);
-                prop_assert!(!matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed));
-                has_closed |= seen == Seen::ConnectFailed;
+                prop_assert!(!matches!(seen, DeliveryVerdict::Accepted | DeliveryVerdict::Deferred | DeliveryVerdict::Failed));
+                has_closed |= seen == DeliveryVerdict::ConnectFailed;
                 let at_us = after_handover(&state, until_us, 0, limit.max(1), Learning::On);
                 prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), Admission::Start, "a probe");
             } else {
                 let at_us = after_handover(&state, now_us, 0, limit.max(1), Learning::On);
                 prop_assert_eq!(state.may_start(at_us, 0, limit.max(1), Learning::On), Admission::Start, "never starves");
             }
-            prop_assert!(tried == Attempt::Counts || matches!(seen, TOO_MANY | Seen::TooMany(Sent::Envelope) | Seen::ConnectFailed | Seen::Died(Sent::No)));
+            prop_assert!(tried == Attempt::Counts || matches!(seen, TOO_MANY | DeliveryVerdict::TooMany(Sent::Envelope) | DeliveryVerdict::ConnectFailed | DeliveryVerdict::Died(Sent::No)));
             prop_assert_eq!(state.effective(limit, Learning::Fixed), limit);
         }
     }
@@ -552,11 +552,11 @@ proptest! {
             let tried = state.end(&ended, &mut random);
             let at_the_door = matches!(
                 seen,
-                TOO_MANY | Seen::TooMany(Sent::Envelope) | Seen::ConnectFailed | Seen::Died(Sent::No)
+                TOO_MANY | DeliveryVerdict::TooMany(Sent::Envelope) | DeliveryVerdict::ConnectFailed | DeliveryVerdict::Died(Sent::No)
             );
             let recently = recent_us.is_some_and(|us| now_us - us <= RECENT_US);
             prop_assert_eq!(tried == Attempt::Counts, !at_the_door || (running == 0 && !recently));
-            if matches!(seen, Seen::Accepted | Seen::Deferred | Seen::Failed) {
+            if matches!(seen, DeliveryVerdict::Accepted | DeliveryVerdict::Deferred | DeliveryVerdict::Failed) {
                 recent_us = Some(now_us);
             }
             prop_assert_eq!(state.effective(9, Learning::Fixed), 9);

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction, PauseCause};
-use qpatch_gate::regex::{Error, Fault, Regex};
+use qpatch_gate::regex::{Fault, Regex, RegexError};
 use qpatch_gate::replies::Replies;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Limit, Table};
@@ -48,7 +48,7 @@ proptest! {
         let Ok(reference) = reference(&pattern) else { return Ok(()) };
         let own = match Regex::new(pattern.as_bytes()) {
             Ok(own) => own,
-            Err(Error::At(_, Fault::TooLong)) => return Ok(()),
+            Err(RegexError::At(_, Fault::TooLong)) => return Ok(()),
             Err(error) => panic!("{pattern:?}: {error:?}"),
         };
         for text in texts {
@@ -62,8 +62,8 @@ proptest! {
     fn any_pattern(pattern in prop::collection::vec(prop_oneof![3 => 0x20u8..0x7f, 1 => any::<u8>()], 0..40)) {
         match Regex::new(&pattern) {
             Ok(regex) => { let _ = regex.is_match(b"421 4.7.0 too many connections from <>"); }
-            Err(Error::At(at, _)) => prop_assert!(at <= pattern.len()),
-            Err(Error::OutOfMemory) => prop_assert!(false),
+            Err(RegexError::At(at, _)) => prop_assert!(at <= pattern.len()),
+            Err(RegexError::OutOfMemory) => prop_assert!(false),
         }
     }
 

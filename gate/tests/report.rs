@@ -7,23 +7,25 @@ use proptest::prelude::*;
 use qpatch_gate::echo::{Envelope, Own};
 use qpatch_gate::name::Hasher;
 use qpatch_gate::replies::Replies;
-use qpatch_gate::report::{Reader, Report, Seen, Sent, classify, takes_a_line};
+use qpatch_gate::report::{
+    DeliveryReport, DeliveryVerdict, ReportReader, Sent, classify, takes_a_line,
+};
 
-const TOO_MANY: Seen = Seen::TooMany(Sent::No);
-const AT_ENVELOPE: Seen = Seen::TooMany(Sent::Envelope);
+const TOO_MANY: DeliveryVerdict = DeliveryVerdict::TooMany(Sent::No);
+const AT_ENVELOPE: DeliveryVerdict = DeliveryVerdict::TooMany(Sent::Envelope);
 
-fn seen(report: &str) -> (Seen, Option<String>) {
-    let Report { seen, peer, .. } = classify(report.as_bytes());
+fn seen(report: &str) -> (DeliveryVerdict, Option<String>) {
+    let DeliveryReport { seen, peer, .. } = classify(report.as_bytes());
     (seen, peer.map(|peer: IpAddr| peer.to_string()))
 }
 
 #[track_caller]
-fn check(report: &str, wanted: Seen, peer: &str) {
+fn check(report: &str, wanted: DeliveryVerdict, peer: &str) {
     assert_eq!(seen(report), (wanted, Some(peer.to_string())), "{report:?}");
 }
 
 #[track_caller]
-fn check_no_peer(report: &str, wanted: Seen) {
+fn check_no_peer(report: &str, wanted: DeliveryVerdict) {
     assert_eq!(seen(report), (wanted, None), "{report:?}");
 }
 
@@ -31,33 +33,41 @@ fn check_no_peer(report: &str, wanted: Seen) {
 fn accepted() {
     check(
         "r\0K192.0.2.1 accepted message.\nRemote host said: 250 ok 1 qp 2\n\0",
-        Seen::Accepted,
+        DeliveryVerdict::Accepted,
         "192.0.2.1",
     );
-    check("r\0K192.0.2.1 accepted message.\n\0", Seen::Accepted, "192.0.2.1");
+    check("r\0K192.0.2.1 accepted message.\n\0", DeliveryVerdict::Accepted, "192.0.2.1");
     // With the recipient, and for DEBUG with TLS (sagredo); by QMTP, and with the protocol (indimail).
     check(
         "r<From:a@example To:b@example> \0K192.0.2.1 accepted message.\nRemote host said: 250 ok\nSTARTTLS proto=TLSv1.3; cipher=X;\n\0",
-        Seen::Accepted,
+        DeliveryVerdict::Accepted,
         "192.0.2.1",
     );
     check(
         "rFrom: <a> RCPT: <b> \0K2001:db8::1 accepted message - Protocol SMTP.\nRemote host said: 250 ok\n\0",
-        Seen::Accepted,
+        DeliveryVerdict::Accepted,
         "2001:db8::1",
     );
-    check("r\0K192.0.2.1 accepted message - Protocol QMTP\n\0", Seen::Accepted, "192.0.2.1");
-    check("r\0K::ffff:192.0.2.1 accepted message.\n\0", Seen::Accepted, "192.0.2.1");
-    check("r\0Kmx.example [192.0.2.1] accepted message.\n\0", Seen::Accepted, "192.0.2.1");
+    check(
+        "r\0K192.0.2.1 accepted message - Protocol QMTP\n\0",
+        DeliveryVerdict::Accepted,
+        "192.0.2.1",
+    );
+    check("r\0K::ffff:192.0.2.1 accepted message.\n\0", DeliveryVerdict::Accepted, "192.0.2.1");
+    check(
+        "r\0Kmx.example [192.0.2.1] accepted message.\n\0",
+        DeliveryVerdict::Accepted,
+        "192.0.2.1",
+    );
     // Not for this recipient.
     check(
         "s192.0.2.1 does not like recipient.\n\0K192.0.2.1 accepted message.\n\0",
-        Seen::Deferred,
+        DeliveryVerdict::Deferred,
         "192.0.2.1",
     );
     check(
         "h192.0.2.1 does not like recipient.\n\0K192.0.2.1 accepted message.\n\0",
-        Seen::Failed,
+        DeliveryVerdict::Failed,
         "192.0.2.1",
     );
 }
@@ -69,7 +79,7 @@ fn connections() {
         "ZSorry, I wasn't able to establish a SMTP connection for mx.example to 192.0.2.1 port 25 bind IP [0.0.0.0]. (#4.4.1)\n\0",
         "ZSorry, I wasn't able to establish a QMTP connection for mx.example. (#4.4.1)\n\0",
     ] {
-        check_no_peer(text, Seen::ConnectFailed);
+        check_no_peer(text, DeliveryVerdict::ConnectFailed);
     }
     for text in [
         "ZConnected to 192.0.2.1 but connection died. (#4.4.2)\n\0",
@@ -80,7 +90,7 @@ fn connections() {
         // Not qmail-remote's words: they are behind the line feed.
         "ZConnected to 192.0.2.1 but connection died. (#4.4.2)\nRemote host said: 421 Possible duplicate!\n\0",
     ] {
-        check(text, Seen::Died(Sent::No), "192.0.2.1");
+        check(text, DeliveryVerdict::Died(Sent::No), "192.0.2.1");
     }
     for text in [
         "ZConnected to 192.0.2.1 but connection died. Possible duplicate! (#4.4.2)\n\0",
@@ -90,7 +100,7 @@ fn connections() {
         "ZConnected to 192.0.2.1 but connection died. error:0A000126:SSL routines Possible duplicate! (#4.4.2)\n\0",
         "ZConnected to 192.0.2.1 but connection died. Will try alternate MX. Possible duplicate! (#4.4.2)\n\0",
     ] {
-        check(text, Seen::Died(Sent::Yes), "192.0.2.1");
+        check(text, DeliveryVerdict::Died(Sent::Yes), "192.0.2.1");
     }
 }
 
@@ -122,7 +132,7 @@ fn nothing() {
         "r\0K192.0.2.1 accep",
         "ZConnected to 192.0.2.1 but greeting failed.\nRemote host said: 421",
     ] {
-        check_no_peer(text, Seen::Nothing);
+        check_no_peer(text, DeliveryVerdict::Nothing);
     }
 }
 
@@ -165,7 +175,7 @@ fn providers() {
             // "421\t" is no reply line, but qmail-remote reads its code.
             let knows_mail = own.contains("sender") || own.contains("DATA");
             let wanted = match reply.contains('\t') {
-                true => Seen::Deferred,
+                true => DeliveryVerdict::Deferred,
                 false if knows_mail => AT_ENVELOPE,
                 false => TOO_MANY,
             };
@@ -176,7 +186,7 @@ fn providers() {
         }
         check(
             &at("r\0Z192.0.2.1 failed after I sent the message."),
-            Seen::TooMany(Sent::Yes),
+            DeliveryVerdict::TooMany(Sent::Yes),
             "192.0.2.1",
         );
         for line in [
@@ -216,11 +226,11 @@ fn providers() {
         let report = format!(
             "ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {reply}\n\0"
         );
-        check(&report, Seen::Deferred, "192.0.2.1");
+        check(&report, DeliveryVerdict::Deferred, "192.0.2.1");
         let report = format!(
             "s192.0.2.1 does not like recipient.\nRemote host said: {reply}\n\0DGiving up on 192.0.2.1.\n\0"
         );
-        check(&report, Seen::Deferred, "192.0.2.1");
+        check(&report, DeliveryVerdict::Deferred, "192.0.2.1");
     }
     // 554 at the greeting is temporary for qmail-1.03; a permanent refusal is one, whatever its words.
     check(
@@ -230,17 +240,17 @@ fn providers() {
     );
     check(
         "ZConnected to 192.0.2.1 but greeting failed.\nRemote host said: 554 go away, too fast\n\0",
-        Seen::Deferred,
+        DeliveryVerdict::Deferred,
         "192.0.2.1",
     );
     check(
         "DConnected to 192.0.2.1 but greeting failed.\nRemote host said: 554 Too many connections\n\0",
-        Seen::Failed,
+        DeliveryVerdict::Failed,
         "192.0.2.1",
     );
     check(
         "h192.0.2.1 does not like recipient.\nRemote host said: 550 4.7.28 rate limit\n\0DGiving up on 192.0.2.1.\n\0",
-        Seen::Failed,
+        DeliveryVerdict::Failed,
         "192.0.2.1",
     );
     // At the greeting "try again later" is about the server; behind it, greylisting says so.
@@ -251,7 +261,7 @@ fn providers() {
     );
     check(
         "ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: 450 try again later\n\0",
-        Seen::Deferred,
+        DeliveryVerdict::Deferred,
         "192.0.2.1",
     );
 }
@@ -485,9 +495,9 @@ fn servers() {
                     _ => Sent::Envelope,
                 };
                 let wanted = match says {
-                    Says::TooMany => Seen::TooMany(sent),
-                    Says::TooManyAtGreeting if at_greeting => Seen::TooMany(sent),
-                    Says::TooManyAtGreeting | Says::Else => Seen::Deferred,
+                    Says::TooMany => DeliveryVerdict::TooMany(sent),
+                    Says::TooManyAtGreeting if at_greeting => DeliveryVerdict::TooMany(sent),
+                    Says::TooManyAtGreeting | Says::Else => DeliveryVerdict::Deferred,
                 };
                 assert_eq!(classify(report.as_bytes()).seen, wanted, "{source}: {own} {reply}");
             }
@@ -496,7 +506,7 @@ fn servers() {
 }
 
 /// What the delivery of `sender` to `recipient`, by a host that is called `helo`, sees in a reply to its recipient.
-fn seen_of(sender: &str, recipient: &str, helo: &str, reply: &str) -> Seen {
+fn seen_of(sender: &str, recipient: &str, helo: &str, reply: &str) -> DeliveryVerdict {
     let hasher = Hasher::new(3);
     let with_zero = |address: &str| [address.as_bytes(), b"\0"].concat();
     let envelope = Envelope::new(&hasher, &with_zero(sender), &with_zero(recipient));
@@ -505,7 +515,7 @@ fn seen_of(sender: &str, recipient: &str, helo: &str, reply: &str) -> Seen {
     let report = format!(
         "s192.0.2.1 does not like recipient.\nRemote host said: {reply}\n\0DGiving up on 192.0.2.1.\n\0"
     );
-    Reader { own, replies: &Replies::default() }.classify(report.as_bytes()).seen
+    ReportReader { own, replies: &Replies::default() }.classify(report.as_bytes()).seen
 }
 
 #[test]
@@ -654,7 +664,7 @@ fn what_the_server_repeats() {
         ("a@a.example", "b@b.example", "h", "450 b\u{e9}throttle\u{e9}@b.example: no"),
     ];
     for (sender, recipient, helo, reply) in repeated {
-        assert_eq!(seen_of(sender, recipient, helo, reply), Seen::Deferred, "{reply:?}");
+        assert_eq!(seen_of(sender, recipient, helo, reply), DeliveryVerdict::Deferred, "{reply:?}");
     }
     // The server's own words count, whatever was sent.
     let own = [
@@ -697,12 +707,12 @@ fn fakes() {
     let said = "421 4.7.0 too many connections\nZConnected to 10.0.0.1 but greeting failed.\nRemote host said: 421 x\x1b[2J\r\nSorry, I wasn't able to establish an SMTP connection. 10.0.0.1 accepted message";
     check(
         &format!("r\0K192.0.2.1 accepted message.\nRemote host said: {said}\n\0"),
-        Seen::Accepted,
+        DeliveryVerdict::Accepted,
         "192.0.2.1",
     );
     check(
         &format!("r\0D192.0.2.1 failed after I sent the message.\nRemote host said: {said}\n\0"),
-        Seen::Failed,
+        DeliveryVerdict::Failed,
         "192.0.2.1",
     );
     check(
@@ -714,19 +724,19 @@ fn fakes() {
     let said = "450 4.1.1 no\n421 4.7.0 bye";
     check(
         &format!("ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {said}\n\0"),
-        Seen::Deferred,
+        DeliveryVerdict::Deferred,
         "192.0.2.1",
     );
     let said = "250 Remote host said: 421 4.7.0 bye";
     check(
         &format!("ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {said}\n\0"),
-        Seen::Deferred,
+        DeliveryVerdict::Deferred,
         "192.0.2.1",
     );
     // Names and addresses of mailboxes cannot hold a blank; they do not fake a peer.
     check(
         "s<From:a@example To:10.0.0.1?does?not?like?recipient.@example> 192.0.2.1 does not like recipient.\nRemote host said: 450 no\n\0DGiving up on 192.0.2.1.\n\0",
-        Seen::Deferred,
+        DeliveryVerdict::Deferred,
         "192.0.2.1",
     );
     // The peer is where qmail-remote prints it, or there is none.
@@ -738,8 +748,11 @@ fn fakes() {
         "ZConnected to 192.0.2.1.5 but greeting failed.\nRemote host said: 421 x\n\0",
         TOO_MANY,
     );
-    check_no_peer("ZConnected to 192.0.2.1\n but greeting failed. 10.0.0.1\n\0", Seen::Nothing);
-    check_no_peer("DGiving up on .\n\0", Seen::Failed);
+    check_no_peer(
+        "ZConnected to 192.0.2.1\n but greeting failed. 10.0.0.1\n\0",
+        DeliveryVerdict::Nothing,
+    );
+    check_no_peer("DGiving up on .\n\0", DeliveryVerdict::Failed);
 }
 
 #[test]
@@ -750,7 +763,7 @@ fn every_code() {
         {
             let report =
                 format!("ZConnected to 192.0.2.1 but {stage}.\nRemote host said: {code:03} no\n\0");
-            let wanted = if code == 421 { too_many } else { Seen::Deferred };
+            let wanted = if code == 421 { too_many } else { DeliveryVerdict::Deferred };
             check(&report, wanted, "192.0.2.1");
         }
     }
@@ -761,9 +774,9 @@ fn every_code() {
             );
             let wanted = match detail {
                 28 | 500 | 650..=659 => AT_ENVELOPE,
-                20..=60 => Seen::Deferred,
+                20..=60 => DeliveryVerdict::Deferred,
                 _ if code == 421 => AT_ENVELOPE,
-                _ => Seen::Deferred,
+                _ => DeliveryVerdict::Deferred,
             };
             check(&report, wanted, "192.0.2.1");
         }
@@ -776,7 +789,11 @@ fn megabytes() {
         b"ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: 450 ".to_vec();
     report.resize(60_000, b'x');
     report.extend_from_slice(b" too many connections\n\0");
-    assert_eq!(classify(&report).seen, Seen::Deferred, "no more than the beginning is searched");
+    assert_eq!(
+        classify(&report).seen,
+        DeliveryVerdict::Deferred,
+        "no more than the beginning is searched"
+    );
     // Brackets that never close are looked at once, not once each.
     for piece in ["<", "<a", "<\"", "<a<b>", "<\"a>", "a@", "@", "x.", "\"@a"] {
         let report = format!(
@@ -786,8 +803,8 @@ fn megabytes() {
         let _ = seen(&report);
     }
     report.resize(10_000_000, b'Z');
-    assert_eq!(classify(&report).seen, Seen::Nothing);
-    assert_eq!(classify(&vec![0; 10_000_000]).seen, Seen::Nothing);
+    assert_eq!(classify(&report).seen, DeliveryVerdict::Nothing);
+    assert_eq!(classify(&vec![0; 10_000_000]).seen, DeliveryVerdict::Nothing);
 }
 
 const PIECES: [&str; 20] = [
@@ -841,7 +858,7 @@ proptest! {
         };
         let shown = if upper { shown.to_uppercase() } else { shown };
         let reply = format!("450 4.1.1 {shown}: rejected");
-        prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), Seen::Deferred);
+        prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), DeliveryVerdict::Deferred);
         let reply = format!("450 4.1.1 {shown}: rejected, too many connections");
         prop_assert_eq!(seen_of(sender, recipient, "h.example", &reply), AT_ENVELOPE);
     }
@@ -850,7 +867,7 @@ proptest! {
     fn pieces(pieces in vec(0..PIECES.len(), 0..40)) {
         let report: String = pieces.into_iter().map(|piece| PIECES[piece]).collect();
         let read = classify(report.as_bytes());
-        if read.seen == Seen::Accepted {
+        if read.seen == DeliveryVerdict::Accepted {
             prop_assert!(report.contains(" accepted message") && read.peer.is_some());
         }
     }
@@ -861,12 +878,12 @@ proptest! {
         let with = |own: &[u8]| [own, b"\nRemote host said: ", &said, b"\0"].concat();
         let peer = Some(IpAddr::from([192, 0, 2, 1]));
         let read = classify(&with(b"r\0K192.0.2.1 accepted message."));
-        prop_assert_eq!(read, Report { seen: Seen::Accepted, peer, rule: None });
+        prop_assert_eq!(read, DeliveryReport { seen: DeliveryVerdict::Accepted, peer, rule: None });
         let read = classify(&with(b"DConnected to 192.0.2.1 but sender was rejected."));
-        prop_assert_eq!(read, Report { seen: Seen::Failed, peer, rule: None });
+        prop_assert_eq!(read, DeliveryReport { seen: DeliveryVerdict::Failed, peer, rule: None });
         let read = classify(&with(b"ZConnected to 192.0.2.1 but sender was rejected."));
         prop_assert_eq!(read.peer, peer);
-        prop_assert!(matches!(read.seen, Seen::Deferred | AT_ENVELOPE));
+        prop_assert!(matches!(read.seen, DeliveryVerdict::Deferred | AT_ENVELOPE));
     }
 
     /// Cut off anywhere, a report says the same or nothing.
@@ -874,7 +891,7 @@ proptest! {
     fn cut_off(at in 0usize..200) {
         let whole = b"s192.0.2.1 does not like recipient.\nRemote host said: 421 4.7.0 too many connections\n\0DGiving up on 192.0.2.1.\n\0";
         let part = &whole[..at.min(whole.len())];
-        let wanted = if part.len() == whole.len() { classify(whole).seen } else { Seen::Nothing };
+        let wanted = if part.len() == whole.len() { classify(whole).seen } else { DeliveryVerdict::Nothing };
         prop_assert_eq!(classify(part).seen, wanted);
     }
 }

@@ -5,14 +5,14 @@
 mod server;
 
 use qpatch_gate::learn::Learned;
-use qpatch_gate::report::{Seen, Sent};
+use qpatch_gate::report::{DeliveryVerdict, Sent};
 use qpatch_gate::returns::RETURNS_MAX;
 use server::{
     Does, FixedLimit, Outcome, Server, Setup, at_random, cap, closing, late, rate, replacing, run,
     silent, wordless,
 };
 
-const TOO_MANY: Seen = Seen::TooMany(Sent::No);
+const TOO_MANY: DeliveryVerdict = DeliveryVerdict::TooMany(Sent::No);
 
 /// Makes a server of a kind, which takes this many sessions at once; each run has a new one.
 type Kind = fn(u32, &Setup) -> Server;
@@ -131,7 +131,7 @@ fn fixed_limits() {
 /// Mail that is always refused counts as tried in the end, although others ran within the last minute.
 #[test]
 fn fixed_limits_and_a_server_that_takes_nothing_any_more() {
-    for seen in [TOO_MANY, Seen::Died(Sent::No), Seen::ConnectFailed] {
+    for seen in [TOO_MANY, DeliveryVerdict::Died(Sent::No), DeliveryVerdict::ConnectFailed] {
         let setup = Setup { until_secs: 390.0, ..setup(5, 50, 0.3) };
         let mut server: Server =
             Box::new(
@@ -248,12 +248,16 @@ fn a_run_of_mail_that_a_milter_refuses() {
 /// The same at random: a second refusal of the same mail is rare, so more mail goes back at once and less is deferred.
 #[test]
 fn refused_at_random() {
-    let kinds: [(f64, Seen, Kind); 5] = [
+    let kinds: [(f64, DeliveryVerdict, Kind); 5] = [
         (0.01, TOO_MANY, |_, _| at_random(0.01, TOO_MANY)),
         (0.02, TOO_MANY, |_, _| at_random(0.02, TOO_MANY)),
         (0.05, TOO_MANY, |_, _| at_random(0.05, TOO_MANY)),
-        (0.05, Seen::ConnectFailed, |_, _| at_random(0.05, Seen::ConnectFailed)),
-        (0.05, Seen::Died(Sent::No), |_, _| at_random(0.05, Seen::Died(Sent::No))),
+        (0.05, DeliveryVerdict::ConnectFailed, |_, _| {
+            at_random(0.05, DeliveryVerdict::ConnectFailed)
+        }),
+        (0.05, DeliveryVerdict::Died(Sent::No), |_, _| {
+            at_random(0.05, DeliveryVerdict::Died(Sent::No))
+        }),
     ];
     for (part, seen, kind) in kinds {
         for (limit, mails) in [(20, 200), (20, 10_000), (200, 10_000)] {

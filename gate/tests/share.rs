@@ -17,8 +17,8 @@ use qpatch_gate::random::Random;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::share::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals};
 use qpatch_gate::shared::Shared;
-use qpatch_gate::status::{Status, StatusError};
 use qpatch_gate::table::Table;
+use qpatch_gate_status::{Status, StatusError};
 
 /// A qmail home for so many spawners, removed in the end.
 struct Home {

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use memchr::memmem;
 use qpatch_gate::name::Hasher;
 use qpatch_gate::problem::{Kind, Problems};
-use qpatch_gate::status::{InForce, Status};
+use qpatch_gate::status::InForce;
 use qpatch_gate::table::{self, Table};
+use qpatch_gate_status::Status;
 
 use super::host::{Fact, Host};
 use super::launch::conf;

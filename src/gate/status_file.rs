@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
+use qpatch_gate::escape::{Escaped, unescaped_bytes};
 use qpatch_gate::problem::Kind;
 use qpatch_gate::process::Stat;
-use qpatch_gate::status::{
-    Escaped, FILE_MAX, InForce, KeyStatus, State, Status, StatusError, unescaped_bytes,
-};
+use qpatch_gate::status::{InForce, State};
 use qpatch_gate::table::Limit;
+use qpatch_gate_status::{FILE_MAX, KeyStatus, Status, StatusError};
 
 use super::advice::{advice, meaning};
 use crate::error::Error;

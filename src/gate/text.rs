@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
+use qpatch_gate::escape::{Escaped, unescaped_bytes};
 use qpatch_gate::literal;
 use qpatch_gate::name::{domain_of, without_root};
 use qpatch_gate::rules::{KeyKind, RelayLine, Resolution, Rules};
 use qpatch_gate::site::SiteReason;
-use qpatch_gate::status::{Escaped, unescaped_bytes};
 use qpatch_gate::table::Limit;
 
 /// A name as it is printed everywhere: printable ASCII, the rest as `%` and two hexadecimal digits, and so is `%`. What

@@ -3,6 +3,7 @@
 pub mod limit;
 pub mod literal;
 pub mod name;
+pub mod name_map;
 pub mod problem;
 pub mod route;
 pub mod sender;

@@ -7,7 +7,8 @@ use std::fmt;
 use crate::control::limit::{
     GROUP_MAX, GROUPS_MAX, LIMIT_MAX, PAUSE_MAX_SECS, PROGRAMS_MAX, RULES_MAX,
 };
-use crate::control::name::{NAME_MAX, VALUE_MAX};
+use crate::control::name::NAME_MAX;
+use crate::control::name_map::VALUE_MAX;
 use crate::util::regex::Fault;
 
 /// How bad it is.

@@ -14,9 +14,9 @@ use std::net::IpAddr;
 
 use crate::control::literal::{self, Literal};
 use crate::control::name::{
-    Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_of_host, is_word_for_all, not_of_host,
-    without_root,
+    Hasher, NAME_MAX, is_of_host, is_word_for_all, not_of_host, without_root,
 };
+use crate::control::name_map::{NameEntry, NameMap, VALUE_MAX};
 use crate::control::problem::{File, Kind, Problems};
 use crate::control::table::{MARK, is_content, is_utf16, lines_of, trimmed};
 use crate::util::memory::{self, OutOfMemory};
@@ -112,28 +112,28 @@ impl Routes {
 
     /// The name of the relay, in lower case, and where the line is that sends this host there, for [`Routes::number`].
     #[must_use]
-    pub fn find(&self, host: &[u8]) -> Option<(&[u8], Place)> {
+    pub fn find(&self, host: &[u8]) -> Option<(&[u8], NameEntry)> {
         self.lines.find(host).and_then(|found| self.relay(found))
     }
 
     /// The same for a host whose hash is known.
     #[inline]
     #[must_use]
-    pub fn find_hashed(&self, hash: u64, host: &[u8]) -> Option<(&[u8], Place)> {
+    pub fn find_hashed(&self, hash: u64, host: &[u8]) -> Option<(&[u8], NameEntry)> {
         self.lines.find_hashed(hash, host).and_then(|found| self.relay(found))
     }
 
     /// The same for a sender, in a file of senders.
-    pub(crate) fn find_sender(&self, sender: &[u8]) -> Option<(&[u8], Place)> {
+    pub(crate) fn find_sender(&self, sender: &[u8]) -> Option<(&[u8], NameEntry)> {
         self.lines.find_sender(sender).and_then(|found| self.relay(found))
     }
 
     /// The same for a host that has a line of its own.
-    pub(crate) fn find_own(&self, host: &[u8]) -> Option<(&[u8], Place)> {
+    pub(crate) fn find_own(&self, host: &[u8]) -> Option<(&[u8], NameEntry)> {
         self.lines.find_own(host).and_then(|found| self.relay(found))
     }
 
-    fn relay(&self, (at, place): (u32, Place)) -> Option<(&[u8], Place)> {
+    fn relay(&self, (at, place): (u32, NameEntry)) -> Option<(&[u8], NameEntry)> {
         let at = at as usize;
         let start = if at == 0 { 0 } else { self.ends[at - 1] as usize };
         let name = &self.names[start..self.ends[at] as usize];
@@ -142,7 +142,7 @@ impl Routes {
 
     /// The number of a line that was found, from 1.
     #[must_use]
-    pub fn number(&self, place: Place) -> u32 {
+    pub fn number(&self, place: NameEntry) -> u32 {
         self.lines.line(place)
     }
 

@@ -19,7 +19,8 @@
 
 #![forbid(unsafe_code)]
 
-use crate::control::name::{Hasher, NAME_MAX, Place};
+use crate::control::name::{Hasher, NAME_MAX};
+use crate::control::name_map::NameEntry;
 use crate::control::problem::{File, Problems};
 use crate::control::route::Routes;
 use crate::util::memory::OutOfMemory;
@@ -93,14 +94,14 @@ impl Senders {
 
     /// The name of the relay for a sender as qmail-rspawn reads it, without zero bytes at the end; in lower case.
     #[must_use]
-    pub fn find(&self, sender: &[u8]) -> Option<(&[u8], Place)> {
+    pub fn find(&self, sender: &[u8]) -> Option<(&[u8], NameEntry)> {
         let mut quoted = Quoted::new();
         self.routes.find_sender(quoted.of(sender))
     }
 
     /// The number of a line that was found, from 1.
     #[must_use]
-    pub fn number(&self, place: Place) -> u32 {
+    pub fn number(&self, place: NameEntry) -> u32 {
         self.routes.number(place)
     }
 

@@ -25,7 +25,8 @@
 use std::net::IpAddr;
 
 use crate::control::literal;
-use crate::control::name::{Hasher, NAME_MAX, NameMap, VALUE_MAX, is_host, without_root};
+use crate::control::name::{Hasher, NAME_MAX, is_host, without_root};
+use crate::control::name_map::{NameMap, VALUE_MAX};
 use crate::control::problem::{File, Kind, Problems};
 use crate::control::table::{Table, is_content, lines_of, trimmed, without_mark};
 use crate::util::escape::{Escaped, unescaped_bytes};

@@ -21,9 +21,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use crate::control::limit::{Cap, GROUP_MAX, GROUPS_MAX, LIMIT_MAX, Learning, Limit};
 use crate::control::literal::{self, Literal};
-use crate::control::name::{
-    Hasher, NAME_MAX, NameMap, Place, VALUE_MAX, is_word_for_all, not_of_host,
-};
+use crate::control::name::{Hasher, NAME_MAX, is_word_for_all, not_of_host};
+use crate::control::name_map::{NameEntry, NameMap, VALUE_MAX};
 use crate::control::problem::{File, Kind, Problem, Problems};
 use crate::util::memory::{self, OutOfMemory};
 
@@ -61,7 +60,7 @@ pub struct Line {
     pub cap: Cap,
     /// The index of its group.
     pub group: Option<u32>,
-    place: Place,
+    place: NameEntry,
 }
 
 impl Line {
@@ -348,7 +347,7 @@ impl Table {
     }
 
     #[inline]
-    fn line(&self, (value, place): (u32, Place)) -> Line {
+    fn line(&self, (value, place): (u32, NameEntry)) -> Line {
         Line { cap: self.cap(value), group: group_of(value), place }
     }
 

@@ -134,7 +134,7 @@ impl Keys {
         Self::hash(kind, entry.hash.wrapping_sub(Self::of_kind(entry.key.kind)))
     }
 
-    /// As in a [`crate::control::name::NameMap`], two names with the same 64 bits of hash are taken for the same.
+    /// As in a [`crate::control::name_map::NameMap`], two names with the same 64 bits of hash are taken for the same.
     #[inline]
     pub(super) fn find(&self, hash: u64) -> Option<u32> {
         self.index.find(hash, |at| self.all[at as usize].hash == hash)

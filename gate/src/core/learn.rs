@@ -46,7 +46,7 @@ mod suspension;
 
 pub use crate::control::limit::Learning;
 use crate::core::linger::Linger;
-use crate::report::{Seen, Sent};
+use crate::report::{DeliveryVerdict, Sent};
 use crate::util::random::Random;
 
 /// A delivery that starts within this time after another one of its key was accepted is taken to have its place: if
@@ -211,7 +211,7 @@ pub struct EndedDelivery {
     /// Whether the key learns.
     pub learning: Learning,
     /// What its report says of the server.
-    pub seen: Seen,
+    pub seen: DeliveryVerdict,
     /// How many of the deliveries to its server the key counts.
     pub coverage: Coverage,
     /// In which place it started.
@@ -395,19 +395,23 @@ impl Learned {
     /// Learns from a delivery that ended, and says whether it counts as an attempt.
     pub fn delivery_ended(&mut self, ended: &EndedDelivery, random: &mut Random) -> Attempt {
         self.linger.clock(ended.now_us);
-        if !matches!(ended.seen, Seen::ConnectFailed | Seen::Nothing) && !self.is_early(ended) {
+        if !matches!(ended.seen, DeliveryVerdict::ConnectFailed | DeliveryVerdict::Nothing)
+            && !self.is_early(ended)
+        {
             self.linger.ended(ended.now_us);
         }
         if ended.learning == Learning::Fixed {
             return self.delivery_ended_fixed(ended, random);
         }
         match ended.seen {
-            Seen::Accepted => self.note_acceptance(ended),
-            Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_) => {
+            DeliveryVerdict::Accepted => self.note_acceptance(ended),
+            DeliveryVerdict::TooMany(_)
+            | DeliveryVerdict::ConnectFailed
+            | DeliveryVerdict::Died(_) => {
                 return self.note_refusal(ended, random);
             }
-            Seen::Deferred | Seen::Failed => self.note_answer(ended),
-            Seen::Nothing => {}
+            DeliveryVerdict::Deferred | DeliveryVerdict::Failed => self.note_answer(ended),
+            DeliveryVerdict::Nothing => {}
         }
         Attempt::Counts
     }
@@ -430,8 +434,10 @@ impl Learned {
     /// Whether the delivery was refused before it cost the server or the mail anything.
     fn is_early(&self, ended: &EndedDelivery) -> bool {
         match ended.seen {
-            Seen::ConnectFailed => true,
-            Seen::Died(Sent::No) => ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US,
+            DeliveryVerdict::ConnectFailed => true,
+            DeliveryVerdict::Died(Sent::No) => {
+                ended.now_us.saturating_sub(ended.started_us) < AT_ONCE_US
+            }
             seen => seen.is_too_many_early(),
         }
     }
@@ -461,7 +467,7 @@ impl Learned {
             self.count_failure(ended);
             // A delivery that was alone was not one of too many, unless the server says so.
             if weighed == RefusalMeaning::Objection
-                && (others || matches!(ended.seen, Seen::TooMany(_)))
+                && (others || matches!(ended.seen, DeliveryVerdict::TooMany(_)))
             {
                 let was_handover = self.is_handover_refusal(ended, known);
                 self.lower_level(ended);

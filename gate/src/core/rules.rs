@@ -18,7 +18,8 @@ use std::net::IpAddr;
 
 use crate::control::limit::Learning;
 pub use crate::control::limit::{Cap, Limit};
-use crate::control::name::{Hasher, Place};
+use crate::control::name::Hasher;
+use crate::control::name_map::NameEntry;
 use crate::control::route::Routes;
 use crate::control::sender::{Asked, BOUNCES, Reads, Senders};
 use crate::control::site::{Evidence, SiteReason, Sites};
@@ -81,9 +82,9 @@ pub struct Resolution<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelayLine {
     /// A line of smtproutes.
-    Smtproutes(Place),
+    Smtproutes(NameEntry),
     /// A line of authsenders.
-    Authsenders(Place),
+    Authsenders(NameEntry),
 }
 
 /// A relay that is chosen by the sender, and the line that names it.

@@ -8,7 +8,7 @@ use crate::control::problem;
 use crate::control::table::Limit;
 use crate::core::gate::{Busy, BusyReason, Key, PauseCause};
 use crate::core::rules::KeyKind;
-use crate::host::status::Escaped;
+use crate::util::escape::Escaped;
 use crate::util::memory::Text;
 
 /// How much of a key's name a report shows, in bytes.
@@ -124,4 +124,94 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
 
 pub(super) fn ending(deliveries: u32) -> &'static str {
     if deliveries == 1 { "y" } else { "ies" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::limit::{Cap, Learning, Limit};
+    use crate::core::gate::{BusyReason, Key, PauseCause};
+    use crate::core::learn::{Coverage, EndedDelivery, StartedIn};
+    use crate::core::rules::KeyKind;
+    use crate::util::random::Random;
+
+    fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
+        let cap = Cap { limit: Limit::AtMost(limit), learning: Learning::On };
+        let mut key = Key::new(kind, name.to_vec(), cap);
+        key.number = 7;
+        text(&key, BusyReason::AtLimit, secs)
+    }
+
+    fn text(key: &Key, why: BusyReason, secs: u32) -> String {
+        let mut out = Text::default();
+        write_busy(&mut out, key, Busy { key: 0, secs, why }).unwrap();
+        String::from_utf8(out.bytes).unwrap()
+    }
+
+    #[test]
+    fn the_texts_of_what_the_server_does_not_take() {
+        let cap = Cap { limit: Limit::AtMost(20), learning: Learning::On };
+        let mut key = Key::new(KeyKind::Domain, b"gmail.com".to_vec(), cap);
+        (key.number, key.running) = (7, 11);
+        key.error =
+            b"Connected to 10.0.0.1 but greeting failed.\nRemote host said: 421 \x1b[2J\n".to_vec();
+        assert_eq!(
+            text(&key, BusyReason::Refused, 61),
+            "B61 7 gmail.com refused this one beside 11 (limit 20); to be tried again: Connected to 10.0.0.1 but \
+             greeting failed./Remote host said: 421 ?[2J/ (#4.4.5)\n"
+        );
+        assert_eq!(
+            text(&key, BusyReason::Paused(PauseCause::NoConnection), 61),
+            "B61 7 gmail.com: no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n"
+        );
+        assert_eq!(
+            text(&key, BusyReason::Suspended(PauseCause::NoConnection), 61),
+            "Zgmail.com: no connection to its server succeeds, none is tried for 61 s; not tried. (#4.4.1)\n"
+        );
+        assert_eq!(
+            text(&key, BusyReason::Paused(PauseCause::Rule(12)), 61),
+            "B61 7 gmail.com is paused by control/concurrencyreplies:12; not tried. (#4.4.5)\n"
+        );
+        assert_eq!(
+            text(&key, BusyReason::Suspended(PauseCause::Rule(12)), 7200),
+            "Zgmail.com is paused by control/concurrencyreplies:12 for 7200 s; not tried. (#4.4.5)\n"
+        );
+        let refused = EndedDelivery {
+            now_us: 2,
+            started_us: 1,
+            running: 11,
+            beside: 11,
+            limit: 20,
+            learning: Learning::On,
+            seen: crate::report::DeliveryVerdict::TooMany(crate::report::Sent::No),
+            coverage: Coverage::AllDeliveries,
+            started_in: StartedIn::FreePlace,
+        };
+        key.learned.delivery_ended(&refused, &mut Random::new(1));
+        assert_eq!(
+            text(&key, BusyReason::AtLimit, 61),
+            "B61 7 gmail.com is at 11 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)\n"
+        );
+    }
+
+    #[test]
+    fn the_text_of_a_busy_report() {
+        assert_eq!(
+            busy(KeyKind::Domain, b"gmail.com", 20, 73),
+            "B73 7 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)\n"
+        );
+        assert_eq!(
+            busy(KeyKind::Group, b"yahoo", 1, 3600),
+            "B3600 7 group yahoo is at its limit of 1 delivery; not tried. (#4.4.5)\n"
+        );
+        assert_eq!(
+            busy(KeyKind::Relay, b"mx.example", 0, 1),
+            "B1 7 relay mx.example is closed (limit 0); not tried. (#4.4.5)\n"
+        );
+        assert_eq!(
+            busy(KeyKind::Domain, b"a\nb\0\xff c%", 2, 5),
+            "B5 7 a%0ab%00%ff%20c%25 is at its limit of 2 deliveries; not tried. (#4.4.5)\n"
+        );
+        assert!(busy(KeyKind::Domain, &[b'x'; 255], 2, 5).len() < 200);
+    }
 }

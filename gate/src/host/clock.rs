@@ -21,7 +21,7 @@ pub trait Clock: Debug {
 /// The system's clock.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
-    pub(crate) start: Instant,
+    start: Instant,
 }
 
 impl SystemClock {

@@ -11,9 +11,9 @@ use crate::control::problem::{self, Kind, Problem};
 use crate::control::table;
 use crate::core::gate::CONCURRENCY_REMOTE;
 use crate::host::clock::Clock;
-use crate::host::kept::{self, Mark};
+use crate::host::kept::{self, ContentsMark};
 use crate::host::watched::{
-    Contents, Seen, Watched, directory_of, is_young, join, open_if, read_if,
+    Contents, FileVersion, Watched, directory_of, is_young, join, open_if, read_if,
 };
 use crate::util::memory::OutOfMemory;
 
@@ -26,14 +26,14 @@ pub(super) const QUIET: Duration = Duration::from_millis(200);
 pub(super) const LONG_QUIET: Duration = Duration::from_secs(3);
 
 /// After how many looks the status says that a file never comes to rest.
-pub(super) const LOOKS_IN_VAIN: u32 = 5;
+pub(super) const RESTLESS_CHECKS_MAX: u32 = 5;
 
 /// After how long a copy that could not be written is tried again.
 pub(super) const KEEP_AGAIN_US: u64 = 60_000_000;
 
 /// Where the contents that count come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum ContentsSource {
     /// The file as it is, or that there is none.
     File,
     /// An earlier one.
@@ -50,10 +50,10 @@ pub(super) struct Control {
     pub(super) file: problem::File,
     pub(super) watched: Watched,
     pub(super) problem: Option<Problem>,
-    pub(super) source: Source,
+    pub(super) source: ContentsSource,
     /// How often in a row it was changing when it was looked at.
-    pub(super) in_vain: u32,
-    pub(super) kept: Kept,
+    pub(super) restless_checks: u32,
+    pub(super) kept: KeptCopy,
     /// Whether qmail-send's log has it that something else than the file counts.
     pub(super) logged: Logged,
 }
@@ -67,13 +67,13 @@ pub(super) enum Logged {
 
 /// The copy of the last good contents of a control file.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct KeptCopy {
     pub(super) file: problem::File,
     pub(super) path: OsString,
     /// What the copy has, if that is known and whole.
-    pub(super) mark: Option<Mark>,
+    pub(super) mark: Option<ContentsMark>,
     /// The copy when it was last read or written.
-    pub(super) seen: Seen,
+    pub(super) seen: FileVersion,
     /// When it was last looked at.
     pub(super) looked_us: u64,
     /// What it should have, while the control file cannot be used.
@@ -83,19 +83,19 @@ pub(super) struct Kept {
     pub(super) failed_us: Option<u64>,
 }
 
-impl Kept {
+impl KeptCopy {
     pub(super) fn new(file: problem::File, path: OsString) -> Self {
-        let (mark, seen, looked_us) = (None, Seen::Nothing, 0);
+        let (mark, seen, looked_us) = (None, FileVersion::Nothing, 0);
         Self { file, path, mark, seen, looked_us, held: None, problem: None, failed_us: None }
     }
 
     /// What it has, if that is whole, and when it was written, in seconds since 1970.
     pub(super) fn read(&mut self) -> Option<(Vec<u8>, u64)> {
         (self.mark, self.problem) = (None, None);
-        let read = open_if(&self.path, Seen::Nothing).and_then(|(seen, file)| {
+        let read = open_if(&self.path, FileVersion::Nothing).and_then(|(seen, file)| {
             self.seen = seen;
             match (seen, file) {
-                (Seen::File { size, modified: (secs, _), .. }, Some(file)) if size > 0 => {
+                (FileVersion::File { size, modified: (secs, _), .. }, Some(file)) if size > 0 => {
                     let (contents, mark) = kept::read(&file, table::FILE_MAX)?;
                     self.mark = Some(mark);
                     Ok(Some((contents, u64::try_from(secs).unwrap_or(0))))
@@ -113,18 +113,21 @@ impl Kept {
 
     /// Writes this into it, if it has something else. None: there is no file.
     pub(super) fn write(&mut self, contents: Option<&[u8]>, now_us: u64) {
-        if contents.map(Mark::of) == self.mark && self.failed_us.is_none() && self.problem.is_none()
+        if contents.map(ContentsMark::of) == self.mark
+            && self.failed_us.is_none()
+            && self.problem.is_none()
         {
             return;
         }
         // Nothing is kept where nothing can be.
-        if contents.is_none() && read_if(&self.path, 0, Seen::Nothing) == Ok((Seen::Missing, None))
+        if contents.is_none()
+            && read_if(&self.path, 0, FileVersion::Nothing) == Ok((FileVersion::Missing, None))
         {
             (self.mark, self.problem) = (None, None);
             return;
         }
         let written = kept::write(&self.path, contents).map(|(mark, metadata)| {
-            (self.mark, self.seen) = (mark, Seen::of(&metadata));
+            (self.mark, self.seen) = (mark, FileVersion::of(&metadata));
         });
         self.failed_us = written.is_err().then_some(now_us);
         self.problem = written.err().map(|kind| Problem::of_file(self.file, kind));
@@ -147,8 +150,8 @@ impl Kept {
 
     /// Whether somebody else has written it, or removed it, since it was read or written.
     pub(super) fn has_changed(&self) -> bool {
-        let now = std::fs::metadata(Path::new(&self.path)).map(|file| Seen::of(&file));
-        now.unwrap_or(Seen::Missing) != self.seen
+        let now = std::fs::metadata(Path::new(&self.path)).map(|file| FileVersion::of(&file));
+        now.unwrap_or(FileVersion::Missing) != self.seen
     }
 }
 
@@ -164,10 +167,10 @@ impl Control {
             file,
             watched: Watched::new(control, file.name())?,
             problem: None,
-            source: Source::Nothing,
-            in_vain: 0,
+            source: ContentsSource::Nothing,
+            restless_checks: 0,
             logged: Logged::No,
-            kept: Kept::new(kept, join(lock, kept.name())?),
+            kept: KeptCopy::new(kept, join(lock, kept.name())?),
         })
     }
 
@@ -181,12 +184,13 @@ impl Control {
             Contents::Same | Contents::Unusable(_) => true,
         };
         if !is_at_rest {
-            self.watched.seen = Seen::Nothing;
-            self.in_vain += 1;
-            let is_news = self.in_vain == LOOKS_IN_VAIN || self.source == Source::Nothing;
+            self.watched.seen = FileVersion::Nothing;
+            self.restless_checks += 1;
+            let is_news = self.restless_checks == RESTLESS_CHECKS_MAX
+                || self.source == ContentsSource::Nothing;
             return if is_news { Contents::Unusable(Kind::Changing) } else { Contents::Same };
         }
-        self.in_vain = 0;
+        self.restless_checks = 0;
         contents
     }
 
@@ -201,7 +205,9 @@ impl Control {
     /// Whether what is there now may be something else in an instant.
     pub(super) fn is_restless(&self, clock: &dyn Clock) -> bool {
         match std::fs::metadata(Path::new(&self.watched.path)) {
-            Ok(file) => file.is_file() && is_young(&Seen::of(&file), self.quiet(file.len()), clock),
+            Ok(file) => {
+                file.is_file() && is_young(&FileVersion::of(&file), self.quiet(file.len()), clock)
+            }
             Err(error) => error.kind() == ErrorKind::NotFound && self.is_just_taken_away(clock),
         }
     }
@@ -211,7 +217,7 @@ impl Control {
     pub(super) fn is_just_taken_away(&self, clock: &dyn Clock) -> bool {
         let folder = std::fs::metadata(Path::new(directory_of(&self.watched.path)));
         self.kept.mark.is_some()
-            && folder.is_ok_and(|folder| is_young(&Seen::of(&folder), LONG_QUIET, clock))
+            && folder.is_ok_and(|folder| is_young(&FileVersion::of(&folder), LONG_QUIET, clock))
     }
 
     /// Looks again at the copy, and at what could not be kept, if it is time for that.
@@ -232,7 +238,7 @@ impl Control {
             }
             // Where there is none, the file itself need not be read again for it.
             if std::fs::metadata(Path::new(&self.kept.path)).is_ok() {
-                self.watched.seen = Seen::Nothing;
+                self.watched.seen = FileVersion::Nothing;
             }
         }
     }
@@ -251,9 +257,11 @@ impl Control {
                 self.kept.held = Some(held);
             }
             // The file itself says what to write.
-            None => self.watched.seen = Seen::Nothing,
+            None => self.watched.seen = FileVersion::Nothing,
         }
-        if self.source == Source::Earlier && self.kept.mark.is_none() && self.kept.problem.is_none()
+        if self.source == ContentsSource::Earlier
+            && self.kept.mark.is_none()
+            && self.kept.problem.is_none()
         {
             self.kept.problem = Some(Problem::of_file(self.kept.file, Kind::KeptNotWhole));
         }
@@ -262,7 +270,7 @@ impl Control {
     /// What became of what was read. Without memory it is read again at the next look.
     pub(super) fn settle(&mut self, set: Result<Option<Problem>, Kind>) {
         if set == Err(Kind::OutOfMemory) {
-            self.watched.seen = Seen::Nothing;
+            self.watched.seen = FileVersion::Nothing;
         }
         self.problem = set.unwrap_or_else(|kind| Some(Problem::of_file(self.file, kind)));
     }
@@ -273,18 +281,18 @@ impl Control {
     pub(super) fn is_passed_over(&self) -> bool {
         match self.source {
             _ if self.problem.is_some_and(|problem| problem.kind == Kind::Changing) => false,
-            Source::File => false,
-            Source::Earlier | Source::Part => true,
-            Source::Nothing => self.problem.is_some(),
+            ContentsSource::File => false,
+            ContentsSource::Earlier | ContentsSource::Part => true,
+            ContentsSource::Nothing => self.problem.is_some(),
         }
     }
 
     /// What is to be said of it: what is wrong with it, what counts in its place, and what is wrong with the copy.
     pub(super) fn problems(&self) -> [Option<Problem>; 3] {
         let counts = match self.source {
-            Source::File | Source::Nothing => None,
-            Source::Earlier => Some(Kind::EarlierCounts),
-            Source::Part => Some(Kind::PartCounts(CONCURRENCY_REMOTE)),
+            ContentsSource::File | ContentsSource::Nothing => None,
+            ContentsSource::Earlier => Some(Kind::EarlierCounts),
+            ContentsSource::Part => Some(Kind::PartCounts(CONCURRENCY_REMOTE)),
         };
         [self.problem, counts.map(|kind| Problem::of_file(self.file, kind)), self.kept.problem]
     }

@@ -7,7 +7,7 @@ use crate::control::problem::{Kind, Problem};
 use crate::control::table::{self, Table};
 use crate::core::gate::CONCURRENCY_REMOTE;
 use crate::host::clock::Clock;
-use crate::host::control_file::Source;
+use crate::host::control_file::ContentsSource;
 use crate::host::watched::Contents;
 
 impl<C: Clock> Host<C> {
@@ -18,7 +18,7 @@ impl<C: Clock> Host<C> {
             Contents::Missing => {
                 let set = self.gate.set_table(None, now_us).map_err(|_| Kind::OutOfMemory);
                 if set.is_ok() {
-                    self.domains.source = Source::File;
+                    self.domains.source = ContentsSource::File;
                     self.domains.kept.keep(None, now_us);
                 }
                 set.map(|()| None)
@@ -45,7 +45,7 @@ impl<C: Clock> Host<C> {
         } else {
             self.gate.set_table(Some(table), now_us).map_err(|_| Kind::OutOfMemory)?;
             self.loaded_secs = self.unix_secs();
-            self.domains.source = Source::File;
+            self.domains.source = ContentsSource::File;
             self.domains.kept.keep(Some(text), now_us);
         }
         Ok(problems.worst())
@@ -54,7 +54,7 @@ impl<C: Clock> Host<C> {
     /// Whether the limits in force, or at the start those of the copy, are more than none. A full disk can leave a file
     /// of 0 bytes in their place, where it is written under another name and renamed.
     fn had_limits(&mut self) -> bool {
-        if self.domains.source == Source::Nothing {
+        if self.domains.source == ContentsSource::Nothing {
             return self.domains.kept.read().is_some_and(|(text, _)| !text.is_empty());
         }
         self.gate.rules().table.as_ref().is_some_and(|table| !table.is_empty())
@@ -63,9 +63,10 @@ impl<C: Clock> Host<C> {
     /// The file cannot be used. What counts already goes on to count; at the start, the copy of the last good one;
     /// without any, the good lines.
     pub(super) fn fall_back(&mut self, mut good_lines: Table, now_us: u64) -> Result<(), Kind> {
-        let is_whole = matches!(self.domains.source, Source::File | Source::Earlier);
+        let is_whole =
+            matches!(self.domains.source, ContentsSource::File | ContentsSource::Earlier);
         if is_whole && self.gate.rules().table.is_some() {
-            self.domains.source = Source::Earlier;
+            self.domains.source = ContentsSource::Earlier;
             self.domains.kept.hold();
             return Ok(());
         }
@@ -75,14 +76,14 @@ impl<C: Clock> Host<C> {
         {
             self.gate.set_table(Some(table), now_us).map_err(|_| Kind::OutOfMemory)?;
             self.loaded_secs = written_secs;
-            self.domains.source = Source::Earlier;
+            self.domains.source = ContentsSource::Earlier;
             self.domains.kept.held = Some(text);
             return Ok(());
         }
         good_lines.limit_others(CONCURRENCY_REMOTE).map_err(|_| Kind::OutOfMemory)?;
         self.gate.set_table(Some(good_lines), now_us).map_err(|_| Kind::OutOfMemory)?;
         self.loaded_secs = self.unix_secs();
-        self.domains.source = Source::Part;
+        self.domains.source = ContentsSource::Part;
         Ok(())
     }
 }

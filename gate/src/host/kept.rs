@@ -45,12 +45,12 @@ const OLD_LINE: usize = 14 + 21 + 17;
 
 /// Which contents are in a kept file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct ContentsMark {
     length: u64,
     sum: u64,
 }
 
-impl Mark {
+impl ContentsMark {
     const EMPTY: Self = Self { length: 0, sum: 0xcbf2_9ce4_8422_2325 };
 
     /// That of some contents.
@@ -118,7 +118,7 @@ impl Store for &File {
 
 /// Which line tells of contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Told {
+enum IndexLine {
     First,
     Second,
     /// That at the end of the file.
@@ -129,45 +129,45 @@ enum Told {
 
 /// Contents in the file, as a line tells of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    told: Told,
+struct Extent {
+    index: IndexLine,
     generation: u64,
     at: u64,
-    mark: Mark,
+    mark: ContentsMark,
 }
 
-impl Place {
+impl Extent {
     /// Where they end.
     fn end(&self) -> u64 {
         self.at + self.mark.length
     }
 
     /// What a line says. The sum is not looked at.
-    fn parse(told: Told, line: &[u8]) -> Option<Self> {
+    fn parse(index: IndexLine, line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|&byte| byte == b'\t').skip(2);
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
-        let (generation, at) = match told {
-            Told::First | Told::Second | Told::Last => (number()?, number()?),
-            Told::Old => (0, OLD_LINE as u64),
+        let (generation, at) = match index {
+            IndexLine::First | IndexLine::Second | IndexLine::Last => (number()?, number()?),
+            IndexLine::Old => (0, OLD_LINE as u64),
         };
-        let mark = Mark { length: number()?, sum: 0 };
-        at.checked_add(mark.length).map(|_| Self { told, generation, at, mark })
+        let mark = ContentsMark { length: number()?, sum: 0 };
+        at.checked_add(mark.length).map(|_| Self { index, generation, at, mark })
     }
 
     /// The line that tells of them.
     fn line(&self) -> [u8; LINE] {
         let mut line = [b' '; LINE];
-        let (Mark { length, .. }, at, generation) = (self.mark, self.at, self.generation);
-        let (told, sum) = line.split_at_mut(LINE - 17);
+        let (ContentsMark { length, .. }, at, generation) = (self.mark, self.at, self.generation);
+        let (index, sum) = line.split_at_mut(LINE - 17);
         // What is written is as long as its place: the widths are fixed, and no number has more digits.
-        let _ = match self.told {
-            Told::Old => {
+        let _ = match self.index {
+            IndexLine::Old => {
                 let sum = self.mark.sum;
                 writeln!(&mut line[..], "qpatch-kept\t1\t{length:020}\t{sum:016x}")
             }
-            Told::First | Told::Second | Told::Last => {
-                write!(&mut *told, "qpatch-kept\t2\t{generation:020}\t{at:020}\t{length:020}\t")
-                    .and_then(|()| writeln!(&mut *sum, "{:016x}", self.mark.and(told).sum))
+            IndexLine::First | IndexLine::Second | IndexLine::Last => {
+                write!(&mut *index, "qpatch-kept\t2\t{generation:020}\t{at:020}\t{length:020}\t")
+                    .and_then(|()| writeln!(&mut *sum, "{:016x}", self.mark.and(index).sum))
             }
         };
         line
@@ -176,7 +176,7 @@ impl Place {
     /// The contents in the file, if they are those that the line tells of.
     fn found(mut self, store: &impl Store, line: &[u8]) -> Result<Option<Self>, Error> {
         let mut part = [0; 4096];
-        let (mut mark, mut at) = (Mark::EMPTY, self.at);
+        let (mut mark, mut at) = (ContentsMark::EMPTY, self.at);
         while at < self.end() {
             let count = (self.end() - at).min(part.len() as u64);
             let part = &mut part[..count as usize];
@@ -193,14 +193,14 @@ impl Place {
 }
 
 /// The contents that count.
-fn newest(store: &impl Store) -> Result<Option<Place>, Error> {
+fn newest(store: &impl Store) -> Result<Option<Extent>, Error> {
     let length = store.length()?;
-    let line_at = |told: Told| {
-        let (at, count) = match told {
-            Told::First => (Some(0), LINE),
-            Told::Second => (Some(LINE as u64), LINE),
-            Told::Last => (length.checked_sub(LINE as u64), LINE),
-            Told::Old => (Some(0), OLD_LINE),
+    let line_at = |index: IndexLine| {
+        let (at, count) = match index {
+            IndexLine::First => (Some(0), LINE),
+            IndexLine::Second => (Some(LINE as u64), LINE),
+            IndexLine::Last => (length.checked_sub(LINE as u64), LINE),
+            IndexLine::Old => (Some(0), OLD_LINE),
         };
         let mut line = [0; LINE];
         let read = match at {
@@ -208,19 +208,19 @@ fn newest(store: &impl Store) -> Result<Option<Place>, Error> {
             _ => return Ok(None),
         };
         match read {
-            Ok(()) => Ok(Place::parse(told, &line[..count])
+            Ok(()) => Ok(Extent::parse(index, &line[..count])
                 .filter(|place| place.end() <= length)
                 .map(|place| (place, line, count))),
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(None),
             Err(error) => Err(error),
         }
     };
-    let mut front = [line_at(Told::First)?, line_at(Told::Second)?];
+    let mut front = [line_at(IndexLine::First)?, line_at(IndexLine::Second)?];
     if front[1].map(|(place, ..)| place.generation) > front[0].map(|(place, ..)| place.generation) {
         front.swap(0, 1);
     }
-    for told in front.into_iter().chain([line_at(Told::Last)?, line_at(Told::Old)?]) {
-        if let Some((place, line, count)) = told
+    for index in front.into_iter().chain([line_at(IndexLine::Last)?, line_at(IndexLine::Old)?]) {
+        if let Some((place, line, count)) = index
             && let Some(place) = place.found(store, &line[..count])?
         {
             return Ok(Some(place));
@@ -230,47 +230,47 @@ fn newest(store: &impl Store) -> Result<Option<Place>, Error> {
 }
 
 /// Both lines in front: that of these contents, and one that tells of nothing.
-fn front(place: Place) -> [u8; 2 * LINE] {
+fn front(place: Extent) -> [u8; 2 * LINE] {
     let mut front = [b' '; 2 * LINE];
-    front[..LINE].copy_from_slice(&Place { told: Told::First, ..place }.line());
+    front[..LINE].copy_from_slice(&Extent { index: IndexLine::First, ..place }.line());
     front[2 * LINE - 1] = b'\n';
     front
 }
 
 /// Writes contents beside those that count, and then the line that makes them count.
-fn put(store: &mut impl Store, contents: &[u8]) -> Result<Mark, Error> {
-    let mark = Mark::of(contents);
+fn put(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, Error> {
+    let mark = ContentsMark::of(contents);
     let old = newest(store)?;
     if let Some(place) = old
-        && place.told == Told::Last
+        && place.index == IndexLine::Last
     {
         // What is written next ends behind it.
         store.write(&front(place), 0)?;
     }
-    let (told, generation, at) = match old {
-        None => (Told::First, 1, FRONT),
+    let (index, generation, at) = match old {
+        None => (IndexLine::First, 1, FRONT),
         Some(old) => {
-            let told = match old.told {
-                Told::First | Told::Last => Told::Second,
-                Told::Second => Told::First,
-                Told::Old => Told::Last,
+            let index = match old.index {
+                IndexLine::First | IndexLine::Last => IndexLine::Second,
+                IndexLine::Second => IndexLine::First,
+                IndexLine::Old => IndexLine::Last,
             };
-            let fits_before = old.told != Told::Old && mark.length <= old.at - FRONT;
+            let fits_before = old.index != IndexLine::Old && mark.length <= old.at - FRONT;
             let at = if fits_before { FRONT } else { old.end().max(FRONT) };
-            (told, old.generation.saturating_add(1), at)
+            (index, old.generation.saturating_add(1), at)
         }
     };
-    let place = Place { told, generation, at, mark };
-    if told == Told::Last {
+    let place = Extent { index, generation, at, mark };
+    if index == IndexLine::Last {
         // What is behind the old contents was cut off while it was written.
         store.cut(old.map_or(0, |old| old.end()))?;
     }
     store.write(contents, at)?;
-    match (told, old) {
-        (Told::Second, _) => store.write(&place.line(), LINE as u64)?,
-        (Told::First, Some(_)) => store.write(&place.line(), 0)?,
-        (Told::First | Told::Old, _) => store.write(&front(place), 0)?,
-        (Told::Last, _) => {
+    match (index, old) {
+        (IndexLine::Second, _) => store.write(&place.line(), LINE as u64)?,
+        (IndexLine::First, Some(_)) => store.write(&place.line(), 0)?,
+        (IndexLine::First | IndexLine::Old, _) => store.write(&front(place), 0)?,
+        (IndexLine::Last, _) => {
             store.write(&place.line(), place.end())?;
             store.write(&front(place), 0)?;
         }
@@ -284,12 +284,13 @@ fn put(store: &mut impl Store, contents: &[u8]) -> Result<Mark, Error> {
 }
 
 /// As [`put`]; when it fails, the file is no longer than before, unless it has to be for what counts.
-fn put_or_cut(store: &mut impl Store, contents: &[u8]) -> Result<Mark, Error> {
+fn put_or_cut(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, Error> {
     let before = store.length()?;
     let written = put(store, contents);
     if written.is_err()
         && store.length()? > before
-        && newest(store)?.is_none_or(|place| place.told != Told::Last && place.end() <= before)
+        && newest(store)?
+            .is_none_or(|place| place.index != IndexLine::Last && place.end() <= before)
     {
         // Room on a disk that is perhaps full.
         let _ = store.cut(before);
@@ -305,7 +306,7 @@ fn unwritable(error: Error) -> Kind {
 ///
 /// # Errors
 /// It cannot be read, there is no memory for them, or none in it are whole.
-pub fn read(file: &File, max: u64) -> Result<(Vec<u8>, Mark), Kind> {
+pub fn read(file: &File, max: u64) -> Result<(Vec<u8>, ContentsMark), Kind> {
     let unreadable = |error: Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
     let place = newest(&file).map_err(unreadable)?;
     let place = place.filter(|place| place.mark.length <= max).ok_or(Kind::KeptNotWhole)?;
@@ -313,7 +314,9 @@ pub fn read(file: &File, max: u64) -> Result<(Vec<u8>, Mark), Kind> {
     match file.read_exact_at(&mut contents, place.at) {
         Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(unreadable(error)),
         // Another spawner may have written meanwhile.
-        read if read.is_err() || Mark::of(&contents) != place.mark => Err(Kind::KeptNotWhole),
+        read if read.is_err() || ContentsMark::of(&contents) != place.mark => {
+            Err(Kind::KeptNotWhole)
+        }
         _ => Ok((contents, place.mark)),
     }
 }
@@ -322,7 +325,10 @@ pub fn read(file: &File, max: u64) -> Result<(Vec<u8>, Mark), Kind> {
 ///
 /// # Errors
 /// It is not written. What was in it counts on.
-pub fn write(path: &OsStr, contents: Option<&[u8]>) -> Result<(Option<Mark>, Metadata), Kind> {
+pub fn write(
+    path: &OsStr,
+    contents: Option<&[u8]>,
+) -> Result<(Option<ContentsMark>, Metadata), Kind> {
     if !std::fs::metadata(Path::new(path)).map_err(unwritable)?.is_file() {
         return Err(Kind::NotRegular);
     }
@@ -380,7 +386,7 @@ mod tests {
         fn contents(&self) -> Option<Vec<u8>> {
             let place = newest(self).unwrap()?;
             let contents = self.bytes[place.at as usize..place.end() as usize].to_vec();
-            assert_eq!(Mark::of(&contents), place.mark);
+            assert_eq!(ContentsMark::of(&contents), place.mark);
             Some(contents)
         }
 
@@ -393,7 +399,7 @@ mod tests {
 
     /// As an earlier gate wrote it.
     fn old_form(contents: &[u8]) -> Torn {
-        let Mark { length, sum } = Mark::of(contents);
+        let ContentsMark { length, sum } = ContentsMark::of(contents);
         let line = format!("qpatch-kept\t1\t{length:020}\t{sum:016x}\n");
         Torn { bytes: [line.as_bytes(), contents].concat(), left: 0 }
     }
@@ -542,7 +548,7 @@ mod tests {
     #[test]
     fn the_sum_is_fnv_1a() {
         // From the authors' own test vectors (draft-eastlake-fnv, C.2).
-        assert_eq!(Mark::of(b"").sum, 0xcbf2_9ce4_8422_2325);
-        assert_eq!(Mark::of(b"foobar").sum, 0x8594_4171_f739_67e8);
+        assert_eq!(ContentsMark::of(b"").sum, 0xcbf2_9ce4_8422_2325);
+        assert_eq!(ContentsMark::of(b"foobar").sum, 0x8594_4171_f739_67e8);
     }
 }

@@ -10,7 +10,7 @@ use crate::control::site::Map;
 use crate::control::table;
 use crate::core::gate::Gate;
 use crate::host::clock::Clock;
-use crate::host::control_file::{Control, Source};
+use crate::host::control_file::{ContentsSource, Control};
 use crate::host::watched::Contents;
 use crate::report::replies::{self, Replies};
 use crate::util::memory::{OutOfMemory, Text};
@@ -135,7 +135,7 @@ pub(super) fn follow<T: Plain>(
     let set = match file.look(T::MAX, clock) {
         Contents::Same => return false,
         Contents::Missing => {
-            file.source = Source::File;
+            file.source = ContentsSource::File;
             file.kept.keep(None, now_us);
             T::none(gate.hasher()).set(gate, now_us).map(|()| None).map_err(|_| Kind::OutOfMemory)
         }
@@ -145,7 +145,7 @@ pub(super) fn follow<T: Plain>(
         }
         Contents::Read(text) => match load::<T>(gate, &text, now_us) {
             Ok(Loaded::Good(warning)) => {
-                file.source = Source::File;
+                file.source = ContentsSource::File;
                 if let Ok(kept) = T::keep(text) {
                     file.kept.keep(Some(&kept), now_us);
                 }
@@ -165,14 +165,14 @@ pub(super) fn follow<T: Plain>(
 /// The file cannot be used. What counts goes on to count; at the start, the copy of the last good one.
 pub(super) fn fall_back<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) {
     let something_counts = match file.source {
-        Source::Nothing => file
+        ContentsSource::Nothing => file
             .kept
             .read()
             .is_some_and(|(text, _)| matches!(load::<T>(gate, &text, now_us), Ok(Loaded::Good(_)))),
-        Source::File | Source::Earlier | Source::Part => true,
+        ContentsSource::File | ContentsSource::Earlier | ContentsSource::Part => true,
     };
     if something_counts {
-        file.source = Source::Earlier;
+        file.source = ContentsSource::Earlier;
         file.kept.hold();
     }
 }

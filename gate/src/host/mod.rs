@@ -31,7 +31,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use self::busy_text::write_busy;
 use self::clock::{Clock, SystemClock};
-use self::control_file::{Control, LOOKS_IN_VAIN, QUIET, Source};
+use self::control_file::{ContentsSource, Control, QUIET, RESTLESS_CHECKS_MAX};
 use self::load::follow;
 use self::spawners::{concurrency_remote, concurrency_supplemental, numbered, status_files};
 use self::status::{Frame, InForce, State};
@@ -545,7 +545,7 @@ impl<C: Clock> Host<C> {
         self.look_for_notices();
         self.look_at_helo();
         self.check_spawners();
-        if self.controls().any(|file| (1..LOOKS_IN_VAIN).contains(&file.in_vain)) {
+        if self.controls().any(|file| (1..RESTLESS_CHECKS_MAX).contains(&file.restless_checks)) {
             self.looked_us = now_us.saturating_sub(LOOK_US - LOOK_AGAIN_US);
         }
     }
@@ -623,9 +623,9 @@ impl<C: Clock> Host<C> {
         let in_force = match state {
             State::Stock | State::Failed => InForce::None,
             State::Limits => match self.domains.source {
-                Source::File | Source::Nothing => InForce::File,
-                Source::Earlier => InForce::Kept,
-                Source::Part => InForce::Part,
+                ContentsSource::File | ContentsSource::Nothing => InForce::File,
+                ContentsSource::Earlier => InForce::Kept,
+                ContentsSource::Part => InForce::Part,
             },
         };
         let frame = Frame {
@@ -666,6 +666,3 @@ impl<C: Clock> Host<C> {
         &self.gate
     }
 }
-
-#[cfg(test)]
-mod tests;

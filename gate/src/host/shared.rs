@@ -251,7 +251,7 @@ impl Joined {
     }
 
     /// Writes an entry of its own column, if it is another than before.
-    fn tell(&mut self, new: Entry) -> Result<(), Kind> {
+    fn publish(&mut self, new: Entry) -> Result<(), Kind> {
         let (_, range) = self.position(new.hash);
         let start = range.start;
         let entries = &mut self.told[range];
@@ -589,7 +589,7 @@ impl OtherSpawners for Shared {
         let Some(joined) = &mut self.joined else { return };
         let value = own.running.min(u32::MAX >> 1) << 1 | u32::from(own.demand == Demand::More);
         let hash = Self::hash(joined, kind, name);
-        let told = joined.tell(Entry { hash, value });
+        let told = joined.publish(Entry { hash, value });
         if let Err(kind) = told {
             self.failed(kind);
         }

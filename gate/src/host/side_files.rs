@@ -7,7 +7,7 @@ use crate::control::problem::{self, Problem};
 use crate::control::{site, table};
 use crate::host::clock::Clock;
 use crate::host::spawners::numbered;
-use crate::host::watched::{Contents, Seen, overwrite, read_if};
+use crate::host::watched::{Contents, FileVersion, overwrite, read_if};
 use crate::util::memory::{OutOfMemory, Text};
 
 /// The largest file with a name, in bytes.
@@ -20,7 +20,7 @@ impl<C: Clock> Host<C> {
         let hasher = self.gate.hasher();
         for index in 0..files {
             let path = numbered(&self.seen_base, index)?;
-            match read_if(&path, site::FILE_MAX, Seen::Nothing) {
+            match read_if(&path, site::FILE_MAX, FileVersion::Nothing) {
                 Ok((_, Some(bytes))) => {
                     site::read(&bytes, hasher, self.gate.seen_mut())?;
                     self.seen_written = self.gate.rules().sites.seen.changes();
@@ -74,10 +74,10 @@ impl<C: Clock> Host<C> {
     pub(super) fn look_at_helo(&mut self) {
         let [helohost, me] = &mut self.helo;
         let contents = match helohost.look(NAME_FILE_MAX) {
-            Contents::Same if helohost.seen != Seen::Missing => return,
+            Contents::Same if helohost.seen != FileVersion::Missing => return,
             Contents::Read(bytes) => {
                 // If it goes away, me is to be read again.
-                me.seen = Seen::Nothing;
+                me.seen = FileVersion::Nothing;
                 bytes
             }
             _ => match me.look(NAME_FILE_MAX) {

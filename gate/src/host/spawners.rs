@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::control::problem::{self, Kind, Problem};
 use crate::core::gate::CONCURRENCY_REMOTE;
 use crate::host::shared::COLUMNS_MAX;
-use crate::host::watched::{Seen, copy, join, read_if};
+use crate::host::watched::{FileVersion, copy, join, read_if};
 use crate::util::memory::{OutOfMemory, Text};
 
 /// How many spawners the queue is meant for: hier.c makes a status file for each, `.1` being that of the second.
@@ -50,7 +50,7 @@ pub(super) fn numbered(base: &OsStr, index: u32) -> Result<OsString, OutOfMemory
 /// control/concurrencyremote as qmail-send reads it: the digits at the beginning of the first line.
 pub(super) fn concurrency_remote(path: &OsStr) -> (u32, Option<Problem>) {
     let file = problem::File::ConcurrencyRemote;
-    match read_if(path, 4096, Seen::Nothing) {
+    match read_if(path, 4096, FileVersion::Nothing) {
         Ok((_, None)) => (CONCURRENCY_REMOTE, None),
         Ok((_, Some(bytes))) => {
             let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit());

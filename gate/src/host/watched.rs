@@ -16,14 +16,14 @@ use crate::util::memory::OutOfMemory;
 
 /// Which contents of a file have been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum FileVersion {
     Nothing,
     Missing,
     Unusable(Kind),
     File { device: u64, inode: u64, size: u64, modified: (i64, i64), changed: (i64, i64) },
 }
 
-impl Seen {
+impl FileVersion {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self::File {
             device: metadata.dev(),
@@ -39,7 +39,7 @@ impl Seen {
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) path: OsString,
-    pub(super) seen: Seen,
+    pub(super) seen: FileVersion,
 }
 
 pub(super) enum Contents {
@@ -51,7 +51,7 @@ pub(super) enum Contents {
 
 impl Watched {
     pub(super) fn new(directory: &OsStr, name: &str) -> Result<Self, OutOfMemory> {
-        Ok(Self { path: join(directory, name)?, seen: Seen::Nothing })
+        Ok(Self { path: join(directory, name)?, seen: FileVersion::Nothing })
     }
 
     /// What is new about it. What is unusable is reported once, until it is something else.
@@ -60,8 +60,8 @@ impl Watched {
             Ok((seen, None)) if seen == self.seen => (seen, Contents::Same),
             Ok((seen, None)) => (seen, Contents::Missing),
             Ok((seen, Some(bytes))) => (seen, Contents::Read(bytes)),
-            Err(kind) if self.seen == Seen::Unusable(kind) => (self.seen, Contents::Same),
-            Err(kind) => (Seen::Unusable(kind), Contents::Unusable(kind)),
+            Err(kind) if self.seen == FileVersion::Unusable(kind) => (self.seen, Contents::Same),
+            Err(kind) => (FileVersion::Unusable(kind), Contents::Unusable(kind)),
         };
         self.seen = seen;
         contents
@@ -70,13 +70,14 @@ impl Watched {
     /// Whether what was read is all of it: nobody has changed it meanwhile, or shortly before.
     pub(super) fn is_whole(&self, quiet: Duration, clock: &dyn Clock) -> bool {
         let now = std::fs::metadata(Path::new(&self.path));
-        !is_young(&self.seen, quiet, clock) && now.is_ok_and(|now| Seen::of(&now) == self.seen)
+        !is_young(&self.seen, quiet, clock)
+            && now.is_ok_and(|now| FileVersion::of(&now) == self.seen)
     }
 }
 
 /// Whether a file was changed so short a time ago that more may come.
-pub(super) fn is_young(seen: &Seen, quiet: Duration, clock: &dyn Clock) -> bool {
-    let Seen::File { modified: (secs, nanos), .. } = *seen else { return false };
+pub(super) fn is_young(seen: &FileVersion, quiet: Duration, clock: &dyn Clock) -> bool {
+    let FileVersion::File { modified: (secs, nanos), .. } = *seen else { return false };
     let (Ok(secs), Ok(nanos)) = (u64::try_from(secs), u32::try_from(nanos)) else { return false };
     // A time to come is none.
     let age = UNIX_EPOCH
@@ -86,7 +87,10 @@ pub(super) fn is_young(seen: &Seen, quiet: Duration, clock: &dyn Clock) -> bool 
 }
 
 /// A regular file that is not the one that has been seen; none when it is, or when there is no file.
-pub(super) fn open_if(path: &OsStr, known: Seen) -> Result<(Seen, Option<File>), Kind> {
+pub(super) fn open_if(
+    path: &OsStr,
+    known: FileVersion,
+) -> Result<(FileVersion, Option<File>), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
     // A dangling link, or a folder that is missing, is not the same as a missing file: somebody has meant one to be
     // there.
@@ -96,7 +100,7 @@ pub(super) fn open_if(path: &OsStr, known: Seen) -> Result<(Seen, Option<File>),
             std::fs::metadata(Path::new(directory_of(path))).is_ok_and(|folder| folder.is_dir());
         match is_there || !has_folder {
             true => Err(unreadable(error)),
-            false => Ok((Seen::Missing, None)),
+            false => Ok((FileVersion::Missing, None)),
         }
     };
     // Looked at before it is opened: opening a FIFO would wait for a writer.
@@ -108,7 +112,7 @@ pub(super) fn open_if(path: &OsStr, known: Seen) -> Result<(Seen, Option<File>),
     if !metadata.is_file() {
         return Err(Kind::NotRegular);
     }
-    if Seen::of(&metadata) == known {
+    if FileVersion::of(&metadata) == known {
         return Ok((known, None));
     }
     let file = match kept::at_once().read(true).open(Path::new(path)) {
@@ -117,7 +121,7 @@ pub(super) fn open_if(path: &OsStr, known: Seen) -> Result<(Seen, Option<File>),
     };
     let metadata = file.metadata().map_err(unreadable)?;
     match metadata.is_file() {
-        true => Ok((Seen::of(&metadata), Some(file))),
+        true => Ok((FileVersion::of(&metadata), Some(file))),
         false => Err(Kind::NotRegular),
     }
 }
@@ -126,11 +130,13 @@ pub(super) fn open_if(path: &OsStr, known: Seen) -> Result<(Seen, Option<File>),
 pub(super) fn read_if(
     path: &OsStr,
     max: u64,
-    known: Seen,
-) -> Result<(Seen, Option<Vec<u8>>), Kind> {
+    known: FileVersion,
+) -> Result<(FileVersion, Option<Vec<u8>>), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
     let (seen, file) = open_if(path, known)?;
-    let (Seen::File { size, .. }, Some(mut file)) = (seen, file) else { return Ok((seen, None)) };
+    let (FileVersion::File { size, .. }, Some(mut file)) = (seen, file) else {
+        return Ok((seen, None));
+    };
     if size > max {
         return Err(Kind::TooBig(size, max));
     }

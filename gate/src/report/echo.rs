@@ -89,14 +89,14 @@ pub struct Own<'a> {
 
 /// Something that was sent.
 #[derive(Clone, Copy)]
-struct Sent {
+struct SentText {
     hash: u32,
     length: usize,
 }
 
 /// How a name or a word was sent.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum SentKind {
     Local,
     Name,
 }
@@ -109,19 +109,19 @@ impl Own<'_> {
     }
 
     /// All that is known. What is empty has length 0.
-    fn sent(&self) -> [(Part, Sent); 6] {
-        let of_envelope = |at: usize| Sent {
+    fn sent(&self) -> [(SentKind, SentText); 6] {
+        let of_envelope = |at: usize| SentText {
             hash: self.envelope.hashes[at],
             length: usize::from(self.envelope.lengths[at]),
         };
-        let of_name = |name: &[u8]| Sent { hash: self.hash(name), length: name.len() };
+        let of_name = |name: &[u8]| SentText { hash: self.hash(name), length: name.len() };
         [
-            (Part::Local, of_envelope(0)),
-            (Part::Local, of_envelope(1)),
-            (Part::Name, of_envelope(2)),
-            (Part::Name, of_envelope(3)),
-            (Part::Name, of_name(self.names[0])),
-            (Part::Name, of_name(self.names[1])),
+            (SentKind::Local, of_envelope(0)),
+            (SentKind::Local, of_envelope(1)),
+            (SentKind::Name, of_envelope(2)),
+            (SentKind::Name, of_envelope(3)),
+            (SentKind::Name, of_name(self.names[0])),
+            (SentKind::Name, of_name(self.names[1])),
         ]
     }
 
@@ -229,10 +229,10 @@ impl Words {
     }
 
     /// Addresses without brackets.
-    fn forget_addresses(&mut self, own: &Own<'_>, sent: &[(Part, Sent)]) {
-        let mut kept = Kept::default();
-        while let Some(at) = kept.next(self, b'@') {
-            let before = &self.bytes[kept.read..at];
+    fn forget_addresses(&mut self, own: &Own<'_>, sent: &[(SentKind, SentText)]) {
+        let mut compaction = Compaction::default();
+        while let Some(at) = compaction.next(self, b'@') {
+            let before = &self.bytes[compaction.read..at];
             let length = match before {
                 [head @ .., b'"'] => {
                     let quote = head.iter().rposition(|&byte| byte == b'"');
@@ -243,7 +243,7 @@ impl Words {
             // A local part with blanks, which the server prints without quotes.
             let known = sent.iter().filter(|(part, sent)| {
                 let start = before.len().checked_sub(sent.length);
-                *part == Part::Local
+                *part == SentKind::Local
                     && sent.length > length
                     && start.is_some_and(|start| own.hash(&before[start..]) == sent.hash)
             });
@@ -257,41 +257,43 @@ impl Words {
             };
             // An @ of its own: `max 10 msgs @ once`.
             if domain > 0 {
-                kept.leave_out(self, at - length, at + 1 + domain);
+                compaction.leave_out(self, at - length, at + 1 + domain);
             } else {
-                kept.keep(self, at + 1);
+                compaction.keep(self, at + 1);
             }
         }
-        kept.end(self);
+        compaction.end(self);
     }
 
     /// Names that were sent, and names below these.
-    fn forget_names(&mut self, own: &Own<'_>, sent: &[(Part, Sent)]) {
-        if sent.iter().all(|(part, sent)| *part == Part::Local || sent.length == 0) {
+    fn forget_names(&mut self, own: &Own<'_>, sent: &[(SentKind, SentText)]) {
+        if sent.iter().all(|(part, sent)| *part == SentKind::Local || sent.length == 0) {
             return;
         }
-        let mut kept = Kept::default();
-        while let Some(start) = kept.next_that(self, is_name) {
+        let mut compaction = Compaction::default();
+        while let Some(start) = compaction.next_that(self, is_name) {
             let rest = &self.bytes[start..self.len];
             let end = rest.iter().position(|&byte| !is_name(byte)).unwrap_or(rest.len());
             let name = without_root(&rest[..end]);
             let is_sent = |name: &[u8]| {
-                let same = |(part, sent): &(Part, Sent)| {
-                    *part == Part::Name && sent.length == name.len() && own.hash(name) == sent.hash
+                let same = |(part, sent): &(SentKind, SentText)| {
+                    *part == SentKind::Name
+                        && sent.length == name.len()
+                        && own.hash(name) == sent.hash
                 };
                 name.contains(&b'.') && sent.iter().any(same)
             };
             let parents = (0..name.len()).filter(|&at| name[at] == b'.').map(|at| &name[at + 1..]);
             if std::iter::once(name).chain(parents).any(is_sent) {
-                kept.leave_out(self, start, start + name.len());
+                compaction.leave_out(self, start, start + name.len());
             }
-            kept.keep(self, start + end);
+            compaction.keep(self, start + end);
         }
-        kept.end(self);
+        compaction.end(self);
     }
 
     /// What may be an ordinary word.
-    fn mark_words(&mut self, own: &Own<'_>, sent: &[(Part, Sent)]) {
+    fn mark_words(&mut self, own: &Own<'_>, sent: &[(SentKind, SentText)]) {
         for (_, sent) in sent.iter().filter(|(_, sent)| (1..=self.len).contains(&sent.length)) {
             for start in 0..=self.len - sent.length {
                 let end = start + sent.length;
@@ -308,14 +310,14 @@ impl Words {
     }
 }
 
-/// While words are left out: what is kept is moved to the front.
+/// While words are left out: what is compaction is moved to the front.
 #[derive(Default)]
-struct Kept {
+struct Compaction {
     read: usize,
     written: usize,
 }
 
-impl Kept {
+impl Compaction {
     fn next(&self, words: &Words, byte: u8) -> Option<usize> {
         self.next_that(words, |other| other == byte)
     }

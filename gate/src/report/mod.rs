@@ -68,22 +68,22 @@ pub mod replies;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::report::echo::{Own, Words};
-use crate::report::replies::{Enhanced, Meaning, Replies, Verdict};
+use crate::report::replies::{Enhanced, MatchedLine, Meaning, Replies};
 
 /// What a report says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct DeliveryReport {
     /// What the delivery saw of the server.
-    pub seen: Seen,
+    pub seen: DeliveryVerdict,
     /// The address that qmail-remote was connected to, if it says so.
     pub peer: Option<IpAddr>,
     /// The line of control/concurrencyreplies that counts for it.
-    pub rule: Option<Verdict>,
+    pub rule: Option<MatchedLine>,
 }
 
 /// What a delivery saw of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum DeliveryVerdict {
     /// It took the message.
     Accepted,
     /// It refused for now: too many at once, or too fast.
@@ -100,7 +100,7 @@ pub enum Seen {
     Nothing,
 }
 
-impl Seen {
+impl DeliveryVerdict {
     /// Whether there were too many, and the server said so before the message was sent.
     #[must_use]
     pub fn is_too_many_early(self) -> bool {
@@ -119,14 +119,15 @@ pub enum Sent {
     Yes,
 }
 
-const NOTHING: Report = Report { seen: Seen::Nothing, peer: None, rule: None };
+const NOTHING: DeliveryReport =
+    DeliveryReport { seen: DeliveryVerdict::Nothing, peer: None, rule: None };
 
 /// qmail-remote keeps 5000 bytes of a reply, and has one recipient. What is longer is not from it.
 const REPORT_MAX: usize = 65536;
 
 /// What else is known when a report is read.
 #[derive(Clone, Copy, Debug)]
-pub struct Reader<'a> {
+pub struct ReportReader<'a> {
     /// What the delivery sent.
     pub own: Own<'a>,
     /// What the operator says of replies.
@@ -135,24 +136,26 @@ pub struct Reader<'a> {
 
 /// Reads a report of which nothing else is known.
 #[must_use]
-pub fn classify(report: &[u8]) -> Report {
-    Reader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
+pub fn classify(report: &[u8]) -> DeliveryReport {
+    ReportReader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
 }
 
-/// Whether a server let anybody in, where no more need be known: [`Seen::Accepted`], [`Seen::ConnectFailed`],
-/// [`Seen::Died`] if the server cannot have the message, [`Seen::TooMany`] for a 4xx at the greeting, when it knew
-/// nothing of the mail, [`Seen::Deferred`] for any other answer, or [`Seen::Nothing`]. Nothing that a server repeats of
+/// Whether a server let anybody in, where no more need be known: [`DeliveryVerdict::Accepted`], [`DeliveryVerdict::ConnectFailed`],
+/// [`DeliveryVerdict::Died`] if the server cannot have the message, [`DeliveryVerdict::TooMany`] for a 4xx at the greeting, when it knew
+/// nothing of the mail, [`DeliveryVerdict::Deferred`] for any other answer, or [`DeliveryVerdict::Nothing`]. Nothing that a server repeats of
 /// the mail comes into it.
 #[must_use]
-pub fn at_the_door(report: &[u8]) -> Seen {
+pub fn at_the_door(report: &[u8]) -> DeliveryVerdict {
     // Nearly all of them: what was accepted.
     if let [b'r', 0, b'K', ..] = report {
-        return Seen::Accepted;
+        return DeliveryVerdict::Accepted;
     }
     match classify(report).seen {
-        Seen::TooMany(_) | Seen::Deferred if is_of_greeting(report) => Seen::TooMany(Sent::No),
-        Seen::TooMany(_) | Seen::Failed => Seen::Deferred,
-        Seen::Died(Sent::Yes) => Seen::Nothing,
+        DeliveryVerdict::TooMany(_) | DeliveryVerdict::Deferred if is_of_greeting(report) => {
+            DeliveryVerdict::TooMany(Sent::No)
+        }
+        DeliveryVerdict::TooMany(_) | DeliveryVerdict::Failed => DeliveryVerdict::Deferred,
+        DeliveryVerdict::Died(Sent::Yes) => DeliveryVerdict::Nothing,
         seen => seen,
     }
 }
@@ -178,7 +181,7 @@ pub fn takes_a_line(report: &[u8]) -> bool {
 fn is_of_greeting(report: &[u8]) -> bool {
     let Some(rest) = report.strip_prefix(b"Z") else { return false };
     let (own, reply) = halves(rest);
-    End::read(own).kind == Kind::Refused(Stage::Start) && reply.first() == Some(&b'4')
+    RemoteEnd::read(own).kind == EndKind::Refused(Stage::Start) && reply.first() == Some(&b'4')
 }
 
 /// Where in a session a reply was given.
@@ -192,28 +195,30 @@ pub enum Stage {
     Message,
 }
 
-impl Reader<'_> {
+impl ReportReader<'_> {
     /// Reads a report.
     #[must_use]
-    pub fn classify(&self, report: &[u8]) -> Report {
+    pub fn classify(&self, report: &[u8]) -> DeliveryReport {
         classify_by(self, report)
     }
 
     /// What a reply means that was taken as temporary, and which line of the operator's says so.
     #[must_use]
-    pub fn temporary(&self, stage: Stage, reply: &[u8]) -> (Seen, Option<Verdict>) {
+    pub fn temporary(&self, stage: Stage, reply: &[u8]) -> (DeliveryVerdict, Option<MatchedLine>) {
         let sent = match stage {
             Stage::Start => Sent::No,
             Stage::Envelope => Sent::Envelope,
             Stage::Message => Sent::Yes,
         };
-        let Some(reply) = Reply::read(reply, &self.own) else { return (Seen::Deferred, None) };
+        let Some(reply) = Reply::read(reply, &self.own) else {
+            return (DeliveryVerdict::Deferred, None);
+        };
         let rule = self.replies.find(reply.code, reply.enhanced, &reply.words);
         let is_too_many = match rule {
             Some(rule) => matches!(rule.meaning, Meaning::Limit | Meaning::Rate),
             None => reply.says_too_many(stage),
         };
-        (if is_too_many { Seen::TooMany(sent) } else { Seen::Deferred }, rule)
+        (if is_too_many { DeliveryVerdict::TooMany(sent) } else { DeliveryVerdict::Deferred }, rule)
     }
 
     /// What patterns are searched for in; None: it is no reply.
@@ -229,7 +234,7 @@ impl Reader<'_> {
     /// The line of the operator's that wants a pause after a reply that was taken as permanent. Other lines do not
     /// change what becomes of the mail.
     #[must_use]
-    pub fn permanent(&self, reply: &[u8]) -> Option<Verdict> {
+    pub fn permanent(&self, reply: &[u8]) -> Option<MatchedLine> {
         if self.replies.is_empty() {
             return None;
         }
@@ -239,7 +244,7 @@ impl Reader<'_> {
     }
 }
 
-fn classify_by(reader: &Reader<'_>, report: &[u8]) -> Report {
+fn classify_by(reader: &ReportReader<'_>, report: &[u8]) -> DeliveryReport {
     if report.len() > REPORT_MAX {
         return NOTHING;
     }
@@ -255,29 +260,29 @@ fn classify_by(reader: &Reader<'_>, report: &[u8]) -> Report {
         return NOTHING;
     };
     let (own, reply) = halves(&message[1..]);
-    let end = End::read(own);
+    let end = RemoteEnd::read(own);
     let (of_recipient, recipients_reply) = halves(recipient.map_or(&[], |line| &line[1..]));
     let plain = |seen| (seen, None);
     let (seen, rule) = match (message[0], recipient.map(|line| line[0]), end.kind) {
-        (_, _, Kind::Unknown) => return NOTHING,
-        (b'K', Some(b's'), Kind::Accepted) => plain(Seen::Deferred),
-        (b'K', Some(b'h'), Kind::Accepted) => plain(Seen::Failed),
-        (b'K', _, Kind::Accepted) => plain(Seen::Accepted),
-        (b'Z', _, Kind::NotConnected) => plain(Seen::ConnectFailed),
-        (b'Z', _, Kind::Died(may_have_it)) => plain(Seen::Died(may_have_it)),
-        (b'Z', _, Kind::Refused(stage)) => reader.temporary(stage, reply),
-        (b'D', Some(b's'), Kind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
+        (_, _, EndKind::Unknown) => return NOTHING,
+        (b'K', Some(b's'), EndKind::Accepted) => plain(DeliveryVerdict::Deferred),
+        (b'K', Some(b'h'), EndKind::Accepted) => plain(DeliveryVerdict::Failed),
+        (b'K', _, EndKind::Accepted) => plain(DeliveryVerdict::Accepted),
+        (b'Z', _, EndKind::NotConnected) => plain(DeliveryVerdict::ConnectFailed),
+        (b'Z', _, EndKind::Died(may_have_it)) => plain(DeliveryVerdict::Died(may_have_it)),
+        (b'Z', _, EndKind::Refused(stage)) => reader.temporary(stage, reply),
+        (b'D', Some(b's'), EndKind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
             reader.temporary(Stage::Envelope, recipients_reply)
         }
-        (b'D', Some(b's'), Kind::GaveUp) => plain(Seen::Deferred),
-        (b'D', Some(b'h'), Kind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
-            (Seen::Failed, reader.permanent(recipients_reply))
+        (b'D', Some(b's'), EndKind::GaveUp) => plain(DeliveryVerdict::Deferred),
+        (b'D', Some(b'h'), EndKind::GaveUp) if of_recipient.ends_with(DOES_NOT_LIKE) => {
+            (DeliveryVerdict::Failed, reader.permanent(recipients_reply))
         }
-        (b'D', _, Kind::GaveUp) => plain(Seen::Failed),
-        (b'D', _, Kind::Refused(_)) => (Seen::Failed, reader.permanent(reply)),
+        (b'D', _, EndKind::GaveUp) => plain(DeliveryVerdict::Failed),
+        (b'D', _, EndKind::Refused(_)) => (DeliveryVerdict::Failed, reader.permanent(reply)),
         _ => return NOTHING,
     };
-    Report { seen, peer: end.peer, rule }
+    DeliveryReport { seen, peer: end.peer, rule }
 }
 
 /// The end of qmail-remote's words on a recipient that was refused.
@@ -291,7 +296,7 @@ fn halves(line: &[u8]) -> (&[u8], &[u8]) {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum EndKind {
     Accepted,
     NotConnected,
     Died(Sent),
@@ -300,16 +305,16 @@ enum Kind {
     Unknown,
 }
 
-struct End {
-    kind: Kind,
+struct RemoteEnd {
+    kind: EndKind,
     peer: Option<IpAddr>,
 }
 
-impl End {
+impl RemoteEnd {
     fn read(own: &[u8]) -> Self {
-        let unknown = Self { kind: Kind::Unknown, peer: None };
+        let unknown = Self { kind: EndKind::Unknown, peer: None };
         if own.starts_with(b"Sorry, I wasn't able to establish a") {
-            return Self { kind: Kind::NotConnected, peer: None };
+            return Self { kind: EndKind::NotConnected, peer: None };
         }
         let greeted = own.strip_prefix(b"TLS ").unwrap_or(own);
         if let Some(rest) = greeted.strip_prefix(b"Connected to ") {
@@ -317,24 +322,24 @@ impl End {
             let kind = if what.starts_with(b"connection died") {
                 // Behind it there may be an error of TLS, or what becomes of other exchangers, in any order.
                 let may_have_it = cut(what, b"Possible duplicate!").is_some();
-                Kind::Died(if may_have_it { Sent::Yes } else { Sent::No })
+                EndKind::Died(if may_have_it { Sent::Yes } else { Sent::No })
             } else if what.starts_with(b"greeting failed") || what.starts_with(b"my name was") {
-                Kind::Refused(Stage::Start)
+                EndKind::Refused(Stage::Start)
             } else {
-                Kind::Refused(Stage::Envelope)
+                EndKind::Refused(Stage::Envelope)
             };
             return Self { kind, peer: address(peer) };
         }
         if let Some(rest) = own.strip_prefix(b"Giving up on ") {
             return Self {
-                kind: Kind::GaveUp,
+                kind: EndKind::GaveUp,
                 peer: address(rest.strip_suffix(b".").unwrap_or(rest)),
             };
         }
         for (words, kind) in [
-            (&b" accepted message"[..], Kind::Accepted),
-            (b" failed on DATA command", Kind::Refused(Stage::Envelope)),
-            (b" failed after I sent the message", Kind::Refused(Stage::Message)),
+            (&b" accepted message"[..], EndKind::Accepted),
+            (b" failed on DATA command", EndKind::Refused(Stage::Envelope)),
+            (b" failed after I sent the message", EndKind::Refused(Stage::Message)),
         ] {
             if let Some((peer, _)) = cut(own, words)
                 && let Some(peer) = address(peer)
@@ -465,13 +470,13 @@ const TIMES: [&str; 7] = ["second", "sec", "minute", "min", "hour", "1h", "1m"];
 
 impl Reply {
     pub(crate) fn read(reply: &[u8], own: &Own<'_>) -> Option<Self> {
-        let (code, enhanced, text) = status(reply)?;
+        let (code, enhanced, text) = reply_head(reply)?;
         let mut words = Words::new();
         let codes = &reply[..reply.len() - text.len()];
         codes.iter().for_each(|&byte| words.push(if byte == b'-' { b' ' } else { byte }));
         for line in reply.split(|&byte| byte == b'\n') {
             // A phrase may go on in the next line, behind its codes.
-            words.add_line(status(line).map_or(line, |(_, _, text)| text));
+            words.add_line(reply_head(line).map_or(line, |(_, _, text)| text));
         }
         words.forget(own);
         Some(Self { code, enhanced, words })
@@ -518,9 +523,9 @@ impl Reply {
 }
 
 /// A code, an enhanced code (subject and detail), and the text behind.
-type Status<'a> = (u16, Option<Enhanced>, &'a [u8]);
+type ReplyHead<'a> = (u16, Option<Enhanced>, &'a [u8]);
 
-fn status(line: &[u8]) -> Option<Status<'_>> {
+fn reply_head(line: &[u8]) -> Option<ReplyHead<'_>> {
     let (digits, rest) = line.split_at_checked(3)?;
     let code = number(digits)?;
     let rest = match rest {

@@ -123,13 +123,13 @@ impl Codes {
 }
 
 #[derive(Debug)]
-enum Pattern {
+enum ReplyPattern {
     Any,
     Literal(Vec<u8>),
     Regex(Regex),
 }
 
-impl Pattern {
+impl ReplyPattern {
     fn is_in(&self, text: &[u8]) -> bool {
         match self {
             Self::Any => true,
@@ -140,10 +140,10 @@ impl Pattern {
 }
 
 #[derive(Debug)]
-struct Rule {
+struct ReplyRule {
     line: u32,
     codes: Codes,
-    pattern: Pattern,
+    pattern: ReplyPattern,
     /// The pattern as it stands in the file.
     source: Vec<u8>,
     meaning: Meaning,
@@ -151,7 +151,7 @@ struct Rule {
 
 /// What a line says of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct MatchedLine {
     /// The line, from 1.
     pub line: u32,
     /// What it says.
@@ -161,7 +161,7 @@ pub struct Verdict {
 /// The file, parsed.
 #[derive(Debug, Default)]
 pub struct Replies {
-    rules: Vec<Rule>,
+    rules: Vec<ReplyRule>,
 }
 
 impl Replies {
@@ -179,7 +179,7 @@ impl Replies {
         }
         let text = without_mark(text);
         for (number, line) in lines_of(text).filter(|(_, line)| is_content(line)) {
-            let rule = match Rule::parse(number, trimmed(line)) {
+            let rule = match ReplyRule::parse(number, trimmed(line)) {
                 Ok(rule) => rule,
                 Err(Wrong::At(column, kind)) => {
                     problems.add(number, column, kind);
@@ -187,16 +187,17 @@ impl Replies {
                 }
                 Err(Wrong::OutOfMemory) => return Err(OutOfMemory),
             };
-            if let Pattern::Regex(regex) = &rule.pattern {
+            if let ReplyPattern::Regex(regex) = &rule.pattern {
                 steps += regex.len();
             }
             if this.rules.len() >= RULES_MAX || steps > PROGRAMS_MAX {
                 problems.add(number, 0, Kind::TooManyReplies);
                 return Ok((this, problems));
             }
-            let covers = |earlier: &&Rule| {
+            let covers = |earlier: &&ReplyRule| {
                 earlier.codes.covers(rule.codes)
-                    && (matches!(earlier.pattern, Pattern::Any) || earlier.source == rule.source)
+                    && (matches!(earlier.pattern, ReplyPattern::Any)
+                        || earlier.source == rule.source)
             };
             if let Some(earlier) = this.rules.iter().find(covers) {
                 problems.add(number, 1, Kind::ReplyNeverReached(earlier.line));
@@ -222,8 +223,8 @@ impl Replies {
     }
 
     /// What each line says, whatever reply it is about.
-    pub fn verdicts(&self) -> impl Iterator<Item = Verdict> + '_ {
-        self.rules.iter().map(|rule| Verdict { line: rule.line, meaning: rule.meaning })
+    pub fn verdicts(&self) -> impl Iterator<Item = MatchedLine> + '_ {
+        self.rules.iter().map(|rule| MatchedLine { line: rule.line, meaning: rule.meaning })
     }
 
     /// The first line that fits.
@@ -232,11 +233,11 @@ impl Replies {
         code: u16,
         enhanced: Option<Enhanced>,
         words: &Words,
-    ) -> Option<Verdict> {
+    ) -> Option<MatchedLine> {
         let text = words.text();
-        let fits = |rule: &&Rule| rule.codes.has(code, enhanced) && rule.pattern.is_in(text);
+        let fits = |rule: &&ReplyRule| rule.codes.has(code, enhanced) && rule.pattern.is_in(text);
         let rule = self.rules.iter().find(fits)?;
-        Some(Verdict { line: rule.line, meaning: rule.meaning })
+        Some(MatchedLine { line: rule.line, meaning: rule.meaning })
     }
 }
 
@@ -305,7 +306,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-impl Rule {
+impl ReplyRule {
     fn parse(line: u32, text: &[u8]) -> Result<Self, Wrong> {
         let mut rest = Rest { text, length: text.len() };
         rest.skip_blanks();
@@ -320,15 +321,17 @@ impl Rule {
             Some(b'/') => {
                 let inner = rest.delimited(b'/')?;
                 let regex = Regex::new(inner).map_err(|error| match error {
-                    regex::Error::At(at, fault) => Wrong::At(column + 1 + at, Kind::Pattern(fault)),
-                    regex::Error::OutOfMemory => Wrong::OutOfMemory,
+                    regex::RegexError::At(at, fault) => {
+                        Wrong::At(column + 1 + at, Kind::Pattern(fault))
+                    }
+                    regex::RegexError::OutOfMemory => Wrong::OutOfMemory,
                 })?;
-                Pattern::Regex(regex)
+                ReplyPattern::Regex(regex)
             }
-            Some(b'"') => Pattern::Literal(literal(rest.delimited(b'"')?, column + 1)?),
+            Some(b'"') => ReplyPattern::Literal(literal(rest.delimited(b'"')?, column + 1)?),
             Some(b'*') if matches!(rest.text.get(1), None | Some(b' ' | b'\t')) => {
                 rest.take(1);
-                Pattern::Any
+                ReplyPattern::Any
             }
             Some(_) => return rest.wrong(Kind::PatternStart),
             None => return rest.wrong(Kind::ReplyFields),

@@ -96,14 +96,14 @@ impl fmt::Display for Fault {
 
 /// Why there is no program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Error {
+pub enum RegexError {
     /// At this byte of the pattern, from 0.
     At(usize, Fault),
     /// No memory.
     OutOfMemory,
 }
 
-impl From<OutOfMemory> for Error {
+impl From<OutOfMemory> for RegexError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
     }
@@ -111,7 +111,7 @@ impl From<OutOfMemory> for Error {
 
 /// One step. Ways are relative, so that a part can be moved and repeated as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum Instruction {
     /// This byte.
     Byte(u8),
     /// A byte of this class.
@@ -151,7 +151,7 @@ const fn range(from: u8, to: u8) -> Class {
 /// A pattern.
 #[derive(Debug)]
 pub struct Regex {
-    steps: Vec<Step>,
+    steps: Vec<Instruction>,
     classes: Vec<Class>,
     /// Text that every match has. Most replies do not, and that is quickly found out.
     needle: Vec<u8>,
@@ -162,7 +162,7 @@ impl Regex {
     ///
     /// # Errors
     /// What is wrong with it, and where; or no memory.
-    pub fn new(pattern: &[u8]) -> Result<Self, Error> {
+    pub fn new(pattern: &[u8]) -> Result<Self, RegexError> {
         let mut compiler = Compiler {
             pattern,
             at: 0,
@@ -172,11 +172,11 @@ impl Regex {
             needle: Vec::new(),
         };
         if pattern.is_empty() {
-            return Err(Error::At(0, Fault::Empty));
+            return Err(RegexError::At(0, Fault::Empty));
         }
         compiler.branches(0)?;
         if compiler.at < pattern.len() {
-            return Err(Error::At(compiler.at, Fault::GroupNotOpen));
+            return Err(RegexError::At(compiler.at, Fault::GroupNotOpen));
         }
         compiler.end_run();
         let Compiler { steps, classes, needle, .. } = compiler;
@@ -211,11 +211,11 @@ impl Regex {
             let Some(&byte) = text.get(at) else { return false };
             for place in here.iter() {
                 let takes = match self.steps[place] {
-                    Step::Byte(wanted) => byte == wanted,
-                    Step::Class(index) => {
+                    Instruction::Byte(wanted) => byte == wanted,
+                    Instruction::Class(index) => {
                         byte < 128 && self.classes[usize::from(index)] >> byte & 1 == 1
                     }
-                    Step::Look(_) | Step::Jump(_) | Step::Split(_) => false,
+                    Instruction::Look(_) | Instruction::Jump(_) | Instruction::Split(_) => false,
                 };
                 if takes && machine.arrive(place + 1, at + 1, &mut next) {
                     return true;
@@ -297,12 +297,12 @@ impl Machine<'_> {
             count -= 1;
             let place = usize::from(self.todo[count]);
             let ends = match steps[place] {
-                Step::Byte(_) | Step::Class(_) => false,
-                Step::Look(look) => {
+                Instruction::Byte(_) | Instruction::Class(_) => false,
+                Instruction::Look(look) => {
                     is_there(look, self.text, at) && go(&mut self.todo, &mut count, place + 1)
                 }
-                Step::Jump(way) => go(&mut self.todo, &mut count, there(place, way)),
-                Step::Split(way) => {
+                Instruction::Jump(way) => go(&mut self.todo, &mut count, there(place, way)),
+                Instruction::Split(way) => {
                     go(&mut self.todo, &mut count, place + 1)
                         || go(&mut self.todo, &mut count, there(place, way))
                 }
@@ -333,7 +333,7 @@ fn is_there(look: Look, text: &[u8], at: usize) -> bool {
 struct Compiler<'a> {
     pattern: &'a [u8],
     at: usize,
-    steps: Vec<Step>,
+    steps: Vec<Instruction>,
     classes: Vec<Class>,
     /// Bytes outside of groups that come one behind the other, up to here.
     run: Vec<u8>,
@@ -349,9 +349,9 @@ enum Atom {
 }
 
 impl Compiler<'_> {
-    fn fault<T>(&self, at: usize, fault: Fault) -> Result<T, Error> {
+    fn fault<T>(&self, at: usize, fault: Fault) -> Result<T, RegexError> {
         debug_assert!(at <= self.pattern.len());
-        Err(Error::At(at, fault))
+        Err(RegexError::At(at, fault))
     }
 
     fn peek(&self) -> Option<u8> {
@@ -364,15 +364,15 @@ impl Compiler<'_> {
         is_it
     }
 
-    fn push(&mut self, step: Step) -> Result<(), Error> {
+    fn push(&mut self, step: Instruction) -> Result<(), RegexError> {
         self.insert(self.steps.len(), step)
     }
 
-    fn insert(&mut self, at: usize, step: Step) -> Result<(), Error> {
+    fn insert(&mut self, at: usize, step: Instruction) -> Result<(), RegexError> {
         if self.steps.len() >= PROGRAM_MAX {
             return self.fault(self.at.min(self.pattern.len()), Fault::TooLong);
         }
-        self.steps.try_reserve(1).map_err(|_| Error::OutOfMemory)?;
+        self.steps.try_reserve(1).map_err(|_| RegexError::OutOfMemory)?;
         self.steps.insert(at, step);
         Ok(())
     }
@@ -383,7 +383,7 @@ impl Compiler<'_> {
         (to as isize - from as isize) as i16
     }
 
-    fn branches(&mut self, depth: u32) -> Result<(), Error> {
+    fn branches(&mut self, depth: u32) -> Result<(), RegexError> {
         let mut start = self.steps.len();
         // Each branch but the last one ends with a jump to the end, which is not known yet; until then it leads to the jump
         // before.
@@ -391,9 +391,9 @@ impl Compiler<'_> {
         self.branch(depth)?;
         while self.eat(b'|') {
             let behind = self.steps.len() + 2;
-            self.insert(start, Step::Split(Self::way(start, behind)))?;
+            self.insert(start, Instruction::Split(Self::way(start, behind)))?;
             let jump = self.steps.len();
-            self.push(Step::Jump(last.map_or(0, |last| Self::way(jump, last))))?;
+            self.push(Instruction::Jump(last.map_or(0, |last| Self::way(jump, last))))?;
             last = Some(jump);
             start = self.steps.len();
             self.branch(depth)?;
@@ -405,21 +405,21 @@ impl Compiler<'_> {
         }
         while let Some(jump) = last {
             let before = match self.steps[jump] {
-                Step::Jump(way) if way != 0 => Some(there(jump, way)),
+                Instruction::Jump(way) if way != 0 => Some(there(jump, way)),
                 _ => None,
             };
-            self.steps[jump] = Step::Jump(Self::way(jump, self.steps.len()));
+            self.steps[jump] = Instruction::Jump(Self::way(jump, self.steps.len()));
             last = before;
         }
         Ok(())
     }
 
-    fn branch(&mut self, depth: u32) -> Result<(), Error> {
+    fn branch(&mut self, depth: u32) -> Result<(), RegexError> {
         while !matches!(self.peek(), None | Some(b'|' | b')')) {
             let (start, at) = (self.steps.len(), self.at);
             let atom = self.atom(depth)?;
             match atom {
-                Atom::Byte(byte) => self.push(Step::Byte(byte))?,
+                Atom::Byte(byte) => self.push(Instruction::Byte(byte))?,
                 Atom::Class(class) => {
                     let index = self.classes.iter().position(|&known| known == class);
                     let index = match index {
@@ -434,9 +434,9 @@ impl Compiler<'_> {
                         }
                     };
                     // No more than there are steps.
-                    self.push(Step::Class(index as u16))?;
+                    self.push(Instruction::Class(index as u16))?;
                 }
-                Atom::Look(look) => self.push(Step::Look(look))?,
+                Atom::Look(look) => self.push(Instruction::Look(look))?,
                 Atom::Group => {}
             }
             let times = self.quantifier()?;
@@ -464,7 +464,7 @@ impl Compiler<'_> {
         self.run.clear();
     }
 
-    fn atom(&mut self, depth: u32) -> Result<Atom, Error> {
+    fn atom(&mut self, depth: u32) -> Result<Atom, RegexError> {
         let at = self.at;
         let Some(byte) = self.peek() else { return self.fault(at, Fault::Backslash) };
         self.at += 1;
@@ -495,7 +495,7 @@ impl Compiler<'_> {
     }
 
     /// What is behind a backslash.
-    fn escape(&mut self, at: usize) -> Result<Atom, Error> {
+    fn escape(&mut self, at: usize) -> Result<Atom, RegexError> {
         let Some(byte) = self.peek() else { return self.fault(at, Fault::Backslash) };
         self.at += 1;
         Ok(match byte {
@@ -515,7 +515,7 @@ impl Compiler<'_> {
     }
 
     /// What is behind an opening bracket at `open`.
-    fn class(&mut self, open: usize) -> Result<Class, Error> {
+    fn class(&mut self, open: usize) -> Result<Class, RegexError> {
         let negated = self.eat(b'^');
         let mut class = 0;
         let mut is_first = true;
@@ -548,7 +548,7 @@ impl Compiler<'_> {
         Ok(if negated { !class } else { class })
     }
 
-    fn member(&mut self, open: usize) -> Result<Atom, Error> {
+    fn member(&mut self, open: usize) -> Result<Atom, RegexError> {
         let at = self.at;
         let Some(byte) = self.peek() else { return self.fault(open, Fault::ClassOpen) };
         self.at += 1;
@@ -564,7 +564,7 @@ impl Compiler<'_> {
     }
 
     /// How often, at least and at most; None: once.
-    fn quantifier(&mut self) -> Result<Option<(u16, Option<u16>)>, Error> {
+    fn quantifier(&mut self) -> Result<Option<(u16, Option<u16>)>, RegexError> {
         let at = self.at;
         let times = match self.peek() {
             Some(b'*') => (0, None),
@@ -597,7 +597,7 @@ impl Compiler<'_> {
         }
     }
 
-    fn number(&mut self, open: usize) -> Result<u16, Error> {
+    fn number(&mut self, open: usize) -> Result<u16, RegexError> {
         let digits = self.pattern[self.at..].iter().take_while(|byte| byte.is_ascii_digit());
         let (count, number) = digits.fold((0, 0u16), |(count, number), digit| {
             (count + 1, number.saturating_mul(10).saturating_add(u16::from(digit - b'0')))
@@ -611,7 +611,7 @@ impl Compiler<'_> {
     }
 
     /// Repeats the steps from `start` on.
-    fn repeat(&mut self, start: usize, least: u16, most: Option<u16>) -> Result<(), Error> {
+    fn repeat(&mut self, start: usize, least: u16, most: Option<u16>) -> Result<(), RegexError> {
         let length = self.steps.len() - start;
         if most == Some(0) || length == 0 {
             self.steps.truncate(start);
@@ -621,29 +621,29 @@ impl Compiler<'_> {
         if least == 0 {
             // Around it.
             let behind = start + length + 1 + usize::from(most.is_none());
-            self.insert(start, Step::Split(Self::way(start, behind)))?;
+            self.insert(start, Instruction::Split(Self::way(start, behind)))?;
             original += 1;
         }
         if least == 0 && most.is_none() {
             let end = self.steps.len();
-            return self.push(Step::Jump(Self::way(end, start)));
+            return self.push(Instruction::Jump(Self::way(end, start)));
         }
         for _ in 1..least {
             self.copy(original, length)?;
         }
         let Some(most) = most else {
             let end = self.steps.len();
-            return self.push(Step::Split(Self::way(end, end - length)));
+            return self.push(Instruction::Split(Self::way(end, end - length)));
         };
         for _ in least.max(1)..most {
             let split = self.steps.len();
-            self.push(Step::Split(Self::way(split, split + length + 1)))?;
+            self.push(Instruction::Split(Self::way(split, split + length + 1)))?;
             self.copy(original, length)?;
         }
         Ok(())
     }
 
-    fn copy(&mut self, from: usize, length: usize) -> Result<(), Error> {
+    fn copy(&mut self, from: usize, length: usize) -> Result<(), RegexError> {
         for at in from..from + length {
             self.push(self.steps[at])?;
         }
@@ -748,10 +748,10 @@ mod tests {
         ];
         for &(pattern, at, fault) in faults {
             let found = Regex::new(pattern.as_bytes()).unwrap_err();
-            assert_eq!(found, Error::At(at, fault), "{pattern}");
+            assert_eq!(found, RegexError::At(at, fault), "{pattern}");
         }
         let deep = ["(".repeat(40), ")".repeat(40)].concat();
-        assert_eq!(Regex::new(deep.as_bytes()).unwrap_err(), Error::At(32, Fault::TooDeep));
+        assert_eq!(Regex::new(deep.as_bytes()).unwrap_err(), RegexError::At(32, Fault::TooDeep));
     }
 
     /// Two characters out of 95 make 4465 classes; more than there can be steps are an error, however they are repeated.
@@ -766,7 +766,10 @@ mod tests {
         let most: String = triples.clone().take(PROGRAM_MAX).collect();
         assert_eq!(Regex::new(most.as_bytes()).unwrap().len(), PROGRAM_MAX);
         let more: String = triples.take(PROGRAM_MAX + 1).collect();
-        assert_eq!(Regex::new(more.as_bytes()).unwrap_err(), Error::At(most.len(), Fault::TooLong));
+        assert_eq!(
+            Regex::new(more.as_bytes()).unwrap_err(),
+            RegexError::At(most.len(), Fault::TooLong)
+        );
     }
 
     #[test]

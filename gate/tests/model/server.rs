@@ -11,7 +11,7 @@ use qpatch_gate::learn::{
     Admission, Attempt, Coverage, EndedDelivery, Learned, Learning, StartedIn,
 };
 use qpatch_gate::random::Random;
-use qpatch_gate::report::{Seen, Sent};
+use qpatch_gate::report::{DeliveryVerdict, Sent};
 use qpatch_gate::returns::Returns;
 
 pub(crate) const SEC: u64 = 1_000_000;
@@ -74,11 +74,11 @@ pub(crate) enum Does {
     /// It is accepted, and answered after so many microseconds more than it takes.
     AcceptLate(u64),
     /// It is accepted, and the oldest other session is refused in its place.
-    Replace(Seen),
+    Replace(DeliveryVerdict),
     /// After [`Setup::round_trip_secs`].
-    Refuse(Seen),
+    Refuse(DeliveryVerdict),
     /// After so many microseconds.
-    RefuseLate(Seen, u64),
+    RefuseLate(DeliveryVerdict, u64),
     /// Nothing, until the time-out.
     Hang,
 }
@@ -87,11 +87,13 @@ pub(crate) enum Does {
 pub(crate) type Server = Box<dyn FnMut(u64, u32, u64, &mut Random) -> Does>;
 
 pub(crate) fn cap(most: u32) -> Server {
-    Box::new(
-        move |_, sessions, _, _| {
-            if sessions < most { Does::Accept } else { Does::Refuse(Seen::TooMany(Sent::No)) }
-        },
-    )
+    Box::new(move |_, sessions, _, _| {
+        if sessions < most {
+            Does::Accept
+        } else {
+            Does::Refuse(DeliveryVerdict::TooMany(Sent::No))
+        }
+    })
 }
 
 /// It answers beyond so many sessions after so long.
@@ -100,18 +102,16 @@ pub(crate) fn late(most: u32, secs: f64) -> Server {
         if sessions < most {
             Does::Accept
         } else {
-            Does::RefuseLate(Seen::TooMany(Sent::No), (secs * SEC as f64) as u64)
+            Does::RefuseLate(DeliveryVerdict::TooMany(Sent::No), (secs * SEC as f64) as u64)
         }
     })
 }
 
 /// It closes each further connection without a word.
 pub(crate) fn wordless(most: u32) -> Server {
-    Box::new(
-        move |_, sessions, _, _| {
-            if sessions < most { Does::Accept } else { Does::Refuse(Seen::Died(Sent::No)) }
-        },
-    )
+    Box::new(move |_, sessions, _, _| {
+        if sessions < most { Does::Accept } else { Does::Refuse(DeliveryVerdict::Died(Sent::No)) }
+    })
 }
 
 /// When sessions ended.
@@ -166,9 +166,9 @@ pub(crate) fn closing(most: u32, secs: u64, ends: &Rc<Ends>) -> Server {
         if let Some(since_us) = closed_us {
             refused += 1;
             return match () {
-                () if now_us >= since_us + FLOOD_US => Does::Refuse(Seen::ConnectFailed),
-                () if refused <= WAIT_IN_KERNEL => Does::Refuse(Seen::Died(Sent::No)),
-                () => Does::RefuseLate(Seen::ConnectFailed, ASKS_AGAIN_US),
+                () if now_us >= since_us + FLOOD_US => Does::Refuse(DeliveryVerdict::ConnectFailed),
+                () if refused <= WAIT_IN_KERNEL => Does::Refuse(DeliveryVerdict::Died(Sent::No)),
+                () => Does::RefuseLate(DeliveryVerdict::ConnectFailed, ASKS_AGAIN_US),
             };
         }
         if sessions + 1 >= most {
@@ -191,11 +191,13 @@ pub(crate) fn silent(most: usize, service_secs: f64) -> Server {
 
 /// It throws out the oldest session for each one too many.
 pub(crate) fn replacing(most: u32) -> Server {
-    Box::new(
-        move |_, sessions, _, _| {
-            if sessions < most { Does::Accept } else { Does::Replace(Seen::TooMany(Sent::No)) }
-        },
-    )
+    Box::new(move |_, sessions, _, _| {
+        if sessions < most {
+            Does::Accept
+        } else {
+            Does::Replace(DeliveryVerdict::TooMany(Sent::No))
+        }
+    })
 }
 
 /// It takes so many a minute, whatever their number at once.
@@ -206,12 +208,12 @@ pub(crate) fn rate(most: u32) -> Server {
             (minute, taken) = (now_us / (60 * SEC), 0);
         }
         taken += 1;
-        if taken <= most { Does::Accept } else { Does::Refuse(Seen::TooMany(Sent::No)) }
+        if taken <= most { Does::Accept } else { Does::Refuse(DeliveryVerdict::TooMany(Sent::No)) }
     })
 }
 
 /// It refuses this part of the sessions, however many there are; 0..=1.
-pub(crate) fn at_random(part: f64, seen: Seen) -> Server {
+pub(crate) fn at_random(part: f64, seen: DeliveryVerdict) -> Server {
     Box::new(
         move |_, _, _, random| {
             if random.fraction() < part { Does::Refuse(seen) } else { Does::Accept }
@@ -336,7 +338,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
     let mut events: BinaryHeap<Reverse<(u64, u64, Event)>> = BinaryHeap::new();
     let mut sequence = 0u64;
     let (mut now_us, mut running, mut sessions) = (0u64, 0u32, 0u32);
-    let mut kinds: Vec<Seen> = Vec::new();
+    let mut kinds: Vec<DeliveryVerdict> = Vec::new();
     let mut out = Outcome { levels: vec![(0, control.level(setup.limit))], ..Outcome::default() };
     let mut suspended = 0;
     // Sessions of the server, the oldest first; and those that it threw out before their time.
@@ -373,7 +375,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             let Some(mail) = queue.pop_front() else { break };
             out.started += 1;
             let does = match is_bad(mail) {
-                true => Does::Refuse(Seen::TooMany(Sent::Envelope)),
+                true => Does::Refuse(DeliveryVerdict::TooMany(Sent::Envelope)),
                 false => server(now_us, sessions, out.started, &mut random),
             };
             let refused_secs = setup.round_trip_secs * (0.5 + random.fraction());
@@ -385,13 +387,16 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
                     let normal = radius * (std::f64::consts::TAU * random.fraction()).cos();
                     let spread = (setup.sigma * normal - setup.sigma * setup.sigma / 2.0).exp();
                     let late_us = if let Does::AcceptLate(us) = does { us } else { 0 };
-                    (setup.service_secs * spread + late_us as f64 / SEC as f64, Seen::Accepted)
+                    (
+                        setup.service_secs * spread + late_us as f64 / SEC as f64,
+                        DeliveryVerdict::Accepted,
+                    )
                 }
                 Does::Refuse(seen) => (refused_secs, seen),
                 Does::RefuseLate(seen, us) => (us as f64 / SEC as f64, seen),
-                Does::Hang => (setup.timeout_secs, Seen::Died(Sent::No)),
+                Does::Hang => (setup.timeout_secs, DeliveryVerdict::Died(Sent::No)),
             };
-            let mut how = |seen: Seen| {
+            let mut how = |seen: DeliveryVerdict| {
                 kinds.iter().position(|&kind| kind == seen).unwrap_or_else(|| {
                     kinds.push(seen);
                     kinds.len() - 1
@@ -406,7 +411,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
             let end =
                 Event::End { mail, started_us: now_us, how: how_ended, id, beside, is_handover };
             events.push(Reverse((ends_us, sequence, end)));
-            if seen == Seen::Accepted {
+            if seen == DeliveryVerdict::Accepted {
                 open.push_back((id, mail, now_us, beside, is_handover));
             }
             if let Does::Replace(seen) = does
@@ -465,7 +470,7 @@ pub(crate) fn run(setup: &Setup, control: &mut dyn Control, server: &mut Server)
         if out.levels.last().is_some_and(|last| last.1 != level) {
             out.levels.push((now_us, level));
         }
-        if seen == Seen::Accepted {
+        if seen == DeliveryVerdict::Accepted {
             if setup.linger_secs > 0.0 {
                 sequence += 1;
                 let gone_us = now_us + (setup.linger_secs * SEC as f64) as u64;

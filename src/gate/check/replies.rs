@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use qpatch_gate::echo::Own;
-use qpatch_gate::replies::{Meaning, Replies, Verdict};
-use qpatch_gate::report::{Reader, Seen, Stage};
+use qpatch_gate::replies::{MatchedLine, Meaning, Replies};
+use qpatch_gate::report::{DeliveryVerdict, ReportReader, Stage};
 use serde::Serialize;
 
 use crate::gate::text::printable;
@@ -63,11 +63,11 @@ struct ReplyEffect {
 
 /// What these replies mean.
 pub(super) fn read_replies(replies: &Replies, texts: &[String]) -> Vec<ReplyReading> {
-    let reader = Reader { own: Own::unknown(), replies };
+    let reader = ReportReader { own: Own::unknown(), replies };
     texts.iter().map(|text| read_reply(&reader, text)).collect()
 }
 
-fn read_reply(reader: &Reader<'_>, reply: &str) -> ReplyReading {
+fn read_reply(reader: &ReportReader<'_>, reply: &str) -> ReplyReading {
     let bytes = reply.as_bytes();
     let stages =
         [("greeting", Stage::Start), ("envelope", Stage::Envelope), ("message", Stage::Message)];
@@ -76,10 +76,11 @@ fn read_reply(reader: &Reader<'_>, reply: &str) -> ReplyReading {
         let means = match bytes[0] {
             b'5' => means("permanent", reader.permanent(bytes)),
             _ => match reader.temporary(stage, bytes) {
-                (Seen::TooMany(_), rule @ Some(Verdict { meaning: Meaning::Rate, .. })) => {
-                    means("too fast", rule)
-                }
-                (Seen::TooMany(_), rule) => means("too many", rule),
+                (
+                    DeliveryVerdict::TooMany(_),
+                    rule @ Some(MatchedLine { meaning: Meaning::Rate, .. }),
+                ) => means("too fast", rule),
+                (DeliveryVerdict::TooMany(_), rule) => means("too many", rule),
                 (_, rule) => means("deferral", rule),
             },
         };
@@ -93,9 +94,9 @@ fn read_reply(reader: &Reader<'_>, reply: &str) -> ReplyReading {
     ReplyReading { reply: reply.to_string(), read_as, meanings }
 }
 
-fn means(meaning: &'static str, rule: Option<Verdict>) -> ReplyEffect {
+fn means(meaning: &'static str, rule: Option<MatchedLine>) -> ReplyEffect {
     let pause_secs = match rule {
-        Some(Verdict { meaning: Meaning::Pause(secs), .. }) => Some(secs),
+        Some(MatchedLine { meaning: Meaning::Pause(secs), .. }) => Some(secs),
         _ => None,
     };
     ReplyEffect { meaning, pause_secs, line: rule.map_or(0, |rule| rule.line) }

@@ -7,7 +7,8 @@ use std::path::Path;
 use qpatch_gate::gate::CONCURRENCY_REMOTE;
 use qpatch_gate::problem::{File, Kind, Problem, Severity};
 use qpatch_gate::sender::Asked;
-use qpatch_gate::status::{State, StatusError};
+use qpatch_gate::status::State;
+use qpatch_gate_status::StatusError;
 
 use crate::gate::advice::advice;
 use crate::gate::finding::FileFinding;

@@ -9,8 +9,8 @@ use std::path::Path;
 use qpatch_gate::learn::Learning;
 use qpatch_gate::name::Hasher;
 use qpatch_gate::rules::{KeyKind, Rules};
-use qpatch_gate::status::{KeyStatus, Status};
 use qpatch_gate::table::Limit;
+use qpatch_gate_status::{KeyStatus, Status};
 use serde::Serialize;
 
 use crate::error::Error;

@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::status::{InForce, KEYS_MAX, KeyStatus, State, Status};
+use qpatch_gate::status::{InForce, KEYS_MAX, State};
+use qpatch_gate_status::{KeyStatus, Status};
 use serde::Serialize;
 use terminal_size::{Height, Width, terminal_size_of};
 

@@ -18,8 +18,9 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
-use qpatch_gate::status::{InForce, KeyStatus, State, Status};
+use qpatch_gate::status::{InForce, State};
 use qpatch_gate::table::Limit;
+use qpatch_gate_status::{KeyStatus, Status};
 
 use crate::gate::status_file::{SpawnerStatus, counted, merged};
 use crate::qmail::remote_status::RemoteStatus;

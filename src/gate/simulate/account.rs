@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use qpatch_gate::gate::SLOTS_MAX;
 use qpatch_gate::name::domain_of;
 use qpatch_gate::replies::Replies;
-use qpatch_gate::report::Report;
+use qpatch_gate::report::DeliveryReport;
 use qpatch_gate_model::retry::ReportedResult;
 use serde::Serialize;
 
@@ -56,7 +56,7 @@ pub(super) struct LoggedDelivery {
     /// The address.
     pub(super) recipient: Box<[u8]>,
     /// What the log says of its end.
-    pub(super) said: Report,
+    pub(super) said: DeliveryReport,
     /// What that means to qmail-send.
     pub(super) told: ReportedResult,
     /// The log's own gate held it, or sent it away before.

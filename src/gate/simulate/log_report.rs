@@ -9,15 +9,15 @@ use std::net::IpAddr;
 
 use qpatch_gate::echo::Own;
 use qpatch_gate::memory::OutOfMemory;
-use qpatch_gate::replies::{Meaning, Replies, Verdict};
-use qpatch_gate::report::{Reader, Report, Seen, Sent};
+use qpatch_gate::replies::{MatchedLine, Meaning, Replies};
+use qpatch_gate::report::{DeliveryReport, DeliveryVerdict, ReportReader, Sent};
 
 use crate::qmail::log::event::{self, End};
 
 /// What the log says of a delivery's server, with the operator's own words. Nothing, where it says nothing.
-pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> Report {
-    let reader = Reader { own: Own::unknown(), replies };
-    let nothing = Report { seen: Seen::Nothing, peer: None, rule: None };
+pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> DeliveryReport {
+    let reader = ReportReader { own: Own::unknown(), replies };
+    let nothing = DeliveryReport { seen: DeliveryVerdict::Nothing, peer: None, rule: None };
     let text = event::without_times(text);
     let plain = |text: &[u8]| -> Vec<u8> {
         let bytes = text.iter().map(|&byte| match byte {
@@ -34,9 +34,12 @@ pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> Report {
         End::Refused => {
             let said = event::refused(text).unwrap_or_default();
             match reader.classify(&lines(&plain(said), [b's', b'Z'])) {
-                said @ Report { seen: Seen::TooMany(_) | Seen::ConnectFailed, .. } => said,
+                said @ DeliveryReport {
+                    seen: DeliveryVerdict::TooMany(_) | DeliveryVerdict::ConnectFailed,
+                    ..
+                } => said,
                 // The gate cuts texts, and it knew.
-                cut => Report { seen: Seen::TooMany(Sent::No), ..cut },
+                cut => DeliveryReport { seen: DeliveryVerdict::TooMany(Sent::No), ..cut },
             }
         }
         End::Mangled | End::Busy | End::Suspended => nothing,
@@ -56,7 +59,7 @@ fn lines(text: &[u8], [of_recipient, of_message]: [u8; 2]) -> Vec<u8> {
 
 /// A report that says the same, in few words: what a simulation keeps until the delivery ends. The gate of the
 /// simulation reads it by [`short`].
-pub(super) fn report(said: &Report) -> Vec<u8> {
+pub(super) fn report(said: &DeliveryReport) -> Vec<u8> {
     let peer = said.peer.map_or_else(|| "somebody".to_string(), |peer: IpAddr| peer.to_string());
     let refused = |words: &str, code: u32, reply: &str| {
         let reply = said.rule.map_or_else(|| reply.to_string(), |rule| short_reply(rule.line));
@@ -66,32 +69,32 @@ pub(super) fn report(said: &Report) -> Vec<u8> {
         refused(&format!("Connected to {peer} but {words}"), code, reply)
     };
     let text = match said.seen {
-        Seen::Accepted => format!("r\0K{peer} accepted message.\n\0"),
-        Seen::TooMany(Sent::No) => {
+        DeliveryVerdict::Accepted => format!("r\0K{peer} accepted message.\n\0"),
+        DeliveryVerdict::TooMany(Sent::No) => {
             format!("Z{}", connected("greeting failed", 421, "too many connections"))
         }
-        Seen::TooMany(Sent::Envelope) => {
+        DeliveryVerdict::TooMany(Sent::Envelope) => {
             format!("Z{}", connected("sender was rejected", 421, "too many connections"))
         }
-        Seen::TooMany(Sent::Yes) => {
+        DeliveryVerdict::TooMany(Sent::Yes) => {
             let words = format!("{peer} failed after I sent the message");
             format!("Z{}", refused(&words, 421, "too many connections"))
         }
-        Seen::ConnectFailed => {
+        DeliveryVerdict::ConnectFailed => {
             "ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0".to_string()
         }
-        Seen::Died(Sent::No | Sent::Envelope) => {
+        DeliveryVerdict::Died(Sent::No | Sent::Envelope) => {
             format!("ZConnected to {peer} but connection died. (#4.4.2)\n\0")
         }
-        Seen::Died(Sent::Yes) => {
+        DeliveryVerdict::Died(Sent::Yes) => {
             format!("ZConnected to {peer} but connection died. Possible duplicate! (#4.4.2)\n\0")
         }
-        Seen::Deferred => format!("Z{}", connected("sender was rejected", 450, "later")),
-        Seen::Failed if said.rule.is_some() => {
+        DeliveryVerdict::Deferred => format!("Z{}", connected("sender was rejected", 450, "later")),
+        DeliveryVerdict::Failed if said.rule.is_some() => {
             format!("D{}", connected("sender was rejected", 550, "no"))
         }
-        Seen::Failed => format!("DGiving up on {peer}.\n\0"),
-        Seen::Nothing => "Znothing\n\0".to_string(),
+        DeliveryVerdict::Failed => format!("DGiving up on {peer}.\n\0"),
+        DeliveryVerdict::Nothing => "Znothing\n\0".to_string(),
     };
     text.into_bytes()
 }
@@ -108,7 +111,7 @@ fn short_reply(line: u32) -> String {
 pub(super) fn short(replies: &Replies) -> Result<Replies, OutOfMemory> {
     let mut text = String::new();
     let mut at = 1;
-    for Verdict { line, meaning } in replies.verdicts() {
+    for MatchedLine { line, meaning } in replies.verdicts() {
         text.extend(std::iter::repeat_n('\n', line.saturating_sub(at) as usize));
         at = line + 1;
         let meaning = match meaning {
@@ -123,8 +126,11 @@ pub(super) fn short(replies: &Replies) -> Result<Replies, OutOfMemory> {
 }
 
 /// Whether it is what limits learn from: too many, or nobody there.
-pub(super) fn is_objection(seen: Seen) -> bool {
-    matches!(seen, Seen::TooMany(_) | Seen::ConnectFailed | Seen::Died(_))
+pub(super) fn is_objection(seen: DeliveryVerdict) -> bool {
+    matches!(
+        seen,
+        DeliveryVerdict::TooMany(_) | DeliveryVerdict::ConnectFailed | DeliveryVerdict::Died(_)
+    )
 }
 
 #[cfg(test)]
@@ -151,7 +157,7 @@ mod tests {
         assert!(problems.is_empty(), "{problems:?}");
         let short = short(&replies).unwrap();
         assert!(short.verdicts().eq(replies.verdicts()));
-        let reader = Reader { own: Own::unknown(), replies: &short };
+        let reader = ReportReader { own: Own::unknown(), replies: &short };
         for (line, end, reply) in [
             (2, End::Deferral, "450 Slow down"),
             (4, End::Deferral, "451 x"),
@@ -172,10 +178,10 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(end: End, text: &str, seen: Seen, peer: &str) {
+    fn check(end: End, text: &str, seen: DeliveryVerdict, peer: &str) {
         let found = of_log(end, &logged(text), &Replies::default());
         let peer = (!peer.is_empty()).then(|| peer.parse().unwrap());
-        assert_eq!(found, Report { seen, peer, rule: None }, "{text:?}");
+        assert_eq!(found, DeliveryReport { seen, peer, rule: None }, "{text:?}");
         assert_eq!(report::classify(&report(&found)), found, "{text:?}");
     }
 
@@ -185,78 +191,83 @@ mod tests {
         check(
             End::Success,
             "192.0.2.1 accepted message.\nRemote host said: 250 2.0.0 ok a/b_c\n",
-            Seen::Accepted,
+            DeliveryVerdict::Accepted,
             ip,
         );
-        check(End::Success, "2001:db8::1 accepted message.\n", Seen::Accepted, "2001:db8::1");
+        check(
+            End::Success,
+            "2001:db8::1 accepted message.\n",
+            DeliveryVerdict::Accepted,
+            "2001:db8::1",
+        );
         check(
             End::Deferral,
             "Connected to 192.0.2.1 but greeting failed.\nRemote host said: 421 4.7.0 see https://x.example/421\n",
-            Seen::TooMany(Sent::No),
+            DeliveryVerdict::TooMany(Sent::No),
             ip,
         );
         check(
             End::Deferral,
             "192.0.2.1 does not like recipient.\nRemote host said: 421 4.3.2 too many connections\nGiving up on 192.0.2.1.\n",
-            Seen::TooMany(Sent::Envelope),
+            DeliveryVerdict::TooMany(Sent::Envelope),
             ip,
         );
         check(
             End::Deferral,
             "192.0.2.1 does not like recipient.\nRemote host said: 450 4.2.0 Greylisted, /Giving up on 10.0.0.1.\n\
              Giving up on 192.0.2.1.\n",
-            Seen::Deferred,
+            DeliveryVerdict::Deferred,
             ip,
         );
         check(
             End::Failure,
             "192.0.2.1 does not like recipient.\nRemote host said: 550 421 no\nGiving up on 192.0.2.1.\n",
-            Seen::Failed,
+            DeliveryVerdict::Failed,
             ip,
         );
         check(
             End::Deferral,
             "192.0.2.1 failed after I sent the message.\nRemote host said: 451 4.7.500 Server busy\n",
-            Seen::TooMany(Sent::Yes),
+            DeliveryVerdict::TooMany(Sent::Yes),
             ip,
         );
         check(
             End::Deferral,
             "Connected to 192.0.2.1 but connection died. (#4.4.2)\n",
-            Seen::Died(Sent::No),
+            DeliveryVerdict::Died(Sent::No),
             ip,
         );
         check(
             End::Deferral,
             "Connected to 192.0.2.1 but connection died. Possible duplicate! (#4.4.2)\n",
-            Seen::Died(Sent::Yes),
+            DeliveryVerdict::Died(Sent::Yes),
             ip,
         );
         check(
             End::Deferral,
             "Sorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n",
-            Seen::ConnectFailed,
+            DeliveryVerdict::ConnectFailed,
             "",
         );
         check(
             End::Failure,
             "Sorry, I couldn't find any host named x. (#5.1.2)\n",
-            Seen::Nothing,
+            DeliveryVerdict::Nothing,
             "",
         );
-        check(End::Success, "421 I am a server\n", Seen::Nothing, "");
-        check(End::Mangled, "", Seen::Nothing, "");
+        check(End::Success, "421 I am a server\n", DeliveryVerdict::Nothing, "");
+        check(End::Mangled, "", DeliveryVerdict::Nothing, "");
         check(
             End::Busy,
             "b.example is at its limit of 2 deliveries; not tried. (#4.4.5)\n",
-            Seen::Nothing,
+            DeliveryVerdict::Nothing,
             "",
         );
         check(
             End::Refused,
             "b.example refused this one beside 11 (limit 20); to be tried again: Connected to 192.0.2.1 but greeting \
              failed./Remote host said: 4 (#4.4.5)\n",
-            Seen::TooMany(Sent::No),
+            DeliveryVerdict::TooMany(Sent::No),
             ip,
         );
     }

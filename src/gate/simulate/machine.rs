@@ -12,7 +12,7 @@ use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction, SLOTS_MAX};
 use qpatch_gate::learn::Learning;
 use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
-use qpatch_gate::report::{Report, Seen};
+use qpatch_gate::report::{DeliveryReport, DeliveryVerdict};
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::{Cap, Limit};
 use qpatch_gate_model::retry::{ClosedJob, Job, PassEnd, PassStep, ReportedResult, Retry};
@@ -28,7 +28,8 @@ pub(super) const WAITING_MAX: usize = 1_000_000;
 pub(super) const KEYS_MAX: usize = 100_000;
 
 /// What a delivery said whose end the log does not tell.
-pub(super) const SILENT: Report = Report { seen: Seen::Nothing, peer: None, rule: None };
+pub(super) const SILENT: DeliveryReport =
+    DeliveryReport { seen: DeliveryVerdict::Nothing, peer: None, rule: None };
 /// qmail-send's channel of mail that goes to qmail-rspawn.
 const REMOTE: usize = 1;
 /// qmail-send's chanskip of that channel.
@@ -104,7 +105,7 @@ struct SimulatedDelivery {
     /// The job of qmail-send in which it is tried.
     run: u32,
     /// What the log says of its end.
-    said: Report,
+    said: DeliveryReport,
     #[cfg(test)]
     told: ReportedResult,
     round: Round,
@@ -559,7 +560,7 @@ impl MailSystem {
         key: u32,
         message: u64,
         service_us: u64,
-        (said, told): (Report, ReportedResult),
+        (said, told): (DeliveryReport, ReportedResult),
     ) -> bool {
         // What its own server has deferred is tried again as a delivery of its own in the log.
         #[cfg(not(test))]

@@ -44,8 +44,8 @@ use clap::Args;
 use qpatch_gate::name::{Hasher, NAME_MAX, domain_of, without_root};
 use qpatch_gate::rules::{KeyKind, RelayLine, Rules};
 use qpatch_gate::site::Map;
-use qpatch_gate::status::StatusError;
 use qpatch_gate::table::{self, Table};
+use qpatch_gate_status::StatusError;
 use serde::Serialize;
 
 use super::advice::unusable;

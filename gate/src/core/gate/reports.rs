@@ -11,8 +11,8 @@ use crate::core::rules::KeyKind;
 use crate::core::shortage::{WITNESS_US, Witness};
 use crate::core::slots::{Slot, SlotState};
 use crate::report::echo::Own;
-use crate::report::replies::{Meaning, Verdict};
-use crate::report::{self, Reader};
+use crate::report::replies::{MatchedLine, Meaning};
+use crate::report::{self, ReportReader};
 
 impl Gate {
     /// Reads the report of a delivery of this key, which no longer counts as running.
@@ -33,7 +33,7 @@ impl Gate {
                 envelope,
                 names: [&self.keys.all[domain as usize].key.name, &self.rules.helo],
             };
-            let reader = Reader { own, replies: &self.rules.replies };
+            let reader = ReportReader { own, replies: &self.rules.replies };
             let said = reader.classify(report);
             let site = if looks_at_addresses {
                 self.note_site(domain, &said)
@@ -41,16 +41,18 @@ impl Gate {
                 DeliverySite::NoSite
             };
             // A rate is not a number at once: no level is learned from it.
-            let is_too_fast = matches!(said.rule, Some(Verdict { meaning: Meaning::Rate, .. }))
-                && matches!(said.seen, report::Seen::TooMany(_));
-            let of_server = if is_too_fast { report::Seen::Deferred } else { said.seen };
+            let is_too_fast = matches!(said.rule, Some(MatchedLine { meaning: Meaning::Rate, .. }))
+                && matches!(said.seen, report::DeliveryVerdict::TooMany(_));
+            let of_server = if is_too_fast { report::DeliveryVerdict::Deferred } else { said.seen };
             // A fixed limit reads only the connection, unless the operator's rules say something.
             let of_server = match self.key(at).is_fixed() && said.rule.is_none() {
                 true => report::at_the_door(report),
                 false => of_server,
             };
             let seen = match site {
-                DeliverySite::OtherAddress | DeliverySite::NoAddress => report::Seen::Nothing,
+                DeliverySite::OtherAddress | DeliverySite::NoAddress => {
+                    report::DeliveryVerdict::Nothing
+                }
                 _ => of_server,
             };
             let coverage = if site == DeliverySite::Own {
@@ -72,7 +74,7 @@ impl Gate {
                     self.make_ready(at);
                 }
                 // A refusal at an address of the site concerns the site, not the domain.
-                DeliverySite::Own if !matches!(said.seen, report::Seen::TooMany(_)) => {
+                DeliverySite::Own if !matches!(said.seen, report::DeliveryVerdict::TooMany(_)) => {
                     self.learn_for_domain(domain, ended);
                 }
                 _ => {}
@@ -82,7 +84,7 @@ impl Gate {
                 DeliverySite::NoAddress => Some(domain),
                 _ => Some(at),
             };
-            if let (Some(Verdict { line, meaning }), Some(paused)) = (said.rule, paused) {
+            if let (Some(MatchedLine { line, meaning }), Some(paused)) = (said.rule, paused) {
                 let key = &mut self.keys.all[paused as usize].key;
                 let until_us = match meaning {
                     Meaning::Pause(secs) => {
@@ -115,7 +117,9 @@ impl Gate {
                 seen if seen.is_too_many_early() && site == DeliverySite::NotYetCounted => {
                     tried = Attempt::DoesNotCount;
                 }
-                report::Seen::Accepted if site == DeliverySite::NotYetCounted || is_candidate => {
+                report::DeliveryVerdict::Accepted
+                    if site == DeliverySite::NotYetCounted || is_candidate =>
+                {
                     self.note_accepted_at_site(domain, ended);
                 }
                 _ => {}
@@ -146,7 +150,7 @@ impl Gate {
         &self,
         at: u32,
         slot: u32,
-        seen: report::Seen,
+        seen: report::DeliveryVerdict,
         coverage: Coverage,
         now_us: u64,
     ) -> EndedDelivery {
@@ -169,8 +173,10 @@ impl Gate {
     pub(super) fn learn_for_key(&mut self, at: u32, ended: &EndedDelivery) -> Attempt {
         let key = &mut self.keys.all[at as usize].key;
         match ended.seen {
-            report::Seen::ConnectFailed => {}
-            report::Seen::Nothing => return key.learned.delivery_ended(ended, &mut self.random),
+            report::DeliveryVerdict::ConnectFailed => {}
+            report::DeliveryVerdict::Nothing => {
+                return key.learned.delivery_ended(ended, &mut self.random);
+            }
             _ => {
                 self.shortage.connected(ended.started_us);
                 return key.learned.delivery_ended(ended, &mut self.random);

@@ -10,7 +10,7 @@ use crate::core::keys::{Domain, Keys};
 use crate::core::learn::{Admission, Coverage, EndedDelivery};
 use crate::core::rules::KeyKind;
 use crate::core::slots::Slot;
-use crate::report::{self, Report};
+use crate::report::{self, DeliveryReport};
 
 /// What a delivery has to do with a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,9 +106,9 @@ impl Gate {
     }
 
     /// Notes the address that a delivery was connected to: it may say to which site its next hop belongs.
-    pub(super) fn note_site(&mut self, domain: u32, said: &Report) -> DeliverySite {
+    pub(super) fn note_site(&mut self, domain: u32, said: &DeliveryReport) -> DeliverySite {
         let evidence = match said.seen {
-            report::Seen::Accepted => Evidence::Took,
+            report::DeliveryVerdict::Accepted => Evidence::Took,
             _ => Evidence::Answered,
         };
         let Key { kind, ref name, .. } = self.keys.all[domain as usize].key;
@@ -125,9 +125,9 @@ impl Gate {
                 Some(peer) if self.rules.group_at(peer) == Some(&key.name) => DeliverySite::Own,
                 Some(_) => DeliverySite::OtherAddress,
                 None => match said.seen {
-                    report::Seen::TooMany(_)
-                    | report::Seen::ConnectFailed
-                    | report::Seen::Died(_) => DeliverySite::NoAddress,
+                    report::DeliveryVerdict::TooMany(_)
+                    | report::DeliveryVerdict::ConnectFailed
+                    | report::DeliveryVerdict::Died(_) => DeliverySite::NoAddress,
                     _ => DeliverySite::Own,
                 },
             };

@@ -12,7 +12,7 @@ use super::{
     RECENT_US, StartedIn,
 };
 use crate::core::linger::{COHORTS_TO_FADE, LINGER_MAX_US};
-use crate::report::Seen;
+use crate::report::DeliveryVerdict;
 use crate::util::random::Random;
 
 impl Learned {
@@ -28,7 +28,10 @@ impl Learned {
         }
         let others = ended.running > 0;
         if !self.is_early(ended) {
-            if matches!(ended.seen, Seen::Accepted | Seen::Deferred | Seen::Failed) {
+            if matches!(
+                ended.seen,
+                DeliveryVerdict::Accepted | DeliveryVerdict::Deferred | DeliveryVerdict::Failed
+            ) {
                 self.accepted_us = ended.now_us.saturating_add(1);
                 self.note_answer_fixed(ended);
             }
@@ -37,7 +40,7 @@ impl Learned {
         if !others && !self.has_accepted_recently(ended.now_us) {
             return Attempt::Counts;
         }
-        let cannot_connect = ended.seen == Seen::ConnectFailed;
+        let cannot_connect = ended.seen == DeliveryVerdict::ConnectFailed;
         if cannot_connect || !others {
             self.count_failure(ended);
             if self.failures >= FAILURES {

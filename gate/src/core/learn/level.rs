@@ -26,7 +26,7 @@ use super::{
     PROBE_COHORTS, PROBE_COHORTS_MAX, PROBE_US, StartedIn,
 };
 use crate::core::linger::{COHORTS_TO_FADE, LINGER_MAX_US, Linger};
-use crate::report::Seen;
+use crate::report::DeliveryVerdict;
 
 impl Learned {
     pub(super) fn note_acceptance(&mut self, ended: &EndedDelivery) {
@@ -125,7 +125,7 @@ impl Learned {
         };
         let is_early = match ended.seen {
             // Of several in a row, all but the first mean that the socket is closed.
-            Seen::ConnectFailed => self.failures <= 1,
+            DeliveryVerdict::ConnectFailed => self.failures <= 1,
             _ => self.is_early(ended),
         };
         // A refusal that takes longer is not about the delivery that ended just before.

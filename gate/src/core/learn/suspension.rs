@@ -24,7 +24,7 @@ use super::{
     LevelAge, NO_LEVEL, PAUSE_MAX_US, PAUSE_MIN_US, PROBE_COHORTS, StartedIn,
 };
 use crate::core::linger::{LINGER_MAX_CLOSED_US, LINGER_MIN_US};
-use crate::report::{Seen, Sent};
+use crate::report::{DeliveryVerdict, Sent};
 use crate::util::random::Random;
 
 /// At a server that closes its socket, a place that has become free waits for this part of a delivery's length, but for
@@ -62,7 +62,7 @@ impl Learned {
         if self.failures < most && self.suspended_us == 0 {
             return;
         }
-        if ended.seen == Seen::TooMany(Sent::Envelope) && self.pauses > 0 {
+        if ended.seen == DeliveryVerdict::TooMany(Sent::Envelope) && self.pauses > 0 {
             let tries = ENVELOPES
                 .checked_pow(u32::from(self.pauses))
                 .map_or(ENVELOPES_MAX, |tries| tries.min(ENVELOPES_MAX));
@@ -89,7 +89,7 @@ impl Learned {
         }
         self.cohorts_to_wait = PROBE_COHORTS;
         self.wall = 0;
-        if ended.seen == Seen::ConnectFailed
+        if ended.seen == DeliveryVerdict::ConnectFailed
             && self.has_accepted_recently(ended.now_us)
             && self.taken_at_closing > 0
         {
@@ -132,7 +132,7 @@ impl Learned {
             return false;
         }
         let closed = CLOSED_PAUSES_US.get(usize::from(self.pauses)).filter(|_| {
-            ended.seen == Seen::ConnectFailed && self.has_accepted_recently(ended.now_us)
+            ended.seen == DeliveryVerdict::ConnectFailed && self.has_accepted_recently(ended.now_us)
         });
         let doublings = match ended.learning {
             Learning::On => 32,

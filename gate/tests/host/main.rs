@@ -1,0 +1,8 @@
+//! The gate with its files and its clock, as a spawner has it.
+
+mod answers;
+mod home;
+mod kept;
+mod relays;
+mod reload;
+mod status;
