@@ -1,12 +1,13 @@
-//! How the gate's static library is made for the mail server. qpatch's build script and the tests of the C share it.
+//! Builds the gate's static library for the mail server. qpatch's build script and the tests of the C use it.
 //!
-//! A plain call of rustc: the gate has no dependencies, and it wants a profile of its own (fat LTO, one unit,
-//! unwinding) whatever the profile of qpatch is.
+//! It calls rustc directly: the gate has no dependencies, and always needs its own profile (fat LTO, one unit,
+//! unwinding), whatever the profile of qpatch is.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Compiles the library; `more` are further arguments for rustc. What whoever links it has to add for this target.
+/// Compiles the library; `more` are further arguments for rustc. Returns the arguments that the linker needs besides
+/// it, for this target.
 pub fn build(
     rustc: &str,
     target: &str,
@@ -17,7 +18,7 @@ pub fn build(
     let mut command = Command::new(rustc);
     command
         .args(["--crate-name", "qpatch_gate", "--crate-type", "staticlib", "--edition", "2024"])
-        // With 2 it is 68 KiB larger, and a delivery's calls take 0.29 us in place of 0.31 (3005 and 3355
+        // With 2 it is 68 KiB larger, and the calls of a delivery take 0.29 us instead of 0.31 (3005 and 3355
         // instructions).
         .args(["-C", "opt-level=s", "-C", "lto=fat", "-C", "codegen-units=1", "-C", "panic=unwind"])
         .args(["--print", "native-static-libs", "--target", target])
@@ -28,7 +29,7 @@ pub fn build(
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}:\n{said}");
-    // The standard library's debugging symbols are more than half of it. No harm where there is no strip.
+    // The debugging symbols of the standard library are more than half of it. Without strip they stay.
     let _ = Command::new("strip").arg("--strip-debug").arg(library).status();
     let libraries = said
         .lines()
@@ -38,18 +39,18 @@ pub fn build(
     link_arguments(libraries, target)
 }
 
-/// What rustc says, with two changes for the sake of qmail-rspawn's forks.
+/// The arguments that rustc prints, with two changes for the forks of qmail-rspawn.
 ///
-/// libgcc is linked statically, also where nothing else is: the mappings of the shared one are copied with each fork.
-/// (And it is not there for a static program, `cc -static` in conf-ld.)
+/// libgcc is linked statically, even if nothing else is: each fork would copy the mappings of the shared one. (And a
+/// static program, with `cc -static` in conf-ld, cannot have it.)
 ///
-/// All symbols are bound at the start, whatever conf-ld says of that: it comes last. What is not bound then, each child
-/// binds for itself between fork and exec, with the gate as without it. That is seven page faults a delivery on
+/// All symbols are bound at the start. The argument comes last, so it overrides conf-ld. Otherwise each child binds
+/// symbols for itself between fork and exec, with or without the gate. That costs seven page faults a delivery on
 /// notqmail-1.09, as many as the gate's memory costs there (benches/spawner.rs).
 fn link_arguments(libraries: &str, target: &str) -> Vec<String> {
     let replaced = |library| if library == "-lgcc_s" { "-static-libgcc" } else { library };
     let libraries = libraries.split_whitespace().map(replaced);
-    // Apple's and AIX's linkers know no -z.
+    // The linkers of Apple and AIX have no -z.
     let knows_z = !target.contains("apple") && !target.contains("aix");
     libraries.chain(knows_z.then_some("-Wl,-z,now")).map(str::to_owned).collect()
 }

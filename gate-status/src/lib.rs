@@ -30,12 +30,12 @@ fn parse_limit(text: &str) -> Option<Limit> {
     }
 }
 
-/// A name or text of the file, as [`Escaped`] writes it, whoever wrote the file.
+/// A name or text of the file, escaped again: the file may have been written by another program.
 fn escaped(text: &str) -> String {
     Escaped(&unescaped_bytes(text.as_bytes()).unwrap_or_default()).to_string()
 }
 
-/// A line of the file, in which everything that is not printable ASCII, but for the tabs, is escaped.
+/// A line of the file, with all bytes escaped that are neither printable ASCII nor tabs.
 fn printable(line: &[u8]) -> String {
     let mut text = String::with_capacity(line.len());
     for &byte in line {
@@ -60,13 +60,13 @@ pub struct KeyStatus {
     pub running: u32,
     /// How many are held.
     pub held: u32,
-    /// How many were sent away, ever.
+    /// How many busy answers there were since the spawner started.
     pub busy: u64,
-    /// How many ran and ended, ever.
+    /// How many ran and ended since the spawner started.
     pub done: u64,
     /// The most that ran at once.
     pub peak: u32,
-    /// How many are away now, to come back.
+    /// How many are away now.
     pub away: u32,
     /// Deliveries a second.
     pub rate: f64,
@@ -74,7 +74,7 @@ pub struct KeyStatus {
     pub mean_ms: u64,
     /// How many may run now; lower than the limit while its server takes no more.
     pub effective: Limit,
-    /// When its server objected the last time, in seconds since 1970; 0: never, or it does not matter any more.
+    /// When its server last objected, in seconds since 1970; 0: never, or so long ago that it does not matter.
     pub objected_secs: u64,
     /// Until when nothing starts, in seconds since 1970; 0: it is not suspended.
     pub suspended_secs: u64,
@@ -82,7 +82,7 @@ pub struct KeyStatus {
     pub error: String,
     /// Whether the operator has named it: a group, a relay, or a domain with a line of its own.
     pub named: bool,
-    /// How many were held for some time, ever.
+    /// How many were held for some time since the spawner started.
     pub held_ever: u64,
 }
 
@@ -91,7 +91,7 @@ pub struct KeyStatus {
 pub struct Status {
     /// Counts the writes.
     pub generation: u64,
-    /// When it was written, in seconds since 1970. A gate that has nothing to say writes once a minute.
+    /// When it was written, in seconds since 1970. A gate writes once a minute even if nothing changed.
     pub written_secs: u64,
     /// The spawner's process.
     pub pid: u32,
@@ -121,7 +121,7 @@ pub struct Status {
     pub routes: u64,
     /// Domains in concurrencysites.
     pub mapped: u64,
-    /// Next hops that were seen at an address of a site.
+    /// Next hops that are known by an address of a site.
     pub seen: u64,
     /// When the table was loaded, in seconds since 1970; 0 if never.
     pub loaded_secs: u64,
@@ -142,7 +142,7 @@ pub enum StatusError {
     Torn,
     /// It is of another version, or no status file.
     Foreign,
-    /// A line that should not be; its number from 1.
+    /// A line that cannot be understood; its number, from 1.
     Line(usize),
 }
 
@@ -160,7 +160,7 @@ impl fmt::Display for StatusError {
 impl std::error::Error for StatusError {}
 
 impl Status {
-    /// Parses a file. What a later version may have added is passed over (see the module).
+    /// Parses a file. It ignores what a later version may have added (see the module).
     ///
     /// # Errors
     /// See [`StatusError`].
@@ -210,7 +210,7 @@ impl Status {
                 };
             }
             if status.line(&fields).is_none() {
-                // It may be torn: that is known at the end only.
+                // The file may be torn; only its end shows that.
                 bad.get_or_insert(number);
             }
         }
@@ -259,7 +259,7 @@ impl Status {
                         .into_iter()
                         .find(|known| known.name() == *word)
                         .unwrap_or(InForce::None),
-                    // An earlier gate said no more than that it has a table.
+                    // An earlier gate did not say which limits are in force.
                     None if self.state == State::Limits => InForce::File,
                     None => InForce::None,
                 };
@@ -288,7 +288,7 @@ impl Status {
                 error,
                 ref added @ ..,
             ] => {
-                // A later version's.
+                // Of a later version.
                 let Some(kind) = KeyKind::parse(kind) else { return Some(()) };
                 let name = unescaped_bytes(name.as_bytes())?;
                 self.keys.push(KeyStatus {
@@ -325,7 +325,7 @@ impl Status {
                 | "key" | "unlisted",
                 ..,
             ] => return None,
-            // A later version's.
+            // Of a later version.
             _ => {}
         }
         Some(())

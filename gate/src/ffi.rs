@@ -1,8 +1,8 @@
-//! What C sees. `gate.h` is the contract; `bindings.rs` is bindgen's reading of it, and the types of the functions here
-//! are compared with it when this is compiled.
+//! The functions that C calls. `gate.h` is the contract, and `bindings.rs` is what bindgen made of it. The compiler
+//! compares the types of the functions here with it.
 //!
-//! Every function is made by the macro `export!`, which is the boundary: no panic gets out, nothing is printed, and
-//! what C gets when something fails is written next to the name:
+//! The macro `export!` makes every function, and it is the boundary: no panic gets out, and nothing is printed. If
+//! something fails, C gets this answer:
 //!
 //! | function | answer when it fails |
 //! | --- | --- |
@@ -14,8 +14,8 @@
 //! | gate_timeout_ms | -1 |
 //! | gate_held | 0 |
 //!
-//! The state is behind a lock that is only ever tried: the contract is one thread, and whoever breaks it gets the
-//! answer above.
+//! A lock guards the state, and no call waits for it: the contract allows one thread, and a second one gets the answer
+//! above.
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_uint};
 use std::hash::{BuildHasher, RandomState};
@@ -46,7 +46,7 @@ pub extern "C" fn gate_inject_panics(calls: c_uint) {
     crate::inject::panics(calls);
 }
 
-/// Forgets the gate, so that a test can open another. Not visible from C.
+/// Closes the gate, so that a test can open another. C cannot call it.
 #[doc(hidden)]
 pub fn close() {
     *HOST.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
@@ -67,7 +67,7 @@ fn guarded<R>(fallback: R, body: impl FnOnce(&mut Option<Host>) -> Option<R>) ->
     match outcome {
         Ok(answer) => answer.unwrap_or(fallback),
         Err(payload) => {
-            // What the payload does when it is dropped is nobody's promise, either.
+            // Dropping the payload may panic as well.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(payload)));
             let _ = catch_unwind(AssertUnwindSafe(|| host.as_mut().map(Host::fail)));
             fallback
@@ -75,8 +75,9 @@ fn guarded<R>(fallback: R, body: impl FnOnce(&mut Option<Host>) -> Option<R>) ->
     }
 }
 
-/// Exports a function to C inside the boundary, and compares its type with that in gate.h. `_` in place of each type of
-/// a parameter makes the comparison. What is to be so in any case, even if the body fails at once, is done `first`.
+/// Exports a function to C inside the boundary, and compares its type with that in gate.h. The types in brackets are
+/// those of the parameters once more, for the comparison. The block `first` runs outside the boundary, before the body,
+/// so it takes effect even if the body fails.
 macro_rules! export {
     (
         $(#[$meta:meta])*
@@ -93,7 +94,7 @@ macro_rules! export {
     };
 }
 
-/// The bytes at `text`, or None when it is NULL and should not be.
+/// The bytes at `text`; None if it is NULL and `length` is not 0.
 ///
 /// # Safety
 /// `text` is NULL or points to `length` bytes that stay as they are for `'a`.
@@ -111,7 +112,7 @@ unsafe fn bytes<'a>(text: *const c_char, length: c_uint) -> Option<&'a [u8]> {
 /// A file name from C, or `default` when it is NULL.
 ///
 /// # Safety
-/// `name` is NULL or a string that ends with a zero byte and stays as it is as long as the result is used.
+/// `name` is NULL or a string that ends with a zero byte and does not change while the result is used.
 unsafe fn path(name: *const c_char, default: &str) -> &OsStr {
     if name.is_null() {
         return OsStr::new(default);

@@ -1,5 +1,5 @@
-//! Panics on demand, to see that mail goes on after one. Only with the feature `panic-injection`, which tests ask for:
-//! the library that goes into the mail server is built without it and has nothing of this (c-shim/tests/c.rs looks).
+//! Panics on demand, for tests that mail goes on after a panic. It exists only with the feature `panic-injection`: the
+//! library for the mail server is built without it, and c-shim/tests/c.rs checks that it has nothing of this.
 
 #![forbid(unsafe_code)]
 
@@ -21,10 +21,11 @@ pub(crate) fn called() {
     }
 }
 
-/// The place, counted from 1, at which a [`fault`] panics once more; 0: none.
+/// The call of [`fault`], counted from 1, that panics next; 0: none.
 static PLACE: AtomicU32 = AtomicU32::new(0);
 
-/// Makes the `place`th call of [`fault`] from now on panic, where the gate takes or gives a place of a key or a slot.
+/// Makes the `place`th call of [`fault`] from now on panic. These calls are where the gate takes or returns a place of
+/// a key or a slot.
 pub fn panics_at(place: u32) {
     PLACE.store(place, Ordering::Relaxed);
 }
@@ -35,7 +36,7 @@ pub fn has_panicked() -> bool {
     PLACE.load(Ordering::Relaxed) == 0
 }
 
-/// The gate is in the middle of taking or giving a place.
+/// Called where the gate is in the middle of taking or returning a place.
 pub(crate) fn fault() {
     let left = PLACE.load(Ordering::Relaxed);
     if left > 0 {

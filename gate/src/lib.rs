@@ -1,13 +1,14 @@
 //! The per-domain delivery gate.
 //!
-//! qmail-rspawn asks it before each delivery whether the destination's limit allows one more. [`gate`] decides, with no
-//! I/O and no clock; [`host`] reads the control files and writes the status file; [`ffi`] is what C sees, and the
-//! only module with unsafe code, but for one instruction in `prefetch`. `gate.h` is the contract.
+//! Before each delivery qmail-rspawn asks the gate whether the limit of the destination allows one more. [`gate`]
+//! decides, without I/O and clock; [`host`] reads the control files and writes the status file; [`ffi`] is what C
+//! calls. Only `ffi` and `bindings` have unsafe code, and `prefetch` has one instruction. `gate.h` is the contract with
+//! C.
 //!
-//! The same crate is a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no dependencies)
-//! and a library for qpatch, which checks and simulates with the code that will run.
+//! The crate has two forms: a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no
+//! dependencies), and a library for qpatch, which so checks and simulates with the code that will run.
 
-/// A point in the code at which a test may make the gate panic. It is empty in the mail server.
+/// Marks a place where a test can make the gate panic. Expands to nothing in the mail server.
 macro_rules! fault {
     () => {
         #[cfg(feature = "panic-injection")]
@@ -26,7 +27,7 @@ pub mod inject;
 pub mod report;
 mod util;
 
-// The folders are for who reads the crate; who uses it need not know them.
+// The folders help to read the crate. Its users need not know them.
 pub use self::core::{command, gate, learn, linger, pace, recall, returns, rules, share, shortage};
 pub use control::{limit, literal, name, name_map, problem, route, sender, site, table};
 pub use host::{clock, kept, process, shared, status};

@@ -5,7 +5,7 @@
 /// How many deliveries at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Limit {
-    /// At most so many; 0 holds everything.
+    /// At most this many; 0 holds everything.
     AtMost(u32),
     /// No limit.
     Unlimited,
@@ -22,33 +22,33 @@ impl Limit {
     }
 }
 
-/// What the table says of a key.
+/// What the table says about a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cap {
     /// How many deliveries of the key run at once.
     pub limit: Limit,
-    /// Whether fewer do when its server objects.
+    /// Whether the limit falls when the server objects.
     pub learning: Learning,
 }
 
 impl Cap {
-    /// What no line speaks of: stock behaviour.
+    /// For a domain that no line matches: no limit, as in stock qmail.
     pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed };
 }
 
-/// Whether a key's limit may be lowered by what its server says.
+/// Whether the replies of the server may lower a key's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Learning {
-    /// It may.
+    /// They may.
     On,
-    /// The configured limit counts, always.
+    /// The limit stays as configured.
     Fixed,
 }
 
-/// The highest limit that can be written. conf-spawn's highest is 65000, so what is above that is never reached.
+/// The highest limit that a line may have. conf-spawn is at most 65000, so a limit above that is never reached.
 pub const LIMIT_MAX: u32 = 500_000;
 
-/// So many different groups.
+/// The most groups in a table.
 pub const GROUPS_MAX: usize = 500_000;
 
 /// The longest name of a group, in bytes.
@@ -57,7 +57,7 @@ pub const GROUP_MAX: usize = 64;
 /// The most lines with a meaning in concurrencyreplies.
 pub const RULES_MAX: usize = 500;
 
-/// The most steps of all its regular expressions together.
+/// The most steps of all regular expressions of that file together.
 pub const PROGRAMS_MAX: usize = 16384;
 
 /// The longest pause in seconds.

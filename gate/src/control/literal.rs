@@ -1,16 +1,16 @@
-//! Addresses that stand where a host's name is expected: `192.0.2.1`, `[192.0.2.1]`, `[2001:db8::25]`,
-//! `[IPv6:2001:db8::25]`. One address has many spellings, and must not have limits of its own for each: here it becomes
-//! one text. An IPv4 address that is written as an IPv6 one (`::ffff:192.0.2.1`) is the IPv4 address.
+//! Addresses in the place of a host's name: `192.0.2.1`, `[192.0.2.1]`, `[2001:db8::25]`, `[IPv6:2001:db8::25]`. An
+//! address has many spellings, and must not have a limit for each of them: here it becomes one text. An IPv4 address
+//! that is written as an IPv6 one (`::ffff:192.0.2.1`) is the IPv4 address.
 
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// The address that a text is, without brackets. A zone (`fe80::1%eth0`) is left out: the gate counts by the address.
+/// Reads an address without brackets. It leaves out a zone (`fe80::1%eth0`), because the gate counts by the address.
 #[must_use]
 pub fn bare(text: &[u8]) -> Option<IpAddr> {
-    // Most names are no addresses, and begin with something else.
+    // Most names are no addresses, and begin with another character.
     if !matches!(text.first()?, b':' | b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') {
         return None;
     }
@@ -22,20 +22,20 @@ pub fn bare(text: &[u8]) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
-/// The address that a host's name is, with or without brackets: qmail-remote needs no DNS for it.
+/// Reads an address with or without brackets. qmail-remote needs no DNS for such a host.
 #[must_use]
 pub fn of_name(name: &[u8]) -> Option<IpAddr> {
     bare(name).or_else(|| bracketed(name))
 }
 
-/// The address between brackets, with the tag of RFC 5321 or without.
+/// Reads what is between brackets: an address, with or without the tag of RFC 5321.
 #[must_use]
 pub fn bracketed(text: &[u8]) -> Option<IpAddr> {
     let [b'[', inner @ .., b']'] = text else { return None };
     inside(inner)
 }
 
-/// The address that has brackets around it.
+/// Reads an address in brackets.
 #[must_use]
 pub fn inside(inner: &[u8]) -> Option<IpAddr> {
     match inner.split_at_checked(5) {
@@ -46,10 +46,10 @@ pub fn inside(inner: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// The longest text: `[` 8 groups of 4 digits with 7 colons `]`, or with an IPv4 address in the end.
+/// The longest text: `[`, 8 groups of 4 digits with 7 colons, or with an IPv4 address at the end, `]`.
 const LONGEST: usize = 2 + 46;
 
-/// An address as a text, without memory of its own.
+/// An address as a text that needs no allocation.
 #[derive(Clone, Copy, Debug)]
 pub struct Literal {
     bytes: [u8; LONGEST],
@@ -57,7 +57,7 @@ pub struct Literal {
 }
 
 impl Literal {
-    /// With brackets, as a recipient's domain and in concurrencydomains.
+    /// With brackets, as in a recipient's domain and in concurrencydomains.
     #[must_use]
     pub fn new(address: IpAddr) -> Self {
         let mut literal = Self { bytes: [0; LONGEST], len: 0 };

@@ -14,7 +14,7 @@ use crate::util::regex::Fault;
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
-    /// The file is used, but it may not mean what was meant.
+    /// The file is used, but it may not mean what the operator wants.
     Warning,
     /// The file is not used: the last good one stays.
     Error,
@@ -103,7 +103,7 @@ impl fmt::Display for File {
 pub enum Kind {
     /// No colon in the line.
     NoLimit,
-    /// The limit has something else than digits.
+    /// The limit has other characters than digits.
     LimitNotNumber,
     /// The limit is above [`LIMIT_MAX`].
     LimitTooLarge,
@@ -119,11 +119,11 @@ pub enum Kind {
     TooManyFields,
     /// The fourth field is neither `learn` nor `fixed`.
     LearningWord,
-    /// What is before the slash is no address.
+    /// The text before the slash is no address.
     RangeAddress,
-    /// What is behind the slash is not a number of bits, at most the one that is here.
+    /// The text behind the slash is not a number of bits up to this one.
     RangeLength(u8),
-    /// The address has bits behind those that the range has in common; they are ignored.
+    /// The address has bits behind those that the range has in common. They are ignored.
     RangeHostBits,
     /// The domain is longer than [`NAME_MAX`].
     DomainTooLong,
@@ -133,29 +133,29 @@ pub enum Kind {
     DomainNotAscii,
     /// A `*`: wildcards are written `.example.com`.
     DomainStar,
-    /// A word that other software takes for all domains: here that is the empty name.
+    /// A word that means all domains in other software: here the empty name does.
     DomainAll,
-    /// What is in brackets is no address.
+    /// The text in brackets is no address.
     DomainLiteral,
     /// A word or a star where an exchanger's name is expected.
     ExchangerAll,
     /// A character that no host's name has; some of them end the relay's name in lines of smtproutes.
     DomainNotHost(u8),
-    /// A byte order mark in the domain: the file was put together from several.
+    /// A byte order mark in the domain: the file was joined from several.
     DomainMark,
     /// The file is in UTF-16.
     Utf16,
-    /// A dot at the end of the domain; it is looked up without.
+    /// A dot at the end of the domain, which is ignored.
     DomainRoot,
-    /// Two dots in a row, or a second one at the start: between them is no name.
+    /// Two dots in a row, or a second one at the start: there is no name between them.
     DomainEmptyLabel,
-    /// The domain was in an earlier line, whose number is here. This one counts.
+    /// The domain is in an earlier line, with this number. The later line counts.
     Duplicate(u32),
-    /// The group has another limit in an earlier line, whose number is here. The lower one counts.
+    /// The group has another limit in an earlier line, with this number. The lower limit counts.
     GroupDisagrees(u32),
-    /// The group has another fourth field in an earlier line; its first line is here. It is fixed.
+    /// The group has another fourth field in an earlier line; this is the number of its first line. The limit is fixed.
     LearningDisagrees(u32),
-    /// The limit is above concurrencyremote, which is here: it is never reached.
+    /// The limit is above concurrencyremote, which is this number: it is never reached.
     AboveConcurrencyRemote(u32),
     /// The file is not a regular file.
     NotRegular,
@@ -171,17 +171,17 @@ pub enum Kind {
     RouteTooLong,
     /// A `*` in a host of smtproutes.
     RouteStar,
-    /// A word in smtproutes that other software takes for all hosts.
+    /// A word in smtproutes that means all hosts in other software.
     RouteAll,
     /// A character in a host of smtproutes that no host's name has.
     RouteNotHost(u8),
-    /// smtproutes begins with a byte order mark, which qmail-remote takes for a part of the first host.
+    /// smtproutes begins with a byte order mark, which qmail-remote takes as a part of the first host.
     RouteMark,
-    /// What stands for the relay in smtproutes is no name of a host: the gate does not follow it.
+    /// The relay in smtproutes is no name of a host: the gate does not follow it.
     RouteUnclear,
     /// More than [`VALUE_MAX`] relays in smtproutes: the gate does not follow the others.
     TooManyRoutes,
-    /// A line of concurrencysites without a colon, without a domain, or with a domain or a group that cannot be.
+    /// A line of concurrencysites without a colon or a domain, or with an impossible domain or group.
     SiteLine,
     /// Too many lines in concurrencysites, or groups in them.
     TooManySites,
@@ -193,7 +193,7 @@ pub enum Kind {
     PatternStart,
     /// Its pattern has no end.
     PatternOpen,
-    /// Something is directly behind its pattern.
+    /// No blank follows its pattern.
     PatternEnd,
     /// Its pattern is wrong.
     Pattern(Fault),
@@ -201,17 +201,17 @@ pub enum Kind {
     ReplyMeaning,
     /// The seconds of a pause are not from 1 to [`PAUSE_MAX_SECS`].
     PauseSeconds,
-    /// Something is behind its meaning.
+    /// Other text follows its meaning.
     ReplyTail,
     /// More than [`RULES_MAX`] lines, or [`PROGRAMS_MAX`] steps.
     TooManyReplies,
-    /// An earlier line, whose number is here, fits whatever this one does.
+    /// An earlier line, with this number, matches all that this one matches.
     ReplyNeverReached(u32),
-    /// It is about refusals for good, to which only a pause does something.
+    /// It is for permanent refusals, for which only a pause has an effect.
     ReplyPermanent,
     /// concurrencyremote is not a number.
     NotNumber,
-    /// The spawners of this queue cannot tell each other what runs; the system's error number, 0 if there is none.
+    /// The spawners of this queue cannot share what they run; the system's error number, 0 if there is none.
     CountsAlone(i32),
     /// The same: there are more of them than the file has columns.
     SharedFull,
@@ -221,14 +221,13 @@ pub enum Kind {
     SharedCrowded,
     /// No memory.
     OutOfMemory,
-    /// The file is not used as long as it changes all the time.
+    /// The file changes all the time, and is not used.
     Changing,
-    /// It has no byte, and took the place of a file that had limits.
+    /// It is empty, and took the place of a file with limits.
     Emptied,
-    /// What counts is the last file that had no errors.
+    /// The last file without errors counts.
     EarlierCounts,
-    /// There is no earlier file without errors: what counts is the lines that have none, and for every other domain the
-    /// limit that is here.
+    /// There is no earlier file without errors: the lines without errors count, and this limit for every other domain.
     PartCounts(u32),
     /// A copy of the last good file that is not whole.
     KeptNotWhole,

@@ -1,12 +1,12 @@
 //! control/smtproutes as qmail-remote reads it: `domain:relay[:port]`, looked up by exact name, each `.suffix`, then
 //! the empty name. A matching line with an empty relay means that there is no relay. Lines without a colon are ignored.
 //!
-//! The gate counts by the relay's name and ignores the port: it is the machine behind the name that has had enough.
+//! The gate counts by the name of the relay and ignores the port, because the machine behind the name has the limit.
 //!
-//! Patches for SMTP AUTH write a user and a password behind the relay: `domain:relay:port|user|password`,
-//! `relay|user|password`, `relay user password`, and others. A key's name stands in logs, in the status file and in
-//! labels, so **nothing but the relay's name may be kept of a line**. No host's name has a bar, a blank or another such
-//! byte, so in every tree the name ends there. What is not clear is not followed.
+//! With patches for SMTP AUTH a user and a password follow the relay: `domain:relay:port|user|password`,
+//! `relay|user|password`, `relay user password`, and others. The name of a key appears in logs, in the status file and
+//! in labels, so **the gate keeps nothing of a line but the name of the relay**. No host's name has a bar, a blank or
+//! another such byte, so in every tree the name ends there. The gate does not follow a line that is not clear.
 
 #![forbid(unsafe_code)]
 
@@ -45,7 +45,7 @@ impl Routes {
         Self::parse_file(File::Routes, text, hasher)
     }
 
-    /// The same for smtproutes, or for a file with senders in place of hosts.
+    /// The same for any file of this form: smtproutes, or one with senders in place of hosts.
     pub(crate) fn parse_file(
         file: File,
         text: &[u8],
@@ -57,7 +57,7 @@ impl Routes {
             hasher,
             lines_of(text).filter(|(_, line)| is_content(line)).count(),
         )?;
-        // qmail-remote does not skip a mark, so that the line behind it is for no host there, and must not be one here.
+        // qmail-remote does not skip a mark, so the line behind it is for no host there, and must not be here.
         if text.starts_with(MARK) || is_utf16(text) {
             problems.add(1, 0, Kind::RouteMark);
         }
@@ -110,7 +110,7 @@ impl Routes {
         Ok((routes, problems))
     }
 
-    /// The name of the relay, in lower case, and where the line is that sends this host there, for [`Routes::number`].
+    /// The name of the relay for a host, in lower case, and a handle of the line for [`Routes::number`].
     #[must_use]
     pub fn find(&self, host: &[u8]) -> Option<(&[u8], NameEntry)> {
         self.lines.find(host).and_then(|found| self.relay(found))
@@ -159,8 +159,7 @@ impl Routes {
     }
 }
 
-/// Writes a file anew with nothing in it but hosts and names of relays: what may be kept of it. Read again, it has the
-/// same routes.
+/// Writes the part of a file that may be kept: hosts and names of relays, and nothing else. It has the same routes.
 ///
 /// # Errors
 /// No memory.
@@ -189,9 +188,9 @@ pub fn without_secrets(text: &[u8], out: &mut memory::Text) -> Result<(), OutOfM
     Ok(())
 }
 
-/// What of qmail-remote's words may be shown. A qmail-remote that does not know credentials takes them for a part of
-/// the host's name, and repeats all of it: `Sorry, I couldn't find any host named relay.example|user|password.
-/// (#5.1.2)`. Then nothing of the name is shown: it may begin with the user's.
+/// The part of qmail-remote's words that may be shown. A qmail-remote that does not know credentials takes them as a
+/// part of the host's name, and repeats all of it: `Sorry, I couldn't find any host named relay.example|user|password.
+/// (#5.1.2)`. Then nothing of the name may be shown, because it may begin with the name of the user.
 #[must_use]
 pub fn without_credentials(words: &[u8]) -> &[u8] {
     const BEFORE: &[u8] = b" host named ";
@@ -205,18 +204,18 @@ pub fn without_credentials(words: &[u8]) -> &[u8] {
     }
 }
 
-/// What a line says of the relay.
+/// The relay of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Relay<'a> {
     /// There is none.
     None,
     Name(&'a [u8]),
     Address(IpAddr),
-    /// What is there may be a name or may be something else, such as a password.
+    /// It may be a name or something else, such as a password.
     Unclear,
 }
 
-/// Behind the relay's name stands its port, or what it wants to know of who sends.
+/// Whether a byte can follow the name of a relay, before a port or credentials.
 fn ends_name(byte: u8) -> bool {
     matches!(byte, b':' | b'|' | b';' | b',' | b' ' | b'\t')
 }
@@ -235,7 +234,7 @@ fn relay(field: &[u8]) -> Relay<'_> {
             None => Relay::Unclear,
         };
     }
-    // s/qmail writes the port behind a semicolon, so that an IPv6 address needs no brackets.
+    // s/qmail has a semicolon before the port, so an IPv6 address needs no brackets.
     let to =
         |is_end: fn(u8) -> bool| field.iter().position(|&byte| is_end(byte)).unwrap_or(field.len());
     let address = &field[..to(|byte| byte != b':' && ends_name(byte))];
@@ -244,7 +243,7 @@ fn relay(field: &[u8]) -> Relay<'_> {
     }
     let (name, behind) = field.split_at(to(|byte| !is_of_host(byte)));
     match behind {
-        // `user:password@relay`: what is before a colon is the relay only if a port is behind it, or if no name can
+        // In `user:password@relay` the relay is not before the colon: it is only if a port follows, or if no name can
         // follow.
         [b':', port @ ..] => {
             let digits = port.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -1,7 +1,7 @@
-//! control/authsenders as qmail-remote reads it in trees with a patch for SMTP AUTH by Erwin Hoffmann: a relay by the
-//! sender, before smtproutes is asked. sagredo's qmail, brdelphus's, s/qmail, and notqmail's branches
-//! patches/notqmail/smtp-auth, patches/Gentoo/auth+tls and netqmail-smtp-auth have it, all with the same look-up. Lines
-//! are those of smtproutes with a sender in place of the host:
+//! control/authsenders, as qmail-remote reads it in trees with Erwin Hoffmann's patch for SMTP AUTH: it gives the relay
+//! of a sender, and comes before smtproutes. sagredo's qmail, brdelphus's, s/qmail, and notqmail's branches
+//! patches/notqmail/smtp-auth, patches/Gentoo/auth+tls and netqmail-smtp-auth have it, all with the same look-up. The
+//! lines are those of smtproutes with a sender in place of the host:
 //!
 //! ```text
 //! info@a.example:relay.example:587|user|password
@@ -10,12 +10,12 @@
 //! :relay.example
 //! ```
 //!
-//! A sender is looked up as qmail-remote has quoted it (RFC 821): the whole address, then what begins with each of its
-//! dots and `@`, the longest first, then the empty name. So `first.last@a.example` meets `.last@a.example`,
-//! `@a.example` and `.example`, but not `.a.example`, which is for hosts below it. The first line that fits ends the
-//! search; without a relay it means that smtproutes is asked.
+//! qmail-remote looks a sender up in quoted form (RFC 821): the whole address, then what begins with each of its dots
+//! and `@`, the longest first, then the empty name. So `first.last@a.example` matches `.last@a.example`, `@a.example`
+//! and `.example`, but not `.a.example`, which is for hosts below it. The first line that matches ends the search. If
+//! it has no relay, smtproutes decides.
 //!
-//! Whether the tree's qmail-remote reads the file is known when the tree is built: see [`Reads`].
+//! The build of the tree finds out whether its qmail-remote reads this file: see [`Reads`].
 
 #![forbid(unsafe_code)]
 
@@ -25,8 +25,8 @@ use crate::control::problem::{File, Problems};
 use crate::control::route::Routes;
 use crate::util::memory::OutOfMemory;
 
-/// What the tree's qmail-remote asks for a relay beside smtproutes, as far as the gate follows it. The Makefile of a
-/// patched tree looks for it in qmail-remote.c: at run time qmailr cannot read the program.
+/// Where the tree's qmail-remote looks for a relay, besides smtproutes, as far as the gate follows it. The Makefile of
+/// a patched tree finds it in qmail-remote.c: at run time qmailr cannot read the program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reads {
     /// control/authsenders, by the sender.
@@ -35,7 +35,7 @@ pub struct Reads {
     pub bounces: Asked,
 }
 
-/// Whether qmail-remote asks for something.
+/// Whether qmail-remote looks something up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Asked {
     /// It does not.
@@ -49,7 +49,7 @@ pub enum Asked {
 pub const BOUNCES: &[u8] = b"!@";
 
 impl Reads {
-    /// Of words that are separated by blanks; others mean nothing.
+    /// Reads words that are separated by blanks, and ignores those that it does not know.
     #[must_use]
     pub fn parse(words: &[u8]) -> Self {
         let mut this = Self::default();
@@ -92,7 +92,8 @@ impl Senders {
         Ok((Self { routes }, problems))
     }
 
-    /// The name of the relay for a sender as qmail-rspawn reads it, without zero bytes at the end; in lower case.
+    /// The name of the relay for a sender, in lower case. The sender is as qmail-rspawn reads it, without zero bytes at
+    /// the end.
     #[must_use]
     pub fn find(&self, sender: &[u8]) -> Option<(&[u8], NameEntry)> {
         let mut quoted = Quoted::new();
@@ -118,8 +119,8 @@ impl Senders {
     }
 }
 
-/// Room for the end of an address. No name in the map is longer than [`NAME_MAX`]: what is before that is not looked
-/// at.
+/// Room for the end of an address. No name in the map is longer than [`NAME_MAX`], so the beginning of a longer address
+/// does not matter.
 struct Quoted {
     bytes: [u8; NAME_MAX + 1],
 }

@@ -1,24 +1,24 @@
-//! Sites: which domains' mail goes to the same servers, so that they count together though their names say nothing of
-//! it.
+//! Sites: domains whose mail goes to the same servers, and which therefore count together, although their names differ.
 //!
-//! Two things tell it. **The map**, control/concurrencysites, has a line `domain:group` for each domain whose mail
-//! exchangers match a line with `mx:` of concurrencydomains; `qpatch gate sites` looks them up in DNS and writes it, so
-//! that nobody asks DNS in the spawner. **What was seen**: qmail-remote prints the address that it was connected to,
-//! and an address in a range of concurrencydomains puts the next hop, a domain or a relay of smtproutes, into that
-//! range's group.
+//! There are two sources. **The map**, control/concurrencysites, has a line `domain:group` for each domain whose mail
+//! exchangers match a line with `mx:` of concurrencydomains. `qpatch gate sites` looks them up in DNS and writes the
+//! file, so the spawner never asks DNS. **Addresses of deliveries**: qmail-remote prints the address that it was
+//! connected to. If that is in a range of concurrencydomains, the next hop, a domain or a relay of smtproutes, belongs
+//! to the group of that range.
 //!
-//! An address counts where qmail-remote itself prints it (see [`crate::report`]), so no server can claim that of
-//! another. A domain whose mail exchanger is somebody else's does count with somebody else: there its mail goes.
+//! An address counts only where qmail-remote itself prints it (see [`crate::report`]), so no server can claim the
+//! address of another. A domain counts with the provider that its mail exchanger belongs to, because its mail goes
+//! there.
 //!
-//! **Members and candidates.** A next hop whose mail was taken at a site is a member of it. One that was only refused
-//! there is a candidate: whoever owns a domain can point its mail exchanger at a provider for one delivery, and
+//! **Members and candidates.** A next hop becomes a member of a site when the site takes its mail. One that the site
+//! only refused is a candidate: the owner of a domain can point its mail exchanger at a provider for one delivery, and
 //! elsewhere for the next. All candidates of a site count together, apart from its members (see
-//! [`crate::core::rules`]): they take none of the members' places, and what they meet says nothing of the site. The
-//! first mail that the site takes makes a candidate a member. Any delivery that was connected to an address elsewhere
-//! takes the next hop out, a candidate as well as a member.
+//! [`crate::core::rules`]): they take none of the members' places, and their replies say nothing about the site. The
+//! first mail that the site takes makes a candidate a member. A delivery that was connected to an address elsewhere
+//! removes the next hop, whether it was a candidate or a member.
 //!
-//! What was seen is bounded: next hops with an address in a range, the last [`SEEN_MAX`] members and the last
-//! [`CANDIDATES_MAX`] candidates that had a delivery.
+//! The memory is bounded: only next hops with an address in a range are remembered, of these the [`SEEN_MAX`] members
+//! and the [`CANDIDATES_MAX`] candidates with the latest deliveries.
 
 #![forbid(unsafe_code)]
 
@@ -34,10 +34,10 @@ use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::util::memory::{self, OutOfMemory};
 
-/// The most members of sites that are known by the address at which they were seen; about 6 MB.
+/// The most members of sites that are known by their address; about 6 MB.
 pub const SEEN_MAX: usize = 50_000;
 
-/// The most candidates. They have a list of their own, so that names that strangers choose push no member out.
+/// The most candidates. They have a list of their own, so that names which strangers choose displace no member.
 pub const CANDIDATES_MAX: usize = 5_000;
 
 /// control/concurrencysites.
@@ -62,7 +62,7 @@ impl Map {
         let mut problems = Problems::new(File::Sites);
         let room = lines_of(text).filter(|(_, line)| is_content(line)).count();
         let mut map = Self { domains: NameMap::with_room(hasher, room)?, groups: Vec::new() };
-        // Of each group's name: its index.
+        // The index of each group's name.
         let mut known = NameMap::with_room(hasher, room)?;
         for (number, line) in lines_of(without_mark(text)) {
             if !is_content(line) {
@@ -71,7 +71,7 @@ impl Map {
             let content = trimmed(line);
             let colon = content.iter().position(|&byte| byte == b':').unwrap_or(0);
             let (domain, group) = (&content[..colon], content.get(colon + 1..).unwrap_or_default());
-            // A group may be named after its line, which may be longer than a name that is written.
+            // A group that is named after its range may have a longer name than one that is written.
             let fits = |name: &[u8]| {
                 !name.is_empty() && name.len() <= NAME_MAX && name.iter().all(u8::is_ascii_graphic)
             };
@@ -126,16 +126,16 @@ impl Map {
     }
 }
 
-/// What a delivery says of an address.
+/// What a delivery showed about an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
-    /// The mail was taken there.
+    /// It took the mail.
     Took,
-    /// It was connected to.
+    /// The delivery was connected to it.
     Answered,
 }
 
-/// What a next hop is to the site at whose address it was seen.
+/// How a next hop belongs to the site that its address is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The site has taken its mail.
@@ -152,12 +152,12 @@ struct Hop {
     link: Link,
 }
 
-/// Next hops with the addresses that they were seen at, up to a number.
+/// Next hops with their addresses, up to a number of them.
 #[derive(Debug)]
 struct Hops {
     all: Vec<Hop>,
     index: Index,
-    /// The one whose last delivery is the longest ago is first.
+    /// In the order of their last deliveries, the oldest first.
     order: List,
     most: usize,
 }
@@ -194,7 +194,7 @@ impl Hops {
         Ok(())
     }
 
-    /// The last one takes its place, so that there are no gaps.
+    /// The last entry moves there, so that there are no gaps.
     fn remove(&mut self, at: u32) {
         unlink(&mut self.order, at, &mut self.all, |hop| &mut hop.link);
         self.index.remove(self.all[at as usize].hash, at);
@@ -203,7 +203,7 @@ impl Hops {
         if at != last {
             let Hop { hash, link, .. } = self.all[at as usize];
             self.index.remove(hash, last);
-            // There is room: one was removed.
+            // There is room, because one was removed.
             let _ = self.index.insert(hash, at);
             match link.prev {
                 NONE => self.order.first = at,
@@ -217,7 +217,7 @@ impl Hops {
     }
 }
 
-/// The addresses at which next hops were seen.
+/// The addresses of next hops.
 #[derive(Debug)]
 pub struct Seen {
     members: Hops,
@@ -232,7 +232,7 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Of so many members and so many candidates at most.
+    /// Remembers at most this many members and candidates.
     #[must_use]
     pub fn with_most(members: usize, candidates: usize) -> Self {
         Self {
@@ -242,7 +242,7 @@ impl Seen {
         }
     }
 
-    /// The address at which a next hop was seen whose hash is known, and what it is there.
+    /// The address of the next hop with this hash, and how it belongs to the site.
     #[inline]
     #[must_use]
     pub fn address(&self, hash: u64) -> Option<(IpAddr, Standing)> {
@@ -252,9 +252,9 @@ impl Seen {
             .or_else(|| find(&self.candidates).map(|address| (address, Standing::Candidate)))
     }
 
-    /// A delivery to a next hop, whose name has this hash, was connected to this address. Whether it belongs to another
-    /// group now, or otherwise than before. An address that is in no range is not remembered, nor is a name that no
-    /// host has.
+    /// Notes that a delivery to the next hop with this hash was connected to this address. Returns whether it now
+    /// belongs to another group, or in another way. It ignores an address that is in no range, and a name that no host
+    /// has.
     ///
     /// # Errors
     /// No memory: the next hop is not known.
@@ -270,7 +270,7 @@ impl Seen {
         let now = group(address);
         let before = self.address(hash).map(|(known, standing)| (group(known), known, standing));
         let standing = match (before, evidence) {
-            // What is seen again at the same site is what it was.
+            // Another delivery at the same site does not change what it is.
             (Some((there, _, Standing::Member)), _) if there == now => Standing::Member,
             (_, Evidence::Took) => Standing::Member,
             (_, Evidence::Answered) => Standing::Candidate,
@@ -313,7 +313,7 @@ impl Seen {
         }
     }
 
-    /// Puts back a member that was remembered before a restart; see [`Seen::iter`] for the order.
+    /// Restores a member from before a restart; see [`Seen::iter`] for the order.
     ///
     /// # Errors
     /// No memory: nothing has changed.
@@ -334,7 +334,7 @@ impl Seen {
         Ok(())
     }
 
-    /// All members with their addresses, the one whose last delivery is the longest ago first.
+    /// All members with their addresses, in the order of their last deliveries, the oldest first.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], IpAddr)> {
         let mut at = self.members.order.first;
         std::iter::from_fn(move || {
@@ -344,7 +344,7 @@ impl Seen {
         })
     }
 
-    /// Counts the changes of the members, but for the order.
+    /// Counts the changes of the members, without those of their order.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes
@@ -368,11 +368,12 @@ impl Seen {
 pub enum SiteReason {
     /// A line of control/concurrencysites, from 1.
     Map(u32),
-    /// It is an address in the range of a line of control/concurrencydomains, from 1.
+    /// Its name is an address in the range of this line of control/concurrencydomains, from 1.
     Literal(IpAddr, u32),
-    /// Its mail was taken at an address, which is in the range of a line of control/concurrencydomains, from 1.
+    /// Its mail was taken at an address in the range of this line of control/concurrencydomains, from 1.
     Address(IpAddr, u32),
-    /// Its mail was refused at such an address, and none was taken there yet: it is a candidate.
+    /// Its mail was refused at such an address, and none was taken there yet: it is a candidate. The number is that of
+    /// the line.
     Refused(IpAddr, u32),
 }
 
@@ -381,20 +382,19 @@ pub enum SiteReason {
 pub struct Sites {
     /// control/concurrencysites.
     pub map: Map,
-    /// What was seen.
+    /// The addresses of deliveries.
     pub seen: Seen,
 }
 
 impl Sites {
-    /// Nothing is known.
+    /// No map, and no address is known.
     #[must_use]
     pub fn new(hasher: Hasher) -> Self {
         Self { map: Map::new(hasher), seen: Seen::default() }
     }
 
-    /// The index of the group that a next hop belongs to by its site. The map, which somebody asked for, comes before
-    /// the address that the name is or that was seen; of the map, lines whose group is not in the table count for
-    /// nothing.
+    /// The index of the group that a next hop belongs to by its site. The map, which the operator asked for, comes
+    /// before addresses. A line of the map whose group is not in the table does not count.
     #[inline]
     #[must_use]
     pub fn group(&self, hash: u64, next_hop: &[u8], table: &Table) -> Option<(u32, SiteReason)> {
@@ -421,8 +421,8 @@ impl Sites {
     }
 }
 
-/// queue/lock/gatesites, which has what was seen beyond a restart: a line for each next hop, its name and its address
-/// with a tab between, then `end`. Names as in the status file.
+/// queue/lock/gatesites, which keeps the members over a restart: a line for each next hop, with its name, a tab and its
+/// address, then a line `end`. Names are escaped as in the status file.
 pub const HEAD: &[u8] = b"qpatch-sites\t1\n";
 
 /// The largest such file, in bytes.
@@ -442,8 +442,8 @@ pub fn write(out: &mut memory::Text, seen: &Seen) -> Result<(), OutOfMemory> {
     out.push(b"end\n")
 }
 
-/// Reads the file. It is overwritten in place: after a crash it may be torn, and each line that can be read counts. A
-/// name that no host has is dropped: earlier builds wrote the password of a relay behind the relay's name.
+/// Reads the file. It is overwritten in place, so after a crash it may be torn; each line that can be read counts. A
+/// name that no host has is dropped: earlier builds wrote the password of a relay behind the name of the relay.
 ///
 /// # Errors
 /// No memory; what was read so far counts.
@@ -621,14 +621,14 @@ mod tests {
         };
         let all: Vec<_> = seen.iter().map(|(name, at)| (name.to_vec(), at)).collect();
         assert_eq!(restored(&text.bytes), all);
-        // Torn, or something else altogether.
+        // Torn, or not such a file at all.
         assert_eq!(restored(&text.bytes[..text.bytes.len() - 8]), all[..1]);
         assert_eq!(restored(b"qpatch-sites\t1\nx\nend\n"), []);
         assert_eq!(
             restored(b"qpatch-sites\t1\nx\ty\tz\n%c3%bc\t1.2.3.4\n\t1.2.3.4\na\t1.2.3.4\n").len(),
             2
         );
-        // What earlier builds took for the names of relays, and what is no name at all.
+        // What earlier builds took as names of relays, and what is no name.
         let odd = [
             "r|u|S3cret",
             "r u S3cret",

@@ -1,18 +1,19 @@
 //! control/concurrencydomains: `domain:limit[:group[:learning]]`.
 //!
-//! One line each, ended by LF or CRLF; spaces and tabs at the end of a line are ignored, as in all of qmail's control
-//! files. Empty lines and lines that begin with `#` are comments. A domain is looked up as in smtproutes: the exact
-//! name, then each `.suffix`, then the empty name. Of two lines for the same domain the later one counts, as in every
-//! file that qmail reads into a constmap. An empty limit means unlimited; 0 holds everything. The lines of a group
-//! count together, under the lowest of their limits.
+//! A line ends with LF or CRLF; spaces and tabs at its end are ignored, as in all of qmail's control files. Empty lines
+//! and lines that begin with `#` are comments. A domain is looked up as in smtproutes: the exact name, then each
+//! `.suffix`, then the empty name. Of two lines for the same domain the later one counts, as in every file that qmail
+//! reads into a constmap. An empty limit means unlimited; 0 holds everything. The lines of a group count together,
+//! under the lowest of their limits.
 //!
 //! In place of a domain a line may have a range of addresses, `192.0.2.0/24` or `[2001:db8::]/32`, or a name of mail
-//! exchangers, `mx:mail.example` or `mx:.example`. Such a line is about all domains whose mail goes there (see
-//! [`crate::control::site`]); they count together, under the group's name or, without one, under what the line begins
-//! with. The longest range that an address is in counts.
+//! exchangers, `mx:mail.example` or `mx:.example`. Such a line is for all domains whose mail goes there (see
+//! [`crate::control::site`]). They count together, under the name of the group or, without one, under the first field.
+//! Of several ranges with the same address the longest counts.
 //!
-//! The fourth field says whether the limit follows the server: `learn` or `fixed`. For a group, what one of its lines
-//! says counts for all; where they disagree, it is fixed.
+//! The fourth field says whether the limit follows the server: `learn` or `fixed`. In a group one line speaks for all;
+//! if two lines disagree, the limit is fixed. This file has more than 700 lines because it is one format, its look-ups
+//! and their tests.
 
 #![forbid(unsafe_code)]
 
@@ -37,16 +38,16 @@ pub const LEARNING: Learning = Learning::Fixed;
 pub struct Group {
     /// Its name, in lower case.
     pub name: Vec<u8>,
-    /// The lowest limit of its lines.
+    /// The lowest of its lines' limits.
     pub limit: Limit,
-    /// What its lines say of learning; None: nothing.
+    /// What its lines say about learning; None: nothing.
     pub learning: Option<Learning>,
     /// Its first line, from 1.
     pub line: u32,
 }
 
 impl Group {
-    /// What the table says of it.
+    /// Its limit, and whether that learns.
     #[must_use]
     pub fn cap(&self) -> Cap {
         Cap { limit: self.limit, learning: self.learning.unwrap_or(LEARNING) }
@@ -56,7 +57,7 @@ impl Group {
 /// The line that a name matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// What it says; for a line with a group, what the group's lines say together.
+    /// Its limit and learning; for a line with a group, those of the group.
     pub cap: Cap,
     /// The index of its group.
     pub group: Option<u32>,
@@ -76,7 +77,7 @@ impl Line {
 pub struct Range {
     /// Its lowest address. IPv4 is in `::ffff:0:0/96`, as everywhere here.
     first: u128,
-    /// How many bits all of its addresses have in common, 0..=128.
+    /// How many bits all its addresses have in common, 0..=128.
     length: u8,
     /// The index of its group.
     pub group: u32,
@@ -100,8 +101,8 @@ fn network(address: u128, length: u8) -> u128 {
     }
 }
 
-/// A line as a value of a [`NameMap`]: a limit, unlimited, or (the upper half of the values) a group's index; and above
-/// that, for a line without a group, whether it learns.
+/// How a line is stored as a value of a [`NameMap`]: a limit, UNLIMITED, or GROUP plus the index of a group; for a line
+/// without a group, LEARNS is set if it learns.
 const UNLIMITED: u32 = GROUP - 1;
 const GROUP: u32 = 1 << 19;
 const LEARNS: u32 = 1 << 20;
@@ -112,7 +113,7 @@ const _: () = assert!(LEARNS <= VALUE_MAX / 2 + 1);
 #[derive(Debug)]
 pub struct Table {
     lines: NameMap,
-    /// The longest first, those of one length by their first address.
+    /// Sorted by length, the longest first, then by the first address.
     ranges: Vec<Range>,
     exchangers: NameMap,
     groups: Vec<Group>,
@@ -132,7 +133,7 @@ impl Table {
         }
     }
 
-    /// Parses a file. All problems are collected; when one of them is an error the table is not to be used.
+    /// Parses a file and collects all problems. If one of them is an error, the table must not be used.
     ///
     /// # Errors
     /// No memory.
@@ -160,7 +161,7 @@ impl Table {
             }
         }
         table.sort_ranges(&mut problems);
-        // Without memory for that it is good as it is.
+        // Without memory for that the table stays larger, and is as good.
         let _ = table.lines.pack();
         Ok((table, problems))
     }
@@ -250,7 +251,8 @@ impl Table {
         Ok(index)
     }
 
-    /// For a file of which only a part can be used: no domain without a line of its own has more than `most`.
+    /// For a file with errors, of which only the good lines count: limits every domain without a line of its own to
+    /// `most`.
     ///
     /// # Errors
     /// No memory.
@@ -268,28 +270,29 @@ impl Table {
         self.lines.find(name).map(|found| self.line(found))
     }
 
-    /// The line that a name matches whose hash is known.
+    /// The same for a name whose hash is known.
     #[inline]
     #[must_use]
     pub fn find_hashed(&self, hash: u64, name: &[u8]) -> Option<Line> {
         self.lines.find_hashed(hash, name).map(|found| self.line(found))
     }
 
-    /// Whether a line names this very domain.
+    /// Whether a line names exactly this domain.
     #[must_use]
     pub fn has_line(&self, name: &[u8]) -> bool {
         let is_literal = |address| self.find_literal(address).is_some();
         self.lines.has(name) || literal::bracketed(name).is_some_and(is_literal)
     }
 
-    /// The line that a domain matches, which may be an address in brackets; its hash is known.
+    /// The line that a domain with this hash matches. The domain may be an address in brackets.
     #[must_use]
     pub fn find_domain(&self, hash: u64, name: &[u8]) -> Option<Line> {
         let of_address = literal::bracketed(name).and_then(|address| self.find_literal(address));
         of_address.or_else(|| self.find_hashed(hash, name))
     }
 
-    /// The line that a relay of smtproutes matches, which may be an address, in canonical form and without brackets.
+    /// The line that a relay of smtproutes matches. The relay may be an address, in canonical form and without
+    /// brackets.
     #[must_use]
     pub fn find_relay(&self, name: &[u8]) -> Option<Line> {
         let line = self.find(name);
@@ -340,7 +343,7 @@ impl Table {
         !self.exchangers.is_empty()
     }
 
-    /// Brings what [`Table::find_hashed`] needs into the cache, while the caller does something else.
+    /// Starts to load what [`Table::find_hashed`] needs into the cache, while the caller does something else.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
         self.lines.prefetch(hash);
@@ -406,14 +409,14 @@ impl Table {
         self.lines.is_empty() && self.ranges.is_empty() && self.exchangers.is_empty()
     }
 
-    /// The bytes that it occupies.
+    /// How much memory it occupies, in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let maps = self.lines.bytes() + self.group_index.bytes() + self.exchangers.bytes();
         maps + self.groups.len() * size_of::<Group>() + self.ranges.len() * size_of::<Range>()
     }
 
-    /// Warnings about limits that cannot be reached because qmail-send starts no more than this; in no order.
+    /// Warnings about limits above the number of deliveries that qmail-send starts, in no particular order.
     pub fn above(&self, concurrency_remote: u32) -> impl Iterator<Item = Problem> {
         let ranges = self.ranges.iter().map(|range| (GROUP + range.group, range.line));
         let lines = self.lines.iter().chain(self.exchangers.iter()).chain(ranges);
@@ -435,13 +438,13 @@ fn group_of(value: u32) -> Option<u32> {
     (value & !LEARNS).checked_sub(GROUP)
 }
 
-/// The lines of a text with their numbers from 1; an end of line at the end of the text begins no further one.
+/// The lines of a text with their numbers, from 1. A line feed at the end of the text begins no further line.
 pub(crate) fn lines_of(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     text.split(|&byte| byte == b'\n').zip(1u32..).map(|(line, number)| (number, line))
 }
 
-/// What some editors write before a text in UTF-8. To qmail it is a part of the first line.
+/// The byte order mark that some editors put before a text in UTF-8. To qmail it is a part of the first line.
 pub const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A text without the byte order mark before it.
@@ -471,7 +474,7 @@ pub(crate) fn is_content(line: &[u8]) -> bool {
     !content.is_empty() && content[0] != b'#'
 }
 
-/// Whether a line may have a group, its own or one named after itself.
+/// Whether a line may have a group: a named one, or one that is named after its range.
 fn may_have_group(line: &[u8]) -> bool {
     line.contains(&b'/') || line.iter().filter(|&&byte| byte == b':').count() > 1
 }
@@ -480,7 +483,7 @@ fn begins_with_mx(line: &[u8]) -> bool {
     line.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"mx:"))
 }
 
-/// What a line is about.
+/// The first field of a line.
 #[derive(Clone, Copy)]
 enum Of<'a> {
     Domain(&'a [u8]),
@@ -497,8 +500,8 @@ struct Fields<'a> {
     learning: Option<Learning>,
 }
 
-/// The length of what a line begins with, up to the colon of the limit. In `[2001:db8::25]`, in `[2001:db8::]/32` and
-/// behind `mx:` colons are no end; but `mx:10` is about a domain.
+/// The length of the first field, up to the colon before the limit. Colons in `[2001:db8::25]`, in `[2001:db8::]/32`
+/// and right behind `mx` do not end it; but in `mx:10` the domain is `mx`.
 #[must_use]
 pub fn subject_len(content: &[u8]) -> Option<usize> {
     let colon =
@@ -538,7 +541,7 @@ fn fields<'a>(content: &'a [u8], line: u32, problems: &mut Problems) -> Option<F
                 .rposition(|&byte| byte == b':')
                 .is_some_and(|last| literal::bare(&content[..last]).is_some()))
     {
-        // One problem is enough: brackets are missing.
+        // It is an address without brackets: one problem is enough.
         problems.add(line, column, Kind::TooManyFields);
         return None;
     }
@@ -644,7 +647,7 @@ fn domain<'a>(name: &'a [u8], column: usize, line: u32, problems: &mut Problems)
     } else if bare.first() == Some(&b'[') {
         problems.add(line, column, Kind::DomainLiteral);
     } else if let Some(at) = not_of_host(bare).filter(|_| !bare.iter().any(bad)) {
-        // One problem is enough for a name that has an error.
+        // A name with an error needs no second problem.
         problems.add(line, column + at, Kind::DomainNotHost(bare[at]));
     }
     bare
@@ -819,7 +822,7 @@ mod tests {
         assert_eq!(limit_of(&table, "other.example"), Some(Limit::AtMost(20)));
         assert_eq!(parse(b"\xef\xbb\xbf# a comment\r\n:20\r\n").1, []);
         assert_eq!(parse(b"\xef\xbb\xbf").1, []);
-        // Not at the beginning it is a part of a name.
+        // Elsewhere than at the beginning it is a part of a name.
         assert_eq!(parse("a.example:1\n\u{feff}:20\n".as_bytes()).1, [(2, 1, Kind::DomainMark)]);
         assert_eq!(parse("\u{feff}\u{feff}:20\n".as_bytes()).1, [(1, 1, Kind::DomainMark)]);
         for text in

@@ -1,4 +1,4 @@
-//! The text of a busy answer: what the operator finds in the log.
+//! The text of a busy answer, as the operator finds it in the log.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use crate::util::memory::Text;
 /// How much of a key's name a report shows, in bytes.
 pub(super) const SHOWN_NAME: usize = 100;
 
-/// What qmail-send is told of a delivery that is not made now:
+/// The report to qmail-send of a delivery that is not made now:
 ///
 /// ```text
 /// B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)
@@ -46,7 +46,7 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
         out.write_str("(no domain)")?;
     }
     for &byte in &key.name[..key.name.len().min(SHOWN_NAME)] {
-        // As `qpatch gate show` prints it; but a name is one word here.
+        // As `qpatch gate show` prints it, but without a blank: here a name is one word.
         match byte {
             b' ' => out.write_str("%20")?,
             byte => write!(out, "{}", Escaped(&[byte]))?,

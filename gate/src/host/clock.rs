@@ -1,17 +1,17 @@
-//! The time, as [`crate::host`] asks for it. The spawner has the system's; a test has one that it moves itself, and so
-//! waits for nothing.
+//! The clock of [`crate::host`]. The spawner has the system's clock; a test has one that it moves itself, so it never
+//! waits.
 
 #![forbid(unsafe_code)]
 
 use std::fmt::Debug;
 use std::time::{Duration, Instant, SystemTime};
 
-/// What tells the time.
+/// A clock.
 pub trait Clock: Debug {
     /// Microseconds since the clock was made. It never goes back.
     fn now_us(&self) -> u64;
 
-    /// The time that the modification times of files are compared with. It may go back.
+    /// The time of day, to compare with the modification times of files. It may go back.
     fn wall(&self) -> SystemTime;
 
     /// Waits for this long.
@@ -25,7 +25,7 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// One that begins now.
+    /// A clock that starts at 0 now.
     #[must_use]
     pub fn start() -> Self {
         Self { start: Instant::now() }

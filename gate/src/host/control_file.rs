@@ -1,4 +1,4 @@
-//! A control file, the copy of its last good contents, and what of both counts.
+//! A control file, the copy of its last good contents, and which of the two counts.
 
 #![forbid(unsafe_code)]
 
@@ -17,44 +17,44 @@ use crate::host::watched::{
 };
 use crate::util::memory::OutOfMemory;
 
-/// A file that was changed within this time may not be whole yet. Half a file without a mistake would be taken for a
-/// good one.
+/// A file that was changed within this time may not be complete yet. Half a file can be free of mistakes, and would
+/// count.
 pub(super) const QUIET: Duration = Duration::from_millis(200);
 
-/// The same for a file that has less than half of what it had, or is missing: whoever overwrites or replaces it may
-/// have been kept waiting in the middle of that.
+/// The same for a file that is missing, or has less than half of what it had: the program that overwrites or replaces
+/// it may have been delayed half-way.
 pub(super) const LONG_QUIET: Duration = Duration::from_secs(3);
 
-/// After how many looks the status says that a file never comes to rest.
+/// After this many checks in a row the status says that a file changes all the time.
 pub(super) const RESTLESS_CHECKS_MAX: u32 = 5;
 
-/// After how long a copy that could not be written is tried again.
+/// After this time the gate tries again to write a copy that it could not write.
 pub(super) const KEEP_AGAIN_US: u64 = 60_000_000;
 
-/// Where the contents that count come from.
+/// Where the contents that are in force come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ContentsSource {
-    /// The file as it is, or that there is none.
+    /// The file as it is, or the fact that there is none.
     File,
-    /// An earlier one.
+    /// An earlier file, from its copy or from memory.
     Earlier,
     /// The good lines of the file as it is.
     Part,
-    /// Nothing has been seen yet.
+    /// Nothing has been read yet.
     Nothing,
 }
 
-/// A control file, and what counts of it.
+/// A control file, and what of it is in force.
 #[derive(Debug)]
 pub(super) struct Control {
     pub(super) file: problem::File,
     pub(super) watched: Watched,
     pub(super) problem: Option<Problem>,
     pub(super) source: ContentsSource,
-    /// How often in a row it was changing when it was looked at.
+    /// How many checks in a row found it changing.
     pub(super) restless_checks: u32,
     pub(super) kept: KeptCopy,
-    /// Whether qmail-send's log has it that something else than the file counts.
+    /// Whether qmail-send's log already says that something else than the file counts.
     pub(super) logged: Logged,
 }
 
@@ -70,16 +70,16 @@ pub(super) enum Logged {
 pub(super) struct KeptCopy {
     pub(super) file: problem::File,
     pub(super) path: OsString,
-    /// What the copy has, if that is known and whole.
+    /// Length and sum of the copy's contents, if these are known and whole.
     pub(super) mark: Option<ContentsMark>,
-    /// The copy when it was last read or written.
+    /// The version of the copy that was read or written last.
     pub(super) seen: FileVersion,
-    /// When it was last looked at.
+    /// When it was last checked.
     pub(super) looked_us: u64,
-    /// What it should have, while the control file cannot be used.
+    /// The contents that it must have, while the control file cannot be used.
     pub(super) held: Option<Vec<u8>>,
     pub(super) problem: Option<Problem>,
-    /// When it could not be written.
+    /// When writing it failed.
     pub(super) failed_us: Option<u64>,
 }
 
@@ -89,7 +89,7 @@ impl KeptCopy {
         Self { file, path, mark, seen, looked_us, held: None, problem: None, failed_us: None }
     }
 
-    /// What it has, if that is whole, and when it was written, in seconds since 1970.
+    /// Its contents, if they are whole, and when it was written, in seconds since 1970.
     pub(super) fn read(&mut self) -> Option<(Vec<u8>, u64)> {
         (self.mark, self.problem) = (None, None);
         let read = open_if(&self.path, FileVersion::Nothing).and_then(|(seen, file)| {
@@ -100,8 +100,8 @@ impl KeptCopy {
                     self.mark = Some(mark);
                     Ok(Some((contents, u64::try_from(secs).unwrap_or(0))))
                 }
-                // A tree that was patched by an earlier qpatch has none; that is said when there is something to be
-                // kept.
+                // A tree that was patched by an earlier qpatch has no such file; that is reported when there is
+                // something to keep.
                 _ => Ok(None),
             }
         });
@@ -111,7 +111,7 @@ impl KeptCopy {
         })
     }
 
-    /// Writes this into it, if it has something else. None: there is no file.
+    /// Writes these contents, unless it has them already. None: there is no control file.
     pub(super) fn write(&mut self, contents: Option<&[u8]>, now_us: u64) {
         if contents.map(ContentsMark::of) == self.mark
             && self.failed_us.is_none()
@@ -119,7 +119,7 @@ impl KeptCopy {
         {
             return;
         }
-        // Nothing is kept where nothing can be.
+        // If there is no copy, there is nothing to empty.
         if contents.is_none()
             && read_if(&self.path, 0, FileVersion::Nothing) == Ok((FileVersion::Missing, None))
         {
@@ -133,13 +133,13 @@ impl KeptCopy {
         self.problem = written.err().map(|kind| Problem::of_file(self.file, kind));
     }
 
-    /// The control file can be used (or is not there): this is what has to be kept.
+    /// The control file can be used, or does not exist: keeps these contents.
     pub(super) fn keep(&mut self, contents: Option<&[u8]>, now_us: u64) {
         self.held = None;
         self.write(contents, now_us);
     }
 
-    /// The control file cannot be used any more: what the copy has is held for the time when somebody takes that away.
+    /// The control file cannot be used any more: holds the contents of the copy in memory, in case the copy is removed.
     pub(super) fn hold(&mut self) {
         if self.held.is_none() && self.mark.is_some() {
             let (mark, problem) = (self.mark, self.problem);
@@ -148,7 +148,7 @@ impl KeptCopy {
         }
     }
 
-    /// Whether somebody else has written it, or removed it, since it was read or written.
+    /// Whether another program has written or removed it since the gate read or wrote it.
     pub(super) fn has_changed(&self) -> bool {
         let now = std::fs::metadata(Path::new(&self.path)).map(|file| FileVersion::of(&file));
         now.unwrap_or(FileVersion::Missing) != self.seen
@@ -174,8 +174,8 @@ impl Control {
         })
     }
 
-    /// What is new about it. A file that is changing just now is not news yet. If it never stops changing, that is
-    /// news.
+    /// Reads it if it has changed. A file that is still changing counts as the same, until it has been changing for too
+    /// long.
     pub(super) fn look(&mut self, max: u64, clock: &dyn Clock) -> Contents {
         let contents = self.watched.look(max);
         let is_at_rest = match contents {
@@ -194,7 +194,7 @@ impl Control {
         contents
     }
 
-    /// How long a file of so many bytes has to be at rest.
+    /// How long a file of this length must not have changed.
     pub(super) fn quiet(&self, length: u64) -> Duration {
         match self.kept.mark {
             Some(mark) if length < mark.length() / 2 => LONG_QUIET,
@@ -202,7 +202,7 @@ impl Control {
         }
     }
 
-    /// Whether what is there now may be something else in an instant.
+    /// Whether the file may be different in a moment.
     pub(super) fn is_restless(&self, clock: &dyn Clock) -> bool {
         match std::fs::metadata(Path::new(&self.watched.path)) {
             Ok(file) => {
@@ -212,15 +212,15 @@ impl Control {
         }
     }
 
-    /// Whether it may be there again in an instant: something was made or removed in its folder, and a copy of it is
-    /// kept, which is so until it has been away for good.
+    /// Whether it may exist again in a moment: its folder has just changed, and a copy of it is kept, which is so until
+    /// it has been away for some time.
     pub(super) fn is_just_taken_away(&self, clock: &dyn Clock) -> bool {
         let folder = std::fs::metadata(Path::new(directory_of(&self.watched.path)));
         self.kept.mark.is_some()
             && folder.is_ok_and(|folder| is_young(&FileVersion::of(&folder), LONG_QUIET, clock))
     }
 
-    /// Looks again at the copy, and at what could not be kept, if it is time for that.
+    /// If it is time: checks the copy, and tries again what could not be kept.
     pub(super) fn keep_again(&mut self, now_us: u64) {
         let is_time = |at_us: u64| now_us.saturating_sub(at_us) >= KEEP_AGAIN_US;
         if is_time(self.kept.looked_us) {
@@ -236,17 +236,17 @@ impl Control {
                 self.kept.held = Some(held);
                 return;
             }
-            // Where there is none, the file itself need not be read again for it.
+            // If there is no copy, the file need not be read again for it.
             if std::fs::metadata(Path::new(&self.kept.path)).is_ok() {
                 self.watched.seen = FileVersion::Nothing;
             }
         }
     }
 
-    /// Somebody else has changed the copy: writes again what it should have.
+    /// Another program has changed the copy: writes its contents again.
     pub(super) fn restore_copy(&mut self, now_us: u64) {
         let should = self.kept.mark;
-        // Another spawner of the queue may have written the same.
+        // Another spawner of the queue may have written the same contents.
         let _ = self.kept.read();
         if self.kept.mark == should && self.kept.problem.is_none() {
             return;
@@ -267,7 +267,7 @@ impl Control {
         }
     }
 
-    /// What became of what was read. Without memory it is read again at the next look.
+    /// Notes the result of loading. If there was no memory, the file is read again at the next check.
     pub(super) fn settle(&mut self, set: Result<Option<Problem>, Kind>) {
         if set == Err(Kind::OutOfMemory) {
             self.watched.seen = FileVersion::Nothing;
@@ -275,9 +275,8 @@ impl Control {
         self.problem = set.unwrap_or_else(|kind| Some(Problem::of_file(self.file, kind)));
     }
 
-    /// Whether something else than the file counts, or nothing though there is one.
-    /// That it is changing just now is for the status: whoever removes one or puts another there is no cause for a
-    /// warning.
+    /// Whether something else than the file counts, or nothing although there is a file. A file that is still changing
+    /// goes into the status only: an operator who replaces a file needs no warning.
     pub(super) fn is_passed_over(&self) -> bool {
         match self.source {
             _ if self.problem.is_some_and(|problem| problem.kind == Kind::Changing) => false,
@@ -287,7 +286,7 @@ impl Control {
         }
     }
 
-    /// What is to be said of it: what is wrong with it, what counts in its place, and what is wrong with the copy.
+    /// Its problems: what is wrong with it, what counts in its place, and what is wrong with the copy.
     pub(super) fn problems(&self) -> [Option<Problem>; 3] {
         let counts = match self.source {
             ContentsSource::File | ContentsSource::Nothing => None,

@@ -33,7 +33,7 @@ impl<C: Clock> Host<C> {
         self.touch();
     }
 
-    /// Loads a table; what is wrong with it.
+    /// Loads a table, and returns what is wrong with it.
     pub(super) fn load_table(&mut self, text: &[u8], now_us: u64) -> Result<Option<Problem>, Kind> {
         let parsed = Table::parse(text, self.gate.hasher());
         let (table, problems) = parsed.map_err(|_| Kind::OutOfMemory)?;
@@ -51,8 +51,8 @@ impl<C: Clock> Host<C> {
         Ok(problems.worst())
     }
 
-    /// Whether the limits in force, or at the start those of the copy, are more than none. A full disk can leave a file
-    /// of 0 bytes in their place, where it is written under another name and renamed.
+    /// Whether any limits are in force, or at the start, in the copy. If a file is written under another name and
+    /// renamed, a full disk can leave a file of 0 bytes in the place of these limits.
     fn had_limits(&mut self) -> bool {
         if self.domains.source == ContentsSource::Nothing {
             return self.domains.kept.read().is_some_and(|(text, _)| !text.is_empty());
@@ -60,8 +60,8 @@ impl<C: Clock> Host<C> {
         self.gate.rules().table.as_ref().is_some_and(|table| !table.is_empty())
     }
 
-    /// The file cannot be used. What counts already goes on to count; at the start, the copy of the last good one;
-    /// without any, the good lines.
+    /// The file cannot be used. What is in force stays in force. At the start the copy of the last good file counts;
+    /// without one, the good lines do.
     pub(super) fn fall_back(&mut self, mut good_lines: Table, now_us: u64) -> Result<(), Kind> {
         let is_whole =
             matches!(self.domains.source, ContentsSource::File | ContentsSource::Earlier);

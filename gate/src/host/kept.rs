@@ -1,5 +1,5 @@
-//! queue/lock/gatekept.domains, .routes, .sites, .senders and .replies: the last control files of each kind that could
-//! be used, so that a restart does not open the gate when the file itself has a mistake or cannot be read.
+//! queue/lock/gatekept.domains, .routes, .sites, .senders and .replies: copies of the last control files that could be
+//! used. They keep the limits in force over a restart if a file itself has a mistake or cannot be read.
 //!
 //! ```text
 //! qpatch-kept  2  GENERATION  AT  LENGTH  SUM
@@ -8,22 +8,22 @@
 //! CONTENTS
 //! ```
 //!
-//! Each of the two lines tells of contents: LENGTH bytes from byte AT of the file on. SUM is the 64-bit FNV-1a of the
-//! contents and then of the line up to SUM, in hexadecimal. Those with the higher GENERATION count, if their sum is
-//! right; else the others.
+//! Each of the two lines describes contents: LENGTH bytes from byte AT of the file on. SUM is the 64-bit FNV-1a of the
+//! contents and then of the line up to SUM, in hexadecimal. The contents with the higher GENERATION count if their sum
+//! is right; otherwise the others do.
 //!
 //! The spawner may not create files in queue/lock, so this one is written in place: first the new contents, beside
-//! those that count, then the line of the other ones. Who is killed before the end of that, or finds the disk full,
-//! leaves what counted before. The file takes up to three times what the largest control file of its kind had. It is
-//! not synced to the disk, since the spawner must not wait for one; a power cut leaves the new contents, the old ones,
-//! or (if both were changed within seconds) none.
+//! those that count, then the line that describes them, over the line that does not count. If the spawner is killed
+//! half-way, or the disk is full, the old contents still count. The file takes up to three times the space of the
+//! largest control file of its kind. It is not synced to the disk, because the spawner must not wait for a disk. A
+//! power cut leaves the new contents, the old ones, or (if both were changed within seconds) none.
 //!
-//! Earlier gates wrote one line, `qpatch-kept 1 LENGTH SUM`, and the contents behind it. Such a file is read, and
-//! becomes one of the above in three steps: new contents behind the old ones, the line of these at the end of the file,
-//! and the two lines in front. The last line of a file counts where neither of the first two does.
+//! Earlier gates wrote one line, `qpatch-kept 1 LENGTH SUM`, and the contents behind it. Such a file is read. It gets
+//! the new form in three steps: the new contents behind the old ones, their line at the end of the file, and the two
+//! lines in front. The last line of a file counts if neither of the first two does.
 //!
-//! Several spawners of one queue write the same contents in the same way. Where one does so while another writes
-//! others, the sum is wrong, and what was there before counts until both look again.
+//! Several spawners of one queue write the same contents in the same way. If one writes while another writes different
+//! contents, the sum is wrong, and the earlier contents count until both check again.
 
 #![forbid(unsafe_code)]
 
@@ -36,14 +36,14 @@ use std::path::Path;
 use crate::control::problem::Kind;
 use crate::util::memory::filled;
 
-/// The length of a line that tells of contents, in bytes.
+/// The length of a line that describes contents, in bytes.
 const LINE: usize = 14 + 3 * 21 + 17;
-/// Where contents begin at the earliest, in bytes.
+/// The lowest position of contents, in bytes.
 const FRONT: u64 = 2 * LINE as u64;
 /// The length of the first line of the earlier form.
 const OLD_LINE: usize = 14 + 21 + 17;
 
-/// Which contents are in a kept file.
+/// Length and sum of contents: they identify what a kept file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentsMark {
     length: u64,
@@ -53,13 +53,13 @@ pub struct ContentsMark {
 impl ContentsMark {
     const EMPTY: Self = Self { length: 0, sum: 0xcbf2_9ce4_8422_2325 };
 
-    /// That of some contents.
+    /// The mark of these contents.
     #[must_use]
     pub fn of(contents: &[u8]) -> Self {
         Self::EMPTY.and(contents)
     }
 
-    /// That of these contents with more behind them.
+    /// The mark of these contents with more behind them.
     fn and(self, more: &[u8]) -> Self {
         let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         Self { length: self.length + more.len() as u64, sum: more.iter().fold(self.sum, step) }
@@ -72,8 +72,8 @@ impl ContentsMark {
     }
 }
 
-/// O_NONBLOCK, without which an open of a FIFO waits for somebody at its other end. A file is looked at before it is
-/// opened, but may be a FIFO by then.
+/// O_NONBLOCK. Without it, opening a FIFO waits for its other end. A file is checked before it is opened, but may have
+/// become a FIFO by then.
 const NO_WAIT: i32 = match cfg!(all(
     target_os = "linux",
     any(target_arch = "x86", target_arch = "x86_64", target_arch = "arm", target_arch = "aarch64")
@@ -89,7 +89,7 @@ pub(crate) fn at_once() -> OpenOptions {
     options
 }
 
-/// What is done to the file: in tests it goes wrong at any byte.
+/// The operations on the file. In tests they fail at any byte.
 trait Store {
     fn length(&self) -> Result<u64, Error>;
     /// Fills all of it.
@@ -116,7 +116,7 @@ impl Store for &File {
     }
 }
 
-/// Which line tells of contents.
+/// The line that describes contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IndexLine {
     First,
@@ -127,7 +127,7 @@ enum IndexLine {
     Old,
 }
 
-/// Contents in the file, as a line tells of them.
+/// Contents in the file, as a line describes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Extent {
     index: IndexLine,
@@ -137,12 +137,12 @@ struct Extent {
 }
 
 impl Extent {
-    /// Where they end.
+    /// The position behind them.
     fn end(&self) -> u64 {
         self.at + self.mark.length
     }
 
-    /// What a line says. The sum is not looked at.
+    /// Reads a line. It does not check the sum.
     fn parse(index: IndexLine, line: &[u8]) -> Option<Self> {
         let mut fields = line.split(|&byte| byte == b'\t').skip(2);
         let mut number = || std::str::from_utf8(fields.next()?).ok()?.parse().ok();
@@ -154,12 +154,12 @@ impl Extent {
         at.checked_add(mark.length).map(|_| Self { index, generation, at, mark })
     }
 
-    /// The line that tells of them.
+    /// The line that describes them.
     fn line(&self) -> [u8; LINE] {
         let mut line = [b' '; LINE];
         let (ContentsMark { length, .. }, at, generation) = (self.mark, self.at, self.generation);
         let (index, sum) = line.split_at_mut(LINE - 17);
-        // What is written is as long as its place: the widths are fixed, and no number has more digits.
+        // The text is as long as its place: the widths are fixed, and no number has more digits.
         let _ = match self.index {
             IndexLine::Old => {
                 let sum = self.mark.sum;
@@ -173,7 +173,7 @@ impl Extent {
         line
     }
 
-    /// The contents in the file, if they are those that the line tells of.
+    /// Checks that the file has these contents. None: it does not.
     fn found(mut self, store: &impl Store, line: &[u8]) -> Result<Option<Self>, Error> {
         let mut part = [0; 4096];
         let (mut mark, mut at) = (ContentsMark::EMPTY, self.at);
@@ -192,7 +192,7 @@ impl Extent {
     }
 }
 
-/// The contents that count.
+/// Finds the contents that count.
 fn newest(store: &impl Store) -> Result<Option<Extent>, Error> {
     let length = store.length()?;
     let line_at = |index: IndexLine| {
@@ -229,7 +229,7 @@ fn newest(store: &impl Store) -> Result<Option<Extent>, Error> {
     Ok(None)
 }
 
-/// Both lines in front: that of these contents, and one that tells of nothing.
+/// The two lines at the beginning: that of these contents, and an empty one.
 fn front(place: Extent) -> [u8; 2 * LINE] {
     let mut front = [b' '; 2 * LINE];
     front[..LINE].copy_from_slice(&Extent { index: IndexLine::First, ..place }.line());
@@ -244,7 +244,7 @@ fn put(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, Error> {
     if let Some(place) = old
         && place.index == IndexLine::Last
     {
-        // What is written next ends behind it.
+        // The next write may end behind that line.
         store.write(&front(place), 0)?;
     }
     let (index, generation, at) = match old {
@@ -262,7 +262,7 @@ fn put(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, Error> {
     };
     let place = Extent { index, generation, at, mark };
     if index == IndexLine::Last {
-        // What is behind the old contents was cut off while it was written.
+        // What follows the old contents is an unfinished write.
         store.cut(old.map_or(0, |old| old.end()))?;
     }
     store.write(contents, at)?;
@@ -275,7 +275,7 @@ fn put(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, Error> {
             store.write(&front(place), 0)?;
         }
     }
-    // The old ones stay, too: the new ones may not be on the disk when the power goes.
+    // The old contents stay, too: the new ones may not be on the disk if the power fails.
     let used = place.end().max(old.map_or(0, |old| old.end()));
     if store.length()? > used {
         store.cut(used)?;
@@ -283,7 +283,7 @@ fn put(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, Error> {
     Ok(mark)
 }
 
-/// As [`put`]; when it fails, the file is no longer than before, unless it has to be for what counts.
+/// As [`put`], but if it fails, the file does not stay longer than before, unless contents that count need that.
 fn put_or_cut(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, Error> {
     let before = store.length()?;
     let written = put(store, contents);
@@ -292,7 +292,7 @@ fn put_or_cut(store: &mut impl Store, contents: &[u8]) -> Result<ContentsMark, E
         && newest(store)?
             .is_none_or(|place| place.index != IndexLine::Last && place.end() <= before)
     {
-        // Room on a disk that is perhaps full.
+        // Frees the space, because the disk may be full.
         let _ = store.cut(before);
     }
     written
@@ -313,7 +313,7 @@ pub fn read(file: &File, max: u64) -> Result<(Vec<u8>, ContentsMark), Kind> {
     let mut contents = filled(0u8, place.mark.length as usize).map_err(|_| Kind::OutOfMemory)?;
     match file.read_exact_at(&mut contents, place.at) {
         Err(error) if error.kind() != ErrorKind::UnexpectedEof => Err(unreadable(error)),
-        // Another spawner may have written meanwhile.
+        // Another spawner may have written in the meantime.
         read if read.is_err() || ContentsMark::of(&contents) != place.mark => {
             Err(Kind::KeptNotWhole)
         }
@@ -321,10 +321,11 @@ pub fn read(file: &File, max: u64) -> Result<(Vec<u8>, ContentsMark), Kind> {
     }
 }
 
-/// Writes contents into a file that exists, so that they count, or, without any, makes it empty. What it is afterwards.
+/// Writes contents into a file that exists, so that they count; without contents it empties the file. Returns the new
+/// mark, and the metadata of the file.
 ///
 /// # Errors
-/// It is not written. What was in it counts on.
+/// It could not be written. What was in it still counts.
 pub fn write(
     path: &OsStr,
     contents: Option<&[u8]>,
@@ -344,7 +345,7 @@ pub fn write(
 mod tests {
     use super::*;
 
-    /// A file of which so many bytes can still be written.
+    /// A file to which `left` more bytes can be written.
     #[derive(Clone, Debug, Default)]
     struct Torn {
         bytes: Vec<u8>,

@@ -15,9 +15,9 @@ use crate::host::watched::Contents;
 use crate::report::replies::{self, Replies};
 use crate::util::memory::{OutOfMemory, Text};
 
-/// A control file that counts as a whole, or not at all if it has an error. Its copy has only what anybody may see.
+/// A control file that counts as a whole, or not at all if it has an error. Its copy has only what every user may read.
 pub(super) trait Plain: Sized {
-    /// The longest one that is read, in bytes.
+    /// The largest file that is read, in bytes.
     const MAX: u64 = table::FILE_MAX;
 
     fn none(hasher: Hasher) -> Self;
@@ -104,11 +104,11 @@ impl Plain for Map {
     }
 }
 
-/// What became of the contents of a file.
+/// What happened to the contents of a file.
 pub(super) enum Loaded {
     /// They count. There may be a warning.
     Good(Option<Problem>),
-    /// They have an error, and do not.
+    /// They have an error, and do not count.
     Bad(Problem),
 }
 
@@ -124,7 +124,7 @@ pub(super) fn load<T: Plain>(
     }
 }
 
-/// Looks at a file, and puts in force what is new about it. True if anything is.
+/// Checks a file, and puts changes in force. True if there are any.
 pub(super) fn follow<T: Plain>(
     file: &mut Control,
     gate: &mut Gate,
@@ -162,7 +162,7 @@ pub(super) fn follow<T: Plain>(
     true
 }
 
-/// The file cannot be used. What counts goes on to count; at the start, the copy of the last good one.
+/// The file cannot be used. What is in force stays in force; at the start, the copy of the last good file counts.
 pub(super) fn fall_back<T: Plain>(file: &mut Control, gate: &mut Gate, now_us: u64) {
     let something_counts = match file.source {
         ContentsSource::Nothing => file

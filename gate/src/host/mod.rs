@@ -1,13 +1,13 @@
 //! The gate in a spawner: it knows the time, reads the control files when they change, and writes the status file.
 //!
-//! A file that cannot be used does not change what is in force. At the start, when nothing is, the copy of the last
-//! good one counts ([`crate::host::kept`]); without one, of concurrencydomains, the lines that are good and a limit of
-//! 20 for all other domains. Only where there is no such file there are no limits.
+//! A file that cannot be used does not change what is in force. At the start nothing is in force yet, and the copy of
+//! the last good file counts ([`crate::host::kept`]). Without a copy the good lines of concurrencydomains count, and a
+//! limit of 20 for all other domains. There are no limits only if there is no such file.
 //!
-//! Everything is relative to the working directory of the spawner, queue/mess. Looking at the files costs six `stat`
-//! calls a second, or seven where qmail-remote reads authsenders; the status one `write` a second, when something
-//! changed, or one a minute, and what was seen of sites one in ten seconds. All descriptors are closed again at once,
-//! but for that of [`crate::host::shared`], which only a queue with several spawners has.
+//! Paths are relative to the working directory of the spawner, queue/mess. Checking the files costs six `stat` calls a
+//! second, or seven if qmail-remote reads authsenders. The status costs one `write` a second when something changed,
+//! else one a minute; the addresses of sites cost one in ten seconds. All descriptors are closed at once, but for that
+//! of [`crate::host::shared`], which only a queue with several spawners has.
 
 #![forbid(unsafe_code)]
 
@@ -53,19 +53,19 @@ use crate::util::memory::{OutOfMemory, Text};
 
 const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
-/// A gate that has nothing to say writes all the same, so that the age of the status tells whether the spawner runs.
+/// A gate writes the status even if nothing changed, so that the age of the status shows whether the spawner runs.
 const HEARTBEAT_US: u64 = 60_000_000;
-/// When a file that was changing is looked at again.
+/// How long after it was found changing a file is checked again.
 const LOOK_AGAIN_US: u64 = 250_000;
-/// How long the start waits for a file to come to rest; qmail-send waits meanwhile.
+/// How long the start waits for a file that is changing; qmail-send waits meanwhile.
 const START_WAIT: Duration = Duration::from_secs(1);
-/// What was seen of sites changes with nearly every new domain, and matters only at the next start: so it is written
+/// The addresses of sites change with nearly every new domain, and matter only at the next start: so they are written
 /// less often.
 const WRITE_SITES_US: u64 = 10_000_000;
-/// The next look comes a little later than the time for it, so that a time-out that ends early is not in vain.
+/// The time-out is a little longer than necessary, so that one that ends early still finds something to do.
 const SLACK_MS: u64 = 2;
 
-/// What there is to do about a held command; `text` is in [`Host::text`].
+/// What the spawner has to do next. A report is in [`Host::text`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// Nothing.
@@ -84,29 +84,29 @@ pub enum Due {
         /// For [`Host::command`].
         command: u32,
     },
-    /// Report [`Host::text`], for no slot: qmail-send should give mail that was sent away, or log something.
+    /// Report [`Host::text`], for no slot: it calls mail that is away, or is a line for qmail-send's log.
     Call,
 }
 
-/// What to do about a command that has been read.
+/// What the spawner has to do with a command that it has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Start it.
     Go,
-    /// It is kept.
+    /// Nothing: the gate keeps it.
     Hold,
     /// Report [`Host::text`].
     Report,
 }
 
-/// What becomes of the report of a delivery that has ended.
+/// What the spawner has to do with the report of a delivery that has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Done {
-    /// It goes to qmail-send.
+    /// Pass it on to qmail-send.
     AsItIs,
-    /// It goes there with [`Host::text`] as its last line: how long it was held, and how long it ran.
+    /// Pass it on with [`Host::text`] as its last line: how long the delivery was held, and how long it ran.
     WithLine,
-    /// [`Host::text`] goes there instead: it was not really tried.
+    /// Pass on [`Host::text`] instead: the delivery was not really tried.
     Instead,
 }
 
@@ -121,19 +121,20 @@ pub struct Host<C = SystemClock> {
     domains: Control,
     routes: Control,
     sites: Control,
-    /// Only where qmail-remote reads it.
+    /// Only if qmail-remote reads it.
     senders: Option<Control>,
     replies: Control,
-    /// The name for HELO: that of the first one that there is.
+    /// The files with the name for HELO; the first one that exists counts.
     helo: [Watched; 2],
-    /// The names of the status file and of what was seen of sites, for a spawner that is alone or the first.
+    /// The names of the status file and of the file with the addresses of sites, for a spawner that is alone or the
+    /// first.
     status_base: OsString,
     seen_base: OsString,
     status_path: OsString,
     status_problem: Option<Problem>,
     seen_path: OsString,
     seen_problem: Option<Problem>,
-    /// How much of what was seen has been written, and when.
+    /// Up to which change the addresses of sites have been written, and when.
     seen_written: u64,
     seen_written_us: u64,
     status_text: Text,
@@ -144,19 +145,19 @@ pub struct Host<C = SystemClock> {
     written_us: u64,
     dirty: bool,
     failed: bool,
-    /// The slot that a command is asked for, until there is an answer.
+    /// The slot whose command the gate is asked about, until it answers.
     asking: Option<u32>,
-    /// A control file is to be told of in qmail-send's log; when that was done the last time.
+    /// Whether a control file has to be reported in qmail-send's log, and when that was done last.
     unlogged: bool,
     logged_us: Option<u64>,
-    /// After a failure: where the search for held slots goes on.
+    /// After a failure: the slot where the search for held commands goes on.
     rescue_from: u32,
     text: Text,
 }
 
 impl Host {
-    /// Opens the gate: reads the control files, and writes the status if there is anything to say, or anything left of
-    /// an earlier spawner: what does not count any more, and may say more than it should, goes at once.
+    /// Opens the gate: reads the control files and writes the status. That also replaces at once what an earlier
+    /// spawner wrote, which no longer counts and may say more than it should.
     ///
     /// # Errors
     /// No memory, or slots out of range.
@@ -169,7 +170,7 @@ impl Host {
         Self::open_beside(slots, control, status, Reads::default(), seed)
     }
 
-    /// The same beside a qmail-remote that reads more than smtproutes.
+    /// The same with a qmail-remote that reads more than smtproutes.
     ///
     /// # Errors
     /// As those of [`Host::open`].
@@ -200,8 +201,8 @@ impl<C: Clock> Host<C> {
         let (concurrency_remote, concurrency_problem) =
             concurrency_remote(&join(control, "concurrencyremote")?);
         let expected = status_files(status)?;
-        // Which channel is this spawner's nobody tells it. Too low a number grows with what is seen in use; with too
-        // high a one, mail that is held could fill all slots of its channel.
+        // The spawner does not know which channel it has, so it assumes the smallest. Too low a number grows with the
+        // slots that are in use; with too high a one, held mail could fill all slots of the channel.
         let mut capacity = concurrency_remote;
         for number in 1..expected {
             capacity = capacity.min(concurrency_supplemental(control, number - 1)?);
@@ -311,7 +312,7 @@ impl<C: Clock> Host<C> {
         answer
     }
 
-    /// `recipient` is a number, an @ and a domain: so many recipients of this domain, see [`Gate::ask_together`].
+    /// `recipient` is a number, an @ and a domain: that many recipients of this domain, see [`Gate::ask_together`].
     fn ask_together(&mut self, recipient: &[u8]) -> Ask {
         let digits = recipient.split(|&byte| byte == b'@').next().unwrap_or_default();
         let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
@@ -324,7 +325,7 @@ impl<C: Clock> Host<C> {
         Ask::Report
     }
 
-    /// What there is to do about the held commands; to be called until there is nothing.
+    /// What the spawner has to do next. Call it until it returns [`Due::Nothing`].
     pub fn due(&mut self) -> Due {
         if self.failed {
             return self.rescue();
@@ -352,7 +353,7 @@ impl<C: Clock> Host<C> {
         }
     }
 
-    /// The delivery in this slot has ended: whether its report goes to qmail-send as it is, or [`Host::text`] instead.
+    /// The delivery in this slot has ended. Returns what to do with its report.
     pub fn done(&mut self, slot: u32, ran: DeliveryEnd<'_>) -> Done {
         if self.failed {
             return Done::AsItIs;
@@ -379,7 +380,7 @@ impl<C: Clock> Host<C> {
         }
     }
 
-    /// Milliseconds until [`Host::due`] has something to do; None if a report or a command comes first.
+    /// Milliseconds until [`Host::due`] must be called; None: not before a report or a command.
     pub fn timeout_ms(&mut self) -> Option<u64> {
         if self.failed {
             return (self.rescue_from < self.slots).then_some(0);
@@ -387,7 +388,7 @@ impl<C: Clock> Host<C> {
         let now_us = self.now_us();
         let mut wait_us = self.wait_us(now_us)?;
         if wait_us == 0 {
-            // Files and status are due, which is done here; a held command is up to the caller.
+            // Checks files and writes the status if it is time. A held command is left to the caller.
             self.tick(now_us);
             wait_us = self.wait_us(now_us)?;
         }
@@ -403,7 +404,7 @@ impl<C: Clock> Host<C> {
         [held_us, look_us, write_us, self.notice_wait_us(now_us)].into_iter().flatten().min()
     }
 
-    /// How long after the last one the next status is due. A gate that has never had anything to say goes on like that.
+    /// How long after the last status the next one is due. A gate that has not written one yet waits for a change.
     fn write_every_us(&self) -> Option<u64> {
         match self.dirty {
             true => Some(WRITE_US),
@@ -428,7 +429,7 @@ impl<C: Clock> Host<C> {
             self.touch();
         }
         self.gate.drop_held();
-        // The spawner ends with its last delivery, and this is called until then.
+        // The spawner calls this until its last delivery ends, and then ends itself.
         if self.gate.in_use() == 0 {
             let now_us = self.now_us();
             if self.dirty {
@@ -450,12 +451,12 @@ impl<C: Clock> Host<C> {
         &self.text.bytes
     }
 
-    /// Something has failed that must not: from now on everything goes, and what is held is given back.
+    /// An internal error: from now on every delivery starts, and held commands are given back.
     pub fn fail(&mut self) {
         if !self.failed {
             self.failed = true;
             if let Some(slot) = self.asking {
-                // The answer is that it starts: it must not be given back, too.
+                // The answer is that this one starts, so it must not be given back as well.
                 self.gate.abandon(slot);
             }
             self.gate.leave_spawners();
@@ -490,19 +491,19 @@ impl<C: Clock> Host<C> {
         self.clock.wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
 
-    /// The status has to be written, also without limits: what runs is counted all the same.
+    /// The status has to be written. That is so without limits, too: running deliveries are counted all the same.
     fn touch(&mut self) {
         self.dirty = true;
     }
 
-    /// Waits for control files that are being replaced at this very moment, but not for long. Of a file that does not
-    /// come to rest nothing is taken: see [`Control::look`].
+    /// Waits, for a second at most, until no control file changes any more. A file that still changes then does not
+    /// count: see [`Control::look`].
     fn come_to_rest(&mut self) {
         let until_us = START_WAIT.as_micros() as u64;
         let clock = &self.clock;
         let all = [&mut self.domains, &mut self.routes, &mut self.sites, &mut self.replies];
         for file in all.into_iter().chain(&mut self.senders) {
-            // What is wrong with it is told when it is needed.
+            // A problem with it is reported when the copy is needed.
             let _ = file.kept.read();
             while file.is_restless(clock) && clock.now_us() < until_us {
                 clock.pause(QUIET / 10);
@@ -510,12 +511,12 @@ impl<C: Clock> Host<C> {
         }
     }
 
-    /// What is to be done once a second.
+    /// What has to be done once a second.
     #[inline]
     fn tick(&mut self, now_us: u64) {
         if now_us.saturating_sub(self.looked_us) >= LOOK_US {
             self.look(now_us);
-            // Without memory to give memory back there is nothing to be done.
+            // Giving memory back may itself lack memory: then it stays.
             let _ = self.gate.tidy(now_us);
         }
         let unwritten_us = now_us.saturating_sub(self.written_us);
@@ -550,7 +551,7 @@ impl<C: Clock> Host<C> {
         }
     }
 
-    /// Who else is at the queue. In the first second nothing can have changed.
+    /// Checks which other spawners serve the queue.
     fn check_spawners(&mut self) {
         let known = |gate: &Gate| gate.other_spawners().map(|all| (all.index(), all.problem()));
         let before = known(&self.gate);
@@ -564,14 +565,14 @@ impl<C: Clock> Host<C> {
         }
         self.touch();
         if now.map(|now| now.0) != before.map(|before| before.0) {
-            // Of the old name nobody is to read any more: the process that it tells of is alive.
+            // The file with the old name must not be read any more: it names a process that is alive.
             let _ = overwrite(&self.status_path, b"");
             // Without memory the old name stays until the next change.
             let _ = self.name_files();
         }
     }
 
-    /// The files that only this one of several spawners writes.
+    /// Sets the names of the files that only this one of several spawners writes.
     fn name_files(&mut self) -> Result<(), OutOfMemory> {
         let index = self.gate.other_spawners().map_or(0, |spawners| spawners.index());
         let status = numbered(&self.status_base, index)?;
@@ -584,13 +585,13 @@ impl<C: Clock> Host<C> {
     fn busy_text(&mut self, busy: Busy) {
         let key = self.gate.key(busy.key);
         self.text.bytes.clear();
-        // It fits into what has been reserved; if it did not, the text would end early.
+        // It fits into the memory that is reserved; otherwise the text would only end early.
         let _ = write_busy(&mut self.text, key, busy);
         let _ = self.text.push(b"\0");
     }
 
-    /// Adds the line from which the log tells when a delivery started that was held. For reports that only qmail-send's
-    /// log shows: what bounces is for the sender, who has nothing to do with it.
+    /// Adds a line to the log that says how long a delivery was held. It is only for reports that nothing but
+    /// qmail-send's log shows: a bounce goes to the sender, whom this does not concern.
     fn times_text(&mut self, DeliveryTimes { held_ms, ran_ms }: DeliveryTimes) {
         let secs = |ms: u64| (ms / 1000, ms % 1000);
         let ((held, held_part), (ran, ran_part)) = (secs(held_ms.into()), secs(ran_ms));

@@ -1,4 +1,4 @@
-//! What qmail-send's log is to have of control files that cannot be used.
+//! Lines in qmail-send's log about control files that cannot be used.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,8 @@ use crate::host::control_file::{Control, Logged};
 const NOTICE_US: u64 = 60_000_000;
 
 impl<C: Clock> Host<C> {
-    /// Whether there is something for qmail-send's log. Where a queue has several spawners the first one speaks.
+    /// Checks whether there is something for qmail-send's log. If a queue has several spawners, the first one writes
+    /// it.
     pub(super) fn look_for_notices(&mut self) {
         let all = [&mut self.domains, &mut self.routes, &mut self.sites, &mut self.replies];
         let is_first = self.gate.other_spawners().is_none_or(|all| all.index() == 0);
@@ -25,7 +26,8 @@ impl<C: Clock> Host<C> {
         }
     }
 
-    /// A line for qmail-send's log about one control file, if it is time for that: at the start, and once a minute.
+    /// Makes a line for qmail-send's log about one control file, if it is time for that: at the start, and once a
+    /// minute.
     pub(super) fn notice_text(&mut self, now_us: u64) -> bool {
         let is_early = |at_us: u64| now_us.saturating_sub(at_us) < NOTICE_US;
         if self.logged_us.is_some_and(is_early) {
@@ -62,7 +64,7 @@ impl<C: Clock> Host<C> {
             .then(|| self.logged_us.map_or(0, |at_us| NOTICE_US.saturating_sub(since_us(at_us))))
     }
 
-    /// The control files that are watched, in the order in which they are told of.
+    /// The control files, in the order in which they are reported.
     pub(super) fn controls(&self) -> impl Iterator<Item = &Control> {
         let all = [&self.domains, &self.routes, &self.sites, &self.replies];
         all.into_iter().chain(&self.senders)

@@ -1,7 +1,7 @@
-//! Which process writes the status, so that a reader can tell whether it still runs: its number alone may be that of
-//! another by now.
+//! Identifies the process that writes the status, so that a reader can tell whether it still runs. Its number alone
+//! does not suffice: another process may have got it.
 //!
-//! Linux tells the rest in /proc. Where there is none, or it is not to be read, the rest is not known, and nothing else
+//! The rest comes from Linux's /proc. If that is missing or cannot be read, the rest is not known, and nothing else
 //! changes.
 
 #![forbid(unsafe_code)]
@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 /// Linux cuts the name of a process to this, in bytes.
 const NAME_MAX: usize = 15;
 
-/// What stands in /proc/PID/stat, as far as it matters; see proc(5).
+/// The fields of /proc/PID/stat that matter here; see proc(5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat<'a> {
     /// The name of its program, as far as Linux keeps it.
@@ -40,12 +40,12 @@ impl<'a> Stat<'a> {
     }
 }
 
-/// What tells this process from another one with its number.
+/// What distinguishes this process from another one with its number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     /// When it started, in clock ticks since the machine did; 0: not known.
     pub start_ticks: u64,
-    /// The number of its namespace of process numbers: in a container they are others than outside. 0: not known.
+    /// The number of its PID namespace: a container has other process numbers than its host. 0: not known.
     pub namespace: u64,
     name: [u8; NAME_MAX],
     name_len: u8,
@@ -76,7 +76,7 @@ impl Identity {
     }
 }
 
-/// The beginning of a file of /proc, whose size it does not tell.
+/// Reads the beginning of a file of /proc; such a file does not report its size.
 fn read(path: &str, into: &mut [u8]) -> Option<usize> {
     let mut file = File::open(path).ok()?;
     let mut filled = 0;

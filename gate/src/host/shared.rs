@@ -1,9 +1,9 @@
-//! queue/lock/gateshared: what the spawners of one queue tell each other of their keys. See [`crate::core::share`] for
-//! what for.
+//! queue/lock/gateshared: the spawners of one queue share how many deliveries of each key they run.
+//! [`crate::core::share`] says why.
 //!
-//! Each spawner has a column of the file, which it alone writes. There it has an entry per key of which it runs or
-//! wants something: 16 bytes, in the bucket that the key's hash says, where the columns of all spawners lie side by
-//! side. So telling is one write of 16 bytes, and asking is one read.
+//! Each spawner has a column of the file, which it alone writes. It has an entry of 16 bytes for each key of which it
+//! runs deliveries or wants more. The hash of the key gives the bucket, where the columns of all spawners lie side by
+//! side. So publishing a number is one write of 16 bytes, and asking for those of the others is one read.
 //!
 //! ```text
 //! 0      MAGIC  BOOT  SEED  COLUMNS  BUCKETS     8 bytes each
@@ -13,23 +13,23 @@
 //!
 //! Numbers have the machine's byte order. VALUE is twice the number of deliveries that run, plus 1 if more are wanted.
 //!
-//! **An entry is whole or not there.** TAG is a hash of the entry and of the column's NONCE, which each owner has made
-//! at random. An entry that does not fit its tag is half written, or that of an owner which is not known yet: the
-//! owners are read again, then the entry. Nothing depends on how much of a write a reader sees at once.
+//! **An entry is whole or does not count.** TAG is a hash of the entry and of the column's NONCE, which each owner
+//! draws at random. An entry that does not match its tag is half written, or belongs to an owner that is not known yet:
+//! the owners are read again, then the entry. Nothing depends on how much of a write a reader sees at once.
 //!
-//! **The dead do not count.** An owner is alive as long as there is a process of its number that started at its time
-//! (/proc/PID/stat); also when it is stopped. A zombie is dead. All spawners run as the same user. A column is taken
-//! over under a lock (flock) that is held for some microseconds and never waited for but at the start, and there for a
-//! fifth of a second at most. With another BOOT, the hash of the kernel's boot number, all are dead.
+//! **The dead do not count.** An owner is alive while a process with its number and start time exists (/proc/PID/stat),
+//! even a stopped one. A zombie is dead. All spawners run as the same user. A spawner takes over a column under a lock
+//! (flock), which is held for some microseconds. Only the start waits for it, for a fifth of a second at most. After a
+//! reboot, which changes BOOT, the hash of the kernel's boot number, all owners are dead.
 //!
 //! **Why the file is read and written, and not mapped.** `make setup` cuts it to length 0, and a process that has
-//! mapped it would die of that (SIGBUS). A read only finds less. It costs 2 to 3 microseconds a delivery
-//! (benches/gate.rs), of a thousand that qmail-remote takes to start, and no unsafe code. The order that taking a place
-//! needs (first told, then looked) is that of the system calls of one thread, with a fence between: what the kernel
-//! writes to and reads from the page cache for a thread are that processor's stores and loads.
+//! mapped it would die of SIGBUS. A read only finds less. This costs 2 to 3 microseconds a delivery (benches/gate.rs),
+//! where qmail-remote takes a thousand to start, and needs no unsafe code. Taking a place needs an order: first
+//! publish, then look. That is the order of the system calls of one thread, with a fence between them: the kernel's
+//! writes to and reads from the page cache for a thread are stores and loads of that processor.
 //!
-//! Whatever fails here, each spawner counts for itself, as without the file, and the status says so. It is tried again
-//! every second.
+//! If anything fails here, each spawner counts for itself, as without the file, and the status says so. The gate tries
+//! again every second.
 
 #![forbid(unsafe_code)]
 
@@ -49,23 +49,23 @@ use crate::core::share::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTot
 use crate::util::memory::{self, OutOfMemory};
 use crate::util::random::Random;
 
-/// `qgshare1`, in the machine's byte order: a file of another machine is no file.
+/// `qgshare1`, in the machine's byte order: the file of a machine with another order does not count.
 const MAGIC: u64 = u64::from_be_bytes(*b"qgshare1");
 const HEADER: usize = 4096;
 const OWNERS: usize = 1024;
 const OWNER: usize = 32;
-/// The most spawners that share a queue. Public trees have 22 remote channels at most, and after a crash of qmail-send
-/// the old ones are still there for a while.
+/// The most spawners that share a queue. Public trees have 22 remote channels at most; after a crash of qmail-send the
+/// old spawners still exist for a while.
 pub const COLUMNS_MAX: usize = 64;
 const ENTRY: usize = 16;
-/// As many buckets as slots: one key for each on average, when all places are used by different keys. More than eight
-/// are then in one bucket once in a million.
+/// There are as many buckets as slots, so at most one key a bucket on average, if each slot has a different key. Then
+/// one bucket in a million has more than eight keys.
 const BUCKET: usize = 8;
 const BUCKETS: std::ops::RangeInclusive<u32> = 256..=8192;
 /// How long the start waits for the lock: how often it tries, and how long it waits between.
 const LOCK_TRIES: u32 = 200;
 const LOCK_WAIT: Duration = Duration::from_millis(1);
-/// How often an entry is read that does not fit its tag.
+/// How often an entry is read that does not match its tag.
 const READS: u32 = 4;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Entry {
     }
 }
 
-/// Who has a column.
+/// The owner of a column.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Owner {
     pid: u64,
@@ -134,19 +134,19 @@ struct Joined {
     index: usize,
     nonce: u64,
     hasher: Hasher,
-    /// What is in its column, bucket by bucket.
+    /// The contents of its column, bucket by bucket.
     told: Vec<Entry>,
     /// One bucket of all columns, as it was read.
     row: Vec<u8>,
     others: [Other; COLUMNS_MAX],
 }
 
-/// The other spawners, by way of the file.
+/// The other spawners, as the file shows them.
 #[derive(Debug)]
 pub struct Shared {
     path: OsString,
     slots: u32,
-    /// Status files, and with them spawners, that there should be.
+    /// How many status files, and so spawners, the queue is made for.
     expected: u32,
     random: Random,
     joined: Option<Joined>,
@@ -183,7 +183,7 @@ fn write(file: &File, bytes: &[u8], offset: u64) -> Result<(), Kind> {
     file.write_all_at(bytes, offset).map_err(|error| unusable(&error))
 }
 
-/// When a process started, in the kernel's ticks since boot; None if there is none, or only what is left of it.
+/// When a process started, in the kernel's ticks since boot; None if there is no such process, or only a zombie.
 fn started(pid: &str) -> std::io::Result<Option<u64>> {
     let path = ["/proc/", pid, "/stat"].concat();
     let text = match std::fs::read(path) {
@@ -204,7 +204,7 @@ fn started(pid: &str) -> std::io::Result<Option<u64>> {
     start.map(Some).ok_or_else(|| ErrorKind::InvalidData.into())
 }
 
-/// Whether an owner is alive. One that cannot be looked at is taken to be.
+/// Whether an owner is alive. If that cannot be found out, it counts as alive.
 fn is_alive(owner: Owner) -> bool {
     let mut text = memory::Text::default();
     if owner == Owner::default()
@@ -216,8 +216,8 @@ fn is_alive(owner: Owner) -> bool {
     started(pid).map_or(true, |start| start == Some(owner.start))
 }
 
-/// Whether /proc shows other processes of the same user: not with its option hidepid, because qmail-rspawn's file may
-/// not be read by its user, and such processes are hidden from their own kind.
+/// Whether /proc shows other processes of the same user. With the option hidepid it does not: the user may not read the
+/// file of qmail-rspawn, and such processes are hidden from each other.
 fn shows_others() -> bool {
     let Ok(mounts) = std::fs::read("/proc/self/mounts") else { return false };
     !mounts.split(|&byte| byte == b'\n').any(|line| {
@@ -233,7 +233,7 @@ fn shows_others() -> bool {
     })
 }
 
-/// Another number after each boot.
+/// A number that differs after each boot.
 fn boot() -> u64 {
     let text = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Hasher::new(MAGIC).hash(&text)
@@ -250,7 +250,7 @@ impl Joined {
         self.shape.offset(at / BUCKET, column) + (at % BUCKET * ENTRY) as u64
     }
 
-    /// Writes an entry of its own column, if it is another than before.
+    /// Writes an entry of the own column, if it has changed.
     fn publish(&mut self, new: Entry) -> Result<(), Kind> {
         let (_, range) = self.position(new.hash);
         let start = range.start;
@@ -269,7 +269,7 @@ impl Joined {
         write(&self.file, &new.bytes(self.nonce), self.offset_of(start + at, self.index))
     }
 
-    /// What the others have told of a key.
+    /// What the others have published about a key.
     fn others(&mut self, hash: u64) -> Result<PeerTotals, Kind> {
         let (bucket, _) = self.position(hash);
         let offset = self.shape.offset(bucket, 0);
@@ -316,7 +316,7 @@ impl Joined {
         (sum, all_fit)
     }
 
-    /// Reads who has the other columns, and asks of those that are new whether they are alive.
+    /// Reads the owners of the other columns, and finds out whether new ones are alive.
     fn read_owners(&mut self) -> Result<Owners, Kind> {
         let owners = Owners::read(&self.file)?;
         for (column, other) in self.others.iter_mut().enumerate().take(self.shape.columns) {
@@ -360,7 +360,7 @@ impl Joined {
         let free = (0..self.index).find(|&column| !is_alive(owners.all[column]));
         let Some(index) = free else { return Ok(()) };
         let (old, own) = (self.index, owners.all[self.index]);
-        // For a moment it counts twice.
+        // For a moment its deliveries count twice.
         self.take(index, Owner { nonce: random.next() | 1, ..own })?;
         write(&self.file, &[0; OWNER], (OWNERS + old * OWNER) as u64)?;
         self.read_owners().map(|_| ())
@@ -444,8 +444,8 @@ impl Shared {
         Ok(Some(shared))
     }
 
-    /// Opened for good, but not as one of the first three descriptors: what the C library writes to descriptor 2 in
-    /// distress must not get here.
+    /// Opens the file and keeps it open, but not as descriptor 0, 1 or 2: what the C library writes to descriptor 2 in
+    /// an emergency must not get here.
     fn open_file(&self) -> Result<File, Kind> {
         let open = || OpenOptions::new().read(true).write(true).open(Path::new(&self.path));
         let metadata =
@@ -489,14 +489,14 @@ impl Shared {
         Ok(())
     }
 
-    /// A column of the file, which is made anew if it is of no use. When this fails the file is closed, and the lock
-    /// with it.
+    /// Takes a column of the file, and writes a new file if the old one is of no use. If this fails, the file is
+    /// closed, which releases the lock.
     fn join_locked(&mut self, file: File, own: Owner) -> Result<Joined, Kind> {
         let boot = boot();
         let mut owners = Owners::read(&file)?;
         let wanted = Shape {
             seed: self.random.next(),
-            // The old ones may still be there when the new ones come.
+            // The old spawners may still exist when the new ones start.
             columns: (2 * self.expected as usize).next_power_of_two().clamp(4, COLUMNS_MAX),
             buckets: self.slots.next_power_of_two().clamp(*BUCKETS.start(), *BUCKETS.end())
                 as usize,
@@ -538,12 +538,12 @@ impl Shared {
         Ok(joined)
     }
 
-    /// The key as the file knows it.
+    /// The hash of a key in the file.
     fn hash(joined: &Joined, kind: KeyKind, name: &[u8]) -> u64 {
         joined.hasher.hash(name).wrapping_add((kind as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// What went wrong. The column is left, if that can still be done, and joined again at the next look.
+    /// Notes what went wrong, and gives up the column, if that is still possible. The next check joins again.
     fn failed(&mut self, kind: Kind) {
         self.problem = Some(kind);
         if kind != Kind::SharedCrowded {
@@ -632,7 +632,7 @@ impl OtherSpawners for Shared {
         for (at, _) in told {
             let _ = write(&joined.file, &[0; ENTRY], joined.offset_of(at, joined.index));
         }
-        // Without an owner nothing in the column counts; the others know that at their next look.
+        // Without an owner nothing in the column counts. The others notice at their next check.
         let _ = write(&joined.file, &[0; OWNER], (OWNERS + joined.index * OWNER) as u64);
     }
 }

@@ -1,4 +1,4 @@
-//! Files beside the control files with limits: what was seen of sites, and the name that qmail-remote gives with HELO.
+//! Two more files: the addresses of sites from before a restart, and the name that qmail-remote gives with HELO.
 
 #![forbid(unsafe_code)]
 
@@ -14,8 +14,8 @@ use crate::util::memory::{OutOfMemory, Text};
 const NAME_FILE_MAX: u64 = 4096;
 
 impl<C: Clock> Host<C> {
-    /// What was seen of sites before the spawner was started, by whichever of the spawners. Whatever is wrong with
-    /// these files, it is only not known then.
+    /// Restores the addresses of sites that this or another spawner of the queue saw before a restart. If a file cannot
+    /// be read, its addresses are not known, and nothing else happens.
     pub(super) fn restore_seen(&mut self, files: u32) -> Result<(), OutOfMemory> {
         let hasher = self.gate.hasher();
         for index in 0..files {
@@ -24,8 +24,8 @@ impl<C: Clock> Host<C> {
                 Ok((_, Some(bytes))) => {
                     site::read(&bytes, hasher, self.gate.seen_mut())?;
                     self.seen_written = self.gate.rules().sites.seen.changes();
-                    // Whatever was not read is gone at once: it may be what an earlier build should not have written.
-                    // That had only the first file.
+                    // Lines that were dropped must leave the file at once: an earlier build may have written secrets
+                    // there. It wrote only the first file.
                     let mut text = Text::default();
                     site::write(&mut text, &self.gate.rules().sites.seen)?;
                     if index == 0 && !bytes.is_empty() && text.bytes != bytes {
@@ -41,7 +41,7 @@ impl<C: Clock> Host<C> {
         Ok(())
     }
 
-    /// Writes what was seen of sites, if something changed. Like the status file it must exist.
+    /// Writes the addresses of sites, if they have changed. Like the status file, the file must exist.
     pub(super) fn write_seen(&mut self, now_us: u64) {
         self.seen_written_us = now_us;
         let seen = &self.gate.rules().sites.seen;
@@ -58,7 +58,7 @@ impl<C: Clock> Host<C> {
         }
     }
 
-    /// Whether it could be written; why not is told in the status.
+    /// Whether it could be written. The status says why not.
     pub(super) fn overwrite_seen(&mut self, text: &Text) -> bool {
         let written = overwrite(&self.seen_path, &text.bytes);
         let is_written = written.is_ok();
@@ -70,13 +70,13 @@ impl<C: Clock> Host<C> {
         is_written
     }
 
-    /// As in qmail-remote: the first line of helohost, else that of me. Problems with these are qmail-remote's to tell.
+    /// As in qmail-remote: the first line of helohost, else that of me. qmail-remote reports problems with these files.
     pub(super) fn look_at_helo(&mut self) {
         let [helohost, me] = &mut self.helo;
         let contents = match helohost.look(NAME_FILE_MAX) {
             Contents::Same if helohost.seen != FileVersion::Missing => return,
             Contents::Read(bytes) => {
-                // If it goes away, me is to be read again.
+                // If helohost goes away, me must be read again.
                 me.seen = FileVersion::Nothing;
                 bytes
             }

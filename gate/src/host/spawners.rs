@@ -1,4 +1,4 @@
-//! The files of the spawners of one queue, and how many deliveries each is given at once.
+//! The files of the spawners of one queue, and how many deliveries qmail-send gives each of them at once.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,7 @@ use crate::host::shared::COLUMNS_MAX;
 use crate::host::watched::{FileVersion, copy, join, read_if};
 use crate::util::memory::{OutOfMemory, Text};
 
-/// How many spawners the queue is meant for: hier.c makes a status file for each, `.1` being that of the second.
+/// How many spawners the queue is made for: hier.c makes a status file for each; `.1` is that of the second.
 pub(super) fn status_files(base: &OsStr) -> Result<u32, OutOfMemory> {
     let mut count = 1;
     while count < COLUMNS_MAX as u32
@@ -24,8 +24,8 @@ pub(super) fn status_files(base: &OsStr) -> Result<u32, OutOfMemory> {
     Ok(count)
 }
 
-/// control/concurrencysuppl and a number, as qmail-send reads it in trees with the channels patch; what is wrong with
-/// it is qmail-send's to tell.
+/// control/concurrencysuppl and a number, as qmail-send reads it in trees with the channels patch. qmail-send reports
+/// problems with it.
 pub(super) fn concurrency_supplemental(control: &OsStr, number: u32) -> Result<u32, OutOfMemory> {
     let mut name = Text::default();
     write!(name, "concurrencysuppl{number}").map_err(|_| OutOfMemory)?;
@@ -33,7 +33,7 @@ pub(super) fn concurrency_supplemental(control: &OsStr, number: u32) -> Result<u
     Ok(concurrency_remote(&join(control, name)?).0)
 }
 
-/// The file of one of several spawners: the first has the name as it is.
+/// The name of a file of one of several spawners: the first spawner has the name as it is.
 pub(super) fn numbered(base: &OsStr, index: u32) -> Result<OsString, OutOfMemory> {
     if index == 0 {
         return copy(base);

@@ -1,9 +1,9 @@
 //! The status file, queue/lock/gatestatus, and how the gate writes it. The crate qpatch-gate-status reads it.
 //!
-//! Text, one item a line, fields separated by tabs. The first line has a generation, and so has the last: a reader that
-//! finds two different ones, or no last line, has looked while it was written, and looks again. The file is overwritten
-//! in place (the spawner may not create files in queue/lock) and cut to length afterwards; what follows the last line
-//! is left over from before and means nothing.
+//! The file is text: one item a line, with fields separated by tabs. The first line has a generation, and so has the
+//! last. A reader that finds two different ones, or no last line, has read while the gate wrote, and reads again. The
+//! file is overwritten in place (the spawner may not create files in queue/lock) and cut to length afterwards; what
+//! follows the last line is left over from before and means nothing.
 //!
 //! ```text
 //! qpatch-gate  1  GENERATION
@@ -20,27 +20,27 @@
 //! end  GENERATION
 //! ```
 //!
-//! A limit is a number or `-` for unlimited; the effective one is lower while the server takes no more. OBJECTED is
-//! when it said so the last time, SUSPENDED until when nothing starts, both in seconds since 1970, or 0. RATE is
+//! A limit is a number or `-` for unlimited. EFFECTIVE is lower than LIMIT while the server takes no more. OBJECTED is
+//! when the server last said so, SUSPENDED is until when nothing starts; both are seconds since 1970, or 0. RATE is
 //! deliveries a second over about ten seconds. `named`: the key is a group, a relay, or a domain with a line of its
 //! own. Bytes of names and texts that are not printable ASCII are written as `%` and two hexadecimal digits, and so is
 //! `%`.
 //!
-//! START-TICKS, PROGRAM and NAMESPACE are the process's as Linux tells them ([`crate::host::process`]); 0 and nothing
-//! where it does not. `file`: the limits of control/concurrencydomains as it is now are in force; `kept`: that file
-//! cannot be used, and those of an earlier one are; `part`: no earlier one is known, and its good lines are, with 20
-//! for all other domains; `none`: no limit is.
+//! START-TICKS, PROGRAM and NAMESPACE identify the process on Linux ([`crate::host::process`]); elsewhere they are 0
+//! and empty. The last field of `table` says which limits are in force. `file`: those of control/concurrencydomains as
+//! it is now. `kept`: those of an earlier file, because that file cannot be used. `part`: its good lines, and 20 for
+//! all other domains, because no earlier file is known. `none`: no limits.
 //!
 //! # Versions
-//! What a later version adds stands at the end of a line, or in a line of a new kind. A reader passes over fields that
-//! are more than it knows, lines whose first word it does not know, and keys of such a kind; a word that it does not
-//! know in the place of `kept` means that no limit is in force. What a later version added and an earlier gate did not
-//! write is taken for not known: that is all after PID, LOADED and ERROR in the lines above. A change that cannot be
-//! made in this way gets another number in the first line, and a reader refuses a number that is not its own.
+//! A later version adds fields at the end of a line, or lines of a new kind. A reader ignores additional fields, lines
+//! whose first word it does not know, and keys of a kind that it does not know. A word that it does not know in the
+//! place of `kept` means that no limit is in force. Fields that an earlier gate did not write are not known: these are
+//! all after PID, LOADED and ERROR in the lines above. A change that cannot be made in this way gets another number in
+//! the first line, and a reader refuses a number that is not its own.
 //!
 //! # Several spawners
 //! A tree with several remote channels has a qmail-rspawn for each. Each writes a file of its own: gatestatus,
-//! gatestatus.1, gatestatus.2 and so on. An empty one has never been written.
+//! gatestatus.1, gatestatus.2 and so on. An empty file has never been written.
 
 #![forbid(unsafe_code)]
 
@@ -52,17 +52,17 @@ use crate::host::process::Identity;
 use crate::util::escape::Escaped;
 use crate::util::memory::{OutOfMemory, Text};
 
-/// So many keys are listed; the busiest ones.
+/// The most keys that are listed. If there are more, the busiest ones are listed.
 pub const KEYS_MAX: usize = 1000;
 
 /// What the gate as a whole does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Limits count.
+    /// Limits are in force.
     Limits,
-    /// There is no control/concurrencydomains: everything goes.
+    /// There is no control/concurrencydomains: every delivery starts.
     Stock,
-    /// An internal error: everything goes.
+    /// An internal error: every delivery starts.
     Failed,
 }
 
@@ -81,11 +81,11 @@ impl State {
 /// Which limits are in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InForce {
-    /// Those of control/concurrencydomains as it is.
+    /// Those of control/concurrencydomains as it is now.
     File,
-    /// Those of an earlier one, because the file as it is cannot be used.
+    /// Those of an earlier file, because the file as it is now cannot be used.
     Kept,
-    /// The good lines of the file as it is, and 20 for all other domains: it cannot be used, and no earlier one is
+    /// The good lines of the file as it is now, and 20 for all other domains: it has errors, and no earlier file is
     /// known.
     Part,
     /// None.
@@ -105,7 +105,7 @@ impl InForce {
     }
 }
 
-/// What the host adds to what the gate knows.
+/// What the status needs besides the gate itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     /// Counts the writes.
@@ -114,7 +114,7 @@ pub struct Frame {
     pub written_secs: u64,
     /// The spawner's process.
     pub pid: u32,
-    /// What tells it from another one with this number.
+    /// What distinguishes it from another process with this number.
     pub identity: Identity,
     /// What the gate does.
     pub state: State,
@@ -197,7 +197,7 @@ fn write_limit(out: &mut Text, limit: Limit) -> fmt::Result {
 
 fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Result {
     let now_us = frame.now_us;
-    // Both may be on either side of now.
+    // Such a time may be before or after now.
     let secs = |at_us: Option<u64>| {
         at_us.map_or(0, |at_us| {
             let written_secs = frame.written_secs.saturating_sub(now_us / 1_000_000);
@@ -208,7 +208,7 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Resu
     write_limit(out, key.cap.limit)?;
     let mean_ms =
         if key.pace.is_known() { (key.pace.mean_secs() * 1000.0).round() as u64 } else { 0 };
-    // Not as a float: formatting those is 20 KB of code in qmail-rspawn.
+    // Not as a float: formatting floats takes 20 KB of code in qmail-rspawn.
     let tenths = (key.pace.recent_rate(now_us) * 10.0).round() as u64;
     write!(
         out,

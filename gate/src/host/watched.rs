@@ -1,4 +1,4 @@
-//! A file that is looked at again and again, and its paths.
+//! Files that are checked again and again: which version was read, and how to open and overwrite them safely.
 
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use crate::host::clock::Clock;
 use crate::host::kept;
 use crate::util::memory::OutOfMemory;
 
-/// Which contents of a file have been read.
+/// A version of a file, as far as stat(2) can tell versions apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileVersion {
     Nothing,
@@ -35,7 +35,7 @@ impl FileVersion {
     }
 }
 
-/// A file, and which contents of it have been read.
+/// A file, and the version of it that was read.
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) path: OsString,
@@ -54,7 +54,7 @@ impl Watched {
         Ok(Self { path: join(directory, name)?, seen: FileVersion::Nothing })
     }
 
-    /// What is new about it. What is unusable is reported once, until it is something else.
+    /// Reads it if it has changed. An unusable file is reported once, until it changes.
     pub(super) fn look(&mut self, max: u64) -> Contents {
         let (seen, contents) = match read_if(&self.path, max, self.seen) {
             Ok((seen, None)) if seen == self.seen => (seen, Contents::Same),
@@ -67,7 +67,7 @@ impl Watched {
         contents
     }
 
-    /// Whether what was read is all of it: nobody has changed it meanwhile, or shortly before.
+    /// Whether all of it was read: nothing has changed it meanwhile or shortly before.
     pub(super) fn is_whole(&self, quiet: Duration, clock: &dyn Clock) -> bool {
         let now = std::fs::metadata(Path::new(&self.path));
         !is_young(&self.seen, quiet, clock)
@@ -75,25 +75,24 @@ impl Watched {
     }
 }
 
-/// Whether a file was changed so short a time ago that more may come.
+/// Whether a file was changed within this time, so that more changes may follow.
 pub(super) fn is_young(seen: &FileVersion, quiet: Duration, clock: &dyn Clock) -> bool {
     let FileVersion::File { modified: (secs, nanos), .. } = *seen else { return false };
     let (Ok(secs), Ok(nanos)) = (u64::try_from(secs), u32::try_from(nanos)) else { return false };
-    // A time to come is none.
+    // A time in the future does not count.
     let age = UNIX_EPOCH
         .checked_add(Duration::new(secs, nanos))
         .map(|at| clock.wall().duration_since(at));
     age.is_some_and(|age| age.is_ok_and(|age| age < quiet))
 }
 
-/// A regular file that is not the one that has been seen; none when it is, or when there is no file.
+/// Opens a regular file, unless it is the known version. None: it is, or there is no file.
 pub(super) fn open_if(
     path: &OsStr,
     known: FileVersion,
 ) -> Result<(FileVersion, Option<File>), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
-    // A dangling link, or a folder that is missing, is not the same as a missing file: somebody has meant one to be
-    // there.
+    // A dangling link or a missing folder is not the same as a missing file: somebody wants a file to be there.
     let missing = |error: std::io::Error| {
         let is_there = std::fs::symlink_metadata(Path::new(path)).is_ok();
         let has_folder =
@@ -103,7 +102,7 @@ pub(super) fn open_if(
             false => Ok((FileVersion::Missing, None)),
         }
     };
-    // Looked at before it is opened: opening a FIFO would wait for a writer.
+    // It is checked before it is opened: opening a FIFO would wait for a writer.
     let metadata = match std::fs::metadata(Path::new(path)) {
         Err(error) if error.kind() == ErrorKind::NotFound => return missing(error),
         Err(error) => return Err(unreadable(error)),
@@ -126,7 +125,7 @@ pub(super) fn open_if(
     }
 }
 
-/// The contents of a regular file that is not the one that has been seen; none when it is, or when there is no file.
+/// Reads a regular file, unless it is the known version. None: it is, or there is no file.
 pub(super) fn read_if(
     path: &OsStr,
     max: u64,
@@ -140,7 +139,7 @@ pub(super) fn read_if(
     if size > max {
         return Err(Kind::TooBig(size, max));
     }
-    // A file that grows while it is read is another one at the next look.
+    // A file that grows meanwhile is another version at the next check.
     let size = size as usize;
     let mut bytes = crate::util::memory::filled(0u8, size).map_err(|_| Kind::OutOfMemory)?;
     let mut filled = 0;
@@ -163,7 +162,7 @@ pub(super) fn copy(from: &OsStr) -> Result<OsString, OutOfMemory> {
     Ok(to)
 }
 
-/// What is before the last slash.
+/// The folder of a path; `.` if it has none.
 pub(super) fn directory_of(path: &OsStr) -> &OsStr {
     match Path::new(path).parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.as_os_str(),
@@ -180,7 +179,8 @@ pub(super) fn join(directory: &OsStr, name: &str) -> Result<OsString, OutOfMemor
     Ok(path)
 }
 
-/// Overwrites a file that exists. One write and then the cut, so that a reader sees the end of the old text at most.
+/// Overwrites a file that exists. It writes first and then cuts to length, so that at worst a reader sees the end of
+/// the old text behind the new one.
 pub(super) fn overwrite(path: &OsStr, bytes: &[u8]) -> Result<(), Kind> {
     let unreadable = |error: std::io::Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
     if !std::fs::metadata(Path::new(path)).map_err(unreadable)?.is_file() {

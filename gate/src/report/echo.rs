@@ -1,32 +1,31 @@
-//! What a reply says in the server's own words.
+//! The server's own words in a reply, without what it repeats of the mail.
 //!
 //! Servers repeat addresses and names: `450 4.7.1 <dip@fullthrottle.example>: Recipient address rejected`, `451 4.3.5
-//! ratelimit.example: Sender domain rejected`. Whoever chooses an address chooses these words, so they must not decide
-//! what a reply means. [`Words`] is a reply without them:
+//! ratelimit.example: Sender domain rejected`. A stranger who chooses an address chooses these words, so they must not
+//! decide what a reply means. [`Words`] is a reply without them:
 //!
-//! - What stands between `<` and `>` is left out; only `<>` stays. The bracket must have a byte that is not blank
-//!   behind it. Quoted local parts and nested brackets are followed. Without a `>` in its line, an address ends at the
-//!   first blank.
-//! - An address without brackets, `local@domain`, becomes `<>`, whosever it is.
+//! - What is between `<` and `>` is left out; only `<>` stays. The byte behind the bracket must not be blank. Quoted
+//!   local parts and nested brackets are understood. Without a `>` in its line, an address ends at the first blank.
+//! - An address without brackets, `local@domain`, becomes `<>`, whether this delivery sent it or not.
 //! - So do the names that this delivery sent: the domains of its sender and its recipient, the HELO name, and names
 //!   below these.
-//! - A local part alone may be an ordinary word (`service@`, `mail@`). It stays, but a phrase that lies within it does
-//!   not count: with `fullthrottle@` for a recipient, `fullthrottle is over quota` says nothing of throttling; with
-//!   `mail@` for a sender, `too much mail` still does. The same goes for a name without a dot.
+//! - A local part alone may be an ordinary word (`service@`, `mail@`). It stays, but a phrase within it does not count:
+//!   if the recipient is `fullthrottle@`, `fullthrottle is over quota` does not mean throttling; if the sender is
+//!   `mail@`, `too much mail` still counts. The same goes for a name without a dot.
 //!
-//! What was sent is known by its hash and length, of which a slot has room for each; a copy of 65000 envelopes would
-//! cost more memory than all else here. So a local part is found as a whole, and not in an encoding of the server's
-//! choice; with its domain behind it, it is found in any.
+//! Each slot keeps hash and length of what was sent; copies of 65000 envelopes would cost more memory than everything
+//! else here. So a local part is found only as a whole, and not if the server encodes it; together with its domain it
+//! is found in any encoding.
 
 #![forbid(unsafe_code)]
 
 use crate::control::name::{Hasher, domain_of, without_root};
 
-/// How much of a reply is looked at, in bytes, not counting what is left out.
+/// How much of a reply is read, in bytes, not counting what is left out.
 pub const WORDS_MAX: usize = 1024;
 
-/// The sender and the recipient of a delivery, as hashes and lengths in bytes; the recipient's domain only where
-/// [`Envelope::with_domain`] has added it. A length is 0 where the part is missing, or is longer than 255.
+/// The sender and the recipient of a delivery, as hashes and lengths in bytes. The recipient's domain is here only if
+/// [`Envelope::with_domain`] has added it. A length of 0 means that the part is missing, or is longer than 255.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope {
     hashes: [u32; 4],
@@ -37,7 +36,7 @@ impl Envelope {
     /// Nothing is known.
     pub const NONE: Self = Self { hashes: [0; 4], lengths: [0; 4] };
 
-    /// Of a sender and a recipient as qmail-rspawn reads them, with zero bytes at the end.
+    /// The envelope of a sender and a recipient as qmail-rspawn reads them, with zero bytes at the end.
     #[must_use]
     pub fn new(hasher: &Hasher, sender: &[u8], recipient: &[u8]) -> Self {
         let (sender, of_sender) = halves(sender);
@@ -49,7 +48,7 @@ impl Envelope {
         this
     }
 
-    /// The same with the recipient's domain, for where [`Own::names`] does not have it.
+    /// The same with the recipient's domain, if [`Own::names`] does not have it.
     #[must_use]
     pub fn with_domain(mut self, hasher: &Hasher, recipient: &[u8]) -> Self {
         self.put(3, hasher, halves(recipient).1);
@@ -83,18 +82,18 @@ pub struct Own<'a> {
     pub hasher: Hasher,
     /// Sender and recipient.
     pub envelope: Envelope,
-    /// The domain of the recipient, and the name that is given with HELO. Empty: not known.
+    /// The domain of the recipient, and the name for HELO. Empty: not known.
     pub names: [&'a [u8]; 2],
 }
 
-/// Something that was sent.
+/// A part that was sent.
 #[derive(Clone, Copy)]
 struct SentText {
     hash: u32,
     length: usize,
 }
 
-/// How a name or a word was sent.
+/// Which part of an address it was.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum SentKind {
     Local,
@@ -102,13 +101,13 @@ enum SentKind {
 }
 
 impl Own<'_> {
-    /// Nothing is known of it.
+    /// Nothing is known.
     #[must_use]
     pub fn unknown() -> Self {
         Self { hasher: Hasher::new(0), envelope: Envelope::NONE, names: [&[]; 2] }
     }
 
-    /// All that is known. What is empty has length 0.
+    /// All that is known. A missing part has length 0.
     fn sent(&self) -> [(SentKind, SentText); 6] {
         let of_envelope = |at: usize| SentText {
             hash: self.envelope.hashes[at],
@@ -130,16 +129,16 @@ impl Own<'_> {
     }
 }
 
-/// A reply in lower case, all its lines as one, with one blank where there were any, and without what the server
+/// A reply in lower case, all its lines joined, with one blank in place of several, and without what the server
 /// repeats. It begins with its code and its enhanced code, if it has one.
 pub(crate) struct Words {
     bytes: [u8; WORDS_MAX],
     len: usize,
-    /// A bit for each byte that belongs to something that was sent and may be an ordinary word.
+    /// A bit for each byte of a word that was sent and may be an ordinary word.
     repeated: [u64; WORDS_MAX / 64],
 }
 
-/// Stands for a byte above 127, which may be part of an address, until addresses have been found.
+/// Takes the place of a byte above 127, which may be part of an address, until addresses have been found.
 const NOT_ASCII: u8 = 0x7f;
 
 impl Words {
@@ -158,12 +157,12 @@ impl Words {
         words.strip_suffix(b" ").unwrap_or(words)
     }
 
-    /// Whether it has one of these phrases, in the server's own words.
+    /// Whether one of these phrases is in the server's own words.
     pub(crate) fn has_any(&self, phrases: &[&str]) -> bool {
         phrases.iter().any(|phrase| self.find(phrase.as_bytes()).is_some())
     }
 
-    /// Where the phrase stands first in the server's own words.
+    /// The first position of the phrase in the server's own words.
     pub(crate) fn find(&self, phrase: &[u8]) -> Option<usize> {
         let is_own = |&at: &usize| (at..at + phrase.len()).any(|at| !self.is_repeated(at));
         self.as_bytes()
@@ -177,10 +176,10 @@ impl Words {
         self.repeated[at / 64] >> (at % 64) & 1 == 1
     }
 
-    /// Adds a line of a reply, without what stands in brackets.
+    /// Adds a line of a reply, without what is in brackets.
     pub(crate) fn add_line(&mut self, line: &[u8]) {
         let mut rest = line;
-        // Once an address is open at the end of the line, all that follow are, too.
+        // If one address is not closed in this line, none behind it is.
         let mut closes = true;
         while let [byte, behind @ ..] = rest
             && self.len < WORDS_MAX
@@ -199,7 +198,7 @@ impl Words {
         self.push(b' ');
     }
 
-    /// Adds a byte; not a second blank.
+    /// Adds a byte, but no second blank.
     pub(crate) fn push(&mut self, byte: u8) {
         let byte = match byte {
             0x21..=0x7e => byte.to_ascii_lowercase(),
@@ -215,7 +214,7 @@ impl Words {
         }
     }
 
-    /// Leaves out what else the server repeats. To be called when all lines are here.
+    /// Removes what else the server repeats. Call it when all lines have been added.
     pub(crate) fn forget(&mut self, own: &Own<'_>) {
         let sent = own.sent();
         self.forget_addresses(own, &sent);
@@ -228,7 +227,7 @@ impl Words {
         }
     }
 
-    /// Addresses without brackets.
+    /// Removes addresses without brackets.
     fn forget_addresses(&mut self, own: &Own<'_>, sent: &[(SentKind, SentText)]) {
         let mut compaction = Compaction::default();
         while let Some(at) = compaction.next(self, b'@') {
@@ -240,7 +239,7 @@ impl Words {
                 }
                 _ => before.iter().rev().take_while(|&&byte| is_atom(byte)).count(),
             };
-            // A local part with blanks, which the server prints without quotes.
+            // It may be a local part with blanks that the server prints without quotes.
             let known = sent.iter().filter(|(part, sent)| {
                 let start = before.len().checked_sub(sent.length);
                 *part == SentKind::Local
@@ -255,7 +254,7 @@ impl Words {
                 }
                 _ => behind.iter().take_while(|&&byte| is_name(byte)).count(),
             };
-            // An @ of its own: `max 10 msgs @ once`.
+            // Otherwise the @ is no part of an address: `max 10 msgs @ once`.
             if domain > 0 {
                 compaction.leave_out(self, at - length, at + 1 + domain);
             } else {
@@ -265,7 +264,7 @@ impl Words {
         compaction.end(self);
     }
 
-    /// Names that were sent, and names below these.
+    /// Removes names that were sent, and names below these.
     fn forget_names(&mut self, own: &Own<'_>, sent: &[(SentKind, SentText)]) {
         if sent.iter().all(|(part, sent)| *part == SentKind::Local || sent.length == 0) {
             return;
@@ -292,7 +291,7 @@ impl Words {
         compaction.end(self);
     }
 
-    /// What may be an ordinary word.
+    /// Marks words that were sent and may be ordinary words.
     fn mark_words(&mut self, own: &Own<'_>, sent: &[(SentKind, SentText)]) {
         for (_, sent) in sent.iter().filter(|(_, sent)| (1..=self.len).contains(&sent.length)) {
             for start in 0..=self.len - sent.length {
@@ -310,7 +309,7 @@ impl Words {
     }
 }
 
-/// While words are left out: what is compaction is moved to the front.
+/// Removes parts of the words in one pass: what stays is moved to the front.
 #[derive(Default)]
 struct Compaction {
     read: usize,
@@ -347,7 +346,7 @@ impl Compaction {
     }
 }
 
-/// The length of an address in brackets, with both.
+/// The length of an address in brackets, with both brackets; None: they do not match.
 fn closed(text: &[u8]) -> Option<usize> {
     let (mut depth, mut quoted, mut before) = (0, false, 0);
     let mut bytes = text.iter().enumerate();
@@ -371,7 +370,7 @@ fn closed(text: &[u8]) -> Option<usize> {
     None
 }
 
-/// The length of an address whose brackets do not fit together.
+/// The length of an address whose brackets do not match.
 fn open(text: &[u8]) -> usize {
     match text.iter().position(|&byte| byte == b'>' || byte.is_ascii_whitespace()) {
         Some(at) if text[at] == b'>' => at + 1,
@@ -384,12 +383,12 @@ fn is_letter(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == NOT_ASCII
 }
 
-/// What a name may have.
+/// Whether a byte can be part of a name.
 fn is_name(byte: u8) -> bool {
     is_letter(byte) || matches!(byte, b'.' | b'-' | b'_')
 }
 
-/// What a local part may have without quotes (RFC 5322, 3.2.3).
+/// Whether a byte can be in a local part without quotes (RFC 5322, 3.2.3).
 fn is_atom(byte: u8) -> bool {
     is_name(byte)
         || matches!(

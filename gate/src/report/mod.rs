@@ -1,11 +1,12 @@
-//! What the report of a delivery says about the server: what qmail-remote printed, read without trusting the server.
+//! Reads the report of a delivery: what qmail-remote printed, and what that says about the server. The server is not
+//! trusted.
 //!
-//! A report is a line for each recipient (`r` accepted, `s` temporary, `h` permanent) and one for the message (`K`,
+//! A report has a line for each recipient (`r` accepted, `s` temporary, `h` permanent) and one for the message (`K`,
 //! `Z`, `D`); each ends with a zero byte. qmail-remote's own words come first, up to the first line feed; then, after
-//! `Remote host said: `, the server's reply, in which qmail-remote has replaced zero bytes. So the place decides, never
-//! a search through everything: what kind of end it was is read from qmail-remote's words at the start of the line, the
-//! peer's address from where qmail-remote prints it, and the server's reply only from right behind the fixed words,
-//! beginning with its three digits. A server can say of itself what it likes, and no more.
+//! `Remote host said: `, the server's reply, in which qmail-remote has replaced zero bytes. So the position decides,
+//! and never a search through all of it: the kind of end comes from qmail-remote's words at the start of the line, the
+//! peer's address from where qmail-remote prints it, and the server's reply from right behind the fixed words,
+//! beginning with its three digits. A server can only speak about itself.
 //!
 //! Read in qmail-1.03, netqmail-1.06, 41 different qmail-remote.c of notqmail's branches and tags (with AUTH, TLS,
 //! SMTPUTF8, outgoingip), sagredo's qmail and indimail. They differ in this:
@@ -55,10 +56,10 @@
 //! | Orange, GMX and others | `Trop de connexions`, `exceed max concurrent connections`, `Connection frequency limited` | KumoMTA's assets/community/shaping.toml |
 //! | greylisting | `Greylisted, see http://...` (postgrey), `Greylisting in action` (milter-greylist), `Greylisted for N minutes` (sqlgrey), `is not yet authorized to deliver mail` (Exim's example): not about how many | their sources |
 //!
-//! Everything else that is temporary (mailboxes, content, authentication) is a deferral, too. RFC 5321 (3.8) has 421
-//! for a server that closes the connection, whatever the reason; so a 421 that says nothing else counts.
+//! Every other temporary refusal (mailboxes, content, authentication) is a deferral. In RFC 5321 (3.8) a server that
+//! closes the connection says 421, for any reason; so a 421 without other words counts as too many.
 //!
-//! Only the server's own words count, and not what it repeats of addresses: see [`crate::report::echo`].
+//! Only the server's own words count, and not the addresses that it repeats: see [`crate::report::echo`].
 
 #![forbid(unsafe_code)]
 
@@ -75,20 +76,20 @@ use crate::report::replies::{Enhanced, MatchedLine, Meaning, Replies};
 pub struct DeliveryReport {
     /// What the delivery saw of the server.
     pub seen: DeliveryVerdict,
-    /// The address that qmail-remote was connected to, if it says so.
+    /// The address that qmail-remote was connected to, if the report has it.
     pub peer: Option<IpAddr>,
-    /// The line of control/concurrencyreplies that counts for it.
+    /// The line of control/concurrencyreplies that matched.
     pub rule: Option<MatchedLine>,
 }
 
-/// What a delivery saw of the server.
+/// What a delivery says about the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryVerdict {
     /// It took the message.
     Accepted,
     /// It refused for now: too many at once, or too fast.
     TooMany(Sent),
-    /// Nothing at its address let itself be connected to, or (with TLS patches) every greeting was a 4xx.
+    /// No address of it took a connection, or (with TLS patches) every greeting was a 4xx.
     ConnectFailed,
     /// The connection broke or hung. [`Sent::Yes`]: the server may have the message.
     Died(Sent),
@@ -96,12 +97,12 @@ pub enum DeliveryVerdict {
     Deferred,
     /// It answered, and refused for good.
     Failed,
-    /// Nothing: no server had to do with it, or the report is not understood.
+    /// Nothing: no server was involved, or the report is not understood.
     Nothing,
 }
 
 impl DeliveryVerdict {
-    /// Whether there were too many, and the server said so before the message was sent.
+    /// Whether the server said "too many" before the message was sent.
     #[must_use]
     pub fn is_too_many_early(self) -> bool {
         matches!(self, Self::TooMany(Sent::No | Sent::Envelope))
@@ -111,9 +112,9 @@ impl DeliveryVerdict {
 /// How much of the mail had been sent when it was refused, or may have been when the connection broke.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// Nothing: the server knew nothing of the mail. Of a connection that broke: no more than the envelope.
+    /// Nothing: the server knew nothing about the mail. If the connection broke: the envelope at most.
     No,
-    /// The envelope, or a part of it. So the refusal may be about this mail.
+    /// The envelope, or a part of it. So the refusal may concern this mail.
     Envelope,
     /// All of it; each new try costs as much.
     Yes,
@@ -122,7 +123,7 @@ pub enum Sent {
 const NOTHING: DeliveryReport =
     DeliveryReport { seen: DeliveryVerdict::Nothing, peer: None, rule: None };
 
-/// qmail-remote keeps 5000 bytes of a reply, and has one recipient. What is longer is not from it.
+/// qmail-remote keeps 5000 bytes of a reply, and has one recipient. A longer report is not from qmail-remote.
 const REPORT_MAX: usize = 65536;
 
 /// What else is known when a report is read.
@@ -130,11 +131,11 @@ const REPORT_MAX: usize = 65536;
 pub struct ReportReader<'a> {
     /// What the delivery sent.
     pub own: Own<'a>,
-    /// What the operator says of replies.
+    /// The operator's rules for replies.
     pub replies: &'a Replies,
 }
 
-/// Reads a report of which nothing else is known.
+/// Reads a report without knowing more about the delivery.
 #[must_use]
 pub fn classify(report: &[u8]) -> DeliveryReport {
     ReportReader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
@@ -160,8 +161,8 @@ pub fn at_the_door(report: &[u8]) -> DeliveryVerdict {
     }
 }
 
-/// Whether a line can be added that only qmail-send's log shows. qmail-rspawn makes one text of a report's lines: its
-/// end must be the end of the report, and the text a success or a deferral. What fails for good goes to the sender.
+/// Whether a line can be added that only qmail-send's log shows. qmail-rspawn joins the lines of a report: the added
+/// line must be its end, and the report a success or a deferral. A permanent failure goes to the sender.
 #[must_use]
 pub fn takes_a_line(report: &[u8]) -> bool {
     let Some(whole) = report.strip_suffix(&[0]) else { return false };
@@ -170,14 +171,13 @@ pub fn takes_a_line(report: &[u8]) -> bool {
     let letter = |line: Option<&[u8]>| line.and_then(|line| line.first().copied());
     match (letter(first), letter(second), third) {
         (Some(b'K' | b'Z'), None, None) => second.is_none(),
-        // That of a message that was not given up is shown behind that of the recipient, if it is no better.
+        // The message's line is shown behind the recipient's, if it is no better.
         (Some(b's'), Some(b'Z' | b'D'), None) | (Some(b'r'), Some(b'K' | b'Z'), None) => true,
         _ => false,
     }
 }
 
-/// Whether qmail-remote says that the greeting failed, or that its own name was refused, and the server says that it
-/// may try again later.
+/// Whether qmail-remote says that the greeting failed, or that the server refused its name, with a temporary reply.
 fn is_of_greeting(report: &[u8]) -> bool {
     let Some(rest) = report.strip_prefix(b"Z") else { return false };
     let (own, reply) = halves(rest);
@@ -202,7 +202,7 @@ impl ReportReader<'_> {
         classify_by(self, report)
     }
 
-    /// What a reply means that was taken as temporary, and which line of the operator's says so.
+    /// What a temporary reply means, and which of the operator's lines says so.
     #[must_use]
     pub fn temporary(&self, stage: Stage, reply: &[u8]) -> (DeliveryVerdict, Option<MatchedLine>) {
         let sent = match stage {
@@ -221,7 +221,7 @@ impl ReportReader<'_> {
         (if is_too_many { DeliveryVerdict::TooMany(sent) } else { DeliveryVerdict::Deferred }, rule)
     }
 
-    /// What patterns are searched for in; None: it is no reply.
+    /// The text in which patterns are searched for; None: it is no reply.
     #[must_use]
     pub fn read_as(&self, reply: &[u8]) -> Option<Vec<u8>> {
         let reply = Reply::read(reply, &self.own)?;
@@ -231,8 +231,7 @@ impl ReportReader<'_> {
         Some(text)
     }
 
-    /// The line of the operator's that wants a pause after a reply that was taken as permanent. Other lines do not
-    /// change what becomes of the mail.
+    /// The operator's line that wants a pause after a permanent reply. Other lines make no difference to such mail.
     #[must_use]
     pub fn permanent(&self, reply: &[u8]) -> Option<MatchedLine> {
         if self.replies.is_empty() {
@@ -248,8 +247,8 @@ fn classify_by(reader: &ReportReader<'_>, report: &[u8]) -> DeliveryReport {
     if report.len() > REPORT_MAX {
         return NOTHING;
     }
-    // As in qmail-rspawn: a line counts if it has its zero byte, the first byte of all says what became of the
-    // recipient, and the first K, Z or D is the message's.
+    // As in qmail-rspawn: a line counts if it has its zero byte, the first byte of the report is the result of the
+    // recipient, and the first line with K, Z or D is that of the message.
     let mut lines =
         report.split_inclusive(|&byte| byte == 0).filter_map(|line| line.strip_suffix(&[0]));
     let recipient = match report.first() {
@@ -285,7 +284,7 @@ fn classify_by(reader: &ReportReader<'_>, report: &[u8]) -> DeliveryReport {
     DeliveryReport { seen, peer: end.peer, rule }
 }
 
-/// The end of qmail-remote's words on a recipient that was refused.
+/// The end of qmail-remote's words about a recipient that was refused.
 const DOES_NOT_LIKE: &[u8] = b" does not like recipient.";
 
 /// qmail-remote's own words, up to the first line feed, and the server's reply.
@@ -320,7 +319,7 @@ impl RemoteEnd {
         if let Some(rest) = greeted.strip_prefix(b"Connected to ") {
             let Some((peer, what)) = cut(rest, b" but ") else { return unknown };
             let kind = if what.starts_with(b"connection died") {
-                // Behind it there may be an error of TLS, or what becomes of other exchangers, in any order.
+                // An error of TLS may follow, or what happens to other exchangers, in any order.
                 let may_have_it = cut(what, b"Possible duplicate!").is_some();
                 EndKind::Died(if may_have_it { Sent::Yes } else { Sent::No })
             } else if what.starts_with(b"greeting failed") || what.starts_with(b"my name was") {
@@ -351,13 +350,13 @@ impl RemoteEnd {
     }
 }
 
-/// What is before and behind the first `at`.
+/// The text before and behind the first `at`.
 fn cut<'a>(text: &'a [u8], at: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
     let start = text.windows(at.len()).position(|window| window == at)?;
     Some((&text[..start], &text[start + at.len()..]))
 }
 
-/// The last word, if it is an address, plain or in brackets: some print a name before it.
+/// The last word, if it is an address, plain or in brackets. Some trees print a name before it.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let word = text.rsplit(|&byte| byte == b' ').next()?;
     let word = match word {
@@ -382,7 +381,7 @@ pub(crate) struct Reply {
     pub(crate) words: Words,
 }
 
-/// About connections: these count with any code, whatever else is said.
+/// Phrases about connections: they count with any code, and before all other phrases.
 const CONNECTIONS: [&str; 16] = [
     "too many connection",
     "too many concurrent",
@@ -402,10 +401,10 @@ const CONNECTIONS: [&str; 16] = [
     "trop de connexions",
 ];
 
-/// About how much this client has sent of late, in words that are like those of [`OTHER_REASONS`].
+/// Phrases about how much this client has sent lately; they contain phrases of [`OTHER_REASONS`].
 const OF_THIS_CLIENT: [&str; 2] = ["too many recipients from", "recipients received this hour"];
 
-/// About another reason, whatever else is said.
+/// Phrases about another reason: with one of these, those below do not count.
 const OTHER_REASONS: [&str; 23] = [
     "greylist",
     "graylist",
@@ -432,7 +431,7 @@ const OTHER_REASONS: [&str; 23] = [
     "local data error",
 ];
 
-/// About speed or load.
+/// Phrases about speed or load.
 const SPEED: [&str; 26] = [
     "rate limit",
     "rate-limit",
@@ -462,7 +461,7 @@ const SPEED: [&str; 26] = [
     "service unavailable - try again later",
 ];
 
-/// At the greeting nothing is known of recipients and content: there these count, too.
+/// Phrases that count at the greeting, when the server does not know recipients and content yet.
 const UNAVAILABLE: [&str; 3] = ["try again later", "service unavailable", "busy"];
 
 /// Units of `max 30 requests per hour` and `3 requests per 5 minutes`.
@@ -475,7 +474,7 @@ impl Reply {
         let codes = &reply[..reply.len() - text.len()];
         codes.iter().for_each(|&byte| words.push(if byte == b'-' { b' ' } else { byte }));
         for line in reply.split(|&byte| byte == b'\n') {
-            // A phrase may go on in the next line, behind its codes.
+            // A phrase may continue in the next line, behind its codes.
             words.add_line(reply_head(line).map_or(line, |(_, _, text)| text));
         }
         words.forget(own);
@@ -505,14 +504,14 @@ impl Reply {
         match self.enhanced {
             // An address, a mailbox, the content, the number of recipients.
             Some((1 | 2 | 6, _) | (5, 3)) => return false,
-            // Authentication, reverse DNS and the like, in Gmail's numbers.
+            // Authentication, reverse DNS and the like, by Gmail's numbers.
             Some((7, 20..=60)) => return false,
             _ => {}
         }
         self.code == 421 || (stage == Stage::Start && self.words.has_any(&UNAVAILABLE))
     }
 
-    /// So much per second, minute or hour.
+    /// Whether it names a rate: a number per second, minute or hour.
     fn says_a_rate(&self) -> bool {
         let Some(at) = self.words.find(b" per ") else { return false };
         let behind = &self.words.as_bytes()[at + " per ".len()..];

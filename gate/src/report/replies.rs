@@ -1,5 +1,5 @@
-//! control/concurrencyreplies: what replies mean, in the operator's own words. The first line that fits counts, before
-//! the gate's own reading ([`crate::report`]).
+//! control/concurrencyreplies: the operator's own rules for what replies mean. The first line that matches counts,
+//! before the gate's own reading ([`crate::report`]).
 //!
 //! ```text
 //! line     code blank+ pattern blank+ meaning (blank+ '#' anything)?
@@ -8,9 +8,9 @@
 //! meaning  'limit' | 'rate' | 'pause' blank+ seconds | 'nothing'
 //! ```
 //!
-//! A pattern is searched for in what [`crate::report::echo`] makes of a reply: `421 4.7.0 too many connections from
-//! <>`, in lower case and in one line. Whatever patterns there are, a reply costs no more than its length times
-//! [`PROGRAMS_MAX`] steps.
+//! A pattern is searched for in the reply as [`crate::report::echo`] rewrites it: `421 4.7.0 too many connections from
+//! <>`, in lower case and in one line. With any patterns, a reply costs at most its length times [`PROGRAMS_MAX`]
+//! steps.
 
 #![forbid(unsafe_code)]
 
@@ -30,9 +30,10 @@ pub const FILE_MAX: u64 = 1 << 20;
 pub enum Meaning {
     /// Too many at once: a limit that learns goes down.
     Limit,
-    /// Too fast: nothing starts for 1 s, and for longer each time that it is said again, up to 32 s. No limit changes.
+    /// Too fast: nothing starts for 1 s, and for longer each time that the server repeats it, up to 32 s. No limit
+    /// changes.
     Rate,
-    /// Nothing is to be started for so many seconds, 1..=[`PAUSE_MAX_SECS`].
+    /// Nothing starts for this many seconds, 1..=[`PAUSE_MAX_SECS`].
     Pause(u16),
     /// Nothing about how many or how fast.
     Nothing,
@@ -41,7 +42,7 @@ pub enum Meaning {
 /// An enhanced status code (RFC 3463) without its class: subject and detail.
 pub type Enhanced = (u16, u16);
 
-/// Which codes a line is about.
+/// The codes that a line is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Codes {
     Any,
@@ -98,7 +99,7 @@ impl Codes {
         }
     }
 
-    /// Whether it has all codes that the other one has, as far as that is easily told.
+    /// Whether it has all codes of the other one, as far as that is easy to find out.
     fn covers(self, other: Self) -> bool {
         match (self, other) {
             (Self::Any, _) => true,
@@ -112,7 +113,7 @@ impl Codes {
         }
     }
 
-    /// Whether it is about refusals for good only.
+    /// Whether it is only for permanent refusals.
     fn is_permanent(self) -> bool {
         match self {
             Self::Any => false,
@@ -144,12 +145,12 @@ struct ReplyRule {
     line: u32,
     codes: Codes,
     pattern: ReplyPattern,
-    /// The pattern as it stands in the file.
+    /// The pattern as it is in the file.
     source: Vec<u8>,
     meaning: Meaning,
 }
 
-/// What a line says of a reply.
+/// A line that matched a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatchedLine {
     /// The line, from 1.
@@ -165,7 +166,7 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// Reads the file. With errors among the problems it is not to be used.
+    /// Reads the file. If there are errors among the problems, it must not be used.
     ///
     /// # Errors
     /// No memory.
@@ -209,14 +210,14 @@ impl Replies {
         Ok((this, problems))
     }
 
-    /// Whether it says nothing of any reply.
+    /// Whether it has no line with a meaning.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// How many lines say something.
+    /// How many lines with a meaning it has.
     #[must_use]
     pub fn len(&self) -> usize {
         self.rules.len()
@@ -227,7 +228,7 @@ impl Replies {
         self.rules.iter().map(|rule| MatchedLine { line: rule.line, meaning: rule.meaning })
     }
 
-    /// The first line that fits.
+    /// The first line that matches.
     pub(crate) fn find(
         &self,
         code: u16,
@@ -241,7 +242,7 @@ impl Replies {
     }
 }
 
-/// Why a line says nothing.
+/// Why a line has no meaning.
 enum Wrong {
     /// The column, from 1.
     At(usize, Kind),
@@ -286,7 +287,7 @@ impl<'a> Rest<'a> {
         self.take(self.text.iter().position(is_blank).unwrap_or(self.text.len()))
     }
 
-    /// Up to a delimiter that has no backslash before it; behind that there must be a blank.
+    /// The text up to a delimiter without a backslash before it. A blank must follow the delimiter.
     fn delimited(&mut self, delimiter: u8) -> Result<&'a [u8], Wrong> {
         let column = self.column();
         self.take(1);
@@ -377,7 +378,7 @@ fn seconds(text: &[u8]) -> Option<u16> {
     (1..=PAUSE_MAX_SECS).contains(&seconds).then_some(seconds)
 }
 
-/// A literal as it is in replies: in lower case, and with one blank where there are several.
+/// A literal as it appears in replies: in lower case, and with one blank in place of several.
 fn literal(text: &[u8], column: usize) -> Result<Vec<u8>, Wrong> {
     let mut literal = Vec::new();
     literal.try_reserve_exact(text.len()).map_err(|_| OutOfMemory)?;
@@ -415,7 +416,7 @@ mod tests {
         (replies, problems.iter().map(|problem| problem.to_string()).collect())
     }
 
-    /// The line that fits, and what it says.
+    /// The line that matches, and what it means.
     fn found(replies: &Replies, reply: &str) -> Option<(u32, Meaning)> {
         let reply = crate::report::Reply::read(reply.as_bytes(), &Own::unknown()).unwrap();
         let verdict = replies.find(reply.code, reply.enhanced, &reply.words)?;

@@ -1,11 +1,11 @@
-//! Bytes of names and texts in files of lines and tabs.
+//! How bytes of names and texts are written in files whose fields are separated by tabs.
 
 #![forbid(unsafe_code)]
 
 use std::fmt::{self, Write as _};
 
-/// Bytes as printable ASCII without tabs: what is not, and `%`, as `%` and two hexadecimal digits. No two texts become
-/// one.
+/// Bytes as printable ASCII without tabs: any other byte, and `%`, becomes `%` and two hexadecimal digits. Different
+/// texts stay different.
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<'a>(pub &'a [u8]);
 
@@ -22,7 +22,7 @@ impl fmt::Display for Escaped<'_> {
     }
 }
 
-/// The bytes that [`Escaped`] wrote; a `%` without two digits stands for itself. None: no memory.
+/// Reads what [`Escaped`] wrote. A `%` without two digits stands for itself. None: no memory.
 #[must_use]
 pub fn unescaped_bytes(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();

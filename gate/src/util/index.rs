@@ -6,20 +6,20 @@ use crate::util::memory::{self, OutOfMemory};
 
 const EMPTY: u64 = 0;
 
-/// The smallest size, in elements of 8 bytes. Keys in use and those that gate.rs remembers besides are a few hundred,
-/// and mostly have their home to themselves then, so that the processor guesses right where a search ends: with 1024
-/// elements ask and done took 129 ns and not 116 (benches/gate.rs, a table of 1000 domains).
+/// The smallest size, in elements of 8 bytes. The gate has a few hundred keys, in use or remembered. With this size
+/// most of them have their home to themselves, and the processor predicts where a search ends. With 1024 elements ask
+/// and done took 129 ns instead of 116 (benches/gate.rs, a table of 1000 domains).
 const SIZE_MIN: usize = 4096;
 
-/// Open addressing with linear probing; removal shifts back, so there are no tombstones. An element has the upper half
-/// of the hash in its upper half, which says where it belongs, and the position plus one in its lower half.
+/// Open addressing with linear probing. A removal shifts back what follows, so there are no tombstones. The upper half
+/// of an element is the upper half of the hash, which says where it belongs; the lower half is the position plus one.
 #[derive(Debug, Default)]
 pub struct Index {
     elements: Vec<u64>,
     len: usize,
 }
 
-/// The home of an element, or of an entry's hash: both have it in the upper half.
+/// Where an element or a hash belongs. Both have it in their upper half.
 #[inline]
 fn home(hash: u64) -> usize {
     (hash >> 32) as usize

@@ -1,12 +1,12 @@
-//! Doubly linked lists of positions in a vector whose elements hold the links: no allocation, and an element leaves its
-//! list in constant time.
+//! Doubly linked lists of the elements of a vector, which hold the links themselves. Nothing is allocated, and an
+//! element leaves its list in constant time.
 
 #![forbid(unsafe_code)]
 
 /// No position.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Where an element stands in a list.
+/// The neighbours of an element in a list.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Link {
     pub(crate) next: u32,
@@ -23,7 +23,7 @@ pub(crate) struct List {
     pub(crate) last: u32,
 }
 
-/// A list of nothing.
+/// An empty list.
 pub(crate) const EMPTY: List = List { first: NONE, last: NONE };
 
 /// Puts `at` at the end of a list.

@@ -1,12 +1,12 @@
-//! Memory that may be missing. In the mail server no allocation may abort the process, so whatever the gate allocates
-//! on its way goes through `try_reserve`, and [`OutOfMemory`] is an answer like any other.
+//! Allocations that may fail. In the mail server no allocation may abort the process, so the gate allocates only with
+//! `try_reserve`, and returns [`OutOfMemory`] when that fails.
 
 #![forbid(unsafe_code)]
 
 use std::collections::TryReserveError;
 use std::fmt;
 
-/// There is no memory for it.
+/// There is not enough memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutOfMemory;
 
@@ -45,7 +45,7 @@ pub fn filled<T: Clone>(value: T, len: usize) -> Result<Vec<T>, OutOfMemory> {
     Ok(vector)
 }
 
-/// Text in memory that is asked for, not taken; writing to it fails when there is none.
+/// A text that grows. Writing to it fails when there is no memory.
 #[derive(Debug, Default)]
 pub struct Text {
     /// What was written so far.

@@ -1,5 +1,5 @@
-//! A small seeded generator: splitmix64 (Steele, Lea, Flood 2014). Not for secrets; it spreads retries and seeds
-//! hashes.
+//! A small seeded generator: splitmix64 (Steele, Lea, Flood 2014). It spreads retries and seeds hashes. It is not for
+//! secrets.
 
 #![forbid(unsafe_code)]
 

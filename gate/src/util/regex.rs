@@ -1,12 +1,13 @@
-//! Regular expressions for what servers say: the part of Perl's that operators use for that, in linear time.
+//! Regular expressions for the replies of servers: the part of Perl's that operators use for them, in linear time.
 //!
-//! The operator writes the pattern, and a server that may be hostile the text; so nothing here goes back and tries again. A
-//! pattern becomes a program for Thompson's machine ("Regular Expression Search Algorithm", Communications of the ACM 11(6),
-//! 1968; R. Cox, "Regular Expression Matching Can Be Simple And Fast", 2007), which is in a set of places at once. The work
-//! is at most the length of the text times [`PROGRAM_MAX`], and matching allocates nothing.
+//! The operator writes the pattern, but a hostile server may write the text; so the search never backtracks. A pattern
+//! becomes a program for Thompson's machine ("Regular Expression Search Algorithm", Communications of the ACM 11(6),
+//! 1968; R. Cox, "Regular Expression Matching Can Be Simple And Fast", 2007), which is in a set of places at once. The
+//! work is at most the length of the text times [`PROGRAM_MAX`], and matching allocates nothing.
 //!
-//! The crate `regex` is what one would take elsewhere. The gate is linked into qmail-rspawn and has no dependencies; the tests
-//! compare both.
+//! Elsewhere one would use the crate `regex`. The gate is linked into qmail-rspawn and has no dependencies;
+//! gate/tests/replies.rs compares the two. This file has more than 700 lines because compiler and matcher share the
+//! form of the program.
 //!
 //! ```text
 //! pattern     branch ('|' branch)*
@@ -17,9 +18,9 @@
 //! class       '[' '^'? (character | character '-' character | escape but b B)+ ']'
 //! ```
 //!
-//! Case never matters, and the text has to be in lower case already. `^` and `$` are the ends of the text. Text has ASCII
-//! only, and blanks instead of tabs and line feeds. There are no back references and no look-around: these are what cannot be
-//! done in linear time, or not this simply.
+//! Case never matters; the text must be in lower case. `^` and `$` are the ends of the text. The text has only ASCII,
+//! with blanks instead of tabs and line feeds. There are no back references and no look-around, which cannot be done in
+//! linear time, or not in so few lines.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +28,8 @@ use std::fmt;
 
 use crate::util::memory::{self, OutOfMemory};
 
-/// The longest program of one pattern, in steps: about the number of its characters, each counted as often as it is repeated.
+/// The longest program of one pattern, in steps. That is about its number of characters, each counted as often as it is
+/// repeated.
 pub const PROGRAM_MAX: usize = 1024;
 /// How deep groups may be nested.
 const DEPTH_MAX: u32 = 32;
@@ -45,7 +47,7 @@ pub enum Fault {
     GroupNotOpen,
     /// A bracket that is never closed.
     ClassOpen,
-    /// A range of characters from a higher to a lower one, or with an end that is none.
+    /// A range of characters from a higher to a lower one, or with an end that is not a character.
     ClassRange,
     /// A bracket in brackets.
     ClassInClass,
@@ -55,19 +57,19 @@ pub enum Fault {
     Braces,
     /// More than [`REPEAT_MAX`] times.
     RepeatTooLarge,
-    /// At least more than at most.
+    /// The minimum is above the maximum.
     RepeatOrder,
     /// A backslash with nothing behind it.
     Backslash,
-    /// A backslash with something behind it that has no meaning.
+    /// A backslash before a character with which it has no meaning.
     Escape(u8),
     /// A back reference or look-around.
     NotSupported,
-    /// No printable ASCII.
+    /// A character that is not printable ASCII.
     Character(u8),
     /// More than [`PROGRAM_MAX`] steps.
     TooLong,
-    /// Groups in more than 32 groups.
+    /// Groups are nested more than 32 deep.
     TooDeep,
 }
 
@@ -109,18 +111,18 @@ impl From<OutOfMemory> for RegexError {
     }
 }
 
-/// One step. Ways are relative, so that a part can be moved and repeated as it is.
+/// One step of a program. Jumps are relative, so that a part can be moved and repeated as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Instruction {
     /// This byte.
     Byte(u8),
     /// A byte of this class.
     Class(u16),
-    /// Nothing, here.
+    /// No byte; the condition must hold here.
     Look(Look),
-    /// On there.
+    /// Goes on there.
     Jump(i16),
-    /// On to the next step, and there.
+    /// Goes on at the next step, and there.
     Split(i16),
 }
 
@@ -143,7 +145,7 @@ const fn bit(byte: u8) -> Class {
     1 << byte
 }
 
-/// Both ends are in it; `from` is not above `to`.
+/// The characters from `from` to `to`, both included; `from` is not above `to`.
 const fn range(from: u8, to: u8) -> Class {
     (u128::MAX >> (127 - to)) & (u128::MAX << from)
 }
@@ -153,7 +155,7 @@ const fn range(from: u8, to: u8) -> Class {
 pub struct Regex {
     steps: Vec<Instruction>,
     classes: Vec<Class>,
-    /// Text that every match has. Most replies do not, and that is quickly found out.
+    /// Text that every match has. Most replies do not have it, and that is quick to find out.
     needle: Vec<u8>,
 }
 
@@ -189,13 +191,13 @@ impl Regex {
         self.steps.len().max(self.classes.len())
     }
 
-    /// Whether it has neither.
+    /// Whether it has no steps and no classes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether it matches somewhere in this text, which is in lower case.
+    /// Whether it matches somewhere in this text, which must be in lower case.
     #[must_use]
     pub fn is_match(&self, text: &[u8]) -> bool {
         contains(text, &self.needle) && self.runs(text)
@@ -248,7 +250,7 @@ struct Places {
 }
 
 impl Places {
-    /// Whether it is new.
+    /// Adds a place. True if it is new.
     fn insert(&mut self, place: usize) -> bool {
         let (word, bit) = (&mut self.bits[place / 64], 1 << (place % 64));
         let is_new = *word & bit == 0;
@@ -271,12 +273,12 @@ impl Places {
 struct Machine<'a> {
     regex: &'a Regex,
     text: &'a [u8],
-    /// Places from which it goes on; each is here once at most.
+    /// Places that are still to be followed; each is here once at most.
     todo: [u16; PROGRAM_MAX + 1],
 }
 
 impl Machine<'_> {
-    /// Goes to a place, and on from there as far as it takes no byte. Whether that is the end of the program.
+    /// Adds a place, and all places that it leads to without a byte. True if the end of the program is among them.
     fn arrive(&mut self, place: usize, at: usize, places: &mut Places) -> bool {
         let steps = &self.regex.steps;
         let mut count = 0;
@@ -335,7 +337,7 @@ struct Compiler<'a> {
     at: usize,
     steps: Vec<Instruction>,
     classes: Vec<Class>,
-    /// Bytes outside of groups that come one behind the other, up to here.
+    /// The bytes outside of groups that follow each other directly, up to here.
     run: Vec<u8>,
     needle: Vec<u8>,
 }
@@ -424,7 +426,7 @@ impl Compiler<'_> {
                     let index = self.classes.iter().position(|&known| known == class);
                     let index = match index {
                         Some(index) => index,
-                        // A class that is repeated no times counts, too: each search passes all of them.
+                        // A class that is repeated zero times counts, too: each search goes through all classes.
                         None if self.classes.len() >= PROGRAM_MAX => {
                             return self.fault(at, Fault::TooLong);
                         }
@@ -456,7 +458,7 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    /// The longest run is the one that is searched for.
+    /// Keeps the run if it is the longest so far: it is searched for first.
     fn end_run(&mut self) {
         if self.run.len() > self.needle.len() {
             std::mem::swap(&mut self.run, &mut self.needle);
@@ -494,7 +496,7 @@ impl Compiler<'_> {
         })
     }
 
-    /// What is behind a backslash.
+    /// Reads what follows a backslash.
     fn escape(&mut self, at: usize) -> Result<Atom, RegexError> {
         let Some(byte) = self.peek() else { return self.fault(at, Fault::Backslash) };
         self.at += 1;
@@ -514,7 +516,7 @@ impl Compiler<'_> {
         })
     }
 
-    /// What is behind an opening bracket at `open`.
+    /// Reads what follows an opening bracket at `open`.
     fn class(&mut self, open: usize) -> Result<Class, RegexError> {
         let negated = self.eat(b'^');
         let mut class = 0;
@@ -543,7 +545,7 @@ impl Compiler<'_> {
             }
         }
         self.at += 1;
-        // Upper case counts for lower case, which is what the text has.
+        // Upper case means lower case, because the text has only that.
         class |= (class & range(b'A', b'Z')) << (b'a' - b'A');
         Ok(if negated { !class } else { class })
     }
@@ -563,7 +565,7 @@ impl Compiler<'_> {
         }
     }
 
-    /// How often, at least and at most; None: once.
+    /// Reads how often, at least and at most; None: once.
     fn quantifier(&mut self) -> Result<Option<(u16, Option<u16>)>, RegexError> {
         let at = self.at;
         let times = match self.peek() {
@@ -589,7 +591,7 @@ impl Compiler<'_> {
             _ => return Ok(None),
         };
         self.at += 1;
-        // As little as possible or as much: it makes no difference to whether there is a match.
+        // Lazy or greedy makes no difference to whether there is a match.
         self.eat(b'?');
         match self.peek() {
             Some(b'*' | b'+' | b'?') => self.fault(self.at, Fault::NothingToRepeat),
@@ -754,7 +756,8 @@ mod tests {
         assert_eq!(Regex::new(deep.as_bytes()).unwrap_err(), RegexError::At(32, Fault::TooDeep));
     }
 
-    /// Two characters out of 95 make 4465 classes; more than there can be steps are an error, however they are repeated.
+    /// Pairs of 95 characters make 4465 classes. More classes than a program may have steps are an error, however they
+    /// are repeated.
     #[test]
     fn classes_are_bounded_as_steps_are() {
         let all = (b' '..=b'~').filter(|byte| byte.is_ascii_digit() || byte.is_ascii_lowercase());
