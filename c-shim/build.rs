@@ -1,5 +1,5 @@
 //! With the feature `compiled`: compiles gate_retry.c as the mail server does, with a clock and an allocator that the
-//! tests hold in their hands, and tells them where the gate is.
+//! tests control, and passes on where the gate's sources are.
 
 #[cfg(not(feature = "compiled"))]
 fn main() {

@@ -1,5 +1,5 @@
-//! gate_retry.c for tests: its calls as methods, with a clock that is set by hand, and an allocator that fails when
-//! told to, moves every block that grows, and looks whether anything was written beyond one.
+//! gate_retry.c for tests: its calls as methods, with a clock that the test sets, and an allocator that fails on
+//! demand, moves every block that grows, and checks that nothing was written beyond a block.
 //!
 //! gate_retry.c has one state for the process, so there is one [`Retry`] at a time.
 
@@ -50,7 +50,7 @@ pub enum Shortage {
     All,
     /// Once: the request with this number, from 0, since this was set.
     At(u64),
-    /// By these bits, from the lowest: a set one fails. The 65th request is the first again.
+    /// By these bits, from the lowest: a request whose bit is set fails. The 65th request has the first bit again.
     Bits(u64),
 }
 
@@ -82,7 +82,7 @@ struct Block {
 
 const MARGIN: usize = 64;
 const MARGIN_BYTE: u8 = 0xa5;
-/// What fresh memory is full of.
+/// Fresh memory is filled with this byte.
 const FRESH_BYTE: u8 = 0xe7;
 
 impl Heap {
@@ -98,7 +98,7 @@ impl Heap {
         self.blocks.last_mut().map_or(std::ptr::null_mut(), |block| block.bytes.as_mut_ptr())
     }
 
-    /// A block that is no longer one. Stops the program if it never was one.
+    /// Frees a block, and returns it. Aborts if the address is not that of a block.
     fn release(&mut self, address: *const u8) -> Block {
         let at = self.blocks.iter().position(|block| block.bytes.as_ptr() == address);
         let Some(at) = at else { die("free of what is no block") };
@@ -155,7 +155,7 @@ extern "C" fn gate_test_free(address: *mut c_void) {
     }
 }
 
-/// What a seek to a recipient finds, but for the first of a file, where it always finds one.
+/// What a seek to a recipient finds. At the beginning of a file it always finds one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum File {
     /// A recipient.
@@ -163,19 +163,19 @@ pub enum File {
     Same = 0,
     /// The middle of something.
     Other = 1,
-    /// The end of the file, or what is behind it.
+    /// The end of the file, or beyond.
     Shorter = 2,
     /// An error.
     Unreadable = 3,
 }
 
-/// gate_retry.c, from its beginning.
+/// gate_retry.c, as it is at the start of qmail-send.
 pub struct Retry {
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Retry {
-    /// As it is when qmail-send starts. Waits until nobody else has it.
+    /// Starts one. Waits until no other test has it.
     pub fn start() -> Self {
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +186,7 @@ impl Retry {
         Self { _alone: alone }
     }
 
-    /// What time it is.
+    /// Sets the clock.
     pub fn set_clock(&mut self, seconds: i64) {
         CLOCK.set(seconds);
     }
@@ -196,18 +196,18 @@ impl Retry {
         HEAP.with_borrow_mut(|heap| (heap.shortage, heap.requests) = (shortage, 0));
     }
 
-    /// How often it has asked for memory since the shortage was set.
+    /// How often it has requested memory since the shortage was set.
     pub fn requests(&self) -> u64 {
         HEAP.with_borrow(|heap| heap.requests)
     }
 
-    /// So many bytes it has.
+    /// How much memory it has, in bytes.
     pub fn memory(&self) -> usize {
         HEAP.with_borrow(|heap| heap.blocks.iter().map(|block| block.size).sum())
     }
 
-    /// In bytes: a channel, a part of a message, a queue, a message, a recipient, a job that runs, the queues of
-    /// domains.
+    /// The sizes in bytes of a channel, a part of a message, a queue, a message, a recipient, a running job, and the
+    /// queues of domains.
     pub fn sizes(&self) -> [u32; 7] {
         // SAFETY: it reads constants.
         [0, 1, 2, 3, 4, 5, 6].map(|which| unsafe { gate_test_sizes(which) })
@@ -262,7 +262,7 @@ impl Retry {
         }
     }
 
-    /// gate_retry_report; without the zero bytes, which are added and taken away here.
+    /// gate_retry_report. The zero bytes are added and removed here.
     #[expect(clippy::too_many_arguments, reason = "as many as the C has")]
     pub fn report(
         &mut self,

@@ -1,5 +1,5 @@
-//! The gate and its C as the mail server gets them: a static library made by rustc alone, the glue made by cc, linked
-//! by cc with the libraries that rustc names. Also with AddressSanitizer, and under Valgrind where there is one.
+//! The gate and its C as the mail server gets them: rustc makes the static library, cc compiles the glue and links both
+//! with the libraries that rustc names. Also with AddressSanitizer, and under Valgrind if there is one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use qpatch_gate::problem::File;
 use qpatch_gate_library as library;
 use qpatch_test_support::{has, skip};
 
-/// The most that a stripped program may grow by the gate.
+/// The most that the gate may add to a stripped program.
 const GROWTH_MAX: u64 = 576 << 10;
 
 /// The static library and the arguments to link with, made once for all tests.
@@ -24,13 +24,13 @@ fn gate() -> &'static Gate {
     GATE.get_or_init(|| made("gate.a", &[]))
 }
 
-/// With what injects panics.
+/// The library with injected panics.
 fn panicking_gate() -> &'static Gate {
     static GATE: OnceLock<Gate> = OnceLock::new();
     GATE.get_or_init(|| made("panicking.a", &["--cfg", "feature=\"panic-injection\""]))
 }
 
-/// As it is made for the mail server; but a warning is an error.
+/// Built as for the mail server, but a warning is an error.
 fn made(name: &str, more: &[&str]) -> Gate {
     let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
@@ -130,7 +130,7 @@ impl Build {
         command
     }
 
-    /// Runs a program that must succeed and print nothing but one line; the numbers in it.
+    /// Runs a program that must succeed and print one line only. Returns the numbers in that line.
     fn numbers(&self, program: &Path, mode: &str) -> Vec<u64> {
         let output = succeed(&mut self.command(program, mode));
         assert!(
@@ -165,7 +165,7 @@ fn glue() {
 
     // Without the control file it is stock.
     fs::remove_file(build.path.join("control/concurrencydomains")).unwrap();
-    // Nor one that is kept, as after three seconds without.
+    // Without a kept copy, too, as three seconds after it was removed.
     fs::write(build.path.join("queue/lock/gatekept.domains"), "").unwrap();
     let output = run(&mut build.command(&program, "run"));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "wrong: over the limit\n");
@@ -191,11 +191,11 @@ fn glue() {
     assert!(growth <= GROWTH_MAX);
 }
 
-/// What the parent has bound, no child binds anew between fork and exec.
+/// All symbols are bound in the parent, so that no child binds them between fork and exec.
 #[test]
 fn symbols_are_bound_at_the_start() {
     let build = Build::new("now");
-    // Whatever is usual here.
+    // Even if lazy binding is the default.
     let program = build.link("glue", &["-Wl,-z,lazy"], &GLUE, Some(gate()));
     let Ok(output) = Command::new("readelf").args(["-d", "-W"]).arg(&program).output() else {
         skip("no readelf");
@@ -218,7 +218,7 @@ fn panics_stay_inside() {
     assert!(status.contains("state\tfailed\n"), "{status}");
 }
 
-/// What is made for the mail server cannot be made to panic.
+/// The library for the mail server has no injected panics.
 #[test]
 fn nothing_injects_panics_into_the_mail_server() {
     let injects = |gate: &Gate| {
@@ -286,7 +286,7 @@ fn retry() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "retry ok\n");
 }
 
-/// Whatever the tree's compiler and dialect is.
+/// With every compiler and dialect that trees use.
 #[test]
 fn compiles_without_warnings() {
     let build = Build::new("warnings");

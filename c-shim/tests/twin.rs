@@ -1,4 +1,5 @@
-//! gate_retry.c beside gate-model's `retry`: the same calls, the same answers, as often asked for memory.
+//! Compares gate_retry.c with gate-model's `retry`: the same calls must give the same answers and as many requests for
+//! memory. This file has about 700 lines because calls in any order and a whole qmail-send drive the same pair.
 
 use proptest::prelude::*;
 use qpatch_c_shim::retry::{File, Retry as C, Shortage};
@@ -10,7 +11,7 @@ use qpatch_gate_model::retry::{
 /// The clock at the beginning.
 const START: i64 = 1_700_000_000;
 
-/// Short of memory as the C is.
+/// Memory that fails when that of the C does.
 #[derive(Default)]
 struct Scheduled {
     shortage: Shortage,
@@ -25,7 +26,7 @@ impl MemorySupply for Scheduled {
     }
 }
 
-/// Both of them.
+/// The C and the model.
 struct Twins {
     c: C,
     rust: Retry<Scheduled>,
@@ -153,7 +154,7 @@ impl Twins {
         self.same(c, rust)
     }
 
-    /// All of them, in no order. Nothing must be called.
+    /// All messages, in no particular order. None may be called.
     fn alarm(&mut self, channel: usize) -> Vec<(u64, i64)> {
         let mut c = Vec::new();
         while let Some(message) = self.c.alarm(channel as i32) {
@@ -176,7 +177,7 @@ impl Twins {
     }
 }
 
-/// Whatever may be called, in whatever order.
+/// Any call, in any order.
 #[derive(Clone, Debug)]
 enum Act {
     Open { j: usize, job: Job, ago: i64 },
@@ -340,7 +341,7 @@ proptest! {
     }
 }
 
-/// What the header says of memory, on a machine with 8-byte pointers.
+/// The sizes that the header gives, on a machine with 8-byte pointers.
 #[test]
 fn sizes_are_as_stated() {
     let [channel, part, queue, message, place, running, domains] = C::start().sizes();
@@ -348,14 +349,14 @@ fn sizes_are_as_stated() {
     assert_eq!([part, queue, message, place, running, domains], [120, 16, 64, 8, 96, 128 << 10]);
 }
 
-/// What the file of a message says of a recipient.
+/// A recipient in the file of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
     Todo,
     Done,
 }
 
-/// A recipient is so long.
+/// The length of a recipient, in bytes.
 const LENGTH: u64 = 7;
 
 /// A message in a qmail-send that does what HOOKS.md says.
@@ -365,11 +366,11 @@ struct Mail {
     is_unlinked: bool,
 }
 
-/// qmail-send with one channel, whose pass and deliveries go in any order that it might.
+/// qmail-send with one channel, whose pass and deliveries happen in any possible order.
 struct Send {
     twins: Twins,
     mails: Vec<Mail>,
-    /// Recipients go round so many domains.
+    /// How many domains the recipients have.
     domains: usize,
     /// pqchan: when it is due, and the message.
     due: Vec<(i64, usize)>,
@@ -533,7 +534,7 @@ impl Send {
         }
     }
 
-    /// The gate is asked for several together. False: there is nothing to ask, or it has not answered yet.
+    /// Asks the gate about several recipients together. False: there is nothing to ask, or it has not answered yet.
     fn ask(&mut self) -> bool {
         let Some((_, recipient)) = self.twins.ask(1) else { return false };
         let text = String::from_utf8(recipient).expect("ASCII");
@@ -553,8 +554,8 @@ impl Send {
 proptest! {
     #![proptest_config(config())]
 
-    /// Whatever the servers and the gate say, and whenever: each recipient is tried until it is done, never twice at
-    /// once, and no file goes before.
+    /// With any answers of servers and gate, at any time: each recipient is tried until it is done, never twice at
+    /// once, and no file is removed before.
     #[test]
     fn no_recipient_is_lost(
         recipients in prop::collection::vec(prop_oneof![3 => 1..4_usize, 3 => 1..60_usize, 1 => 1..900_usize], 1..4),
@@ -601,7 +602,7 @@ proptest! {
                 _ => send.twins.set_clock(send.twins.now + i64::from(number % 50)),
             }
         }
-        // And then there is room for all.
+        // Then there is room for all.
         send.twins.set_shortage(Shortage::None);
         for _ in 0..20 {
             send.selprep();
@@ -621,8 +622,8 @@ proptest! {
     }
 }
 
-/// 65000 recipients of one message at one domain: a few dozen are refused one by one, the others wait without being
-/// asked, and the called ones are handed out while those that were called before are still under way.
+/// 65000 recipients of one message at one domain: a few dozen are refused one by one, the others wait together, and
+/// called ones are handed out while deliveries of earlier calls still run.
 #[test]
 fn a_long_list() {
     const RECIPIENTS: usize = 65_000;
@@ -630,7 +631,7 @@ fn a_long_list() {
         let mut send = Send::new(&[RECIPIENTS], domains);
         let mut steps = 0_u64;
         let mut waiting = 0_u64;
-        // 20 run, and nothing ends.
+        // 20 run, and none ends.
         while send.pass(1000) {
             steps += 1;
             while send.deliveries.len() > 20 {
@@ -649,7 +650,7 @@ fn a_long_list() {
         assert!(send.busy <= 3 * domains as u64, "{}", send.busy);
         // Each was read once, and then the end.
         assert_eq!(steps, RECIPIENTS as u64 + 1);
-        // Two calls are always under way, and one delivery takes as long as all of it.
+        // Two calls are always being carried out, and one delivery takes as long as the whole test.
         let mut calls = 0_u64;
         while !send.is_done() {
             send.selprep();
@@ -669,7 +670,7 @@ fn a_long_list() {
         }
         assert_eq!(send.tries, RECIPIENTS as u64 + send.busy);
         assert!(send.jobs_most >= 3, "{}", send.jobs_most);
-        // Once more when they are called, and once to see that all is done.
+        // Read once more when they are called, and once to see that all is done.
         assert!(steps < 3 * RECIPIENTS as u64 + 3 * calls + 100, "{steps}");
         assert_eq!(send.twins.c.used(), [0; 3]);
     }

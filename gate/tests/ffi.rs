@@ -1,5 +1,5 @@
-//! What C sees, called from Rust: wrong order, wrong arguments, panics. The gate is one for a process, so all of it is
-//! one test after the other.
+//! The functions for C, called from Rust: in the wrong order, with wrong arguments, and with panics. A process has one
+//! gate, so the tests run one after the other.
 
 use std::ffi::{CString, c_char, c_int, c_long, c_uint};
 use std::fs;
@@ -21,7 +21,7 @@ const HOLD: c_int = 2;
 const CALL: c_int = 4;
 const BUSY: c_int = 3;
 
-/// gate.h's structures, as any other C program would lay them out.
+/// The structures of gate.h, as a C program lays them out.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Text {
@@ -61,7 +61,7 @@ impl Home {
         let status = string(&self.path.join("status"));
         // SAFETY: both are strings that end with a zero byte.
         let opened = unsafe { gate_open(slots, control.as_ptr(), status.as_ptr(), c"".as_ptr()) };
-        // The gate silences panics; a test must not.
+        // The gate silences panics; the test must show them.
         drop(std::panic::take_hook());
         opened
     }
@@ -128,7 +128,7 @@ fn done(slot: c_uint) {
     }
 }
 
-/// What gate_done says, and its text.
+/// The answer of gate_done, and its text.
 fn done_with(slot: c_uint, report: &[u8]) -> (c_int, Option<String>) {
     let mut text = null();
     // SAFETY: report has as many bytes, and text may be written.
@@ -230,7 +230,7 @@ fn wrong_arguments_go() {
     assert_eq!(held(), 1);
 }
 
-/// Several recipients of a domain that is at its limit are asked for at once, and called like any others.
+/// Several recipients of a domain at its limit are asked about together, and called like any others.
 #[test]
 fn recipients_are_asked_for_together() {
     const ALL: c_uint = 65535;
@@ -252,7 +252,7 @@ fn recipients_are_asked_for_together() {
     ] {
         assert_eq!(together(wrong), (GO, None), "{wrong}");
     }
-    // No limit: they are to be asked for one by one.
+    // No limit: each of them has to be asked about.
     assert_eq!(together("5@b.example"), (GO, None));
     assert_eq!(ask(0, "a.example"), GO);
     let (answer, report) = together("7@A.example");
@@ -264,7 +264,7 @@ fn recipients_are_asked_for_together() {
     );
     let (answer, report) = together("9@closed.example");
     assert!(answer == BUSY && report.unwrap().starts_with('B'));
-    // As many of the seven as may be held are called, and no more once these are there.
+    // As many of the seven are called as may be held, and no more after these have come.
     assert_eq!((held(), next()), (0, Some((CALL, ALL, Vec::new()))));
     assert_eq!((next(), ask(1, "a.example"), held()), (None, HOLD, 1));
     done(0);
@@ -320,13 +320,13 @@ fn after_a_panic_mail_goes_on() {
     drop(std::panic::take_hook());
 }
 
-/// A spawner with commands to two domains, whose limit is one, which counts what becomes of each.
+/// A spawner with commands for two domains, each with a limit of one. It counts what happens to each command.
 struct Spawner {
-    /// Of each slot: the number of the command that runs there.
+    /// For each slot, the number of the command that runs there.
     running: Vec<Option<u32>>,
-    /// Of each slot: the number of the command that is held for it.
+    /// For each slot, the number of the command that is held for it.
     held: Vec<Option<u32>>,
-    /// Of each command: how often it was started or reported.
+    /// For each command, how often it was started or reported.
     outcomes: Vec<u32>,
 }
 
@@ -363,7 +363,7 @@ impl Spawner {
         self.outcomes[number as usize] += 1;
     }
 
-    /// The delivery that began first ends; then what the gate gives back.
+    /// Ends the oldest delivery, and then starts what the gate gives back.
     fn turn(&mut self) {
         let first = (0..Self::SLOTS).filter(|&slot| self.running[slot].is_some());
         if let Some(slot) = first.min_by_key(|&slot| self.running[slot]) {
@@ -391,7 +391,7 @@ impl Spawner {
     }
 }
 
-/// Wherever in the middle of taking or giving a place it panics: each command starts once, or is reported once.
+/// A panic at any point where a place is taken or returned: each command still starts once, or is reported once.
 #[test]
 fn a_panic_at_any_place_loses_no_command() {
     let home = Home::new();
@@ -399,7 +399,7 @@ fn a_panic_at_any_place_loses_no_command() {
     let mut place = 0;
     loop {
         place += 1;
-        // The same home each time: a new file would be waited for.
+        // The same home each time: the start would wait for a new file.
         close();
         fs::write(home.path.join("status"), "").unwrap();
         assert_eq!(home.open(Spawner::SLOTS as c_uint), 1);
@@ -467,8 +467,8 @@ fn other_threads_break_nothing() {
                     let nothing = Text { s: null(), len: 0 };
                     let mut out =
                         NextAction { slot: 0, parts: 0, part: [nothing; 8], text: null() };
-                    // What is returned must not be looked at: the other threads' calls end its life.
-                    // SAFETY: the part has its bytes, and both results may be written.
+                    // The returned text must not be read: calls of other threads end its life. SAFETY: the part has its
+                    // bytes, and both results may be written.
                     unsafe {
                         gate_ask(slot, (&raw const recipient).cast(), 1, &mut report);
                         gate_next((&raw mut out).cast());

@@ -1,4 +1,4 @@
-//! control/concurrencyreplies: what its patterns match, and what the gate does with what it says.
+//! control/concurrencyreplies: what its patterns match, and what the gate does then.
 
 use proptest::prelude::*;
 use qpatch_gate::command::Parts;
@@ -10,12 +10,12 @@ use qpatch_gate::table::{Limit, Table};
 
 const SEC: u64 = 1_000_000;
 
-/// The crate that everybody uses, told that text is ASCII and that case does not matter.
+/// The crate `regex`, set to ASCII and to ignore case.
 fn reference(pattern: &str) -> Result<regex::bytes::Regex, regex::Error> {
     regex::bytes::RegexBuilder::new(pattern).case_insensitive(true).unicode(false).build()
 }
 
-/// Patterns of what the grammar has.
+/// Patterns of the grammar.
 fn patterns() -> impl Strategy<Value = String> {
     let single = prop_oneof![
         8 => "[a-dA-D0-2 _-]",
@@ -57,7 +57,7 @@ proptest! {
         }
     }
 
-    /// Whatever the bytes are, a pattern is taken or its fault is in it.
+    /// Any bytes are a pattern, or have a fault at a position within them.
     #[test]
     fn any_pattern(pattern in prop::collection::vec(prop_oneof![3 => 0x20u8..0x7f, 1 => any::<u8>()], 0..40)) {
         match Regex::new(&pattern) {
@@ -67,7 +67,7 @@ proptest! {
         }
     }
 
-    /// What both take, both read in the same way: there are no patterns here that mean something else than elsewhere.
+    /// A pattern that both accept means the same to both: no pattern has another meaning here than elsewhere.
     #[test]
     fn what_is_taken_means_the_same(
         pattern in "[ab01.*+?(){}|^$\\[\\]\\\\dsb,:-]{1,10}",
@@ -115,7 +115,7 @@ fn ask(gate: &mut Gate, now_us: u64, slot: u32, domain: &str) -> Answer {
     )
 }
 
-/// What the server says to the sender.
+/// The gate's answer to the sender after a reply.
 fn done(gate: &mut Gate, now_us: u64, slot: u32, reply: &str) -> Option<Busy> {
     let report =
         format!("ZConnected to 192.0.2.1 but sender was rejected.\nRemote host said: {reply}\n\0");
@@ -134,13 +134,13 @@ fn a_pause_counts_for_fixed_limits_and_none() {
             assert_eq!(ask(&mut gate, SEC, slot, "a.example"), Answer::Go);
         }
         assert_eq!(done(&mut gate, 2 * SEC, 0, "421 4.7.0 [TSS04] later"), None, "it was a try");
-        // Nothing starts; what cannot be held is deferred, and ages.
+        // Nothing starts. What cannot be held is deferred.
         let answer = ask(&mut gate, 3 * SEC, 0, "a.example");
         let Answer::Busy(Busy { secs, why, .. }) = answer else { panic!("{table}: {answer:?}") };
         assert_eq!((secs, why), (89, BusyReason::Suspended(PauseCause::Rule(2))), "{table}");
         assert_eq!(ask(&mut gate, 3 * SEC, 0, "b.example"), Answer::Go, "others go on");
         gate.done(4 * SEC, 0, DeliveryEnd::NeverStarted);
-        // What ends meanwhile, well or not, changes nothing.
+        // Deliveries that end meanwhile change nothing, successful or not.
         gate.done(4 * SEC, 1, DeliveryEnd::Reported(b"r\0K192.0.2.1 accepted message.\n\0"));
         assert_eq!(gate.next(4 * SEC), NextAction::None);
         // In its last minute mail is held, and starts when it is over.
@@ -202,7 +202,7 @@ fn the_operators_words_come_before_the_gates() {
         // Too fast is not too many.
         ("451 too sluggish", Limit::AtMost(9)),
         ("421 Too many connections", Limit::AtMost(9)),
-        // What no line fits, the gate reads itself.
+        // The gate reads a reply itself if no line matches it.
         ("452 Too many connections", Limit::AtMost(2)),
         ("452 <sluggish@full.house.example> over quota", Limit::AtMost(9)),
     ];
@@ -226,7 +226,7 @@ fn another_file_ends_all_pauses() {
     assert_eq!(gate.next(7151 * SEC), NextAction::None);
     gate.set_replies(replies("421 * pause 60\n"), 7151 * SEC);
     assert!(matches!(gate.next(7151 * SEC), NextAction::Go { slot: 0, .. }));
-    // And a shorter one counts by its own time.
+    // A shorter pause ends at its own time.
     done(&mut gate, 7152 * SEC, 0, "421 x");
     assert_eq!(ask(&mut gate, 7153 * SEC, 0, "a.example"), Answer::Hold);
     assert_eq!(gate.timeout_us(7153 * SEC), Some(59 * SEC));
@@ -241,7 +241,7 @@ fn a_pause_is_not_forgotten_when_nothing_comes() {
     for secs in (0..7100).step_by(100) {
         gate.tidy(secs * SEC).unwrap();
     }
-    // Nor by a change of the table.
+    // Nor does a change of the table end it.
     let table = Table::parse(b":7\n", gate.hasher()).unwrap().0;
     gate.set_table(Some(table), 7100 * SEC).unwrap();
     assert!(matches!(ask(&mut gate, 7100 * SEC, 0, "a.example"), Answer::Busy(_)));

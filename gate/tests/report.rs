@@ -1,4 +1,5 @@
-//! Reports in the wordings of all trees, true ones and such as a server would like to fake.
+//! Reports in the wordings of all trees: real ones, and ones that a server might fake. This file has more than 700
+//! lines because most of it is one table of wordings.
 
 use std::net::IpAddr;
 

@@ -1,5 +1,5 @@
-//! Several spawners at one queue: what one gate counts, all count. Each is a whole [`Host`] on real files, in a thread
-//! of its own, with as little of qmail-send as it needs.
+//! Several spawners at one queue, whose gates count together. Each is a whole [`Host`] on real files, in a thread of
+//! its own, with the part of qmail-send that it needs.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -20,7 +20,7 @@ use qpatch_gate::shared::Shared;
 use qpatch_gate::table::Table;
 use qpatch_gate_status::{Status, StatusError};
 
-/// A qmail home for so many spawners, removed in the end.
+/// A qmail home for several spawners, removed at the end.
 struct Home {
     path: PathBuf,
 }
@@ -70,7 +70,7 @@ impl Home {
     }
 }
 
-/// Another one for each spawner, as in life.
+/// A different one for each spawner, as in reality.
 fn seed() -> u64 {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed).into()
@@ -82,7 +82,7 @@ impl Drop for Home {
     }
 }
 
-/// What really runs of a key, over all spawners.
+/// How many deliveries of a key really run, over all spawners.
 #[derive(Default)]
 struct Server {
     running: AtomicI32,
@@ -195,7 +195,8 @@ impl<'a> Channel<'a> {
     }
 }
 
-/// All mail of each channel at once; what each had done when the first was through, and the most that ran at once.
+/// Gives each channel all its mail at once. Returns how much each had done when the first was finished, and the most
+/// that ran at once.
 fn race(table: &str, mails: &[u32], takes_ms: u64) -> (Vec<u32>, i32) {
     let home = Home::new(mails.len() as u32, table);
     let server = Server::default();
@@ -248,7 +249,7 @@ fn as_many_as_public_trees_have() {
 fn a_limit_of_one_is_shared_in_turns() {
     let (done, peak) = race("d0.example:1:g\nd1.example:1:g\n", &[120, 120], 40);
     assert_eq!(peak, 1);
-    // Who is through first has had at most a turn more, and what a busy machine adds to that.
+    // The first to finish has had at most one turn more, plus what a busy machine adds.
     assert!(done.iter().all(|&done| done >= 40), "{done:?}");
 }
 
@@ -309,11 +310,11 @@ fn a_dead_spawner_does_not_count_and_a_stopped_one_does() {
     assert_eq!(sum(&mut one), PeerTotals::default());
     child.wait().unwrap();
 
-    // Its column is the next one's, and empty.
+    // The next spawner gets its column, which is empty.
     let third = home.shared();
     assert_eq!(third.index(), 1);
     assert_eq!(sum(&mut one), PeerTotals::default());
-    // Who has lost its column finds another one, and tells everything anew.
+    // A spawner that has lost its column finds another one, and publishes everything again.
     assert_eq!(other.check(), qpatch_gate::share::PeerCheck::AnnounceAgain);
     assert_eq!(other.index(), 2);
 }
@@ -369,7 +370,7 @@ fn what_is_wrong_with_the_file_is_said_and_mail_goes_on() {
     assert_eq!([0, 1].map(|slot| host.ask(slot, &parts)), [Ask::Go; 2]);
     assert_eq!(host.ask(2, &parts), Ask::Hold);
 
-    // What is there from now on counts a second later, with what runs already.
+    // A file that exists from now on counts a second later, and includes running deliveries.
     fs::write(&path, "").unwrap();
     let mut other = home.shared();
     let until = Instant::now() + Duration::from_secs(20);
@@ -390,14 +391,14 @@ fn what_is_wrong_with_the_file_is_said_and_mail_goes_on() {
 fn a_channel_with_few_deliveries_is_not_filled_with_what_is_held() {
     let home = Home::new(2, "d0.example:1\n");
     fs::write(home.path.join("control/concurrencysuppl0"), "10\n").unwrap();
-    // Not known to be the one or the other: 60 or 10.
+    // It does not know which of the two channels it has: 60 or 10.
     let mut host = home.open();
     assert_eq!(host.gate().capacity(), 10);
     let parts = [&b"1/1\0"[..], b"sender\0", b"user@d0.example\0"];
     let parts = Parts::new(&parts).unwrap();
     let asks: Vec<Ask> = (0..10).map(|slot| host.ask(slot, &parts)).collect();
     assert!(asks.contains(&Ask::Report), "{asks:?}");
-    // Nobody has said anything of the second channel: 20, as of every channel.
+    // No file gives a number for the second channel, so it has 20, as every channel.
     fs::remove_file(home.path.join("control/concurrencysuppl0")).unwrap();
     assert_eq!(home.open().gate().capacity(), 20);
 }
@@ -431,7 +432,7 @@ fn each_has_a_status_of_its_own_and_moves_to_one_that_is_left() {
     drop(second);
 }
 
-/// Spawners that always have all places.
+/// Other spawners that always have all places.
 #[derive(Debug)]
 struct AllTaken;
 
@@ -470,7 +471,7 @@ fn a_spawner_that_was_stopped_for_hours_looks_at_no_key_that_is_gone() {
     let command: [&[u8]; 3] = [b"1", b"s@x.example", b"u@d.example"];
     assert_eq!(gate.ask(1, 0, &Parts::new(&command).unwrap()), Answer::Hold);
     gate.drop_held();
-    // It was stopped before it had looked again for a place; then all keys are too old at once.
+    // The spawner was stopped before it looked for a place again; then all keys are too old at once.
     let now_us = 3 * 3600 * 1_000_000;
     gate.tidy(now_us).unwrap();
     assert_eq!(gate.keys().count(), 0);

@@ -1,4 +1,7 @@
-/* gate_retry.c against what its header says, with a clock that this program sets. */
+/*
+Tests that gate_retry.c does what its header says, with a clock that this program sets. This file has more than 700
+lines because the cases share one qmail-send.
+*/
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,7 +149,8 @@ static int called(unsigned long delnum, char *report)
 
 static void calls(void)
 {
-  static char *garbage[] = { "", "R", "R5", "R5 ", "R5 x\n", "R5 0\n", "R0 5\n", "R5 -1\n", "R5 4294967296\n", "R5 5", "Z5 5\n", 0 };
+  static char *garbage[] =
+    { "", "R", "R5", "R5 ", "R5 x\n", "R5 0\n", "R0 5\n", "R5 -1\n", "R5 4294967296\n", "R5 5", "Z5 5\n", 0 };
   unsigned long id;
   long dt;
   int i;

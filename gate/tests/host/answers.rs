@@ -1,4 +1,4 @@
-//! What the gate says of a command and of a report, and how long it lets the spawner sleep.
+//! What the gate answers to a command and to a report, and how long the spawner may sleep.
 
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::DeliveryEnd;
@@ -52,7 +52,7 @@ fn what_this_host_sent_is_not_the_servers_word() {
     assert_eq!(limit_after(&mut host, sender, "450 what's busy-throttle.example?"), lower);
 }
 
-/// `rate` leaves the limit as it is, and slows the starts: a pause that is doubled as long as it is too fast.
+/// `rate` does not change the limit. It slows the starts: the pause doubles while the server says that it is too fast.
 #[test]
 fn too_fast_is_not_too_many() {
     let home = Home::new();
@@ -74,7 +74,7 @@ fn too_fast_is_not_too_many() {
         assert_eq!(host.done(first, DeliveryEnd::Reported(refused)), Done::Instead, "others run");
         let (after, until_us) = key(&host);
         assert_eq!(after, before);
-        // The other one started before: it says nothing new.
+        // The other one had started before the pause, so its reply adds nothing.
         host.done(first + 1, DeliveryEnd::Reported(refused));
         assert_eq!(key(&host), (before, until_us));
         assert_eq!(ask(&mut host, first, domain), Ask::Report, "behind those that went back");
@@ -130,7 +130,7 @@ fn sleeping_is_right() {
     assert_eq!(host.timeout_ms(), Some(60_002), "nothing but the next heartbeat");
     pass_ms(100);
     ask(&mut host, 0, "a.example");
-    // A second after it was opened, whenever that is asked.
+    // One second after the start, whenever the spawner asks.
     assert_eq!(host.timeout_ms(), Some(902));
     pass_ms(300);
     ask(&mut host, 1, "a.example");
@@ -183,16 +183,16 @@ fn the_log_is_told_how_long_a_delivery_was_held() {
     for slot in 0..2 {
         assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go);
     }
-    // Those that were not held have no such line.
+    // A delivery that was not held has no such line.
     assert_eq!(starts(&mut host, 2, 0, ACCEPTED), (Done::AsItIs, String::new()));
     pass_ms(30);
     let (is, line) = starts(&mut host, 3, 2, ACCEPTED);
     assert_eq!(is, Done::WithLine);
     assert_eq!(line, "Held 0.020 s, ran 0.050 s.\n");
-    // What fails for good goes to the sender, and what could not be run has no report.
+    // A permanent failure goes to the sender, and a delivery that could not run has no report.
     assert_eq!(starts(&mut host, 4, 3, b"DSorry. (#5.1.2)\n\0").0, Done::AsItIs);
     assert_eq!(starts(&mut host, 5, 4, b"").0, Done::AsItIs);
-    // One that goes back because it was refused was held, too.
+    // A delivery that was held and refused has the line as well.
     let (is, text) = done(&mut host, 5, REFUSED);
     assert_eq!(is, Done::Instead);
     let (refused, line) = text.split_once('\n').unwrap();

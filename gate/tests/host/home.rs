@@ -23,16 +23,16 @@ thread_local! {
     static MOVED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
-/// What the time of files is, so that they age with the test's clock.
+/// How the times of files relate to the test's clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Files {
-    /// They are written by the test, at its own time.
+    /// The test writes them, at its own time.
     OfTheTest,
-    /// Somebody else writes them meanwhile, in real time. While the gate waits, its clock goes so many times as fast.
+    /// Another thread writes them, in real time. While the gate waits, its clock runs `speed` times as fast.
     OfOthers { speed: u32 },
 }
 
-/// A clock that stands still but for what [`pass`] adds.
+/// A clock that stands still until [`pass`] moves it.
 #[derive(Debug)]
 pub(crate) struct TestClock {
     opened: Duration,
@@ -61,7 +61,7 @@ impl Clock for TestClock {
 
 pub(crate) type Host = host::Host<TestClock>;
 
-/// The time goes on by so much.
+/// Lets this much time pass.
 pub(crate) fn pass(time: Duration) {
     MOVED.set(MOVED.get() + time);
 }
@@ -79,7 +79,7 @@ pub(crate) fn wall() -> SystemTime {
     SystemTime::now() + MOVED.get()
 }
 
-/// Something in this folder was made or removed now.
+/// Marks a folder as changed now.
 pub(crate) fn stamp(folder: &Path) {
     fs::File::open(folder).unwrap().set_modified(wall()).unwrap();
 }
@@ -118,7 +118,7 @@ impl Home {
     }
 
     pub(crate) fn write(&self, name: &str, text: impl AsRef<[u8]>) {
-        // As one should: a reader sees the old file or the new one.
+        // With a rename, so that a reader sees the old file or the new one.
         let next = self.control("next");
         fs::write(&next, text).unwrap();
         stamp(&next);
@@ -141,7 +141,7 @@ impl Home {
         open(files, slots, control.as_os_str(), status.as_os_str(), reads).unwrap()
     }
 
-    /// Beside a qmail-remote that reads more than smtproutes.
+    /// With a qmail-remote that reads more than smtproutes.
     pub(crate) fn open_beside(&self, reads: &str) -> Host {
         self.open_with(100, reads, Files::OfTheTest)
     }
@@ -172,7 +172,8 @@ pub(crate) fn text(host: &Host) -> String {
     String::from_utf8(text.to_vec()).unwrap()
 }
 
-/// As the spawner's loop: lets as much time pass as the gate allows, until something is due; the milliseconds of that.
+/// As the spawner's loop: lets as much time pass as the gate allows, until something is due. Returns how many
+/// milliseconds that took.
 pub(crate) fn wait_for_due(host: &mut Host) -> (Due, u64) {
     let mut allowed_ms = 0;
     loop {
@@ -195,8 +196,8 @@ pub(crate) fn limit(host: &Host, domain: &str) -> u32 {
     }
 }
 
-/// Runs three deliveries at once to a key that learns, and lets the server say this to the first one: the limit that is
-/// learned.
+/// Runs three deliveries at once to a key that learns, and gives the first one this reply. Returns the limit that the
+/// gate has learned.
 pub(crate) fn limit_after(host: &mut Host, sender: &str, reply: &str) -> Limit {
     let recipient = format!("user@{}.example\0", host.gate().totals().asked);
     for slot in 0..3 {
@@ -214,7 +215,7 @@ pub(crate) fn limit_after(host: &mut Host, sender: &str, reply: &str) -> Limit {
     limit
 }
 
-/// Mail of this sender; the answer.
+/// Asks about mail of this sender, and returns the answer.
 pub(crate) fn ask_from(host: &mut Host, slot: u32, sender: &str, domain: &str) -> Ask {
     let (sender, recipient) = (format!("{sender}\0"), format!("user@{domain}\0"));
     host.ask(slot, &Parts::new(&[b"1/1\0", sender.as_bytes(), recipient.as_bytes()]).unwrap())
@@ -227,7 +228,7 @@ pub(crate) fn running(host: &Host, kind: KeyKind, name: &str) -> u32 {
     host.gate().find_key(kind, name.as_bytes()).map_or(0, |key| key.running)
 }
 
-/// Opens a gate when what has just been written is at rest.
+/// Opens a gate some time after the files were written.
 pub(crate) fn at_rest(home: &Home, open: impl Fn(&Home) -> Host) -> Host {
     pass_ms(250);
     open(home)
@@ -241,7 +242,7 @@ pub(crate) fn keys(host: &Host, domains: [&str; 2]) -> [String; 2] {
     })
 }
 
-/// What [`Host::done`] makes of a report, and the text that goes with it.
+/// What [`Host::done`] answers to a report, and the text.
 pub(crate) fn done(host: &mut Host, slot: u32, report: &[u8]) -> (Done, String) {
     let done = host.done(slot, DeliveryEnd::Reported(report));
     (done, if done == Done::AsItIs { String::new() } else { text(host) })

@@ -37,7 +37,7 @@ fn without_a_good_file_ever_its_good_lines_count_and_twenty_for_all_others() {
         ]
     );
     assert_eq!(status.concurrency_remote, 20);
-    // It goes with the file, as long as that is not good; a default below 20 stays.
+    // The limits follow the good lines of the file while it has errors. A default below 20 stays.
     home.write("concurrencydomains", "a.example:7\nb.example\n:5\n");
     next_second();
     host.due();
@@ -48,7 +48,7 @@ fn without_a_good_file_ever_its_good_lines_count_and_twenty_for_all_others() {
     assert_eq!(limit(&host, "a.example"), 400);
 }
 
-/// Makes a control file in the place of another that cannot be used.
+/// Replaces a control file by something that cannot be used.
 type Break = fn(&Home, &str);
 
 const BREAKS: [(&str, Break); 7] = [
@@ -58,7 +58,7 @@ const BREAKS: [(&str, Break); 7] = [
     }),
     ("no right to read it", |home, name| {
         home.write(name, ":\n");
-        // As good as that for root, too: a link to itself.
+        // A link to itself is unreadable for root, too.
         fs::remove_file(home.control(name)).unwrap();
         std::os::unix::fs::symlink(name, home.control(name)).unwrap();
     }),
@@ -103,7 +103,7 @@ fn the_last_good_table_counts_after_a_restart() {
     }
 }
 
-/// An operator who has removed it wants no limits, and none of an earlier file later.
+/// An operator who has removed the file wants no limits, and does not want an earlier file back later.
 #[test]
 fn without_the_file_there_are_no_limits_whatever_was_kept() {
     let home = Home::new();
@@ -166,7 +166,7 @@ fn routes_and_sites_count_after_a_restart_and_no_secret_is_kept() {
     }
 }
 
-/// What a crash, a full disk or somebody else leaves of the copy.
+/// What a crash, a full disk or another program may leave of the copy.
 #[test]
 fn a_copy_that_is_not_whole_counts_for_nothing() {
     let home = Home::new();
@@ -197,7 +197,7 @@ fn a_copy_that_is_not_whole_counts_for_nothing() {
     }
     fs::write(&kept, &whole).unwrap();
     assert_eq!(limit(&home.open(100), "a.example"), 3);
-    // The next good file mends it.
+    // The next good file repairs it.
     fs::write(&kept, &other).unwrap();
     home.write("concurrencydomains", "a.example:4\n");
     assert_eq!(limit(&home.open(100), "a.example"), 4);
@@ -230,7 +230,7 @@ fn where_nothing_can_be_kept_it_is_said_and_mail_goes_on() {
     }
 }
 
-/// A file system of so many bytes, unmounted in the end; none where this process may not mount one.
+/// A small file system, unmounted at the end; None if this process may not mount one.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -244,7 +244,7 @@ impl SmallDisk {
         None
     }
 
-    /// Takes all room that is left.
+    /// Fills the rest of it.
     fn fill(&self) {
         let mut filler = fs::File::create(self.0.join("filler")).unwrap();
         while std::io::Write::write_all(&mut filler, &[1; 512]).is_ok() {}
@@ -257,8 +257,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// The disk is full: what was kept is there all the same, mail goes on, and what could not be kept is, once there is
-/// room.
+/// With a full disk the copy stays, mail goes on, and what could not be kept is kept as soon as there is room.
 #[test]
 fn a_full_disk_leaves_the_copy_that_was_there() {
     let home = Home::new();
@@ -269,7 +268,7 @@ fn a_full_disk_leaves_the_copy_that_was_there() {
     home.write("concurrencydomains", "a.example:3\n:30\n");
     let mut host = home.open(100);
     disk.fill();
-    // Longer than what is there and than the rest of its block.
+    // Longer than the old contents and the rest of their block.
     let lines: String = (0..1500).map(|i| format!("d{i:05}.example:1\n")).collect();
     home.write("concurrencydomains", format!("{lines}a.example:4\n"));
     next_second();
@@ -282,7 +281,7 @@ fn a_full_disk_leaves_the_copy_that_was_there() {
     let mut host = home.open(100);
     assert_eq!(limit(&host, "a.example"), 3);
     assert_eq!(limit(&host, "b.example"), 30);
-    // What fits where room has been taken before is kept on a full disk, too.
+    // Contents that fit into blocks of the file are kept on a full disk, too.
     home.write("concurrencydomains", "a.example:6\n");
     next_second();
     host.due();
@@ -298,7 +297,7 @@ fn a_full_disk_leaves_the_copy_that_was_there() {
     assert!(!home.problem().contains("gatekept"), "{}", home.problem());
 }
 
-/// Only what has changed is written: the file's times say so.
+/// Only changes are written: the times of the file show it.
 #[test]
 fn a_copy_is_written_when_it_changes_and_only_then() {
     let home = Home::new();
@@ -337,7 +336,7 @@ fn senders_and_the_operators_words_count_after_a_restart() {
     drop(at_rest(&home, |home| home.open_beside("authsenders")));
     let kept = fs::read_to_string(home.path.join("lock/gatekept.senders")).unwrap();
     assert!(kept.contains("@a.example:relay.example\n") && !kept.contains("S3cret"), "{kept}");
-    // Both are of no use at the next start.
+    // Neither can be used at the next start.
     home.remove("authsenders");
     fs::create_dir(home.control("authsenders")).unwrap();
     home.write("concurrencyreplies", "4xx \"overload\" pause 100\n4xx \"x\" nonsense\n");

@@ -30,8 +30,8 @@ fn relays_count_together() {
     );
 }
 
-/// The question for many recipients names their domain and no sender: where the sender chooses the relay, they may
-/// count elsewhere.
+/// The question about many recipients has their domain and no sender. If the sender decides the relay, they may belong
+/// to other keys.
 #[test]
 fn what_the_sender_may_decide_is_asked_for_one_by_one() {
     const TOGETHER: u32 = 65535;
@@ -64,7 +64,7 @@ fn a_relay_by_the_sender_is_the_key_where_qmail_remote_reads_it() {
     assert_eq!(ask_from(&mut host, 1, "s@a.example", "own.example"), Ask::Go);
     assert_eq!(ask_from(&mut host, 2, "t@A.EXAMPLE", "y.example"), Ask::Hold, "2 of 2 places");
     assert_eq!(running(&host, KeyKind::Relay, "relay.example"), 2);
-    // A domain's own group comes first, as it does before smtproutes; an empty relay means smtproutes; and the rest.
+    // A domain's own group comes first, as it does before smtproutes. An empty relay means smtproutes.
     assert_eq!(ask_from(&mut host, 3, "s@a.example", "grouped.example"), Ask::Go);
     assert_eq!(running(&host, KeyKind::Group, "group"), 1);
     assert_eq!(ask_from(&mut host, 4, "u@a.example", "x.example"), Ask::Go);
@@ -80,8 +80,8 @@ fn a_relay_by_the_sender_is_the_key_where_qmail_remote_reads_it() {
     assert_eq!(running(&host, KeyKind::Domain, "q.example"), 1);
     assert_eq!(host.done(0, DeliveryEnd::Reported(b"r\0Kok\0")), Done::AsItIs);
     assert!(matches!(host.due(), Due::Go { slot: 2, .. }));
-    // Other limits: what runs is counted on, under the new keys.
-    // (A file that has become much shorter would not count so soon.)
+    // With other limits, running deliveries still count, under the new keys. (A file that has become much shorter would
+    // not count so soon.)
     let long = "#".repeat(100) + "\n";
     home.write("concurrencydomains", format!(":20\nrelay.example:5:relays\n{long}"));
     next_second();
@@ -139,7 +139,7 @@ fn bounces_have_a_relay_of_their_own_where_qmail_remote_knows_one() {
     );
 }
 
-/// The words of a server are its own, also where the relay is the key and not the recipient's domain.
+/// A server's repetition of the recipient's domain does not count, even if the key is the relay.
 #[test]
 fn the_recipients_domain_is_no_word_of_a_relay() {
     let home = Home::new();
@@ -166,7 +166,7 @@ fn the_recipients_domain_is_no_word_of_a_relay() {
 
 const SECRET: &str = "s3cretpass";
 
-/// What files of the gate say, a name at a time.
+/// The contents of the gate's files.
 fn told(home: &Home) -> String {
     let read = |name: &str| fs::read_to_string(home.path.join("lock").join(name)).unwrap();
     read("gatestatus") + &read("gatesites")
@@ -202,7 +202,7 @@ fn no_credentials_of_a_relay_are_told() {
                 said += &text(&host);
             }
         }
-        // qmail-remote itself repeats a name that it does not find, and the server is at an address of a site.
+        // qmail-remote itself repeats a name that it does not find; and the server has an address of a site.
         for report in [
             format!("r\0DSorry, I couldn't find any host named {route}. (#5.1.2)\n\0"),
             "r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0"
@@ -238,10 +238,10 @@ fn what_an_earlier_build_wrote_of_relays_is_gone_at_once() {
     let status = format!(
         "qpatch-gate\t1\t3\nkey\trelay\trelay.example|u|{SECRET}\t20\t0\t0\t0\t0\t0\t0\t0.0\t0\t20\t0\t0\t\nend\t3\n"
     );
-    // While that build still runs, its status is read without it.
+    // While the earlier build still runs, the reader leaves the secret out of its status.
     let parsed = Status::parse(status.as_bytes()).unwrap();
     assert_eq!(parsed.keys[0].name, "relay.example");
-    // Also where nothing is limited, and where the files are torn or of something else.
+    // Also without limits, and if the files are torn or no such files.
     for limits in [Some(":20\n192.0.2.0/24:2:site\n"), None] {
         for (sites, known) in [
             (&sites[..], "a.example\t192.0.2.7\n"),
@@ -262,7 +262,7 @@ fn what_an_earlier_build_wrote_of_relays_is_gone_at_once() {
             let state = if limits.is_some() { State::Limits } else { State::Stock };
             assert_eq!(home.status().unwrap().state, state);
             drop(host);
-            // What is as it should be is not written again.
+            // A file that is right is not written again.
             let file = home.path.join("lock/gatesites");
             let written = fs::metadata(&file).unwrap().modified().unwrap();
             drop(home.open(50));

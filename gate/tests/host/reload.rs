@@ -20,7 +20,7 @@ use crate::home::{
     wait_for_due,
 };
 
-/// What this thread has had of a processor, whatever else the machine has to do; Linux tells.
+/// The processor time of this thread, which does not depend on the load of the machine; only Linux has it.
 fn processor_time() -> Option<Duration> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     text.split(' ').next()?.parse().ok().map(Duration::from_nanos)
@@ -60,7 +60,7 @@ fn a_file_that_appears_counts_what_runs_already() {
     home.remove("concurrencydomains");
     let (due, ms) = wait_for_due(&mut host);
     assert!(matches!(due, Due::Go { slot: 4, .. }), "stock again");
-    // Not at once: somebody might be putting another one there.
+    // Not at once: another file might take its place.
     assert!((2500..5000).contains(&ms), "{ms} ms");
 }
 
@@ -85,7 +85,7 @@ fn limits_change_within_a_second_both_ways() {
     assert_eq!(host.due(), Due::Nothing);
     home.write("concurrencydomains", ":3\n");
     next_second();
-    // Five run; nothing is killed, and nothing starts before it is below three.
+    // Five run: none is killed, and none starts until fewer than three run.
     for slot in 0..2 {
         host.done(slot, DeliveryEnd::Reported(b"r\0Kok\0"));
         assert_eq!(host.due(), Due::Nothing);
@@ -142,7 +142,7 @@ fn bad_files_leave_the_last_good_table() {
     limited(&mut host, &format!("control/concurrencydomains: cannot be read (error {error})"));
 
     fs::remove_file(&domains).unwrap();
-    // Sparse: it is the size that is looked at, not the contents.
+    // A sparse file: only its size matters.
     fs::File::create(&domains).unwrap().set_len(100 << 20).unwrap();
     limited(
         &mut host,
@@ -159,7 +159,7 @@ fn bad_files_leave_the_last_good_table() {
     limited(&mut host, "");
 }
 
-/// Dropped, also by a test that fails, it ends what another thread does.
+/// When dropped, even by a test that fails, it stops another thread.
 struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -168,10 +168,10 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Whoever replaces the files all the time while the gate starts, in one way or the other.
+/// Starts gates while another thread replaces the file all the time.
 fn replacing(write: impl Fn(&Path, &[u8]) + Sync) {
     let home = Home::new();
-    // Half of it has no mistake, and says something else: no limit for a domain of the second half.
+    // Half of the file has no mistake and another meaning: no limit for a domain of the second half.
     let text: String = (0..2000).map(|i| format!("d{i:04}.example:{}\n", 1 + i % 2)).collect();
     home.write("concurrencydomains", &text);
     drop(home.open(100));
@@ -227,7 +227,7 @@ fn a_file_that_is_removed_and_made_anew_all_the_time() {
     });
 }
 
-/// Somebody writes a file slowly, just when the gate starts: what is there at first has no mistake, and is not all.
+/// A file is written slowly while the gate starts: its first part has no mistake, but is not complete.
 #[test]
 fn a_file_that_is_half_written_at_the_start_is_waited_for() {
     let home = Home::new();
@@ -242,7 +242,7 @@ fn a_file_that_is_half_written_at_the_start_is_waited_for() {
     let host = home.open_with(100, "", Files::OfOthers { speed: 1 });
     slow.join().unwrap();
     let limits = ["a.example", "b.example", "c.example"].map(|domain| limit(&host, domain));
-    // On a machine that lets the writer wait for longer than the gate does, all have 20 until it is done.
+    // If the machine delays the writer for longer than the gate waits, every domain has 20 until the file is complete.
     assert!([[3, 4, 5], [20, 20, 20]].contains(&limits), "{limits:?}");
 }
 
@@ -280,7 +280,7 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
         "Zb.example is paused by control/concurrencyreplies:1 for 7200 s; not tried. (#4.4.5)\n"
     );
     home.remove("concurrencyreplies");
-    // It may be there again in an instant.
+    // It may exist again in a moment.
     pass_ms(3100);
     assert_eq!(ask(&mut host, 0, "b.example"), Ask::Go, "without the file there is no pause");
     next_second();
@@ -288,7 +288,7 @@ fn the_operators_words_are_reloaded_and_the_last_good_ones_kept() {
     assert_eq!(home.problem(), "");
 }
 
-/// What the gate has for qmail-send's log.
+/// The lines that the gate has for qmail-send's log.
 fn notices(host: &mut Host) -> Vec<String> {
     let mut all = Vec::new();
     while host.due() == Due::Call {
@@ -331,7 +331,7 @@ fn an_empty_file_in_the_place_of_limits_opens_nothing() {
     home.write("concurrencydomains", "a.example:1\n");
     let mut host = at_rest(&home, |home| home.open(10));
     assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
-    // As a script leaves it that has no room on the disk: written beside it, cut to nothing, renamed.
+    // What a script leaves on a full disk: it writes a new file, which stays empty, and renames it.
     home.write("concurrencydomains.new", "");
     fs::rename(home.control("concurrencydomains.new"), home.control("concurrencydomains")).unwrap();
     // Also after a restart.
@@ -348,7 +348,7 @@ fn an_empty_file_in_the_place_of_limits_opens_nothing() {
              that had no errors counts"
         );
     }
-    // Who wants no limits removes the file, or writes a comment.
+    // To have no limits, the operator removes the file or writes a comment.
     home.write("concurrencydomains", "# none\n");
     let mut host = at_rest(&home, |home| home.open(10));
     assert_eq!(ask(&mut host, 1, "a.example"), Ask::Go);

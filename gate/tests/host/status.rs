@@ -1,4 +1,4 @@
-//! The status file: what the gate writes, and what a reader makes of it.
+//! The status file: what the gate writes, and how it is read.
 
 use std::fs;
 use std::process::Command;
@@ -90,7 +90,7 @@ fn torn_and_foreign_status_files() {
     assert_eq!(Status::parse(b"qpatch-gate\t1\t1\nslots\tx\nend\t1\n"), Err(StatusError::Line(2)));
 }
 
-/// What a later version adds an earlier reader passes over, and what an earlier gate did not write is not known.
+/// An earlier reader ignores what a later version adds. What an earlier gate did not write is not known.
 #[test]
 fn versions_of_the_status_file() {
     let home = Home::new();
@@ -138,7 +138,7 @@ fn versions_of_the_status_file() {
         (key.named, key.held_ever) = (false, 0);
     }
     assert_eq!(Status::parse(first.as_bytes()), Ok(expected));
-    // Fewer fields than ever were are no status.
+    // Fewer fields than the first gates wrote are an error.
     for (field, least) in [
         ("written", 2),
         ("pid", 2),
@@ -157,7 +157,7 @@ fn versions_of_the_status_file() {
     }
 }
 
-/// Whatever stands in the file, what is printed of it is printable ASCII, and two names stay two.
+/// Names come out as printable ASCII, whatever the file has, and different names stay different.
 #[test]
 fn names_of_any_bytes() {
     let key = |name: &[u8]| {
