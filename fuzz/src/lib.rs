@@ -13,8 +13,8 @@ use qpatch_gate::name::Hasher;
 use qpatch_gate::problem::Problems;
 use qpatch_gate::report;
 use qpatch_gate::route::Routes;
-use qpatch_gate::status::Status;
 use qpatch_gate::table::Table;
+use qpatch_gate_status::Status;
 
 /// A property by its name.
 pub type Reader = (&'static str, fn(&[u8]));
@@ -139,7 +139,7 @@ pub fn classify(bytes: &[u8]) {
     assert_eq!(report::classify(bytes).seen, seen);
     let door = report::at_the_door(bytes);
     if bytes.starts_with(b"r\0K") {
-        assert_eq!(door, report::Seen::Accepted);
+        assert_eq!(door, report::DeliveryVerdict::Accepted);
     }
     let _ = report::takes_a_line(bytes);
 }
