@@ -27,7 +27,7 @@ macro_rules! shipped {
 }
 
 /// All patches, in the order in which they are applied.
-pub const ALL: [Shipped; 7] = [
+pub const ALL: [Shipped; 8] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
     shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
@@ -38,6 +38,7 @@ pub const ALL: [Shipped; 7] = [
         "fork-server",
         "qmail-remote is started at a cost that does not grow, and without exec if wanted"
     ),
+    shipped!("spawn-events", "a spawner waits at a cost that does not grow with its deliveries"),
 ];
 
 /// The id of the patch with the two-byte delivery numbers, which sets conf-spawn.
@@ -52,6 +53,9 @@ pub const FORK_SERVER: &str = "fork-server";
 /// The id of the patch that writes qmail-send's log line by line.
 pub const LOG_LINES: &str = "log-lines";
 
+/// The id of the patch with which a spawner waits for events.
+pub const SPAWN_EVENTS: &str = "spawn-events";
+
 /// A patch that is left out of trees that it does not fit.
 #[derive(Clone, Copy, Debug)]
 pub struct Optional {
@@ -64,7 +68,7 @@ pub struct Optional {
 }
 
 /// The patches that are left out where they do not fit a tree, unless they are asked for by name.
-pub const OPTIONAL: [Optional; 3] = [
+pub const OPTIONAL: [Optional; 4] = [
     Optional {
         id: LOG_LINES,
         without: "qmail-send writes its log in pieces, as before: log-lines does not fit this tree and is left out",
@@ -79,6 +83,11 @@ pub const OPTIONAL: [Optional; 3] = [
         id: FORK_SERVER,
         without: "qmail-remote is started as before: the fork server does not fit this tree and is left out",
         choice: "--skip fork-server leaves it out without this warning",
+    },
+    Optional {
+        id: SPAWN_EVENTS,
+        without: "a spawner waits by select() alone, as before: spawn-events does not fit this tree and is left out",
+        choice: "--skip spawn-events leaves it out without this warning",
     },
 ];
 

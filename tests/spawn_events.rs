@@ -1,0 +1,39 @@
+//! `spawn_events.c` beside a driver that plays spawn.c: what it reports is what there is, also when epoll fails.
+
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn what_is_reported_is_what_there_is() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("driver");
+    let compiled = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
+        .args(["-std=gnu89", "-Wall", "-Wextra", "-Werror", "-g"])
+        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I"])
+        .args([root.join("tests/c"), root.join("tests/c/events_driver.c")])
+        .arg("-I")
+        .arg(root.join("patches/spawn-events"))
+        .arg("-o")
+        .arg(&program)
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let run = |seed: u32, fails: i32| {
+        let run = Command::new(&program)
+            .args([seed.to_string(), "20000".to_owned(), fails.to_string()])
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&run.stderr);
+        assert!(run.status.success(), "seed {seed}, call {fails} fails: {error}");
+        String::from_utf8(run.stdout).unwrap()
+    };
+    for seed in 1..=5 {
+        let calls = run(seed, -1);
+        assert!(calls.starts_with("epoll, "), "{calls}");
+        // At the first calls, and now and then, epoll is given up; nothing is lost on the way.
+        for fails in (0..8).chain((100..6000).step_by(977)) {
+            assert_eq!(run(seed, fails), format!("select, {} calls\n", fails + 1));
+        }
+    }
+}
