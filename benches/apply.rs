@@ -1,5 +1,5 @@
-//! How long `qpatch apply` takes on a tree, beside GNU patch and spatch (Coccinelle) on the same
-//! tree in the same run. Printed as ratios; figures of one machine mean little on another.
+//! Measures how long `qpatch apply` takes on a tree, compared with GNU patch and spatch (Coccinelle) on the same tree
+//! in the same run. Prints ratios, because times of one machine mean little on another.
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -1,6 +1,7 @@
-//! What the gate costs qmail-rspawn: `cargo bench --bench spawner [-- TREE]`. The same tree (without TREE the fixture)
-//! with the gate and without, one round after the other in the same run: processor time a delivery, of qmail-rspawn and
-//! of what it has forked; time from start to exit; size.
+//! Measures what the gate costs qmail-rspawn: `cargo bench --bench spawner [-- TREE]`.
+//!
+//! Runs the same tree (without TREE: the fixture) with the gate and without, in turn in the same run. Prints processor
+//! time a delivery, of qmail-rspawn and of its children; time from start to exit; and size.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,10 +22,10 @@ const ROUNDS: usize = 60;
 const DELIVERIES: u32 = 500;
 const AT_ONCE: u32 = 40;
 const DOMAINS: u32 = 50;
-/// So much more processor time a delivery may take, by the design.
+/// How much more processor time a delivery may take with the gate.
 const BAR: f64 = 1.02;
 
-/// The quickest qmail-remote: what is measured is what comes before it.
+/// The quickest qmail-remote possible: only what happens before it is measured.
 const REMOTE: &str =
     "#include <unistd.h>\nint main(void) { return write(1, \"r\\0Kok\\n\", 7) != 7; }\n";
 
@@ -90,7 +91,7 @@ impl Subject {
         self.end(spawner);
         self.start_us.push(started.elapsed().as_secs_f64() * 1e6);
 
-        let before = Used::by_children();
+        let before = Usage::by_children();
         let mut spawner = self.start();
         let mut sent = 0;
         let mut free: Vec<u32> = (0..AT_ONCE).collect();
@@ -117,7 +118,7 @@ impl Subject {
             }
         }
         self.end(spawner);
-        let after = Used::by_children();
+        let after = Usage::by_children();
         self.cpu_us.push((after.cpu_us - before.cpu_us) / f64::from(DELIVERIES));
         self.faults.push((after.faults - before.faults) / f64::from(DELIVERIES));
     }
@@ -130,15 +131,15 @@ fn stripped(program: &Path, to: &Path) -> u64 {
     fs::metadata(to).expect("the stripped program").len()
 }
 
-/// What all children that have been waited for, and theirs, have used.
-struct Used {
+/// The usage of all children that have been waited for, and of those that they have waited for.
+struct Usage {
     cpu_us: f64,
-    /// Page faults without input: after a fork each page that is written to is one.
+    /// Page faults without input: after a fork, the first write to each page causes one.
     faults: f64,
 }
 
-impl Used {
-    fn by_children() -> Used {
+impl Usage {
+    fn by_children() -> Usage {
         // SAFETY: a rusage of zeroes is one, and may be written.
         let usage = unsafe {
             let mut usage: libc::rusage = std::mem::zeroed();
@@ -146,7 +147,7 @@ impl Used {
             usage
         };
         let us = |time: libc::timeval| time.tv_sec as f64 * 1e6 + time.tv_usec as f64;
-        Used { cpu_us: us(usage.ru_utime) + us(usage.ru_stime), faults: usage.ru_minflt as f64 }
+        Usage { cpu_us: us(usage.ru_utime) + us(usage.ru_stime), faults: usage.ru_minflt as f64 }
     }
 }
 
@@ -176,7 +177,7 @@ fn main() {
     let mut gate = Subject::build(&scratch, &tree, "gate", "--gate");
     let mut plain = Subject::build(&scratch, &tree, "no-gate", "--no-gate");
     for round in 0..ROUNDS {
-        // Whoever comes second finds a warmer cache.
+        // The second one finds a warmer cache, so they take turns.
         if round % 2 == 0 {
             gate.round();
             plain.round();

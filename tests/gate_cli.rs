@@ -52,13 +52,13 @@ impl Home {
         fs::write(self.path("control").join(name), text).unwrap();
     }
 
-    /// The gate as it is in qmail-rspawn.
+    /// The gate, opened as qmail-rspawn opens it.
     fn host(&self, slots: u32) -> Host {
         let (control, status) = (self.path("control"), self.path("queue/lock/gatestatus"));
         Host::open(slots, control.as_os_str(), status.as_os_str(), 1).unwrap()
     }
 
-    /// As a shell runs it: `before` is what comes before the program.
+    /// Runs it in a shell; `before` comes before the program on the command line.
     fn gate_in_shell(&self, before: &str, args: &[&str]) -> Run {
         let script = format!("{before} \"$@\"");
         let mut command = Command::new("sh");
@@ -88,7 +88,7 @@ fn json(text: &str) -> Value {
 // check
 
 #[test]
-fn files_that_are_no_files() {
+fn control_files_that_are_not_regular_files() {
     let home = Home::new();
     let file = home.path("control/concurrencydomains");
     let says = |run: Run, what: &str, help: &str| {
@@ -100,7 +100,7 @@ fn files_that_are_no_files() {
         assert_eq!((run.code, run.out, run.err), (1, expected, String::new()));
     };
     let refused = |what: &str, help: &str| {
-        // Whoever opens a FIFO waits for somebody who writes.
+        // A process that opens a FIFO for reading waits for a writer.
         says(home.gate_in_shell("exec timeout 60", &["check", "."]), what, help);
         assert_eq!(home.gate(&["check", "control/concurrencydomains"]).code, 1);
     };
@@ -133,7 +133,7 @@ fn files_that_are_no_files() {
 }
 
 #[test]
-fn binary_files_are_told_without_end() {
+fn the_problems_of_a_binary_file_are_cut_off() {
     let home = Home::new();
     let noise: Vec<u8> =
         (0..2_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
@@ -153,7 +153,8 @@ fn a_hundred_thousand_lines_are_checked_quickly() {
     let lines = (0..100_000).map(|i| format!("d{i}.example:{}\n", i % 50 + 1)).collect::<String>();
     home.control("concurrencydomains", &lines);
     home.control("smtproutes", ":smart.example\n");
-    // Of processor time, whatever else this machine has to do. It takes a few; a quadratic search would take hours.
+    // The limit is on processor time, so other load does not count. It takes a few seconds; a quadratic search would
+    // take hours.
     let run = home.gate_in_shell("ulimit -t 60; exec", &["check", "."]).ok();
     // Two sorts of warnings for most lines; a thousand of each are listed.
     assert!(
@@ -165,7 +166,7 @@ fn a_hundred_thousand_lines_are_checked_quickly() {
 }
 
 #[test]
-fn what_the_gate_may_not_read_or_write_is_seen() {
+fn check_finds_files_that_the_gate_cannot_read_or_write() {
     let home = Home::new();
     home.control("concurrencydomains", ":20\n");
     home.control("concurrencyremote", "100\n");
@@ -200,8 +201,8 @@ fn what_the_gate_may_not_read_or_write_is_seen() {
             format!(
                 "./control/concurrencydomains: error: the gate cannot read it: its mode is 0600, and qmail-rspawn runs as \
                  qmailr\n  chmod 644 ./control/concurrencydomains\n\
-                 ./queue/lock/gatekept.routes: warning: no such file: what the control file says is not kept, so after a \
-                 restart a mistake in it counts at once\n  make setup check in the patched tree, while qmail is stopped\n\
+                 ./queue/lock/gatekept.routes: warning: no such file: no copy of the control file is kept, so after a \
+                 restart a mistake in it takes effect at once\n  make setup check in the patched tree, while qmail is stopped\n\
                  {}{}./control/concurrencydomains: 1 error, 3 warnings; the gate goes on with the last file that had no \
                  errors, or, where there was none, with the good lines and a limit of 20 for all other domains\n",
                 not_writable("gatestatus"),
@@ -245,7 +246,7 @@ fn what_the_gate_may_not_read_or_write_is_seen() {
 }
 
 #[test]
-fn what_the_running_gate_says_is_told_once() {
+fn check_prints_each_problem_of_the_running_gate_once() {
     let home = Home::new();
     home.control("concurrencyremote", "100\n");
     home.control("concurrencydomains", ":2O\n");
@@ -277,8 +278,8 @@ fn init_writes_a_file_without_problems_and_only_once() {
         let run = home.gate(&["init", "."]).ok();
         assert_eq!(
             run.out,
-            "./control/concurrencydomains written: at most 20 deliveries at once to a domain, less to some big \
-             providers\na gate that runs counts by it within a second; next: qpatch gate check .\n"
+            "./control/concurrencydomains written: at most 20 deliveries at once to a domain, fewer to some big \
+             providers\na running gate uses it within a second; next: qpatch gate check .\n"
         );
         let run = home.gate(&["check", "."]).ok();
         let comcast = if remote.is_some_and(|text| text.len() > 3) { 112 } else { 111 };
@@ -345,7 +346,7 @@ fn init_follows_no_link_and_overwrites_nothing() {
     assert_eq!(home.gate(&["init", "."]).code, 1);
     fs::remove_dir(&file).unwrap();
 
-    // Of many at once, one.
+    // Of many runs at once, one writes the file.
     let children: Vec<_> = (0..8)
         .map(|_| {
             gate(home.0.path(), &["init", "."])
@@ -393,7 +394,7 @@ fn busy_gate(home: &Home) -> Host {
 }
 
 #[test]
-fn show_tells_what_the_gate_wrote() {
+fn show_prints_what_the_gate_wrote() {
     let home = Home::new();
     let _host = busy_gate(&home);
     let run = home.gate(&["show", "."]).ok();
@@ -464,7 +465,7 @@ fn show_looks_again_while_the_file_is_being_written() {
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     let late = thread::spawn(move || {
         thread::sleep(Duration::from_millis(200));
-        // As the gate does it: the file is never empty in between.
+        // The gate writes the file in the same way: it is never empty in between.
         let mut file = fs::OpenOptions::new().write(true).open(file).unwrap();
         file.write_all(&whole).unwrap();
     });
@@ -472,7 +473,7 @@ fn show_looks_again_while_the_file_is_being_written() {
     late.join().unwrap();
 }
 
-/// A status as the gate writes it, with times that are so many seconds from now.
+/// A status as the gate writes it. `@N` becomes the time N seconds from now.
 fn status_with(keys: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
     let mut text = format!(
@@ -491,7 +492,7 @@ fn status_with(keys: &str) -> String {
     text + "unlisted\t0\nend\t7\n"
 }
 
-/// The text with `N` for what the clock says.
+/// The text with `N` for each number of seconds.
 fn without_seconds(text: &str) -> String {
     let words = text.split_inclusive([' ', '\n']).collect::<Vec<_>>();
     let is_time = |at: usize| {
@@ -510,7 +511,7 @@ key|domain|down.example|20|0|0|0|3|1|0|0.0|0|1|@-50|@700|Sorry, I wasn't able to
 key|domain|fine.example|-|4|0|0|7|4|0|1.0|90|-|0|0|\n";
 
 #[test]
-fn show_tells_which_servers_objected() {
+fn show_lists_the_servers_that_objected() {
     let home = Home::new();
     fs::write(home.path("queue/lock/gatestatus"), status_with(LEARNED)).unwrap();
     let out = home.gate(&["show", "."]).ok().out;
@@ -528,7 +529,7 @@ fn show_tells_which_servers_objected() {
 }
 
 #[test]
-fn show_tells_how_a_domain_counts() {
+fn show_domain_prints_the_key_of_a_domain() {
     let home = Home::new();
     fs::write(home.path("queue/lock/gatestatus"), status_with(LEARNED)).unwrap();
     fs::write(home.path("queue/lock/gatesites"), "qpatch-sites\t1\nseen.example\t192.0.2.7\nend\n")
@@ -578,7 +579,7 @@ fn show_tells_how_a_domain_counts() {
 const IN_NO_PANEL: [&str; 2] = [
     // Grafana makes its own rate of key_done_total.
     "qmail_gate_key_rate",
-    // What these keys do is in the panels of the keys, as one.
+    // The panels of the keys have these keys as one series.
     "qmail_gate_keys_other",
 ];
 
@@ -607,7 +608,7 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_dashboard_has_the_metrics_that_there_are() {
+fn the_dashboard_has_all_metrics() {
     let home = Home::new();
     let _host = busy_gate(&home);
     let text = home.gate(&["show", ".", "--format", "prometheus"]).ok().out;
@@ -637,7 +638,7 @@ fn the_dashboard_has_the_metrics_that_there_are() {
         for metric in &metrics {
             let is_rate = expr.contains(&format!("rate({metric}{{"));
             assert_eq!(is_rate, counters.contains(metric.as_str()), "{expr}");
-            // Labels of keys are asked of keys only.
+            // Only metrics of keys have the labels of keys.
             let of_key = metric.starts_with("qmail_gate_key_");
             assert!(of_key || !expr.contains("key=~"), "{expr}");
         }
@@ -694,7 +695,7 @@ fn is_up(home: &Home) -> (String, Value) {
 }
 
 #[test]
-fn up_is_that_very_process() {
+fn up_is_about_the_very_process_that_wrote_the_status() {
     if !Path::new("/proc/self/stat").exists() {
         skip("no /proc");
         return;
@@ -737,7 +738,7 @@ fn up_is_that_very_process() {
     let first = wait_for_state(1, '?');
     assert_eq!(told(&format!("1\t{}\t{}\t{namespace}", first.0, first.1)), up, "whoever's it is");
 
-    // SIGKILL, and nobody asks what became of it.
+    // SIGKILL, and no process waits for it: it stays a zombie.
     let killed = Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap();
     assert!(killed.success());
     wait_for_state(pid, 'Z');
@@ -760,7 +761,7 @@ fn up_of_a_qmail_in_a_container() {
     if !has("unshare") {
         return;
     }
-    // /proc is ours there, so it tells our number of the shell, which becomes sleep.
+    // /proc is that of our namespace there, so it has our number of the shell, which becomes sleep.
     let script = "read stat < /proc/self/stat; echo \"$$ $stat\"; exec sleep 1000";
     let mut child = Command::new("unshare")
         .args(["--pid", "--fork", "--kill-child", "sh", "-c", script])
@@ -817,7 +818,7 @@ fn series(page: &str) -> (Vec<&str>, Vec<(&str, f64)>) {
 }
 
 #[test]
-fn strangers_have_few_series_and_no_counter_falls() {
+fn keys_of_strangers_have_few_series_and_no_counter_falls() {
     let home = Home::new();
     home.control("concurrencyremote", "400\n");
     home.control("concurrencydomains", ":20\nzz-own.example:3\n.suffix.example:4\n");
@@ -893,7 +894,7 @@ fn strangers_have_few_series_and_no_counter_falls() {
 }
 
 #[test]
-fn several_spawners_are_told_as_one() {
+fn several_spawners_are_merged() {
     let home = Home::new();
     home.control("concurrencydomains", ":20\nbig.example:9:big\n");
     let put = |file: &str, process: &str, running: u32, keys: &str| {
@@ -946,7 +947,7 @@ fn several_spawners_are_told_as_one() {
         assert_eq!(metrics.lines().filter(|&found| found == line).count(), 1, "{line}\n{metrics}");
     }
 
-    // One that is gone is of an earlier run: qmail-send ends with each of its spawners.
+    // A spawner that is gone belongs to an earlier run: qmail-send ends when one of its spawners ends.
     put("gatestatus.2", "4000000000", 5, second);
     let text = home.gate(&["show", "."]).ok().out;
     assert!(
@@ -967,7 +968,7 @@ fn several_spawners_are_told_as_one() {
     let line = "qmail_gate_key_running{kind=\"group\",key=\"big\"} 7";
     assert!(metrics.lines().any(|found| found == line), "the last figures of all\n{metrics}");
 
-    // One that has got another file meanwhile.
+    // A spawner that has another file since.
     let identity = format!("{me}\t12\tqmail-rspawn\t0");
     put("gatestatus", &identity, 6, first);
     put("gatestatus.2", &identity, 5, second);
@@ -980,7 +981,7 @@ fn several_spawners_are_told_as_one() {
     }
     put("gatestatus.2", "4000000000", 5, second);
 
-    // The first one is not needed, and what is wrong with one is told with its name.
+    // The first file may be missing, and an error names the file.
     fs::write(home.path("queue/lock/gatestatus"), "").unwrap();
     assert_eq!(json(&home.gate(&["show", ".", "--format", "json"]).ok().out)["running"], 5);
     fs::write(home.path("queue/lock/gatestatus.63"), "what\n").unwrap();
@@ -991,7 +992,7 @@ fn several_spawners_are_told_as_one() {
 }
 
 #[test]
-fn show_on_what_is_no_file() {
+fn show_refuses_a_status_that_is_not_a_regular_file() {
     let home = Home::new();
     let file = home.path("queue/lock/gatestatus");
     let said = "qpatch: ./queue/lock/gatestatus: not a regular file\n  put a regular file there\n";
@@ -1019,7 +1020,7 @@ fn show_on_what_is_no_file() {
 }
 
 #[test]
-fn watch_tells_the_rate_between_two_readings_and_ends_with_its_reader() {
+fn watch_prints_the_rate_between_two_readings_and_ends_with_its_reader() {
     let home = Home::new();
     home.control("concurrencydomains", ":20\n");
     let mut host = home.host(50);
@@ -1049,7 +1050,7 @@ fn watch_tells_the_rate_between_two_readings_and_ends_with_its_reader() {
     let last = (0..10).map(|_| next()).find(|report| report["keys"][0]["done"] == 50).unwrap();
     let seconds = last["written"].as_u64().unwrap() - first["written"].as_u64().unwrap();
     let rate = last["keys"][0]["per_second"].as_f64().unwrap();
-    // Two readings at most ten seconds apart; on a machine that is busy elsewhere it is the gate's own word.
+    // Two readings at most ten seconds apart; on a busy machine it is the gate's own rate.
     let least = if seconds <= 4 { 40.0 / (seconds + 4) as f64 } else { 0.1 };
     assert!((least..=40.0).contains(&rate), "{rate} in {seconds} s");
     drop(out);
@@ -1089,9 +1090,9 @@ fn watch_goes_on_when_the_file_goes_and_comes() {
     assert_eq!(said, "qpatch: ./queue/lock/gatestatus: no such file: this qmail has no gate\n");
 }
 
-/// Runs in a terminal of its own, until it ends or has shown enough; what it showed.
+/// Runs the command in a terminal of its own until it ends or has printed enough, and returns what it printed.
 fn on_a_terminal(dir: &Path, args: &str, enough: impl Fn(&str) -> bool) -> String {
-    // The time is for one that neither shows nor ends.
+    // The time limit is for a command that neither prints nor ends.
     let command = format!("exec timeout 120 {} gate {args}", env!("CARGO_BIN_EXE_qpatch"));
     let mut script = Command::new("script")
         .args(["-qec", &command, "/dev/null"])
@@ -1109,7 +1110,7 @@ fn on_a_terminal(dir: &Path, args: &str, enough: impl Fn(&str) -> bool) -> Strin
             count => shown.extend_from_slice(&buffer[..count]),
         }
     }
-    // What runs in the terminal ends with it.
+    // When the terminal closes, the command in it ends.
     let _ = script.kill();
     script.wait().unwrap();
     String::from_utf8_lossy(&shown).into_owned()
@@ -1178,7 +1179,8 @@ fn simulate_keeps_every_limit_and_loses_nothing() {
     let (a, b) = (key("a.example"), key("b.example"));
     assert_eq!((&a["deliveries"], &a["peak_before"]), (&1000.into(), &10.into()));
     assert_eq!(a["peak_with_limits"], 5);
-    // Twice as much as goes through, for 99 s: another 99 s, and what the gate needs to get it back.
+    // For 99 s, twice as much arrives as the limit takes. The rest needs another 99 s, and the time for calling it
+    // back.
     let later = report["last_end_later"].as_f64().unwrap();
     assert!((99.0..110.0).contains(&later), "{later}");
     assert!(a["waited"].as_u64().unwrap() >= 990);
@@ -1191,7 +1193,7 @@ fn simulate_keeps_every_limit_and_loses_nothing() {
 }
 
 #[test]
-fn simulate_takes_everything_that_can_be_in_a_log() {
+fn simulate_reads_every_sort_of_line() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("limits"), ":1\n").unwrap();
     let mut log = b"1.0 starting delivery 1: msg 1 to remote u@a.example\r\n".to_vec();
@@ -1238,7 +1240,7 @@ fn the_library_is_what_apply_writes() {
         let shown = on_a_terminal(dir.path(), "library", |_| false);
         assert_eq!(
             shown.replace('\r', ""),
-            "qpatch: standard output: a static library is nothing for a terminal\n  \
+            "qpatch: standard output: is a terminal, and a static library is binary\n  \
              write it into a file: qpatch gate library > TREE/gate.a\n"
         );
     }

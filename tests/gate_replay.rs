@@ -1,6 +1,6 @@
-//! The log of a server that has a gate, replayed: with the same limits it has its own times again, with higher ones
-//! those that a server with these would have. The log is a real one: of the fixture's own programs, and of the trees in
-//! QMAIL_TREES.
+//! `gate simulate` on the log of a server with a gate. With the same limits the result has the times of the log; with
+//! higher limits it has the times of a server with these. The logs are real: those of the fixture's programs, and of
+//! the trees in QMAIL_TREES.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -91,7 +91,7 @@ fn simulated(log: &str, limit: u32) -> Value {
     serde_json::from_str(&out.out).unwrap()
 }
 
-/// The seconds between the first beginning and the last success, by the log.
+/// The seconds between the first start and the last success in the log.
 fn whole_secs(log: &str) -> f64 {
     let secs = |line: &str| {
         let hex = |range| u64::from_str_radix(&line[range], 16).unwrap();

@@ -1,5 +1,5 @@
-//! The limits per domain in the patched fixture's own qmail-rspawn and qmail-send. What runs at the far end of a
-//! delivery writes down when it starts and ends; limits are checked by that account.
+//! The limits per domain in the patched fixture's own qmail-rspawn and qmail-send. A stub in place of qmail-remote
+//! records when each delivery starts and ends; limits are checked against this record.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -40,7 +40,7 @@ const BUSY: &str = "busy.example";
 const SENDER: &str = "sender@sender.example";
 const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
 
-/// A rig with the gate, `limits` in control/concurrencydomains and a qmail-remote that takes its time.
+/// A rig with the gate, `limits` in control/concurrencydomains and a slow qmail-remote.
 fn gated(programs: &[&str], limits: &str, concurrency_remote: u32) -> Rig {
     gated_of(&patched(Dialect::StockKr, Gate::In), programs, limits, concurrency_remote)
 }
@@ -75,7 +75,7 @@ fn domains(site: &Site) -> PathBuf {
     site.home().join("control/concurrencydomains")
 }
 
-/// Puts new limits in place at once: a file that is written bit by bit could be read half written.
+/// Replaces the limits at once: a file that is written bit by bit could be read half written.
 fn set_limits(site: &Site, limits: &str) {
     let new = site.home().join("control/new");
     site.write(&new, limits.as_bytes()).unwrap();
@@ -118,7 +118,7 @@ impl<'r> Spawning<'r> {
         self.spawner.send(&Command { number, message, sender: SENDER.to_owned(), recipient });
     }
 
-    /// Waits until so many have started, since the rig's account began.
+    /// Waits until this many deliveries have started since the rig's record began.
     fn started(&mut self, count: usize) {
         let what = format!("{count} deliveries to start");
         self.spawner.wait(&mut self.rig.stubs, &what, |seen| seen.started >= count).unwrap();
@@ -133,7 +133,7 @@ impl<'r> Spawning<'r> {
         reports
     }
 
-    /// A delivery to a domain without a limit, there and back: all that was sent before has been looked at.
+    /// Runs a delivery to a domain without a limit. When it has ended, all earlier commands have been read.
     fn round_trip(&mut self) {
         self.send(999, stub::recipient(Mode::Accept, None, "trip", "elsewhere.example"));
         let report = self.reports(1).remove(0);
@@ -183,7 +183,7 @@ impl<'r> Spawning<'r> {
         assert_eq!(self.peak(domain), limit as usize);
     }
 
-    /// Ends the input; qmail-rspawn has to exit with 0.
+    /// Ends the input; qmail-rspawn must exit with 0.
     fn end(mut self) -> Vec<Report> {
         self.spawner.close_input();
         let status = self.spawner.wait_exit(&mut self.rig.stubs).unwrap();
@@ -192,7 +192,7 @@ impl<'r> Spawning<'r> {
     }
 }
 
-/// 600 run and 900 wait, all over the range of delivery numbers; each is answered as itself.
+/// 600 run and 900 wait, over the whole range of delivery numbers; each answer has its own number.
 #[test]
 fn held_deliveries_keep_their_numbers() {
     let fixture = patched(Dialect::TwoByte, Gate::In);
@@ -234,7 +234,7 @@ fn a_limit_is_changed_while_deliveries_run() {
 
     // That it counts within a second is tested with the gate's own clock, in gate/tests/host.rs.
     set_limits(&rspawn.rig.site, &format!("{BUSY}:30\n"));
-    // With the one that went elsewhere.
+    // Including the one that went elsewhere.
     rspawn.started(31);
     rspawn.round_trip();
     assert_eq!(rspawn.count(BUSY), 30);
@@ -276,7 +276,7 @@ fn a_limit_is_changed_while_deliveries_run() {
 }
 
 #[test]
-fn without_its_file_there_is_no_limit_any_more() {
+fn without_its_file_there_is_no_limit() {
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:5\n"), 200);
     rig.stubs.hold("all").unwrap();
     let mut rspawn = Spawning::start(&mut rig);
@@ -326,7 +326,7 @@ fn it_links_into_a_static_program() {
 #[test]
 fn a_place_comes_back_however_a_delivery_ends() {
     const LIMIT: u32 = 5;
-    // Also for what is not listed.
+    // This also holds for domains that are not listed.
     let mut rig = gated(&sendrig::PROGRAMS, &format!(":{LIMIT}\n"), 200);
     let mut rspawn = Spawning::start(&mut rig);
     // A crash, an exit code, silence, garbage: three times as many as there are places.
@@ -337,7 +337,7 @@ fn a_place_comes_back_however_a_delivery_ends() {
         let reports = rspawn.reports(3 * LIMIT as usize);
         let numbers: BTreeSet<u32> = reports.iter().map(|report| report.number).collect();
         assert_eq!(numbers, (0..3 * LIMIT).collect(), "{mode}: {reports:?}");
-        // Garbage may say anything but that the mail was delivered.
+        // Garbage may be read as anything but a success.
         assert!(
             reports
                 .iter()
@@ -468,7 +468,7 @@ fn a_hold_ends_after_a_minute() {
     assert_eq!(rspawn.count(BUSY), 1);
 }
 
-/// What is put in the place of control/concurrencydomains: its name, and how to make it.
+/// What replaces control/concurrencydomains: a name, and how to make it.
 type Broken = (&'static str, fn(&Path));
 
 const BROKEN: [Broken; 7] = [
@@ -496,7 +496,8 @@ fn remove(path: &Path) {
     }
 }
 
-/// A restart with a file that cannot be used: the limits of the last good one hold. Killed, and ended.
+/// After a restart with a file that cannot be used, the limits of the last good one hold, whether qmail-rspawn was
+/// killed or ended by itself.
 #[test]
 fn a_restart_does_not_open_the_gate() {
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:3\n:30\n"), 200);
@@ -530,15 +531,14 @@ fn a_restart_does_not_open_the_gate() {
     rspawn.status("the corrected file", |status| status.in_force == InForce::File);
     rspawn.fill(BUSY, 4);
     assert_eq!(rspawn.end(), []);
-    // Removed, there are no limits, once it is clear that nobody is putting another one there.
+    // Without the file there are no limits, after the time in which another file could be put in its place.
     fs::remove_file(domains(&rig.site)).unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.status("no file", |status| status.in_force == InForce::None);
     assert_eq!(rspawn.end(), []);
 }
 
-/// The disk is full, for who writes: the copy cannot be written, mail goes on, and the copy that was there before
-/// counts on.
+/// The disk is full: the copy cannot be written, mail goes on, and the earlier copy still counts.
 #[test]
 fn a_full_disk_takes_no_limit_and_no_mail() {
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:2\n"), 200);
@@ -559,7 +559,7 @@ fn a_full_disk_takes_no_limit_and_no_mail() {
     let what = "queue/lock/gatekept.domains: cannot be written (error 27)";
     rspawn.status(what, |status| status.problems.iter().any(|problem| problem == what));
     assert_eq!(rspawn.end(), []);
-    // What was kept before is there, and counts.
+    // The earlier copy is there, and counts.
     let good = fs::read(domains(&rig.site)).unwrap();
     set_limits(&rig.site, &format!("{BUSY}:3O\n"));
     let mut rspawn = Spawning::start(&mut rig);
@@ -577,7 +577,7 @@ fn a_full_disk_takes_no_limit_and_no_mail() {
 #[test]
 fn a_broken_control_file_stops_no_mail() {
     let mut rig = gated(&["qmail-rspawn"], "", 200);
-    // From the start, with nothing good ever: a limit all the same, and the status file says why.
+    // Without any good file before: there is still a limit, and the status file says why.
     for (what, make) in BROKEN {
         let path = domains(&rig.site);
         remove(&path);
@@ -625,19 +625,19 @@ fn a_broken_control_file_stops_no_mail() {
     assert_eq!(rspawn.end(), []);
 }
 
-/// qmail-rspawn with nothing of the rig between: bytes in, bytes out.
+/// qmail-rspawn without the rig: bytes in, bytes out.
 struct Raw {
     child: process::Child,
     input: Option<process::ChildStdin>,
     output: process::ChildStdout,
     bytes: Vec<u8>,
     read: usize,
-    /// Told of all that comes, and dropped in the end: what kills a qmail-rspawn that does not answer.
+    /// Gets a message for all output, and is dropped at the end: a watchdog kills a qmail-rspawn that does not answer.
     alive: mpsc::Sender<()>,
 }
 
 impl Raw {
-    /// Starts it, and reads the two bytes that it says first.
+    /// Starts it, and reads the two bytes that it writes first.
     fn start(site: &Site) -> Raw {
         let mut command = process::Command::new(site.home().join("bin/qmail-rspawn"));
         if site.identity().changes() {
@@ -690,7 +690,7 @@ impl Raw {
         }
     }
 
-    /// Ends its input; all that it has written.
+    /// Ends its input, and returns all that it has written.
     fn end(mut self) -> Vec<u8> {
         self.input = None;
         self.output.read_to_end(&mut self.bytes).unwrap();
@@ -778,7 +778,7 @@ fn without_limits_the_pipes_carry_the_same_bytes_as_without_the_gate() {
                 push(number, &message, format!("k-none-1@{}.example.", "x".repeat(1000)));
                 push(number, &message, "k-none-1@".to_owned());
             }
-            // One at a time: the order of what runs at the same time is not given.
+            // One at a time, because deliveries that run at the same time end in any order.
             let mut raw = Raw::start(&rig.site);
             for command in &commands {
                 raw.write(&command.encode(Width::Two));
@@ -852,7 +852,7 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
         Ok(ended(stubs, |event| event.domain() != BUSY) == 20 && send.log().deliveries.len() >= 120)
     })
     .unwrap();
-    // Each of the 100 is running, held, or has been sent away.
+    // Each of the 100 runs, is held, or is away.
     let status = status(site, "all 100 to be accounted for", |status| {
         let key = status.keys.iter().find(|key| key.name == BUSY);
         key.is_some_and(|key| key.running == 5 && key.held + key.away == 95 && key.held > 5)
@@ -861,8 +861,8 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     send.terminate().unwrap();
     stubs.release("stop").unwrap();
     let stopped = Instant::now();
-    // What was held runs when the places become free. If it waited for its time, a minute, nothing would happen for
-    // nearly that long.
+    // Held deliveries run when the places become free. If they waited for the time limit of a hold, nothing would
+    // happen for nearly a minute.
     send.set_idle(Duration::from_secs(45));
     let log = send.wait_exit(stubs).unwrap();
     let seconds = stopped.elapsed().as_secs_f64();
@@ -879,8 +879,8 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     assert_eq!(log.ended, log.deliveries.len());
     assert!(left.len() >= LIMIT, "{} left", left.len());
 
-    // What was sent away comes back after the restart; at once, if it is told to. (Messages that are done with may
-    // still be in the queue: qmail-send has stopped before it has removed them.)
+    // Mail that was away is tried after the restart; at once with SIGALRM. (Messages that are done may still be in the
+    // queue: qmail-send stopped before it had removed them.)
     let messages = left_in(site, &["info"]).len();
     assert!(messages >= left.len());
     let mut send = SendRig::start(site, Spawners::Own).unwrap();
@@ -905,19 +905,18 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     ));
 }
 
-/// What the heavy test has measured of the mail to other domains.
+/// What the heavy test measures about the mail to other domains.
 struct Others {
-    /// From qmail-send's start to the end of the last one that was in the queue with the busy domain's.
+    /// From qmail-send's start to the end of the last mail that was queued with the busy domain's.
     batch: Took,
-    /// From being queued to the end of the delivery, of those that came later, one by one; the median.
+    /// From queueing to the end of the delivery, for mails that came later, one by one; the median.
     single: Took,
 }
 
 /// How long something took.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 struct Took {
-    /// In deliveries to the busy domain that ended meanwhile: a measure that does not depend on what else the machine
-    /// has to do.
+    /// In deliveries to the busy domain that ended in the meantime: this does not depend on other load.
     busy: usize,
     seconds: f64,
 }
@@ -927,10 +926,10 @@ const TO_BUSY: usize = 5000;
 const TO_OTHERS: usize = 500;
 const LIMIT: usize = 20;
 
-/// So many of the mails to other domains come one by one while the busy domain's are delivered.
+/// How many mails to other domains come one by one while the busy domain's are delivered.
 const SINGLES: usize = 100;
 
-/// What a delivery takes, in milliseconds.
+/// How long a delivery takes, in milliseconds.
 const SERVICE_MS: u32 = 50;
 
 fn to_busy(number: usize) -> String {
@@ -950,7 +949,7 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
     for recipient in &recipients {
         queue(site, recipient);
     }
-    // What qmail-send does with a new message is not what is measured: it does that first.
+    // qmail-send reads all new messages first, so that this is not measured.
     site.set_control("concurrencyremote", "0\n").unwrap();
     let mut send = SendRig::start(site, Spawners::Own).unwrap();
     send.wait(stubs, "the queue to be read", |send, _| {
@@ -974,7 +973,7 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
     let mut send = SendRig::start(site, Spawners::Own).unwrap();
     send.set_idle(Duration::from_secs(150));
     send.wait(stubs, "all mail", |send, stubs| {
-        // Mail that is sent away for ever shows signs of life for ever.
+        // A deadline: mail that goes away again and again would look like progress.
         progress.check(ends.len(), || "deliveries that have ended".to_owned())?;
         for event in &stubs.events()[seen..] {
             if event.kind == StubEventKind::Start {
@@ -998,7 +997,7 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
             }
         }
         seen = stubs.events().len();
-        // The next one by itself, when all before it are done.
+        // The next mail comes alone, when all mails before it are done.
         if next < others && others_done == next {
             let recipient = to_other(next);
             next += 1;
@@ -1030,7 +1029,7 @@ fn a_busy_domain_stays_below_its_limit_and_holds_up_no_other() {
     let most = peak(stubs.events(), |event| event.domain() == BUSY);
     assert_eq!(most, LIMIT);
 
-    // By qmail-send's account, too: one success each, and nothing else but that the domain was busy.
+    // In qmail-send's log, too: one success for each, and otherwise only busy answers.
     let mut successes: HashMap<&str, usize> = HashMap::new();
     let mut busy_answers = 0;
     for delivery in log.deliveries.values() {
@@ -1060,8 +1059,8 @@ fn a_busy_domain_stays_below_its_limit_and_holds_up_no_other() {
         alone.single.seconds * 1000.0,
         mixed.single.busy,
     ));
-    // Two processors are shared with the busy domain's deliveries, so this is about the order of magnitude: without the
-    // gate's care for others they would wait for all of the busy domain's.
+    // The busy domain's deliveries share the two processors, so this tests only the order of magnitude: if the gate did
+    // not keep slots for other domains, their mail would wait for all of the busy domain's.
     let (batch, single) = (mixed.batch.busy, mixed.single.busy);
     assert!(batch < TO_BUSY / 2, "the batch was done after {batch} of the busy domain's");
     assert!(single < 10 * LIMIT, "a single mail took as long as {single} of the busy domain's");
@@ -1163,9 +1162,9 @@ fn a_tree_that_routes_by_senders_counts_by_their_relays() {
     }
 }
 
-/// qmail-send's log has it where something else than the control file counts.
+/// qmail-send's log says so if something else than the control file counts.
 #[test]
-fn the_log_is_told_at_the_start_that_the_good_lines_count() {
+fn the_log_says_at_the_start_that_only_the_good_lines_count() {
     let mut rig = gated(&sendrig::PROGRAMS, ":20\nx.example:nonsense\n", 100);
     let Rig { site, stubs, .. } = &mut rig;
     stubs.forget();

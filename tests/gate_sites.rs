@@ -1,4 +1,4 @@
-//! `qpatch gate sites` against a name server on loopback, and the gate that counts by what it wrote.
+//! `qpatch gate sites` with a name server on loopback, and a gate that uses the map that it wrote.
 
 mod common;
 #[path = "common/dns.rs"]
@@ -33,12 +33,12 @@ fn domains_are_matched_by_their_exchangers() {
     dns.says("g.example", mx(&[(20, "alt.aspmx.google.com."), (10, "aspmx.google.com.")]));
     dns.says("alone.example", mx(&[(5, "mx.alone.example.")]));
     dns.says("else.example", mx(&[(5, "mx.else.example.")]));
-    // A spare makes no member: mail goes to the most preferred one.
+    // A match of a less preferred exchanger does not count: mail goes to the most preferred one.
     dns.says(
         "behind.example",
         mx(&[(1, "filter.else.example."), (5, "x.google.com."), (9, "x.outlook.com.")]),
     );
-    // Among equals the line that comes first.
+    // Of equally preferred exchangers, the line that comes first counts.
     dns.says("equal.example", mx(&[(5, "x.google.com."), (5, "x.outlook.com.")]));
     dns.says("null.example", mx(&[(0, ".")]));
     dns.says("alias.example", Says::Alias("a.example."));
@@ -72,12 +72,12 @@ fn domains_are_matched_by_their_exchangers() {
     let before = fs::metadata(&file).unwrap();
     assert_eq!(before.permissions().mode() & 0o7777, 0o644);
 
-    // Once more, now for those of the map only: nothing changes, and nothing is written.
+    // The second run looks up only the names of the map: nothing changes, and nothing is written.
     let report = rig.json(&[]);
     assert_eq!((&report["asked"], &report["written"]), (&6.into(), &false.into()));
     assert_eq!(fs::metadata(&file).unwrap().ino(), before.ino());
 
-    // They say other things now.
+    // DNS has other answers now.
     dns.says("a.example", mx(&[(10, "aspmx.google.com.")]));
     dns.says("alone.example", Says::Code(ResponseCode::NXDomain));
     dns.says("g.example", mx(&[(0, ".")]));
@@ -92,7 +92,7 @@ fn domains_are_matched_by_their_exchangers() {
          removed  alone.example     -       no such domain; was mx:mx.alone.example\n\
          removed  equal.example     -       equal.example (0) matches no line; was outlook\n\
          removed  g.example         -       it takes no mail (null MX); was google\n\
-         removed  mx.alone.example  -       concurrencydomains:6 speaks of it; was mx:mx.alone.example\n\
+         removed  mx.alone.example  -       concurrencydomains:6 names it; was mx:mx.alone.example\n\
          \n\
          5 names looked up: 5 answered, of which 3 at no site; 0 not answered\n\
          ./control/concurrencysites: 2 domains, 0 added, 2 changed, 4 removed; written\n"
@@ -102,7 +102,7 @@ fn domains_are_matched_by_their_exchangers() {
     assert_eq!(left.len(), 2, "nothing is left over");
 }
 
-/// What was a member by a spare leaves the map, and the reason is told.
+/// A domain that was a member because of a spare exchanger leaves the map, and the reason is printed.
 #[test]
 fn a_spare_exchanger_makes_no_member() {
     let rig = Rig::new(LIMITS);
@@ -121,7 +121,7 @@ fn a_spare_exchanger_makes_no_member() {
     );
 }
 
-/// A part of such a domain's mail goes to a server that has nothing to do with the site.
+/// Part of such a domain's mail goes to a server elsewhere.
 #[test]
 fn an_equal_exchanger_elsewhere_makes_no_member() {
     let rig = Rig::new(LIMITS);
@@ -136,7 +136,7 @@ fn an_equal_exchanger_elsewhere_makes_no_member() {
     assert_eq!(rig.map(), HEAD);
 }
 
-/// Many names without an answer, which one stranger may own, do not keep the others from being asked for.
+/// Many names without an answer, which one stranger may own, do not end the look-up of the others.
 #[test]
 fn strangers_who_do_not_answer_do_not_end_the_look_up() {
     let rig = Rig::new(LIMITS);
@@ -147,16 +147,16 @@ fn strangers_who_do_not_answer_do_not_end_the_look_up() {
     names.push("good.example".to_string());
     rig.dns.says("good.example", mx(&[(1, "x.google.com.")]));
     let args: Vec<&str> = names.iter().flat_map(|name| ["--domain", name.as_str()]).collect();
-    // Whatever the order is: the server answers for the root.
+    // The order does not matter: the server answers for the root.
     for _ in 0..3 {
         assert_eq!(domains(&rig.json(&args)["added"]), ["good.example"]);
         fs::remove_file(rig.path("control/concurrencysites")).unwrap();
     }
 }
 
-/// A domain of which nothing was seen for long is not asked for any more; what is seen stays, however old.
+/// A domain to which no mail was seen for long is no longer looked up. A domain that is seen stays, however old it is.
 #[test]
-fn what_is_unseen_for_long_leaves_the_map() {
+fn a_domain_that_is_not_seen_for_long_leaves_the_map() {
     let rig = Rig::new(LIMITS);
     for domain in ["new.example", "old.example", "back.example"] {
         rig.dns.says(domain, mx(&[(1, "x.outlook.com.")]));
@@ -176,8 +176,8 @@ fn what_is_unseen_for_long_leaves_the_map() {
 }
 
 #[test]
-fn what_is_not_answered_stays_as_it_was() {
-    // One of them will never answer.
+fn a_domain_without_an_answer_stays_as_it_was() {
+    // One of these names never has an answer.
     let rig = Rig { timeout: "3", ..Rig::new(LIMITS) };
     let dns = &rig.dns;
     let before = "# by hand\nfail.example:outlook\nloop.example:outlook\nnoise.example:Outlook\n\
@@ -190,7 +190,7 @@ fn what_is_not_answered_stays_as_it_was() {
     dns.says("referral.example", Says::Referral);
     dns.says("loop.example", Says::Alias("loop.example."));
 
-    // None is answered: an error, and nothing is touched.
+    // No name has an answer: an error, and no file changes.
     let failed = rig.sites(&[]);
     assert_eq!((failed.code, failed.out.as_str()), (1, ""));
     let (address, err) = (dns.address, failed.err);
@@ -237,7 +237,7 @@ fn a_dry_run_and_a_home_without_such_lines_write_nothing() {
         "{out}"
     );
 
-    // Nothing has been seen: there is nothing to be written.
+    // Nothing has been seen, so there is nothing to write.
     let out = rig.sites(&[]).ok().out;
     assert!(out.ends_with("0 domains, 0 added, 0 changed, 0 removed; nothing changed\n"), "{out}");
     assert!(!rig.path("control/concurrencysites").exists());
@@ -259,14 +259,14 @@ fn a_dry_run_and_a_home_without_such_lines_write_nothing() {
 }
 
 #[test]
-fn the_gate_counts_by_what_was_written() {
+fn the_gate_counts_by_the_new_map() {
     let rig = Rig::new(LIMITS);
     for domain in ["a.example", "b.example"] {
         rig.dns.says(domain, mx(&[(1, "x.outlook.com.")]));
     }
     rig.dns.says("c.example", mx(&[(1, "x.else.example.")]));
     let mut host = rig.host(50);
-    // By themselves: all of them run.
+    // Each domain counts by itself, so all of them run.
     for (slot, domain) in (0..).zip(["a.example", "b.example", "b.example", "c.example"]) {
         assert_eq!(ask(&mut host, slot, domain), Ask::Go);
     }
@@ -291,14 +291,14 @@ fn the_gate_counts_by_what_was_written() {
     assert_eq!(ask(&mut host, 12, "b.example"), Ask::Hold, "one runs and one is before it");
     thread::sleep(Duration::from_millis(1100));
     host.due();
-    // What counts for the group is not named by the status any more, and stays in the map.
+    // The status no longer names the domains of the group, and they stay in the map.
     let report = rig.json(&[]);
     assert_eq!((&report["asked"], &report["written"]), (&3.into(), &false.into()));
     assert_eq!(rig.map(), format!("{HEAD}a.example:outlook\nb.example:outlook\n"));
 }
 
 #[test]
-fn logs_tell_domains_and_relays_are_looked_up_by_their_own_names() {
+fn domains_of_logs_are_looked_up_and_relays_by_their_own_names() {
     let rig = Rig::new(LIMITS);
     rig.control(
         "smtproutes",
@@ -340,11 +340,11 @@ fn logs_tell_domains_and_relays_are_looked_up_by_their_own_names() {
          added    x.outlook.com  outlook  x.outlook.com (0), concurrencydomains:3\n\
          removed  via.example    -        smtproutes:1 sends it to a relay; was outlook\n\
          \n\
-         note: 7 names that no DNS has, not asked for\n\
+         note: 7 names that DNS cannot have: not looked up\n\
          3 names looked up: 3 answered, of which 0 at no site; 0 not answered\n\
          ./control/concurrencysites: 3 domains, 3 added, 0 changed, 1 removed; written\n"
     );
-    // They stay, though none of them is a domain that mail is for.
+    // They stay, although none of them is the domain of a recipient.
     let report = rig.json(&[]);
     assert_eq!((&report["asked"], &report["written"]), (&3.into(), &false.into()));
     let failed = rig.sites(&["--log", "nowhere"]);
@@ -388,7 +388,7 @@ fn hostile_names_get_no_line_of_their_own() {
     let report = rig.json(&["--domain", "behind.example"]);
     assert_eq!((&report["elsewhere"], domains(&report["added"]).len()), (&1.into(), 0), "{report}");
     assert!(dns.asked().1 > 0, "what is too long for UDP comes by TCP");
-    // A map that somebody has broken is read as the gate reads it, and put in order.
+    // A damaged map is read as the gate reads it, and written in order.
     rig.control(
         "concurrencysites",
         "many.example:outlook\nnonsense\n:x\n.y:outlook\na b:outlook\n[192.0.2.1]:outlook\n",
@@ -422,7 +422,7 @@ fn files_that_cannot_be_used() {
     assert_eq!(fs::read_to_string(rig.path("elsewhere")).unwrap(), "b.example:outlook\n");
     assert_eq!(rig.map(), format!("{HEAD}a.example:outlook\n"));
 
-    // A status that cannot be read is told, and the others are looked up.
+    // A status that cannot be read is reported, and the other names are looked up.
     fs::write(rig.path("queue/lock/gatestatus"), "what\n").unwrap();
     let out = rig.sites(&[]).ok().out;
     assert!(out.starts_with("note: ./queue/lock/gatestatus: "), "{out}");

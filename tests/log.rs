@@ -281,7 +281,7 @@ fn lines_that_cannot_be_read_are_told() {
     let (code, said) = simulate(dir.path(), &["log"]);
     assert_eq!(code, 1);
     assert!(
-        said.contains("the first line that is of no use is log:1: starting delivery"),
+        said.contains("the first line that cannot be used is log:1: starting delivery"),
         "{said}"
     );
 }

@@ -1,5 +1,5 @@
-//! A name server for the bench's own names, on loopback: MX records of the domains, addresses of the servers, and
-//! nothing else.
+//! A name server on loopback for the bench's own names: it has the MX records of the domains and the addresses of the
+//! servers, and nothing else.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -18,7 +18,7 @@ use crate::plan::Plan;
 /// Seconds that an answer may be remembered.
 const TTL: u32 = 60;
 
-/// What the server knows.
+/// The records of the name server.
 #[derive(Debug, Default, Clone)]
 pub struct Zone {
     /// The mail exchanger of each domain, in lower case without a dot at the end.
@@ -110,7 +110,7 @@ impl NameServer {
         Ok(NameServer { stop, thread: Some(thread), at })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn at(&self) -> SocketAddrV4 {
         self.at
     }

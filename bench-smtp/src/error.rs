@@ -1,4 +1,4 @@
-//! Why the bench could not be carried out.
+//! The bench's errors.
 
 use std::fmt;
 
@@ -11,16 +11,16 @@ pub struct Error {
     pub signal: Option<i32>,
 }
 
-/// The result of everything here that can fail.
+/// The result of functions of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error with what to do next; empty if nothing is known.
+    /// An error, and what to do next; `help` may be empty.
     pub fn new(what: impl Into<String>, next: impl Into<String>) -> Error {
         Error { what: what.into(), next: next.into(), signal: None }
     }
 
-    /// Puts `doing` in front of what the system says.
+    /// Puts `doing` in front of the system's message.
     pub fn doing<E: fmt::Display>(doing: impl fmt::Display) -> impl FnOnce(E) -> Error {
         move |error| Error::new(format!("cannot {doing}: {error}"), "")
     }

@@ -1,8 +1,9 @@
-//! The patched qmail on real SMTP over loopback: beside itself without the gate, and beside Postfix.
+//! Measures the patched qmail on real SMTP over loopback, compared with the same tree without the gate, and with
+//! Postfix.
 //!
-//! A [`plan::Plan`] says which mail goes where and when; a [`run::Subject`] is a mail server ([`qmail`], [`postfix`]);
-//! the [`sink`] is the servers at the other end; [`measure`] makes figures of what they have seen; [`scenario`] says
-//! which of them have to reach what.
+//! A [`plan::Plan`] says which mail goes where and when. A [`run::Subject`] is a mail server ([`qmail`], [`postfix`]).
+//! The [`sink`] is the servers at the other end. [`measure`] computes figures from what the sink has recorded, and
+//! [`scenario`] says which figures have to reach which bar.
 
 #![deny(unsafe_code)]
 

@@ -19,10 +19,10 @@ use qpatch_bench_smtp::error::{Error, Result};
 use qpatch_bench_smtp::plan::{Plan, Route};
 use qpatch_bench_smtp::plot::{self, Panel, Series};
 use qpatch_bench_smtp::qmail::{Flavour, Qmail};
-use qpatch_bench_smtp::report::Report;
+use qpatch_bench_smtp::report::BenchReport;
 use qpatch_bench_smtp::run::{Run, Subject, run};
-use qpatch_bench_smtp::scenario::{Learn, Options, Scenario};
-use qpatch_bench_smtp::servers::{self, KINDS, Kind};
+use qpatch_bench_smtp::scenario::{Learn, Scenario, ScenarioOptions};
+use qpatch_bench_smtp::servers::{self, SERVER_KINDS, ServerKind};
 use qpatch_bench_smtp::sink::Step;
 use qpatch_bench_smtp::{measure, postfix, sandbox, session, usage};
 
@@ -37,7 +37,7 @@ struct Args {
     scenario: Vec<Scenario>,
     /// Only these mail servers
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-    only: Vec<Which>,
+    only: Vec<SubjectName>,
     /// Write all figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -47,13 +47,13 @@ struct Args {
     /// Keep qmail-send's log of each run in this directory
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
-    /// Whether Postfix runs beside: auto is where it is installed and this is root
+    /// Whether Postfix runs, too; auto: if it is installed and this is root
     #[arg(long, default_value = "auto")]
-    postfix: Postfix,
-    /// How often each scenario is run; the table has the medians
+    postfix: PostfixUse,
+    /// How many times each scenario is run; the table has the medians
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: u32,
-    /// How much of the mail: 1 is all of it
+    /// The part of the mail that is sent: 1 is all of it
     #[arg(long, value_name = "F", default_value_t = 1.0, value_parser = scale)]
     scale: f64,
     /// conf-spawn and concurrencyremote
@@ -62,7 +62,7 @@ struct Args {
     /// Lines for control/concurrencydomains in place of ":20" and, in S5, one for the site; \n between them
     #[arg(long, value_name = "LINES")]
     table: Option<String>,
-    /// Say in those lines whether limits learn; without it they do as the table does by default
+    /// Whether the limits in those lines learn; the default is that of concurrencydomains
     #[arg(long, conflicts_with = "table")]
     learn: Option<OnOff>,
     /// The order of the mail
@@ -71,19 +71,19 @@ struct Args {
     /// Where the queues are made; without it /dev/shm, if programs can be run from there
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// In place of the scenarios: S7, the loop with real servers whose packages are unpacked in folders of DIR
+    /// In place of the scenarios: S7, with real servers whose packages are unpacked in folders of DIR
     #[arg(long, value_name = "DIR", conflicts_with_all = ["scenario", "only", "svg"])]
     servers: Option<PathBuf>,
-    /// Only these of them, see README.md
+    /// Only these real servers, see README.md
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = kind, requires = "servers")]
-    server: Vec<&'static Kind>,
+    server: Vec<&'static ServerKind>,
     /// Do not make a network namespace; the sinks then listen on this port
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1024..))]
     port: Option<u16>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Which {
+enum SubjectName {
     Gate,
     NoGate,
     ForkServer,
@@ -93,7 +93,7 @@ enum Which {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Postfix {
+enum PostfixUse {
     Auto,
     No,
 }
@@ -115,9 +115,9 @@ fn scale(text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-fn kind(name: &str) -> std::result::Result<&'static Kind, String> {
-    KINDS.iter().find(|kind| kind.name == name).ok_or_else(|| {
-        format!("the servers are {}", KINDS.each_ref().map(|kind| kind.name).join(", "))
+fn kind(name: &str) -> std::result::Result<&'static ServerKind, String> {
+    SERVER_KINDS.iter().find(|kind| kind.name == name).ok_or_else(|| {
+        format!("the servers are {}", SERVER_KINDS.each_ref().map(|kind| kind.name).join(", "))
     })
 }
 
@@ -128,7 +128,7 @@ fn session() -> Option<ExitCode> {
         return None;
     }
     let hold = Duration::try_from_secs_f64(args.next()?.parse().ok()?).ok()?;
-    // The client may have gone; there is nobody to tell.
+    // If the client has gone, the error has no reader.
     let _ = session::serve(std::io::stdin().lock(), std::io::stdout(), hold);
     Some(ExitCode::SUCCESS)
 }
@@ -150,14 +150,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// The port of the sinks where the bench has a network of its own: that to which mail goes by MX.
+/// The port of the sinks if the bench has a network of its own: the one to which mail by MX records goes.
 const SMTP: u16 = 25;
-/// And where it has not.
+/// The port of the sinks on the machine's own network.
 const HIGH_PORT: u16 = 25025;
 
 fn bench(args: &Args) -> Result<()> {
     check_tree(&args.tree)?;
-    let mut report = Report::default();
+    let mut report = BenchReport::default();
     let (port, has_network) = network(args, &mut report);
     let _signals = CatchSignals::install()?;
     let _limits = Raised::raise();
@@ -170,7 +170,7 @@ fn bench(args: &Args) -> Result<()> {
             Err(error) => report.notes.push(format!("no name server, S5 only by relay: {error}")),
         }
     }
-    let options = Options {
+    let options = ScenarioOptions {
         seed: args.seed,
         scale: args.scale,
         table: args.table.as_ref().map(|table| format!("{}\n", table.replace("\\n", "\n"))),
@@ -189,15 +189,15 @@ fn bench(args: &Args) -> Result<()> {
         if args.scenario.is_empty() { Scenario::ALL.to_vec() } else { args.scenario.clone() };
     for scenario in wanted {
         eprintln!("{scenario}: {}", scenario.title());
-        let mut shown = Shown::new();
+        let mut shown = RunsBySubject::new();
         for number in 1..=args.runs {
-            // There and back, so that none always has the machine first.
+            // In turn forwards and backwards, so that no mail server is always first.
             let mut turns: Vec<_> = subjects.iter_mut().collect();
             if number % 2 == 0 {
                 turns.reverse();
             }
             for subject in turns {
-                let runs = one(scenario, &options, subject.as_mut(), port, number)?;
+                let runs = run_plans(scenario, &options, subject.as_mut(), port, number)?;
                 report.add(scenario, subject.name(), scenario.measures(&runs));
                 if number == 1 {
                     shown.insert(subject.name().to_owned(), runs);
@@ -219,10 +219,10 @@ fn real_servers(
     dir: &Path,
     scratch: &Scratch,
     port: u16,
-    report: &mut Report,
+    report: &mut BenchReport,
 ) -> Result<()> {
-    let kinds: Vec<&Kind> =
-        if args.server.is_empty() { KINDS.iter().collect() } else { args.server.clone() };
+    let kinds: Vec<&ServerKind> =
+        if args.server.is_empty() { SERVER_KINDS.iter().collect() } else { args.server.clone() };
     if let Err(error) = sandbox::add_users(scratch.root(), &servers::users(&kinds)) {
         report.notes.push(format!("some servers need users of their own: {error}"));
     }
@@ -241,7 +241,7 @@ fn real_servers(
     if let Some(logs) = &args.logs {
         qmail.keep_logs(logs);
     }
-    let setting = servers::Loop {
+    let setting = servers::LoopSettings {
         servers: dir,
         parent: scratch.root().parent().unwrap_or(Path::new("/tmp")),
         port,
@@ -264,7 +264,7 @@ fn real_servers(
     Ok(())
 }
 
-fn finish(args: &Args, report: &Report) -> Result<()> {
+fn finish(args: &Args, report: &BenchReport) -> Result<()> {
     if report.servers.is_empty() {
         print!("{}", report.to_table());
     } else {
@@ -282,7 +282,7 @@ fn finish(args: &Args, report: &Report) -> Result<()> {
 
 type Runs = BTreeMap<&'static str, (Plan, Run)>;
 /// By mail server.
-type Shown = BTreeMap<String, Runs>;
+type RunsBySubject = BTreeMap<String, Runs>;
 
 /// What each mail server's line looks like; the pairs that share a picture.
 const COLOURS: [(&str, &str, &str); 3] = [
@@ -293,8 +293,8 @@ const COLOURS: [(&str, &str, &str); 3] = [
 const PAIRS: [(&str, &[&str]); 2] =
     [("", &["no gate", "gate"]), ("-postfix", &["postfix", "gate"])];
 
-/// Draws the scenario's runs, two mail servers to a picture.
-fn draw(scenario: Scenario, shown: &Shown, dir: &Path) -> Result<()> {
+/// Draws the scenario's runs, two mail servers in each picture.
+fn draw(scenario: Scenario, shown: &RunsBySubject, dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::doing(format!("make {}", dir.display())))?;
     for (name, cap, label) in scenario.pictures() {
         for (suffix, pair) in PAIRS {
@@ -343,7 +343,7 @@ fn draw(scenario: Scenario, shown: &Shown, dir: &Path) -> Result<()> {
 }
 
 /// The port of the sinks, and whether the network is the bench's own.
-fn network(args: &Args, report: &mut Report) -> (u16, bool) {
+fn network(args: &Args, report: &mut BenchReport) -> (u16, bool) {
     if let Some(port) = args.port {
         return (port, false);
     }
@@ -351,7 +351,7 @@ fn network(args: &Args, report: &mut Report) -> (u16, bool) {
         Ok(()) => (SMTP, true),
         Err(error) => {
             report.notes.push(format!(
-                "the network is the machine's (loopback addresses, port {HIGH_PORT}), S5 only by relay: {error}"
+                "the network is the machine's own (loopback addresses, port {HIGH_PORT}), S5 only by relay: {error}"
             ));
             (HIGH_PORT, false)
         }
@@ -367,35 +367,39 @@ fn scratch(args: &Args) -> Result<Scratch> {
         .or_else(|_| Scratch::new(&args.tree, None, Keep::No))?)
 }
 
-fn about(args: &Args, scratch: &Scratch, report: &mut Report) {
-    let mut tell = |name: &str, value: String| {
+fn about(args: &Args, scratch: &Scratch, report: &mut BenchReport) {
+    let mut about = |name: &str, value: String| {
         report.about.insert(name.to_owned(), value);
     };
-    tell("tree", args.tree.file_name().unwrap_or_default().to_string_lossy().into_owned());
-    tell("seed", args.seed.to_string());
-    tell("scale", args.scale.to_string());
-    tell("runs", args.runs.to_string());
-    tell("concurrency", args.spawn.to_string());
+    about("tree", args.tree.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    about("seed", args.seed.to_string());
+    about("scale", args.scale.to_string());
+    about("runs", args.runs.to_string());
+    about("concurrency", args.spawn.to_string());
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    tell("processors", processors.to_string());
+    about("processors", processors.to_string());
     let place = nix::sys::statfs::statfs(scratch.root());
     let in_memory =
         place.is_ok_and(|place| place.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
-    tell("queues", if in_memory { "in memory (tmpfs)" } else { "on disk" }.to_owned());
+    about("queues", if in_memory { "in memory (tmpfs)" } else { "on disk" }.to_owned());
     if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
-        tell("load before", load.trim().to_owned());
+        about("load before", load.trim().to_owned());
     }
 }
 
-fn subjects(args: &Args, scratch: &Scratch, report: &mut Report) -> Result<Vec<Box<dyn Subject>>> {
+fn subjects(
+    args: &Args,
+    scratch: &Scratch,
+    report: &mut BenchReport,
+) -> Result<Vec<Box<dyn Subject>>> {
     let wants = |which| args.only.is_empty() || args.only.contains(&which);
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
     for (which, flavour) in [
-        (Which::Gate, Flavour::Gate),
-        (Which::NoGate, Flavour::NoGate),
-        (Which::ForkServer, Flavour::ForkServer),
-        (Which::ForkExec, Flavour::ForkExec),
-        (Which::LogPieces, Flavour::LogPieces),
+        (SubjectName::Gate, Flavour::Gate),
+        (SubjectName::NoGate, Flavour::NoGate),
+        (SubjectName::ForkServer, Flavour::ForkServer),
+        (SubjectName::ForkExec, Flavour::ForkExec),
+        (SubjectName::LogPieces, Flavour::LogPieces),
     ] {
         if wants(which) {
             eprintln!("building the tree, {which:?}");
@@ -406,7 +410,7 @@ fn subjects(args: &Args, scratch: &Scratch, report: &mut Report) -> Result<Vec<B
             subjects.push(Box::new(qmail));
         }
     }
-    if wants(Which::Postfix) && args.postfix == Postfix::Auto {
+    if wants(SubjectName::Postfix) && args.postfix == PostfixUse::Auto {
         match postfix::find() {
             Ok(version) => {
                 let parent = scratch.root().parent().unwrap_or(Path::new("/tmp"));
@@ -420,16 +424,16 @@ fn subjects(args: &Args, scratch: &Scratch, report: &mut Report) -> Result<Vec<B
 }
 
 /// All plans of a scenario, put through one mail server.
-fn one(
+fn run_plans(
     scenario: Scenario,
-    options: &Options,
+    options: &ScenarioOptions,
     subject: &mut dyn Subject,
     port: u16,
     number: u32,
 ) -> Result<Runs> {
     let mut runs = BTreeMap::new();
     for (name, plan) in scenario.plans(options) {
-        if !subject.takes(&plan) {
+        if !subject.can_run(&plan) {
             continue;
         }
         let at = SocketAddrV4::new(sandbox::NAME_SERVER, 53);
@@ -437,20 +441,26 @@ fn one(
         let _names = names.transpose()?;
         let shown = run(subject, &plan, port)?;
         eprintln!(
-            "{scenario} {number} {}: {name}: {} in {:.1} s, {} accepted, {} started, {} busy, {} returned, {} suspended, {} deferred{}",
+            "{scenario} {number} {}: {name}: {} in {:.1} s, {} accepted, {} started, {} busy, {} returned, \
+             {} suspended, {} deferred{}",
             subject.name(),
             if shown.complete { "done" } else { "NOT done" },
             (shown.end_us - shown.start_us) as f64 / 1e6,
             shown.record.accepted.len(),
-            shown.told.started,
-            shown.told.busy,
-            shown.told.returned,
-            shown.told.suspended,
-            shown.told.deferred,
-            shown.told.complaints.first().map(|line| format!("; {line}")).unwrap_or_default(),
+            shown.self_report.started,
+            shown.self_report.busy,
+            shown.self_report.returned,
+            shown.self_report.suspended,
+            shown.self_report.deferred,
+            shown
+                .self_report
+                .complaints
+                .first()
+                .map(|line| format!("; {line}"))
+                .unwrap_or_default(),
         );
-        if !shown.told.cpu_ms_of.is_empty() {
-            let parts = shown.told.cpu_ms_of.iter();
+        if !shown.self_report.cpu_ms_of.is_empty() {
+            let parts = shown.self_report.cpu_ms_of.iter();
             let parts: Vec<String> = parts.map(|(name, ms)| format!("{name} {ms:.0}")).collect();
             eprintln!("    CPU ms: {}", parts.join(", "));
         }

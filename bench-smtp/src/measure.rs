@@ -1,4 +1,4 @@
-//! Figures out of what the servers have seen. Pure.
+//! Computes figures from the sink's record. Pure functions.
 
 use crate::plan::Plan;
 use crate::run::Run;
@@ -9,7 +9,7 @@ pub fn peak(steps: &[Step]) -> u32 {
     steps.iter().map(|step| step.sessions).max().unwrap_or(0)
 }
 
-/// For how long there were more than `cap` sessions, in milliseconds, all such times together; and the longest of them.
+/// How long there were more than `cap` sessions, in milliseconds: all such times together, and the longest of them.
 pub fn above(steps: &[Step], cap: u32) -> (f64, f64) {
     let (mut total, mut longest) = (0, 0);
     let mut since = None;
@@ -43,8 +43,8 @@ pub fn mean(steps: &[Step], from_us: u64, to_us: u64) -> f64 {
     area as f64 / (to_us - from_us) as f64
 }
 
-/// While a server was busy: from the first time that it had `cap` sessions (or, if it never had, from its first) to the
-/// start of the last one, after which there was nothing to fill a place with.
+/// When a server was busy: from the first time that it had `cap` sessions (if it never had: from its first session) to
+/// the start of its last session. After that there was no mail to fill a free place with.
 pub fn busy(steps: &[Step], cap: u32) -> Option<(u64, u64)> {
     let first = steps.iter().find(|step| step.sessions >= cap).or(steps.first())?;
     let rises = steps.windows(2).filter(|pair| pair[1].sessions > pair[0].sessions);
@@ -112,7 +112,7 @@ pub fn sojourn(plan: &Plan, run: &Run, class: usize) -> Option<(f64, f64)> {
     Some((times.iter().sum::<f64>() / times.len().max(1) as f64, *times.get(share)?))
 }
 
-/// The same of each mail, the shortest first.
+/// The same for each mail, the shortest time first.
 pub fn sojourns(plan: &Plan, run: &Run, class: usize) -> Option<Vec<f64>> {
     let at = accepted_at(plan, run);
     let mut times = Vec::new();
@@ -129,7 +129,7 @@ pub fn first_arrival(plan: &Plan, run: &Run, class: usize) -> Option<u64> {
     arrived.filter_map(|(_, at)| *at).min()
 }
 
-/// Mails that were accepted more than once, and mails that were not accepted at all.
+/// How many mails were accepted more than once, and how many not at all.
 pub fn twice_and_lost(plan: &Plan, run: &Run) -> (usize, usize) {
     let mut times = vec![0_u32; plan.mails.len()];
     for accepted in &run.record.accepted {
@@ -143,7 +143,7 @@ pub fn twice_and_lost(plan: &Plan, run: &Run) -> (usize, usize) {
     (twice, lost)
 }
 
-/// The middle one.
+/// The median.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);

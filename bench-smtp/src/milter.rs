@@ -1,5 +1,5 @@
-//! A mail filter for Postfix and sendmail: it holds each mail for a while and then has it thrown away, so that a real
-//! server takes as long as a distant one and keeps no queue; if asked to, it defers every second recipient.
+//! A mail filter for Postfix and sendmail. It holds each mail for a while and then lets the server discard it, so that
+//! a local server takes as long as a distant one and keeps no queue. It can also defer every second recipient.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
@@ -11,22 +11,22 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::sink::mail_of;
 
-/// Which recipients it takes.
+/// Which recipients the filter accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
     /// All.
     All,
-    /// Takes those whose mail [`is_taken`]; the others get the mail server's own words for "the filter says: not now".
+    /// Those whose mail [`is_taken`]. The others get the mail server's own reply for a filter that defers.
     EverySecond,
 }
 
-/// Whether a mail is in the half that is taken: of 2n and 2n + 1 one is (the Thue-Morse sequence). Not the even ones,
-/// for qmail-send takes the mail of one directory of its queue after the other, which are all even or all odd numbers.
+/// Whether a mail is in the half that is accepted: one of 2n and 2n + 1, by the Thue-Morse sequence. The half cannot be
+/// the even numbers: qmail-send reads its queue directory by directory, and each has only even or only odd numbers.
 pub fn is_taken(mail: u32) -> bool {
     mail.count_ones().is_multiple_of(2)
 }
 
-/// Commands and answers of the milter protocol, version 6, as libmilter's mfdef.h and Postfix's milter8.c have them.
+/// Commands and answers of the milter protocol, version 6, from libmilter's mfdef.h and Postfix's milter8.c.
 mod code {
     pub(super) const OPTIONS: u8 = b'O';
     pub(super) const MACROS: u8 = b'D';
@@ -40,14 +40,14 @@ mod code {
     pub(super) const DISCARD: u8 = b'd';
 }
 
-/// What it need not be told: the connection, HELO, the sender, the body, header lines, their end, unknown commands,
-/// DATA.
+/// What the server need not send to the filter: the connection, HELO, the sender, the body, header lines, their end,
+/// unknown commands, DATA.
 const NOT_WANTED: u32 = 0x1 | 0x2 | 0x4 | 0x10 | 0x20 | 0x40 | 0x100 | 0x200;
 const VERSION: u32 = 6;
 /// The protocol's largest packet is a body chunk of 65,535 bytes.
 const PACKET_MAX: usize = 1 << 17;
 
-/// A running one. Dropping it closes its listener; connections end with the mail server's.
+/// A running filter. Dropping it closes its listener; its connections end when the mail server closes them.
 #[derive(Debug)]
 pub struct Milter {
     at: SocketAddrV4,
@@ -77,7 +77,7 @@ impl Milter {
         Ok(Milter { at, stop, thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn at(&self) -> SocketAddrV4 {
         self.at
     }
@@ -140,7 +140,7 @@ fn converse(mut stream: TcpStream, takes: Takes, hold: Duration) -> io::Result<(
 mod tests {
     use super::*;
 
-    /// Sends a packet and returns the answer's.
+    /// Sends a packet and returns the answer's packet.
     fn ask(stream: &mut TcpStream, packet: &[u8]) -> Vec<u8> {
         stream.write_all(&(packet.len() as u32).to_be_bytes()).expect("it reads");
         stream.write_all(packet).expect("it reads");

@@ -1,11 +1,11 @@
-//! What is put through a mail server: which mail to which servers, when, and until when.
+//! The mail of a run: which mail goes to which servers, when it is queued, and when the run ends.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::sink::{Server, local_part};
 
-/// How a mail server finds the way.
+/// How a mail server finds the server of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
     /// control/smtproutes or a transport map names the address.
@@ -14,14 +14,14 @@ pub enum Route {
     Mx,
 }
 
-/// What the gate knows at the start of whose mail goes to one server by its MX records.
+/// What the gate knows at the start about domains with the same server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Known {
+pub enum KnownSites {
     /// Nothing.
     Nothing,
-    /// What it has seen in the run before, with the same domains.
+    /// What it saw in the run before, with the same domains.
     Seen,
-    /// What `qpatch gate sites` has asked DNS.
+    /// What `qpatch gate sites` found in DNS.
     Asked,
 }
 
@@ -39,8 +39,8 @@ pub fn domain_name(number: usize) -> String {
     format!("d{number:03}.bench.example")
 }
 
-/// The address of server `number`, 0..=62499. Below 127.1.0.0/16, so that no address of the machine's own is among
-/// them.
+/// The address of server `number`, 0..=62499. All are in 127.1.0.0/16, so that none is an address that the machine
+/// itself uses.
 pub fn address(number: usize) -> Ipv4Addr {
     let low = u8::try_from(number % 250 + 1).unwrap_or(u8::MAX);
     Ipv4Addr::new(127, 1, u8::try_from(number / 250).unwrap_or(u8::MAX), low)
@@ -51,48 +51,49 @@ pub fn address(number: usize) -> Ipv4Addr {
 pub struct Mail {
     /// An index into [`Plan::domains`].
     pub domain: usize,
-    /// What it is counted under.
+    /// The class that it is counted under.
     pub class: usize,
 }
 
-/// Mail that comes when a part of the mail that was queued before has been taken up once.
+/// Mail that arrives when part of the mail that was queued before the start has been read once.
 #[derive(Debug, Clone)]
-pub struct Later {
+pub struct LaterMail {
     /// 0..=1.
     pub passed: f64,
-    /// And not before all mail of these classes has been accepted.
+    /// It does not arrive before all mail of these classes has been accepted.
     pub done: Vec<usize>,
     /// The numbers of the mails.
     pub mails: Vec<u32>,
 }
 
-/// All of it.
+/// A whole plan.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Destinations.
     pub domains: Vec<Domain>,
-    /// Where they are served.
+    /// The servers of the destinations.
     pub servers: Vec<Server>,
-    /// How a mail server finds out.
+    /// How a mail server finds the server of a destination.
     pub route: Route,
-    /// What the gate knows of that at the start. Only the gate is put through a plan where that is something.
-    pub known: Known,
+    /// What the gate knows about sites at the start. If it knows some, only the gate runs the plan.
+    pub known: KnownSites,
     /// The mail.
     pub mails: Vec<Mail>,
     /// How many classes there are.
     pub classes: usize,
     /// What is queued before the start, in this order.
     pub before: Vec<u32>,
-    /// And messages with several recipients, each of which counts as a mail of its own. Postfix is not put through a
-    /// plan that has some: it delivers to as many in one session, or counts each recipient as a destination.
+    /// Messages with several recipients, which are queued before the start, too; each recipient counts as a mail.
+    /// Postfix does not run such a plan: it delivers to several recipients in one session, or counts each as a
+    /// destination.
     pub lists: Vec<Vec<u32>>,
-    /// What comes so long after the start.
+    /// The mail that arrives this long after the start.
     pub arrivals: Vec<(Duration, u32)>,
-    /// What comes when the server has got on.
-    pub later: Vec<Later>,
-    /// The run ends when all mail of these classes has been accepted,
+    /// The mail that arrives when the mail server has come this far.
+    pub later: Vec<LaterMail>,
+    /// The run ends when all mail of these classes has been accepted.
     pub wanted: Vec<usize>,
-    /// or after this time.
+    /// The run ends after this time at the latest.
     pub most: Duration,
     /// control/concurrencydomains.
     pub table: String,
@@ -100,7 +101,7 @@ pub struct Plan {
     pub cap: u32,
     /// qmail's concurrencyremote, and Postfix's limit on smtp processes.
     pub concurrency: u32,
-    /// control/timeoutremote and smtp_helo_timeout and its like.
+    /// control/timeoutremote, and Postfix's smtp_helo_timeout and similar settings.
     pub patience: Duration,
 }
 
@@ -122,7 +123,7 @@ impl Plan {
         self.mails.iter().filter(|mail| mail.class == class).count()
     }
 
-    /// The same mail without that of one class.
+    /// The same plan without the mail of one class.
     pub fn without(&self, class: usize) -> Plan {
         let keeps = |mail: &u32| self.mails[*mail as usize].class != class;
         let mut plan = self.clone();
@@ -167,7 +168,7 @@ impl Random {
 }
 
 impl Plan {
-    /// How many classes have mail that is put through at all.
+    /// How many classes have any mail.
     pub fn classes_used(&self) -> usize {
         let numbers = self.before.iter().chain(self.arrivals.iter().map(|(_, mail)| mail));
         let numbers = numbers.chain(self.later.iter().flat_map(|later| &later.mails));

@@ -1,4 +1,4 @@
-//! Sessions over time as SVG. Pure: steps in, text out.
+//! Draws sessions over time as SVG. Pure functions: steps in, text out.
 
 use std::fmt::Write as _;
 
@@ -15,14 +15,14 @@ pub struct Series {
     pub steps: Vec<Step>,
 }
 
-/// One diagram of a picture; all share the axis of time.
+/// One diagram of a picture; all diagrams have the same time axis.
 #[derive(Debug, Clone)]
 pub struct Panel {
-    /// Above it.
+    /// The text above the diagram.
     pub title: String,
     /// Its lines, the last one on top.
     pub series: Vec<Series>,
-    /// A level that is drawn and named.
+    /// A level that is drawn as a line, and its name.
     pub cap: Option<(u32, String)>,
 }
 
@@ -56,14 +56,14 @@ pub fn sum<'s>(servers: impl IntoIterator<Item = &'s [Step]>) -> Vec<Step> {
         .collect()
 }
 
-/// Lets time begin at `from_us`.
+/// Shifts the steps so that time begins at `from_us`.
 pub fn shifted(steps: &[Step], from_us: u64) -> Vec<Step> {
     let shift =
         |step: &Step| Step { at_us: step.at_us.saturating_sub(from_us), sessions: step.sessions };
     steps.iter().map(shift).collect()
 }
 
-/// About `count` round steps up to `most`: their distance.
+/// The distance between about `count` round values up to `most`.
 fn tick(most: f64, count: f64) -> f64 {
     let rough = (most / count).max(f64::MIN_POSITIVE);
     let size = 10_f64.powf(rough.log10().floor());

@@ -1,8 +1,8 @@
-//! A private Postfix: its own configuration, queue and log in a temporary directory, no listener but the one that takes
-//! a single message once. The system's own Postfix, if there is one, is not touched.
+//! A private Postfix, with its own configuration, queue and log in a temporary directory. Its only listener takes a
+//! single message, once. The system's own Postfix, if there is one, is not touched.
 //!
-//! Its queue is filled as its own cleanup(8) would fill it, without the cost: one message goes in by SMTP while there
-//! is no queue manager, and its queue file is the mould of all others, whose recipients have the same length.
+//! The queue has the files that Postfix's own cleanup(8) would write, without that cost. One message goes in by SMTP
+//! while no queue manager runs. Its queue file is the template of all others, whose recipients have the same length.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
@@ -19,18 +19,18 @@ use tempfile::TempDir;
 
 use crate::error::{Error, Result};
 use crate::plan::{Plan, Route, domain_name};
-use crate::run::{Subject, Told};
+use crate::run::{SelfReport, Subject};
 use crate::sink::local_part;
 use crate::usage;
 
-/// What Postfix waits between two looks at deferred mail, and before it tries a mail or a destination again, in
-/// seconds; its default of 300 would be longer than the scenarios are.
+/// How long Postfix waits between two looks at deferred mail, and before it tries a mail or a destination again, in
+/// seconds. The default of 300 would be longer than the scenarios.
 pub const BACKOFF_SECS: u32 = 5;
 
-/// Where it takes the one message.
+/// The address at which it takes the one message.
 const INJECT_PORT: u16 = 25026;
 
-/// How long programs of Postfix that run once may take.
+/// How long Postfix's one-shot programs may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A private Postfix.
@@ -47,35 +47,35 @@ pub struct Postfix {
     passed_secs: Option<f64>,
 }
 
-/// The recipient in the mould.
+/// The recipient in the template.
 fn mould_recipient() -> String {
     format!("{}@{}", local_part(0), domain_name(0))
 }
 
-/// Whether there is a Postfix here that can be run; why not, otherwise.
+/// The version of the Postfix that is installed here; an error says why there is none that can run.
 pub fn find() -> std::result::Result<String, String> {
     if !geteuid().is_root() {
         return Err("Postfix can only be started by root".to_owned());
     }
-    let told = Command::new("postconf").args(["-d", "-h", "mail_version"]).output();
-    match told {
-        Ok(told) if told.status.success() => {
-            Ok(String::from_utf8_lossy(&told.stdout).trim().to_owned())
+    let output = Command::new("postconf").args(["-d", "-h", "mail_version"]).output();
+    match output {
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         }
         _ => Err("Postfix is not installed".to_owned()),
     }
 }
 
 fn default_of(name: &str) -> Result<String> {
-    let told = Command::new("postconf")
+    let output = Command::new("postconf")
         .args(["-d", "-h", name])
         .output()
         .map_err(Error::doing("run postconf"))?;
-    Ok(String::from_utf8_lossy(&told.stdout).trim().to_owned())
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 impl Postfix {
-    /// Makes one in a directory below `parent`, which everybody must be able to enter.
+    /// Makes one in a directory below `parent`, which all users must be able to enter.
     pub fn new(parent: &Path) -> Result<Postfix> {
         let dir = tempfile::Builder::new()
             .prefix("qpatch-bench-postfix.")
@@ -238,14 +238,14 @@ impl Postfix {
         self.configure("", false)?;
         self.clear()?;
         self.run()?;
-        let told = send_one();
+        let sent = send_one();
         let incoming = self.path("queue/incoming");
         let mut found = Vec::new();
         for entry in fs::read_dir(&incoming).map_err(Error::doing("read Postfix's queue"))? {
             found.push(entry.map_err(Error::doing("read Postfix's queue"))?.path());
         }
         self.end()?;
-        told?;
+        sent?;
         let [file] = found.as_slice() else {
             return Err(Error::new(
                 format!("Postfix has {} queue files where there should be one", found.len()),
@@ -299,7 +299,7 @@ fn send_one() -> Result<()> {
     Ok(())
 }
 
-/// All places where `from` stands in `bytes` become `to`, which is as long.
+/// Replaces `from` in `bytes` by `to`, which must have the same length.
 fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) -> usize {
     let mut count = 0;
     let mut at = 0;
@@ -316,8 +316,8 @@ fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) -> usize {
 }
 
 impl Subject for Postfix {
-    fn takes(&self, plan: &Plan) -> bool {
-        plan.known == crate::plan::Known::Nothing && plan.lists.is_empty()
+    fn can_run(&self, plan: &Plan) -> bool {
+        plan.known == crate::plan::KnownSites::Nothing && plan.lists.is_empty()
     }
 
     fn name(&self) -> &str {
@@ -393,7 +393,7 @@ impl Subject for Postfix {
         Ok(())
     }
 
-    fn tell(&mut self) -> Result<()> {
+    fn notify(&mut self) -> Result<()> {
         let path = self.path("queue/public/qmgr");
         let mut socket =
             UnixStream::connect(&path).map_err(Error::doing("reach Postfix's qmgr"))?;
@@ -416,23 +416,23 @@ impl Subject for Postfix {
         }
     }
 
-    fn stop(&mut self) -> Result<Told> {
+    fn stop(&mut self) -> Result<SelfReport> {
         self.end()?;
         let log = self.log();
-        let mut told = Told { passed_secs: self.passed_secs, ..Told::default() };
+        let mut self_report = SelfReport { passed_secs: self.passed_secs, ..SelfReport::default() };
         for line in log.lines() {
             if line.contains("status=deferred") {
-                told.deferred += 1;
+                self_report.deferred += 1;
             } else if line.contains("status=bounced") {
-                told.failed += 1;
+                self_report.failed += 1;
             }
             let is_grave =
                 [" fatal: ", " panic: ", " error: "].iter().any(|word| line.contains(word));
-            if is_grave && told.complaints.len() < 20 {
-                told.complaints.push(line.to_owned());
+            if is_grave && self_report.complaints.len() < 20 {
+                self_report.complaints.push(line.to_owned());
             }
         }
-        Ok(told)
+        Ok(self_report)
     }
 }
 

@@ -26,23 +26,23 @@ use qpatch_gate::table::Limit;
 use qpatch_gate_status::Status;
 
 use crate::error::{Error, Result};
-use crate::plan::{Known, Plan, Route};
-use crate::run::{Subject, Told};
+use crate::plan::{KnownSites, Plan, Route};
+use crate::run::{SelfReport, Subject};
 use crate::sink::mail_of_local_part;
 use crate::usage;
 
-/// What of qpatch is in.
+/// Which of qpatch's patches a tree has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
-    /// Everything that qpatch does.
+    /// All patches.
     Gate,
-    /// Everything but the gate.
+    /// All patches but the gate.
     NoGate,
-    /// Everything, and qmail-remote is started by the fork server.
+    /// All patches, and the fork server starts qmail-remote.
     ForkServer,
-    /// Everything but the patch fork-server: qmail-remote is started as ever.
+    /// All patches but fork-server: qmail-remote is started by fork and exec.
     ForkExec,
-    /// Everything but the patch log-lines: qmail-send writes its log piece by piece.
+    /// All patches but log-lines: qmail-send writes its log piece by piece.
     LogPieces,
 }
 
@@ -73,7 +73,7 @@ impl Flavour {
 
 const BODY: &[u8] = b"From: <bench@bench.example>\nSubject: a message of the bench\n\nhello\n";
 
-/// A bounce of a message with this sender is thrown away by qmail-send itself.
+/// qmail-send discards bounces of messages with this sender.
 const SENDER: &str = "#@[]";
 
 /// The programs besides those that every run of qmail-send needs.
@@ -85,35 +85,35 @@ pub struct Qmail {
     site: Site,
     flavour: Flavour,
     sender: &'static str,
-    running: Option<Running>,
+    running: Option<RunningQmail>,
     logs: Option<PathBuf>,
     starts: u32,
 }
 
 #[derive(Debug)]
-struct Running {
+struct RunningQmail {
     process: Process,
-    account: Arc<Mutex<Account>>,
+    account: Arc<Mutex<LogTally>>,
     reader: Option<JoinHandle<()>>,
 }
 
-/// What qmail-send's log tells.
+/// What has been read from qmail-send's log.
 #[derive(Debug)]
-struct Account {
-    told: Told,
+struct LogTally {
+    self_report: SelfReport,
     taken_up: HashSet<u64>,
-    /// The mail of each delivery by its number.
+    /// The mail of each delivery, by the delivery's number.
     under_way: HashMap<u64, u32>,
-    /// So many were queued before.
+    /// How many mails were queued before the start.
     before: usize,
     started: Instant,
     works: bool,
 }
 
-impl Account {
+impl LogTally {
     fn line(&mut self, line: &str) {
         if let Some(rest) = line.strip_prefix("starting delivery ") {
-            self.told.started += 1;
+            self.self_report.started += 1;
             let recipient =
                 rest.split_once(" to remote ").and_then(|(_, to)| mail_of_local_part(to));
             let number = rest.split(':').next().and_then(|number| number.parse().ok());
@@ -126,7 +126,7 @@ impl Account {
             {
                 self.taken_up.insert(message);
                 if self.taken_up.len() == self.before {
-                    self.told.passed_secs = Some(self.started.elapsed().as_secs_f64());
+                    self.self_report.passed_secs = Some(self.started.elapsed().as_secs_f64());
                 }
             }
         } else if let Some(rest) = line.strip_prefix("delivery ") {
@@ -134,24 +134,24 @@ impl Account {
             let mail = number.parse().ok().and_then(|number: u64| self.under_way.remove(&number));
             if text.starts_with("success: ") {
                 let secs = self.started.elapsed().as_secs_f64();
-                self.told.delivered.extend(mail.map(|mail| (secs, mail)));
+                self.self_report.delivered.extend(mail.map(|mail| (secs, mail)));
             } else if text.starts_with("deferral: ") && is_busy(text) {
-                self.told.busy += 1;
+                self.self_report.busy += 1;
             } else if text.starts_with("deferral: ") && text.contains("(#4.4.5)") {
-                self.told.returned += 1;
+                self.self_report.returned += 1;
             } else if text.starts_with("deferral: ") && text.contains("_not_tried._(#4.4.1)") {
-                self.told.suspended += 1;
+                self.self_report.suspended += 1;
             } else if text.starts_with("deferral: ") {
-                self.told.deferred += 1;
-                self.told.deferred_mails.extend(mail);
+                self.self_report.deferred += 1;
+                self.self_report.deferred_mails.extend(mail);
             } else if text.starts_with("failure: ") {
-                self.told.failed += 1;
+                self.self_report.failed += 1;
                 self.complain(line);
             } else {
                 self.complain(line);
             }
         } else if line.starts_with("new msg ") {
-            self.told.todo_secs = Some(self.started.elapsed().as_secs_f64());
+            self.self_report.todo_secs = Some(self.started.elapsed().as_secs_f64());
         } else if line.starts_with("status:") {
             self.works = true;
         } else if line.starts_with("warning:") || line.starts_with("alert:") {
@@ -160,8 +160,8 @@ impl Account {
     }
 
     fn complain(&mut self, line: &str) {
-        if self.told.complaints.len() < 20 {
-            self.told.complaints.push(line.to_owned());
+        if self.self_report.complaints.len() < 20 {
+            self.self_report.complaints.push(line.to_owned());
         }
     }
 }
@@ -186,12 +186,13 @@ impl Qmail {
         Ok(Qmail { site, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
     }
 
-    /// From now on qmail-send's log of each start is kept in `dir`, with the seconds since then before each line.
+    /// Keeps the log of each run of qmail-send in `dir` from now on. Each line has the seconds since the start before
+    /// it.
     pub fn keep_logs(&mut self, dir: &Path) {
         self.logs = Some(dir.to_path_buf());
     }
 
-    /// The file for the log of the start that comes.
+    /// The file for the log of the next run.
     fn log_file(&mut self) -> Result<Option<BufWriter<File>>> {
         let Some(dir) = &self.logs else { return Ok(None) };
         self.starts += 1;
@@ -203,28 +204,28 @@ impl Qmail {
             .map_err(Error::doing(format!("write {}", path.display())))
     }
 
-    fn account(&self) -> Result<std::sync::MutexGuard<'_, Account>> {
+    fn account(&self) -> Result<std::sync::MutexGuard<'_, LogTally>> {
         let running = self.running.as_ref().ok_or_else(|| Error::new("qmail does not run", ""))?;
         Ok(running.account.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The sender of mail from now on: real servers do not take the one that qmail-send throws bounces away for.
+    /// Sets the sender of mail. Real servers do not accept the one for which qmail-send discards bounces.
     pub fn set_sender(&mut self, sender: &'static str) {
         self.sender = sender;
     }
 
-    /// What it has told until now.
-    pub fn told(&self) -> Result<Told> {
-        Ok(self.account()?.told.clone())
+    /// What it has reported up to now.
+    pub fn self_report(&self) -> Result<SelfReport> {
+        Ok(self.account()?.self_report.clone())
     }
 
-    /// `make setup` makes it; where it is not, the gate writes none.
+    /// The file of the sites that the gate has seen. `make setup` makes it; without it the gate writes none.
     fn status_file(&self) -> PathBuf {
         self.site.home().join("queue/lock/gatestatus")
     }
 
-    /// The limit of its key as the table has it, and the effective one, as its status file has them; of several keys,
-    /// that with the lowest. None: there is none.
+    /// The configured limit and the effective one, from the status file; of several keys, those of the key with the
+    /// lowest effective limit. None: there is no key.
     pub fn limits(&self) -> Option<(u32, u32)> {
         let bytes = fs::read(self.status_file()).ok()?;
         let status = Status::parse(&bytes).ok()?;
@@ -235,17 +236,17 @@ impl Qmail {
         limits.min_by_key(|(_, effective)| *effective)
     }
 
-    /// The gate's knowledge of sites becomes what the plan says.
+    /// Sets the gate's knowledge of sites as the plan says.
     fn know(&self, plan: &Plan) -> Result<()> {
         let seen = self.site.home().join("queue/lock/gatesites");
         match plan.known {
-            Known::Nothing => self.site.write(&seen, b"")?,
-            Known::Seen => {
+            KnownSites::Nothing => self.site.write(&seen, b"")?,
+            KnownSites::Seen => {
                 if fs::metadata(&seen).map_or(0, |seen| seen.len()) == 0 {
                     return Err(Error::new("the gate has seen nothing in the run before", ""));
                 }
             }
-            Known::Asked => {
+            KnownSites::Asked => {
                 self.site.write(&seen, b"")?;
                 let domains = plan.domains.iter().map(|domain| domain.name.clone()).collect();
                 let args = Sites::of(self.site.home().to_path_buf(), domains);
@@ -285,8 +286,8 @@ fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
         .map_err(Error::doing("read a patch"))?;
     let changes = PatchPlan::new(&tree, &patches)?;
     changes.check(&patches, OnPartialProtocol::Refuse).map_err(|errors| {
-        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Error::new(format!("the patches do not fit the tree: {}", told.join("; ")), "")
+        let messages: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Error::new(format!("the patches do not fit the tree: {}", messages.join("; ")), "")
     })?;
     let locked = LockedTree::lock(&tree)?;
     if changes.changes.is_empty() {
@@ -302,8 +303,8 @@ impl Subject for Qmail {
         self.flavour.name()
     }
 
-    fn takes(&self, plan: &Plan) -> bool {
-        plan.known == Known::Nothing || self.flavour.has_gate()
+    fn can_run(&self, plan: &Plan) -> bool {
+        plan.known == KnownSites::Nothing || self.flavour.has_gate()
     }
 
     fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()> {
@@ -343,8 +344,8 @@ impl Subject for Qmail {
     fn start(&mut self) -> Result<()> {
         let mut file = self.log_file()?;
         let (mut log, process) = sendrig::start_own(&self.site)?;
-        let account = Arc::new(Mutex::new(Account {
-            told: Told::default(),
+        let account = Arc::new(Mutex::new(LogTally {
+            self_report: SelfReport::default(),
             taken_up: HashSet::new(),
             under_way: HashMap::new(),
             before: messages(&self.site.home().join("queue/mess"))?,
@@ -372,7 +373,7 @@ impl Subject for Qmail {
                 }
             })
             .map_err(Error::doing("start a thread"))?;
-        self.running = Some(Running { process, account, reader: Some(reader) });
+        self.running = Some(RunningQmail { process, account, reader: Some(reader) });
         let until = Instant::now() + Duration::from_secs(20);
         while !self.account()?.works {
             if Instant::now() > until {
@@ -383,7 +384,7 @@ impl Subject for Qmail {
         Ok(())
     }
 
-    fn tell(&mut self) -> Result<()> {
+    fn notify(&mut self) -> Result<()> {
         Ok(sendrig::pull_trigger(&self.site)?)
     }
 
@@ -394,14 +395,14 @@ impl Subject for Qmail {
     fn check(&mut self) -> Result<()> {
         let running = self.running.as_ref().ok_or_else(|| Error::new("qmail does not run", ""))?;
         if running.reader.as_ref().is_some_and(JoinHandle::is_finished) {
-            let said = self.account()?.told.complaints.join(" / ");
+            let said = self.account()?.self_report.complaints.join(" / ");
             return Err(Error::new(format!("qmail-send has ended by itself: {said}"), ""));
         }
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<Told> {
-        let Some(mut running) = self.running.take() else { return Ok(Told::default()) };
+    fn stop(&mut self) -> Result<SelfReport> {
+        let Some(mut running) = self.running.take() else { return Ok(SelfReport::default()) };
         let parts = usage::of_programs(running.process.id());
         running.process.signal(Signal::SIGTERM as i32)?;
         // It waits for what is under way. What takes too long is not waited for: the group is killed by the drop below.
@@ -414,14 +415,14 @@ impl Subject for Qmail {
             let _ = reader.join();
         }
         let account = account.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut told = account.told.clone();
-        told.cpu_ms_of = parts;
-        Ok(told)
+        let mut self_report = account.self_report.clone();
+        self_report.cpu_ms_of = parts;
+        Ok(self_report)
     }
 }
 
-/// As the gate ends the texts of what waits until it is called; what it defers untried ends otherwise, and not in a
-/// short pause.
+/// Whether this is the text of a busy answer: mail that waits until the gate calls it. The text of mail that the gate
+/// defers untried ends in another way.
 fn is_busy(text: &str) -> bool {
     text.contains("_not_tried._(#4.4.5)")
         || text.contains("_one_at_a_time_is_tried;_not_tried._(#4.4.1)")

@@ -7,37 +7,37 @@ use serde::Serialize;
 
 use crate::measure::median;
 use crate::scenario::{Bar, Measure, Scenario};
-use crate::servers::Outcome;
+use crate::servers::ServerOutcome;
 
 /// The columns, in order.
 pub const SUBJECTS: [&str; 5] = ["gate", "no gate", "fork server", "fork and exec", "postfix"];
 
 /// One figure of one scenario, for every mail server.
 #[derive(Debug, Clone, Serialize)]
-pub struct Row {
+pub struct MeasureRow {
     /// S1 to S6, S8.
     pub scenario: String,
-    /// What it is, with its unit.
+    /// The name of the figure, with its unit.
     pub measure: String,
-    /// By mail server: its value in each run; null where it could not be measured.
+    /// By mail server: the value in each run; null if it could not be measured.
     pub values: BTreeMap<String, Vec<Option<f64>>>,
-    /// What the gate has to reach.
+    /// The value that the gate has to reach.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bar: Option<Bar>,
-    /// Whether the median of its runs does.
+    /// Whether the median of the gate's runs reaches it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub met: Option<bool>,
 }
 
-impl Row {
-    /// The median of the runs of a mail server; None if it has none, or one of them could not be measured.
+impl MeasureRow {
+    /// The median of the runs of a mail server; None if there are none, or if one could not be measured.
     pub fn median(&self, subject: &str) -> Option<f64> {
         let values = self.values.get(subject)?;
         let all: Option<Vec<f64>> = values.iter().copied().collect();
         median(&all?)
     }
 
-    /// `below`: what the tree without the gate has in the next row.
+    /// Sets `met`. `below` is the value of the tree without the gate in the next row.
     fn judge(&mut self, below: Option<f64>) {
         let Some(bar) = self.bar else { return };
         let gate = self.median("gate");
@@ -78,7 +78,7 @@ impl Row {
     }
 }
 
-/// Four digits that count, three of small ones.
+/// A number with three or four significant digits.
 fn figure(value: f64) -> String {
     let size = value.abs();
     if size >= 1000.0 || (size - size.round()).abs() < 1e-9 {
@@ -94,34 +94,34 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// Collects what the runs have shown.
+/// Collects the results of the runs.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub struct BenchReport {
     /// About the machine and the choices made.
     pub about: BTreeMap<String, String>,
     /// In the order of the scenarios.
-    pub rows: Vec<Row>,
-    /// What runs with real servers have shown.
+    pub rows: Vec<MeasureRow>,
+    /// The results of runs with real servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub servers: Vec<Outcome>,
-    /// What has to be known beside the figures.
+    pub servers: Vec<ServerOutcome>,
+    /// Notes about the figures.
     pub notes: Vec<String>,
 }
 
-impl Report {
+impl BenchReport {
     /// Adds one run of a scenario.
     pub fn add(&mut self, scenario: Scenario, subject: &str, measures: Vec<Measure>) {
         for Measure { name, value, bar } in measures {
             let scenario = scenario.to_string();
-            let is_it = |row: &Row| row.scenario == scenario && row.measure == name;
+            let is_it = |row: &MeasureRow| row.scenario == scenario && row.measure == name;
             let at = self.rows.iter().position(is_it).unwrap_or_else(|| {
                 let values = BTreeMap::new();
-                self.rows.push(Row { scenario, measure: name, values, bar, met: None });
+                self.rows.push(MeasureRow { scenario, measure: name, values, bar, met: None });
                 self.rows.len() - 1
             });
             self.rows[at].values.entry(subject.to_owned()).or_default().push(value);
         }
-        // Of the same scenario: its rows are there since its first run, one behind the other.
+        // The rows of a scenario follow one another since its first run, so the next row is of the same scenario.
         let below = |at: usize| self.rows.get(at + 1).and_then(|row| row.median("no gate"));
         let below: Vec<_> = (0..self.rows.len()).map(below).collect();
         for (row, below) in self.rows.iter_mut().zip(below) {
@@ -129,18 +129,18 @@ impl Report {
         }
     }
 
-    /// How many bars are missed.
+    /// How many bars the gate has not reached.
     pub fn missed(&self) -> usize {
         self.rows.iter().filter(|row| row.met == Some(false)).count()
     }
 
-    /// One object.
+    /// The report as one JSON object.
     pub fn to_json(&self) -> String {
-        // Names, numbers and lists of them: all of it can be written.
+        // The report has only names, numbers and lists of them, so it can always be written.
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// A table in Markdown, padded so that it can be read as it is.
+    /// A table in Markdown, padded so that it is readable as plain text.
     pub fn to_table(&self) -> String {
         let mut head = vec!["", "measured"];
         head.extend(SUBJECTS);
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_row_has_medians_ratios_and_a_verdict() {
-        let mut report = Report::default();
+        let mut report = BenchReport::default();
         for (subject, value) in [("gate", 19.0), ("gate", 20.0), ("gate", 21.0), ("no gate", 957.0)]
         {
             report.add(Scenario::S1, subject, measure(value));
@@ -221,8 +221,8 @@ mod tests {
             ]
         };
         for (gate, met) in [(57.4, true), (61.0, true), (61.2, false)] {
-            let mut report = Report::default();
-            // Neither what the gate has in the row below counts, nor what no gate has in this one.
+            let mut report = BenchReport::default();
+            // Neither the gate's value in the row below counts, nor that of the tree without the gate in this row.
             report.add(Scenario::S8, "gate", rows(gate, 1.0));
             assert_eq!((report.rows[0].met, report.missed()), (None, 0), "not without its measure");
             report.add(Scenario::S8, "no gate", rows(19.5, 47.0));
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_misses_its_bar() {
-        let mut report = Report::default();
+        let mut report = BenchReport::default();
         let bar = Some(Bar::AtMost(13.0));
         let name = "done, s".to_owned();
         report.add(Scenario::S3, "gate", vec![Measure { name, value: None, bar }]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::error::{Result, check_signals};
-use crate::plan::{Known, Plan};
+use crate::plan::{KnownSites, Plan};
 use crate::sink::{Record, Sink};
 use crate::usage;
 
@@ -12,38 +12,38 @@ use crate::usage;
 pub trait Subject {
     /// Its name in tables.
     fn name(&self) -> &str;
-    /// Whether a plan can be put through it: the gate may be asked to know something.
-    fn takes(&self, plan: &Plan) -> bool {
-        plan.known == Known::Nothing
+    /// Whether a plan can be put through it. Some plans need a gate that knows sites.
+    fn can_run(&self, plan: &Plan) -> bool {
+        plan.known == KnownSites::Nothing
     }
-    /// Sets it up, with an empty queue; nothing runs.
+    /// Sets it up with an empty queue, and starts nothing.
     fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()>;
     /// Puts a mail into its queue.
     fn queue(&mut self, plan: &Plan, mail: u32) -> Result<()>;
     /// Puts one message for all of these into its queue.
     fn queue_list(&mut self, plan: &Plan, mails: &[u32]) -> Result<()>;
-    /// Starts it, and returns when it works.
+    /// Starts it, and returns when it delivers mail.
     fn start(&mut self) -> Result<()>;
     /// Tells it that mail was queued while it ran.
-    fn tell(&mut self) -> Result<()>;
-    /// How many of the mails that were queued before the start it has taken up at least once.
+    fn notify(&mut self) -> Result<()>;
+    /// How many of the mails that were queued before the start it has read at least once.
     fn passed(&mut self, plan: &Plan) -> Result<usize>;
     /// Fails if it has died.
     fn check(&mut self) -> Result<()>;
-    /// Stops it within seconds, whatever it is doing.
-    fn stop(&mut self) -> Result<Told>;
+    /// Stops it within seconds, whatever it does.
+    fn stop(&mut self) -> Result<SelfReport>;
 }
 
-/// What a mail server tells of itself.
+/// What a mail server reports about itself: in its log, or by its processor time.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Told {
+pub struct SelfReport {
     /// Deliveries that it has started, busy answers included.
     pub started: usize,
-    /// Of these, the ones that the gate has sent away untried, because the key was at its limit.
+    /// Of these, those that the gate sent back untried, because the key was at its limit.
     pub busy: usize,
-    /// And those that it has called back untried after the server had refused them.
+    /// Of these, those that the server refused, and that the gate did not count as a try.
     pub returned: usize,
-    /// And those that it has deferred untried, because their key was suspended.
+    /// Of these, those that the gate deferred untried, because their key was suspended.
     pub suspended: usize,
     /// Deliveries that have succeeded: seconds since the start, and the number of the mail.
     pub delivered: Vec<(f64, u32)>,
@@ -53,17 +53,18 @@ pub struct Told {
     pub deferred_mails: Vec<u32>,
     /// Failures for good.
     pub failed: usize,
-    /// When the last of the mail that was queued before the start had been taken up, in seconds from the start.
+    /// When it had read the last of the mail that was queued before the start, in seconds from the start.
     pub passed_secs: Option<f64>,
-    /// When qmail-send had taken the last mail out of queue/todo that it has taken, in seconds from the start.
+    /// When qmail-send last took a mail out of queue/todo, in seconds from the start.
     pub todo_secs: Option<f64>,
-    /// Processor time by program, in milliseconds: of what still runs at the end, and of what that has waited for.
+    /// Processor time by program, in milliseconds: of the programs that still run at the end, and of those that they
+    /// have waited for.
     pub cpu_ms_of: BTreeMap<String, f64>,
-    /// What it has complained of, the first lines.
+    /// The first lines of its complaints.
     pub complaints: Vec<String>,
 }
 
-/// What a run has shown.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Run {
     /// What the servers have seen.
@@ -76,15 +77,15 @@ pub struct Run {
     pub arrived: Vec<Option<u64>>,
     /// Whether all of the wanted mail was accepted in time.
     pub complete: bool,
-    /// The mail server's processor time, in milliseconds, its end included.
+    /// The mail server's processor time, in milliseconds, including that of its end.
     pub cpu_ms: f64,
-    /// How long it took to queue what was queued before, in seconds.
+    /// How long it took to queue the mail that is there before the start, in seconds.
     pub queued_secs: f64,
-    /// What the mail server tells.
-    pub told: Told,
+    /// What the mail server reports.
+    pub self_report: SelfReport,
 }
 
-/// Between two looks at what there is to do.
+/// The pause between two looks at what there is to do.
 const LOOK: Duration = Duration::from_millis(2);
 
 /// Puts `plan` through `subject`.
@@ -104,35 +105,36 @@ pub fn run(subject: &mut dyn Subject, plan: &Plan, port: u16) -> Result<Run> {
     let queued_secs = queueing.elapsed().as_secs_f64();
     let classes = plan.mails.iter().map(|mail| u8::try_from(mail.class).unwrap_or(u8::MAX));
     let sink = Sink::start(&plan.servers, port, classes.collect(), plan.classes)?;
-    let mut going = Going { plan, subject, sink: &sink, arrived: vec![None; plan.mails.len()] };
-    going.subject.start()?;
-    // From here on: the shell scripts that start Postfix are not its work. What is the mail server's itself is waited
-    // for at the end.
+    let mut run_loop =
+        RunLoop { plan, subject, sink: &sink, arrived: vec![None; plan.mails.len()] };
+    run_loop.subject.start()?;
+    // Processor time counts from here on, without the shell scripts that start Postfix. The mail server's own processes
+    // are waited for at the end.
     let used = usage::of_children()?;
     let started = Instant::now();
-    let complete = going.on(started);
-    let arrived = going.arrived;
+    let complete = run_loop.until_done(started);
+    let arrived = run_loop.arrived;
     let end_us = sink.started().elapsed().as_micros() as u64;
     let stopped = subject.stop();
     let complete = complete?;
-    let told = stopped?;
+    let self_report = stopped?;
     usage::reap_all(Duration::from_secs(20))?;
     let cpu_ms = usage::of_children()? - used;
     let start_us = started.duration_since(sink.started()).as_micros() as u64;
     let record = sink.stop()?;
-    Ok(Run { record, start_us, end_us, arrived, complete, cpu_ms, queued_secs, told })
+    Ok(Run { record, start_us, end_us, arrived, complete, cpu_ms, queued_secs, self_report })
 }
 
-struct Going<'r> {
+struct RunLoop<'r> {
     plan: &'r Plan,
     subject: &'r mut dyn Subject,
     sink: &'r Sink,
     arrived: Vec<Option<u64>>,
 }
 
-impl Going<'_> {
-    /// Until all is accepted, which is true then, or the time is up.
-    fn on(&mut self, started: Instant) -> Result<bool> {
+impl RunLoop<'_> {
+    /// Runs until all wanted mail is accepted (true), or the time is up (false).
+    fn until_done(&mut self, started: Instant) -> Result<bool> {
         let counts: Vec<usize> =
             (0..self.plan.classes).map(|class| self.plan.count(class)).collect();
         let is_done = |class: usize| self.sink.accepted(class) as usize >= counts[class];
@@ -159,7 +161,7 @@ impl Going<'_> {
                 }
             }
             if came {
-                self.subject.tell()?;
+                self.subject.notify()?;
             }
             if self.plan.wanted.iter().all(|&class| is_done(class)) {
                 return Ok(true);

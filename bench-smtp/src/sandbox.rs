@@ -1,5 +1,5 @@
-//! A network of the bench's own: a namespace in which there is nothing but a loopback interface, so that no mail can
-//! ever leave the machine, port 25 is free, and /etc/resolv.conf can name the bench's own name server.
+//! A network of the bench's own: a namespace with only a loopback interface. So no mail can leave the machine, port 25
+//! is free, and /etc/resolv.conf can name the bench's own name server.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -11,13 +11,13 @@ use nix::unistd::{getegid, geteuid, sethostname};
 
 use crate::error::{Error, Result};
 
-/// Where the bench's name server listens, in its own network.
+/// The address of the bench's name server, in its own network.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
 
-/// Moves this process into namespaces of its own. There may be no other thread yet.
+/// Moves this process into namespaces of its own. The process must have only one thread.
 ///
 /// # Errors
-/// Where the system does not let it. Nothing has changed then, or the process has a network that does nothing.
+/// The system does not permit it. Nothing has changed then, or the process has a network without any interface up.
 pub fn enter() -> Result<()> {
     let why =
         |what: &'static str| move |error: nix::Error| Error::new(format!("{what}: {error}"), "");
@@ -28,7 +28,7 @@ pub fn enter() -> Result<()> {
     }
     unshare(flags).map_err(why("no namespaces"))?;
     if !uid.is_root() {
-        // The same number inside: what runs as this user outside does so here.
+        // The user has the same number inside the namespace as outside.
         for (file, text) in [
             ("setgroups", "deny".to_owned()),
             ("uid_map", format!("{uid} {uid} 1\n")),
@@ -38,7 +38,7 @@ pub fn enter() -> Result<()> {
                 .map_err(Error::doing(format!("write /proc/self/{file}")))?;
         }
     }
-    // sendmail waits for a minute where the machine's own name has no dot.
+    // sendmail waits for a minute if the machine's own name has no dot.
     sethostname("bench.example").map_err(why("cannot set the host's name"))?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
@@ -49,8 +49,8 @@ pub fn enter() -> Result<()> {
     Ok(())
 }
 
-/// Makes /etc/resolv.conf, for this process and those that it starts, name [`NAME_SERVER`]. `file` is written and has
-/// to stay.
+/// Makes /etc/resolv.conf name [`NAME_SERVER`], for this process and those that it starts. Writes `file`, which must
+/// stay while they run.
 pub fn use_name_server(file: &Path) -> Result<()> {
     fs::write(file, format!("nameserver {NAME_SERVER}\noptions attempts:2 timeout:2\n"))
         .map_err(Error::doing(format!("write {}", file.display())))?;
@@ -62,9 +62,9 @@ pub fn use_name_server(file: &Path) -> Result<()> {
 }
 
 /// Adds users to /etc/passwd, and groups of the same names to /etc/group, as this process and those that it starts see
-/// them. Who is there already stays. `dir` gets the files, which have to stay.
+/// these files. Existing users stay. Writes the files into `dir`, where they must stay.
 pub fn add_users(dir: &Path, names: &[&str]) -> Result<()> {
-    /// Beyond what distributions give to packages.
+    /// Above the numbers that distributions give to packages.
     const FIRST: usize = 64900;
     for (file, rest) in [("passwd", ":/nonexistent:/usr/sbin/nologin"), ("group", "")] {
         let system = Path::new("/etc").join(file);

@@ -1,4 +1,4 @@
-//! The scenarios S1 to S6 and S8: what is sent, what is measured, and which bar the gate has to reach.
+//! The scenarios S1 to S6 and S8: the mail, the figures, and the bars that the gate has to reach.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::measure;
-use crate::plan::{Domain, Known, Later, Mail, Plan, Random, Route, address, domain_name};
+use crate::plan::{Domain, KnownSites, LaterMail, Mail, Plan, Random, Route, address, domain_name};
 use crate::run::Run;
 use crate::sink::{Behaviour, Greylist, Server, Service};
 
@@ -15,12 +15,12 @@ use crate::sink::{Behaviour, Greylist, Server, Service};
 pub const BIG: usize = 0;
 /// That of the others.
 pub const OTHERS: usize = 1;
-/// That of the others which comes while qmail-send still passes over the queue for the first time.
+/// Mail of the others that arrives while qmail-send still reads the queue for the first time.
 pub const EARLY: usize = 2;
 
-/// The cap of everything in the scenarios.
+/// The limit of each destination in the scenarios.
 pub const CAP: u32 = 20;
-/// At how many sessions the servers of S3 and S5 begin to answer 421.
+/// How many sessions the servers of S3 and S5 take; further ones are answered with 421.
 pub const SERVER_CAP: u32 = 10;
 
 const HOLD: Duration = Duration::from_millis(200);
@@ -28,12 +28,12 @@ const OTHER_DOMAINS: usize = 50;
 /// Mail to them beside a list, for as long as that takes.
 const OTHERS_A_SECOND: f64 = 5.0;
 const SHARED_DOMAINS: usize = 100;
-/// What a line of control/concurrencydomains begins with that is about the servers' addresses.
+/// The subject of a line of control/concurrencydomains for the servers' addresses.
 const ADDRESSES: &str = "127.1.0.0/16";
-/// And about their names, as mail exchangers.
+/// The subject of a line for the servers' names, as mail exchangers.
 const EXCHANGERS: &str = "mx:.bench.example";
 
-/// One of them.
+/// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scenario {
     /// A busy domain among others.
@@ -62,12 +62,12 @@ pub enum Learn {
     Off,
 }
 
-/// What can be chosen.
+/// What can be chosen on the command line.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ScenarioOptions {
     /// The order of the mail.
     pub seed: u64,
-    /// How much of the mail: 1 is all of it.
+    /// The part of the mail that is sent: 1 is all of it.
     pub scale: f64,
     /// control/concurrencydomains, in place of `:20` and, in S5, a line for the site.
     pub table: Option<String>,
@@ -79,7 +79,7 @@ pub struct Options {
     pub has_dns: bool,
 }
 
-impl Options {
+impl ScenarioOptions {
     fn count(&self, all: usize) -> usize {
         ((all as f64 * self.scale).round() as usize).max(1)
     }
@@ -105,7 +105,7 @@ impl Options {
             domains: Vec::new(),
             servers: Vec::new(),
             route: Route::Table,
-            known: Known::Nothing,
+            known: KnownSites::Nothing,
             mails: Vec::new(),
             classes: 3,
             before: Vec::new(),
@@ -179,7 +179,8 @@ impl Scenario {
                 "500 messages to a domain that answers 421 beyond 10 sessions, 0.2 s each, cap 20"
             }
             Scenario::S4 => {
-                "50,000 messages to the big domain queued before, 300 to fifty others during the first pass and after it"
+                "50,000 messages to the big domain queued before, 300 to fifty others during the first pass and \
+                 after it"
             }
             Scenario::S5 => {
                 "500 messages to 100 domains behind one address that answers 421 beyond 10 sessions, 0.2 s each, cap 20"
@@ -188,13 +189,14 @@ impl Scenario {
                 "2700 messages to a domain that hangs or refuses connections, and 300 to fifty others over 30 s"
             }
             Scenario::S8 => {
-                "one message with 3250 recipients at one domain capped at 20, 0.2 s each, and others that arrive meanwhile"
+                "one message with 3250 recipients at one domain capped at 20, 0.2 s each, and others that \
+                 arrive meanwhile"
             }
         }
     }
 
-    /// What is put through each mail server, by name.
-    pub fn plans(self, options: &Options) -> Vec<(&'static str, Plan)> {
+    /// The plans that each mail server runs, by name.
+    pub fn plans(self, options: &ScenarioOptions) -> Vec<(&'static str, Plan)> {
         let serves = Behaviour::Serve(Service::holding(HOLD));
         match self {
             Scenario::S1 => {
@@ -239,9 +241,10 @@ impl Scenario {
                 let (big, others) = (of(BIG), options.shuffled(of(OTHERS)));
                 plan.before = big;
                 plan.later = vec![
-                    Later { passed: 0.25, done: Vec::new(), mails: options.shuffled(early) },
-                    // The deliveries of the early ones begin when the pass ends: not in the midst of them.
-                    Later { passed: 1.0, done: vec![EARLY], mails: others },
+                    LaterMail { passed: 0.25, done: Vec::new(), mails: options.shuffled(early) },
+                    // The deliveries of the early mail start when the pass ends. The other mail must not arrive among
+                    // them.
+                    LaterMail { passed: 1.0, done: vec![EARLY], mails: others },
                 ];
                 plan.wanted = vec![BIG, OTHERS, EARLY];
                 plan.most = Duration::from_secs_f64(60.0 + 600.0 * options.scale * 1.2);
@@ -268,9 +271,9 @@ impl Scenario {
                 };
                 let mut plans = Vec::new();
                 if options.has_dns {
-                    plans.push(("mx", by_mx(Known::Nothing, ADDRESSES)));
-                    plans.push(("mx seen", by_mx(Known::Seen, ADDRESSES)));
-                    plans.push(("mx asked", by_mx(Known::Asked, EXCHANGERS)));
+                    plans.push(("mx", by_mx(KnownSites::Nothing, ADDRESSES)));
+                    plans.push(("mx seen", by_mx(KnownSites::Seen, ADDRESSES)));
+                    plans.push(("mx asked", by_mx(KnownSites::Asked, EXCHANGERS)));
                 }
                 plans.push(("relay", relay));
                 plans
@@ -322,7 +325,7 @@ impl Scenario {
         }
     }
 
-    /// The runs of which there is a picture, the level that counts in it, and what that is.
+    /// The runs that are drawn: each with a level to mark, and the level's name.
     pub fn pictures(self) -> &'static [(&'static str, u32, &'static str)] {
         match self {
             Scenario::S1 => &[("burst", CAP, "limit 20")],
@@ -337,7 +340,7 @@ impl Scenario {
         }
     }
 
-    /// What the runs have shown, in an order that is the same for every mail server.
+    /// The figures of the runs, in the same order for every mail server.
     pub fn measures(self, runs: &BTreeMap<&'static str, (Plan, Run)>) -> Vec<Measure> {
         let mut measures = Measures { runs, all: Vec::new() };
         match self {
@@ -370,24 +373,24 @@ fn strict() -> Behaviour {
     Behaviour::Serve(Service { hold: HOLD, sessions: most, greylist: Greylist::Off })
 }
 
-/// At equal distances over `secs` seconds.
+/// Spreads the mail evenly over `secs` seconds.
 fn paced_over(mails: Vec<u32>, secs: f64) -> Vec<(Duration, u32)> {
     let distance = secs / mails.len().max(1) as f64;
     let at = |index: usize| Duration::from_secs_f64(index as f64 * distance);
     mails.into_iter().enumerate().map(|(index, mail)| (at(index), mail)).collect()
 }
 
-/// What the gate has to reach.
+/// The value that the gate has to reach.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bar {
-    /// Its value is at most so much.
+    /// At most this value.
     AtMost(f64),
-    /// Or at least.
+    /// At least this value.
     AtLeast(f64),
-    /// Or at least so many times that of the same tree without the gate.
+    /// At least this many times the value of the same tree without the gate.
     AtLeastOfNoGate(f64),
-    /// Or at most so many times what the same tree without the gate has in the row below.
+    /// At most this many times the value of the same tree without the gate in the row below.
     AtMostOfNoGateBelow(f64),
 }
 
@@ -407,9 +410,10 @@ impl fmt::Display for Bar {
 pub struct Measure {
     /// What it is, with its unit.
     pub name: String,
-    /// None: it could not be measured, for the mail was not done in time, or the mail server does not tell.
+    /// None: it could not be measured, because the mail was not delivered in time, or the mail server does not report
+    /// it.
     pub value: Option<f64>,
-    /// What the gate has to reach.
+    /// The value that the gate has to reach.
     pub bar: Option<Bar>,
 }
 
@@ -434,7 +438,7 @@ impl Measures<'_> {
         self.add("CPU ms a message", value, None);
     }
 
-    /// What one run shows of a server with a cap.
+    /// Adds the figures of one run for a server with a limit.
     fn capped(&mut self, run: &'static str, at_least: f64) {
         let peak = self.of(run, |_, run| Some(measure::peak(&run.record.servers[0].steps)));
         self.add(
@@ -463,13 +467,13 @@ impl Measures<'_> {
         let alone = self.of("burst alone", |plan, run| until(plan, run, OTHERS));
         self.add("others done, all queued before, s", with, None);
         self.add("others done alone, s", alone, None);
-        let todo = self.of("burst", |_, run| run.told.todo_secs);
+        let todo = self.of("burst", |_, run| run.self_report.todo_secs);
         self.add("qmail-send reads queue/todo, s", todo, None);
         self.add("others, times as long as alone", ratio(with, alone), Some(Bar::AtMost(1.05)));
-        // One of the others is among the last that are read, and takes its time at the server.
+        // One of the others is among the last mails that are read, and then takes its time at the server.
         let least = self.of("burst", |_, run| {
             let first_secs = measure::first_session(run)?.saturating_sub(run.start_us) as f64 / 1e6;
-            Some(run.told.todo_secs? - first_secs + HOLD.as_secs_f64())
+            Some(run.self_report.todo_secs? - first_secs + HOLD.as_secs_f64())
         });
         self.add("others, times as long at the very least", ratio(least, alone), None);
         let with = self.of("paced", |plan, run| measure::sojourn(plan, run, OTHERS));
@@ -530,7 +534,7 @@ impl Measures<'_> {
         });
         self.add("big domain done, s", done, None);
         self.busy_answers("queue", Some(Bar::AtMost(3.0)));
-        let passed = self.of("queue", |_, run| run.told.passed_secs);
+        let passed = self.of("queue", |_, run| run.self_report.passed_secs);
         self.add("first pass over the queue, s", passed, None);
         let since_arrival = |plan: &Plan, run: &Run, class| {
             measure::until_last(plan, run, class, measure::first_arrival(plan, run, class)?)
@@ -563,8 +567,8 @@ impl Measures<'_> {
             self.add(format!("{run}: others done within 60 s"), accepted, None);
             // Postfix defers a destination's whole queue at once: how often it has tried is not in its log.
             let tried = self.of(run, |_, run| {
-                let tried = run.told.deferred + run.told.returned;
-                (run.told.started > 0).then_some(tried as f64)
+                let tried = run.self_report.deferred + run.self_report.returned;
+                (run.self_report.started > 0).then_some(tried as f64)
             });
             self.add(format!("{run}: deliveries tried in vain"), tried, None);
         }
@@ -592,12 +596,13 @@ impl Measures<'_> {
         let latest = self.of("list", most);
         self.add("others, the latest, s after its arrival", latest, Some(Bar::AtMost(1.0)));
         let cpu = |plan: &Plan, run: &Run| {
-            let all_ms = run.told.cpu_ms_of.get("qmail-send")?;
+            let all_ms = run.self_report.cpu_ms_of.get("qmail-send")?;
             Some(all_ms * 1000.0 / plan.count(BIG).max(1) as f64)
         };
-        let others = self.of("alone", |_, run| run.told.cpu_ms_of.get("qmail-send").copied());
+        let others =
+            self.of("alone", |_, run| run.self_report.cpu_ms_of.get("qmail-send").copied());
         let with = self.of("list", |plan, run| {
-            let all_ms = run.told.cpu_ms_of.get("qmail-send")? - others?;
+            let all_ms = run.self_report.cpu_ms_of.get("qmail-send")? - others?;
             Some(all_ms * 1000.0 / plan.count(BIG).max(1) as f64)
         });
         // A list without any limit is no measure: hundreds of its deliveries share what one wake-up costs. See
@@ -612,9 +617,11 @@ impl Measures<'_> {
 
     fn busy_answers(&mut self, run: &'static str, bar: Option<Bar>) {
         let value = self.of(run, |plan, run| {
-            // Postfix does not say how often it has started what.
-            (run.told.started > 0)
-                .then(|| (run.told.busy + run.told.returned) as f64 / plan.count(BIG).max(1) as f64)
+            // Postfix does not log how many deliveries it has started.
+            (run.self_report.started > 0).then(|| {
+                (run.self_report.busy + run.self_report.returned) as f64
+                    / plan.count(BIG).max(1) as f64
+            })
         });
         self.add("busy answers a mail of the big domain", value, bar);
     }

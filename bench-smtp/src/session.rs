@@ -1,10 +1,10 @@
-//! One SMTP session on standard input and output, for super-servers (tcpserver, tcpsvd, xinetd, couriertcpd), whose
-//! limits are what is looked at: it takes every mail after a while and forgets it.
+//! One SMTP session on standard input and output, for super-servers (tcpserver, tcpsvd, xinetd, couriertcpd). It
+//! accepts every mail after a while and discards it: what is measured is the super-server's limit.
 
 use std::io::{self, BufRead, Write};
 use std::time::Duration;
 
-/// Speaks until QUIT or the end of the input.
+/// Serves a session until QUIT or the end of the input.
 pub fn serve(mut input: impl BufRead, mut output: impl Write, hold: Duration) -> io::Result<()> {
     let mut say = |text: &[u8]| output.write_all(text).and_then(|()| output.flush());
     say(b"220 server.bench.example ESMTP\r\n")?;

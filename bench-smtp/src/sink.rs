@@ -1,13 +1,14 @@
-//! The servers at the far end: one thread that answers SMTP on any number of loopback addresses, and keeps account of
-//! the sessions on each.
+//! The servers at the far end: one thread that answers SMTP on any number of loopback addresses, and counts the
+//! sessions on each.
 //!
-//! **What a session is.** From the moment the server has accepted a connection until it has read QUIT or the end of the
-//! connection. A connection that is refused with 421 is closed at once and is no session; it is counted by itself.
+//! **Sessions.** A session lasts from the moment when the server has accepted a connection until it has read QUIT or
+//! the end of the connection. A connection that is refused with 421 is closed at once. It is not a session, and is
+//! counted separately.
 //!
-//! **Order.** A place at a server that is free because a session has ended is taken by the next one microseconds later,
-//! and the sink reads several of such events in one turn. So that it does not count as two what was one after the
-//! other, a new connection counts only after the sink has asked once more for the ends that had come before. An overlap
-//! shorter than a turn of the sink (tens of microseconds) may go unseen by that; a longer one is seen.
+//! **Order.** When a session ends, the next one takes its place microseconds later, and the sink reads several such
+//! events in one turn. To avoid counting two sessions at once where one followed the other, a new connection counts
+//! only after the sink has looked once more for ends that came before it. So an overlap shorter than a turn of the sink
+//! (tens of microseconds) may be missed; a longer one is counted.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
@@ -31,12 +32,12 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use crate::error::{Error, Result};
 
-/// How a server treats those who connect.
+/// How a server treats its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     /// It serves.
     Serve(Service),
-    /// It accepts connections and says nothing, ever.
+    /// It accepts connections and never replies.
     Hang,
     /// It refuses connections.
     Refuse,
@@ -45,11 +46,11 @@ pub enum Behaviour {
 /// How a server serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Service {
-    /// How long it thinks about each mail before it accepts it.
+    /// How long it takes to accept each mail.
     pub hold: Duration,
-    /// How many sessions it has at once; one more is greeted with 421.
+    /// The most sessions at once; any further one is greeted with 421.
     pub sessions: Option<u32>,
-    /// Whether it lets each recipient wait.
+    /// Whether it defers each recipient once.
     pub greylist: Greylist,
 }
 
@@ -63,7 +64,7 @@ pub enum Greylist {
 }
 
 impl Service {
-    /// Holds each mail for `hold` and takes as many as come.
+    /// Holds each mail for `hold`, and has no limit of sessions.
     pub fn holding(hold: Duration) -> Service {
         Service { hold, sessions: None, greylist: Greylist::Off }
     }
@@ -72,22 +73,22 @@ impl Service {
 /// A server.
 #[derive(Debug, Clone, Copy)]
 pub struct Server {
-    /// Where it listens, at the sink's port.
+    /// The address that it listens on, at the sink's port.
     pub address: Ipv4Addr,
     /// What it does.
     pub behaviour: Behaviour,
 }
 
-/// How many sessions there are from `at_us` on.
+/// The number of sessions from `at_us` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
     /// Microseconds since the sink started.
     pub at_us: u64,
-    /// So many.
+    /// The number of sessions.
     pub sessions: u32,
 }
 
-/// What one server has seen.
+/// The record of one server.
 #[derive(Debug, Clone, Default)]
 pub struct ServerRecord {
     /// The number of sessions over time.
@@ -107,16 +108,16 @@ pub struct Accepted {
     pub at_us: u64,
 }
 
-/// What all servers have seen.
+/// The record of all servers.
 #[derive(Debug, Default)]
 pub struct Record {
     /// In the order in which the servers were given.
     pub servers: Vec<ServerRecord>,
     /// In the order of time; a mail that came twice is in it twice.
     pub accepted: Vec<Accepted>,
-    /// Recipients that are none of the bench's.
+    /// Recipients that are not the bench's.
     pub strangers: u32,
-    /// What the sink's thread has taken of the processor, in milliseconds.
+    /// The processor time of the sink's thread, in milliseconds.
     pub cpu_ms: f64,
 }
 
@@ -130,7 +131,7 @@ pub struct Sink {
 
 #[derive(Debug)]
 struct Shared {
-    /// Of each class of mail: how many different ones were accepted.
+    /// For each class: how many different mails were accepted.
     accepted: Vec<AtomicU32>,
     sessions: AtomicU32,
     stop: AtomicBool,
@@ -180,7 +181,7 @@ impl Sink {
         Ok(Sink { shared, thread: Some(thread), started })
     }
 
-    /// When its clock began.
+    /// When the sink's clock began.
     pub fn started(&self) -> Instant {
         self.started
     }
@@ -195,7 +196,7 @@ impl Sink {
         self.shared.sessions.load(Ordering::Acquire)
     }
 
-    /// Closes everything and returns what was seen.
+    /// Closes all connections and returns the record.
     pub fn stop(mut self) -> Result<Record> {
         self.end();
         match self.thread.take().map(JoinHandle::join) {
@@ -221,10 +222,10 @@ impl Drop for Sink {
 
 const WAKE: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
-/// Listeners are numbered from here on, connections from 0 on.
+/// The number of the first listener; connections are numbered from 0 on.
 const LISTENERS: u64 = 1 << 32;
 
-/// So many connections are accepted in one turn at most, so that the others are not kept waiting.
+/// The most connections that are accepted in one turn, so that those that are open do not have to wait.
 const ACCEPTS: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,7 +243,7 @@ struct Connection {
     stage: Stage,
     input: Vec<u8>,
     mail: Option<u32>,
-    /// Tells this one from an earlier one with the same number.
+    /// Distinguishes this connection from an earlier one with the same number.
     serial: u64,
 }
 
@@ -338,7 +339,7 @@ impl Turn {
             self.think();
             if !ready.is_empty() {
                 self.accept(&ready, &mut fresh);
-                // What has ended before these came, and after the wait above.
+                // Sessions that ended before these connections came, and after the wait above.
                 let found = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
                 ready.clear();
                 self.take(&events[..found], &mut ready);
@@ -354,7 +355,7 @@ impl Turn {
         Ok(self.record)
     }
 
-    /// Deals with connections; `ready` gets the listeners that have some.
+    /// Serves the connections that have events; adds the listeners that have new connections to `ready`.
     fn take(&mut self, events: &[EpollEvent], ready: &mut Vec<usize>) {
         for event in events {
             match event.data() {
@@ -376,7 +377,7 @@ impl Turn {
                 match listener.accept() {
                     Ok((stream, _)) => fresh.push((stream, server)),
                     Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
-                    // None left; or no descriptor, and then the client waits until there is one.
+                    // No connection is left; or there is no free descriptor, and the client waits until there is one.
                     Err(_) => break,
                 }
             }
@@ -456,7 +457,7 @@ impl Turn {
         }
     }
 
-    /// Deals with every whole line that has been read, until one of them needs time.
+    /// Answers every whole line that has been read, until one of them has to wait.
     fn lines(&mut self, at: usize) -> After {
         let mut taken = 0;
         loop {
@@ -546,7 +547,7 @@ impl Turn {
         After::Goes
     }
 
-    /// Answers those about whose mail the server has thought long enough.
+    /// Answers the connections whose mail has been held long enough.
     fn think(&mut self) {
         let now = Instant::now();
         while let Some(&Reverse((until, at, serial))) = self.thinking.peek()
@@ -559,7 +560,7 @@ impl Turn {
             }
             let mut after = self.accept_mail(at);
             if let After::Goes = after {
-                // A client that pipelines has sent more meanwhile.
+                // A client that pipelines may have sent more in the meantime.
                 after = self.lines(at);
             }
             if let After::Ends = after {
@@ -573,7 +574,7 @@ impl Turn {
         if self.timer_at.is_some_and(|at| at <= until) {
             return Ok(());
         }
-        // Zero would switch it off.
+        // Zero would switch the timer off.
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_nanos(1));
         self.timer
             .set(Expiration::OneShot(TimeSpec::from_duration(left)), TimerSetTimeFlags::empty())
@@ -583,8 +584,8 @@ impl Turn {
     }
 }
 
-/// A listener with room for everyone who comes at once: the standard library's takes 128, and who does not get in tries
-/// again only after a second.
+/// A listener with a long queue. The standard library's has 128 places, and a client that finds it full tries again
+/// only after a second.
 fn open(address: Ipv4Addr, port: u16) -> Result<TcpListener> {
     let at = SocketAddrV4::new(address, port);
     let listener = || -> nix::Result<OwnedFd> {

@@ -1,4 +1,4 @@
-//! Processor time and processes: what the programs under test have used, and that none of them stays.
+//! Measures the processor time of the programs under test, and makes sure that none of them stays behind.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,16 +20,16 @@ pub fn of_children() -> Result<f64> {
     Ok(milliseconds(&usage))
 }
 
-/// From now on whoever is left behind by a process that this one has started becomes a child of this one: its usage
-/// counts, and it can be waited for.
+/// From now on, orphans of the processes that this one has started become its children: their usage counts, and they
+/// can be waited for.
 pub fn adopt_orphans() -> Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(Error::doing("become a subreaper"))
 }
 
-/// Waits for every child that there is. None of them may be one that somebody else here waits for.
+/// Waits for all children of this process. No other code of the process may wait for one of them.
 ///
 /// # Errors
-/// If one of them does not end within `patience`.
+/// One of them does not end within `patience`.
 pub fn reap_all(patience: Duration) -> Result<()> {
     let until = Instant::now() + patience;
     loop {
@@ -48,8 +48,8 @@ pub fn reap_all(patience: Duration) -> Result<()> {
     }
 }
 
-/// The processor time in milliseconds of process `pid` and each of its children that run now; what a child has waited
-/// for is listed apart, as `CHILD's children`. What cannot be read is left out.
+/// The processor time in milliseconds of process `pid` and of each of its children that run now. The time of processes
+/// that a child has waited for is listed separately, as `CHILD's children`. What cannot be read is left out.
 pub fn of_programs(pid: u32) -> BTreeMap<String, f64> {
     let mut found = BTreeMap::new();
     let listed = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
@@ -67,7 +67,7 @@ pub fn of_programs(pid: u32) -> BTreeMap<String, f64> {
     found
 }
 
-/// Out of /proc/PID/stat: the name, the process's own time, and that of those it has waited for.
+/// Parses /proc/PID/stat: the name, the process's own time, and that of the processes it has waited for.
 fn times(stat: &str) -> Option<(String, f64, f64)> {
     let (head, tail) = (stat.find('(')? + 1, stat.rfind(')')?);
     let name = stat.get(head..tail)?.to_owned();

@@ -1,4 +1,4 @@
-//! Bad arguments and what is no tree.
+//! Bad arguments, and folders that are not a qmail tree.
 
 use std::process::Command;
 

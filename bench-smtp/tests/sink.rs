@@ -15,7 +15,7 @@ use qpatch_bench_smtp::sink::{Behaviour, Greylist, Server, Service, Sink, local_
 
 const HERE: Ipv4Addr = Ipv4Addr::new(127, 3, 0, 1);
 
-/// An address of each test's own, with a port of it that nobody has: tests run at the same time.
+/// An address for one test, with a free port of it: tests run at the same time.
 fn place() -> SocketAddrV4 {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let address = Ipv4Addr::new(127, 3, 1, NEXT.fetch_add(1, Ordering::Relaxed));
@@ -61,7 +61,7 @@ impl Client {
         self.line()
     }
 
-    /// The answers, all of them, to a whole mail.
+    /// Sends a whole mail and returns all answers.
     fn send(&mut self, mail: u32) -> Vec<String> {
         let recipient = format!("RCPT TO:<{}@d000.bench.example>\r\n", local_part(mail));
         let lines = [

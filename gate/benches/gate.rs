@@ -1,4 +1,4 @@
-//! What the gate costs: `cargo bench -p qpatch-gate`. Prints figures and ratios; the bars are those of the design.
+//! Measures what the gate costs: `cargo bench -p qpatch-gate`. Prints figures and ratios, with the bars of the design.
 
 use std::hint::black_box;
 
@@ -13,7 +13,7 @@ use qpatch_gate::shared::Shared;
 use qpatch_gate::site::Map;
 use qpatch_gate::table::Table;
 
-/// Time that this thread has been running: on a machine that is shared, the time that others had does not count.
+/// The processor time of this thread. On a shared machine, the time of other processes does not count.
 struct Running {
     start_ns: u64,
 }
@@ -52,7 +52,7 @@ fn thread_cpu_ns() -> u64 {
 
 const REPORT: &[u8] = b"r\0Kaccepted\0";
 const BAR_NS: f64 = 200.0;
-/// What a packed table of a million names has for them, without the lines' numbers.
+/// The bytes that a packed table of a million names needs for them, without the lines' numbers.
 const PLACES_BYTES: u32 = 6_700_000;
 
 fn domain(i: u32) -> String {
@@ -75,19 +75,19 @@ fn gate_with(domains: u32) -> Gate {
     gate
 }
 
-/// Any of so many, each as likely as the others: the worst that can be.
+/// Each domain is as likely as the others, which is the worst case.
 fn evenly(domains: u32) -> impl Fn(&mut Random) -> u32 {
     move |random| (random.next() % u64::from(domains)) as u32
 }
 
-/// As mail is spread: the nth of the domains has an nth of the first one's mail (Zipf's law).
+/// Domains as in real mail: the nth domain has an nth of the first one's mail (Zipf's law).
 fn as_mail_is_spread(domains: u32) -> impl Fn(&mut Random) -> u32 {
     let log = f64::from(domains + 1).ln();
     move |random| (((random.fraction() * log).exp() as u32).clamp(1, domains)) - 1
 }
 
-/// Nanoseconds for an ask and its done, with the domains in random order and some deliveries running all the time.
-/// The best of several rounds: what the code costs, not what the neighbours do.
+/// Nanoseconds for an ask and its done, with the domains in random order and some deliveries running all the time. The
+/// best of several rounds counts, so that other load does not.
 fn ask_and_done(
     gate: &mut Gate,
     pick: impl Fn(&mut Random) -> u32,
@@ -102,8 +102,8 @@ fn ask_and_done(
     for _ in 0..ROUNDS {
         let mut ns = 0.0;
         for _ in 0..BATCHES {
-            // In a small buffer that is made anew before the clock starts, as the spawner's is by what comes from the
-            // pipe: it is not the bench's own memory that is measured, nor what that leaves of the cache.
+            // The commands are in a small buffer that is filled before the clock starts, as the spawner's is from the
+            // pipe. So neither the bench's own memory nor its use of the cache is measured.
             let text: String = (0..BATCH).map(|_| recipient(pick(&mut random))).collect();
             let parts: Vec<Parts<'_>> = text
                 .split_inclusive('\0')
@@ -191,7 +191,7 @@ fn through_c() {
     let _ = std::fs::remove_dir_all(directory);
 }
 
-/// The same where a queue has several spawners: what runs is told and looked up in a file.
+/// The same with several spawners of a queue, which share in a file what they run.
 fn shared() {
     let path = std::env::temp_dir().join(format!("gate-bench-shared-{}", std::process::id()));
     println!("ask + done beside other spawners, 1000 domains");
@@ -317,7 +317,7 @@ fn rules() {
         black_box(rules.resolve(name.as_bytes()));
     }
     println!("  one look-up among a million: {:.1} ns", start.elapsed_ns() / names.len() as f64);
-    // As large as what is looked at, each place once, in random order (Sattolo's algorithm).
+    // An array as large as the table, each element of which is read once, in random order (Sattolo's algorithm).
     let mut next: Vec<u32> = (0..PLACES_BYTES / 4).collect();
     for at in (1..next.len()).rev() {
         next.swap(at, (random.next() % at as u64) as usize);
@@ -331,7 +331,7 @@ fn rules() {
     println!("  one load from as much memory: {:.1} ns", start.elapsed_ns() / names.len() as f64);
 }
 
-/// What a new site costs: all keys are made anew. The bar is what gate.rs says of RESITE_US.
+/// Measures what a new site costs: all keys are rebuilt. The bar is the one at RESITE_US in gate.rs.
 fn sites() {
     for (slots, domains) in [(1000, 100), (1000, 1000), (65_000, 100), (65_000, 60_000)] {
         let mut gate = Gate::new(slots, slots, 1).unwrap();

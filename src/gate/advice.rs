@@ -9,7 +9,7 @@ use qpatch_gate::table;
 
 use crate::error::Error;
 
-/// What a problem means. For what the system refused, in the system's words.
+/// What a problem means. For an error of the operating system: its message.
 pub(super) fn meaning(kind: Kind) -> String {
     match kind {
         Kind::Unreadable(number @ 1..) => {
@@ -19,7 +19,7 @@ pub(super) fn meaning(kind: Kind) -> String {
     }
 }
 
-/// The whole error about a file that cannot be used.
+/// The error about a file that cannot be used, with advice.
 pub(super) fn unusable(path: &Path, kind: Kind) -> Error {
     Error::new(path.display(), meaning(kind), advice(kind))
 }
@@ -127,7 +127,7 @@ pub(super) fn advice(kind: Kind) -> String {
             "to have no limits, remove it; a comment line makes a table without limits, too"
         }
         Kind::EarlierCounts | Kind::PartCounts(_) => "correct the file",
-        Kind::KeptNotWhole => "the gate writes it anew with the next good control file",
+        Kind::KeptNotWhole => "the gate rewrites it with the next good control file",
         Kind::More(_) => "correct the others first",
         Kind::Unreadable(_) => "",
     };

@@ -1,4 +1,4 @@
-//! What is wrong with a control file, and where: a problem that the gate's parser has, or a warning of `qpatch gate
+//! What is wrong with a control file, and where: a problem that the gate's parser reports, or a warning of `qpatch gate
 //! check`.
 
 use std::path::Path;
@@ -60,7 +60,7 @@ impl FileFinding {
         };
         let place = (path, problem.line, column);
         let help = match problem.kind {
-            // Each takes a look for the line; there are a thousand at most.
+            // Each of these searches the text for its line; there are at most a thousand.
             Kind::DomainAll | Kind::DomainStar | Kind::RouteAll | Kind::RouteStar => {
                 let line =
                     (problem.line as usize).checked_sub(1).and_then(|at| lines(text).nth(at));
@@ -88,7 +88,7 @@ impl FileFinding {
     }
 }
 
-/// Where in its line a problem is that the gate knows by its line only: at the limit, for problems of limits.
+/// The column of a problem for which the gate knows only the line: the limit's, if the problem is about the limit.
 fn column_of(problem: &Problem, text: &[u8]) -> u32 {
     match problem.kind {
         Kind::AboveConcurrencyRemote(_) | Kind::GroupDisagrees(_) | Kind::LearningDisagrees(_) => {
@@ -104,7 +104,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii_end)
 }
 
-/// What to write in the place of a line that is meant for all domains, or for all below one.
+/// What to write instead of a line that is meant for all domains, or for all below one.
 fn instead(kind: Kind, line: &[u8]) -> Option<String> {
     let below = |name: &[u8]| {
         let domain = name.strip_prefix(b"*.")?;
@@ -128,7 +128,7 @@ fn instead(kind: Kind, line: &[u8]) -> Option<String> {
         }
         Kind::RouteAll | Kind::RouteStar => {
             let host = host_of(line)?;
-            // Nothing but the relay's name may be shown.
+            // Only the relay's name may be printed.
             let value = [b"x", &line[host.len()..]].concat();
             let routes = Routes::parse(&value, Hasher::new(1)).ok()?.0;
             let relay = routes.find(b"x").map_or(&b""[..], |(name, _)| name);

@@ -1,4 +1,4 @@
-//! `qpatch gate init`: a file to start from.
+//! `qpatch gate init`: writes a commented control/concurrencydomains to start from.
 
 use std::fs::Permissions;
 use std::io::Write;
@@ -24,10 +24,10 @@ pub struct Init {
 /// The file, for a server with any concurrencyremote.
 const STARTER: &str = include_str!("concurrencydomains");
 
-/// The limit of the default's line, which stays in any case.
+/// How the default's line begins. It is never made a comment.
 const DEFAULT: &str = ":";
 
-/// The file for a server with this concurrencyremote: limits that it would never reach are comments.
+/// The file for a server with this concurrencyremote. Limits that the server cannot reach become comments.
 fn starter(concurrency_remote: u32) -> String {
     let mut text = String::with_capacity(STARTER.len() + 100);
     for line in STARTER.lines() {
@@ -47,7 +47,7 @@ fn starter(concurrency_remote: u32) -> String {
 /// Runs it.
 ///
 /// # Errors
-/// There is such a file already, or it cannot be written; then nothing has changed.
+/// The file exists already, or cannot be written. Nothing has changed then.
 pub fn run(args: &Init) -> CommandResult {
     let written = Home::with_control(&args.home).and_then(|home| {
         let path = home.control("concurrencydomains");
@@ -57,12 +57,12 @@ pub fn run(args: &Init) -> CommandResult {
     print(|out| {
         writeln!(
             out,
-            "{} written: at most 20 deliveries at once to a domain, less to some big providers",
+            "{} written: at most 20 deliveries at once to a domain, fewer to some big providers",
             path.display()
         )?;
         writeln!(
             out,
-            "a gate that runs counts by it within a second; next: qpatch gate check {}",
+            "a running gate uses it within a second; next: qpatch gate check {}",
             args.home.display()
         )
     })
@@ -79,7 +79,7 @@ fn write(home: &Home, path: &Path) -> Result<(), Error> {
             ),
         )
     };
-    // For the message's sake; that nothing is overwritten is up to the last step.
+    // This is only for the message: the last step makes sure that nothing is overwritten.
     if path.symlink_metadata().is_ok() {
         return Err(exists());
     }
@@ -112,7 +112,7 @@ mod tests {
     use qpatch_gate::table::{Limit, Table};
 
     #[test]
-    fn what_is_never_reached_is_a_comment() {
+    fn a_limit_that_cannot_be_reached_becomes_a_comment() {
         for (remote, comcast) in [(1000, 25), (25, 25), (24, 20), (20, 20)] {
             let text = starter(remote);
             let (table, problems) = Table::parse(text.as_bytes(), Hasher::new(1)).unwrap();

@@ -14,7 +14,7 @@ pub fn run() -> CommandResult {
     if io::stdout().is_terminal() {
         return Err(Error::new(
             "standard output",
-            "a static library is nothing for a terminal",
+            "is a terminal, and a static library is binary",
             "write it into a file: qpatch gate library > TREE/gate.a",
         )
         .into());

@@ -1,4 +1,4 @@
-//! The rules of a qmail, or of one file, read as the gate reads them, with everything that is wrong with them.
+//! Reads the rules of an installed qmail, or of one file, as the gate reads them, with all problems in them.
 
 use std::collections::HashSet;
 use std::fs::Metadata;
@@ -22,7 +22,7 @@ use crate::qmail::control::{content_lines, read_file};
 use crate::qmail::home::Home;
 use crate::qmail::relay_files;
 
-/// So many warnings of one sort are listed.
+/// The most warnings of one sort that are listed.
 const WARNINGS_MAX: usize = 1000;
 
 /// Where the rules come from.
@@ -38,7 +38,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// The control files of a qmail home, or one file.
+    /// The control files of a qmail home, or `path` alone if it is not a folder.
     pub(super) fn of(path: &Path) -> Result<Self, Error> {
         if !path.is_dir() {
             return Ok(Self {
@@ -70,15 +70,15 @@ pub(super) struct LoadedRules {
     pub(super) findings: Vec<FileFinding>,
     /// None when there is an error: the gate does not use such a file.
     pub(super) rules: Option<Rules>,
-    /// The file of domains, with what the system knows of it. None if there is none.
+    /// concurrencydomains: its metadata and its text. None if there is no such file.
     pub(super) domains: Option<(Metadata, Vec<u8>)>,
     pub(super) routes: Vec<u8>,
-    /// What the gate itself said, as it would write it into its status.
+    /// The problems that the gate finds in these files, as it would write them into its status.
     pub(super) gate_messages: HashSet<String>,
 }
 
 impl LoadedRules {
-    /// The rules, or its errors as one.
+    /// The rules, or the first error, with the number of the others.
     pub(super) fn into_rules(self, path: &Path) -> Result<Rules, Error> {
         self.rules.ok_or_else(|| {
             let mut errors = self.findings.iter().filter(|finding| finding.is_error());
@@ -88,12 +88,19 @@ impl LoadedRules {
             if let more @ 1.. = errors.count() as u64 {
                 what.push_str(&format!(" (and {})", count(more, "more error")));
             }
-            Error::new(place, what, format!("qpatch gate check {} tells it all", path.display()))
+            Error::new(
+                place,
+                what,
+                format!("qpatch gate check {} lists all of them", path.display()),
+            )
         })
     }
 }
 
-/// Reads the rules as the gate does. Without the file of domains there is a rule book that limits nothing.
+/// Reads the rules as the gate does. Without concurrencydomains the rules limit nothing.
+///
+/// # Errors
+/// `source` is one file that does not exist, or memory is missing. Problems in files are findings, not errors.
 pub(super) fn load(source: &Source, hasher: Hasher) -> Result<LoadedRules, Error> {
     let mut loaded = LoadedRules {
         findings: Vec::new(),
@@ -112,7 +119,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<LoadedRules, Error
         Ok(None) => {}
         Ok(Some((metadata, text))) => {
             let (table, problems) = Table::parse(&text, hasher).map_err(no_memory)?;
-            // As the gate skips it.
+            // The gate skips a byte order mark, too.
             let text = table::without_mark(&text).to_vec();
             loaded.add(&problems, &source.domains, &text);
             loaded.domains = Some((metadata, text));
@@ -158,7 +165,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<LoadedRules, Error
             Err(kind) => loaded.add_file(File::Sites, kind, path),
         }
     }
-    // Errors in these words do not touch the limits.
+    // Errors in concurrencyreplies do not affect the limits.
     let is_usable = !loaded.findings.iter().any(FileFinding::is_error);
     if let Some(path) = &source.replies {
         match read_file(path, table::FILE_MAX) {
@@ -174,7 +181,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<LoadedRules, Error
     if is_usable && loaded.findings.iter().any(FileFinding::is_error) {
         rules.replies = Replies::default();
     }
-    // Nobody but the gate writes it; where it cannot be read, what the gate has seen is not known here.
+    // Only the gate writes this file. If it cannot be read, the sites that the gate has seen are not known here.
     if let Some(path) = &source.seen
         && let Ok(Some((_, bytes))) = read_file(path, site::FILE_MAX)
     {
@@ -207,7 +214,8 @@ impl LoadedRules {
         self.findings.push(FileFinding::of_problem(&problem, path, &[]));
     }
 
-    /// The line for mail without a sender does something, though no host has such a name.
+    /// Drops the warnings about lines of smtproutes for bounces (mail without a sender): no host has such a name, but
+    /// some qmail-remotes use the line.
     fn leave_out_bounces(&mut self, reads: Reads, routes: Option<&Path>) {
         let Some(routes) = routes.map(|path| path.display().to_string()) else { return };
         let lines = content_lines(&self.routes);
@@ -220,7 +228,7 @@ impl LoadedRules {
         self.findings.retain(|finding| {
             finding.file != routes || finding.message != said || !meant.contains(&finding.line)
         });
-        // The gate itself goes on to say it in its status.
+        // The gate still reports it in its status.
         for number in meant {
             let kind = Kind::RouteNotHost(b'!');
             let problem = Problem { file: File::Routes, line: number, column: 1, kind };

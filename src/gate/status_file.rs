@@ -1,7 +1,8 @@
-//! The status files of a qmail: reading them, whether those who wrote them still run, and what they say together.
+//! Reads the status files of the gates of an installed qmail, checks whether the processes that wrote them still run,
+//! and merges them.
 //!
-//! A tree with several remote channels has a qmail-rspawn for each, and each writes a file of its own:
-//! queue/lock/gatestatus, gatestatus.1, gatestatus.2 and so on. An empty one has never been written.
+//! A tree with several remote channels has a qmail-rspawn for each channel. Each writes its own file:
+//! queue/lock/gatestatus, gatestatus.1, gatestatus.2 and so on. An empty file has never been written.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,8 +24,8 @@ use crate::qmail::control::read_file;
 use crate::qmail::home::Home;
 use crate::sys;
 
-/// So many spawners of one qmail at most. Their files are looked for by their names, which takes no right to list the
-/// folder, and one that is missing hides none behind it.
+/// The most spawners of one qmail. Their files are opened by name, so that no right to list the folder is needed. A
+/// missing number does not end the search.
 const SPAWNERS_MAX: u32 = 64;
 
 /// Why there is no status.
@@ -38,7 +39,7 @@ pub(super) struct Unread {
 pub(super) enum UnreadReason {
     /// No such file.
     Missing,
-    /// The system does not let us.
+    /// Permission denied.
     Denied,
     /// It cannot be read, or is no regular file.
     File(Kind),
@@ -65,7 +66,7 @@ impl ProcessState {
     }
 }
 
-/// One qmail-rspawn, as its gate told.
+/// One qmail-rspawn, as its status file describes it.
 #[derive(Debug)]
 pub(super) struct SpawnerStatus {
     /// 0 for gatestatus, 1 for gatestatus.1.
@@ -93,7 +94,7 @@ fn file_name(number: u32) -> String {
     }
 }
 
-/// A gate writes its file in far less than this, so whoever finds it half written looks again.
+/// How long to wait before a half-written file is read again. A gate writes its file in far less time.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const LOOKS: u32 = 50;
 
@@ -112,7 +113,7 @@ pub(super) fn read(home: &Home) -> Result<Vec<SpawnerStatus>, Unread> {
             Err(why) => return Err(Unread { path, why }),
         }
     }
-    // A spawner that could not share at first, and has another file since, is told once.
+    // A spawner that could not share at first may have written two files: only the newer one counts.
     let process =
         |one: &SpawnerStatus| (one.status.pid, one.status.start_ticks, one.status.namespace);
     let mut newest = HashMap::new();
@@ -184,7 +185,7 @@ pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
         ),
         UnreadReason::Status(StatusError::Torn) => at(
             "the end is missing, and stays missing",
-            "a gate that runs writes it anew within a minute; is the disk full?".to_string(),
+            "a running gate writes it again within a minute; is the disk full?".to_string(),
         ),
         UnreadReason::Status(error @ (StatusError::Foreign | StatusError::Line(_))) => at(
             &error.to_string(),
@@ -195,7 +196,7 @@ pub(super) fn explain(home: &Home, unread: &Unread) -> Error {
     }
 }
 
-/// A reason for an empty file that can be seen from here.
+/// Looks for a reason why the file is empty.
 fn why_empty(home: &Home, path: &Path) -> Option<String> {
     let domains = home.control("concurrencydomains");
     if matches!(domains.try_exists(), Ok(false)) {
@@ -218,11 +219,11 @@ fn why_empty(home: &Home, path: &Path) -> Option<String> {
     })
 }
 
-/// The namespace of process numbers in which Linux starts (PROC_PID_INIT_INO of its proc_ns.h): from there all are
-/// seen.
+/// The first namespace of process numbers (PROC_PID_INIT_INO in Linux's proc_ns.h): all processes are seen from there.
 const FIRST_NAMESPACE: u64 = 0xeffffffc;
 
-/// Whether the process that wrote a status still runs. A zombie does not; nor does another one that has its number now.
+/// Whether the process that wrote a status still runs. A zombie does not run; nor does another process that now has the
+/// same number.
 fn process(status: &Status, proc: &Path) -> ProcessState {
     let namespace = std::fs::metadata(proc.join("self/ns/pid")).map_or(0, |file| file.ino());
     if status.namespace != 0 && namespace != 0 && status.namespace != namespace {
@@ -234,7 +235,7 @@ fn process(status: &Status, proc: &Path) -> ProcessState {
             Some(_) => ProcessState::Gone,
             None => ProcessState::Unknown,
         },
-        // No /proc, or one in which others' processes are hidden. Whose number it is now is not to be seen there.
+        // There is no /proc, or it hides the processes of other users. Which process has the number now cannot be seen.
         None if sys::is_process(status.pid) => ProcessState::Unknown,
         None => ProcessState::Gone,
     }
@@ -244,7 +245,7 @@ fn read_stat(proc: &Path, pid: &str) -> Option<Vec<u8>> {
     std::fs::read(proc.join(pid).join("stat")).ok()
 }
 
-/// Whether it is the process that wrote the status, and lives. An earlier gate told its number only.
+/// Whether this is the process that wrote the status, and it lives. Earlier gates wrote only the number.
 fn wrote(status: &Status, stat: &Stat<'_>) -> bool {
     let lives = !matches!(stat.state, b'Z' | b'X' | b'x');
     let known = status.start_ticks != 0;
@@ -253,7 +254,7 @@ fn wrote(status: &Status, stat: &Stat<'_>) -> bool {
     lives && (same || !known)
 }
 
-/// The same for a qmail in a container: its number there is not its number here, when it started is.
+/// The same for a qmail in a container: the process has another number there, but the same start time.
 fn in_another_namespace(status: &Status, proc: &Path, here: u64) -> ProcessState {
     let Ok(entries) = std::fs::read_dir(proc) else { return ProcessState::Unknown };
     for entry in entries.flatten() {
@@ -281,18 +282,18 @@ fn innermost_pid(proc: &Path, pid: &str) -> Option<u32> {
     numbers.split_whitespace().last()?.parse().ok()
 }
 
-/// Those whose figures count. qmail-send ends when one of its spawners does, so one that is gone while another runs is
-/// of an earlier run. If none runs, the last figures of all.
+/// The spawners whose figures count. qmail-send ends when one of its spawners ends, so a spawner that is gone while
+/// another one runs belongs to an earlier run. If none runs, the last figures of all of them count.
 pub(super) fn counted(spawners: &[SpawnerStatus]) -> impl Iterator<Item = &SpawnerStatus> {
     let runs = |spawner: &SpawnerStatus| spawner.process != ProcessState::Gone;
     let any = spawners.iter().any(runs);
     spawners.iter().filter(move |spawner| !any || runs(spawner))
 }
 
-/// What several spawners say together; for one, what it says. Each key is there once.
+/// Merges the statuses of several spawners into one, in which each key is there once.
 ///
-/// What is counted is added up. What all of them read from the same files is taken from the one that wrote last, for it
-/// may have read them later; of a key's limit that follows its server, the lowest.
+/// Counters and numbers of deliveries are added up. What all spawners read from the same files is taken from the one
+/// that wrote last, because it may have read them later. Of the limits that a key has learned, the lowest counts.
 pub(super) fn merged(spawners: &[SpawnerStatus]) -> Status {
     let mut statuses: Vec<&Status> = counted(spawners).map(|spawner| &spawner.status).collect();
     let first = statuses[0];
@@ -362,7 +363,7 @@ fn add_key(sum: &mut KeyStatus, key: &KeyStatus) {
     sum.busy = sum.busy.saturating_add(key.busy);
     sum.held_ever = sum.held_ever.saturating_add(key.held_ever);
     sum.done = done;
-    // When each had its peak is not known: at least this many ran at once.
+    // The peaks may have been at different times, so this is only a lower bound of the common peak.
     sum.peak = sum.peak.max(key.peak).max(sum.running);
     sum.rate += key.rate;
     sum.effective = match (sum.effective, key.effective) {

@@ -1,4 +1,4 @@
-//! Names, limits and where they come from: as people read and write them.
+//! Names, limits and their origins, in the form in which people read and write them.
 
 use std::net::IpAddr;
 
@@ -9,13 +9,14 @@ use qpatch_gate::rules::{KeyKind, RelayLine, Resolution, Rules};
 use qpatch_gate::site::SiteReason;
 use qpatch_gate::table::Limit;
 
-/// A name as it is printed everywhere: printable ASCII, the rest as `%` and two hexadecimal digits, and so is `%`. What
-/// mail brought in must not talk to the terminal, turn the line around, or look like another name.
+/// A name as it is printed everywhere: printable ASCII as it is; `%` and all other bytes as `%` and two hexadecimal
+/// digits. A name that came with mail must not control the terminal, reverse the line, or look like another name.
 pub(super) fn escaped(name: impl AsRef<[u8]>) -> String {
     Escaped(name.as_ref()).to_string()
 }
 
-/// A text on one line, in the same way, but for line ends, tabs and `%`: two texts may look the same.
+/// A text on one line: escaped as a name is, but line ends and tabs become spaces, and `%` stays. So two texts may look
+/// the same.
 pub(super) fn printable(text: impl AsRef<[u8]>) -> String {
     let mut line = String::new();
     for &byte in text.as_ref().trim_ascii_end() {
@@ -28,12 +29,12 @@ pub(super) fn printable(text: impl AsRef<[u8]>) -> String {
     line
 }
 
-/// A text of the status file, in which the escapes are.
+/// A text of the status file, where it is escaped, in printable form.
 pub(super) fn printable_status(text: &str) -> String {
     printable(unescaped_bytes(text.as_bytes()).unwrap_or_default())
 }
 
-/// No more than so many bytes of printable ASCII.
+/// At most `most` bytes of printable ASCII; a text that is cut ends with `...`.
 pub(super) fn cut(text: &str, most: usize) -> String {
     match text.get(..most.saturating_sub(3)) {
         Some(start) if text.len() > most => format!("{start}..."),
@@ -118,18 +119,19 @@ pub(super) fn host_of(line: &[u8]) -> Option<&[u8]> {
     Some(&line[..colon])
 }
 
-/// A domain, or an address of which only the domain matters.
+/// Parses the argument of --domain: a domain, or an address, of which only the domain counts.
 pub(super) fn domain_argument(value: &str) -> Result<String, String> {
     if value.contains('/') {
         return Err(
-            "this is no domain: example.com is, or an address, whose domain counts".to_string()
+            "this is not a domain: write example.com, or an address, of which the domain counts"
+                .to_string(),
         );
     }
     let domain = domain_of(value.as_bytes()).unwrap_or(value.as_bytes());
     Ok(String::from_utf8_lossy(without_root(domain)).into_owned())
 }
 
-/// The bytes of such an argument, which may be a name as it is printed: with `%ff` for a byte.
+/// The bytes of such an argument. It may be a name as it is printed, with `%ff` for a byte.
 pub(super) fn domain_bytes(argument: &str) -> Vec<u8> {
     unescaped_bytes(argument.as_bytes()).unwrap_or_default()
 }
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_talks_to_the_terminal() {
+    fn no_byte_controls_the_terminal() {
         assert_eq!(printable("100%\tb\n\x1b[2Jc\u{202e}\r\n"), "100% b %1b[2Jc%e2%80%ae");
         assert_eq!(printable_status("a%0a%25b%1b%zz\u{7f}"), "a %b%1b%zz%7f");
         let odd = b"\x07\x1b\x7f\x80\x9f\xc2\x9b%\n ";

@@ -9,7 +9,7 @@ use crate::gate::text::{
     domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, site_text,
 };
 
-/// What becomes of a domain.
+/// The key and the limit of a domain.
 #[derive(Debug, Serialize)]
 pub(super) struct DomainKey {
     domain: String,
@@ -26,14 +26,14 @@ pub(super) struct DomainKey {
     authsenders: Option<u32>,
     /// Whether the limit follows the server.
     learns: bool,
-    /// Why it counts for a site, if it does.
+    /// Why it counts under a site, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     site: Option<String>,
     #[serde(skip)]
     pub(super) row: [String; 4],
 }
 
-/// No sender has it: what it finds is what counts for senders without a line of their own.
+/// No sender has this address, so it finds the relay of senders without a line of their own.
 const NO_SENDER: &str = "\0";
 
 pub(super) fn domain_keys(

@@ -1,6 +1,6 @@
 //! `qpatch gate check`: what is wrong with the control files, and what is legal but surely not meant.
 //!
-//! The gate's own parser says what is an error; here are added the warnings that need more than one line or one file.
+//! The gate's own parser decides what is an error. This module adds the warnings that need more than one line or file.
 
 mod domain_keys;
 mod not_meant;
@@ -31,18 +31,18 @@ pub struct Check {
     /// The folder where qmail is installed, or one file with lines domain:limit[:group[:learn|fixed]]
     #[arg(value_name = "QMAILHOME|FILE", default_value = QMAIL_HOME)]
     path: PathBuf,
-    /// Also tell under which key this domain counts, and its limit; may be repeated
+    /// Also print under which key this domain counts, and its limit; may be repeated
     #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
-    /// Tell it for mail of this sender, where qmail-remote chooses relays by senders (control/authsenders)
+    /// With --domain: for mail of this sender, where qmail-remote chooses relays by senders (control/authsenders)
     ///
-    /// Without it, for a sender that has no line of its own. An empty one is that of bounces.
+    /// The default is a sender that has no line of its own. An empty sender is that of bounces.
     #[arg(long, value_name = "ADDRESS", requires = "domains")]
     sender: Option<String>,
-    /// Also tell what this reply of a server would mean to the gate; may be repeated
+    /// Also print how the gate would take this reply of a server; may be repeated
     ///
-    /// As the server gives it, "421 4.7.0 Too many connections", or a line of qmail-send's log that
-    /// has it. Lines of control/concurrencyreplies come before the gate's own reading.
+    /// TEXT is the reply itself, as in "421 4.7.0 Too many connections", or a line of qmail-send's
+    /// log that has one. Lines of control/concurrencyreplies come before the gate's own reading.
     #[arg(long = "reply", value_name = "TEXT", value_parser = reply_argument)]
     replies: Vec<String>,
     /// How to print it
@@ -53,7 +53,7 @@ pub struct Check {
 /// Runs it.
 ///
 /// # Errors
-/// The files cannot be read, or have errors, which have been printed.
+/// A file cannot be read, or has errors. The errors have been printed.
 pub fn run(args: &Check) -> CommandResult {
     let source = Source::of(&args.path)?;
     let mut loaded = load(&source, Hasher::new(1))?;

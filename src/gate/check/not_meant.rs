@@ -1,4 +1,4 @@
-//! What is legal, but surely not meant.
+//! Warnings about lines that are legal, but surely not meant.
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use crate::gate::source::{LoadedRules, Source};
 use crate::gate::text::{escaped, host_of, key_name, line_text, relay_text};
 use crate::qmail::control::content_lines;
 
-/// What is legal, but surely not meant: one list for each sort.
+/// The warnings, one list for each sort.
 pub(super) fn not_meant(
     source: &Source,
     loaded: &LoadedRules,
@@ -83,7 +83,7 @@ fn unknown_groups(path: &Path, rules: &Rules, table: &Table) -> Vec<FileFinding>
     lost.collect()
 }
 
-/// Lines with `mx:`, and nobody has asked DNS.
+/// Lines with `mx:` while concurrencysites is missing or empty.
 fn exchangers_without_map(
     path: &Path,
     text: &[u8],
@@ -100,7 +100,7 @@ fn exchangers_without_map(
     vec![FileFinding::warning((path, first.map_or(0, |(number, _)| number), 1), message, help)]
 }
 
-/// The domain of a line, and where its limit is.
+/// The domain of a line, its limit, and the limit's column, from 1.
 fn split(line: &[u8]) -> Option<(&[u8], &[u8], u32)> {
     let colon = table::subject_len(line)?;
     let rest = &line[colon + 1..];
@@ -108,14 +108,15 @@ fn split(line: &[u8]) -> Option<(&[u8], &[u8], u32)> {
     Some((without_root(&line[..colon]), &rest[..end], colon as u32 + 2))
 }
 
-/// What a line is about, as it may be shown: someone may have written a relay's password behind its name here, too.
+/// The domain of a line in a form that may be printed. An operator may have written a relay's password behind its name
+/// here, too, and that is left out.
 fn display_domain(subject: &[u8]) -> String {
     let is_other = subject.starts_with(b"[") || subject.contains(&b'/') || subject.contains(&b':');
     let shown = if is_other && !subject.contains(&b'|') { subject } else { host_part(subject) };
     escaped(shown)
 }
 
-/// In other mail servers 0 is no limit.
+/// Limits of 0. In other mail servers 0 means no limit.
 fn zeros(path: &Path, text: &[u8]) -> Vec<FileFinding> {
     let zeros = content_lines(text).filter_map(|(number, line)| {
         let (domain, limit, column) = split(line)?;
@@ -136,7 +137,8 @@ fn zeros(path: &Path, text: &[u8]) -> Vec<FileFinding> {
     zeros.collect()
 }
 
-/// Addresses where a domain is expected. A relay may have one for its name, mail to an address has it in brackets.
+/// Addresses where a domain is expected. A relay may have an address for its name; mail to an address has brackets
+/// around it.
 fn bare_addresses(path: &Path, text: &[u8], relays: &HashSet<Vec<u8>>) -> Vec<FileFinding> {
     let addresses = content_lines(text).filter_map(|(number, line)| {
         let (domain, ..) = split(line)?;
@@ -178,7 +180,7 @@ fn never_reached(
     above.iter().map(finding).collect()
 }
 
-/// Lines whose domain a route takes away from them.
+/// Lines that do nothing because smtproutes sends their domain to a relay.
 fn overruled(
     path: &Path,
     text: &[u8],
@@ -193,7 +195,7 @@ fn overruled(
         if domain.is_empty() || domain[0] == b'.' || is_no_domain || has_group {
             return None;
         }
-        // Hardly anybody sends mail to an address: it is there for the relay.
+        // Mail to an address is rare, so this line is meant for the relay.
         let address = literal::bracketed(domain).map(Literal::new);
         if address.is_some_and(|address| relays.contains(address.name())) {
             return None;
@@ -228,7 +230,7 @@ fn repeated_routes(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> 
     let lines = content_lines(text).filter_map(|(number, line)| {
         let (_, place) = rules.routes.find(host_of(line)?)?;
         let counts = rules.routes.number(place);
-        // A name that is too long is not among them, and then what is found is a suffix of it.
+        // A name that is too long is not in the table; then the line that was found is that of a suffix.
         (counts > number).then(|| {
             let message = format!("the host is in line {counts} again; that line counts");
             FileFinding::warning((path, number, 1), message, "remove one of the two lines")
@@ -237,7 +239,7 @@ fn repeated_routes(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> 
     lines.collect()
 }
 
-/// Relays that take mail of many domains, and have only the default's limit for all of them together.
+/// Relays that take the mail of many domains, with only the default limit for all of it together.
 fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> {
     #[derive(Clone, Copy)]
     struct RelayUse {
@@ -249,7 +251,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> {
     let mut index: HashMap<&[u8], usize> = HashMap::new();
     for (number, line) in content_lines(text) {
         let Some(host) = host_of(line) else { continue };
-        // Nothing comes by these lines.
+        // No mail is routed by these lines.
         if is_word_for_all(host) || host.contains(&b'*') || not_of_host(host).is_some() {
             continue;
         }
@@ -269,7 +271,7 @@ fn crowded_relays(path: &Path, text: &[u8], rules: &Rules) -> Vec<FileFinding> {
     let default = default_line(table);
     let crowded = relays.iter().filter_map(|(relay, seen)| {
         let line = table.find_relay(relay)?;
-        // A site, or a range for the address that it is, may have taken it over.
+        // The relay may count under a site, or under the range of its address.
         rules.cap_of(KeyKind::Relay, relay)?;
         let Limit::AtMost(limit) = line.cap.limit else { return None };
         let by_default = Some(table.number(&line)) == default && line.group.is_none();

@@ -1,4 +1,4 @@
-//! What check found, for people and for programs.
+//! Prints what check found, as text or as JSON.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use crate::gate::source::{LoadedRules, Source};
 use crate::gate::text::limit_text;
 use crate::output::{CommandResult, Side, count, print, table};
 
-/// What the operator has asked for besides.
+/// What the operator asked for besides the findings: --domain, --reply.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Requested {
     pub(super) domains: bool,
@@ -39,7 +39,7 @@ pub(super) fn print_table(
         for finding in &loaded.findings {
             let severity = if finding.is_error() { "error" } else { "warning" };
             writeln!(out, "{}: {severity}: {}", finding.place(), finding.message)?;
-            // What to do is told once.
+            // The same help is printed only once.
             if !finding.help.is_empty() && helped.insert(&finding.help) {
                 writeln!(out, "  {}", finding.help)?;
             }
@@ -60,10 +60,10 @@ pub(super) fn print_table(
                 source.domains.display()
             )?;
             if asked.domains {
-                writeln!(out, "no limits of domains are told while there are errors")?;
+                writeln!(out, "--domain is not answered while there are errors")?;
             }
             if asked.replies {
-                writeln!(out, "no replies are told while there are errors")?;
+                writeln!(out, "--reply is not answered while there are errors")?;
             }
             return Ok(());
         };
@@ -106,7 +106,7 @@ pub(super) fn print_table(
             )?;
         }
         match has_errors && !readings.is_empty() {
-            true => writeln!(out, "no replies are told while there are errors")?,
+            true => writeln!(out, "--reply is not answered while there are errors")?,
             false => replies::print(out, readings)?,
         }
         if domain_keys.is_empty() {
@@ -144,7 +144,7 @@ pub(super) fn print_json(
     readings: &[ReplyReading],
 ) -> CommandResult {
     let (errors, warnings) = numbers(loaded);
-    // What is told would not be what the gate does.
+    // With errors the gate would not use this file, so these readings would be wrong.
     let readings = if errors > 0 { &[] } else { readings };
     let report = CheckReport {
         errors,

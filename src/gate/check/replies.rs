@@ -1,4 +1,4 @@
-//! What a reply of a server would mean to the gate: `qpatch gate check --reply`.
+//! `qpatch gate check --reply`: how the gate would take a reply of a server.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::gate::text::printable;
 
-/// A reply, or a line of qmail-send's log that has one.
+/// Parses the argument of --reply: a reply, or a line of qmail-send's log that has one.
 pub(super) fn reply_argument(value: &str) -> Result<String, String> {
     let reply = if let Some((_, reply)) = value.split_once("Remote_host_said:_") {
         of_log(reply)
@@ -24,11 +24,13 @@ pub(super) fn reply_argument(value: &str) -> Result<String, String> {
     if is_refusal && ends {
         return Ok(reply.trim_end().to_string());
     }
-    Err("this is no refusal: it begins with a code from 400 to 599, as 421 4.7.0 Too many connections".to_string())
+    Err("this is not a refusal: a refusal begins with a code from 400 to 599, as in \
+         421 4.7.0 Too many connections"
+        .to_string())
 }
 
-/// qmail-send writes `_` for a blank and `/` for a line feed; and qmail-remote has a line of its own behind a
-/// recipient's.
+/// The reply as the server sent it. qmail-send writes `_` for a space and `/` for a line feed, and qmail-remote adds a
+/// line of its own after a recipient's.
 fn of_log(reply: &str) -> String {
     let reply = reply.split("/Giving_up_on_").next().unwrap_or_default();
     reply.replace('_', " ").replace('/', "\n")
@@ -38,12 +40,12 @@ fn of_log(reply: &str) -> String {
 #[derive(Debug, Serialize)]
 pub(super) struct ReplyReading {
     reply: String,
-    /// What patterns are searched for in.
+    /// The text that the patterns are matched with.
     read_as: String,
     meanings: Vec<StageReading>,
 }
 
-/// In one part of a session, or in several.
+/// What a reply means in these stages of a session.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct StageReading {
     at: Vec<&'static str>,
@@ -61,7 +63,7 @@ struct ReplyEffect {
     line: u32,
 }
 
-/// What these replies mean.
+/// Reads each of `texts` as the gate would.
 pub(super) fn read_replies(replies: &Replies, texts: &[String]) -> Vec<ReplyReading> {
     let reader = ReportReader { own: Own::unknown(), replies };
     texts.iter().map(|text| read_reply(&reader, text)).collect()
@@ -102,7 +104,7 @@ fn means(meaning: &'static str, rule: Option<MatchedLine>) -> ReplyEffect {
     ReplyEffect { meaning, pause_secs, line: rule.map_or(0, |rule| rule.line) }
 }
 
-/// For people.
+/// Prints the readings as text.
 pub(super) fn print(out: &mut dyn Write, readings: &[ReplyReading]) -> io::Result<()> {
     for ReplyReading { read_as, meanings, .. } in readings {
         writeln!(out, "\n{}", printable(read_as))?;
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_of_logs_are_taken_as_well() {
+    fn a_reply_can_be_given_as_a_line_of_the_log() {
         let taken = |text: &str| reply_argument(text).unwrap();
         assert_eq!(taken("421 4.7.0 Too many\n"), "421 4.7.0 Too many");
         assert_eq!(taken("421"), "421");

@@ -1,5 +1,5 @@
-//! What is around the control files: concurrencyremote, files that name relays, permissions, and what the running gate
-//! says.
+//! What `check` looks at besides the control files: concurrencyremote, files that name relays, permissions, and the
+//! status of the running gate.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::home::Home;
 use crate::qmail::relay_files;
 
-/// What qmail-send has read at its start.
+/// The value of concurrencyremote that qmail-send reads when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ConcurrencyRemote {
     pub(super) limit: u32,
@@ -53,13 +53,13 @@ pub(super) fn concurrency_remote(
     let line = u32::from(kind == Kind::NotNumber);
     let problem = Problem { line, ..Problem::of_file(File::ConcurrencyRemote, kind) };
     loaded.gate_messages.insert(problem.to_string());
-    // To the limits a wrong concurrencyremote is no error: they count as they stand.
+    // A wrong concurrencyremote does not make the limits invalid, so this is only a warning.
     let finding = FileFinding::of_problem(&problem, &path, &[]);
     loaded.findings.push(FileFinding { severity: Severity::Warning, ..finding });
     Some(default)
 }
 
-/// Relays that are in other files than smtproutes.
+/// Warns of files other than smtproutes that name relays.
 pub(super) fn check_relay_files(home: &Home, loaded: &mut LoadedRules) {
     if loaded.domains.is_none() {
         return;
@@ -70,7 +70,7 @@ pub(super) fn check_relay_files(home: &Home, loaded: &mut LoadedRules) {
     }
 }
 
-/// qmail-rspawn runs as qmailr, to whom queue/lock/tcpto belongs.
+/// Checks that qmail-rspawn can read and write its files. It runs as qmailr, the owner of queue/lock/tcpto.
 pub(super) fn check_permissions(home: &Home, source: &Source, loaded: &mut LoadedRules) {
     let tcpto = std::fs::metadata(home.lock("tcpto")).ok();
     if let Some((metadata, _)) = &loaded.domains {
@@ -93,7 +93,7 @@ pub(super) fn check_permissions(home: &Home, source: &Source, loaded: &mut Loade
         }
     }
     let Some(tcpto) = tcpto else { return };
-    // One for each qmail-rspawn; those of a tree with supplemental channels share a file besides.
+    // Each qmail-rspawn has one. In a tree with supplemental channels they share one more file.
     let numbered = (1..).map(|number| format!("gatestatus.{number}"));
     let others = numbered.take_while(|name| home.lock(name).exists()).collect::<Vec<_>>();
     if !others.is_empty() && !home.lock("gateshared").exists() {
@@ -108,7 +108,8 @@ pub(super) fn check_permissions(home: &Home, source: &Source, loaded: &mut Loade
     let kept: Vec<_> = kept.collect();
     if home.lock("gatestatus").exists() {
         for path in kept.iter().map(|name| home.lock(name)).filter(|path| !path.exists()) {
-            let message = "no such file: what the control file says is not kept, so after a restart a mistake in it counts at once";
+            let message = "no such file: no copy of the control file is kept, so after a restart a mistake in it \
+                           takes effect at once";
             let help = "make setup check in the patched tree, while qmail is stopped";
             loaded.findings.push(FileFinding::warning((&path, 0, 0), message, help));
         }
@@ -129,7 +130,7 @@ pub(super) fn check_permissions(home: &Home, source: &Source, loaded: &mut Loade
     }
 }
 
-/// What the running gate says; of several spawners, each thing once.
+/// Adds the problems that the running gate reports; what several spawners report is added once.
 pub(super) fn check_status(home: &Home, loaded: &mut LoadedRules) {
     let mut warn = |path: &Path, message: String, help: &str| {
         loaded.findings.push(FileFinding::warning((path, 0, 0), message, help));
@@ -152,7 +153,7 @@ pub(super) fn check_status(home: &Home, loaded: &mut LoadedRules) {
             }
         }
         Err(unread) => match unread.why {
-            // Without a queue there is no gate that could be asked, and a gate without limits is silent.
+            // Without a queue there is no gate to ask, and a gate without limits writes no status.
             UnreadReason::Missing if home.lock("").is_dir() => warn(
                 &path,
                 "no such file: this qmail has no gate".to_string(),

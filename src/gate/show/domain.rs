@@ -1,7 +1,7 @@
-//! `qpatch gate show --domain`: how a domain counts now.
+//! `qpatch gate show --domain`: under which key a domain counts now, and what that key does.
 //!
-//! The rules say under which key, the status file what that key does. The rules are those of the files as they are; a
-//! gate that has not read them yet, or that cannot use them, counts by older ones.
+//! The key comes from the control files as they are now, the figures from the status file. A gate that has not read
+//! these files yet, or cannot use them, may count the domain under another key.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::gate::text::{
 };
 use crate::output::count;
 
-/// What becomes of a domain, for programs. Times are in seconds since 1970.
+/// The key of a domain and the key's figures. Times are in seconds since 1970.
 #[derive(Debug, Serialize)]
 pub(super) struct DomainStatus {
     domain: String,
@@ -31,7 +31,7 @@ pub(super) struct DomainStatus {
     /// null is unlimited.
     limit: Option<u32>,
     learns: bool,
-    /// Whether the status has the key: otherwise nothing of it runs, or others do more.
+    /// Whether the status has the key. It has none for a key that does nothing, or less than those that are listed.
     listed: bool,
     effective_limit: Option<u32>,
     running: u32,
@@ -84,7 +84,7 @@ impl DomainStatus {
         }
     }
 
-    /// A line or more each.
+    /// Prints one line or more for each fact.
     pub(super) fn write(
         &self,
         out: &mut dyn Write,

@@ -1,30 +1,29 @@
-//! `qpatch gate show`: the status file of the running gate.
+//! `qpatch gate show`: prints the status of the running gate as a table, as JSON, or for Prometheus.
 
 mod domain;
+mod json;
 pub(crate) mod prometheus;
+mod rates;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
-use qpatch_gate::rules::KeyKind;
 use qpatch_gate::status::{InForce, KEYS_MAX, State};
 use qpatch_gate_status::{KeyStatus, Status};
-use serde::Serialize;
 use terminal_size::{Height, Width, terminal_size_of};
 
 use super::status_file::{ProcessState, SpawnerStatus, Unread, counted, explain, merged, read};
-use super::text::{
-    cut, domain_argument, key_name, limit_text, limit_value, printable, printable_status,
-};
+use super::text::{cut, domain_argument, key_name, limit_text, printable, printable_status};
 use crate::error::Error;
 use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table};
 use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::remote_status::RemoteStatus;
 use domain::DomainStatus;
+use rates::Readings;
 
 /// Arguments of `qpatch gate show`.
 #[derive(Debug, Args)]
@@ -32,18 +31,18 @@ pub struct Show {
     /// The folder where qmail is installed
     #[arg(value_name = "QMAILHOME", default_value = QMAIL_HOME)]
     home: PathBuf,
-    /// Look again and again, every 2 seconds or as said
+    /// Repeat every SECONDS, 1 to 3600; 2 without a number
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
         value_parser = interval)]
     watch: Option<u32>,
-    /// Tell only how this domain counts now; may be repeated
+    /// Show only under which key this domain counts now, and what that key does; may be repeated
     #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
     /// How to print it
     #[arg(long, value_enum, default_value_t = ShowFormat::Table)]
     format: ShowFormat,
-    /// With --format prometheus: of the keys that are neither in concurrencydomains nor were ever at their limit, those N
-    /// that did most have series of their own; the others are added up
+    /// With --format prometheus: how many of the busiest keys get series of their own, besides those with a line in
+    /// concurrencydomains and those that have been at their limit; the others are added up
     #[arg(long, value_name = "N", default_value_t = 20,
         value_parser = clap::value_parser!(u32).range(..=KEYS_MAX as i64))]
     busiest: u32,
@@ -63,14 +62,14 @@ fn interval(value: &str) -> Result<u32, String> {
     match value.parse() {
         Ok(seconds @ 1..=3600) => Ok(seconds),
         Ok(_) => Err("1 to 3600 seconds; the gate writes once a second at most".to_string()),
-        Err(_) => Err("no number of seconds; write QMAILHOME before --watch".to_string()),
+        Err(_) => Err("not a number of seconds; write QMAILHOME before --watch".to_string()),
     }
 }
 
 /// Runs it.
 ///
 /// # Errors
-/// There is no status.
+/// There is no status that can be read. With --watch: only if this is so at the start.
 pub fn run(args: &Show) -> CommandResult {
     let home = Home::new(&args.home)?;
     let explained = |unread: Unread| explain(&home, &unread);
@@ -102,7 +101,7 @@ pub fn run(args: &Show) -> CommandResult {
                 .map_err(io::Error::from)
                 .and_then(|()| writeln!(text)),
             (Ok(view), ShowFormat::Prometheus) => text.write_all(view.prometheus(args).as_bytes()),
-            // qmail is being restarted, or the file was replaced: it may come back.
+            // qmail is being restarted, or the file was replaced: the next look may succeed.
             (Err(error), ShowFormat::Table) if screen => writeln!(text, "{error}"),
             (Err(error), _) => {
                 eprintln!("qpatch: {error}");
@@ -131,13 +130,13 @@ pub fn run(args: &Show) -> CommandResult {
     Ok(())
 }
 
-/// Returns the rows and columns of the terminal; `None` if it does not say them.
+/// The rows and columns of the terminal at standard output; None if it does not say.
 fn size_of_screen() -> Option<(usize, usize)> {
     let (Width(columns), Height(rows)) = terminal_size_of(io::stdout())?;
     (rows > 1 && columns > 1).then_some((rows.into(), columns.into()))
 }
 
-/// The text over what is on the screen, and what is too much for it left out.
+/// The bytes that draw `text` over what is on the screen, without what does not fit.
 fn on_screen(text: &[u8], size: Option<(usize, usize)>) -> Vec<u8> {
     let (rows, columns) = size.unwrap_or((24, 80));
     let mut frame = b"\x1b[H".to_vec();
@@ -147,64 +146,6 @@ fn on_screen(text: &[u8], size: Option<(usize, usize)>) -> Vec<u8> {
     }
     frame.extend_from_slice(b"\x1b[J");
     frame
-}
-
-/// Deliveries that were done, by their keys, as of a time in seconds since 1970.
-#[derive(Debug)]
-struct Reading {
-    written_secs: u64,
-    pid: u32,
-    done: HashMap<(KeyKind, String), u64>,
-}
-
-/// The readings of the last seconds.
-#[derive(Debug, Default)]
-struct Readings(VecDeque<Reading>);
-
-/// The rate is that of so many seconds.
-const RATE_SECS: u64 = 10;
-
-impl Readings {
-    fn add(&mut self, status: &Status) {
-        if self.0.back().is_some_and(|last| last.pid != status.pid) {
-            self.0.clear();
-        }
-        if self.0.back().is_some_and(|last| last.written_secs == status.written_secs) {
-            return;
-        }
-        let done = status.keys.iter().map(|key| ((key.kind, key.name.clone()), key.done)).collect();
-        let Status { written_secs, pid, .. } = *status;
-        self.0.push_back(Reading { written_secs, pid, done });
-    }
-
-    /// Deliveries of a key a second: between two readings, or by the gate's own word if there is only one.
-    fn rate(&self, status: &Status, key: &KeyStatus, now_secs: u64) -> f64 {
-        // What was written a second ago or two is as good as now; since an older time nothing has happened.
-        let idle_secs = now_secs.saturating_sub(status.written_secs.saturating_add(2));
-        let end_secs = status.written_secs + idle_secs;
-        let name = (key.kind, key.name.clone());
-        let old = self.0.iter().find_map(|reading| {
-            let old_secs = end_secs.saturating_sub(reading.written_secs);
-            let done = *reading.done.get(&name)?;
-            ((1..=RATE_SECS).contains(&old_secs)).then_some((old_secs, done))
-        });
-        match old {
-            Some((secs, done)) if self.0.len() > 1 => {
-                // A key that was forgotten begins at 0 again.
-                key.done.checked_sub(done).unwrap_or(key.done) as f64 / secs as f64
-            }
-            _ => {
-                let keep = 1.0 - 1.0 / RATE_SECS as f64;
-                key.rate * keep.powi(i32::try_from(idle_secs).unwrap_or(i32::MAX))
-            }
-        }
-    }
-
-    fn forget(&mut self, now_secs: u64) {
-        while self.0.len() > 1 && self.0[0].written_secs.saturating_add(2 * RATE_SECS) < now_secs {
-            self.0.pop_front();
-        }
-    }
 }
 
 /// What the spawners say, and what a reader adds to it.
@@ -217,7 +158,7 @@ struct View {
     rates: Vec<f64>,
     /// How each spawner starts qmail-remote; none in a tree without the patch fork-server.
     starts: Vec<RemoteStatus>,
-    /// Those that were asked for.
+    /// The domains of --domain.
     domains: Vec<DomainStatus>,
 }
 
@@ -251,7 +192,7 @@ impl View {
         Self { spawners, status, now_secs, rates, starts, domains: Vec::new() }
     }
 
-    /// With the domains that were asked for.
+    /// Adds the domains of --domain.
     fn of(mut self, args: &Show) -> Result<Self, Error> {
         if !args.domains.is_empty() {
             let rules = domain::rules(&args.home)?;
@@ -270,14 +211,14 @@ impl View {
         prometheus::text(&self.spawners, &self.status, &self.starts, args.busiest as usize)
     }
 
-    /// Whether the processes whose figures these are run: all or none do. None: it cannot be seen.
+    /// Whether the processes with these figures run; either all or none do. None: that cannot be seen from here.
     fn alive(&self) -> Option<bool> {
         let all: Option<Vec<bool>> =
             counted(&self.spawners).map(|one| one.process.alive()).collect();
         all.map(|all| all.into_iter().all(|alive| alive))
     }
 
-    /// A line or two for each spawner.
+    /// Prints a line or two about each spawner.
     fn heads(&self, out: &mut dyn Write) -> io::Result<()> {
         for spawner in &self.spawners {
             let Status { pid, state, in_force, .. } = spawner.status;
@@ -291,10 +232,10 @@ impl View {
                     "limits count, but not those of control/concurrencydomains as it is"
                 }
                 (State::Limits, InForce::Part) => {
-                    "of control/concurrencydomains only the good lines count, and a limit of 20 for all other domains"
+                    "only the good lines of control/concurrencydomains count, and a limit of 20 for all other domains"
                 }
                 (State::Stock, _) => {
-                    "no limits: it has found no control/concurrencydomains that it can use"
+                    "no limits: it has no control/concurrencydomains that it can use"
                 }
                 (State::Failed, _) => {
                     "an internal error, so there are no limits until qmail is restarted"
@@ -317,7 +258,7 @@ impl View {
         Ok(())
     }
 
-    /// How deliveries were started, if there is more than one way.
+    /// Prints how deliveries were started, if this tree has more than one way.
     fn starts(&self, out: &mut dyn Write) -> io::Result<()> {
         if self.starts.iter().all(|one| one.most == 0 && one.by_server == 0) {
             return Ok(());
@@ -374,7 +315,7 @@ impl View {
         if totals.refused > 0 || totals.suspended > 0 {
             writeln!(
                 out,
-                "       {} refused because there were too many, {} deferred because no connection succeeds",
+                "       {} refused as too many at once, {} deferred because no connection succeeded",
                 totals.refused, totals.suspended
             )?;
         }
@@ -439,7 +380,7 @@ impl View {
         self.objections(out)
     }
 
-    /// Which servers take less than the limits say, and since when: a line of at most 100 columns for each.
+    /// Prints which servers take less than their limit, and since when: a line of at most 100 columns for each.
     fn objections(&self, out: &mut dyn Write) -> io::Result<()> {
         let is_suspended = |key: &KeyStatus| key.suspended_secs > self.now_secs;
         let keys = self.status.keys.iter();
@@ -468,7 +409,7 @@ impl View {
         Ok(())
     }
 
-    /// What the server makes of the limit: `-` nothing, a lower number, or for how long nothing starts.
+    /// The limit that is in force now: `-` if it is the configured one, a lower number, or for how long nothing starts.
     fn limit_now(&self, key: &KeyStatus) -> String {
         match key.suspended_secs.checked_sub(self.now_secs) {
             Some(secs @ 1..) => format!("0 for {secs} s"),
@@ -476,156 +417,13 @@ impl View {
             _ => limit_text(key.effective),
         }
     }
-
-    fn report(&self) -> ShowReport<'_> {
-        let status = &self.status;
-        let keys = status.keys.iter().zip(&self.rates).map(|(key, &rate)| KeyReport {
-            kind: key.kind.name(),
-            key: &key.name,
-            limit: limit_value(key.limit),
-            effective_limit: limit_value(key.effective),
-            objected: (key.objected_secs > 0).then_some(key.objected_secs),
-            suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
-            running: key.running,
-            held: key.held,
-            away: key.away,
-            busy: key.busy,
-            done: key.done,
-            peak: key.peak,
-            per_second: (rate * 1000.0).round() / 1000.0,
-            mean_ms: (key.mean_ms > 0).then_some(key.mean_ms),
-            last_error: &key.error,
-        });
-        ShowReport {
-            state: status.state.name(),
-            in_force: status.in_force.name(),
-            pid: status.pid,
-            alive: self.alive(),
-            written: status.written_secs,
-            conf_spawn: status.slots,
-            concurrencyremote: status.concurrency_remote,
-            running: status.in_use.saturating_sub(status.held),
-            held: status.held,
-            asked_total: status.totals.asked,
-            done_total: status.totals.done,
-            held_total: status.totals.held,
-            busy_total: status.totals.busy,
-            expired_total: status.totals.expired,
-            refused_total: status.totals.refused,
-            suspended_total: status.totals.suspended,
-            lines: status.domains,
-            routes: status.routes,
-            loaded: (status.loaded_secs > 0).then_some(status.loaded_secs),
-            mapped_domains: status.mapped,
-            seen_next_hops: status.seen,
-            problems: &status.problems,
-            spawners: match self.spawners.len() {
-                1 => Vec::new(),
-                _ => self.spawners.iter().map(SpawnerReport::new).collect(),
-            },
-            starts: &self.starts,
-            domains: &self.domains,
-            keys: if self.domains.is_empty() { keys.collect() } else { Vec::new() },
-            unlisted: status.unlisted,
-        }
-    }
-}
-
-/// What is printed as JSON. Times are in seconds since 1970.
-#[derive(Serialize)]
-struct ShowReport<'a> {
-    state: &'static str,
-    /// Which limits are in force.
-    in_force: &'static str,
-    pid: u32,
-    alive: Option<bool>,
-    written: u64,
-    conf_spawn: u32,
-    concurrencyremote: u32,
-    running: u32,
-    held: u32,
-    asked_total: u64,
-    done_total: u64,
-    held_total: u64,
-    busy_total: u64,
-    expired_total: u64,
-    refused_total: u64,
-    suspended_total: u64,
-    lines: u64,
-    routes: u64,
-    loaded: Option<u64>,
-    mapped_domains: u64,
-    seen_next_hops: u64,
-    problems: &'a [String],
-    /// Each, if there are several; the figures around are of all together.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    spawners: Vec<SpawnerReport>,
-    /// How each spawner starts qmail-remote.
-    #[serde(skip_serializing_if = "<[RemoteStatus]>::is_empty")]
-    starts: &'a [RemoteStatus],
-    /// What was asked for; without the keys then.
-    #[serde(skip_serializing_if = "<[DomainStatus]>::is_empty")]
-    domains: &'a [DomainStatus],
-    keys: Vec<KeyReport<'a>>,
-    unlisted: u64,
-}
-
-#[derive(Serialize)]
-struct SpawnerReport {
-    spawner: u32,
-    state: &'static str,
-    in_force: &'static str,
-    pid: u32,
-    alive: Option<bool>,
-    written: u64,
-    conf_spawn: u32,
-    concurrencyremote: u32,
-    running: u32,
-    held: u32,
-}
-
-impl SpawnerReport {
-    fn new(spawner: &SpawnerStatus) -> Self {
-        let status = &spawner.status;
-        Self {
-            spawner: spawner.number,
-            state: status.state.name(),
-            in_force: status.in_force.name(),
-            pid: status.pid,
-            alive: spawner.process.alive(),
-            written: status.written_secs,
-            conf_spawn: status.slots,
-            concurrencyremote: status.concurrency_remote,
-            running: status.in_use.saturating_sub(status.held),
-            held: status.held,
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct KeyReport<'a> {
-    kind: &'static str,
-    key: &'a str,
-    /// null is unlimited.
-    limit: Option<u32>,
-    effective_limit: Option<u32>,
-    objected: Option<u64>,
-    suspended_until: Option<u64>,
-    running: u32,
-    held: u32,
-    away: u32,
-    busy: u64,
-    done: u64,
-    peak: u32,
-    per_second: f64,
-    mean_ms: Option<u64>,
-    last_error: &'a str,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use qpatch_gate::gate::Totals;
+    use qpatch_gate::rules::KeyKind;
     use qpatch_gate::table::Limit;
 
     fn status(written_secs: u64, done: u64, rate: f64) -> Status {

@@ -1,19 +1,18 @@
 //! The status in Prometheus' text format.
 //!
-//! **Which keys have series.** Names of domains are chosen by whoever sends mail, and a series that was there once is
-//! kept by Prometheus for months. So a key has series of its own if the operator has named it (a group, a relay, a
-//! domain with a line of its own), if it is or was at its limit, or if it is one of the busiest of the rest. The gauges
-//! of all others are added up under `kind="other"`.
+//! **Which keys have series.** The senders of mail choose the names of domains, and Prometheus keeps each series for
+//! months. So a key has series of its own only if the operator has named it (a group, a relay, a domain with a line of
+//! its own), if it is or was at its limit, or if it is one of the busiest of the rest. The gauges of all other keys are
+//! added up under `kind="other"`.
 //!
-//! **The counters of the others** are not told, for no figure would be true: when a key gets series of its own, its
-//! past would have to leave the others' sum, and a counter that falls is taken for one that began anew, so that rate()
-//! would count all of the others' past as if it were now. What the others did is what is left of the counters of all
-//! deliveries, which never lose anything: rate(qmail_gate_done_total[5m]) without
-//! sum(rate(qmail_gate_key_done_total[5m])).
+//! **The counters of the other keys** are left out. When a key gets series of its own, its past would have to leave the
+//! others' sum. rate() takes a counter that falls for one that was reset, and would count all of the others' past as
+//! new. What the other keys did is the difference from the counters of all deliveries, which never fall:
+//! rate(qmail_gate_done_total[5m]) less sum(rate(qmail_gate_key_done_total[5m])).
 //!
-//! **The counters of several spawners** have a label `spawner` each, for the same reason: each gate forgets keys in its
-//! own time and begins anew with them, and of a sum that falls by the part of one, rate() would count the parts of the
-//! others as new.
+//! **The counters of several spawners** have a label `spawner` each, for the same reason. Each gate forgets keys at a
+//! time of its own and counts them from 0 again. If the counters were added up, rate() would count the parts of the
+//! other spawners as new when one part is reset.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -25,12 +24,12 @@ use qpatch_gate_status::{KeyStatus, Status};
 use crate::gate::status_file::{SpawnerStatus, counted, merged};
 use crate::qmail::remote_status::RemoteStatus;
 
-/// A metric: its name behind `qmail_gate_`, its type, what it tells.
+/// A metric: its name after `qmail_gate_`, its type, its help text.
 type Metric = (&'static str, &'static str, &'static str);
 
-/// A metric of one thing.
+/// A metric of a spawner, or of all together, and its value.
 type Figure<T> = (Metric, fn(&T) -> u64);
-/// A metric of keys: what it is of one (None: it has none), and of those without series of their own.
+/// A metric of keys: its value for one key (None: there is none), and the sum over the keys without series.
 type KeyFigure = (Metric, fn(&KeyStatus) -> Option<f64>, OthersSum);
 
 /// Once for each spawner: with a label `spawner` where there are several.
@@ -39,19 +38,25 @@ const OF_SPAWNER: [Figure<SpawnerStatus>; 4] = [
         (
             "up",
             "gauge",
-            "1: this qmail-rspawn runs, and its gate works. 0: the process that wrote the status is gone, or an internal error.",
+            "1: this qmail-rspawn runs, and its gate works. 0: the process that wrote the status is gone, or its gate \
+             had an internal error.",
         ),
         |spawner| spawner.is_up().into(),
     ),
     (
-        ("failed", "gauge", "1: after an internal error everything goes until qmail is restarted."),
+        (
+            "failed",
+            "gauge",
+            "1: the gate had an internal error, so there are no limits until qmail is restarted.",
+        ),
         |spawner| (spawner.status.state == State::Failed).into(),
     ),
     (
         (
             "limits_in_force",
             "gauge",
-            "1: the limits of control/concurrencydomains as it is. 0: no limits, those of an earlier file, or a part.",
+            "1: the limits of control/concurrencydomains as it is now. 0: no limits, those of an earlier file, or only \
+             its good lines.",
         ),
         |spawner| (spawner.status.in_force == InForce::File).into(),
     ),
@@ -59,7 +64,7 @@ const OF_SPAWNER: [Figure<SpawnerStatus>; 4] = [
         (
             "written_timestamp_seconds",
             "gauge",
-            "When the status was written; a gate that runs does so once a minute at least.",
+            "When the status was written. A running gate writes it at least once a minute.",
         ),
         |spawner| spawner.status.written_secs,
     ),
@@ -72,14 +77,19 @@ const OF_ALL: [Figure<Status>; 13] = [
     }),
     (("slots_held", "gauge", "Delivery slots that are held."), |status| status.held.into()),
     (("asked_total", "counter", "Deliveries that were asked for."), |status| status.totals.asked),
-    (("busy_total", "counter", "Deliveries that were sent away, to come back."), |status| {
-        status.totals.busy
-    }),
+    (
+        ("busy_total", "counter", "Deliveries that got a busy answer, and wait in qmail-send."),
+        |status| status.totals.busy,
+    ),
     (("held_total", "counter", "Deliveries that were held for some time."), |status| {
         status.totals.held
     }),
     (
-        ("expired_total", "counter", "Deliveries that were held for too long, then sent away."),
+        (
+            "expired_total",
+            "counter",
+            "Deliveries that were held for too long and then got a busy answer.",
+        ),
         |status| status.totals.expired,
     ),
     (("done_total", "counter", "Deliveries that ran and ended."), |status| status.totals.done),
@@ -87,7 +97,7 @@ const OF_ALL: [Figure<Status>; 13] = [
         (
             "refused_total",
             "counter",
-            "Deliveries that the server refused beside others, sent away, too.",
+            "Deliveries that the server refused while others ran, and that went away as busy.",
         ),
         |status| status.totals.refused,
     ),
@@ -95,20 +105,21 @@ const OF_ALL: [Figure<Status>; 13] = [
         (
             "suspended_total",
             "counter",
-            "Deliveries that were deferred because no connection succeeds.",
+            "Deliveries that were deferred because no connection succeeded.",
         ),
         |status| status.totals.suspended,
     ),
     (("mapped_domains", "gauge", "Domains in concurrencysites."), |status| status.mapped),
-    (("seen_next_hops", "gauge", "Next hops that were seen at an address of a site."), |status| {
-        status.seen
-    }),
+    (
+        ("seen_next_hops", "gauge", "Next hops whose servers were seen at an address of a site."),
+        |status| status.seen,
+    ),
     (("problems", "gauge", "Problems with the control files."), |status| {
         status.problems.len() as u64
     }),
 ];
 
-/// What the keys without series of their own do together; None: it has no sum.
+/// The sum over the keys without series of their own; None: the metric cannot be added up.
 type OthersSum = Option<fn(&OtherKeys) -> f64>;
 
 const OF_KEY: [KeyFigure; 11] = [
@@ -118,7 +129,11 @@ const OF_KEY: [KeyFigure; 11] = [
         None,
     ),
     (
-        ("key_effective_limit", "gauge", "The same, lower while the server takes no more."),
+        (
+            "key_effective_limit",
+            "gauge",
+            "The limit in force now: lower than key_limit while the server takes less.",
+        ),
         |key| limit_value(key.effective),
         None,
     ),
@@ -126,7 +141,7 @@ const OF_KEY: [KeyFigure; 11] = [
         (
             "key_objected_timestamp_seconds",
             "gauge",
-            "When the server objected the last time; absent when it does not matter any more.",
+            "When the server last objected; absent when the limit has recovered.",
         ),
         |key| (key.objected_secs > 0).then_some(key.objected_secs as f64),
         None,
@@ -151,12 +166,12 @@ const OF_KEY: [KeyFigure; 11] = [
         Some(|others| others.held),
     ),
     (
-        ("key_away", "gauge", "Deliveries that were sent away and are to come back."),
+        ("key_away", "gauge", "Deliveries that got a busy answer and wait in qmail-send."),
         |key| Some(key.away.into()),
         Some(|others| others.away),
     ),
     (
-        ("key_busy_total", "counter", "Deliveries that were sent away."),
+        ("key_busy_total", "counter", "Deliveries that got a busy answer."),
         |key| Some(key.busy as f64),
         None,
     ),
@@ -180,11 +195,11 @@ const OF_KEY: [KeyFigure; 11] = [
 const STARTS: Metric = (
     "starts_total",
     "counter",
-    "Starts of qmail-remote, by the way: server, exec, or spawn (fork and exec as the tree does it).",
+    "Starts of qmail-remote. way: server, exec, or spawn (fork and exec as the unpatched tree does).",
 );
 
 const START_SERVER: Metric =
-    ("start_server", "gauge", "1: qmail-remote has a fork server. 0: it has none now.");
+    ("start_server", "gauge", "1: a fork server of qmail-remote runs. 0: none runs now.");
 
 const START_FAILURES: Metric =
     ("start_server_failures_total", "counter", "Fork servers that have failed.");
@@ -195,7 +210,7 @@ const KEYS_OTHER: Metric = (
     "Keys that have no series of their own; their sums have kind=\"other\".",
 );
 
-/// All metrics: whole name, type, what it tells. For the manual page.
+/// All metrics: full name, type, help text. For the manual page.
 pub(crate) fn metrics() -> impl Iterator<Item = (String, &'static str, &'static str)> {
     let heads = OF_SPAWNER.iter().map(|(head, _)| head);
     let heads = heads.chain(OF_ALL.iter().map(|(head, _)| head)).chain([&KEYS_OTHER]);
@@ -214,7 +229,7 @@ struct OtherKeys {
     rate: f64,
 }
 
-/// Sums of tenths are tenths.
+/// Rounded to tenths.
 fn tenths(rate: f64) -> f64 {
     (rate * 10.0).round() / 10.0
 }
@@ -226,8 +241,8 @@ fn limit_value(limit: Limit) -> Option<f64> {
     }
 }
 
-/// All of it; of the keys that have no other reason for series of their own, the `busiest`. `status` is what the
-/// spawners say together.
+/// The whole text. `status` is the merged status of `spawners`. Of the keys that have no other reason for series of
+/// their own, the `busiest` first ones get them.
 pub(super) fn text(
     spawners: &[SpawnerStatus],
     status: &Status,

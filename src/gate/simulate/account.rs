@@ -1,11 +1,12 @@
-//! What a log tells of deliveries, each as a whole: from the time when it was handed out first to its report.
+//! Makes whole deliveries of the lines of a log: each from the time when it was first handed out to its report.
 //!
-//! They come in the order in which they were handed out, each when its end is known. Of a server that has a gate
-//! already, the log has more than one beginning for a delivery that was sent away as busy; they are one, which begins
-//! with the first. Such a gate says how long it held what it held ([`crate::qmail::log::event::held`]): how long a
-//! delivery ran is known from that, not from the time between its beginning and its end, in which it may only have
-//! waited. What fails for good has no such line, because its text goes to the sender; but the deliveries to one
-//! domain start in their order, so it did not start before those that were handed out earlier.
+//! [`LogAccount::next_delivery`] gives them in the order in which they were handed out, each when its end is known.
+//!
+//! If the server has a gate already, its log has more than one start for a delivery that got a busy answer. These are
+//! one delivery, which begins with the first start. Such a gate logs how long it held a delivery
+//! ([`crate::qmail::log::event::held`]), so how long it ran is known; the time between start and end also has the wait.
+//! A delivery that fails for good has no such line, because its text goes to the sender. But deliveries to one domain
+//! start in order, so it did not start before those that were handed out earlier.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -25,22 +26,22 @@ use crate::qmail::log::line::{Foreign, Line};
 use crate::qmail::log::stamp::Precision;
 use crate::qmail::log::{Entry, Log};
 
-/// So many deliveries may be open in the log: as many as there are slots, in both spawners.
+/// The most deliveries of one qmail-send that may be open in the log: the slots of both spawners.
 const OPEN_MAX: usize = 2 * SLOTS_MAX as usize;
-/// So many deliveries may wait for one that began before them, and has not ended.
+/// The most deliveries that may wait for an earlier one that has not ended.
 const DELIVERIES_MAX: usize = 1_000_000;
-/// So many queues, hosts and programs are kept apart.
+/// The most queues, hosts and programs that are told apart.
 const ORIGINS_MAX: usize = 4096;
-/// So many programs are known by name.
+/// The most programs that are known by name.
 const TAGS_MAX: usize = 64;
-/// So many domains are known whose deliveries were held.
+/// The most domains for which deliveries that were held are remembered,
 const DOMAINS_MAX: usize = 100_000;
-/// And of each so many deliveries.
+/// and how many deliveries for each of them.
 const RECENT_MAX: usize = 16;
-/// So much of a line is shown.
+/// How many bytes of a line are printed in a message.
 const EXCERPT_MAX: usize = 80;
 
-/// A delivery, from first to last.
+/// A delivery of the log, with all its tries that got a busy answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LoggedDelivery {
     /// When it was handed out first.
@@ -49,9 +50,9 @@ pub(super) struct LoggedDelivery {
     pub(super) started_us: u64,
     /// When it ended.
     pub(super) ended_us: u64,
-    /// Which lines of the log these were: what happens at the same time happens in this order.
+    /// The lines of the log for these three times: events of the same time happen in this order.
     pub(super) lines: [u64; 3],
-    /// Its message; of several queues each has its own.
+    /// The number of its message, made different for each queue.
     pub(super) message: u64,
     /// The address.
     pub(super) recipient: Box<[u8]>,
@@ -59,7 +60,7 @@ pub(super) struct LoggedDelivery {
     pub(super) said: DeliveryReport,
     /// What that means to qmail-send.
     pub(super) told: ReportedResult,
-    /// The log's own gate held it, or sent it away before.
+    /// The log's own gate held it, or gave it a busy answer before.
     pub(super) was_held: bool,
     state: DeliveryState,
 }
@@ -68,39 +69,39 @@ pub(super) struct LoggedDelivery {
 enum DeliveryState {
     /// Begun, and not ended.
     Open,
-    /// Sent away as busy.
+    /// It got a busy answer.
     Away,
     /// Ended.
     Over,
-    /// It has not run.
+    /// It did not run.
     Gone,
 }
 
-/// What the log was like.
+/// How many lines of each sort the log has, and what was wrong with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct LineCounts {
     pub(super) read: u64,
     /// No time stamp.
     pub(super) no_stamp: u64,
-    /// Nobody knows whose: they are not of qmail-send, and no other program says that they are its.
+    /// Lines of unknown origin: not qmail-send's, and without the name of another program.
     pub(super) foreign: u64,
     /// Of other programs.
     pub(super) others: u64,
     /// The names of some of them.
     pub(super) other_programs: Vec<String>,
-    /// The first without a time, or of nobody: file:line, and what is there. Empty if there is none.
+    /// The first line without a time or of unknown origin: file:line, and its text. Empty if there is none.
     pub(super) first_unusable: String,
-    /// Ends of deliveries whose beginnings are not in the log.
+    /// Ends of deliveries whose starts are not in the log.
     pub(super) ends_only: u64,
-    /// Beginnings whose ends are not in the log.
+    /// Starts whose ends are not in the log.
     pub(super) starts_only: u64,
     /// Busy answers that the log has already.
     pub(super) busy_already: u64,
-    /// Deliveries that waited at the end of the log, sent away as busy by its own gate.
+    /// Deliveries that were away at the end of the log, after a busy answer of its own gate.
     pub(super) still_away: u64,
-    /// Answers of the log's own gate that a server is not to be tried for a time.
+    /// Answers of the log's own gate that a key is suspended.
     pub(super) suspended_already: u64,
-    /// Deliveries that the log's own gate held, by its own account.
+    /// Deliveries that the log's own gate says it held.
     pub(super) held_already: u64,
     /// Deliveries that were left out because too many waited.
     pub(super) left_out: u64,
@@ -108,11 +109,11 @@ pub(super) struct LineCounts {
     pub(super) set_back: u64,
     /// Daylight saving time began or ended.
     pub(super) clock_changes: u64,
-    /// More than a day without a line; each is taken as a day.
+    /// How often no line came for more than a day; each gap is taken as one day.
     pub(super) gaps: u64,
-    /// The numbers of deliveries started over.
+    /// How often the numbers of deliveries started over.
     pub(super) restarts: u64,
-    /// Queues, or hosts and programs, whose numbers are their own.
+    /// How many queues, or hosts and programs, have numbers of their own.
     pub(super) queues: u64,
     /// Stamps have no fractions of seconds.
     pub(super) whole_seconds: bool,
@@ -132,7 +133,7 @@ struct Origin {
     limit: u32,
 }
 
-/// Lines that are none of qmail-send's.
+/// Lines of one program that are not qmail-send's.
 #[derive(Debug)]
 struct ForeignLines {
     lines: u64,
@@ -155,9 +156,9 @@ pub(super) struct LogAccount {
     /// In the order in which they were handed out; the first one is number `first`.
     deliveries: VecDeque<LoggedDelivery>,
     first: u64,
-    /// What was sent away, by queue, message and recipient.
+    /// The deliveries that are away, by queue, message and recipient.
     away: HashMap<u64, u64>,
-    /// By domain: when deliveries that were held were handed out, and started.
+    /// By domain: when deliveries that were held were handed out, and when they started.
     held: HashMap<u64, VecDeque<(u64, u64)>>,
     /// By program.
     foreign_lines: BTreeMap<Vec<u8>, ForeignLines>,
@@ -196,7 +197,7 @@ impl LogAccount {
             self.unusable(entry);
             return;
         }
-        // A line about a delivery that cannot be read is no other program's, whatever its name.
+        // A line about a delivery that cannot be read is qmail-send's, whatever name the program has.
         let tag = if foreign.is_broken { b"" } else { foreign.tag };
         let is_known = self.foreign_lines.contains_key(tag) || self.foreign_lines.len() < TAGS_MAX;
         let tag = if is_known { tag } else { b"" };
@@ -245,7 +246,7 @@ impl LogAccount {
         self.origins.entry(origin).or_default()
     }
 
-    /// A new delivery has this number.
+    /// A new delivery starts with this number. A number that is not above the last one means that qmail-send restarted.
     fn number(&mut self, origin: u64, number: u64, now_us: u64) {
         let known = self.origin(origin);
         let is_new_life = number <= known.last_number;
@@ -274,7 +275,7 @@ impl LogAccount {
         if self.deliveries.len() >= DELIVERIES_MAX
             && let Some(first) = self.deliveries.front_mut()
         {
-            // It will not be told any more: what comes of it is not known.
+            // It is left out: nothing more is learned about its end.
             first.state = DeliveryState::Gone;
             self.lines.left_out += 1;
         }
@@ -346,7 +347,7 @@ impl LogAccount {
                 recent.push_back((asked_us, started_us));
                 started_us
             }
-            // The gate says nothing of what bounces, or what could not be run.
+            // The gate logs no times for a delivery that bounces, or that could not be run.
             None if end == End::Failure || text.starts_with(b"qmail-remote_") => {
                 let recent = self.held.get(&domain).into_iter().flatten();
                 let before = recent.filter(|&&(asked, _)| asked <= asked_us);
@@ -361,7 +362,7 @@ impl LogAccount {
         }
     }
 
-    /// The oldest deliveries of a qmail-send are not told to end any more: now, then.
+    /// Ends the oldest open deliveries of a qmail-send now, until `left` are open: their ends are not in the log.
     fn cut_off(&mut self, origin: u64, left: usize, now_us: u64) {
         while let known = self.origin(origin)
             && known.open.len() > left
@@ -393,7 +394,7 @@ impl LogAccount {
         }
     }
 
-    /// The log is over. What is open ends now, and what is away has never run.
+    /// The log has ended. Deliveries that are open end now; those that are away never ran.
     pub(super) fn finish(&mut self, log: &Log) {
         let now_us = self.clock.now_us;
         let mut origins: Vec<u64> = self.origins.keys().copied().collect();
@@ -414,7 +415,7 @@ impl LogAccount {
         (lines.cut, lines.reordered) = (log.cut().to_vec(), log.is_reordered());
         let mut first_foreign: Option<&ForeignLines> = None;
         for (tag, foreign_lines) in &self.foreign_lines {
-            // A program whose lines are never qmail-send's is plainly another one.
+            // If no line with this program's name is qmail-send's, the program is another one.
             if !tag.is_empty() && !self.tags.contains(tag) {
                 lines.others += foreign_lines.lines;
                 if lines.other_programs.len() < 5 {
@@ -434,13 +435,13 @@ impl LogAccount {
         }
     }
 
-    /// How many remote deliveries there may be at once, as status lines say, over all queues; None if there is none.
+    /// The limit of remote deliveries in the status lines, added up over all queues; None without a status line.
     pub(super) fn concurrency_remote(&self) -> Option<u32> {
         let limits = self.origins.values().map(|origin| origin.limit);
         Some(limits.fold(0, u32::saturating_add)).filter(|&limit| limit > 0)
     }
 
-    /// The first line that is none of qmail-send's, whoever wrote it.
+    /// The first line that is not qmail-send's, of any program.
     pub(super) fn first_foreign_line(&self) -> Option<&str> {
         let first =
             self.foreign_lines.values().min_by_key(|foreign_lines| foreign_lines.first_read);
@@ -448,14 +449,14 @@ impl LogAccount {
     }
 }
 
-/// `file:7: what is there`
+/// `file:7: text`
 fn excerpt(entry: &Entry<'_>) -> String {
     let text = escaped(&entry.text[..entry.text.len().min(EXCERPT_MAX)]);
     let dots = if entry.text.len() > EXCERPT_MAX { "..." } else { "" };
     format!("{}:{}: {text}{dots}", entry.file, entry.number)
 }
 
-/// As [`std::hash`] would, but the same in each run: a simulation can be repeated.
+/// A hash that is the same in each run, unlike [`std::hash`]'s, so that a simulation can be repeated.
 fn mixed(one: u64, other: u64) -> u64 {
     let sum = (one ^ other.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (sum ^ (sum >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)

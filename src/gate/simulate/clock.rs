@@ -1,8 +1,9 @@
-//! The log's time, which goes on whatever the computer's clock did.
+//! The log's time, which never goes back, whatever the computer's clock did.
 //!
-//! Local times jump where daylight saving time begins and ends. In which zone a log was written it does not say, so
-//! the jump is seen by itself: an hour back, or an hour that is missing, give or take ten minutes without a line, on
-//! a day and at a time at which it may be. What else goes back was set back, and goes on from there.
+//! Local times jump when daylight saving time begins or ends. A log does not name its time zone, so the jump is
+//! recognised by itself: time goes back by an hour, or an hour is missing (with up to ten minutes without a line), in a
+//! night in which clocks may be changed. If time goes back in any other way, the clock was set back, and the log's time
+//! goes on from there.
 //!
 //! Lines of several hosts may stand in turn. Hosts share a hand of the clock until one of them goes back, or ahead by
 //! more than a day. It gets a hand of its own then, so the others are not moved each time that it has a line.
@@ -11,17 +12,17 @@ use std::collections::HashMap;
 
 use crate::qmail::log::stamp::{Basis, Stamp};
 
-/// A clock that goes back by no more than this was read by two writers in turn.
+/// If time goes back by no more than this, two writers have read the clock in turn.
 const JITTER_US: i64 = 5_000_000;
-/// Without a line for longer than this, part of the log is missing, or the clock was wrong. No delivery takes so long.
+/// If no line comes for longer than this, part of the log is missing, or the clock was wrong: no delivery takes as long.
 const GAP_MAX_US: i64 = DAY_US;
 const DAY_US: i64 = 24 * HOUR_US;
 const HOUR_US: i64 = 3_600_000_000;
-/// Of the kind that times without a year are in.
+/// The year that times without a year are read in: a leap year.
 const YEAR_US: i64 = 366 * DAY_US;
 /// The 29th of February in such a year.
 const LEAP_DAY: i64 = 59;
-/// So long no line may come when the clocks are changed.
+/// How long the log may be silent around a change of the clocks.
 const QUIET_US: i64 = 600_000_000;
 
 /// The log's clock: from 0 on, never back.
@@ -75,7 +76,7 @@ impl LogClock {
         let since_us = stamp_us.saturating_sub(offset_us);
         let behind_us = (self.now_us as i64).saturating_sub(since_us);
         if behind_us > JITTER_US {
-            // Whatever clock it is now, it goes on from here.
+            // The log's time goes on from here.
             self.set_back += 1;
             self.split(origin, at, before, offset_us.saturating_sub(behind_us));
         } else if behind_us < -GAP_MAX_US {
@@ -104,7 +105,7 @@ impl LogClock {
 }
 
 impl Hand {
-    /// How much later the beginning is from now on, if times without a year have come to a new one, or over a day
+    /// By how much the offset grows if times without a year have reached a new year, or have passed a 29th of February
     /// that this year does not have.
     fn new_year(&mut self, last: Stamp, stamp_us: i64) -> i64 {
         let (last_day, day) = (last.us.div_euclid(DAY_US), stamp_us.div_euclid(DAY_US));
@@ -138,7 +139,7 @@ fn summer(last: Stamp, Stamp { us, basis, .. }: Stamp) -> i64 {
     }
 }
 
-/// Whether clocks are changed at this time somewhere: in the night to a Sunday, in the months of spring and autumn.
+/// Whether some country changes its clocks at this time: in a night to Sunday, in spring or autumn.
 fn may_change(basis: Basis, us: i64) -> bool {
     let (days, hour) = (us.div_euclid(DAY_US), us.rem_euclid(DAY_US) / HOUR_US);
     let is_sunday = match basis {
@@ -151,7 +152,7 @@ fn may_change(basis: Basis, us: i64) -> bool {
         Basis::Local => crate::date::iso(days).get(5..7).and_then(|month| month.parse().ok()),
         _ => u32::try_from(days / 31 + 1).ok(),
     };
-    // Days over 31 are too few for a month now and then: one more at each end does no harm.
+    // Dividing days by 31 may give the month before. One more month at each end does no harm.
     let is_month = month.is_some_and(|month| matches!(month, 3..=4 | 9..=11))
         || (basis == Basis::NewYear && month.is_some_and(|month| matches!(month, 2 | 8)));
     is_sunday && is_month && hour <= 4
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_year_that_nobody_knows_ends() {
+    fn times_without_a_year_pass_new_year() {
         const DAY: i64 = 86_400;
         let (secs, told) =
             seen(Basis::NewYear, &[365 * DAY, 366 * DAY - 1, 0, 5, 58 * DAY, 60 * DAY - 1]);
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_year_has_a_leap_day_or_not() {
+    fn times_without_a_year_pass_february_with_or_without_a_leap_day() {
         const DAY: i64 = 86_400;
         // From the 28th of February to the 1st of March, a second later.
         let (secs, told) = seen(Basis::NewYear, &[59 * DAY - 1, 60 * DAY]);

@@ -1,9 +1,8 @@
-//! What a line of qmail-send's log tells of a report.
+//! Recovers a delivery's report from a line of qmail-send's log.
 //!
-//! qmail-send writes the report's text with `_` for spaces and for what cannot be printed, and `/` for line feeds; so
-//! which of these a server itself had written is not known. It does not matter to the gate, which reads digits and
-//! words. What qmail-rspawn does before is undone here: it puts the text of the recipient's line before that of the
-//! message's.
+//! qmail-send logs the report's text with `_` for spaces and unprintable bytes, and `/` for line feeds. Which of these
+//! the server itself wrote is lost; the gate reads only digits and words, so that does not matter to it. qmail-rspawn
+//! has put the text of the recipient's line before that of the message's; this is undone here.
 
 use std::net::IpAddr;
 
@@ -38,7 +37,7 @@ pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> DeliveryReport
                     seen: DeliveryVerdict::TooMany(_) | DeliveryVerdict::ConnectFailed,
                     ..
                 } => said,
-                // The gate cuts texts, and it knew.
+                // The gate cuts long texts. It had the whole one when it took this for a refusal.
                 cut => DeliveryReport { seen: DeliveryVerdict::TooMany(Sent::No), ..cut },
             }
         }
@@ -46,10 +45,10 @@ pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> DeliveryReport
     }
 }
 
-/// The report of a delivery that failed. If qmail-remote gave up because of the recipient, that has a line of its own.
+/// The report of a delivery that failed. If qmail-remote gave up because of the recipient, the report has a line for it.
 fn lines(text: &[u8], [of_recipient, of_message]: [u8; 2]) -> Vec<u8> {
     const GAVE_UP: &[u8] = b"\nGiving up on ";
-    // The last one: the server's words are before it.
+    // The last match counts: the server's words stand before it.
     let at = text.windows(GAVE_UP.len()).rposition(|window| window == GAVE_UP);
     match at {
         Some(at) => [&[of_recipient][..], &text[..=at], b"\0D", &text[at + 1..], b"\0"].concat(),
@@ -57,7 +56,7 @@ fn lines(text: &[u8], [of_recipient, of_message]: [u8; 2]) -> Vec<u8> {
     }
 }
 
-/// A report that says the same, in few words: what a simulation keeps until the delivery ends. The gate of the
+/// A short report that classifies as `said`. A simulation keeps `said`, and makes the report when the delivery ends. The gate of the
 /// simulation reads it by [`short`].
 pub(super) fn report(said: &DeliveryReport) -> Vec<u8> {
     let peer = said.peer.map_or_else(|| "somebody".to_string(), |peer: IpAddr| peer.to_string());
@@ -125,7 +124,7 @@ pub(super) fn short(replies: &Replies) -> Result<Replies, OutOfMemory> {
     Ok(Replies::parse(text.as_bytes())?.0)
 }
 
-/// Whether it is what limits learn from: too many, or nobody there.
+/// Whether limits learn from it: too many at once, no connection, or a connection that died.
 pub(super) fn is_objection(seen: DeliveryVerdict) -> bool {
     matches!(
         seen,
@@ -138,7 +137,7 @@ mod tests {
     use super::*;
     use qpatch_gate::report;
 
-    /// As qmail-send's logsafe does it, behind what qmail-rspawn makes of a report.
+    /// The text as qmail-send's logsafe writes it, after qmail-rspawn.
     fn logged(text: &str) -> Vec<u8> {
         let bytes = text.bytes().map(|byte| match byte {
             b'\n' => b'/',
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_is_too_odd() {
+    fn odd_texts_are_read_without_a_panic() {
         for text in
             ["", "/", "_", "/Giving_up_on_", "Giving_up_on_./", "/Giving_up_on_/Giving_up_on_"]
         {

@@ -1,92 +1,39 @@
 //! qmail-send and qmail-rspawn around the gate, on the log's time.
 //!
-//! What is not in the log is modelled: mail that was sent away waits until the gate calls it, and qmail-send makes at
-//! most 3000 passes a second over mail that waits for it. What qmail-send does with such mail says the twin of its code
-//! ([`qpatch_gate_model::retry`]). A message here is its recipients of one pass, which are those that
-//! the log begins one after the other. One whose key is suspended waits for its own time, which is nextretry()'s.
+//! What is not in the log is modelled. Mail that is away waits until the gate calls it, and qmail-send makes at most
+//! 3000 passes a second over mail that is due. [`qpatch_gate_model::retry`], the Rust twin of qmail-send's half,
+//! decides what qmail-send does with such mail. A message consists here of the recipients of one pass: those that the
+//! log starts one after the other. Mail whose key is suspended is tried again at the time of nextretry().
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction, SLOTS_MAX};
 use qpatch_gate::learn::Learning;
-use qpatch_gate::name::{NAME_MAX, domain_of, without_root};
 use qpatch_gate::report::{DeliveryReport, DeliveryVerdict};
-use qpatch_gate::rules::KeyKind;
-use qpatch_gate::table::{Cap, Limit};
+use qpatch_gate::table::Limit;
 use qpatch_gate_model::retry::{ClosedJob, Job, PassEnd, PassStep, ReportedResult, Retry};
-use serde::Serialize;
 
-use crate::gate::simulate::log_report;
+use super::keys::{KeyIndex, SimulatedKey};
+use super::log_report;
 
 /// qmail-send's passes over mail that is due; as in the gate's tests.
 const PASS_US: u64 = 1_000_000 / 3000;
-/// So many deliveries may wait at once; more are left out.
+/// The most deliveries that may wait at once; more are left out.
 pub(super) const WAITING_MAX: usize = 1_000_000;
-/// When there are more keys, those that were never limited are summed up.
-pub(super) const KEYS_MAX: usize = 100_000;
 
-/// What a delivery said whose end the log does not tell.
+/// The report of a delivery whose end is not in the log.
 pub(super) const SILENT: DeliveryReport =
     DeliveryReport { seen: DeliveryVerdict::Nothing, peer: None, rule: None };
 /// qmail-send's channel of mail that goes to qmail-rspawn.
 const REMOTE: usize = 1;
 /// qmail-send's chanskip of that channel.
 const SKIP_SECS: i64 = 20;
-/// A pass that nothing stops has its next recipient sooner. If none comes, it has seen the last one.
+/// A pass reads its next recipient in less time than this. If none comes, the last one was the last of the pass.
 const READ_US: u64 = 10_000;
 
 const NONE: u32 = u32::MAX;
-
-/// What counts together, in the log and with limits.
-#[derive(Debug)]
-pub(super) struct SimulatedKey {
-    pub(super) kind: KeyKind,
-    pub(super) name: Vec<u8>,
-    /// An address that counts here.
-    pub(super) recipient: Vec<u8>,
-    pub(super) cap: Cap,
-    /// How many the log has that are not over by [`super::replay`]'s account.
-    pub(super) open: u32,
-    /// How many run in the log.
-    pub(super) open_now: u32,
-    pub(super) open_peak: u32,
-    pub(super) running: u32,
-    pub(super) peak: u32,
-    /// Waiting or running.
-    pub(super) live: u32,
-    pub(super) deliveries: u64,
-    pub(super) waited: u64,
-    pub(super) waited_us: u64,
-    pub(super) waited_max_us: u64,
-    pub(super) busy: u64,
-    /// Limit 0: would not have started.
-    pub(super) never: u64,
-    /// Refused because of too many, or connected to nobody.
-    pub(super) objections: u64,
-    /// Of these, those that would have gone back as busy.
-    pub(super) refused: u64,
-    /// Deferred because no connection succeeded.
-    pub(super) suspended: u64,
-    /// The lowest limit that was learned.
-    pub(super) lowest: Limit,
-}
-
-impl SimulatedKey {
-    fn is_forgettable(&self) -> bool {
-        let did_nothing = self.waited == 0 && self.busy == 0 && self.never == 0;
-        self.open == 0 && self.live == 0 && did_nothing && self.objections == 0
-    }
-}
-
-/// Keys that are not kept apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(super) struct ForgottenKeys {
-    pub(super) keys: u64,
-    pub(super) deliveries: u64,
-    pub(super) peak_before: u32,
-}
 
 /// A delivery that waits or runs.
 #[derive(Clone, Copy, Debug)]
@@ -116,7 +63,7 @@ struct SimulatedDelivery {
 enum Round {
     /// The one in the log.
     First,
-    /// It has been refused and went back; what it would say now is not known.
+    /// The delivery was refused and went back as busy. What the server would say now is not known.
     Again,
 }
 
@@ -147,7 +94,7 @@ enum MachineEvent {
     End(u32),
     /// The pass of the log has seen the last recipient of this job, unless it has more of them now.
     Read(u32, u32),
-    /// The time of a job has come that nobody has called.
+    /// The retry time of a job has come without a call.
     Job(u32),
     /// qmail-send turns to mail that is due.
     Pass,
@@ -158,12 +105,7 @@ enum MachineEvent {
 pub(super) struct MailSystem {
     gate: Gate,
     pub(super) keys: Vec<SimulatedKey>,
-    /// By kind and name.
-    index: HashMap<Vec<u8>, u32>,
-    free_keys: Vec<u32>,
-    name: Vec<u8>,
-    sweep_at: usize,
-    pub(super) others: ForgottenKeys,
+    pub(super) key_index: KeyIndex,
     deliveries: Vec<SimulatedDelivery>,
     free: Vec<u32>,
     events: BinaryHeap<Reverse<(u64, u64, MachineEvent)>>,
@@ -177,7 +119,7 @@ pub(super) struct MailSystem {
     free_jobs: Vec<u32>,
     runs: Vec<PassJob>,
     free_runs: Vec<u32>,
-    /// The log's pass: its message and its job.
+    /// The pass that the log is in: its message and its job.
     reads: Option<(u32, u32)>,
     /// The job of the pass over what waited, and its next recipient.
     passes: Option<(u32, u32)>,
@@ -200,11 +142,7 @@ impl MailSystem {
         Self {
             gate,
             keys: Vec::new(),
-            index: HashMap::new(),
-            free_keys: Vec::new(),
-            name: Vec::new(),
-            sweep_at: KEYS_MAX,
-            others: ForgottenKeys::default(),
+            key_index: KeyIndex::new(),
             deliveries: Vec::new(),
             free: Vec::new(),
             events: BinaryHeap::new(),
@@ -231,7 +169,7 @@ impl MailSystem {
         }
     }
 
-    /// There are at least so many slots from now on.
+    /// Raises the number of slots to `slots`, if it is lower.
     pub(super) fn grow(&mut self, slots: u32) {
         for slot in self.slots.len() as u32..slots.min(SLOTS_MAX) {
             self.slots.push(NONE);
@@ -239,7 +177,7 @@ impl MailSystem {
         }
     }
 
-    /// Lets everything happen that is due until then.
+    /// Runs everything that is due up to `to_us`.
     pub(super) fn advance(&mut self, to_us: u64) {
         loop {
             let event_us = self.events.peek().map(|&Reverse((at_us, ..))| at_us);
@@ -301,7 +239,7 @@ impl MailSystem {
         }
         if self.now_us >= self.tidied_us + 1_000_000 {
             self.tidied_us = self.now_us;
-            // Without memory to give memory back there is nothing to be done.
+            // Giving memory back may itself need memory. If there is none, it is tried again a second later.
             let _ = self.gate.tidy(self.now_us);
         }
     }
@@ -346,7 +284,7 @@ impl MailSystem {
         run
     }
 
-    /// qmail-send's pass_dochan, but for the log's own pass: up to the next recipient that is to be tried.
+    /// qmail-send's pass_dochan, for all passes but the log's own: goes on to the next recipient that can be tried.
     fn pass(&mut self) {
         while !self.free_slots.is_empty() {
             let (run, mut position) = match self.passes {
@@ -381,14 +319,14 @@ impl MailSystem {
         }
     }
 
-    /// Whether a recipient of the pass is not handed out, because others of its domain wait.
+    /// Whether a recipient of the pass has to wait because others of its domain wait.
     fn waits(&mut self, run: u32, position: u32, delivery: u32) -> bool {
         let key = self.deliveries[delivery as usize].key;
         let recipient = &self.keys[key as usize].recipient;
         self.retry.skip(run as usize, position.into(), recipient)
     }
 
-    /// The gate is asked for those together.
+    /// Asks the gate once for the recipients that wait together.
     fn ask_together(&mut self) {
         while let Some((_, number, domain)) = self.retry.ask(REMOTE) {
             let recipient = [b"@", &domain[..]].concat();
@@ -430,16 +368,16 @@ impl MailSystem {
         }
     }
 
-    /// When qmail-send would try it again: its nextretry(). It takes the time at which a job begins; this is the time
-    /// at which one of its deliveries ends, for a job of the log has no other.
+    /// When qmail-send would try the job again: its nextretry(). That function starts from the time when the job began.
+    /// A job of the log has no such time, so the end of one of its deliveries is used.
     fn natural_secs(&self, job: u32) -> i64 {
         let born_secs = (self.jobs[job as usize].born_us / 1_000_000) as i64;
         let tries = (self.now_secs() - born_secs).isqrt() + SKIP_SECS;
         born_secs + tries * tries
     }
 
-    /// qmail-send hears of a delivery.
-    fn tell(&mut self, at: u32, told: ReportedResult) {
+    /// Reports the end of a delivery to qmail-send.
+    fn report(&mut self, at: u32, told: ReportedResult) {
         let SimulatedDelivery { job, position, run, key, .. } = self.deliveries[at as usize];
         let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
         self.retry.report(
@@ -453,9 +391,9 @@ impl MailSystem {
         );
     }
 
-    /// This delivery comes no more.
+    /// Ends a delivery for good.
     fn finish(&mut self, at: u32) {
-        self.tell(at, ReportedResult::Done);
+        self.report(at, ReportedResult::Done);
         let SimulatedDelivery { key, job, position, run, .. } = self.deliveries[at as usize];
         self.keys[key as usize].live -= 1;
         let recipients = &mut self.jobs[job as usize];
@@ -469,92 +407,12 @@ impl MailSystem {
         self.events.push(Reverse((at_us, self.sequence, due)));
     }
 
-    /// The key of a recipient, and its number.
+    /// The number of the key of a recipient.
     pub(super) fn key(&mut self, recipient: &[u8]) -> u32 {
-        let domain = domain_of(recipient);
-        let (kind, cap) = match domain {
-            // Without an @ there is no domain, and the gate lets it pass.
-            None => {
-                self.name.clear();
-                self.name.extend_from_slice(b"(no @)");
-                (KeyKind::Domain, Cap::NONE)
-            }
-            Some(domain) => {
-                let domain = without_root(domain);
-                let domain = &domain[domain.len().saturating_sub(NAME_MAX)..];
-                let found = self.gate.rules().resolve(domain);
-                self.name.clear();
-                self.name.extend_from_slice(found.name);
-                self.name.make_ascii_lowercase();
-                (found.kind, found.cap)
-            }
-        };
-        self.name.push(kind as u8);
-        if let Some(&at) = self.index.get(&self.name) {
-            return at;
-        }
-        if self.index.len() >= self.sweep_at {
-            self.sweep();
-        }
-        let address = domain.map_or(b"x".to_vec(), |domain| {
-            let domain = &domain[domain.len().saturating_sub(NAME_MAX + 1)..];
-            [b"@", domain].concat()
-        });
-        let key = SimulatedKey {
-            kind,
-            name: self.name[..self.name.len() - 1].to_vec(),
-            recipient: address,
-            cap,
-            open: 0,
-            open_now: 0,
-            open_peak: 0,
-            running: 0,
-            peak: 0,
-            live: 0,
-            deliveries: 0,
-            waited: 0,
-            waited_us: 0,
-            waited_max_us: 0,
-            busy: 0,
-            never: 0,
-            objections: 0,
-            refused: 0,
-            suspended: 0,
-            lowest: cap.limit,
-        };
-        let at = match self.free_keys.pop() {
-            Some(at) => {
-                self.keys[at as usize] = key;
-                at
-            }
-            None => {
-                self.keys.push(key);
-                self.keys.len() as u32 - 1
-            }
-        };
-        self.index.insert(self.name.clone(), at);
-        at
+        self.key_index.key(&mut self.keys, self.gate.rules(), recipient)
     }
 
-    /// Sums up keys that nothing has happened to.
-    fn sweep(&mut self) {
-        let Self { keys, index, free_keys, others, .. } = self;
-        index.retain(|_, &mut at| {
-            let key = &mut keys[at as usize];
-            let forget = key.is_forgettable();
-            if forget {
-                others.keys += 1;
-                others.deliveries += key.deliveries;
-                others.peak_before = others.peak_before.max(key.open_peak);
-                key.deliveries = 0;
-                free_keys.push(at);
-            }
-            !forget
-        });
-        self.sweep_at = KEYS_MAX.max(2 * self.index.len());
-    }
-
-    /// A delivery is handed out now, which runs for so long and says this. False if too many wait already.
+    /// Hands a delivery out now. It runs for `service_us` and ends with this report. False if too many wait already.
     pub(super) fn arrive(
         &mut self,
         key: u32,
@@ -592,7 +450,7 @@ impl MailSystem {
         };
         self.keys[key as usize].live += 1;
         match self.free_slots.pop() {
-            // It does not queue up behind mail that is due: the log says that this was its pass.
+            // It does not wait behind mail that is due: in the log, this was the pass that started it.
             Some(slot) => {
                 let (job, run) = self.reads(message);
                 self.add(job, at);
@@ -614,7 +472,7 @@ impl MailSystem {
         true
     }
 
-    /// The log's pass over this message: what it is here, and its job.
+    /// The log's pass over this message: the number of the message here, and its job.
     fn reads(&mut self, message: u64) -> (u32, u32) {
         if let Some((job, run)) = self.reads {
             if self.jobs[job as usize].message == message {
@@ -727,7 +585,7 @@ impl MailSystem {
             | BusyReason::AtDomainShare(_) => key.busy += 1,
         }
         if key.cap.limit == Limit::AtMost(0) {
-            // It would come back again and again.
+            // It would only come back again.
             key.never += 1;
             self.finish(at);
             self.free.push(at);
@@ -736,7 +594,7 @@ impl MailSystem {
         self.away(at, busy);
     }
 
-    /// It waits until it is called, or until the time that the gate has told.
+    /// The delivery waits in qmail-send until it is called, or until the time in the busy answer.
     fn away(&mut self, at: u32, busy: Busy) {
         let told = match busy.why {
             BusyReason::Suspended(_) => ReportedResult::Deferred,
@@ -748,7 +606,7 @@ impl MailSystem {
                 queue: self.gate.key(busy.key).number,
             },
         };
-        self.tell(at, told);
+        self.report(at, told);
         self.leave(self.deliveries[at as usize].run);
     }
     /// Nothing runs or waits, and every delivery, slot and job can be used again.
@@ -763,7 +621,7 @@ impl MailSystem {
     }
 }
 
-/// As qmail-send's half knows it.
+/// The job's name in the model of qmail-send.
 fn name_of(job: u32) -> Job {
     Job { channel: REMOTE, id: job.into() }
 }

@@ -1,21 +1,22 @@
 //! `qpatch gate simulate`: what limits would have done to the deliveries in a log.
 //!
-//! The gate's own core runs on the log's clock. A delivery asks when the log says that it was handed to qmail-rspawn
-//! first, and runs for as long as it did then. So it comes to the machine when the log has told of its end, in the
-//! order in which the deliveries were handed out; the machine's time is behind what has been read of the log by no
-//! more than the longest of them. What is kept is what is between, and what runs or waits.
+//! **Time.** The gate's own core runs on the log's clock. A delivery asks for a place at the time when the log says
+//! that it was first handed to qmail-rspawn, and runs for as long as it did in the log. It enters the machine when its
+//! end has been read, in the order in which the deliveries were handed out. So the machine's clock is behind the log by
+//! the longest delivery at most. Memory holds what is between the two, and what runs or waits.
 //!
-//! How a delivery ended is in the log, too: the text of its report. The gate hears it, so limits that learn do, and
-//! mail finds its site by the address that took it. But what a server would have said had there been fewer is not
-//! known: whom it refused then, it refuses here. So limits fall lower and rise later than they would. And a delivery
-//! that would have gone back as busy, because it was refused beside others, takes its place for no time when it comes
-//! again: what became of its next try is in the log, as a delivery of its own.
+//! **Reports.** The gate gets the text of each report from the log, so limits that learn move, and mail finds its site
+//! by the address that took it. How a server would have replied to fewer deliveries at once is not known: a delivery
+//! that was refused in the log is refused here. So limits fall lower, and rise later, than they would. A delivery that
+//! would have gone back as busy, because it was refused while others ran, takes a place for no time when it comes
+//! again: its next try is in the log as a delivery of its own.
 //!
-//! [`account`] makes whole deliveries of a log's lines, [`clock`] is their time, [`machine`] is qmail-send and
-//! qmail-rspawn around the gate, [`replay`] takes the deliveries through it, and [`outcome`] is what comes out.
+//! [`account`] makes whole deliveries of a log's lines, [`clock`] is the log's time, [`machine`] is qmail-send and
+//! qmail-rspawn around the gate, [`replay`] takes the deliveries through it, and [`outcome`] prints the result.
 
 mod account;
 mod clock;
+mod keys;
 mod log_report;
 mod machine;
 mod outcome;
@@ -41,8 +42,8 @@ use replay::{Replay, SlotSource};
 /// Arguments of `qpatch gate simulate`.
 #[derive(Debug, Args)]
 pub struct Simulate {
-    /// A file with lines domain:limit[:group[:learn|fixed]], or a folder where qmail is installed,
-    /// whose smtproutes, concurrencyreplies, concurrencysites and known sites then count, too
+    /// A file with lines domain:limit[:group[:learn|fixed]], or a folder where qmail is installed;
+    /// then its smtproutes, concurrencyreplies, concurrencysites and known sites count, too
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
     /// qmail-send's log, - for standard input; may be repeated. Files are read in the order of their
@@ -53,7 +54,7 @@ pub struct Simulate {
     /// Further logs: what a shell makes of `--log /var/log/qmail/@*`
     #[arg(value_name = "LOG")]
     more: Vec<PathBuf>,
-    /// So many deliveries at once, instead of what the log says
+    /// The most deliveries at once, instead of the figure in the log's status lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
     concurrencyremote: Option<u32>,
     /// How to print it
@@ -61,7 +62,7 @@ pub struct Simulate {
     format: Format,
 }
 
-/// So many lines are looked through for status lines before the first delivery.
+/// How many lines are searched for status lines before the first delivery.
 const AHEAD_LINES: u64 = 20_000;
 
 /// Runs it.
@@ -129,7 +130,7 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     Ok(SimulationOutcome::new(&source.domains, lines, default, &run, &account))
 }
 
-/// Nothing could be used: why, and the first line of which that is so.
+/// The error for a log without a usable delivery: why, and the first line that could not be used.
 fn no_delivery(name: &str, account: &LogAccount) -> Error {
     let lines = &account.lines;
     let mut what = format!("no delivery to a remote recipient in {}", count(lines.read, "line"));
@@ -138,14 +139,14 @@ fn no_delivery(name: &str, account: &LogAccount) -> Error {
             all if all == lines.read => "all".to_string(),
             some => some.to_string(),
         };
-        what.push_str(&format!(", {which} of which have no time that is known"));
+        what.push_str(&format!(", {which} of which have no time in a known format"));
     }
     let first = match &lines.first_unusable {
         none if none.is_empty() => account.first_foreign_line().unwrap_or_default(),
         first => first,
     };
     if !first.is_empty() {
-        what.push_str(&format!("; the first line that is of no use is {first}"));
+        what.push_str(&format!("; the first line that cannot be used is {first}"));
     }
     for cut in &lines.cut {
         what.push_str(&format!("; ends too early: {cut}"));

@@ -1,4 +1,4 @@
-//! What came out, for people and for programs.
+//! The result of a simulation, as a table and as JSON.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,15 +9,16 @@ use qpatch_gate::table::Limit;
 use serde::Serialize;
 
 use super::account::{LineCounts, LogAccount};
-use super::machine::{ForgottenKeys, SimulatedKey, WAITING_MAX};
+use super::keys::{ForgottenKeys, SimulatedKey};
+use super::machine::WAITING_MAX;
 use super::replay::{Replay, SlotSource};
 use crate::gate::text::{escaped, key_name, limit_text, limit_value};
 use crate::output::{Side, count, table};
 
-/// So many keys are printed for people.
+/// The most keys in the table.
 const ROWS_MAX: usize = 40;
 
-/// What came out. Times are in seconds.
+/// The result. Times are in seconds.
 #[derive(Debug, Serialize)]
 pub(super) struct SimulationOutcome {
     file: String,
@@ -43,7 +44,7 @@ pub(super) struct SimulationOutcome {
     added_delay: f64,
     busy_answers: u64,
     never_started: u64,
-    /// Deliveries that were refused because of too many, or connected to nobody.
+    /// Deliveries that were refused as too many at once, or reached no server.
     objections: u64,
     /// How much later the last one ends; below 0, how much earlier.
     last_end_later: f64,
@@ -155,7 +156,7 @@ impl SimulationOutcome {
             objections: sum(|key| key.objections),
             last_end_later: (machine.last_end_us as i64 - run.last_end_us as i64) as f64 / 1e6,
             keys: keys.iter().map(row).collect(),
-            others: machine.others,
+            others: machine.key_index.forgotten,
         }
     }
 
@@ -245,7 +246,7 @@ impl SimulationOutcome {
         self.learned(out)
     }
 
-    /// The keys that learn and were objected to.
+    /// Prints the keys that learn and whose servers objected.
     fn learned(&self, out: &mut dyn Write) -> io::Result<()> {
         let columns = [
             ("LEARNS", Side::Left),
@@ -280,7 +281,7 @@ impl SimulationOutcome {
         self.keys.iter().filter(|row| row.learns && row.objections > 0)
     }
 
-    /// What to know about these figures.
+    /// Notes about how far the figures can be trusted.
     fn notes(&self) -> Vec<String> {
         let lines = &self.lines;
         let mut notes = Vec::new();
@@ -337,42 +338,43 @@ impl SimulationOutcome {
         );
         note(
             lines.restarts,
-            format!("the numbers of deliveries began anew {}", times(lines.restarts)),
+            format!("the numbers of deliveries started over {}", times(lines.restarts)),
         );
         note(lines.set_back, format!("the clock was set back {}", times(lines.set_back)));
         note(
             lines.clock_changes,
             format!(
-                "daylight saving time began or ended {}, as an hour that is missing or comes twice says",
+                "daylight saving time began or ended {}: an hour is missing or comes twice",
                 times(lines.clock_changes)
             ),
         );
         note(
             lines.gaps,
-            format!("nothing for more than a day {}, taken as a day each", times(lines.gaps)),
+            format!("no line for more than a day {}, each taken as one day", times(lines.gaps)),
         );
         note(
             lines.whole_seconds.into(),
-            "the time stamps have whole seconds, so times and peaks are that exact".to_string(),
+            "the time stamps have whole seconds, so times and peaks are accurate to one second only"
+                .to_string(),
         );
         let learned = self.learning().count() as u64;
         let back: u64 = self.keys.iter().map(|row| row.refused).sum();
         note(
             learned,
-            "whom a server refused in the log it refuses here, with however few beside; what it had taken with fewer \
-             is not known, so limits fall lower and rise later than they would"
+            "deliveries that were refused in the log are refused here, too, even with fewer at once; so limits fall \
+             lower and rise later than they would"
                 .to_string(),
         );
         note(
             back,
             format!(
-                "gone back as busy: {back}; not tried once more here, because their next tries are in the log"
+                "gone back as busy: {back}; not tried again here, because their next tries are in the log"
             ),
         );
         note(
             u64::from(learned == 0) * self.objections,
             format!(
-                "{} refused because of too many, or connected to nobody; no line for them learns",
+                "{} refused as too many at once, or reached no server; no line for them learns",
                 deliveries(self.objections)
             ),
         );
@@ -380,22 +382,22 @@ impl SimulationOutcome {
         note(
             lines.held_already,
             format!(
-                "this server has a gate: {} held and {} in the log, taken as deliveries that waited",
-                lines.held_already,
+                "this server has a gate: {} held and {} in the log; both count as deliveries that waited",
+                deliveries(lines.held_already),
                 count(lines.busy_already, "busy answer")
             ),
         );
         note(
             u64::from(!has_times) * lines.busy_already,
             format!(
-                "{} in the log already, and nothing of what was held: what a gate of an older qpatch held counts as running",
+                "the log has {}, but does not say what was held (an older qpatch): held deliveries count as running",
                 count(lines.busy_already, "busy answer")
             ),
         );
         note(
             lines.suspended_already,
             format!(
-                "{} in the log that a server is not tried for a time: left out",
+                "{} in the log that a server is not tried for some time: left out",
                 count(lines.suspended_already, "answer")
             ),
         );

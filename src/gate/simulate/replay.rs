@@ -1,4 +1,4 @@
-//! The deliveries of a log, one after the other, through the machine.
+//! Takes the deliveries of a log through the machine, one after the other, and counts what ran in the log itself.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -8,11 +8,11 @@ use qpatch_gate::gate::Gate;
 use super::account::{LogAccount, LoggedDelivery};
 use super::machine::MailSystem;
 
-/// What a gate that the log has already started when another had ended started a little before the log tells of that
-/// end: the report has to get there. It is not taken as another one at once.
+/// In the log of a gate, a delivery that took another one's place starts a little before the other one's end is logged,
+/// because the report needs time to reach qmail-send. Up to this time, the two do not count as running at once.
 const REPORT_US: u64 = 50_000;
 
-/// When a delivery of the log begins or ends to run: at what time, by which line, and whose key it is.
+/// A delivery of the log starts or ends: the time, the line of the log, which of both, and the key.
 type LogChange = Reverse<(u64, u64, RunState, u32)>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,7 +21,7 @@ enum RunState {
     Running,
 }
 
-/// The machine, and beside it what the log says.
+/// The machine, and the figures of the log beside it.
 #[derive(Debug)]
 pub(super) struct Replay {
     pub(super) machine: MailSystem,
@@ -38,14 +38,14 @@ pub(super) struct Replay {
     left_out: u64,
 }
 
-/// Who says how many slots there are.
+/// Where the number of slots comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SlotSource {
     /// The operator.
     Given,
     /// A status line of the log.
     Status,
-    /// Nobody: as many as were used, and the default at least.
+    /// As many as the log uses, and at least the default.
     Used,
 }
 
@@ -65,7 +65,7 @@ impl Replay {
         }
     }
 
-    /// All deliveries whose ends are known.
+    /// Takes all deliveries whose ends are known.
     pub(super) fn take(&mut self, account: &mut LogAccount) {
         match self.slots {
             SlotSource::Given => {}
@@ -101,7 +101,7 @@ impl Replay {
         }
     }
 
-    /// What ran in the log up to this time and line.
+    /// Counts what ran in the log up to this time and line.
     fn until(&mut self, us: u64, by_line: u64) {
         while let Some(&Reverse((at_us, line, is, key))) = self.changes.peek()
             && (at_us, line) < (us, by_line)
@@ -124,7 +124,7 @@ impl Replay {
         }
     }
 
-    /// The log is over: what runs or waits comes to its end.
+    /// The log has ended: runs the machine until nothing runs or waits.
     pub(super) fn finish(&mut self, account: &mut LogAccount) {
         self.take(account);
         self.until(u64::MAX, u64::MAX);
@@ -136,7 +136,7 @@ impl Replay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::simulate::machine::KEYS_MAX;
+    use crate::gate::simulate::keys::KEYS_MAX;
     use crate::qmail::log::{Entry, Log};
     use qpatch_gate::gate::SLOTS_MAX;
     use qpatch_gate::route::Routes;
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_log_says_of_a_server_is_learned_from() {
+    fn limits_learn_from_the_reports_in_the_log() {
         // A server with ten places: of twenty that come at once, ten are refused at once. Then what fits.
         let stamp = |ms: u64| format!("{}.{:03}", ms / 1000, ms % 1000);
         let mut lines = Vec::new();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn closed_domains_do_not_run_on_for_ever() {
+    fn mail_of_a_domain_with_limit_0_ends() {
         let run = run("a.example:0\n", 10, &steady(100, 100, 1000));
         let machine = &run.machine;
         assert_eq!(machine.keys[0].never, 100);
@@ -332,11 +332,11 @@ mod tests {
         let run = run(":1\n", 10, &log);
         assert!(run.machine.keys.len() <= KEYS_MAX);
         let listed: u64 = run.machine.keys.iter().map(|key| key.deliveries).sum();
-        assert_eq!(listed + run.machine.others.deliveries, run.deliveries);
-        assert_eq!(run.machine.others.peak_before, 1);
+        assert_eq!(listed + run.machine.key_index.forgotten.deliveries, run.deliveries);
+        assert_eq!(run.machine.key_index.forgotten.peak_before, 1);
     }
 
-    /// What is to be the same when a log is replayed with the limits that it was made with.
+    /// The figures that must be the same when a log is replayed with the limits that it was made with.
     #[derive(Debug)]
     struct ReplayFigures {
         deliveries: u64,
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn what_bounces_starts_in_its_turn() {
+    fn a_delivery_that_bounces_starts_in_its_turn() {
         // The gate has no line for it; it started after those that were handed out before.
         let burst: Vec<_> = (1..=60).map(|n| (1_000_000 + n, n, "a.example", 2000)).collect();
         let text = run(":5\n", 255, &log_of(&burst)).machine.log.text();

@@ -1,4 +1,4 @@
-//! For tests: the log that qmail-send would write of a simulation, with the lines of its gate.
+//! For tests: the log that qmail-send would write for a simulation, with the lines of its gate.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ pub(super) struct WrittenLog {
     started: u64,
     /// By delivery: its number in the log.
     numbers: HashMap<u32, u64>,
-    /// What is behind each delivery's address and report: the name of a queue.
+    /// The text after each address and report, as a log of several queues has it: a space and the queue's name.
     pub(super) queue: &'static str,
 }
 

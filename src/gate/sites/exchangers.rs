@@ -5,57 +5,58 @@ use std::time::Duration;
 
 /// The servers to ask, and how long to wait.
 #[derive(Clone, Debug)]
-pub(super) struct Asker {
+pub(super) struct Resolver {
     /// Empty: those of /etc/resolv.conf.
     pub(super) servers: Vec<SocketAddr>,
-    /// For one answer. Each question is asked twice.
+    /// The time for one answer. Each query is sent twice.
     pub(super) answer: Duration,
-    /// For everything.
+    /// The time for all names together.
     pub(super) total: Duration,
 }
 
 /// What qmail-remote asks DNS for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hop {
+pub(super) enum Query {
     /// The mail exchangers of a domain.
     Domain,
-    /// The address of a relay of smtproutes: its own name is that of the exchanger, and those that it is an alias of.
+    /// The address of a relay of smtproutes. The relay counts as its own exchanger, with the names that it is an alias
+    /// of.
     Relay,
 }
 
-/// Who takes mail.
+/// A host that takes mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Exchanger {
-    /// The lower the earlier it is tried.
+    /// A lower one is tried earlier.
     pub(super) preference: u16,
-    /// In lower case, without a dot at the end. None if the name does not count: mail goes there all the same, but the
-    /// host belongs to no site.
+    /// In lower case, without a dot at the end. None if the name is not a host name: mail goes there all the same, but
+    /// the host belongs to no site.
     pub(super) name: Option<String>,
 }
 
 /// The answer of DNS for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum DnsAnswer {
     /// The most preferred first; at least one.
     Exchangers(Vec<Exchanger>),
-    /// No exchangers: the name's own host takes its mail. Its name and those that it is an alias of.
+    /// No exchangers: the host of this name takes the mail itself. Its name, and the names that it is an alias of.
     Host(Vec<Exchanger>),
     /// There is no such domain.
     NoDomain,
     /// It takes no mail (RFC 7505).
     NoMail,
-    /// Nothing that can be relied on; why.
-    Nothing(String),
+    /// No reliable answer, and the reason.
+    NoAnswer(String),
 }
 
 /// Returns whether a name can be asked for: up to 253 bytes of letters, digits, `-` and `_` between dots, and no
 /// address.
 pub(super) fn is_name(name: &str) -> bool {
-    let is_label = |label: &str| (1..=63).contains(&label.len()) && is_plain(label.as_bytes());
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && is_host_label(label.as_bytes());
     name.len() <= 253 && name.split('.').all(is_label) && name.parse::<IpAddr>().is_err()
 }
 
-pub(super) fn is_plain(label: &[u8]) -> bool {
+pub(super) fn is_host_label(label: &[u8]) -> bool {
     label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }
 

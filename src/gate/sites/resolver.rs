@@ -15,27 +15,27 @@ use hickory_resolver::system_conf::read_system_conf;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::exchangers::{Asker, Exchanger, Hop, Said, is_plain};
+use super::exchangers::{DnsAnswer, Exchanger, Query, Resolver, is_host_label};
 use crate::error::Error;
 
-/// Names that are looked up at the same time.
-const AT_ONCE: usize = 20;
-/// After this many failures and no answer, the server is asked for the root. If it is silent there too, the rest is not
-/// asked.
-const GIVE_UP_AFTER_FAILURES: usize = 2 * AT_ONCE;
+/// How many names are looked up at the same time.
+const PARALLEL_QUERIES: usize = 20;
+/// After this many failures without an answer, the server is asked for the root. If that has no answer either, the
+/// other names are not asked.
+const GIVE_UP_AFTER_FAILURES: usize = 2 * PARALLEL_QUERIES;
 /// A look-up with all its aliases and attempts ends after this many times the time for one answer.
 const TIMEOUTS_PER_NAME: u32 = 4;
 /// The most aliases that are followed, one after the other.
-const ALIASES: usize = 8;
+const ALIASES_MAX: usize = 8;
 /// The most preferred exchangers of a domain that are kept. An answer has room for 4000 names of 255 bytes, and the
 /// owner of the domain chooses them.
 const EXCHANGERS_MAX: usize = 16;
 
-/// A name of DNS as text, if it is one that counts.
+/// A name of DNS as text; None if it is not a host name.
 fn text(name: &Name) -> Option<String> {
     let mut text = String::new();
     for label in name.iter() {
-        if !is_plain(label) {
+        if !is_host_label(label) {
             return None;
         }
         if !text.is_empty() {
@@ -46,17 +46,17 @@ fn text(name: &Name) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-impl Asker {
-    /// Asks for each of the names, for which [`is_name`] holds, and returns what `judge` makes of the answers, in the
-    /// order of the names. An answer is judged and dropped as soon as it is there: 100,000 of them, with 16 names of 255
-    /// bytes each, would take half a gigabyte.
+impl Resolver {
+    /// Asks for each of the names, for which [`is_name`] holds, and returns `judge` of the answers, in the order of the
+    /// names. An answer is judged and dropped when it arrives: 100,000 answers with 16 names of 255 bytes each would
+    /// take half a gigabyte.
     ///
     /// # Errors
     /// There is no server to ask.
     pub(super) fn ask<T: Clone>(
         &self,
-        names: &[(String, Hop)],
-        judge: impl Fn(Said) -> T,
+        names: &[(String, Query)],
+        judge: impl Fn(DnsAnswer) -> T,
     ) -> Result<Vec<T>, Error> {
         if names.is_empty() {
             return Ok(Vec::new());
@@ -69,7 +69,7 @@ impl Asker {
         runtime.block_on(self.ask_all(&settings, names, judge))
     }
 
-    fn settings(&self) -> Result<Settings, Error> {
+    fn settings(&self) -> Result<ResolverSettings, Error> {
         let (mut config, mut options) = match self.servers.is_empty() {
             true => read_system_conf().map_err(|error| {
                 let help = "name a server with --server";
@@ -87,43 +87,47 @@ impl Asker {
         // No name is asked for twice, and an answer may take a megabyte.
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
-        Ok(Settings { config, options })
+        Ok(ResolverSettings { config, options })
     }
 
     async fn ask_all<T: Clone>(
         &self,
-        settings: &Settings,
-        names: &[(String, Hop)],
-        judge: impl Fn(Said) -> T,
+        settings: &ResolverSettings,
+        names: &[(String, Query)],
+        judge: impl Fn(DnsAnswer) -> T,
     ) -> Result<Vec<T>, Error> {
         let deadline = Instant::now() + self.total;
-        let late = Said::Nothing(format!("not asked: {} s were over", self.total.as_secs()));
+        let late = DnsAnswer::NoAnswer(format!("not asked: {} s were over", self.total.as_secs()));
         let mut judged = vec![judge(late); names.len()];
         let mut asking = JoinSet::new();
         let mut order = shuffled(names.len()).into_iter();
         let (mut answered, mut failed) = (0, 0);
-        let mut server = Server::NotProbed;
+        let mut server = ServerHealth::NotProbed;
         loop {
-            if server == Server::NotProbed && answered == 0 && failed >= GIVE_UP_AFTER_FAILURES {
+            if server == ServerHealth::NotProbed
+                && answered == 0
+                && failed >= GIVE_UP_AFTER_FAILURES
+            {
                 let probed = timeout_at(deadline, self.probe(&settings.resolver()?)).await;
-                server = probed.unwrap_or(Server::Silent);
+                server = probed.unwrap_or(ServerHealth::Silent);
             }
-            while server != Server::Silent
-                && asking.len() < AT_ONCE
+            while server != ServerHealth::Silent
+                && asking.len() < PARALLEL_QUERIES
                 && let Some(next) = order.next()
             {
-                let (at, resolver, (name, hop)) = (next, settings.resolver()?, names[next].clone());
+                let (at, resolver, (name, query)) =
+                    (next, settings.resolver()?, names[next].clone());
                 let whole = self.answer * TIMEOUTS_PER_NAME;
                 asking.spawn(async move {
-                    let asked = timeout(whole, ask_one(&resolver, &name, hop)).await;
-                    (at, asked.unwrap_or_else(|_| nothing("no answer in time")))
+                    let asked = timeout(whole, ask_one(&resolver, &name, query)).await;
+                    (at, asked.unwrap_or_else(|_| no_answer("no answer in time")))
                 });
             }
             let Ok(Some(ended)) = timeout_at(deadline, asking.join_next()).await else { break };
-            // Otherwise the resolver has panicked: this name is as if it had not been asked for.
+            // Otherwise the resolver has panicked, and this name counts as not asked.
             if let Ok((at, answer)) = ended {
                 match answer {
-                    Said::Nothing(_) => failed += 1,
+                    DnsAnswer::NoAnswer(_) => failed += 1,
                     _ => answered += 1,
                 }
                 judged[at] = judge(answer);
@@ -131,35 +135,35 @@ impl Asker {
                 failed += 1;
             }
         }
-        if server == Server::Silent {
+        if server == ServerHealth::Silent {
             let given_up =
-                judge(Said::Nothing(format!("not asked: {failed} others had no answer")));
+                judge(DnsAnswer::NoAnswer(format!("not asked: {failed} others had no answer")));
             order.for_each(|at| judged[at] = given_up.clone());
         }
         Ok(judged)
     }
 
-    /// Asks for the name servers of the root, which every resolver knows. Strangers choose the other names, and may own
-    /// many that have no answer.
-    async fn probe(&self, resolver: &TokioResolver) -> Server {
+    /// Asks for the name servers of the root, which every resolver knows. The other names come from strangers, who may
+    /// own many without an answer.
+    async fn probe(&self, resolver: &TokioResolver) -> ServerHealth {
         let root = resolver.lookup(Name::root(), RecordType::NS);
         match timeout(self.answer * TIMEOUTS_PER_NAME, root).await {
-            Ok(Ok(_) | Err(NetError::Dns(_))) => Server::Answers,
-            Ok(Err(_)) | Err(_) => Server::Silent,
+            Ok(Ok(_) | Err(NetError::Dns(_))) => ServerHealth::Answers,
+            Ok(Err(_)) | Err(_) => ServerHealth::Silent,
         }
     }
 }
 
-/// How a resolver is made.
+/// The configuration of the resolvers.
 #[derive(Debug)]
-struct Settings {
+struct ResolverSettings {
     config: ResolverConfig,
     options: ResolverOpts,
 }
 
-impl Settings {
-    /// A resolver for one name. Names share none, since its names would share a TCP connection too: many servers answer
-    /// the questions of a connection one after the other, and a stranger's answer may take long.
+impl ResolverSettings {
+    /// A resolver for one name. If names shared a resolver, they would share its TCP connection. Many servers answer
+    /// the queries of a connection one after the other, so one slow answer of a stranger would delay the others.
     fn resolver(&self) -> Result<TokioResolver, Error> {
         let provider = TokioRuntimeProvider::default();
         TokioResolver::builder_with_config(self.config.clone(), provider)
@@ -169,33 +173,34 @@ impl Settings {
     }
 }
 
-/// What is known of the server that is asked.
+/// Whether the name servers answer at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Server {
+enum ServerHealth {
     NotProbed,
     Answers,
     Silent,
 }
 
-/// The numbers below `count` in a random order, so that silent names in a row do not use up the time of all others.
+/// The numbers below `count` in random order, so that many names without an answer in a row do not use up the time of
+/// the others.
 fn shuffled(count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     fastrand::shuffle(&mut order);
     order
 }
 
-fn nothing(why: &str) -> Said {
-    Said::Nothing(why.to_string())
+fn no_answer(why: &str) -> DnsAnswer {
+    DnsAnswer::NoAnswer(why.to_string())
 }
 
-async fn ask_one(resolver: &TokioResolver, name: &str, hop: Hop) -> Said {
+async fn ask_one(resolver: &TokioResolver, name: &str, query: Query) -> DnsAnswer {
     // With the dot at its end no search list applies.
-    let Ok(host) = Name::from_ascii(format!("{name}.")) else { return nothing("not a name") };
-    if hop == Hop::Domain {
+    let Ok(host) = Name::from_ascii(format!("{name}.")) else { return no_answer("not a name") };
+    if query == Query::Domain {
         match resolver.lookup(host.clone(), RecordType::MX).await {
-            // Where the server gives an alias only, the resolver has asked for its target, and says so.
+            // If the server gives only an alias, the resolver has asked for its target, which is then the query's name.
             Ok(found) => return exchangers(found.query().name(), found.answers()),
-            // No MX record: it is its own exchanger (RFC 5321, 5.1), and so is what it is an alias of.
+            // No MX record: the name is its own exchanger (RFC 5321, 5.1), and so are the names that it is an alias of.
             Err(error) if is_no_data(&error) => {}
             Err(error) => return failure(&error),
         }
@@ -204,15 +209,15 @@ async fn ask_one(resolver: &TokioResolver, name: &str, hop: Hop) -> Said {
     let mut host = host;
     loop {
         found.push(Exchanger { preference: 0, name: text(&host) });
-        if found.len() > ALIASES {
-            return nothing("too many aliases, or a loop of them");
+        if found.len() > ALIASES_MAX {
+            return no_answer("too many aliases, or a loop of them");
         }
         match resolver.lookup(host.clone(), RecordType::CNAME).await {
-            Err(error) if is_no_data(&error) => return Said::Host(found),
+            Err(error) if is_no_data(&error) => return DnsAnswer::Host(found),
             Err(error) => return failure(&error),
             Ok(answer) => match alias(&host, answer.answers()) {
                 Some(target) if text(target).is_some() => host = target.clone(),
-                _ => return nothing("an alias that is no name"),
+                _ => return no_answer("an alias that is no name"),
             },
         }
     }
@@ -227,9 +232,9 @@ fn alias<'a>(name: &Name, answers: &'a [Record]) -> Option<&'a Name> {
 }
 
 /// The mail exchangers among the answers: those of the name, or of what it is an alias of.
-fn exchangers(name: &Name, answers: &[Record]) -> Said {
+fn exchangers(name: &Name, answers: &[Record]) -> DnsAnswer {
     let mut owner = name;
-    for _ in 0..ALIASES {
+    for _ in 0..ALIASES_MAX {
         let Some(target) = alias(owner, answers) else { break };
         owner = target;
     }
@@ -246,14 +251,14 @@ fn exchangers(name: &Name, answers: &[Record]) -> Said {
         }
     }
     if records == 0 {
-        return nothing("an answer to something else");
+        return no_answer("an answer to something else");
     }
     if found.is_empty() {
-        return Said::NoMail;
+        return DnsAnswer::NoMail;
     }
     found.sort();
     found.dedup();
-    // Of more equals than are kept, those left out are as if they had no names: nobody has looked where they are.
+    // If there are more equally preferred exchangers than are kept, the others count as one without a name.
     if let [.., (last, _), (more, _)] = found[..found.len().min(EXCHANGERS_MAX + 1)]
         && found.len() > EXCHANGERS_MAX
     {
@@ -263,10 +268,10 @@ fn exchangers(name: &Name, answers: &[Record]) -> Said {
         }
     }
     let exchanger = |(preference, name)| Exchanger { preference, name };
-    Said::Exchangers(found.into_iter().map(exchanger).collect())
+    DnsAnswer::Exchangers(found.into_iter().map(exchanger).collect())
 }
 
-/// Whether the name exists, without records of this sort. Not so for a server that only knows who else may know.
+/// Whether the name exists, but has no records of this type. A referral to other servers is not such an answer.
 fn is_no_data(error: &NetError) -> bool {
     matches!(
         error,
@@ -279,11 +284,11 @@ fn is_no_data(error: &NetError) -> bool {
     )
 }
 
-fn failure(error: &NetError) -> Said {
+fn failure(error: &NetError) -> DnsAnswer {
     if error.is_nx_domain() {
-        return Said::NoDomain;
+        return DnsAnswer::NoDomain;
     }
-    nothing(&match error {
+    no_answer(&match error {
         NetError::Timeout => "no answer in time".to_string(),
         NetError::Dns(DnsError::ResponseCode(ResponseCode::ServFail)) => "SERVFAIL".to_string(),
         NetError::Dns(DnsError::ResponseCode(ResponseCode::Refused)) => "REFUSED".to_string(),
@@ -313,7 +318,7 @@ mod tests {
 
     fn found(answers: &[Record]) -> Vec<(u16, Option<String>)> {
         match exchangers(&name("a.example."), answers) {
-            Said::Exchangers(list) => {
+            DnsAnswer::Exchangers(list) => {
                 list.into_iter().map(|found| (found.preference, found.name)).collect()
             }
             other => panic!("{other:?}"),
@@ -321,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_asked_for_counts() {
+    fn only_records_of_the_name_asked_for_count() {
         let answers = [
             mx("a.example.", 20, name("Second.example.")),
             mx("a.example.", 10, name("first.example.")),
@@ -331,13 +336,13 @@ mod tests {
         let expected = [(10, some("first.example")), (20, some("second.example"))];
         assert_eq!(found(&answers), expected);
         let other = exchangers(&name("c.example."), &answers);
-        assert!(matches!(other, Said::Nothing(_)), "{other:?}");
+        assert!(matches!(other, DnsAnswer::NoAnswer(_)), "{other:?}");
         let aliases = [
             Record::from_rdata(name("a.example."), 60, RData::CNAME(CNAME(name("b.example.")))),
             Record::from_rdata(name("b.example."), 60, RData::CNAME(CNAME(name("a.example.")))),
             mx("b.example.", 1, name("other.example.")),
         ];
-        assert!(matches!(exchangers(&name("z.example."), &aliases), Said::Nothing(_)));
+        assert!(matches!(exchangers(&name("z.example."), &aliases), DnsAnswer::NoAnswer(_)));
         // A loop within an answer ends somewhere.
         let _ = exchangers(&name("a.example."), &aliases);
         assert_eq!(found(&[aliases[0].clone(), aliases[2].clone()])[0].1, some("other.example"));
@@ -357,7 +362,7 @@ mod tests {
         }
         assert_eq!(
             exchangers(&name("a.example."), &[mx("a.example.", 0, Name::root())]),
-            Said::NoMail
+            DnsAnswer::NoMail
         );
     }
 
@@ -376,26 +381,26 @@ mod tests {
 
     #[test]
     fn the_time_for_everything_is_bounded() {
-        // A server that hears and says nothing.
+        // A server that never answers.
         let deaf = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let asker = |answer_ms, total_ms| Asker {
+        let resolver = |answer_ms, total_ms| Resolver {
             servers: vec![deaf.local_addr().unwrap()],
             answer: Duration::from_millis(answer_ms),
             total: Duration::from_millis(total_ms),
         };
-        let names: Vec<_> = (0..500).map(|n| (format!("d{n}.example"), Hop::Domain)).collect();
+        let names: Vec<_> = (0..500).map(|n| (format!("d{n}.example"), Query::Domain)).collect();
         let start = std::time::Instant::now();
-        let said = asker(60_000, 300).ask(&names, |said| said).unwrap();
+        let said = resolver(60_000, 300).ask(&names, |said| said).unwrap();
         assert!(start.elapsed() < Duration::from_secs(10));
         assert_eq!(said.len(), 500);
-        assert!(said.iter().all(|said| matches!(said, Said::Nothing(_))), "{said:?}");
-        let said = asker(50, 60_000).ask(&names, |said| said).unwrap();
+        assert!(said.iter().all(|said| matches!(said, DnsAnswer::NoAnswer(_))), "{said:?}");
+        let said = resolver(50, 60_000).ask(&names, |said| said).unwrap();
         assert!(start.elapsed() < Duration::from_secs(20), "it gives up");
         // In whatever order: some were asked, and for all others it was given up.
-        let asked = said.iter().filter(|&said| *said == nothing("no answer in time")).count();
+        let asked = said.iter().filter(|&said| *said == no_answer("no answer in time")).count();
         assert!((GIVE_UP_AFTER_FAILURES..100).contains(&asked), "{asked}: {said:?}");
         let given_up = said.iter().filter(
-            |said| matches!(said, Said::Nothing(why) if why.ends_with("others had no answer")),
+            |said| matches!(said, DnsAnswer::NoAnswer(why) if why.ends_with("others had no answer")),
         );
         assert_eq!(given_up.count(), said.len() - asked, "{said:?}");
     }

@@ -1,0 +1,156 @@
+//! The status as JSON.
+
+use serde::Serialize;
+
+use super::View;
+use super::domain::DomainStatus;
+use crate::gate::status_file::SpawnerStatus;
+use crate::gate::text::limit_value;
+use crate::qmail::remote_status::RemoteStatus;
+
+impl View {
+    /// What is printed as JSON.
+    pub(super) fn report(&self) -> ShowReport<'_> {
+        let status = &self.status;
+        let keys = status.keys.iter().zip(&self.rates).map(|(key, &rate)| KeyReport {
+            kind: key.kind.name(),
+            key: &key.name,
+            limit: limit_value(key.limit),
+            effective_limit: limit_value(key.effective),
+            objected: (key.objected_secs > 0).then_some(key.objected_secs),
+            suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
+            running: key.running,
+            held: key.held,
+            away: key.away,
+            busy: key.busy,
+            done: key.done,
+            peak: key.peak,
+            per_second: (rate * 1000.0).round() / 1000.0,
+            mean_ms: (key.mean_ms > 0).then_some(key.mean_ms),
+            last_error: &key.error,
+        });
+        ShowReport {
+            state: status.state.name(),
+            in_force: status.in_force.name(),
+            pid: status.pid,
+            alive: self.alive(),
+            written: status.written_secs,
+            conf_spawn: status.slots,
+            concurrencyremote: status.concurrency_remote,
+            running: status.in_use.saturating_sub(status.held),
+            held: status.held,
+            asked_total: status.totals.asked,
+            done_total: status.totals.done,
+            held_total: status.totals.held,
+            busy_total: status.totals.busy,
+            expired_total: status.totals.expired,
+            refused_total: status.totals.refused,
+            suspended_total: status.totals.suspended,
+            lines: status.domains,
+            routes: status.routes,
+            loaded: (status.loaded_secs > 0).then_some(status.loaded_secs),
+            mapped_domains: status.mapped,
+            seen_next_hops: status.seen,
+            problems: &status.problems,
+            spawners: match self.spawners.len() {
+                1 => Vec::new(),
+                _ => self.spawners.iter().map(SpawnerReport::new).collect(),
+            },
+            starts: &self.starts,
+            domains: &self.domains,
+            keys: if self.domains.is_empty() { keys.collect() } else { Vec::new() },
+            unlisted: status.unlisted,
+        }
+    }
+}
+
+/// What is printed as JSON. Times are in seconds since 1970.
+#[derive(Serialize)]
+pub(super) struct ShowReport<'a> {
+    state: &'static str,
+    /// Which limits are in force.
+    in_force: &'static str,
+    pid: u32,
+    alive: Option<bool>,
+    written: u64,
+    conf_spawn: u32,
+    concurrencyremote: u32,
+    running: u32,
+    held: u32,
+    asked_total: u64,
+    done_total: u64,
+    held_total: u64,
+    busy_total: u64,
+    expired_total: u64,
+    refused_total: u64,
+    suspended_total: u64,
+    lines: u64,
+    routes: u64,
+    loaded: Option<u64>,
+    mapped_domains: u64,
+    seen_next_hops: u64,
+    problems: &'a [String],
+    /// Each spawner, if there are several. The other figures are of all of them together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    spawners: Vec<SpawnerReport>,
+    /// How each spawner starts qmail-remote.
+    #[serde(skip_serializing_if = "<[RemoteStatus]>::is_empty")]
+    starts: &'a [RemoteStatus],
+    /// The domains of --domain; `keys` is empty then.
+    #[serde(skip_serializing_if = "<[DomainStatus]>::is_empty")]
+    domains: &'a [DomainStatus],
+    keys: Vec<KeyReport<'a>>,
+    unlisted: u64,
+}
+
+#[derive(Serialize)]
+struct SpawnerReport {
+    spawner: u32,
+    state: &'static str,
+    in_force: &'static str,
+    pid: u32,
+    alive: Option<bool>,
+    written: u64,
+    conf_spawn: u32,
+    concurrencyremote: u32,
+    running: u32,
+    held: u32,
+}
+
+impl SpawnerReport {
+    fn new(spawner: &SpawnerStatus) -> Self {
+        let status = &spawner.status;
+        Self {
+            spawner: spawner.number,
+            state: status.state.name(),
+            in_force: status.in_force.name(),
+            pid: status.pid,
+            alive: spawner.process.alive(),
+            written: status.written_secs,
+            conf_spawn: status.slots,
+            concurrencyremote: status.concurrency_remote,
+            running: status.in_use.saturating_sub(status.held),
+            held: status.held,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct KeyReport<'a> {
+    kind: &'static str,
+    key: &'a str,
+    /// null is unlimited.
+    limit: Option<u32>,
+    effective_limit: Option<u32>,
+    objected: Option<u64>,
+    suspended_until: Option<u64>,
+    running: u32,
+    held: u32,
+    away: u32,
+    busy: u64,
+    done: u64,
+    peak: u32,
+    per_second: f64,
+    mean_ms: Option<u64>,
+    last_error: &'a str,
+}
