@@ -232,7 +232,7 @@ fn a_limit_is_changed_while_deliveries_run() {
     rspawn.round_trip();
     assert_eq!(rspawn.count(BUSY), 20);
 
-    // That it counts within a second is tested with the gate's own clock, in gate/tests/host.rs.
+    // That it counts within a second is tested with the gate's own clock, in gate/tests/host/.
     set_limits(&rspawn.rig.site, &format!("{BUSY}:30\n"));
     // Including the one that went elsewhere.
     rspawn.started(31);

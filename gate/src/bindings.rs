@@ -1,4 +1,4 @@
-//! Written by bindgen from gate.h; tests/bindings.rs says how, and that it is so still.
+//! Written by bindgen from gate.h; tests/bindings.rs compares the two.
 
 pub const GATE_NONE: u32 = 0;
 pub const GATE_GO: u32 = 1;

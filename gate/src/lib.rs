@@ -2,11 +2,10 @@
 //!
 //! Before each delivery qmail-rspawn asks the gate whether the limit of the destination allows one more. [`gate`]
 //! decides, without I/O and clock; [`host`] reads the control files and writes the status file; [`ffi`] is what C
-//! calls. Only `ffi` and `bindings` have unsafe code, and `prefetch` has one instruction. `gate.h` is the contract with
-//! C.
+//! calls. Only `ffi`, `bindings` and `prefetch` (one instruction) have unsafe code. `gate.h` is the contract with C.
 //!
 //! The crate has two forms: a static library for the mail server (`rustc --crate-type staticlib src/lib.rs`, no
-//! dependencies), and a library for qpatch, which so checks and simulates with the code that will run.
+//! dependencies), and a library for qpatch, which thus checks and simulates with the code that runs in the mail server.
 
 /// Marks a place where a test can make the gate panic. Expands to nothing in the mail server.
 macro_rules! fault {

@@ -14,7 +14,7 @@ fn generate() -> String {
         .header(header.to_str().unwrap())
         .clang_arg("-std=c89")
         .allowlist_item("gate_.*|GATE_.*")
-        .raw_line("//! Written by bindgen from gate.h; tests/bindings.rs says how, and that it is so still.")
+        .raw_line("//! Written by bindgen from gate.h; tests/bindings.rs compares the two.")
         .disable_header_comment()
         .rust_edition(bindgen::RustEdition::Edition2024)
         .rust_target(bindgen::RustTarget::stable(85, 0).ok().unwrap())

@@ -18,16 +18,16 @@ use crate::verify::{self, Silent, Transient, Written};
 pub struct Verify {
     /// The folder with qmail's Makefile and spawn.c
     tree: PathBuf,
-    /// Try this conf-spawn instead of the tree's own, 1 to 65000
+    /// Use this conf-spawn instead of the tree's own, 1 to 65000
     #[arg(long, value_name = "N", allow_hyphen_values = true,
         value_parser = clap::value_parser!(u32).range(1..=65000))]
     spawn: Option<u32>,
-    /// Try this compiler instead of the one in conf-cc
+    /// Use this compiler instead of the one in conf-cc
     #[arg(long, value_name = "CC")]
     cc: Option<String>,
-    /// Run only this step, and what it needs: build, chkspawn, fd_set, machine, qmail-rspawn, qmail-lspawn,
-    /// qmail-send-numbers, mail, restart, gate, fortify-build, fortify-qmail-rspawn,
-    /// fortify-qmail-lspawn, fortify-mail; fortify for the last four. May be given several times
+    /// Run only these steps, and what they need: build, chkspawn, fd_set, machine, qmail-rspawn, qmail-lspawn,
+    /// qmail-send-numbers, mail, restart, gate, fork-server, fortify-build, fortify-qmail-rspawn,
+    /// fortify-qmail-lspawn, fortify-mail; fortify for the last four
     #[arg(long, value_name = "STEP,...", value_delimiter = ',', value_parser = steps(),
         hide_possible_values = true)]
     only: Vec<String>,

@@ -1,4 +1,4 @@
-//! The only code that reads or writes a qmail tree.
+//! The only code that writes a qmail tree. (verify reads one as well: it works on a copy.)
 //!
 //! [`Tree`] recognises a tree and reads it. [`plan`] works out in memory what the patches change.
 //! [`journal`] writes that to disk, or reverts it. A process that is killed at any moment leaves a

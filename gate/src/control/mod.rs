@@ -1,4 +1,8 @@
 //! The control files, and the names and addresses in them.
+//!
+//! [`table`] is concurrencydomains, [`route`] smtproutes, [`sender`] authsenders, [`site`] concurrencysites and what
+//! deliveries show of sites. They share [`name`], [`name_map`], [`literal`] and [`limit`], and report their mistakes as
+//! [`problem`]s. concurrencyreplies is in [`crate::report::replies`].
 
 pub mod limit;
 pub mod literal;

@@ -378,7 +378,7 @@ impl Rules {
     }
 }
 
-/// The cap of a site's candidates: all together have half of the site's limit, and each one place (gate/sites.rs). With
+/// The cap of a site's candidates: all together have half of the site's limit, and each one place (core/gate/sites.rs). With
 /// half, a hundred unknown domains behind one server become members about as fast as the server takes their mail
 /// (tests/simulation.rs).
 fn of_candidates(cap: Cap) -> Cap {

@@ -23,10 +23,10 @@
 //! reboot, which changes BOOT, the hash of the kernel's boot number, all owners are dead.
 //!
 //! **Why the file is read and written, and not mapped.** `make setup` cuts it to length 0, and a process that has
-//! mapped it would die of SIGBUS. A read only finds less. This costs 2 to 3 microseconds a delivery (benches/gate.rs),
-//! where qmail-remote takes a thousand to start, and needs no unsafe code. Taking a place needs an order: first
-//! publish, then look. That is the order of the system calls of one thread, with a fence between them: the kernel's
-//! writes to and reads from the page cache for a thread are stores and loads of that processor.
+//! mapped it would die of SIGBUS. A read only finds less. This costs 2 to 3 microseconds a delivery
+//! (gate/benches/gate.rs), where qmail-remote takes a thousand to start, and needs no unsafe code. Taking a place needs
+//! an order: first publish, then look. That is the order of the system calls of one thread, with a fence between them:
+//! the kernel's writes to and reads from the page cache for a thread are stores and loads of that processor.
 //!
 //! If anything fails here, each spawner counts for itself, as without the file, and the status says so. The gate tries
 //! again every second.

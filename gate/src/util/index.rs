@@ -8,7 +8,7 @@ const EMPTY: u64 = 0;
 
 /// The smallest size, in elements of 8 bytes. The gate has a few hundred keys, in use or remembered. With this size
 /// most of them have their home to themselves, and the processor predicts where a search ends. With 1024 elements ask
-/// and done took 129 ns instead of 116 (benches/gate.rs, a table of 1000 domains).
+/// and done took 129 ns instead of 116 (gate/benches/gate.rs, a table of 1000 domains).
 const SIZE_MIN: usize = 4096;
 
 /// Open addressing with linear probing. A removal shifts back what follows, so there are no tombstones. The upper half

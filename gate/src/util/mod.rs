@@ -1,4 +1,4 @@
-//! What the rest stands on: memory that may be missing, lists, an index, random numbers, regular expressions.
+//! What the rest stands on: allocations that may fail, lists, an index, random numbers, regular expressions.
 
 pub mod escape;
 pub mod index;

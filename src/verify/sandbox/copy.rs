@@ -1,4 +1,4 @@
-//! Copies a tree.
+//! Copies a tree into the scratch directory of a proof. [`crate::verify::build`] then builds the copy.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;

@@ -1,4 +1,5 @@
-//! The steps that build the tree and look at what was built: build, chkspawn, fd_set and machine.
+//! The first steps of a proof: build the tree, look at what was built, prepare the rig. (build, chkspawn, fd_set,
+//! machine.)
 #![forbid(unsafe_code)]
 
 use std::time::Instant;

@@ -28,7 +28,7 @@ pub(super) enum DeliverySite {
 }
 
 /// When domains were seen at another site, the keys are rebuilt. The least time between two such rebuilds is 20 us for
-/// each key. A rebuild takes less than a fiftieth of that (benches/gate.rs). In microseconds.
+/// each key. A rebuild takes less than a fiftieth of that (gate/benches/gate.rs). In microseconds.
 const APPLY_SITES_US_PER_KEY: u64 = 20;
 
 /// This many slots add as much to that time as one key.

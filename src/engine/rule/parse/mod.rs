@@ -1,7 +1,7 @@
 //! The parser of rule files. It accepts each word of a rule file or reports an error.
 //!
-//! This file has the order of the lines. `lines` has the lines and errors, `section` reads a section line, `rule_line` the line that begins a rule, `hunk`
-//! the patterns.
+//! This file has the order of the lines. `lines` has the lines and the errors in them, `section` reads a section line,
+//! `rule_line` the line that begins a rule, and `hunk` the patterns.
 
 #![forbid(unsafe_code)]
 
