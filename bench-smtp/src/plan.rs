@@ -140,28 +140,20 @@ impl Plan {
     }
 }
 
-/// A generator of pseudo-random numbers (SplitMix64): the same seed, the same order.
+/// A generator of pseudo-random numbers: the same seed, the same order.
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub struct Random(qpatch_gate::random::Random);
 
 impl Random {
     /// Starts at `seed`.
     pub fn new(seed: u64) -> Random {
-        Random(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        Random(qpatch_gate::random::Random::new(seed))
     }
 
     /// Puts `items` into a random order.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            let other = self.next() % (last as u64 + 1);
+            let other = self.0.next() % (last as u64 + 1);
             items.swap(last, other as usize);
         }
     }

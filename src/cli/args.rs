@@ -19,7 +19,7 @@ use crate::gate::Gate;
 /// Make a qmail source tree run thousands of simultaneous deliveries
 ///
 /// Unpack any qmail (qmail-1.03, netqmail, notqmail, a fork), run `qpatch apply TREE --spawn 1000`,
-/// then `make setup check` as always.
+/// then `make setup check` as usual.
 #[derive(Debug, Parser)]
 #[command(name = "qpatch", version, max_term_width = 100)]
 pub(super) struct Cli {
@@ -47,7 +47,7 @@ pub(super) enum QpatchCommand {
     Verify(Verify),
     /// Check, write, watch and try out the limits per destination domain
     Gate(Gate),
-    /// Show what on this machine is in the way of that many deliveries
+    /// Show which limits of this machine the deliveries would hit
     Doctor(Doctor),
     /// Print the rules of a patch, or try one on a file
     Rule {

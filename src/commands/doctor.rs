@@ -21,7 +21,7 @@ pub struct Doctor {
     /// The compiler that builds the tree
     #[arg(long, value_name = "CC", default_value = "cc")]
     cc: String,
-    /// How to print it
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }

@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use crate::output::bold;
 use crate::tree::plan::{PatchReport, PatchState, RuleOutcome};
 
-/// Whether a table says what is to be done, or what has been done.
+/// Whether a table says what apply would do, or what it has done.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tense {
     Present,

@@ -18,7 +18,7 @@ use crate::tree::plan::{PatchPlan, PatchReport, PatchState, RuleOutcome};
 pub struct StatusArgs {
     /// The folder with qmail's Makefile and spawn.c
     tree: PathBuf,
-    /// How to print it
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }

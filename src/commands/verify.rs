@@ -41,7 +41,7 @@ pub struct Verify {
     /// Repeat the random choices of an earlier run, which printed its seed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// How to print it
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }

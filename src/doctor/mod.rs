@@ -1,7 +1,7 @@
 //! `qpatch doctor`: whether the machine can run as many deliveries as qmail is set up for.
 //!
 //! doctor reads files that every user may read, reads the limits of the running daemons, and asks the compiler. It
-//! changes nothing, does not need root, and reports what it could not see. To look ([`facts`]) and to judge
+//! changes nothing, does not need root, and reports what it could not see. Looking ([`facts`]) and judging
 //! ([`checks`]) are apart: facts can come from a folder that imitates a machine, and checks are pure functions.
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,8 @@
 //! `qpatch gate`: the control file of the gate, its status, and what its limits would do.
 //!
 //! One module for each subcommand. All of them use the gate's own code (the crate `qpatch_gate`), so what they say is
-//! what will run.
+//! what will run. qmail-send's half is C; `simulate` uses its twin in Rust (`qpatch_gate_model`), which a test compares
+//! with the C call by call.
 
 #![forbid(unsafe_code)]
 

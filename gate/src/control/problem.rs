@@ -451,7 +451,7 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// So many are kept.
+    /// How many problems are kept; the rest are only counted.
     pub const LISTED: usize = 1000;
 
     /// None yet.

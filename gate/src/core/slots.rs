@@ -1,4 +1,4 @@
-//! The slots, and the state of each.
+//! The slots: the delivery numbers of qmail-send, whether each runs or is held, and for which domain.
 
 #![forbid(unsafe_code)]
 

@@ -302,10 +302,10 @@ fn unwritable(error: Error) -> Kind {
     Kind::Unwritable(error.raw_os_error().unwrap_or(0))
 }
 
-/// The contents that count in a file, of at most so many bytes, and their mark.
+/// The contents that count in a file, of at most `max` bytes, and their mark.
 ///
 /// # Errors
-/// It cannot be read, there is no memory for them, or none in it are whole.
+/// The file cannot be read, there is no memory for the contents, or no contents in it are whole.
 pub fn read(file: &File, max: u64) -> Result<(Vec<u8>, ContentsMark), Kind> {
     let unreadable = |error: Error| Kind::Unreadable(error.raw_os_error().unwrap_or(0));
     let place = newest(&file).map_err(unreadable)?;

@@ -57,7 +57,7 @@ impl<C: Clock> Host<C> {
         true
     }
 
-    /// The time until the next line for the log may be due, in microseconds. `None`: nothing is to be logged.
+    /// The time until the next line for the log may be written, in microseconds. `None`: there is no line to write.
     pub(super) fn notice_wait_us(&self, now_us: u64) -> Option<u64> {
         let since_us = |at_us: u64| now_us.saturating_sub(at_us);
         self.unlogged

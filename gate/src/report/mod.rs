@@ -8,56 +8,10 @@
 //! peer's address from where qmail-remote prints it, and the server's reply from right behind the fixed words,
 //! beginning with its three digits. A server can only speak about itself.
 //!
-//! Read in qmail-1.03, netqmail-1.06, 41 different qmail-remote.c of notqmail's branches and tags (with AUTH, TLS,
-//! SMTPUTF8, outgoingip), sagredo's qmail and indimail. They differ in this:
-//!
-//! | | who | read as |
-//! | --- | --- | --- |
-//! | `ZConnected to IP but greeting failed.` | all; `ZTLS Connected to ...` with TLS | the reply counts |
-//! | `ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)` | all; indimail: `a SMTP connection for HOST to IP port N`, `a QMTP connection` | a failed connection. **Those with TLS patches (netqmail's, Gentoo's, sagredo's, indimail) try the next MX when the greeting is 4xx, and then print this: a 421 at the greeting looks like a connection that failed** |
-//! | `ZConnected to IP but connection died. (#4.4.2)` | all; with `Possible duplicate!`, a TLS error, or indimail's `Will try alternate MX.` between | died |
-//! | `sIP does not like recipient.` then `DGiving up on IP.` | all; sagredo: `s<From:A To:B> IP ...`, indimail: `sFrom: <A> RCPT: <B> IP ...`, where no address holds a blank | the recipient line's reply counts |
-//! | `KIP accepted message.` | all; indimail: ` - Protocol SMTP` | accepted |
-//! | `ZIP failed on DATA command.`, `ZIP failed after I sent the message.` | all | the reply counts |
-//! | `Kno supported AUTH method found, ...` | where there is AUTH, as a line before all others | nothing |
-//! | `ZTLS ...; connected to IP.`, `ZCNAME lookup failed ...`, `ZSorry, I couldn't find any host ...`, and what else is said of this machine or of DNS | | nothing |
-//!
-//! **Which replies mean too many or too fast.** Their sources:
-//!
-//! | who | reply | source |
-//! | --- | --- | --- |
-//! | Gmail | `421 4.7.28` unusual rate; `421 4.7.0` Try again later, closing connection; `421 4.4.5` Server busy | support.google.com/a/answer/3726730 |
-//! | Gmail | but `421 4.7.0` TLS required, `421 4.7.0` IP not in whitelist, `421 4.7.26` and its neighbours (not authenticated) are policy, `450 4.2.1` is about one recipient | the same |
-//! | Yahoo | `421 4.7.0 [TSS04] Messages from IP temporarily deferred due to unexpected volume or user complaints` | smtpfieldmanual.com/provider/yahoo/421/4.7.0 |
-//! | Outlook | `451 4.7.500 Server busy`, `451 4.7.650 ... rate limited`, `451 4.7.652 ... exceeded the maximum number of connections` | suped.com, "Hotmail error 451 4.7.652"; bentonow.com/smtp-errors/microsoft |
-//! | Outlook | `421 Too many concurrent SMTP connections; please try again later` | github.com/mohamedboukari/bunmail issue 91 |
-//! | Comcast | `421 Too many sessions opened`, `421 4.1.0 IP Throttled - try again later`; but `421 Reverse DNS failure : Try again later` is policy | its postmaster pages; suped.com, "Comcast throttling" |
-//! | Orange | `Too many connections, slow down.` | github.com/Mailu/Mailu issue 2213 |
-//! | Apple | `451 4.7.1 Service unavailable - try again later`; but `421 4.7.1 Messages to A deferred due to excessive volume` is about one recipient, and `421 4.7.0 Error: too many errors` about errors | smtp.codes/icloud |
-//! | Postfix | `421 4.7.0 HOST Error: too many connections from IP`; `450 4.7.1 Error: too much mail from IP`, `too many recipients from IP` (a rate of this client), `too many AUTH commands from IP`; `454`, `421 4.7.0 Error: too many new TLS sessions from IP` | its src/smtpd/smtpd.c |
-//! | Postfix | but `452 4.5.3 Error: too many recipients` is about one message, `421 4.7.0 Error: too many errors`, `421 4.4.2 Error: timeout exceeded`, `421 4.3.0 Server local data error` about other things | the same |
-//! | postscreen | `421 4.7.0 Error: too many connections`, `421 4.3.2 All screening ports are busy`, `421 4.3.2 All server ports are busy`, `421 4.3.2 No system resources` | its src/postscreen/postscreen.c |
-//! | Postfix with a milter that is down or tempfails | `451 4.7.1 Service unavailable - try again later`, Apple's words: cannot be told apart by them | its src/milter/milter8.c |
-//! | postfwd | `450 4.7.1 sorry, max 30 requests per hour`, `max 1.5mb per 10 minutes`; but `421 maintenance` | its doc/postfwd3.txt |
-//! | policyd | `Policy rejection; Message count quota exceeded` | cbpolicyd's Quotas.pm |
-//! | policyd-rate-guard | `Rate limit reached, retry later.` | its README |
-//! | Exim | `421 Too many concurrent SMTP connections[ from this IP address]; please try again later.`, `421 HOST: Too much load; please try again later` | its src/daemon.c, src/smtp_in.c |
-//! | Exim | the examples for ratelimit: `Sorry, too busy. Try again later.`, `Sender rate exceeds N messages per T`, `Too many connections from this IP right now`; but `452 too many recipients`, `421 SMTP command timeout` | its specification; src/smtp_in.c |
-//! | cPanel's Exim | `The server has reached its limit for processing requests from your host.` | pastebin.com/Jp8ai9Eu |
-//! | sendmail | `421` or `452`, `4.3.2 Too many open connections.`, `4.3.2 Connection rate limit exceeded.`; `433 4.3.0` before 8.14; but `451 4.3.2 Please try again later` is a milter's | measured; "sendmail", 4th edition, 21.9 |
-//! | Haraka | `Too many concurrent connections`, `connection`, `recipient`, `rcpt rate limit exceeded`, `null recip rate limit`, `421 Too busy`; but `421 rDNS Temporary Failure`, `421 timeout` | haraka-plugin-limit's index.js; its connection.js |
-//! | qpsmtpd | `450 too many connections from IP, try again later`, `450 Server load too high`; but `450 This mail is temporarily denied` is greylisting | its plugins hosts_allow, loadcheck, greylisting |
-//! | ipsvd | `421 per host concurrency limit reached` | measured |
-//! | dovecot | `421 4.0.0 HOST Connection queue full`; but `451 4.5.3 Too many recipients` | measured; its src/lib-smtp |
-//! | OpenSMTPD, Courier | nothing of the kind; `451 4.5.3 Too many recipients`, `431 Too many recipients.`, `412 You are not whitelisted` are something else | smtp_session.c; submit.C |
-//! | Exchange | `421 4.3.2 The maximum number of concurrent [server] connections has exceeded a limit`, `421 4.4.2 Message submission rate for this client has exceeded the configured limit`, `432 4.3.2 Concurrent connections limit exceeded`; but `432 4.3.2 recipient thread limit exceeded` is about one mailbox | learn.microsoft.com |
-//! | rspamd | `451 4.7.1 Ratelimit "NAME" exceeded`; but its own names `to`, `to_ip`, `to_ip_from` are about one recipient, and `451 4.7.1 Try again later` is greylisting | its ratelimit.lua, greylist.lua |
-//! | Momentum | `421 4.4.5 Service unavailable, concurrency limit reached` | developers.sparkpost.com, responses-by-message |
-//! | Orange, GMX and others | `Trop de connexions`, `exceed max concurrent connections`, `Connection frequency limited` | KumoMTA's assets/community/shaping.toml |
-//! | greylisting | `Greylisted, see http://...` (postgrey), `Greylisting in action` (milter-greylist), `Greylisted for N minutes` (sqlgrey), `is not yet authorized to deliver mail` (Exim's example): not about how many | their sources |
-//!
-//! Every other temporary refusal (mailboxes, content, authentication) is a deferral. In RFC 5321 (3.8) a server that
-//! closes the connection says 421, for any reason; so a 421 without other words counts as too many.
+//! qmail-remote differs from tree to tree, and servers differ in the words of a refusal. docs/replies.md lists what was
+//! read, with the sources. Every temporary refusal that is not in that list (mailboxes, content, authentication) is a
+//! deferral. A 421 without other words counts as too many: a server that closes the connection says 421, for any reason
+//! (RFC 5321, 3.8).
 //!
 //! Only the server's own words count, and not the addresses that it repeats: see [`crate::report::echo`].
 

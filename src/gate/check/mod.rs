@@ -45,7 +45,7 @@ pub struct Check {
     /// log that has one. Lines of control/concurrencyreplies come before the gate's own reading.
     #[arg(long = "reply", value_name = "TEXT", value_parser = reply_argument)]
     replies: Vec<String>,
-    /// How to print it
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }

@@ -78,7 +78,7 @@ fn unknown_groups(path: &Path, rules: &Rules, table: &Table) -> Vec<FileFinding>
         let name = escaped(name);
         let message =
             format!("the group {name} is not in concurrencydomains: its lines do nothing");
-        FileFinding::warning((path, 0, 0), message, "qpatch gate sites writes the file anew")
+        FileFinding::warning((path, 0, 0), message, "qpatch gate sites rewrites the file")
     });
     lost.collect()
 }
@@ -130,7 +130,7 @@ fn zeros(path: &Path, text: &[u8]) -> Vec<FileFinding> {
         };
         is_zero.then(|| {
             let message = format!("0 keeps {mail} in the queue");
-            let help = "leave the limit empty if there is to be none";
+            let help = "leave the limit empty for no limit";
             FileFinding::warning((path, number, column), message, help)
         })
     });

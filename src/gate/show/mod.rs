@@ -38,7 +38,7 @@ pub struct Show {
     /// Show only under which key this domain counts now, and what that key does; may be repeated
     #[arg(long = "domain", value_name = "D", value_parser = domain_argument)]
     domains: Vec<String>,
-    /// How to print it
+    /// The output format
     #[arg(long, value_enum, default_value_t = ShowFormat::Table)]
     format: ShowFormat,
     /// With --format prometheus: how many of the busiest keys get series of their own, besides those with a line in

@@ -57,7 +57,7 @@ pub struct Simulate {
     /// The most deliveries at once, instead of the figure in the log's status lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
     concurrencyremote: Option<u32>,
-    /// How to print it
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }

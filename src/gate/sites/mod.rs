@@ -85,7 +85,7 @@ pub struct Sites {
     #[arg(long, value_name = "SECONDS", default_value_t = TIMEOUT_SECS,
         value_parser = clap::value_parser!(u32).range(1..=60))]
     timeout: u32,
-    /// How to print it
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
 }

@@ -192,14 +192,6 @@ impl<'a> LockedTree<'a> {
         Ok(LockedTree { tree, state, _lock: lock })
     }
 
-    /// Returns whether qpatch has changed this tree.
-    ///
-    /// # Errors
-    /// If the journal cannot be read.
-    pub fn is_applied(&self) -> Result<bool> {
-        Ok(self.journal()?.is_some())
-    }
-
     /// Finishes what an interrupted process began.
     ///
     /// # Errors

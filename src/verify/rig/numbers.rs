@@ -13,23 +13,19 @@ const BOUNDARIES: [u32; 27] = [
     32766, 32767, 32768, 32769, 33023, 33024, 64998, 64999,
 ];
 
-/// A random generator with a seed, so that a proof can be repeated (splitmix64, by Sebastiano Vigna).
+/// A random generator with a seed, so that a proof can be repeated.
 #[derive(Debug, Clone)]
-pub struct Random(u64);
+pub struct Random(qpatch_gate::random::Random);
 
 impl Random {
     /// Returns the generator for `seed`.
     pub fn new(seed: u64) -> Random {
-        Random(seed)
+        Random(qpatch_gate::random::Random::new(seed))
     }
 
     /// Returns the next number.
     pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next()
     }
 
     /// Returns a number below `bound`; 0 if `bound` is 0. (The bias is less than one in 2^32.)

@@ -9,7 +9,7 @@
 //! taken (as in RFC 7661 for TCP). A server that was not asked for more has not shown that it would take more.
 //!
 //! **The wall** is the level that was refused, remembered as TCP CUBIC (RFC 9438) remembers its last maximum. Below it
-//! the limit grows as always. The wall itself is tried only after 4 cohorts, then 8, 16, 32 and 64 if the server
+//! the limit grows as usual. The wall itself is tried only after 4 cohorts, then 8, 16, 32 and 64 if the server
 //! refuses again, or after five minutes and one cohort. That is for refusals that come as soon as a level has been
 //! reached. A later one is rather chance, or a server with other troubles: the limit is one lower until the next
 //! cohort.
