@@ -11,14 +11,14 @@ use qpatch_gate::route::Routes;
 use qpatch_gate::rules::Rules;
 use qpatch_gate::sender::{Asked, Reads, Senders};
 use qpatch_gate::site::{self, Map};
-use qpatch_gate::table::{self, Table};
+use qpatch_gate::table::{self, Table, content_lines};
 
 use super::advice::{meaning, unusable};
 use super::finding::FileFinding;
 use super::text::host_of;
 use crate::error::Error;
 use crate::output::count;
-use crate::qmail::control::{content_lines, read_file};
+use crate::qmail::control::read_file;
 use crate::qmail::home::Home;
 use crate::qmail::relay_files;
 

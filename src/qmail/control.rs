@@ -62,15 +62,6 @@ pub(crate) fn leading_number(text: &[u8]) -> Option<u32> {
     })
 }
 
-/// Returns the lines of a control file, without comments, empty lines and white space at their ends, each with its
-/// number from 1.
-pub(crate) fn content_lines(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
-    text.split(|&byte| byte == b'\n').zip(1u32..).filter_map(|(line, number)| {
-        let end = line.iter().rposition(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))?;
-        (line[0] != b'#').then_some((number, &line[..=end]))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,11 +73,5 @@ mod tests {
         assert_eq!(leading_number(b" 12"), None);
         assert_eq!(leading_number(b""), None);
         assert_eq!(leading_number(b"99999999999999"), Some(u32::MAX));
-    }
-
-    #[test]
-    fn lines_are_numbered_as_the_gate_does() {
-        let lines: Vec<_> = content_lines(b"# x\n\na:1 \r\n  \n:2").collect();
-        assert_eq!(lines, [(3, &b"a:1"[..]), (5, b":2")]);
     }
 }

@@ -169,7 +169,7 @@ fn has_content(path: &Path) -> bool {
     let is_cdb = path.extension().is_some_and(|end| end == "cdb");
     match is_cdb {
         true => text.len() > 2048,
-        false => super::control::content_lines(&text).any(|(_, line)| line.contains(&b':')),
+        false => qpatch_gate::table::content_lines(&text).any(|(_, line)| line.contains(&b':')),
     }
 }
 

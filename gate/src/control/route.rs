@@ -18,7 +18,7 @@ use crate::control::name::{
 };
 use crate::control::name_map::{NameEntry, NameMap, VALUE_MAX};
 use crate::control::problem::{File, Kind, Problems};
-use crate::control::table::{MARK, is_content, is_utf16, lines_of, trimmed};
+use crate::control::table::{MARK, content_lines, is_utf16};
 use crate::util::memory::{self, OutOfMemory};
 
 /// The parsed file.
@@ -53,19 +53,12 @@ impl Routes {
     ) -> Result<(Self, Problems), OutOfMemory> {
         let mut routes = Self::new(hasher);
         let mut problems = Problems::new(file);
-        routes.lines = NameMap::with_room(
-            hasher,
-            lines_of(text).filter(|(_, line)| is_content(line)).count(),
-        )?;
+        routes.lines = NameMap::with_room(hasher, content_lines(text).count())?;
         // qmail-remote does not skip a mark, so the line behind it is for no host there, and must not be here.
         if text.starts_with(MARK) || is_utf16(text) {
             problems.add(1, 0, Kind::RouteMark);
         }
-        for (number, line) in lines_of(text) {
-            if !is_content(line) {
-                continue;
-            }
-            let content = trimmed(line);
+        for (number, content) in content_lines(text) {
             let Some(colon) = content.iter().position(|&byte| byte == b':') else {
                 problems.add(number, 0, Kind::RouteNoColon);
                 continue;
@@ -164,10 +157,9 @@ impl Routes {
 /// # Errors
 /// No memory.
 pub fn without_secrets(text: &[u8], out: &mut memory::Text) -> Result<(), OutOfMemory> {
-    for (_, line) in lines_of(text) {
-        let content = trimmed(line);
+    for (_, content) in content_lines(text) {
         let Some(colon) = content.iter().position(|&byte| byte == b':') else { continue };
-        if !is_content(line) || colon > NAME_MAX {
+        if colon > NAME_MAX {
             continue;
         }
         let (host, address) = (&content[..colon], &content[colon + 1..]);

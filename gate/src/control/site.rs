@@ -28,7 +28,7 @@ use crate::control::literal;
 use crate::control::name::{Hasher, NAME_MAX, is_host, without_root};
 use crate::control::name_map::{NameMap, VALUE_MAX};
 use crate::control::problem::{File, Kind, Problems};
-use crate::control::table::{Table, is_content, lines_of, trimmed, without_mark};
+use crate::control::table::{Table, content_lines, without_mark};
 use crate::util::escape::{Escaped, unescaped_bytes};
 use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
@@ -60,15 +60,12 @@ impl Map {
     /// No memory.
     pub fn parse(text: &[u8], hasher: Hasher) -> Result<(Self, Problems), OutOfMemory> {
         let mut problems = Problems::new(File::Sites);
-        let room = lines_of(text).filter(|(_, line)| is_content(line)).count();
+        let text = without_mark(text);
+        let room = content_lines(text).count();
         let mut map = Self { domains: NameMap::with_room(hasher, room)?, groups: Vec::new() };
         // The index of each group's name.
         let mut known = NameMap::with_room(hasher, room)?;
-        for (number, line) in lines_of(without_mark(text)) {
-            if !is_content(line) {
-                continue;
-            }
-            let content = trimmed(line);
+        for (number, content) in content_lines(text) {
             let colon = content.iter().position(|&byte| byte == b':').unwrap_or(0);
             let (domain, group) = (&content[..colon], content.get(colon + 1..).unwrap_or_default());
             // A group that is named after its range may have a longer name than one that is written.

@@ -146,17 +146,16 @@ impl Table {
         }
         let text = without_mark(text);
         let room = |counts: fn(&[u8]) -> bool| {
-            let lines = lines_of(text).filter(|&(_, line)| is_content(line) && counts(line));
-            NameMap::with_room(hasher, lines.count())
+            NameMap::with_room(
+                hasher,
+                content_lines(text).filter(|&(_, line)| counts(line)).count(),
+            )
         };
         table.lines = room(|_| true)?;
         table.group_index = room(may_have_group)?;
         table.exchangers = room(begins_with_mx)?;
-        for (number, line) in lines_of(text) {
-            if !is_content(line) {
-                continue;
-            }
-            if let Some(fields) = fields(trimmed(line), number, &mut problems) {
+        for (number, line) in content_lines(text) {
+            if let Some(fields) = fields(line, number, &mut problems) {
                 table.add(&fields, number, &mut problems)?;
             }
         }
@@ -438,10 +437,12 @@ fn group_of(value: u32) -> Option<u32> {
     (value & !LEARNS).checked_sub(GROUP)
 }
 
-/// The lines of a text with their numbers, from 1. A line feed at the end of the text begins no further line.
-pub(crate) fn lines_of(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
-    let text = text.strip_suffix(b"\n").unwrap_or(text);
-    text.split(|&byte| byte == b'\n').zip(1u32..).map(|(line, number)| (number, line))
+/// The lines of a control file without comments, empty lines and white space at their ends, each with its number from 1.
+pub fn content_lines(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    let lines = text.split(|&byte| byte == b'\n').zip(1u32..);
+    lines
+        .map(|(line, number)| (number, trimmed(line)))
+        .filter(|(_, line)| !matches!(line, [] | [b'#', ..]))
 }
 
 /// The byte order mark that some editors put before a text in UTF-8. To qmail it is a part of the first line.
@@ -466,12 +467,6 @@ pub(crate) fn trimmed(line: &[u8]) -> &[u8] {
         .rposition(|byte| !matches!(byte, b' ' | b'\t' | b'\r'))
         .map_or(0, |last| last + 1);
     &line[..end]
-}
-
-/// Whether a line is more than a comment.
-pub(crate) fn is_content(line: &[u8]) -> bool {
-    let content = trimmed(line);
-    !content.is_empty() && content[0] != b'#'
 }
 
 /// Whether a line may have a group: a named one, or one that is named after its range.
@@ -706,6 +701,12 @@ mod tests {
             table,
             problems.iter().map(|problem| (problem.line, problem.column, problem.kind)).collect(),
         )
+    }
+
+    #[test]
+    fn content_lines_have_their_numbers() {
+        let lines: Vec<_> = content_lines(b"# x\n\na:1 \r\n  \n:2").collect();
+        assert_eq!(lines, [(3, &b"a:1"[..]), (5, b":2")]);
     }
 
     fn limit_of(table: &Table, name: &str) -> Option<Limit> {

@@ -16,7 +16,7 @@
 
 pub use crate::control::limit::{PAUSE_MAX_SECS, PROGRAMS_MAX, RULES_MAX};
 use crate::control::problem::{File, Kind, Problems};
-use crate::control::table::{is_content, is_utf16, lines_of, trimmed, without_mark};
+use crate::control::table::{content_lines, is_utf16, without_mark};
 use crate::report::echo::Words;
 use crate::util::memory::{self, OutOfMemory};
 use crate::util::regex::{self, Regex, contains};
@@ -179,8 +179,8 @@ impl Replies {
             return Ok((this, problems));
         }
         let text = without_mark(text);
-        for (number, line) in lines_of(text).filter(|(_, line)| is_content(line)) {
-            let rule = match ReplyRule::parse(number, trimmed(line)) {
+        for (number, line) in content_lines(text) {
+            let rule = match ReplyRule::parse(number, line) {
                 Ok(rule) => rule,
                 Err(Wrong::At(column, kind)) => {
                     problems.add(number, column, kind);

@@ -8,13 +8,12 @@ use qpatch_gate::literal::{self, Literal};
 use qpatch_gate::name::{host_part, is_word_for_all, not_of_host, without_root};
 use qpatch_gate::problem::Problem;
 use qpatch_gate::rules::{KeyKind, Rules};
-use qpatch_gate::table::{self, Limit, Table};
+use qpatch_gate::table::{self, Limit, Table, content_lines};
 
 use super::running::{ConcurrencyRemote, ConcurrencyRemoteSource};
 use crate::gate::finding::FileFinding;
 use crate::gate::source::{LoadedRules, Source};
 use crate::gate::text::{escaped, host_of, key_name, line_text, relay_text};
-use crate::qmail::control::content_lines;
 
 /// The warnings, one list for each sort.
 pub(super) fn not_meant(

@@ -51,7 +51,7 @@ pub struct Simulate {
     /// journalctl, docker and kubectl write them; gzip, xz, zstd and bzip2 are unpacked
     #[arg(long, value_name = "LOG", required = true)]
     log: Vec<PathBuf>,
-    /// Further logs: what a shell makes of `--log /var/log/qmail/@*`
+    /// More logs, as from a shell that expands `--log /var/log/qmail/@*`
     #[arg(value_name = "LOG")]
     more: Vec<PathBuf>,
     /// The most deliveries at once, instead of the figure in the log's status lines

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use qpatch_gate::name::{Hasher, NAME_MAX, without_root};
 use qpatch_gate::site::Map;
+use qpatch_gate::table::content_lines;
 
 use crate::date;
 use crate::error::Error;
-use crate::qmail::control::content_lines;
 
 /// How the comment begins that has the day on which the domains below it were last seen.
 const SEEN_PREFIX: &str = "# seen ";

@@ -69,7 +69,7 @@ pub struct Sites {
     /// Also look up the domains of the deliveries in this log of qmail-send, - for standard input; may be repeated
     #[arg(long, value_name = "LOG")]
     log: Vec<PathBuf>,
-    /// Further logs: what a shell makes of `--log /var/log/qmail/@*`
+    /// More logs, as from a shell that expands `--log /var/log/qmail/@*`
     #[arg(value_name = "LOG", requires = "log")]
     more: Vec<PathBuf>,
     /// Also look up this domain; may be repeated
