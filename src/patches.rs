@@ -71,7 +71,7 @@ pub struct Optional {
 pub const OPTIONAL: [Optional; 4] = [
     Optional {
         id: LOG_LINES,
-        without: "qmail-send writes its log in pieces, as before: log-lines does not fit this tree and is left out",
+        without: "qmail-send writes its log as before: log-lines does not fit this tree and is left out",
         choice: "--skip log-lines leaves it out without this warning",
     },
     Optional {

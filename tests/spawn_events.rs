@@ -1,7 +1,12 @@
 //! `spawn_events.c` beside a driver that plays spawn.c: what it reports is what there is, also when epoll fails.
 
+mod common;
+
 use std::path::Path;
 use std::process::Command;
+
+use common::Fixture;
+use qpatch::fixture::Dialect;
 
 #[test]
 fn what_is_reported_is_what_there_is() {
@@ -35,5 +40,29 @@ fn what_is_reported_is_what_there_is() {
         for fails in (0..8).chain((100..6000).step_by(977)) {
             assert_eq!(run(seed, fails), format!("select, {} calls\n", fails + 1));
         }
+    }
+}
+
+/// `events_select()` looks at no set but the first. A loop with another one would take it for the answer.
+#[test]
+fn a_main_loop_that_waits_for_more_goes_without() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    let call = "select(nfds,&rfds,(fd_set *) 0,(fd_set *) 0,(struct timeval *) 0)";
+    let writes = "select(nfds,&rfds,&wfds,(fd_set *) 0,(struct timeval *) 0)";
+    fixture.replace("spawn.c", call, writes);
+    let run = fixture.qpatch(&["apply", "--no-gate"]).ok();
+    assert!(run.err.contains("spawn-events does not fit this tree and is left out"), "{}", run.err);
+    let text = fixture.read("spawn.c");
+    assert!(text.contains(writes) && !text.contains("events_"), "{text}");
+
+    for none in ["NULL", "0"] {
+        let fixture = Fixture::new(Dialect::StockKr);
+        fixture.replace("spawn.c", call, &format!("select(nfds,&rfds,{none},{none},{none})"));
+        fixture.qpatch(&["apply", "--only", "spawn-events"]).ok();
+        let text = fixture.read("spawn.c");
+        assert!(
+            text.contains(&format!("events_select(nfds,&rfds,{none},{none},{none})")),
+            "{text}"
+        );
     }
 }

@@ -64,7 +64,7 @@ void events_open(int most)
   int i;
 
   end = most;
-  for (lists = 64;lists < (unsigned int) most;lists *= 2)
+  for (lists = 1;lists < (unsigned int) most;lists *= 2)
     ;
   mask = lists - 1;
   head = malloc(lists * sizeof(int));
