@@ -63,8 +63,8 @@ fn spawn_without_big_concurrency_is_wrong_usage() {
     for left_out in [["--skip", "big-concurrency"], ["--only", "fd-setsize"]] {
         let run = qpatch(&[&["apply", "--spawn", "1000", "/"][..], &left_out].concat());
         assert_eq!(run.code, 2, "{}", run.err);
-        let what = "error: --spawn needs big-concurrency, which --only or --skip leaves out: give one of the \
-                    two up\n";
+        let what = "error: --spawn needs big-concurrency, which --only or --skip leaves out: drop one of these \
+                    options\n";
         assert!(run.err.starts_with(what), "{}", run.err);
     }
 }
@@ -272,7 +272,7 @@ fn manual_pages_have_their_sections() {
     let simulate = page("qpatch-gate-simulate.1");
     assert!(simulate.contains(synopsis), "{simulate}");
     let status =
-        ".SH \"EXIT STATUS\"\n.TP\n\\fB0\\fR\nnothing is to change, as far as could be seen\n";
+        ".SH \"EXIT STATUS\"\n.TP\n\\fB0\\fR\nno change is needed, as far as doctor could see\n";
     assert!(page("qpatch-doctor.1").contains(status));
     let see = page("qpatch.1");
     assert!(see.ends_with(".SH \"SEE ALSO\"\nconcurrencydomains(5)\n"), "{see}");

@@ -59,7 +59,7 @@ impl PatchChoice {
             Some("no patch is left after --only, --skip and --no-gate")
         } else if self.spawn.is_some() && !self.has(patches::BIG_CONCURRENCY) {
             Some(
-                "--spawn needs big-concurrency, which --only or --skip leaves out: give one of the two up",
+                "--spawn needs big-concurrency, which --only or --skip leaves out: drop one of these options",
             )
         } else {
             None

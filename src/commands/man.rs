@@ -26,8 +26,8 @@ const CONTROL_FILES: [(&str, &str); 2] = [
 const EXIT_STATUS: [(&str, &str, &str); 8] = [
     (
         "qpatch-status",
-        "the tree was read, whichever patches are in it",
-        "it is no tree of qmail, or could not be read",
+        "the tree was read, with or without patches in it",
+        "it is not a qmail tree, or could not be read",
     ),
     (
         "qpatch-rule-try",
@@ -38,8 +38,8 @@ const EXIT_STATUS: [(&str, &str, &str); 8] = [
     ("qpatch-demo", "every step holds", "a step fails, or could not be tried"),
     (
         "qpatch-doctor",
-        "nothing is to change, as far as could be seen",
-        "something is to change, or no qmail is installed in the QMAILHOME that was named",
+        "no change is needed, as far as doctor could see",
+        "a change is needed, or no qmail is installed in the named QMAILHOME",
     ),
     (
         "qpatch-gate-check",
@@ -49,14 +49,15 @@ const EXIT_STATUS: [(&str, &str, &str); 8] = [
     ("qpatch-gate-show", "the status was read", "there is none, or it could not be understood"),
     (
         "qpatch-gate-sites",
-        "DNS was asked, and what it said is written",
-        "DNS answers nothing at all, or the file could not be written; nothing was changed",
+        "DNS answered, and the file has its answers",
+        "DNS gave no answer at all, or the file could not be written; nothing was changed",
     ),
 ];
 
 /// The text before the list of metrics.
 const METRICS: &str = "\
-With \\fB\\-\\-format prometheus\\fR, for node_exporter's textfile folder; the sources have a dashboard and alert rules in monitoring. \
+With \\fB\\-\\-format prometheus\\fR, for node_exporter's textfile folder; the folder monitoring of the sources has a \
+dashboard and alert rules. \
 Times are in seconds since 1970.
 .PP
 If a tree has several remote channels, each has a qmail\\-rspawn. Metrics of one qmail\\-rspawn have a label \\fBspawner\\fR: \

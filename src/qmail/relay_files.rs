@@ -128,7 +128,8 @@ impl RelayFile {
         let Self { name, chosen_by, read, followed } = self;
         if *followed == FollowedByGate::Yes {
             return format!(
-                "the gate counts mail by the relays of {name}, and this qmail-remote does not read it: such mail counts wrongly"
+                "the gate counts mail by the relays of {name}, and this qmail-remote does not read it: such mail \
+                 counts wrongly"
             );
         }
         let whether = match read {
@@ -136,8 +137,8 @@ impl RelayFile {
             ReadByRemote::Unknown => ", if this qmail-remote reads it",
         };
         format!(
-            "{name} chooses a relay by {chosen_by} before smtproutes does{whether}, and the gate does not follow it: such mail \
-             counts by its domains, and limits of these relays do not count"
+            "{name} chooses a relay by {chosen_by} before smtproutes does{whether}, and the gate does not follow it: \
+             such mail counts by its domains, and limits of these relays do not count"
         )
     }
 
@@ -145,11 +146,14 @@ impl RelayFile {
     pub(crate) fn help(&self) -> String {
         match self.followed {
             FollowedByGate::Never => format!(
-                "write a relay for all mail into smtproutes, in the same form; nothing limits all that goes to another one of {}",
+                "write a relay for all mail into smtproutes, in the same form; no limit covers all mail to another relay \
+                 of {}",
                 self.name
             ),
             FollowedByGate::No | FollowedByGate::Yes => {
-                "make setup check in the tree that this qmail-remote is from, patched by this qpatch: its qmail-rspawn knows".to_string()
+                "make setup check in the tree of this qmail-remote, patched by this qpatch: its qmail-rspawn then \
+                 knows"
+                    .to_string()
             }
         }
     }
