@@ -89,6 +89,7 @@ enum SubjectName {
     ForkServer,
     ForkExec,
     LogPieces,
+    Classic,
     Postfix,
 }
 
@@ -400,6 +401,7 @@ fn subjects(
         (SubjectName::ForkServer, Flavour::ForkServer),
         (SubjectName::ForkExec, Flavour::ForkExec),
         (SubjectName::LogPieces, Flavour::LogPieces),
+        (SubjectName::Classic, Flavour::Classic),
     ] {
         if wants(which) {
             eprintln!("building the tree, {which:?}");

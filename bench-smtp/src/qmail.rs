@@ -44,6 +44,8 @@ pub enum Flavour {
     ForkExec,
     /// All patches but log-lines: qmail-send writes its log piece by piece.
     LogPieces,
+    /// Only the patches that let more deliveries run at once: toolchain, big-concurrency and fd-setsize.
+    Classic,
 }
 
 impl Flavour {
@@ -54,18 +56,20 @@ impl Flavour {
             Flavour::ForkServer => "fork server",
             Flavour::ForkExec => "fork and exec",
             Flavour::LogPieces => "log in pieces",
+            Flavour::Classic => "classic",
         }
     }
 
     fn has_gate(self) -> bool {
-        self != Flavour::NoGate
+        !matches!(self, Flavour::NoGate | Flavour::Classic)
     }
 
     fn has(self, patch: &str) -> bool {
         match patch {
             patches::GATE => self.has_gate(),
-            patches::FORK_SERVER => self != Flavour::ForkExec,
-            patches::LOG_LINES => self != Flavour::LogPieces,
+            patches::FORK_SERVER => !matches!(self, Flavour::ForkExec | Flavour::Classic),
+            patches::LOG_LINES => !matches!(self, Flavour::LogPieces | Flavour::Classic),
+            patches::SPAWN_EVENTS => self != Flavour::Classic,
             _ => true,
         }
     }
