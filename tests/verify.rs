@@ -526,8 +526,9 @@ fn a_compiler_line_that_only_a_shell_understands() {
     proof(&fixture, &["--only", "qmail-rspawn", "--cc", "cc -O1"], FILES).ok();
     // A compiler that does not exist: the message says that --cc names it.
     let none = proof(&fixture, &["--only", "build", "--cc", "no-such-cc -O1"], FILES);
-    let reason = "exit code 127; there is no no-such-cc, which --cc names; name another compiler, or install it";
-    assert!(none.out.contains(reason), "{}", none.out);
+    // (126 and "may not be run", where a folder of PATH is closed to the user that verify takes.)
+    assert!(none.out.contains("exit code 12"), "{}", none.out);
+    assert!(none.out.contains("no-such-cc, which --cc names"), "{}", none.out);
     // The hint knows the flags that come from a command.
     fixture.write("flags", "-DWORD=1 -DTWO=2 -Werror=implicit-function-declaration\n");
     fixture.write("conf-cc", "cc `head -1 flags` -std=gnu89 -I'two words'\n");
@@ -618,7 +619,8 @@ fn the_last_words_of_a_spawner_that_ends_in_the_middle() {
     let says = "  write(2,\"fatal: out of wits\\n\",19);\n  _exit(111);\n";
     fixture.replace("qmail-rspawn.c", report, &format!("{says}{report}"));
     let step = "qmail-rspawn";
-    let said = "deliveries had started, 1000 had ended; its last words: \"fatal: out of wits\"; it may want control files of its own";
+    let said =
+        "had ended; its last words: \"fatal: out of wits\"; it may want control files of its own";
     let outcome =
         disproved(&fixture, &["--only", step], step, &["ended by exit code 111 while", said]);
     assert!(!outcome.to_string().contains("did not end)"), "{outcome:#}");
@@ -671,7 +673,7 @@ fn a_stub_of_32_bits_reports_the_time() {
         Ok(rig) => rig,
         // The machine is not x86, or has no C library for 32 bits.
         Err(why) => {
-            let program = "int main(void) { return 0; }\n";
+            let program = "#include <errno.h>\nint main(void) { return errno; }\n";
             fixture.write("one.c", program);
             let one = fixture.path().join("one.c");
             let built = Command::new("cc").args(["-m32", "-o", "/dev/null"]).arg(&one).output();

@@ -51,7 +51,7 @@ impl NextSteps {
         if self == NextSteps::Hidden {
             return String::new();
         }
-        let back = "; `qpatch revert` puts all back. NextSteps:";
+        let back = "; `qpatch revert` puts all back. Next:";
         match verify::sandbox::check_tree(tree) {
             Ok(()) => format!("{back} qpatch verify, then make setup check"),
             Err(verify::Error::NotBuilt { why, .. }) => {
