@@ -357,7 +357,11 @@ fn no_resolver() -> Error {
 
 #[cfg(not(feature = "sites"))]
 impl Resolver {
-    fn ask<T>(&self, _: &[(String, Query)], _: impl Fn(DnsAnswer) -> T) -> Result<Vec<T>, Error> {
+    fn ask<T>(
+        &self,
+        _: &[(String, Query)],
+        _: impl Fn(exchangers::DnsAnswer) -> T,
+    ) -> Result<Vec<T>, Error> {
         Err(no_resolver())
     }
 }
