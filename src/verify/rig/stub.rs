@@ -298,8 +298,11 @@ impl Stubs {
         (self.started, self.events.len() - self.started)
     }
 
-    /// Removes all events, for the next trial.
+    /// Removes all events, for the next trial. A report may be read before the events of its delivery, which were
+    /// written earlier: they belong to the trial that is over.
     pub fn forget(&mut self) {
+        // An error comes again at the next read, which can report it.
+        let _ = self.read();
         self.events.clear();
         self.started = 0;
     }
