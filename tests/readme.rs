@@ -78,6 +78,16 @@ fn the_error_is_as_quoted() {
     }
 }
 
+/// A fresh checkout needs these two commands and no others.
+#[test]
+fn the_readme_has_a_command_for_the_demo_and_one_for_the_tests() {
+    let readme = include_str!("../README.md");
+    for command in ["cargo run --release -- demo", "cargo test --workspace"] {
+        assert!(readme.contains(&format!("```\n{command}\n```")), "{command}");
+    }
+    assert!(include_str!("../ci/check").contains(" cargo test --workspace "), "ci/check runs it");
+}
+
 #[test]
 fn a_picture_that_is_not_true_is_seen() {
     assert!(is_like("ok mail # messages, none lost (# s)", "ok mail ... none lost"));
