@@ -8,16 +8,15 @@ mod rig;
 #[path = "common/trees.rs"]
 mod trees;
 
-use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::run;
+use common::{copy, real_trees, run};
 use qpatch::fixture::Dialect;
 use qpatch::verify::rig::sendrig;
 use qpatch::verify::rig::spawner::IDLE;
@@ -134,17 +133,9 @@ fn a_log_of_a_server_with_a_gate_gives_back_its_own_times() {
 }
 
 #[test]
-#[ignore = "it takes real trees: QMAIL_TREES=DIR ci/check trees"]
 fn a_log_of_each_real_tree_gives_back_its_own_times() {
-    let dir = env::var_os("QMAIL_TREES").expect("QMAIL_TREES is set");
-    let mut trees: Vec<PathBuf> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
-    trees.retain(|path| path.is_dir());
-    trees.sort();
-    for tree in trees {
-        let copy = tempfile::tempdir().unwrap();
-        let to = copy.path().join("tree");
-        run(Command::new("cp").arg("-a").arg(&tree).arg(&to)).ok();
+    for tree in real_trees() {
+        let (_dir, to) = copy(&tree);
         let mut apply = Command::new(env!("CARGO_BIN_EXE_qpatch"));
         let out = run(apply.args(["apply", "--spawn", "120", "--gate"]).arg(&to));
         if out.code != 0 {

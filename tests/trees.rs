@@ -1,18 +1,17 @@
-//! Real trees: `QMAIL_TREES=DIR` has every tree in DIR patched, built and proved, in copies. This is a
-//! tier of its own, `ci/check trees`: no qmail source is part of this project.
+//! Real trees: `QMAIL_TREES=DIR` has every tree in DIR patched, built and proved, in copies. Without it the tests here
+//! say "skipped": no qmail source is part of this project.
 
 mod common;
 #[path = "common/rig.rs"]
 mod rig;
 
 use std::collections::BTreeMap;
-use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use common::{Run, bytes, qpatch, run, snapshot};
+use common::{Run, bytes, copy, qpatch, real_trees, run, snapshot};
 use qpatch::verify::build;
 use qpatch::verify::error::Error;
 use qpatch::verify::rig::sendrig;
@@ -20,17 +19,10 @@ use qpatch::verify::sandbox::{SiteConfig, check_tree};
 use qpatch::verify::{self, Options, Part, ProofOutcome, Silent, StepVerdict};
 use qpatch_test_support::{has, tell};
 use rig::site;
-use tempfile::TempDir;
 
 #[test]
-#[ignore = "it takes real trees: QMAIL_TREES=DIR ci/check trees"]
 fn every_tree_is_patched_and_proved() {
-    let dir = env::var_os("QMAIL_TREES").expect("QMAIL_TREES is set");
-    let entries = fs::read_dir(&dir).unwrap_or_else(|e| panic!("QMAIL_TREES: {e}"));
-    let mut trees: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    trees.retain(|path| path.is_dir());
-    trees.sort();
-    assert!(!trees.is_empty(), "QMAIL_TREES: no folder in {}", dir.display());
+    let trees = real_trees();
     let mut failed = Vec::new();
     for tree in &trees {
         let name = tree.file_name().unwrap().to_string_lossy().into_owned();
@@ -44,14 +36,6 @@ fn every_tree_is_patched_and_proved() {
         tell(line);
     }
     assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), trees.len(), failed.join("\n"));
-}
-
-/// A copy of a tree, with its modes and times.
-fn copy(tree: &Path) -> (TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let to = dir.path().join("tree");
-    run(Command::new("cp").arg("-a").arg(tree).arg(&to)).ok();
-    (dir, to)
 }
 
 /// `qpatch ARGS TREE`, which has to succeed.

@@ -104,6 +104,29 @@ pub fn qpatch(args: &[&str]) -> Run {
     run(Command::new(env!("CARGO_BIN_EXE_qpatch")).args(args))
 }
 
+/// The trees in the folder that QMAIL_TREES names, by name. None without it, which no machine of the check has: that is
+/// said, and is no failure.
+pub fn real_trees() -> Vec<PathBuf> {
+    let Some(dir) = std::env::var_os("QMAIL_TREES") else {
+        qpatch_test_support::tell("skipped: QMAIL_TREES is not set");
+        return Vec::new();
+    };
+    let entries = fs::read_dir(&dir).unwrap_or_else(|e| panic!("QMAIL_TREES: {e}"));
+    let mut trees: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    trees.retain(|path| path.is_dir());
+    trees.sort();
+    assert!(!trees.is_empty(), "QMAIL_TREES: no folder in {}", dir.display());
+    trees
+}
+
+/// A copy of a tree, with its modes and times.
+pub fn copy(tree: &Path) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("tree");
+    run(Command::new("cp").arg("-a").arg(tree).arg(&to)).ok();
+    (dir, to)
+}
+
 pub fn run(command: &mut Command) -> Run {
     let Output { status, stdout, stderr } =
         command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
