@@ -6,19 +6,15 @@
 //! exec, and the fork server. Printed for each way are the processor time of a delivery, of qmail-rspawn and of all it
 //! has started, and how many times as much the large tables take. The bar of that ratio is [`BAR`].
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod rig;
 
-use qpatch::fixture::Dialect;
-use qpatch::verify::build;
-use qpatch::verify::rig::protocol;
-use qpatch::verify::rig::spawner::{Channel, Spawner};
-use qpatch::verify::rig::stub::Stubs;
-use qpatch::verify::sandbox::SiteConfig;
+use std::fs;
+use std::path::Path;
+
+use qpatch::qmail::remote_status::RemoteStatus;
 use qpatch::verify::sandbox::limits::Raised;
-use qpatch::verify::sandbox::scratch::{Keep, Scratch};
-use qpatch::verify::sandbox::site::{MessageId, Site};
+use qpatch::verify::sandbox::scratch::Scratch;
+use rig::{Built, REMOTE, Usage, median, used_us};
 
 const DOMAINS: u32 = 100_000;
 const SITES: u32 = 50_000;
@@ -28,12 +24,10 @@ const ROUNDS: usize = 11;
 /// The tables may make a start this many times as dear, by the design.
 const BAR: f64 = 1.05;
 
-/// The quickest qmail-remote: what is measured is how it is started.
-const REMOTE: &str = "#include <unistd.h>\n\
-    #ifdef SERVER\n#include \"remote_start.h\"\n#endif\n\
-    int main(int argc, char **argv)\n{\n\
-    #ifdef SERVER\n  remote_serve(&argc,&argv);\n#endif\n\
-    (void) argc;\n  (void) argv;\n  return write(1,\"r\\0Kok\\n\",7) != 7;\n}\n";
+/// The quickest qmail-remote that can be a server.
+const SERVER: &str = "#include <unistd.h>\n#include \"remote_start.h\"\n\
+    int main(int argc, char **argv)\n{\n  remote_serve(&argc,&argv);\n\
+    return write(1,\"r\\0Kok\\n\",7) != 7;\n}\n";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -72,9 +66,7 @@ struct Figures {
 
 struct Subject {
     way: Way,
-    site: Site,
-    stubs: Stubs,
-    message: MessageId,
+    built: Built,
     empty: Vec<Figures>,
     large: Vec<Figures>,
 }
@@ -82,37 +74,17 @@ struct Subject {
 impl Subject {
     fn build(scratch: &Scratch, tree: &Path, way: Way) -> Subject {
         let name = way.name().replace(' ', "-");
-        let copy = scratch.copy(tree, &format!("{name}-tree")).expect("a copy of the tree");
-        let mut apply = Command::new(env!("CARGO_BIN_EXE_qpatch"));
-        apply.args(["apply", "--spawn", "1000"]);
-        if way == Way::ForkExec {
-            apply.args(["--skip", "fork-server"]);
-        }
-        let applied = apply.arg(&copy).output().expect("qpatch can be run");
-        assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
-        let config = SiteConfig { spawn: Some(1000), ..SiteConfig::default() };
-        let site = scratch.site(&copy, &name, &config).expect("a configured copy");
-        build::prepare(&site).expect("what the build needs");
-        build::make(&site, &["qmail-rspawn"]).expect("the tree builds");
-        build::install(&site, "qmail-rspawn").expect("qmail-rspawn");
-        let stubs = Stubs::install(&site).expect("the stubs");
-        let message = site.add_message(b"Subject: a message of the bench\n\nhello\n");
-        let message = message.expect("a message");
-        let remote = site.home().join("bin/qmail-remote");
-        let source = site.rig().join("remote.c");
-        fs::write(&source, REMOTE).expect("a file can be written");
-        fs::remove_file(&remote).expect("the stub");
-        let mut compile = Command::new("cc");
-        compile.args(["-O2", "-o"]).args([&remote, &source]);
+        let flags: &[&str] = if way == Way::ForkExec { &["--skip", "fork-server"] } else { &[] };
+        let built = Built::new(scratch, tree, &name, 1000, flags);
         if way == Way::ForkServer {
-            let server = site.tree().join("remote_serve.c");
-            compile.args(["-DSERVER", "-I"]).args([site.tree(), &server]);
+            let tree = built.site.tree();
+            built.set_remote(SERVER, &[Path::new("-I"), tree, &tree.join("remote_serve.c")]);
+            let set = built.site.set_control("remoteserver", "10000\n");
+            set.expect("control files can be written");
+        } else {
+            built.set_remote(REMOTE, &[]);
         }
-        assert!(compile.status().is_ok_and(|status| status.success()), "qmail-remote compiles");
-        if way == Way::ForkServer {
-            site.set_control("remoteserver", "10000\n").expect("control files can be written");
-        }
-        Subject { way, site, stubs, message, empty: Vec::new(), large: Vec::new() }
+        Subject { way, built, empty: Vec::new(), large: Vec::new() }
     }
 
     fn set_tables(&self, tables: Tables) {
@@ -123,32 +95,29 @@ impl Subject {
             sites.extend((0..SITES).map(|n| format!("known-{n}.example\t127.0.0.1\n")));
             sites.push_str("end\n");
         }
-        self.site.set_control("concurrencydomains", &domains).expect("control files");
-        let seen = self.site.home().join("queue/lock/gatesites");
-        self.site.write(&seen, sites.as_bytes()).expect("the gate's file of sites");
+        self.built.site.set_control("concurrencydomains", &domains).expect("control files");
+        let seen = self.built.site.home().join("queue/lock/gatesites");
+        self.built.site.write(&seen, sites.as_bytes()).expect("the gate's file of sites");
     }
 
     fn round(&mut self, tables: Tables) {
         self.set_tables(tables);
-        let children = children_us();
-        let mut spawner =
-            Spawner::start(&self.site, &mut self.stubs, Channel::Remote).expect("qmail-rspawn");
+        let children = Usage::by_children().cpu_us;
+        let mut spawner = self.built.start();
         // The first delivery finds the tables read, and starts the server.
-        self.deliver(&mut spawner, 1);
+        self.built.deliver(&mut spawner, 1, AT_ONCE);
         let process = spawner.process().id();
         let before = used_us(process);
-        self.deliver(&mut spawner, DELIVERIES);
+        self.built.deliver(&mut spawner, DELIVERIES, AT_ONCE);
         let after = used_us(process);
         let resident_kib = resident_kib(process);
-        spawner.close_input();
-        let status = spawner.wait_exit(&mut self.stubs).expect("qmail-rspawn ends");
-        assert!(status.success(), "{status}");
+        self.built.end(spawner);
         self.check_way();
         let each = |us: f64| us / f64::from(DELIVERIES);
         let figures = Figures {
             own_us: each(after - before),
             // The end of qmail-rspawn, too, so this is a little too much.
-            started_us: each(children_us() - children - after),
+            started_us: each(Usage::by_children().cpu_us - children - after),
             resident_kib,
         };
         match tables {
@@ -157,69 +126,18 @@ impl Subject {
         }
     }
 
-    fn deliver(&mut self, spawner: &mut Spawner, count: u32) {
-        let mut free: Vec<u32> = (0..AT_ONCE).collect();
-        let (mut sent, mut reported) = (0, 0);
-        while reported < count {
-            while sent < count
-                && let Some(number) = free.pop()
-            {
-                spawner.send(&protocol::Command {
-                    number,
-                    message: self.message.relative(),
-                    sender: "sender@sender.example".to_owned(),
-                    recipient: format!("u@d{}.example", sent % 50),
-                });
-                sent += 1;
-            }
-            spawner
-                .wait(&mut self.stubs, "a report", |seen| seen.reports > 0)
-                .expect("reports come");
-            for report in spawner.take_reports() {
-                assert_eq!(report.letter, b'K', "{report:?}");
-                free.push(report.number);
-                reported += 1;
-            }
-        }
-    }
-
     /// Fails if deliveries were started in another way. The file is written at the first delivery and when a server is
     /// ready, and a tree without the patch leaves it empty.
     fn check_way(&self) {
-        let path = self.site.home().join("queue/lock/remotestatus");
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let field = |name: &str| {
-            let mut values = text.lines().filter_map(|line| line.strip_prefix(name));
-            values.next().and_then(|value| value.trim().parse::<u32>().ok()).unwrap_or(0)
+        let statuses = RemoteStatus::read(self.built.site.home());
+        let found = match statuses.first() {
+            None => Way::ForkExec,
+            Some(status) if status.by_exec == 0 => Way::ForkExec,
+            Some(status) if status.server == 0 => Way::QuickExec,
+            Some(_) => Way::ForkServer,
         };
-        let found = match (field("by-exec "), field("server ")) {
-            (0, _) => Way::ForkExec,
-            (_, 0) => Way::QuickExec,
-            (_, _) => Way::ForkServer,
-        };
-        assert!(found == self.way, "{}: {text}", self.way.name());
+        assert!(found == self.way, "{}: {statuses:?}", self.way.name());
     }
-}
-
-/// The processor time of a process without that of its children: the first number of /proc/PID/schedstat, in
-/// nanoseconds.
-fn used_us(process: u32) -> f64 {
-    let text =
-        fs::read_to_string(format!("/proc/{process}/schedstat")).expect("a Linux with schedstat");
-    let number = text.split(' ').next().and_then(|number| number.parse::<f64>().ok());
-    number.expect("a number of nanoseconds") / 1e3
-}
-
-/// The processor time of all children that have been waited for, and of theirs.
-fn children_us() -> f64 {
-    // SAFETY: a rusage of zeroes is one, and may be written.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        assert_eq!(libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage), 0);
-        usage
-    };
-    let us = |time: libc::timeval| time.tv_sec as f64 * 1e6 + time.tv_usec as f64;
-    us(usage.ru_utime) + us(usage.ru_stime)
 }
 
 fn resident_kib(process: u32) -> f64 {
@@ -229,24 +147,10 @@ fn resident_kib(process: u32) -> f64 {
     number.expect("a number of KiB")
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
 fn main() {
-    let given = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let folder = tempfile::tempdir().expect("a folder for the tree");
-    let tree = given.map_or_else(
-        || {
-            Dialect::StockKr.write(folder.path()).expect("the fixture can be written");
-            folder.path().to_owned()
-        },
-        PathBuf::from,
-    );
+    let (tree, _folder) = rig::tree();
     let _limits = Raised::raise();
-    let scratch = Scratch::new(&tree, None, Keep::No).expect("a folder for the copies");
+    let scratch = rig::scratch(&tree);
     let mut subjects = Way::ALL.map(|way| Subject::build(&scratch, &tree, way));
     for round in 0..ROUNDS {
         for subject in &mut subjects {
