@@ -119,6 +119,11 @@ fn compare(
 /// Receives the progress of a trial: how much is done, and how much there is.
 pub(crate) type OnProgress<'t> = &'t mut dyn FnMut(u64, u64);
 
+/// The command that starts a delivery of `message` under `number`.
+fn command(number: u32, message: MessageId, recipient: String) -> Command {
+    Command { number, message: message.relative(), sender: SENDER.to_owned(), recipient }
+}
+
 /// Starts a delivery for each of `numbers`, waits until all run at the same time, releases them, and compares the
 /// reports. Each delivery has a random mode of the stub.
 ///
@@ -143,12 +148,7 @@ pub fn at_once(
         let modes = if random.below(3) == 0 { &Mode::ALL[..] } else { &Mode::ALL[..3] };
         let mode = modes[random.below(modes.len() as u32) as usize];
         let recipient = stub::recipient(mode, Some("all"), number, domain(channel));
-        spawner.send(&Command {
-            number: *number,
-            message: message.relative(),
-            sender: SENDER.to_owned(),
-            recipient: recipient.clone(),
-        });
+        spawner.send(&command(*number, message, recipient.clone()));
         expected.insert(*number, Expected { mode, recipient });
     }
     let total = numbers.len();
@@ -194,12 +194,7 @@ pub fn each_letter(
         let mut expected = HashMap::new();
         for number in numbers {
             let recipient = stub::recipient(mode, None, number, domain(channel));
-            spawner.send(&Command {
-                number: *number,
-                message: message.relative(),
-                sender: SENDER.to_owned(),
-                recipient: recipient.clone(),
-            });
+            spawner.send(&command(*number, message, recipient.clone()));
             expected.insert(*number, Expected { mode, recipient });
         }
         spawner.wait(stubs, &format!("{} reports", numbers.len()), |seen| {
@@ -293,12 +288,7 @@ fn in_use(
     let mut expected = HashMap::new();
     for number in numbers {
         let recipient = stub::recipient(Mode::Accept, Some("used"), number, domain(channel));
-        spawner.send(&Command {
-            number: *number,
-            message: message.relative(),
-            sender: SENDER.to_owned(),
-            recipient: recipient.clone(),
-        });
+        spawner.send(&command(*number, message, recipient.clone()));
         expected.insert(*number, Expected { mode: Mode::Accept, recipient });
     }
     spawner.wait(stubs, &format!("{} deliveries to start", numbers.len()), |seen| {
@@ -309,12 +299,11 @@ fn in_use(
         return compare(channel, &expected, &early).map(|()| 0);
     }
     for number in numbers {
-        spawner.send(&Command {
-            number: *number,
-            message: message.relative(),
-            sender: SENDER.to_owned(),
-            recipient: stub::recipient(Mode::Accept, None, "intruder", domain(channel)),
-        });
+        spawner.send(&command(
+            *number,
+            message,
+            stub::recipient(Mode::Accept, None, "intruder", domain(channel)),
+        ));
     }
     spawner.wait(stubs, &format!("{} refusals", numbers.len()), |seen| {
         seen.reports >= numbers.len()
@@ -356,12 +345,11 @@ fn too_big(
             .filter(|number| (site.spawn()..=top).contains(number))
             .collect();
     for number in &numbers {
-        spawner.send(&Command {
-            number: *number,
-            message: message.relative(),
-            sender: SENDER.to_owned(),
-            recipient: stub::recipient(Mode::Accept, None, "toobig", domain(channel)),
-        });
+        spawner.send(&command(
+            *number,
+            message,
+            stub::recipient(Mode::Accept, None, "toobig", domain(channel)),
+        ));
     }
     spawner.wait(stubs, &format!("{} refusals", numbers.len()), |seen| {
         seen.reports >= numbers.len()
@@ -452,12 +440,7 @@ fn failing(
     let mut recipients = HashMap::new();
     for number in numbers {
         let recipient = stub::recipient(Mode::Accept, None, number, domain(channel));
-        spawner.send(&Command {
-            number: *number,
-            message: message.relative(),
-            sender: SENDER.to_owned(),
-            recipient: recipient.clone(),
-        });
+        spawner.send(&command(*number, message, recipient.clone()));
         recipients.insert(*number, recipient);
     }
     let waited = spawner.wait(stubs, &format!("{} refusals while {what}", numbers.len()), |seen| {
@@ -490,12 +473,11 @@ fn failing(
     }
     // The same numbers again: a slot that was not freed is "in use" now.
     for number in numbers {
-        spawner.send(&Command {
-            number: *number,
-            message: message.relative(),
-            sender: SENDER.to_owned(),
-            recipient: recipients.get(number).cloned().unwrap_or_default(),
-        });
+        spawner.send(&command(
+            *number,
+            message,
+            recipients.get(number).cloned().unwrap_or_default(),
+        ));
     }
     let waited = spawner
         .wait(stubs, &format!("{} reports", numbers.len()), |seen| seen.reports >= numbers.len());
@@ -542,12 +524,7 @@ pub fn end_of_input(
     let mut expected = HashMap::new();
     for number in 0..count {
         let recipient = stub::recipient(Mode::Accept, Some("last"), number, domain(channel));
-        spawner.send(&Command {
-            number,
-            message: message.relative(),
-            sender: SENDER.to_owned(),
-            recipient: recipient.clone(),
-        });
+        spawner.send(&command(number, message, recipient.clone()));
         expected.insert(number, Expected { mode: Mode::Accept, recipient });
     }
     let total = count as usize;
