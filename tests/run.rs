@@ -223,7 +223,15 @@ fn where_fd_setsize_is_fixed_the_tree_has_an_fd_set_of_its_own() {
     let options = Options {
         spawn: Some(1200),
         cc: Some(musl.to_owned()),
-        only: vec![Part::Rspawn, Part::Lspawn, Part::Numbers, Part::Mail],
+        only: vec![
+            Part::Chkspawn,
+            Part::FdSet,
+            Part::Rspawn,
+            Part::Lspawn,
+            Part::Numbers,
+            Part::Mail,
+            Part::Restart,
+        ],
         ..Options::default()
     };
     proved(&patched(Dialect::StockKr, Gate::Out), options);
