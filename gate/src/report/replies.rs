@@ -224,7 +224,7 @@ impl Replies {
     }
 
     /// What each line says, whatever reply it is about.
-    pub fn verdicts(&self) -> impl Iterator<Item = MatchedLine> + '_ {
+    pub fn lines(&self) -> impl Iterator<Item = MatchedLine> + '_ {
         self.rules.iter().map(|rule| MatchedLine { line: rule.line, meaning: rule.meaning })
     }
 

@@ -110,7 +110,7 @@ fn short_reply(line: u32) -> String {
 pub(super) fn short(replies: &Replies) -> Result<Replies, OutOfMemory> {
     let mut text = String::new();
     let mut at = 1;
-    for MatchedLine { line, meaning } in replies.verdicts() {
+    for MatchedLine { line, meaning } in replies.lines() {
         text.extend(std::iter::repeat_n('\n', line.saturating_sub(at) as usize));
         at = line + 1;
         let meaning = match meaning {
@@ -155,7 +155,7 @@ mod tests {
         let (replies, problems) = Replies::parse(text).unwrap();
         assert!(problems.is_empty(), "{problems:?}");
         let short = short(&replies).unwrap();
-        assert!(short.verdicts().eq(replies.verdicts()));
+        assert!(short.lines().eq(replies.lines()));
         let reader = ReportReader { own: Own::unknown(), replies: &short };
         for (line, end, reply) in [
             (2, End::Deferral, "450 Slow down"),
