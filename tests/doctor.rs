@@ -13,7 +13,7 @@ use qpatch::doctor::launch::limits::{
 use qpatch::doctor::launch::script::{PathContent, ScriptHost, Walk};
 use qpatch::doctor::launch::shell::Shell;
 use qpatch::doctor::launch::unit;
-use qpatch_test_support::{is_root, skip};
+use qpatch_test_support::{is_root, skip, write_script};
 
 /// A machine that has only a shell.
 struct Bare(Shell);
@@ -60,8 +60,7 @@ fn predicted(script: &str, shell: Shell) -> Option<(u64, u64)> {
 fn actual(script: &str, shell: &[&str]) -> Option<(u64, u64)> {
     let dir = tempfile::tempdir().unwrap();
     let start = dir.path().join("qmail-start");
-    fs::write(&start, "#!/bin/sh\necho limits $(ulimit -Sn) $(ulimit -Hn)\n").unwrap();
-    fs::set_permissions(&start, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    write_script(&start, "#!/bin/sh\necho limits $(ulimit -Sn) $(ulimit -Hn)\n");
     let run = dir.path().join("run");
     fs::write(&run, script).unwrap();
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use qpatch_test_support::{is_root, skip};
+use qpatch_test_support::{copy_program, is_root, skip, write_script};
 use tempfile::TempDir;
 
 /// The most that anything here may take on a busy machine.
@@ -168,7 +168,7 @@ impl Drop for Rig {
 /// A new file under the name, as `install` does.
 fn install(to: &Path) {
     let new = to.with_extension("new");
-    fs::copy(programs().join("probe"), &new).unwrap();
+    copy_program(&programs().join("probe"), &new);
     fs::rename(new, to).unwrap();
 }
 
@@ -245,8 +245,7 @@ fn a_wrapper_is_executed_each_time() {
         let real = rig.home.path().join("real-remote");
         install(&real);
         fs::remove_file(rig.program()).unwrap();
-        fs::write(rig.program(), script.replace("REAL", real.to_str().unwrap())).unwrap();
-        fs::set_permissions(rig.program(), fs::Permissions::from_mode(0o755)).unwrap();
+        write_script(&rig.program(), &script.replace("REAL", real.to_str().unwrap()));
         let end = Instant::now() + PATIENCE;
         loop {
             let out = rig.run(&["view", "a", "b", "c"]);
@@ -291,10 +290,20 @@ fn another_program_is_taken_up_at_the_next_delivery() {
 #[test]
 fn a_program_that_is_still_being_written_is_no_wrapper() {
     let mut rig = Rig::new("1000\n");
-    let writing = fs::OpenOptions::new().write(true).open(rig.program()).unwrap();
+    // Another process has it open: a child of another test would keep a file of this process open.
+    let mut writer = Command::new("sh")
+        .args(["-c", r#"exec 3>>"$0"; echo open; read line"#])
+        .arg(rig.program())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(writer.stdout.take().unwrap()).read_line(&mut line).unwrap();
     // ETXTBSY: as it always was.
     assert_eq!(rig.run(&["length", "x"]), "end 28416\n");
-    drop(writing);
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
     rig.served();
     assert_eq!(rig.status("reason"), "");
     assert_eq!(rig.status("failed"), "1");

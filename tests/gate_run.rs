@@ -32,7 +32,7 @@ use qpatch_gate::problem::File;
 use qpatch_gate::status::{InForce, State};
 use qpatch_gate::table::Limit;
 use qpatch_gate_status::Status;
-use qpatch_test_support::{skip, tell};
+use qpatch_test_support::{skip, tell, write_script};
 use rig::{Rig, config};
 use trees::{Gate, patched};
 
@@ -428,8 +428,7 @@ fn with_a_clock_of_its_own(site: &Site) {
     let real = program.with_extension("real");
     fs::rename(&program, &real).unwrap();
     let script = format!("#!/bin/sh\nLD_PRELOAD={} exec {}\n", clock.display(), real.display());
-    site.write(&program, script.as_bytes()).unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    write_script(&program, &script);
 }
 
 fn put_forward(site: &Site, seconds: u64) {
@@ -552,8 +551,7 @@ fn a_full_disk_takes_no_limit_and_no_mail() {
     let real = program.with_extension("real");
     fs::rename(&program, &real).unwrap();
     let script = format!("#!/bin/sh\ntrap '' XFSZ\nulimit -f 16\nexec {}\n", real.display());
-    rig.site.write(&program, script.as_bytes()).unwrap();
-    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    write_script(&program, &script);
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.fill(BUSY, 3);
     let what = "queue/lock/gatekept.domains: cannot be written (error 27)";

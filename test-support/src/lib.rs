@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Says that a test leaves something out, and why.
 ///
@@ -44,6 +44,34 @@ pub fn has(program: &str) -> bool {
         skip(format_args!("no {program} on this machine"));
     }
     found
+}
+
+/// Copies a program. Another process does it: a test in another thread may start a child just then, and the child has
+/// all open files of this process until it executes its program. While it has `to` open for writing, `to` cannot be
+/// executed (ETXTBSY).
+///
+/// # Panics
+/// If cp(1) fails.
+#[track_caller]
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("--").args([from, to]).status();
+    assert!(status.is_ok_and(|status| status.success()), "{}: not copied", to.display());
+}
+
+/// Writes a script that can be executed at once, in another process as [`copy_program`] does. Its mode is 0755.
+///
+/// # Panics
+/// If it cannot be written.
+#[track_caller]
+pub fn write_script(to: &Path, text: &str) {
+    let mut shell = Command::new("sh")
+        .args(["-c", r#"cat >"$0" && chmod 755 "$0""#])
+        .arg(to)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("sh");
+    shell.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success(), "{}: not written", to.display());
 }
 
 /// Returns whether this process runs as root.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use qpatch::fixture::Dialect;
-use qpatch_test_support::is_root;
+use qpatch_test_support::{copy_program, is_root};
 use tempfile::TempDir;
 
 /// A fixture tree in a folder of its own.
@@ -148,7 +148,7 @@ pub fn run_as_user(command: &mut Command, dir: &Path) -> Run {
     }
     // The user may not get to where cargo has built the program.
     let program = dir.join("qpatch");
-    fs::copy(command.get_program(), &program).unwrap();
+    copy_program(Path::new(command.get_program()), &program);
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
     let mut by_user = Command::new(&program);

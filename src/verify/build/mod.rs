@@ -114,12 +114,13 @@ pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<St
     Ok(failure::errors_in(String::from_utf8_lossy(&output).lines()))
 }
 
-/// Puts a program of the copy into the home's bin/, where the other programs look for it.
+/// Puts a program of the copy into the home's bin/, where the other programs look for it. The file gets a second name
+/// and is not copied: while this process wrote it, a child that another thread starts could keep it open for writing, and
+/// then it could not be executed (ETXTBSY).
 pub fn install(site: &Site, program: &str) -> Result<PathBuf, Error> {
     let (from, to) = (site.tree().join(program), site.home().join("bin").join(program));
     let _ = fs::remove_file(&to);
-    fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
-    site.identity().chown(&to)?;
+    fs::hard_link(&from, &to).map_err(Error::file("link", &from))?;
     Ok(to)
 }
 
