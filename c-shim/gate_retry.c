@@ -1122,22 +1122,45 @@ int gate_retry_call(int c, unsigned long delnum, char *report)
   return 1;
 }
 
+/*
+Puts a part with the last one of its message that waits for its pass, if both would be in pqchan for the same time: one
+pass then tries both. So a message has few entries in pqchan, even if no pass ever opens its file because somebody has
+removed that. 1: done, and the part is gone.
+*/
+static int join(unsigned int i)
+{
+  unsigned int m;
+  unsigned int last;
+
+  m = W(i).message;
+  if (!M(m).plan) return 0;
+  last = M(m).lastplan;
+  if (W(i).state != CALLED || W(last).state != CALLED) return 0;
+  if (W(i).due != W(last).due || W(i).flagbehind != W(last).flagbehind) return 0;
+  chain_move(&W(last).chain,&W(i).chain);
+  part_drop(i);
+  return 1;
+}
+
 int gate_retry_due(int c, unsigned long *id, long *dt)
 {
   unsigned int m;
   unsigned int i;
   long now;
 
-  if (c < 0 || c >= numchannels || !parts.used) return 0;
+  if (c < 0 || c >= numchannels) return 0;
   now = seconds();
-  i = fifo_get(&channel[c].called);
-  if (!i) {
-    i = channel[c].top;
-    if (!i) return 0;
-    /* too far ahead to be true: the clock was set back */
-    if (W(i).when > now && W(i).when <= now + (W(i).state == LATER ? RETRY_MAX : SECONDS_MAX)) return 0;
-    unwait(i);
-  }
+  do {
+    if (!parts.used) return 0;
+    i = fifo_get(&channel[c].called);
+    if (!i) {
+      i = channel[c].top;
+      if (!i) return 0;
+      /* too far ahead to be true: the clock was set back */
+      if (W(i).when > now && W(i).when <= now + (W(i).state == LATER ? RETRY_MAX : SECONDS_MAX)) return 0;
+      unwait(i);
+    }
+  } while (join(i));
   m = W(i).message;
   W(i).next = 0;
   if (M(m).plan) W(M(m).lastplan).next = i;
@@ -1164,14 +1187,17 @@ int gate_retry_alarm(int c, unsigned long *id, long *dt)
   unsigned int i;
 
   while (at < messages.num) {
+    i = 0;
     if (M(at + 1).flagused && M(at + 1).c == c && M(at + 1).numlater)
       for (i = M(at + 1).parts;i;i = W(i).nextof)
-        if (W(i).state == LATER) {
-          unwait(i);
-          call(i);
-          return gate_retry_due(c,id,dt);
-        }
-    ++at;
+        if (W(i).state == LATER) break;
+    if (!i) {
+      ++at;
+      continue;
+    }
+    unwait(i);
+    call(i);
+    if (gate_retry_due(c,id,dt)) return 1;
   }
   at = 0;
   return 0;

@@ -676,6 +676,42 @@ fn a_long_list() {
     }
 }
 
+/// Calls for a message whose file is gone, which no pass opens, join the entry that is in pqchan already. (Before, each
+/// call was an entry of its own, and qmail-send logged that it cannot open the file for each of them.)
+#[test]
+fn a_removed_message_has_one_entry() {
+    const QUEUES: u32 = 40;
+    let mut twins = Twins::start();
+    let job = Job { channel: 1, id: 7 };
+    twins.open(0, job, START);
+    for position in 0..u64::from(QUEUES) * 5 {
+        let queue = 1 + position % u64::from(QUEUES);
+        twins.skip(0, position, b"u@d.example");
+        twins.report(0, job, position, START + 400, b"u@d.example", format!("B60 {queue} busy\n").as_bytes());
+    }
+    assert_eq!(twins.close(0, PassEnd::EndOfFile, START + 400), None);
+    let mut entries = Vec::new();
+    for _ in 0..5 {
+        for queue in 1..=QUEUES {
+            assert!(twins.call(1, CALL_DELNUM, format!("R{queue} 1\n").as_bytes()));
+        }
+        entries.extend(twins.due_all(1));
+    }
+    assert_eq!(entries, [(7, START)]);
+    // If the file is there after all, one pass tries them all.
+    assert!(twins.open(1, job, START));
+    let mut position = 1000;
+    for _ in 0..u64::from(QUEUES) * 5 {
+        if let PassStep::At(at) = twins.next(1, position) {
+            position = at;
+        }
+        twins.skip(1, position, b"u@d.example");
+        position += 1;
+    }
+    assert_eq!(twins.next(1, position), PassStep::End);
+    assert_eq!(twins.due_all(1), []);
+}
+
 /// A pass that hands out many lets other messages go first, and goes on after them.
 #[test]
 fn others_go_first() {

@@ -861,29 +861,50 @@ impl<M: MemorySupply> Retry<M> {
         is_asked
     }
 
+    /// Puts a part with the last one of its message that waits for its pass, if both would be in pqchan for the same
+    /// time. True if it did.
+    fn join(&mut self, id: PartId) -> bool {
+        let job = self.job_of(id);
+        let Some(&last) = self.message(job).plan.back() else { return false };
+        let alike = |part: &Part| (part.state, part.due, part.goes_behind);
+        let here = alike(self.part(id));
+        if here.0 != PartState::Called || here != alike(self.part(last)) {
+            return false;
+        }
+        let part = self.part_drop(id);
+        self.part(last).chain.extend(part.chain);
+        true
+    }
+
     /// The next message for pqchan, and since when it is due.
     pub fn due(&mut self, channel: usize, now: i64) -> Option<(u64, i64)> {
-        if self.parts.is_empty() {
-            return None;
-        }
-        let of = self.channels.get_mut(channel)?;
-        let id = match of.called.pop_front() {
-            Some(id) => id,
-            None => {
-                let &(when, _, id) = of.clock.first()?;
-                let is_later = self.part(id).state == PartState::Later;
-                // A time further ahead than any wait means that the clock was set back.
-                if when > now && when <= now + if is_later { RETRY_MAX } else { SECONDS_MAX } {
-                    return None;
-                }
-                self.unwait(id);
-                id
+        loop {
+            if self.parts.is_empty() {
+                return None;
             }
-        };
-        let job = self.job_of(id);
-        let &mut Part { goes_behind, due, .. } = self.part(id);
-        self.message(job).plan.push_back(id);
-        Some((job.id, if goes_behind { now } else { due.min(now) }))
+            let of = self.channels.get_mut(channel)?;
+            let id = match of.called.pop_front() {
+                Some(id) => id,
+                None => {
+                    let &(when, _, id) = of.clock.first()?;
+                    let is_later = self.part(id).state == PartState::Later;
+                    // A time further ahead than any wait means that the clock was set back.
+                    let longest = if is_later { RETRY_MAX } else { SECONDS_MAX };
+                    if when > now && when <= now + longest {
+                        return None;
+                    }
+                    self.unwait(id);
+                    id
+                }
+            };
+            if self.join(id) {
+                continue;
+            }
+            let job = self.job_of(id);
+            let &mut Part { goes_behind, due, .. } = self.part(id);
+            self.message(job).plan.push_back(id);
+            return Some((job.id, if goes_behind { now } else { due.min(now) }));
+        }
     }
 
     /// When [`Retry::due`] has a message, unless one is called before; `wakeup` if that is sooner.
