@@ -499,9 +499,9 @@ fn remove(path: &Path) {
 /// killed or ended by itself.
 #[test]
 fn a_restart_does_not_open_the_gate() {
-    let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:3\n:30\n"), 200);
+    let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:30\n:40\n"), 200);
     let mut rspawn = Spawning::start(&mut rig);
-    rspawn.fill(BUSY, 3);
+    rspawn.fill(BUSY, 30);
     let status_of = |rspawn: &mut Spawning<'_>, what: &str| {
         let pid = rspawn.spawner.process().id();
         rspawn.status(what, |status| status.pid == pid)
@@ -514,7 +514,7 @@ fn a_restart_does_not_open_the_gate() {
         remove(&path);
         make(&path);
         rspawn = Spawning::start(&mut rig);
-        rspawn.fill(BUSY, 3);
+        rspawn.fill(BUSY, 30);
         let status = status_of(&mut rspawn, what);
         let is_readable = what == "unreadable" && !rspawn.rig.site.identity().changes();
         if is_readable && status.in_force == InForce::File {
@@ -526,9 +526,9 @@ fn a_restart_does_not_open_the_gate() {
     // Corrected, it counts at once.
     let path = domains(&rspawn.rig.site);
     remove(&path);
-    set_limits(&rspawn.rig.site, &format!("{BUSY}:4\n"));
+    set_limits(&rspawn.rig.site, &format!("{BUSY}:40\n"));
     rspawn.status("the corrected file", |status| status.in_force == InForce::File);
-    rspawn.fill(BUSY, 4);
+    rspawn.fill(BUSY, 40);
     assert_eq!(rspawn.end(), []);
     // Without the file there are no limits, after the time in which another file could be put in its place.
     fs::remove_file(domains(&rig.site)).unwrap();

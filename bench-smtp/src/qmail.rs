@@ -173,20 +173,7 @@ impl LogTally {
 impl Qmail {
     /// Copies `tree`, patches and builds the copy for `spawn` deliveries.
     pub fn build(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<Qmail> {
-        let name = flavour.name().replace(' ', "-");
-        let copy = scratch.copy(tree, &format!("{name}-tree"))?;
-        patch(&copy, flavour, spawn)?;
-        let config = SiteConfig { spawn: Some(spawn), ..SiteConfig::default() };
-        let site = scratch.site(&copy, &name, &config)?;
-        build::prepare(&site)?;
-        let rules = targets(site.tree())?;
-        let optional = sendrig::OPTIONAL_PROGRAMS.iter().filter(|name| rules.contains(**name));
-        let programs: Vec<&str> =
-            sendrig::PROGRAMS.iter().chain(&PROGRAMS).chain(optional).copied().collect();
-        build::make(&site, &programs)?;
-        for program in programs {
-            build::install(&site, program)?;
-        }
+        let site = build_site(scratch, tree, flavour, spawn)?;
         Ok(Qmail { site, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
     }
 
@@ -280,6 +267,25 @@ impl Qmail {
 }
 
 /// Applies qpatch's patches to the tree at `root`.
+/// Copies `tree`, patches the copy for `spawn` deliveries, and builds and installs it.
+pub fn build_site(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<Site> {
+    let name = flavour.name().replace(' ', "-");
+    let copy = scratch.copy(tree, &format!("{name}-tree"))?;
+    patch(&copy, flavour, spawn)?;
+    let config = SiteConfig { spawn: Some(spawn), ..SiteConfig::default() };
+    let site = scratch.site(&copy, &name, &config)?;
+    build::prepare(&site)?;
+    let rules = targets(site.tree())?;
+    let optional = sendrig::OPTIONAL_PROGRAMS.iter().filter(|name| rules.contains(**name));
+    let programs: Vec<&str> =
+        sendrig::PROGRAMS.iter().chain(&PROGRAMS).chain(optional).copied().collect();
+    build::make(&site, &programs)?;
+    for program in programs {
+        build::install(&site, program)?;
+    }
+    Ok(site)
+}
+
 fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
     let tree = Tree::open(root)?;
     let parameters = tree.parameters(Some(spawn));

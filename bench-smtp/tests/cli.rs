@@ -39,3 +39,16 @@ fn what_is_no_tree_is_1_and_says_what_is_missing() {
     let (code, said) = bench(&["/nonexistent"]);
     assert_eq!(code, Some(1), "{said}");
 }
+
+#[test]
+fn the_attack_needs_a_tree_that_is_one() {
+    let attack = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_qpatch-attack")).args(args).output();
+        let output = output.expect("it can be run");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = attack(&["--rounds", "0"]);
+    assert_eq!(code, Some(2), "{said}");
+    let (code, said) = attack(&["/nonexistent"]);
+    assert_eq!(code, Some(1), "{said}");
+}

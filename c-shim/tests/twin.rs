@@ -687,7 +687,14 @@ fn a_removed_message_has_one_entry() {
     for position in 0..u64::from(QUEUES) * 5 {
         let queue = 1 + position % u64::from(QUEUES);
         twins.skip(0, position, b"u@d.example");
-        twins.report(0, job, position, START + 400, b"u@d.example", format!("B60 {queue} busy\n").as_bytes());
+        twins.report(
+            0,
+            job,
+            position,
+            START + 400,
+            b"u@d.example",
+            format!("B60 {queue} busy\n").as_bytes(),
+        );
     }
     assert_eq!(twins.close(0, PassEnd::EndOfFile, START + 400), None);
     let mut entries = Vec::new();
@@ -710,6 +717,37 @@ fn a_removed_message_has_one_entry() {
     }
     assert_eq!(twins.next(1, position), PassStep::End);
     assert_eq!(twins.due_all(1), []);
+}
+
+/// SIGALRM with a backlog tries what servers have deferred, and none of what is busy. (An earlier gate tried everything:
+/// 159,548 busy answers for 3000 mails.)
+#[test]
+fn alarms_with_a_backlog() {
+    const MAILS: usize = 5000;
+    const DEFERRED: usize = 10;
+    let mut send = Send::new(&[1; MAILS], 1);
+    while send.pass(1000) {
+        while !send.deliveries.is_empty() {
+            let report: &[u8] =
+                if send.tries <= DEFERRED as u64 { b"Zlater\n" } else { b"B3600 5 busy\n" };
+            send.report(0, report);
+        }
+    }
+    assert_eq!((send.tries, send.busy), (MAILS as u64, (MAILS - DEFERRED) as u64));
+    for _ in 0..200 {
+        assert_eq!(send.twins.alarm(1), []);
+        send.selprep();
+        // As pqrun() does with what is in pqchan.
+        send.due.iter_mut().for_each(|entry| entry.0 = send.twins.now);
+        assert_eq!(send.due.len(), DEFERRED);
+        while send.pass(1000) {
+            while !send.deliveries.is_empty() {
+                send.report(0, b"Zlater\n");
+            }
+        }
+    }
+    assert_eq!(send.busy, (MAILS - DEFERRED) as u64);
+    assert_eq!(send.tries, (MAILS + 200 * DEFERRED) as u64);
 }
 
 /// A pass that hands out many lets other messages go first, and goes on after them.
