@@ -7,8 +7,11 @@ mod rig;
 #[path = "common/trees.rs"]
 mod trees;
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::Fixture;
 use qpatch::fixture::Dialect;
@@ -17,11 +20,12 @@ use qpatch::verify::error::{Disproof, Error};
 use qpatch::verify::proofs::{fdset, spawner_trials};
 use qpatch::verify::rig::numbers::Random;
 use qpatch::verify::rig::protocol::{Command, Width};
+use qpatch::verify::rig::sendrig::{SendRig, Spawners, pull_trigger};
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
 use qpatch::verify::sandbox::SiteConfig;
 use qpatch::verify::{self, CatchSignals, Options, Part, Silent, StepVerdict};
-use qpatch_test_support::{has, tell};
+use qpatch_test_support::{has, tell, write_script};
 use rig::{Rig, config, running_below, site};
 use trees::{Gate, classic, patched};
 
@@ -170,6 +174,45 @@ fn programs_that_stand_still_for_a_while_stop_no_trial() {
         // Each of the programs at least once.
         assert!(stops >= 5, "{stops}");
     }
+}
+
+/// qmail-send looks whether SIGTERM came, prepares its sets, and then waits in select. A signal that comes in between ends
+/// nothing until select returns, which may take a day. That is so in qmail-1.03, too. The rig repeats the signal.
+#[test]
+fn a_signal_just_before_select_is_repeated() {
+    let fixture = patched(Dialect::StockKr, Gate::Out);
+    let mut rig = Rig::build(fixture.path(), &config(1000, &[])).unwrap();
+    let dir = rig.site.rig().join("late");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
+    let [late, armed, ready] = ["late.so", "armed", "ready"].map(|name| dir.join(name));
+    common::run(
+        std::process::Command::new("cc")
+            .args(["-O2", "-shared", "-fPIC", "-o"])
+            .arg(&late)
+            .arg(format!("-DARMED=\"{}\"", armed.display()))
+            .arg(format!("-DREADY=\"{}\"", ready.display()))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/late_select.c")),
+    )
+    .ok();
+    let program = rig.site.home().join("bin/qmail-send");
+    let real = program.with_extension("real");
+    fs::rename(&program, &real).unwrap();
+    let script = format!("#!/bin/sh\nLD_PRELOAD={} exec {}\n", late.display(), real.display());
+    write_script(&program, &script);
+    let mut send = SendRig::start(&rig.site, Spawners::Own).unwrap();
+    send.wait(&mut rig.stubs, "the first status", |send, _| Ok(send.log().limit("remote") > 0))
+        .unwrap();
+    rig.site.write(&armed, b"").unwrap();
+    pull_trigger(&rig.site).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while !ready.exists() {
+        assert!(Instant::now() < end, "qmail-send did not come to a long select");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    send.terminate().unwrap();
+    send.set_idle(Duration::from_secs(20));
+    send.wait_exit(&mut rig.stubs).unwrap();
 }
 
 /// Builds the tree's own chkspawn, and returns its message if it refuses conf-spawn.

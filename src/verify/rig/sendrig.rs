@@ -41,6 +41,9 @@ pub const OPTIONAL_PROGRAMS: [&str; 1] = ["qmail-todo"];
 /// this size, the pipes of a trial with relays are full on both sides most of the time.
 const SMALL_PIPE: usize = 4096;
 
+/// How long nothing may happen after SIGTERM before it is sent again.
+const SIGTERM_AGAIN: Duration = Duration::from_secs(1);
+
 /// The file of the rig that is the programs' standard error.
 const ERRORS: &str = "errors";
 
@@ -365,10 +368,18 @@ impl SendRig {
         Ok(())
     }
 
-    /// Waits for the end of qmail-send, and returns its log.
+    /// Waits for the end of qmail-send after [`terminate`](Self::terminate), and returns its log.
+    ///
+    /// It repeats SIGTERM each second in which nothing happens. Any qmail-send looks whether SIGTERM came, and then waits
+    /// in select: a signal that arrives in between ends nothing until select returns, which may take hours.
     pub fn wait_exit(mut self, stubs: &mut Stubs) -> Result<Log, Error> {
+        let mut heard = Instant::now();
         while self.pipe.is_open() {
-            if !self.step(stubs, Instant::now() + self.idle)? {
+            if self.step(stubs, Instant::now() + SIGTERM_AGAIN.min(self.idle))? {
+                heard = Instant::now();
+            } else if heard.elapsed() < self.idle {
+                self.terminate()?;
+            } else {
                 return Err(Error::Timeout {
                     waited_for: "qmail-send to exit after SIGTERM".to_owned(),
                     seconds: self.idle.as_secs(),
