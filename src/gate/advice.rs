@@ -123,7 +123,7 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::OutOfMemory => "make room, then run it again",
         Kind::Unwritable(_) => "make it writable for qmailr, and room on its disk",
         Kind::Changing => "end what writes it all the time",
-        Kind::Emptied => {
+        Kind::Empty => {
             "to have no limits, remove it; a comment line makes a table without limits, too"
         }
         Kind::EarlierCounts | Kind::PartCounts(_) => "correct the file",

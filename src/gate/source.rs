@@ -121,7 +121,10 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<LoadedRules, Error
             let (table, problems) = Table::parse(&text, hasher).map_err(no_memory)?;
             // The gate skips a byte order mark, too.
             let text = table::without_mark(&text).to_vec();
-            loaded.add(&problems, &source.domains, &text);
+            match text.is_empty() {
+                true => loaded.add_file(File::Domains, Kind::Empty, &source.domains),
+                false => loaded.add(&problems, &source.domains, &text),
+            }
             loaded.domains = Some((metadata, text));
             rules.table = Some(table);
         }

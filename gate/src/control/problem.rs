@@ -223,8 +223,8 @@ pub enum Kind {
     OutOfMemory,
     /// The file changes all the time, and is not used.
     Changing,
-    /// It is empty, and took the place of a file with limits.
-    Emptied,
+    /// It is empty: a full disk, or a program that is killed while it writes, leaves such a file.
+    Empty,
     /// The last file without errors counts.
     EarlierCounts,
     /// There is no earlier file without errors: the lines without errors count, and this limit for every other domain.
@@ -374,7 +374,7 @@ impl fmt::Display for Kind {
             }
             Self::OutOfMemory => f.write_str("out of memory"),
             Self::Changing => f.write_str("it was changed just now, or changes all the time"),
-            Self::Emptied => f.write_str("it is empty, and had limits before"),
+            Self::Empty => f.write_str("it is empty"),
             Self::EarlierCounts => f.write_str("the last one that had no errors counts"),
             Self::PartCounts(limit) => {
                 write!(f, "no earlier one without errors is known: its good lines count, and a limit of {limit} for all other domains")

@@ -37,8 +37,10 @@ impl<C: Clock> Host<C> {
     pub(super) fn load_table(&mut self, text: &[u8], now_us: u64) -> Result<Option<Problem>, Kind> {
         let parsed = Table::parse(text, self.gate.hasher());
         let (table, problems) = parsed.map_err(|_| Kind::OutOfMemory)?;
-        if text.is_empty() && self.had_limits() {
-            return self.fall_back(table, now_us).and(Err(Kind::Emptied));
+        // Only a missing file means no limits. If a file is written under another name and renamed, a full disk can leave
+        // a file of 0 bytes in the place of the limits.
+        if text.is_empty() {
+            return self.fall_back(table, now_us).and(Err(Kind::Empty));
         }
         if problems.errors() > 0 {
             self.fall_back(table, now_us)?;
@@ -49,15 +51,6 @@ impl<C: Clock> Host<C> {
             self.domains.kept.keep(Some(text), now_us);
         }
         Ok(problems.worst())
-    }
-
-    /// Whether any limits are in force, or at the start, in the copy. If a file is written under another name and
-    /// renamed, a full disk can leave a file of 0 bytes in the place of these limits.
-    fn had_limits(&mut self) -> bool {
-        if self.domains.source == ContentsSource::Nothing {
-            return self.domains.kept.read().is_some_and(|(text, _)| !text.is_empty());
-        }
-        self.gate.rules().table.as_ref().is_some_and(|table| !table.is_empty())
     }
 
     /// The file cannot be used. What is in force stays in force. At the start the copy of the last good file counts;

@@ -344,8 +344,7 @@ fn an_empty_file_in_the_place_of_limits_opens_nothing() {
         assert_eq!(ask(&mut host, 2, "a.example"), Ask::Hold);
         assert_eq!(
             home.problem(),
-            "control/concurrencydomains: it is empty, and had limits before; control/concurrencydomains: the last one \
-             that had no errors counts"
+            "control/concurrencydomains: it is empty; control/concurrencydomains: the last one that had no errors counts"
         );
     }
     // To have no limits, the operator removes the file or writes a comment.
@@ -353,6 +352,45 @@ fn an_empty_file_in_the_place_of_limits_opens_nothing() {
     let mut host = at_rest(&home, |home| home.open(10));
     assert_eq!(ask(&mut host, 1, "a.example"), Ask::Go);
     assert_eq!(ask(&mut host, 2, "a.example"), Ask::Go);
+    // That is a good file, too: an empty one in its place changes nothing.
+    home.write("concurrencydomains", "");
+    pass_ms(20_000);
+    assert_eq!(ask(&mut host, 3, "a.example"), Ask::Go);
+    assert_eq!(ask(&mut host, 4, "a.example"), Ask::Go);
+}
+
+#[test]
+fn an_empty_file_without_a_last_good_one_limits_every_domain_to_twenty() {
+    const EMPTY: &str = "control/concurrencydomains: it is empty; control/concurrencydomains: no earlier one without \
+                         errors is known: its good lines count, and a limit of 20 for all other domains";
+    // From the start, and while the gate runs without limits.
+    for before_start in [true, false] {
+        let home = Home::new();
+        home.write("concurrencyremote", "100\n");
+        if before_start {
+            home.write("concurrencydomains", "");
+        }
+        let mut host = at_rest(&home, |home| home.open(100));
+        if !before_start {
+            assert_eq!(ask(&mut host, 50, "a.example"), Ask::Go);
+            host.done(50, DeliveryEnd::Reported(b"r\0Kok\0"));
+            home.write("concurrencydomains", "");
+            pass_ms(20_000);
+        }
+        for slot in 0..20 {
+            assert_eq!(ask(&mut host, slot, "a.example"), Ask::Go, "{before_start}");
+        }
+        assert_eq!(ask(&mut host, 20, "a.example"), Ask::Hold, "{before_start}");
+        assert_eq!(home.problem(), EMPTY);
+        let said = notices(&mut host);
+        assert_eq!(
+            said,
+            [
+                "Nwarning: control/concurrencydomains: it is empty; no earlier one without errors is known: its good lines \
+              count, and a limit of 20 for all other domains\n"
+            ]
+        );
+    }
 }
 
 #[test]
