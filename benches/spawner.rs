@@ -34,10 +34,10 @@ impl Subject {
         let built = Built::new(scratch, tree, name, 1000, &[gate]);
         built.set_remote(REMOTE, &[]);
         built
-            .site
+            .sandbox
             .set_control("concurrencydomains", ":20\n")
             .expect("control files can be written");
-        let bytes = stripped(&built.program, &built.site.rig().join("stripped"));
+        let bytes = stripped(&built.program, &built.sandbox.rig().join("stripped"));
         Subject { name, built, cpu_us: Vec::new(), faults: Vec::new(), start_us: Vec::new(), bytes }
     }
 

@@ -77,9 +77,9 @@ impl Subject {
         let flags: &[&str] = if way == Way::ForkExec { &["--skip", "fork-server"] } else { &[] };
         let built = Built::new(scratch, tree, &name, 1000, flags);
         if way == Way::ForkServer {
-            let tree = built.site.tree();
+            let tree = built.sandbox.tree();
             built.set_remote(SERVER, &[Path::new("-I"), tree, &tree.join("remote_serve.c")]);
-            let set = built.site.set_control("remoteserver", "10000\n");
+            let set = built.sandbox.set_control("remoteserver", "10000\n");
             set.expect("control files can be written");
         } else {
             built.set_remote(REMOTE, &[]);
@@ -95,9 +95,9 @@ impl Subject {
             sites.extend((0..SITES).map(|n| format!("known-{n}.example\t127.0.0.1\n")));
             sites.push_str("end\n");
         }
-        self.built.site.set_control("concurrencydomains", &domains).expect("control files");
-        let seen = self.built.site.home().join("queue/lock/gatesites");
-        self.built.site.write(&seen, sites.as_bytes()).expect("the gate's file of sites");
+        self.built.sandbox.set_control("concurrencydomains", &domains).expect("control files");
+        let seen = self.built.sandbox.home().join("queue/lock/gatesites");
+        self.built.sandbox.write(&seen, sites.as_bytes()).expect("the gate's file of sites");
     }
 
     fn round(&mut self, tables: Tables) {
@@ -129,7 +129,7 @@ impl Subject {
     /// Fails if deliveries were started in another way. The file is written at the first delivery and when a server is
     /// ready, and a tree without the patch leaves it empty.
     fn check_way(&self) {
-        let statuses = RemoteStatus::read(self.built.site.home());
+        let statuses = RemoteStatus::read(self.built.sandbox.home());
         let found = match statuses.first() {
             None => Way::ForkExec,
             Some(status) if status.by_exec == 0 => Way::ForkExec,

@@ -34,25 +34,28 @@ const EACH_MS: &str = "400";
 /// The log of `MAILS` mails to one domain, each line with the time at which it was read, as multilog writes it.
 fn log_of(tree: &Path, concurrency_remote: u32) -> String {
     let rig = Rig::of(tree, &config(120, &[]), &sendrig::PROGRAMS).unwrap();
-    let site = &rig.site;
+    let sandbox = &rig.sandbox;
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/remote.c");
-    let program = site.rig().join("remote");
+    let program = sandbox.rig().join("remote");
     let mut compiler = Command::new("cc");
-    compiler.args(["-O2", "-o"]).arg(&program).arg(format!("-DRIG=\"{}\"", site.rig().display()));
+    compiler
+        .args(["-O2", "-o"])
+        .arg(&program)
+        .arg(format!("-DRIG=\"{}\"", sandbox.rig().display()));
     run(compiler.arg(source)).ok();
-    let remote = site.home().join("bin/qmail-remote");
+    let remote = sandbox.home().join("bin/qmail-remote");
     fs::remove_file(&remote).unwrap();
     symlink(program, remote).unwrap();
     for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
-        site.write(&site.home().join("queue/lock").join(file), b"").unwrap();
+        sandbox.write(&sandbox.home().join("queue/lock").join(file), b"").unwrap();
     }
-    site.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
-    site.set_control("concurrencydomains", &format!(":{LIMIT}\n")).unwrap();
+    sandbox.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
+    sandbox.set_control("concurrencydomains", &format!(":{LIMIT}\n")).unwrap();
     for number in 0..MAILS {
         let recipient = stub::recipient(Mode::Accept, Some(EACH_MS), number, BUSY);
-        site.queue_message(b"Subject: x\n\nx\n", "sender@sender.example", &[recipient]).unwrap();
+        sandbox.queue_message(b"Subject: x\n\nx\n", "sender@sender.example", &[recipient]).unwrap();
     }
-    let (reader, process) = sendrig::start_own(site).unwrap();
+    let (reader, process) = sendrig::start_own(sandbox).unwrap();
     let (send, lines) = mpsc::channel();
     let reading = std::thread::spawn(move || {
         for line in BufReader::new(reader).lines() {

@@ -27,7 +27,7 @@ use qpatch::verify::rig::protocol::{Command, Report, Width};
 use qpatch::verify::rig::sendrig::{self, SendRig, Spawners, pull_trigger};
 use qpatch::verify::rig::spawner::{Channel, IDLE, Spawner};
 use qpatch::verify::rig::stub::{self, Mode, StubEvent, StubEventKind, Stubs, peak};
-use qpatch::verify::sandbox::site::Site;
+use qpatch::verify::sandbox::private_tree::Sandbox;
 use qpatch_gate::problem::File;
 use qpatch_gate::status::{InForce, State};
 use qpatch_gate::table::Limit;
@@ -47,44 +47,44 @@ fn gated(programs: &[&str], limits: &str, concurrency_remote: u32) -> Rig {
 
 fn gated_of(fixture: &Fixture, programs: &[&str], limits: &str, concurrency_remote: u32) -> Rig {
     let rig = Rig::of(fixture.path(), &config(1000, &[]), programs).unwrap();
-    furnish(&rig.site, limits, concurrency_remote);
+    furnish(&rig.sandbox, limits, concurrency_remote);
     rig
 }
 
-fn furnish(site: &Site, limits: &str, concurrency_remote: u32) {
+fn furnish(sandbox: &Sandbox, limits: &str, concurrency_remote: u32) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/remote.c");
-    let program = site.rig().join("remote");
+    let program = sandbox.rig().join("remote");
     run(process::Command::new("cc")
         .args(["-O2", "-o"])
         .arg(&program)
-        .arg(format!("-DRIG=\"{}\"", site.rig().display()))
+        .arg(format!("-DRIG=\"{}\"", sandbox.rig().display()))
         .arg(source))
     .ok();
-    let remote = site.home().join("bin/qmail-remote");
+    let remote = sandbox.home().join("bin/qmail-remote");
     fs::remove_file(&remote).unwrap();
     symlink(program, remote).unwrap();
     // As the tree's hier.c makes them.
     for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
-        site.write(&site.home().join("queue/lock").join(file), b"").unwrap();
+        sandbox.write(&sandbox.home().join("queue/lock").join(file), b"").unwrap();
     }
-    site.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
-    site.set_control("concurrencydomains", limits).unwrap();
+    sandbox.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
+    sandbox.set_control("concurrencydomains", limits).unwrap();
 }
 
-fn domains(site: &Site) -> PathBuf {
-    site.home().join("control/concurrencydomains")
+fn domains(sandbox: &Sandbox) -> PathBuf {
+    sandbox.home().join("control/concurrencydomains")
 }
 
 /// Replaces the limits at once: a file that is written bit by bit could be read half written.
-fn set_limits(site: &Site, limits: &str) {
-    let new = site.home().join("control/new");
-    site.write(&new, limits.as_bytes()).unwrap();
-    fs::rename(new, domains(site)).unwrap();
+fn set_limits(sandbox: &Sandbox, limits: &str) {
+    let new = sandbox.home().join("control/new");
+    sandbox.write(&new, limits.as_bytes()).unwrap();
+    fs::rename(new, domains(sandbox)).unwrap();
 }
 
 /// The status file, once `wanted` is true of it. There is no event for a file that changes.
-fn status(site: &Site, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
-    let path = site.home().join("queue/lock/gatestatus");
+fn status(sandbox: &Sandbox, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    let path = sandbox.home().join("queue/lock/gatestatus");
     let until = Instant::now() + IDLE;
     loop {
         let status = Status::parse(&fs::read(&path).unwrap());
@@ -109,7 +109,7 @@ struct Spawning<'r> {
 impl<'r> Spawning<'r> {
     fn start(rig: &'r mut Rig) -> Spawning<'r> {
         rig.stubs.forget();
-        let spawner = Spawner::start(&rig.site, &mut rig.stubs, Channel::Remote).unwrap();
+        let spawner = Spawner::start(&rig.sandbox, &mut rig.stubs, Channel::Remote).unwrap();
         Spawning { rig, spawner }
     }
 
@@ -145,7 +145,7 @@ impl<'r> Spawning<'r> {
         let until = Instant::now() + IDLE;
         loop {
             self.round_trip();
-            let status = status(&self.rig.site, what, |_| true);
+            let status = status(&self.rig.sandbox, what, |_| true);
             if wanted(&status) {
                 return status;
             }
@@ -198,7 +198,7 @@ fn held_deliveries_keep_their_numbers() {
     let fixture = patched(Dialect::TwoByte, Gate::In);
     let config = config(65000, &["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3"]);
     let mut rig = Rig::of(fixture.path(), &config, &["qmail-rspawn"]).unwrap();
-    furnish(&rig.site, &format!("{BUSY}:600\n"), 65000);
+    furnish(&rig.sandbox, &format!("{BUSY}:600\n"), 65000);
     let numbers = numbers::choose(65000, 1500, &mut rig.random);
     rig.stubs.hold("all").unwrap();
     let mut rspawn = Spawning::start(&mut rig);
@@ -233,14 +233,14 @@ fn a_limit_is_changed_while_deliveries_run() {
     assert_eq!(rspawn.count(BUSY), 20);
 
     // That it counts within a second is tested with the gate's own clock, in gate/tests/host/.
-    set_limits(&rspawn.rig.site, &format!("{BUSY}:30\n"));
+    set_limits(&rspawn.rig.sandbox, &format!("{BUSY}:30\n"));
     // Including the one that went elsewhere.
     rspawn.started(31);
     rspawn.round_trip();
     assert_eq!(rspawn.count(BUSY), 30);
 
-    set_limits(&rspawn.rig.site, &format!("{BUSY}:10\n"));
-    status(&rspawn.rig.site, "a limit of 10", |status| {
+    set_limits(&rspawn.rig.sandbox, &format!("{BUSY}:10\n"));
+    status(&rspawn.rig.sandbox, "a limit of 10", |status| {
         limit_of(status, BUSY) == Some(Limit::AtMost(10))
     });
     // Nothing that runs is stopped, and nothing starts before fewer than 10 run.
@@ -258,8 +258,8 @@ fn a_limit_is_changed_while_deliveries_run() {
     assert_eq!(rspawn.count(BUSY), 40);
 
     // 0 holds all, as concurrencyremote 0 does.
-    set_limits(&rspawn.rig.site, &format!("{BUSY}:0\n"));
-    status(&rspawn.rig.site, "a limit of 0", |status| {
+    set_limits(&rspawn.rig.sandbox, &format!("{BUSY}:0\n"));
+    status(&rspawn.rig.sandbox, "a limit of 0", |status| {
         limit_of(status, BUSY) == Some(Limit::AtMost(0))
     });
     rspawn.rig.stubs.release("c").unwrap();
@@ -269,7 +269,7 @@ fn a_limit_is_changed_while_deliveries_run() {
     assert_eq!(rspawn.peak(BUSY), 30);
 
     rspawn.rig.stubs.forget();
-    set_limits(&rspawn.rig.site, &format!("{BUSY}:1\n"));
+    set_limits(&rspawn.rig.sandbox, &format!("{BUSY}:1\n"));
     rspawn.reports(5);
     assert_eq!((rspawn.count(BUSY), rspawn.peak(BUSY)), (5, 1));
     assert_eq!(rspawn.end(), []);
@@ -286,7 +286,7 @@ fn without_its_file_there_is_no_limit() {
     rspawn.started(5);
     rspawn.round_trip();
     assert_eq!(rspawn.count(BUSY), 5);
-    fs::remove_file(domains(&rspawn.rig.site)).unwrap();
+    fs::remove_file(domains(&rspawn.rig.sandbox)).unwrap();
     rspawn.started(1 + 40);
     rspawn.rig.stubs.release("all").unwrap();
     assert!(rspawn.reports(40).iter().all(|report| report.letter == b'K'));
@@ -315,7 +315,7 @@ fn it_links_into_a_static_program() {
     let fixture = patched(Dialect::StockKr, Gate::In);
     fixture.replace("conf-ld", "cc -s\n", "cc -s -static\n");
     let mut rig = gated_of(&fixture, &["qmail-rspawn"], &format!("{BUSY}:5\n"), 200);
-    let program = fs::read(rig.site.home().join("bin/qmail-rspawn")).unwrap();
+    let program = fs::read(rig.sandbox.home().join("bin/qmail-rspawn")).unwrap();
     let names_a_loader = program.windows(8).any(|bytes| bytes == b".interp\0");
     assert!(!names_a_loader);
     let mut rspawn = Spawning::start(&mut rig);
@@ -388,8 +388,8 @@ fn a_place_comes_back_however_a_delivery_ends() {
     assert_eq!(rspawn.end(), []);
 
     // The same through qmail-send; and fork fails.
-    let Rig { site, stubs, .. } = &mut rig;
-    let gated = gate::prove(site, stubs, u32::MAX, &mut Random::new(1), &mut |_, _| {}).unwrap();
+    let Rig { sandbox, stubs, .. } = &mut rig;
+    let gated = gate::prove(sandbox, stubs, u32::MAX, &mut Random::new(1), &mut |_, _| {}).unwrap();
     if gated.failed_starts == 0 {
         skip("failures of fork: this system cannot make a running process see them");
     }
@@ -415,26 +415,26 @@ fn what_is_held_when_qmail_send_is_gone_is_not_delivered() {
 }
 
 /// A qmail-rspawn whose clock goes forward when `put_forward` says so.
-fn with_a_clock_of_its_own(site: &Site) {
-    let clock = site.rig().join("later.so");
+fn with_a_clock_of_its_own(sandbox: &Sandbox) {
+    let clock = sandbox.rig().join("later.so");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/later.c");
     run(process::Command::new("cc")
         .args(["-O2", "-shared", "-fPIC", "-o"])
         .arg(&clock)
-        .arg(format!("-DLATER=\"{}\"", site.rig().join("later").display()))
+        .arg(format!("-DLATER=\"{}\"", sandbox.rig().join("later").display()))
         .arg(source))
     .ok();
-    let program = site.home().join("bin/qmail-rspawn");
+    let program = sandbox.home().join("bin/qmail-rspawn");
     let real = program.with_extension("real");
     fs::rename(&program, &real).unwrap();
     let script = format!("#!/bin/sh\nLD_PRELOAD={} exec {}\n", clock.display(), real.display());
     write_script(&program, &script);
 }
 
-fn put_forward(site: &Site, seconds: u64) {
-    let new = site.rig().join("later.new");
-    site.write(&new, seconds.to_string().as_bytes()).unwrap();
-    fs::rename(new, site.rig().join("later")).unwrap();
+fn put_forward(sandbox: &Sandbox, seconds: u64) {
+    let new = sandbox.rig().join("later.new");
+    sandbox.write(&new, seconds.to_string().as_bytes()).unwrap();
+    fs::rename(new, sandbox.rig().join("later")).unwrap();
 }
 
 /// By the gate's clock, which is put forward: 58 s are not enough, and then it comes by itself.
@@ -442,7 +442,7 @@ fn put_forward(site: &Site, seconds: u64) {
 fn a_hold_ends_after_a_minute() {
     const FORWARD: u64 = 58;
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:1\n"), 200);
-    with_a_clock_of_its_own(&rig.site);
+    with_a_clock_of_its_own(&rig.sandbox);
     rig.stubs.hold("all").unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     let sent = Instant::now();
@@ -451,7 +451,7 @@ fn a_hold_ends_after_a_minute() {
     }
     rspawn.started(1);
     rspawn.round_trip();
-    put_forward(&rspawn.rig.site, FORWARD);
+    put_forward(&rspawn.rig.sandbox, FORWARD);
     // The gate looks at its clock when it is called, and says then how long it may sleep.
     rspawn.send(999, stub::recipient(Mode::Accept, None, "trip", "elsewhere.example"));
     let mut reports = rspawn.reports(2);
@@ -510,13 +510,13 @@ fn a_restart_does_not_open_the_gate() {
     for (what, make) in BROKEN {
         rspawn.spawner.process().signal(libc::SIGKILL).unwrap();
         drop(rspawn);
-        let path = domains(&rig.site);
+        let path = domains(&rig.sandbox);
         remove(&path);
         make(&path);
         rspawn = Spawning::start(&mut rig);
         rspawn.fill(BUSY, 30);
         let status = status_of(&mut rspawn, what);
-        let is_readable = what == "unreadable" && !rspawn.rig.site.identity().changes();
+        let is_readable = what == "unreadable" && !rspawn.rig.sandbox.identity().changes();
         if is_readable && status.in_force == InForce::File {
             skip("root may read every file");
             continue;
@@ -524,14 +524,14 @@ fn a_restart_does_not_open_the_gate() {
         assert_eq!((status.state, status.in_force), (State::Limits, InForce::Kept), "{what}");
     }
     // Corrected, it counts at once.
-    let path = domains(&rspawn.rig.site);
+    let path = domains(&rspawn.rig.sandbox);
     remove(&path);
-    set_limits(&rspawn.rig.site, &format!("{BUSY}:40\n"));
+    set_limits(&rspawn.rig.sandbox, &format!("{BUSY}:40\n"));
     rspawn.status("the corrected file", |status| status.in_force == InForce::File);
     rspawn.fill(BUSY, 40);
     assert_eq!(rspawn.end(), []);
     // Without the file there are no limits, after the time in which another file could be put in its place.
-    fs::remove_file(domains(&rig.site)).unwrap();
+    fs::remove_file(domains(&rig.sandbox)).unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.status("no file", |status| status.in_force == InForce::None);
     assert_eq!(rspawn.end(), []);
@@ -544,10 +544,10 @@ fn a_full_disk_takes_no_limit_and_no_mail() {
     drop(Spawning::start(&mut rig));
     // More than the limit on files below, in good lines.
     let lines: String = (0..2000).map(|i| format!("d{i:05}.example:1\n")).collect();
-    set_limits(&rig.site, &format!("{BUSY}:3\n{lines}"));
-    let lock = rig.site.home().join("queue/lock");
+    set_limits(&rig.sandbox, &format!("{BUSY}:3\n{lines}"));
+    let lock = rig.sandbox.home().join("queue/lock");
     let kept = lock.join("gatekept.domains");
-    let program = rig.site.home().join("bin/qmail-rspawn");
+    let program = rig.sandbox.home().join("bin/qmail-rspawn");
     let real = program.with_extension("real");
     fs::rename(&program, &real).unwrap();
     let script = format!("#!/bin/sh\ntrap '' XFSZ\nulimit -f 16\nexec {}\n", real.display());
@@ -558,13 +558,13 @@ fn a_full_disk_takes_no_limit_and_no_mail() {
     rspawn.status(what, |status| status.problems.iter().any(|problem| problem == what));
     assert_eq!(rspawn.end(), []);
     // The earlier copy is there, and counts.
-    let good = fs::read(domains(&rig.site)).unwrap();
-    set_limits(&rig.site, &format!("{BUSY}:3O\n"));
+    let good = fs::read(domains(&rig.sandbox)).unwrap();
+    set_limits(&rig.sandbox, &format!("{BUSY}:3O\n"));
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.status("the copy", |status| status.in_force == InForce::Kept);
     rspawn.fill(BUSY, 2);
     assert_eq!(rspawn.end(), []);
-    rig.site.write(&domains(&rig.site), &good).unwrap();
+    rig.sandbox.write(&domains(&rig.sandbox), &good).unwrap();
     fs::rename(real, program).unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     rspawn.status("no problem", |status| status.problems.is_empty());
@@ -577,7 +577,7 @@ fn a_broken_control_file_stops_no_mail() {
     let mut rig = gated(&["qmail-rspawn"], "", 200);
     // Without any good file before: there is still a limit, and the status file says why.
     for (what, make) in BROKEN {
-        let path = domains(&rig.site);
+        let path = domains(&rig.sandbox);
         remove(&path);
         make(&path);
         let mut rspawn = Spawning::start(&mut rig);
@@ -588,7 +588,7 @@ fn a_broken_control_file_stops_no_mail() {
         let reports = rspawn.reports(30);
         assert!(reports.iter().all(|report| report.letter == b'K'), "{what}: {reports:?}");
         assert!(rspawn.peak(BUSY) <= 20, "{what}");
-        let status = status(&rspawn.rig.site, what, |status| status.pid == pid);
+        let status = status(&rspawn.rig.sandbox, what, |status| status.pid == pid);
         assert_eq!((status.state, status.in_force), (State::Limits, InForce::Part), "{what}");
         let [wrong, counts] = &status.problems[..] else { panic!("{what}: {status:?}") };
         assert!(wrong.starts_with("control/concurrencydomains:"), "{what}: {wrong}");
@@ -597,12 +597,12 @@ fn a_broken_control_file_stops_no_mail() {
     }
     // In the middle: the last good table stays.
     let good = format!("{BUSY}:2\n");
-    remove(&domains(&rig.site));
-    set_limits(&rig.site, &good);
+    remove(&domains(&rig.sandbox));
+    set_limits(&rig.sandbox, &good);
     let mut rspawn = Spawning::start(&mut rig);
     for (what, make) in BROKEN {
         rspawn.fill(BUSY, 2);
-        let path = domains(&rspawn.rig.site);
+        let path = domains(&rspawn.rig.sandbox);
         let aside = path.with_extension("new");
         make(&aside);
         // A folder cannot take the place of a file.
@@ -613,11 +613,11 @@ fn a_broken_control_file_stops_no_mail() {
         let seen = rspawn.status(what, |status| !status.problems.is_empty());
         assert_eq!(seen.state, State::Limits, "{what}");
         rspawn.fill(BUSY, 2);
-        let path = domains(&rspawn.rig.site);
+        let path = domains(&rspawn.rig.sandbox);
         if path.is_dir() {
             remove(&path);
         }
-        set_limits(&rspawn.rig.site, &good);
+        set_limits(&rspawn.rig.sandbox, &good);
         rspawn.status(what, |status| status.problems.is_empty());
     }
     assert_eq!(rspawn.end(), []);
@@ -636,13 +636,13 @@ struct Raw {
 
 impl Raw {
     /// Starts it, and reads the two bytes that it writes first.
-    fn start(site: &Site) -> Raw {
-        let mut command = process::Command::new(site.home().join("bin/qmail-rspawn"));
-        if site.identity().changes() {
-            command.uid(site.identity().uid()).gid(site.identity().gid());
+    fn start(sandbox: &Sandbox) -> Raw {
+        let mut command = process::Command::new(sandbox.home().join("bin/qmail-rspawn"));
+        if sandbox.identity().changes() {
+            command.uid(sandbox.identity().uid()).gid(sandbox.identity().gid());
         }
         let mut child = command
-            .env("PATH", site.home().join("bin"))
+            .env("PATH", sandbox.home().join("bin"))
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -707,7 +707,7 @@ fn a_held_delivery_does_not_start_in_the_middle_of_a_command() {
         let sender = SENDER.to_owned();
         Command { number, message: message.clone(), sender, recipient }.encode(Width::Two)
     };
-    let mut raw = Raw::start(&rig.site);
+    let mut raw = Raw::start(&rig.sandbox);
     raw.write(&command(1, stub::recipient(Mode::Accept, Some("first"), "first", BUSY)));
     raw.write(&command(2, stub::recipient(Mode::Defer, None, "second", BUSY)));
     let third = command(3, stub::recipient(Mode::Bounce, None, "third", "elsewhere.example"));
@@ -744,8 +744,8 @@ fn without_limits_the_pipes_carry_the_same_bytes_as_without_the_gate() {
         for gate in [Gate::Out, Gate::In] {
             let fixture = patched(dialect, gate);
             let rig = Rig::of(fixture.path(), &config(1000, &[]), &["qmail-rspawn"]).unwrap();
-            rig.site.write(&rig.site.home().join("queue/lock/gatestatus"), b"").unwrap();
-            rig.site
+            rig.sandbox.write(&rig.sandbox.home().join("queue/lock/gatestatus"), b"").unwrap();
+            rig.sandbox
                 .set_control("smtproutes", "busy.example:relay.example\n:other.example\n")
                 .unwrap();
             let message = rig.message.relative();
@@ -777,7 +777,7 @@ fn without_limits_the_pipes_carry_the_same_bytes_as_without_the_gate() {
                 push(number, &message, "k-none-1@".to_owned());
             }
             // One at a time, because deliveries that run at the same time end in any order.
-            let mut raw = Raw::start(&rig.site);
+            let mut raw = Raw::start(&rig.sandbox);
             for command in &commands {
                 raw.write(&command.encode(Width::Two));
                 let report = raw.report();
@@ -790,14 +790,14 @@ fn without_limits_the_pipes_carry_the_same_bytes_as_without_the_gate() {
 }
 
 /// A mail in the queue.
-fn queue(site: &Site, recipient: &str) {
-    site.queue_message(BODY, SENDER, &[recipient.to_owned()]).unwrap();
+fn queue(sandbox: &Sandbox, recipient: &str) {
+    sandbox.queue_message(BODY, SENDER, &[recipient.to_owned()]).unwrap();
 }
 
 /// The names of files below some folders of the queue.
-fn left_in(site: &Site, folders: &[&str]) -> Vec<PathBuf> {
+fn left_in(sandbox: &Sandbox, folders: &[&str]) -> Vec<PathBuf> {
     let mut open: Vec<PathBuf> =
-        folders.iter().map(|folder| site.home().join("queue").join(folder)).collect();
+        folders.iter().map(|folder| sandbox.home().join("queue").join(folder)).collect();
     let mut files = Vec::new();
     while let Some(path) = open.pop() {
         if path.is_dir() {
@@ -810,9 +810,9 @@ fn left_in(site: &Site, folders: &[&str]) -> Vec<PathBuf> {
 }
 
 /// The recipients that are still to be tried, by queue/remote.
-fn waiting(site: &Site) -> BTreeSet<String> {
+fn waiting(sandbox: &Sandbox) -> BTreeSet<String> {
     let mut waiting = BTreeSet::new();
-    for file in left_in(site, &["remote"]) {
+    for file in left_in(sandbox, &["remote"]) {
         for record in fs::read(file).unwrap().split(|byte| *byte == 0) {
             if let Some((b'T', address)) = record.split_first() {
                 waiting.insert(String::from_utf8(address.to_vec()).unwrap());
@@ -830,28 +830,28 @@ fn ended(stubs: &Stubs, wanted: impl Fn(&StubEvent) -> bool) -> usize {
 fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     const LIMIT: usize = 5;
     let mut rig = gated(&sendrig::PROGRAMS, &format!("{BUSY}:{LIMIT}\n"), 60);
-    let Rig { site, stubs, .. } = &mut rig;
+    let Rig { sandbox, stubs, .. } = &mut rig;
     stubs.forget();
     stubs.hold("stop").unwrap();
     let mut all = BTreeSet::new();
     for number in 0..100 {
         let recipient = stub::recipient(Mode::Accept, Some("stop"), number, BUSY);
-        queue(site, &recipient);
+        queue(sandbox, &recipient);
         all.insert(recipient);
     }
     for number in 0..20 {
         let domain = format!("other{number}.example");
         let recipient = stub::recipient(Mode::Accept, None, number, &domain);
-        queue(site, &recipient);
+        queue(sandbox, &recipient);
         all.insert(recipient);
     }
-    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    let mut send = SendRig::start(sandbox, Spawners::Own).unwrap();
     send.wait(stubs, "all mail to be tried", |send, stubs| {
         Ok(ended(stubs, |event| event.domain() != BUSY) == 20 && send.log().deliveries.len() >= 120)
     })
     .unwrap();
     // Each of the 100 runs, is held, or is away.
-    let status = status(site, "all 100 to be accounted for", |status| {
+    let status = status(sandbox, "all 100 to be accounted for", |status| {
         let key = status.keys.iter().find(|key| key.name == BUSY);
         key.is_some_and(|key| key.running == 5 && key.held + key.away == 95 && key.held > 5)
     });
@@ -871,7 +871,7 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
         .map(|event| event.recipient.clone())
         .collect();
     assert!(delivered.len() >= 20 + LIMIT + held, "{} delivered, {held} held", delivered.len());
-    let left = waiting(site);
+    let left = waiting(sandbox);
     assert!(left.is_disjoint(&delivered));
     assert_eq!(&left | &delivered, all);
     assert_eq!(log.ended, log.deliveries.len());
@@ -879,9 +879,9 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
 
     // Mail that was away is tried after the restart; at once with SIGALRM. (Messages that are done may still be in the
     // queue: qmail-send stopped before it had removed them.)
-    let messages = left_in(site, &["info"]).len();
+    let messages = left_in(sandbox, &["info"]).len();
     assert!(messages >= left.len());
-    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    let mut send = SendRig::start(sandbox, Spawners::Own).unwrap();
     send.set_idle(Duration::from_secs(150));
     send.wait(stubs, "the rest of the mail", |send, _| {
         // Its first status line comes when it has set up its signals; and one at a time is enough.
@@ -896,7 +896,10 @@ fn qmail_send_stops_soon_with_held_deliveries_and_loses_nothing() {
     send.wait_exit(stubs).unwrap();
     assert_eq!(ended(stubs, |_| true), all.len());
     assert_eq!(peak(stubs.events(), |event| event.domain() == BUSY), LIMIT);
-    assert_eq!(left_in(site, &["info", "remote", "local", "bounce", "todo"]), [] as [PathBuf; 0]);
+    assert_eq!(
+        left_in(sandbox, &["info", "remote", "local", "bounce", "todo"]),
+        [] as [PathBuf; 0]
+    );
     tell(format_args!(
         "SIGTERM with {LIMIT} running, {held} held and {} away: exit after {seconds:.2} s",
         left.len()
@@ -939,17 +942,17 @@ fn to_other(number: usize) -> String {
 }
 
 /// Delivers `busy` mails to the busy domain, and all those to others.
-fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Others, Log) {
+fn deliver(sandbox: &Sandbox, stubs: &mut Stubs, busy: usize, others: usize) -> (Others, Log) {
     stubs.forget();
     let mut recipients: Vec<String> = (0..busy).map(to_busy).collect();
     recipients.extend((0..others - SINGLES).map(to_other));
     Random::new(7).shuffle(&mut recipients);
     for recipient in &recipients {
-        queue(site, recipient);
+        queue(sandbox, recipient);
     }
     // qmail-send reads all new messages first, so that this is not measured.
-    site.set_control("concurrencyremote", "0\n").unwrap();
-    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    sandbox.set_control("concurrencyremote", "0\n").unwrap();
+    let mut send = SendRig::start(sandbox, Spawners::Own).unwrap();
     send.wait(stubs, "the queue to be read", |send, _| {
         Ok(send.log().new_messages >= recipients.len())
     })
@@ -957,7 +960,7 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
     send.terminate().unwrap();
     send.wait_exit(stubs).unwrap();
 
-    site.set_control("concurrencyremote", "500\n").unwrap();
+    sandbox.set_control("concurrencyremote", "500\n").unwrap();
     let total = busy + others;
     let mut seen = 0;
     let mut ends: HashMap<String, u64> = HashMap::new();
@@ -968,7 +971,7 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
     let started = Instant::now();
     let mut batch = Took { busy: 0, seconds: 0.0 };
     let mut progress = Watchdog::default();
-    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    let mut send = SendRig::start(sandbox, Spawners::Own).unwrap();
     send.set_idle(Duration::from_secs(150));
     send.wait(stubs, "all mail", |send, stubs| {
         // A deadline: mail that goes away again and again would look like progress.
@@ -1000,8 +1003,8 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
             let recipient = to_other(next);
             next += 1;
             queued.insert(recipient.clone(), (Instant::now(), ends.len() - others_done));
-            queue(site, &recipient);
-            pull_trigger(site)?;
+            queue(sandbox, &recipient);
+            pull_trigger(sandbox)?;
         }
         Ok(send.log().ended_messages >= total)
     })
@@ -1016,14 +1019,20 @@ fn deliver(site: &Site, stubs: &mut Stubs, busy: usize, others: usize) -> (Other
 #[test]
 fn a_busy_domain_stays_below_its_limit_and_holds_up_no_other() {
     let mut rig = gated(&sendrig::PROGRAMS, &format!(":{LIMIT}\n"), 500);
-    let Rig { site, stubs, .. } = &mut rig;
-    let (alone, _) = deliver(site, stubs, 0, TO_OTHERS);
-    assert_eq!(left_in(site, &["info", "remote", "local", "bounce", "todo"]), [] as [PathBuf; 0]);
+    let Rig { sandbox, stubs, .. } = &mut rig;
+    let (alone, _) = deliver(sandbox, stubs, 0, TO_OTHERS);
+    assert_eq!(
+        left_in(sandbox, &["info", "remote", "local", "bounce", "todo"]),
+        [] as [PathBuf; 0]
+    );
 
     let started = Instant::now();
-    let (mixed, log) = deliver(site, stubs, TO_BUSY, TO_OTHERS);
+    let (mixed, log) = deliver(sandbox, stubs, TO_BUSY, TO_OTHERS);
     let seconds = started.elapsed().as_secs_f64();
-    assert_eq!(left_in(site, &["info", "remote", "local", "bounce", "todo"]), [] as [PathBuf; 0]);
+    assert_eq!(
+        left_in(sandbox, &["info", "remote", "local", "bounce", "todo"]),
+        [] as [PathBuf; 0]
+    );
     let most = peak(stubs.events(), |event| event.domain() == BUSY);
     assert_eq!(most, LIMIT);
 
@@ -1068,20 +1077,21 @@ fn a_busy_domain_stays_below_its_limit_and_holds_up_no_other() {
 fn no_password_of_a_relay_leaves_the_spawner() {
     const SECRET: &str = "s3cretpass";
     let mut rig = gated(&["qmail-rspawn"], ":20\nrelay.example:1\n", 2);
-    let (control, lock) = (rig.site.home().join("control"), rig.site.home().join("queue/lock"));
+    let (control, lock) =
+        (rig.sandbox.home().join("control"), rig.sandbox.home().join("queue/lock"));
     let routes = "b.example:Relay.example|mailuser|S3cretPass\nc.example:Relay.example mailuser S3cretPass\n\
                   d.example:[2001:db8::25]:26|mailuser|S3cretPass\n";
-    rig.site.write(&control.join("smtproutes"), routes.as_bytes()).unwrap();
+    rig.sandbox.write(&control.join("smtproutes"), routes.as_bytes()).unwrap();
     // An earlier build has left this.
     let old = format!("relay.example|mailuser|{SECRET}");
     let sites = format!("qpatch-sites\t1\n{old}\t192.0.2.7\nend\n");
-    rig.site.write(&lock.join("gatesites"), sites.as_bytes()).unwrap();
+    rig.sandbox.write(&lock.join("gatesites"), sites.as_bytes()).unwrap();
     let status_text = format!(
         "qpatch-gate\t1\t3\nkey\trelay\t{old}\t20\t0\t0\t0\t0\t0\t0\t0.0\t0\t20\t0\t0\t\nend\t3\n"
     );
-    rig.site.write(&lock.join("gatestatus"), status_text.as_bytes()).unwrap();
+    rig.sandbox.write(&lock.join("gatestatus"), status_text.as_bytes()).unwrap();
     rig.stubs.hold("all").unwrap();
-    let home = rig.site.home().to_path_buf();
+    let home = rig.sandbox.home().to_path_buf();
     let told = || {
         let read =
             |name: &str| String::from_utf8_lossy(&fs::read(lock.join(name)).unwrap()).into_owned();
@@ -1139,15 +1149,15 @@ fn a_tree_that_routes_by_senders_counts_by_their_relays() {
     fixture.qpatch(&["apply", "--spawn", "1000", "--gate"]).ok();
     let mut rig = gated_of(&fixture, &["qmail-rspawn"], ":20\nrelay.example:2\n", 100);
     let lines = "@sender.example:relay.example:587|user|S3cretPass\n";
-    rig.site.set_control("authsenders", lines).unwrap();
-    let lock = rig.site.home().join("queue/lock");
+    rig.sandbox.set_control("authsenders", lines).unwrap();
+    let lock = rig.sandbox.home().join("queue/lock");
     rig.stubs.hold("all").unwrap();
     let mut rspawn = Spawning::start(&mut rig);
     for (number, domain) in (0..).zip(["a.example", "b.example", "c.example", "d.example"]) {
         rspawn.send(number, stub::recipient(Mode::Accept, Some("all"), number, domain));
     }
     rspawn.started(2);
-    let status = status(&rspawn.rig.site, "two to wait", |status| status.held == 2);
+    let status = status(&rspawn.rig.sandbox, "two to wait", |status| status.held == 2);
     let relay = status.keys.iter().find(|key| key.name == "relay.example").unwrap();
     assert_eq!((relay.limit, relay.running), (Limit::AtMost(2), 2));
     rspawn.rig.stubs.release("all").unwrap();
@@ -1164,9 +1174,9 @@ fn a_tree_that_routes_by_senders_counts_by_their_relays() {
 #[test]
 fn the_log_says_at_the_start_that_only_the_good_lines_count() {
     let mut rig = gated(&sendrig::PROGRAMS, ":20\nx.example:nonsense\n", 100);
-    let Rig { site, stubs, .. } = &mut rig;
+    let Rig { sandbox, stubs, .. } = &mut rig;
     stubs.forget();
-    let mut send = SendRig::start(site, Spawners::Own).unwrap();
+    let mut send = SendRig::start(sandbox, Spawners::Own).unwrap();
     send.wait(stubs, "a line in the log", |send, _| Ok(!send.log().complaints.is_empty())).unwrap();
     send.terminate().unwrap();
     let log = send.wait_exit(stubs).unwrap();

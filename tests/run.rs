@@ -23,10 +23,10 @@ use qpatch::verify::rig::protocol::{Command, Width};
 use qpatch::verify::rig::sendrig::{SendRig, Spawners, pull_trigger};
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
-use qpatch::verify::sandbox::SiteConfig;
+use qpatch::verify::sandbox::SandboxConfig;
 use qpatch::verify::{self, CatchSignals, Options, Part, Silent, StepVerdict};
 use qpatch_test_support::{has, tell, write_script};
-use rig::{Rig, config, running_below, site};
+use rig::{Rig, config, running_below, sandbox};
 use trees::{Gate, classic, patched};
 
 /// As distributions with hardened builds compile (Ubuntu's gcc does so by default).
@@ -104,7 +104,7 @@ fn runs(dialect: Dialect, largest: Gate) {
         let config = match compiler {
             Compiler::Own => config(spawn, &[]),
             Compiler::Fortifying => config(spawn, &FORTIFY),
-            Compiler::Clang => SiteConfig { cc: Some("clang".to_owned()), ..config(spawn, &[]) },
+            Compiler::Clang => SandboxConfig { cc: Some("clang".to_owned()), ..config(spawn, &[]) },
         };
         let mut rig = Rig::build(fixture.path(), &config).unwrap_or_else(|e| panic!("{what}: {e}"));
         let remote = rig.crowd(Channel::Remote, CROWD).unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -141,7 +141,7 @@ fn programs_that_stand_still_for_a_while_stop_no_trial() {
     for gate in [Gate::Out, Gate::In] {
         let fixture = patched(Dialect::StockKr, gate);
         let mut rig = Rig::build(fixture.path(), &config(1000, &[])).unwrap();
-        let dir = rig.site.home().parent().unwrap().to_path_buf();
+        let dir = rig.sandbox.home().parent().unwrap().to_path_buf();
         let done = AtomicBool::new(false);
         let stops = std::thread::scope(|scope| {
             let stopper = scope.spawn(|| {
@@ -182,7 +182,7 @@ fn programs_that_stand_still_for_a_while_stop_no_trial() {
 fn a_signal_just_before_select_is_repeated() {
     let fixture = patched(Dialect::StockKr, Gate::Out);
     let mut rig = Rig::build(fixture.path(), &config(1000, &[])).unwrap();
-    let dir = rig.site.rig().join("late");
+    let dir = rig.sandbox.rig().join("late");
     fs::create_dir(&dir).unwrap();
     fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
     let [late, armed, ready] = ["late.so", "armed", "ready"].map(|name| dir.join(name));
@@ -195,16 +195,16 @@ fn a_signal_just_before_select_is_repeated() {
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/late_select.c")),
     )
     .ok();
-    let program = rig.site.home().join("bin/qmail-send");
+    let program = rig.sandbox.home().join("bin/qmail-send");
     let real = program.with_extension("real");
     fs::rename(&program, &real).unwrap();
     let script = format!("#!/bin/sh\nLD_PRELOAD={} exec {}\n", late.display(), real.display());
     write_script(&program, &script);
-    let mut send = SendRig::start(&rig.site, Spawners::Own).unwrap();
+    let mut send = SendRig::start(&rig.sandbox, Spawners::Own).unwrap();
     send.wait(&mut rig.stubs, "the first status", |send, _| Ok(send.log().limit("remote") > 0))
         .unwrap();
-    rig.site.write(&armed, b"").unwrap();
-    pull_trigger(&rig.site).unwrap();
+    rig.sandbox.write(&armed, b"").unwrap();
+    pull_trigger(&rig.sandbox).unwrap();
     let end = Instant::now() + Duration::from_secs(60);
     while !ready.exists() {
         assert!(Instant::now() < end, "qmail-send did not come to a long select");
@@ -217,12 +217,12 @@ fn a_signal_just_before_select_is_repeated() {
 
 /// Builds the tree's own chkspawn, and returns its message if it refuses conf-spawn.
 fn chkspawn_says(fixture: &Fixture, spawn: u32) -> Option<String> {
-    let (_scratch, site) = site(fixture.path(), &config(spawn, &[])).unwrap();
-    build::make(&site, &["chkspawn"]).unwrap();
-    let said = build::chkspawn(&site).unwrap();
+    let (_scratch, sandbox) = sandbox(fixture.path(), &config(spawn, &[])).unwrap();
+    build::make(&sandbox, &["chkspawn"]).unwrap();
+    let said = build::chkspawn(&sandbox).unwrap();
     // The build stops where chkspawn does.
     if said.is_some() {
-        let stopped = build::make(&site, &["spawn.o"]).unwrap_err().to_string();
+        let stopped = build::make(&sandbox, &["spawn.o"]).unwrap_err().to_string();
         assert!(stopped.contains("Oops."), "{stopped}");
     }
     said
@@ -254,9 +254,9 @@ fn where_fd_setsize_is_fixed_the_tree_has_an_fd_set_of_its_own() {
     let musl = "musl-gcc";
     for dialect in Dialect::ALL {
         let fixture = patched(dialect, Gate::Out);
-        let config = SiteConfig { cc: Some(musl.to_owned()), ..config(65000, &FORTIFY) };
+        let config = SandboxConfig { cc: Some(musl.to_owned()), ..config(65000, &FORTIFY) };
         let mut rig = Rig::build(fixture.path(), &config).unwrap();
-        let fd_sets = fdset::measure(&rig.site).unwrap();
+        let fd_sets = fdset::measure(&rig.sandbox).unwrap();
         assert_eq!(fd_sets.check(65000).unwrap(), Some(131_072), "{fd_sets:?}");
         let remote = rig.crowd(Channel::Remote, CROWD).unwrap();
         let local = rig.crowd(Channel::Local, 600).unwrap();
@@ -292,14 +292,14 @@ const ERRORS_OF_GCC_14: [&str; 4] = [
 #[test]
 fn the_errors_of_new_compilers_do_not_stop_the_build() {
     // The compiler's own default comes first, and the tree's -std after it.
-    let modern = |spawn: u32, std: &str| SiteConfig {
+    let modern = |spawn: u32, std: &str| SandboxConfig {
         spawn: Some(spawn),
         cc: Some(format!("gcc -std={std} {}", ERRORS_OF_GCC_14.join(" "))),
-        ..SiteConfig::default()
+        ..SandboxConfig::default()
     };
     // Not stock-kr, which fails to build for other reasons.
     let old = Fixture::new(Dialect::TwoByte);
-    let (_scratch, unpatched) = site(old.path(), &modern(500, "gnu17")).unwrap();
+    let (_scratch, unpatched) = sandbox(old.path(), &modern(500, "gnu17")).unwrap();
     let stopped = build::make(&unpatched, &["spawn.o"]).unwrap_err().to_string();
     assert!(stopped.contains("[-Werror=implicit-"), "{stopped}");
 
@@ -310,8 +310,8 @@ fn the_errors_of_new_compilers_do_not_stop_the_build() {
             Dialect::StockAnsi => modern(1000, "gnu17"),
             Dialect::StockKr | Dialect::TwoByte => config(1000, &ERRORS_OF_GCC_14[2..]),
         };
-        let (_scratch, site) = site(fixture.path(), &config).unwrap();
-        build::make(&site, &["qmail-rspawn", "qmail-lspawn", "qmail-send", "chkspawn"])
+        let (_scratch, sandbox) = sandbox(fixture.path(), &config).unwrap();
+        build::make(&sandbox, &["qmail-rspawn", "qmail-lspawn", "qmail-send", "chkspawn"])
             .unwrap_or_else(|e| panic!("{}: {e}", dialect.name()));
     }
 }
@@ -329,8 +329,8 @@ fn disproof(error: Error) -> Disproof {
 fn without_qpatch_delivery_number_32768_is_negative() {
     let fixture = classic();
     let mut rig = Rig::build(fixture.path(), &config(40000, &[])).unwrap();
-    let Rig { site, stubs, message, .. } = &mut rig;
-    let mut spawner = Spawner::start(site, stubs, Channel::Remote).unwrap();
+    let Rig { sandbox, stubs, message, .. } = &mut rig;
+    let mut spawner = Spawner::start(sandbox, stubs, Channel::Remote).unwrap();
     assert_eq!((spawner.width(), spawner.announced()), (Width::Two, 40000));
     let mut at_once = |numbers: &[u32]| {
         let random = &mut Random::new(1);
@@ -352,8 +352,8 @@ fn without_qpatch_delivery_number_32768_is_negative() {
 fn without_qpatch_a_fortified_spawner_aborts_at_descriptor_1024() {
     let fixture = classic();
     let mut rig = Rig::build(fixture.path(), &config(1000, &FORTIFY)).unwrap();
-    let Rig { site, stubs, message, .. } = &mut rig;
-    let mut spawner = Spawner::start(site, stubs, Channel::Remote).unwrap();
+    let Rig { sandbox, stubs, message, .. } = &mut rig;
+    let mut spawner = Spawner::start(sandbox, stubs, Channel::Remote).unwrap();
     stubs.forget();
     stubs.hold("all").unwrap();
     for number in 0..1000 {

@@ -15,10 +15,10 @@ use common::{Run, bytes, copy, qpatch, real_trees, run, snapshot};
 use qpatch::verify::build;
 use qpatch::verify::error::Error;
 use qpatch::verify::rig::sendrig;
-use qpatch::verify::sandbox::{SiteConfig, check_tree};
+use qpatch::verify::sandbox::{SandboxConfig, check_tree};
 use qpatch::verify::{self, Options, Part, ProofOutcome, Silent, StepVerdict};
 use qpatch_test_support::{has, tell};
-use rig::site;
+use rig::sandbox;
 
 #[test]
 fn every_tree_is_patched_and_proved() {
@@ -114,8 +114,8 @@ fn builds_without(tree: &Path) -> Result<(), Error> {
     let (_dir, copied) = copy(tree);
     // Where even that does not fit, the tree as it is has to do.
     let _ = qpatch_on(&copied, &["apply", "--only", "toolchain"]);
-    let (_scratch, site) = site(&copied, &SiteConfig::default())?;
-    build::make(&site, &sendrig::PROGRAMS).map(|_| ())
+    let (_scratch, sandbox) = sandbox(&copied, &SandboxConfig::default())?;
+    build::make(&sandbox, &sendrig::PROGRAMS).map(|_| ())
 }
 
 /// The figures of a proof that holds.

@@ -19,7 +19,7 @@ use qpatch::fixture::Dialect;
 use qpatch::verify::rig::protocol;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
-use qpatch::verify::sandbox::site::TodoLayout;
+use qpatch::verify::sandbox::private_tree::TodoLayout;
 use qpatch::verify::{self, Options, Part, Silent};
 use qpatch_test_support::skip;
 use serde_json::Value;
@@ -300,8 +300,8 @@ fn only_compiled_code_decides_about_directories() {
         &format!("{split}#ifdef BIG_TODO\n  dsplit(\"queue/todo\",auto_uidq,0750);\n#endif\n"),
     );
     let layout = |flags: &[&str]| {
-        let (_scratch, site) = rig::site(fixture.path(), &rig::config(100, flags)).unwrap();
-        site.todo_layout()
+        let (_scratch, sandbox) = rig::sandbox(fixture.path(), &rig::config(100, flags)).unwrap();
+        sandbox.todo_layout()
     };
     assert_eq!(layout(&[]), TodoLayout::Flat);
     assert_eq!(layout(&["-DBIG_TODO"]), TodoLayout::Split);
@@ -697,7 +697,7 @@ fn a_stub_of_32_bits_reports_the_time() {
             return;
         }
     };
-    let mut spawner = Spawner::start(&rig.site, &mut rig.stubs, Channel::Remote).unwrap();
+    let mut spawner = Spawner::start(&rig.sandbox, &mut rig.stubs, Channel::Remote).unwrap();
     spawner.send(&protocol::Command {
         number: 0,
         message: rig.message.relative(),

@@ -17,11 +17,11 @@ use qpatch::tree::plan::{OnPartialProtocol, PatchPlan};
 use qpatch::verify::build;
 use qpatch::verify::proofs::mail;
 use qpatch::verify::rig::sendrig;
-use qpatch::verify::sandbox::SiteConfig;
+use qpatch::verify::sandbox::SandboxConfig;
 use qpatch::verify::sandbox::makefile::targets;
+use qpatch::verify::sandbox::private_tree::Sandbox;
 use qpatch::verify::sandbox::process::Process;
 use qpatch::verify::sandbox::scratch::Scratch;
-use qpatch::verify::sandbox::site::Site;
 use qpatch_gate::table::Limit;
 use qpatch_gate_status::Status;
 
@@ -86,7 +86,7 @@ const PROGRAMS: [&str; 1] = ["qmail-remote"];
 /// A built and installed copy of the tree.
 #[derive(Debug)]
 pub struct Qmail {
-    site: Site,
+    sandbox: Sandbox,
     flavour: Flavour,
     sender: &'static str,
     running: Option<RunningQmail>,
@@ -173,8 +173,8 @@ impl LogTally {
 impl Qmail {
     /// Copies `tree`, patches and builds the copy for `spawn` deliveries.
     pub fn build(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<Qmail> {
-        let site = build_site(scratch, tree, flavour, spawn)?;
-        Ok(Qmail { site, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
+        let sandbox = build_sandbox(scratch, tree, flavour, spawn)?;
+        Ok(Qmail { sandbox, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
     }
 
     /// Keeps the log of each run of qmail-send in `dir` from now on. Each line has the seconds since the start before
@@ -212,7 +212,7 @@ impl Qmail {
 
     /// The file of the sites that the gate has seen. `make setup` makes it; without it the gate writes none.
     fn status_file(&self) -> PathBuf {
-        self.site.home().join("queue/lock/gatestatus")
+        self.sandbox.home().join("queue/lock/gatestatus")
     }
 
     /// The configured limit and the effective one, from the status file; of several keys, those of the key with the
@@ -229,18 +229,18 @@ impl Qmail {
 
     /// Sets the gate's knowledge of sites as the plan says.
     fn know(&self, plan: &Plan) -> Result<()> {
-        let seen = self.site.home().join("queue/lock/gatesites");
+        let seen = self.sandbox.home().join("queue/lock/gatesites");
         match plan.known {
-            KnownSites::Nothing => self.site.write(&seen, b"")?,
+            KnownSites::Nothing => self.sandbox.write(&seen, b"")?,
             KnownSites::Seen => {
                 if fs::metadata(&seen).map_or(0, |seen| seen.len()) == 0 {
                     return Err(Error::new("the gate has seen nothing in the run before", ""));
                 }
             }
             KnownSites::Asked => {
-                self.site.write(&seen, b"")?;
+                self.sandbox.write(&seen, b"")?;
                 let domains = plan.domains.iter().map(|domain| domain.name.clone()).collect();
-                let args = Sites::of(self.site.home().to_path_buf(), domains);
+                let args = Sites::of(self.sandbox.home().to_path_buf(), domains);
                 let outcome = sites::look_up(&args)?;
                 if outcome.domains() != plan.domains.len() as u64 {
                     let found = outcome.domains();
@@ -255,8 +255,8 @@ impl Qmail {
 
     fn control(&self, name: &str, contents: Option<&str>) -> Result<()> {
         match contents {
-            Some(contents) => Ok(self.site.set_control(name, contents)?),
-            None => match fs::remove_file(self.site.home().join("control").join(name)) {
+            Some(contents) => Ok(self.sandbox.set_control(name, contents)?),
+            None => match fs::remove_file(self.sandbox.home().join("control").join(name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     Err(Error::doing(format!("remove control/{name}"))(error))
                 }
@@ -268,22 +268,27 @@ impl Qmail {
 
 /// Applies qpatch's patches to the tree at `root`.
 /// Copies `tree`, patches the copy for `spawn` deliveries, and builds and installs it.
-pub fn build_site(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<Site> {
+pub fn build_sandbox(
+    scratch: &Scratch,
+    tree: &Path,
+    flavour: Flavour,
+    spawn: u32,
+) -> Result<Sandbox> {
     let name = flavour.name().replace(' ', "-");
     let copy = scratch.copy(tree, &format!("{name}-tree"))?;
     patch(&copy, flavour, spawn)?;
-    let config = SiteConfig { spawn: Some(spawn), ..SiteConfig::default() };
-    let site = scratch.site(&copy, &name, &config)?;
-    build::prepare(&site)?;
-    let rules = targets(site.tree())?;
+    let config = SandboxConfig { spawn: Some(spawn), ..SandboxConfig::default() };
+    let sandbox = scratch.sandbox(&copy, &name, &config)?;
+    build::prepare(&sandbox)?;
+    let rules = targets(sandbox.tree())?;
     let optional = sendrig::OPTIONAL_PROGRAMS.iter().filter(|name| rules.contains(**name));
     let programs: Vec<&str> =
         sendrig::PROGRAMS.iter().chain(&PROGRAMS).chain(optional).copied().collect();
-    build::make(&site, &programs)?;
+    build::make(&sandbox, &programs)?;
     for program in programs {
-        build::install(&site, program)?;
+        build::install(&sandbox, program)?;
     }
-    Ok(site)
+    Ok(sandbox)
 }
 
 fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
@@ -319,8 +324,8 @@ impl Subject for Qmail {
 
     fn prepare(&mut self, plan: &Plan, port: u16) -> Result<()> {
         self.running = None;
-        mail::empty_queue(&self.site)?;
-        let tcpto = self.site.home().join("queue/lock/tcpto");
+        mail::empty_queue(&self.sandbox)?;
+        let tcpto = self.sandbox.home().join("queue/lock/tcpto");
         // In place: it stays its owner's.
         fs::write(&tcpto, [0; 1024]).map_err(Error::doing("clear queue/lock/tcpto"))?;
         let routes = plan.routes(|domain, address| format!("{domain}:{address}:{port}\n"));
@@ -330,7 +335,7 @@ impl Subject for Qmail {
         self.control("concurrencysites", None)?;
         if self.flavour.has_gate() {
             self.know(plan)?;
-            self.site.write(&self.status_file(), b"")?;
+            self.sandbox.write(&self.status_file(), b"")?;
         }
         let deliveries = (self.flavour == Flavour::ForkServer).then_some("10000\n");
         self.control("remoteserver", deliveries)?;
@@ -341,24 +346,24 @@ impl Subject for Qmail {
     }
 
     fn queue(&mut self, plan: &Plan, mail: u32) -> Result<()> {
-        self.site.queue_message(BODY, self.sender, &[plan.recipient(mail)])?;
+        self.sandbox.queue_message(BODY, self.sender, &[plan.recipient(mail)])?;
         Ok(())
     }
 
     fn queue_list(&mut self, plan: &Plan, mails: &[u32]) -> Result<()> {
         let recipients: Vec<String> = mails.iter().map(|&mail| plan.recipient(mail)).collect();
-        self.site.queue_message(BODY, self.sender, &recipients)?;
+        self.sandbox.queue_message(BODY, self.sender, &recipients)?;
         Ok(())
     }
 
     fn start(&mut self) -> Result<()> {
         let mut file = self.log_file()?;
-        let (mut log, process) = sendrig::start_own(&self.site)?;
+        let (mut log, process) = sendrig::start_own(&self.sandbox)?;
         let account = Arc::new(Mutex::new(LogTally {
             self_report: SelfReport::default(),
             taken_up: HashSet::new(),
             under_way: HashMap::new(),
-            before: messages(&self.site.home().join("queue/mess"))?,
+            before: messages(&self.sandbox.home().join("queue/mess"))?,
             started: Instant::now(),
             works: false,
         }));
@@ -395,7 +400,7 @@ impl Subject for Qmail {
     }
 
     fn notify(&mut self) -> Result<()> {
-        Ok(sendrig::pull_trigger(&self.site)?)
+        Ok(sendrig::pull_trigger(&self.sandbox)?)
     }
 
     fn passed(&mut self, _plan: &Plan) -> Result<usize> {

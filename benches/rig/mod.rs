@@ -10,9 +10,9 @@ use qpatch::verify::build;
 use qpatch::verify::rig::protocol;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::Stubs;
-use qpatch::verify::sandbox::SiteConfig;
+use qpatch::verify::sandbox::SandboxConfig;
+use qpatch::verify::sandbox::private_tree::{MessageId, Sandbox};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
-use qpatch::verify::sandbox::site::{MessageId, Site};
 use tempfile::TempDir;
 
 /// The quickest qmail-remote possible: only what happens before it is measured.
@@ -40,7 +40,7 @@ pub fn scratch(tree: &Path) -> Scratch {
 
 /// A patched copy of a tree with its qmail-rspawn built and installed.
 pub struct Built {
-    pub site: Site,
+    pub sandbox: Sandbox,
     pub stubs: Stubs,
     pub message: MessageId,
     /// The installed qmail-rspawn.
@@ -55,20 +55,20 @@ impl Built {
         apply.args(["apply", "--spawn", &spawn.to_string()]).args(flags).arg(&copy);
         let applied = apply.output().expect("qpatch can be run");
         assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
-        let config = SiteConfig { spawn: Some(spawn), ..SiteConfig::default() };
-        let site = scratch.site(&copy, name, &config).expect("a configured copy");
-        build::prepare(&site).expect("what the build needs");
-        build::make(&site, &["qmail-rspawn"]).expect("the tree builds");
-        let program = build::install(&site, "qmail-rspawn").expect("qmail-rspawn");
-        let stubs = Stubs::install(&site).expect("the stubs");
-        let message = site.add_message(b"Subject: a message of the bench\n\nhello\n");
-        Built { site, stubs, message: message.expect("a message"), program }
+        let config = SandboxConfig { spawn: Some(spawn), ..SandboxConfig::default() };
+        let sandbox = scratch.sandbox(&copy, name, &config).expect("a configured copy");
+        build::prepare(&sandbox).expect("what the build needs");
+        build::make(&sandbox, &["qmail-rspawn"]).expect("the tree builds");
+        let program = build::install(&sandbox, "qmail-rspawn").expect("qmail-rspawn");
+        let stubs = Stubs::install(&sandbox).expect("the stubs");
+        let message = sandbox.add_message(b"Subject: a message of the bench\n\nhello\n");
+        Built { sandbox, stubs, message: message.expect("a message"), program }
     }
 
     /// Puts a program of this C text in place of the stub; `flags` are more arguments of cc.
     pub fn set_remote(&self, text: &str, flags: &[&Path]) {
-        let remote = self.site.home().join("bin/qmail-remote");
-        let source = self.site.rig().join("remote.c");
+        let remote = self.sandbox.home().join("bin/qmail-remote");
+        let source = self.sandbox.rig().join("remote.c");
         fs::write(&source, text).expect("a file can be written");
         fs::remove_file(&remote).expect("the stub");
         let mut compile = Command::new("cc");
@@ -77,7 +77,8 @@ impl Built {
     }
 
     pub fn start(&mut self) -> Spawner {
-        Spawner::start(&self.site, &mut self.stubs, Channel::Remote).expect("qmail-rspawn starts")
+        Spawner::start(&self.sandbox, &mut self.stubs, Channel::Remote)
+            .expect("qmail-rspawn starts")
     }
 
     pub fn end(&mut self, mut spawner: Spawner) {

@@ -7,7 +7,7 @@
 //! stub.
 //!
 //! [`run`] is the whole proof. Its parts can be used alone: a [`sandbox::scratch::Scratch`] holds
-//! [`sandbox::site::Site`]s; [`build`] compiles in one; [`rig::stub::Stubs`] are the far
+//! [`sandbox::private_tree::Sandbox`]s; [`build`] compiles in one; [`rig::stub::Stubs`] are the far
 //! end; [`rig::spawner::Spawner`] and [`rig::sendrig::SendRig`] are the running programs;
 //! [`proofs::spawner_trials`], [`proofs::mail`] and [`proofs::gate`] test them.
 #![deny(unsafe_code)]

@@ -14,67 +14,67 @@ use qpatch::verify::rig::protocol::Width;
 use qpatch::verify::rig::sendrig;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::Stubs;
-use qpatch::verify::sandbox::SiteConfig;
+use qpatch::verify::sandbox::SandboxConfig;
 use qpatch::verify::sandbox::limits::{DeliveryBound, MachineLimits, Raised};
+use qpatch::verify::sandbox::private_tree::{MessageId, Sandbox};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
-use qpatch::verify::sandbox::site::{MessageId, Site};
 use qpatch_test_support::skip;
 
 /// A tree's programs, built by its own Makefile and installed in a home of their own.
 pub(crate) struct Rig {
     pub(crate) stubs: Stubs,
     pub(crate) message: MessageId,
-    pub(crate) site: Site,
+    pub(crate) sandbox: Sandbox,
     pub(crate) random: Random,
     _limits: Raised,
     _scratch: Scratch,
 }
 
 /// A conf-spawn and further words for conf-cc.
-pub(crate) fn config(spawn: u32, cflags: &[&str]) -> SiteConfig {
-    SiteConfig {
+pub(crate) fn config(spawn: u32, cflags: &[&str]) -> SandboxConfig {
+    SandboxConfig {
         spawn: Some(spawn),
         cc: None,
         cflags: cflags.iter().map(|flag| (*flag).to_owned()).collect(),
-        ..SiteConfig::default()
+        ..SandboxConfig::default()
     }
 }
 
 /// A configured copy of a tree, ready for make.
-pub(crate) fn site(tree: &Path, config: &SiteConfig) -> Result<(Scratch, Site), Error> {
+pub(crate) fn sandbox(tree: &Path, config: &SandboxConfig) -> Result<(Scratch, Sandbox), Error> {
     let scratch = Scratch::new(tree, None, Keep::No)?;
-    let site = scratch.site(tree, "site", config)?;
-    build::prepare(&site)?;
-    Ok((scratch, site))
+    let sandbox = scratch.sandbox(tree, "sandbox", config)?;
+    build::prepare(&sandbox)?;
+    Ok((scratch, sandbox))
 }
 
 impl Rig {
     /// Builds all that a qmail-send needs; the tree's chkspawn has to accept conf-spawn.
-    pub(crate) fn build(tree: &Path, config: &SiteConfig) -> Result<Rig, Error> {
+    pub(crate) fn build(tree: &Path, config: &SandboxConfig) -> Result<Rig, Error> {
         Rig::of(tree, config, &sendrig::PROGRAMS)
     }
 
     /// Builds `programs` of the tree.
-    pub(crate) fn of(tree: &Path, config: &SiteConfig, programs: &[&str]) -> Result<Rig, Error> {
+    pub(crate) fn of(tree: &Path, config: &SandboxConfig, programs: &[&str]) -> Result<Rig, Error> {
         let limits = Raised::raise();
-        let (scratch, site) = site(tree, config)?;
-        build::make(&site, &[programs, &["chkspawn"]].concat())?;
-        assert_eq!(build::chkspawn(&site)?, None, "chkspawn");
+        let (scratch, sandbox) = sandbox(tree, config)?;
+        build::make(&sandbox, &[programs, &["chkspawn"]].concat())?;
+        assert_eq!(build::chkspawn(&sandbox)?, None, "chkspawn");
         for program in programs {
-            build::install(&site, program)?;
+            build::install(&sandbox, program)?;
         }
-        let stubs = Stubs::install(&site)?;
-        let message = site.add_message(b"Subject: a message of the rig\n\nhello\n")?;
+        let stubs = Stubs::install(&sandbox)?;
+        let message = sandbox.add_message(b"Subject: a message of the rig\n\nhello\n")?;
         // Fixed, so that a failure repeats.
         let random = Random::new(1);
-        Ok(Rig { stubs, message, site, random, _limits: limits, _scratch: scratch })
+        Ok(Rig { stubs, message, sandbox, random, _limits: limits, _scratch: scratch })
     }
 
     /// `count` deliveries at the same time, or what this machine allows, all boundaries among their numbers; then K, Z
     /// and D at each boundary, and what has to be refused.
     pub(crate) fn crowd(&mut self, channel: Channel, count: u32) -> Result<usize, Error> {
-        let spawn = self.site.spawn();
-        let room = MachineLimits::look(self.site.identity()).bound();
+        let spawn = self.sandbox.spawn();
+        let room = MachineLimits::look(self.sandbox.identity()).bound();
         let count = match room {
             Some(DeliveryBound { deliveries, limit }) if deliveries < count => {
                 skip(format_args!("{count} at once: {deliveries}, because of {limit}"));
@@ -82,7 +82,7 @@ impl Rig {
             }
             _ => count,
         };
-        let mut spawner = Spawner::start(&self.site, &mut self.stubs, channel)?;
+        let mut spawner = Spawner::start(&self.sandbox, &mut self.stubs, channel)?;
         assert_eq!((spawner.width(), spawner.announced()), (Width::Two, spawn));
         let numbers = numbers::choose(spawn, count, &mut self.random);
         let running = spawner_trials::at_once(
@@ -95,7 +95,13 @@ impl Rig {
         )?;
         let edges = numbers::boundaries(spawn);
         spawner_trials::each_letter(&mut spawner, &mut self.stubs, self.message, &edges)?;
-        spawner_trials::refusals(&mut spawner, &mut self.stubs, &self.site, self.message, &edges)?;
+        spawner_trials::refusals(
+            &mut spawner,
+            &mut self.stubs,
+            &self.sandbox,
+            self.message,
+            &edges,
+        )?;
         spawner_trials::end_of_input(spawner, &mut self.stubs, self.message, 2)?;
         Ok(running)
     }
@@ -103,7 +109,7 @@ impl Rig {
     /// qmail-send with every delivery number at once, the spawners played by the rig.
     pub(crate) fn every_number(&mut self) -> Result<MailFigures, Error> {
         mail::every_number(
-            &self.site,
+            &self.sandbox,
             &mut self.stubs,
             Width::Two,
             &mut self.random,

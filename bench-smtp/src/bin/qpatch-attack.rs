@@ -38,8 +38,8 @@ use qpatch::verify::rig::sendrig::{SendRig, Spawners, pull_trigger};
 use qpatch::verify::rig::stub::{StubEventKind, Stubs};
 use qpatch::verify::sandbox::check_tree;
 use qpatch::verify::sandbox::limits::Raised;
+use qpatch::verify::sandbox::private_tree::{MessageId, Sandbox};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
-use qpatch::verify::sandbox::site::{MessageId, Site};
 use qpatch::verify::{CatchSignals, die_of};
 use qpatch_bench_smtp::error::{Error, Result, check_signals};
 use qpatch_bench_smtp::qmail::{self, Flavour};
@@ -138,10 +138,10 @@ fn attack(args: &Args) -> Result<Vec<String>> {
     let scratch = Scratch::new(&tree, Some(&memory), Keep::No)
         .or_else(|_| Scratch::new(&tree, args.scratch.as_deref(), Keep::No))?;
     eprintln!("building the tree");
-    let site = qmail::build_site(&scratch, &tree, Flavour::Gate, SPAWN)?;
-    let mut target = Target::new(site, args.seed)?;
+    let sandbox = qmail::build_sandbox(&scratch, &tree, Flavour::Gate, SPAWN)?;
+    let mut target = Target::new(sandbox, args.seed)?;
     target.learn_the_table()?;
-    let churn = Churn::start(&target.site);
+    let churn = Churn::start(&target.sandbox);
     let mut step = |name: &str, step: &mut dyn FnMut(&mut Target) -> Result<()>| -> Result<()> {
         let started = Instant::now();
         step(&mut target)?;
@@ -169,10 +169,10 @@ struct Churn {
 }
 
 impl Churn {
-    fn start(site: &Site) -> Churn {
-        let control = site.home().join("control");
-        let owner = Some(Uid::from_raw(site.identity().uid()));
-        let group = Some(Gid::from_raw(site.identity().gid()));
+    fn start(sandbox: &Sandbox) -> Churn {
+        let control = sandbox.home().join("control");
+        let owner = Some(Uid::from_raw(sandbox.identity().uid()));
+        let group = Some(Gid::from_raw(sandbox.identity().gid()));
         let ends = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let (is_over, number) = (Arc::clone(&ends), Arc::clone(&count));
@@ -206,7 +206,7 @@ impl Churn {
 
 /// The installed tree, and the account of what has happened to its mail.
 struct Target {
-    site: Site,
+    sandbox: Sandbox,
     stubs: Stubs,
     random: Random,
     wanted: HashSet<String>,
@@ -244,32 +244,32 @@ fn descriptors(pid: u32) -> Option<usize> {
 }
 
 impl Target {
-    fn new(site: Site, seed: u64) -> Result<Target> {
-        let stubs = Stubs::install(&site)?;
-        let source = site.rig().join("remote.c");
-        let program = site.rig().join("remote");
-        site.write(&source, REMOTE_C.as_bytes())?;
+    fn new(sandbox: Sandbox, seed: u64) -> Result<Target> {
+        let stubs = Stubs::install(&sandbox)?;
+        let source = sandbox.rig().join("remote.c");
+        let program = sandbox.rig().join("remote");
+        sandbox.write(&source, REMOTE_C.as_bytes())?;
         let built = Command::new("cc")
             .args(["-O2", "-o"])
             .arg(&program)
-            .arg(format!("-DRIG=\"{}\"", site.rig().display()))
+            .arg(format!("-DRIG=\"{}\"", sandbox.rig().display()))
             .arg(&source)
             .status();
         if !built.as_ref().is_ok_and(std::process::ExitStatus::success) {
             return Err(Error::new("cc cannot compile the qmail-remote of the attack", ""));
         }
-        let remote = site.home().join("bin/qmail-remote");
+        let remote = sandbox.home().join("bin/qmail-remote");
         fs::remove_file(&remote)
             .and_then(|()| symlink(&program, &remote))
             .map_err(Error::doing("install the qmail-remote of the attack"))?;
         // As `make setup` makes them.
         for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
-            site.write(&site.home().join("queue/lock").join(file), b"")?;
+            sandbox.write(&sandbox.home().join("queue/lock").join(file), b"")?;
         }
-        site.set_control("concurrencyremote", &format!("{SPAWN}\n"))?;
-        site.set_control("concurrencydomains", TABLES[0])?;
+        sandbox.set_control("concurrencyremote", &format!("{SPAWN}\n"))?;
+        sandbox.set_control("concurrencydomains", TABLES[0])?;
         Ok(Target {
-            site,
+            sandbox,
             stubs,
             random: Random::new(seed),
             wanted: HashSet::new(),
@@ -303,21 +303,21 @@ impl Target {
                 _ => WIDE.to_owned(),
             };
             let recipient = self.recipient(&domain);
-            self.site.queue_message(BODY, SENDER, &[recipient])?;
+            self.sandbox.queue_message(BODY, SENDER, &[recipient])?;
         }
-        Ok(pull_trigger(&self.site)?)
+        Ok(pull_trigger(&self.sandbox)?)
     }
 
     fn queue_list(&mut self, domains: &[String], number: usize) -> Result<MessageId> {
         let of = |at: usize| domains[at % domains.len()].clone();
         let recipients: Vec<String> = (0..number).map(|at| self.recipient(&of(at))).collect();
-        let id = self.site.queue_message(BODY, SENDER, &recipients)?;
-        pull_trigger(&self.site)?;
+        let id = self.sandbox.queue_message(BODY, SENDER, &recipients)?;
+        pull_trigger(&self.sandbox)?;
         Ok(id)
     }
 
     fn start(&self) -> Result<SendRig> {
-        Ok(SendRig::start(&self.site, Spawners::Own)?)
+        Ok(SendRig::start(&self.sandbox, Spawners::Own)?)
     }
 
     fn attend(&mut self, send: &mut SendRig) -> Result<()> {
@@ -359,7 +359,7 @@ impl Target {
     }
 
     fn status(&self) -> Option<Status> {
-        let path = self.site.home().join("queue/lock/gatestatus");
+        let path = self.sandbox.home().join("queue/lock/gatestatus");
         Status::parse(&fs::read(path).ok()?).ok()
     }
 
@@ -391,7 +391,7 @@ impl Target {
     /// The messages in the queue.
     fn left(&self) -> Vec<PathBuf> {
         let mut open: Vec<PathBuf> = ["info", "remote", "local", "bounce", "todo"]
-            .map(|folder| self.site.home().join("queue").join(folder))
+            .map(|folder| self.sandbox.home().join("queue").join(folder))
             .to_vec();
         let mut files = Vec::new();
         while let Some(path) = open.pop() {
@@ -433,13 +433,13 @@ impl Target {
         }
     }
 
-    /// Whether the process runs a program of the site.
+    /// Whether the process runs a program of the sandbox.
     fn is_ours(&self, pid: u32) -> bool {
-        let base = self.site.home().parent().unwrap_or(self.site.home());
+        let base = self.sandbox.home().parent().unwrap_or(self.sandbox.home());
         fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.starts_with(base))
     }
 
-    /// Waits until no process of the site runs.
+    /// Waits until no process of the sandbox runs.
     fn wait_for_orphans(&mut self) -> Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -674,9 +674,9 @@ impl Target {
     /// Removes the files of a message while its recipients are away.
     fn remove_a_message(&mut self) -> Result<()> {
         // The file that is there may be one that cannot be read.
-        let table = self.site.home().join("control/concurrencydomains");
+        let table = self.sandbox.home().join("control/concurrencydomains");
         fs::remove_file(&table).map_err(Error::doing("remove the table"))?;
-        self.site.set_control("concurrencydomains", ":1\n")?;
+        self.sandbox.set_control("concurrencydomains", ":1\n")?;
         // The gate does not trust a file that has been changed just now.
         thread::sleep(Duration::from_secs(2));
         let mut send = self.start()?;
@@ -688,7 +688,7 @@ impl Target {
             Ok(away > 1000_u32)
         })?;
         for folder in ["info", "remote", "mess"] {
-            let path = self.site.home().join("queue").join(list.path(folder));
+            let path = self.sandbox.home().join("queue").join(list.path(folder));
             fs::remove_file(&path).map_err(Error::doing("remove a message"))?;
         }
         // All that runs and is held ends, and then a message that is younger than all entries is delivered.
@@ -696,8 +696,8 @@ impl Target {
             Ok(target.status().is_some_and(|status| status.in_use == 0 && status.held == 0))
         })?;
         let last = self.recipient("last.example");
-        self.site.queue_message(BODY, SENDER, std::slice::from_ref(&last))?;
-        pull_trigger(&self.site)?;
+        self.sandbox.queue_message(BODY, SENDER, std::slice::from_ref(&last))?;
+        pull_trigger(&self.sandbox)?;
         self.until(&mut send, "a younger message", |target, _| {
             Ok(target.delivered().contains(last.as_str()))
         })?;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::process::ExitStatus;
 
 use crate::verify::error::{BuildFailure, Error};
+use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::describe;
-use crate::verify::sandbox::site::Site;
 
 /// The message if a source of verify does not compile: the cause may be the compiler, its flags or its C library.
 const OWN_SOURCE_FAILED: &str = "a source of verify itself does not compile with conf-cc and the C library behind it; \
@@ -33,11 +33,17 @@ fn without_numbers(line: &str) -> String {
 }
 
 /// Returns the error for a failed compilation of `source`, which is one of verify's own.
-pub(super) fn of_own_source(site: &Site, source: &str, status: ExitStatus, output: &[u8]) -> Error {
+pub(super) fn of_own_source(
+    sandbox: &Sandbox,
+    source: &str,
+    status: ExitStatus,
+    output: &[u8],
+) -> Error {
     let output = String::from_utf8_lossy(output);
-    let cause = not_run(&output, site.asked_cc()).unwrap_or_else(|| OWN_SOURCE_FAILED.to_owned());
+    let cause =
+        not_run(&output, sandbox.asked_cc()).unwrap_or_else(|| OWN_SOURCE_FAILED.to_owned());
     Error::Build(Box::new(BuildFailure {
-        command: format!("{} {source}", site.cc()),
+        command: format!("{} {source}", sandbox.cc()),
         how: describe(status),
         lines: lines_with_errors(&output),
         cause: Some(cause),

@@ -1,4 +1,4 @@
-//! Builds a tree: the programs of a [`Site`], in its copy, with the tree's own Makefile; and verify's own C with the
+//! Builds a tree: the programs of a [`Sandbox`], in its copy, with the tree's own Makefile; and verify's own C with the
 //! tree's compiler. `failure` explains a build that fails.
 #![forbid(unsafe_code)]
 
@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::verify::error::{BuildFailure, Error};
+use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::{PATIENCE, describe, run_captured};
-use crate::verify::sandbox::site::Site;
 
 /// The cost of a build.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,14 +29,14 @@ const LINK_C: &str = include_str!("link.c");
 ///
 /// # Errors
 /// conf-cc cannot compile it.
-pub fn prepare(site: &Site) -> Result<(), Error> {
+pub fn prepare(sandbox: &Sandbox) -> Result<(), Error> {
     let ids = [
-        format!("-DRIG_UID={}", site.identity().uid()),
-        format!("-DRIG_GID={}", site.identity().gid()),
+        format!("-DRIG_UID={}", sandbox.identity().uid()),
+        format!("-DRIG_GID={}", sandbox.identity().gid()),
     ];
     let mut options = vec!["-fno-lto".into(), "-c".into()];
     options.extend(ids.map(OsString::from));
-    compile_own(site, "link.c", LINK_C, "link.o", &options)
+    compile_own(sandbox, "link.c", LINK_C, "link.o", &options)
 }
 
 /// Compiles `text`, which is a source of verify itself, with the tree's compiler and flags. The source goes to the file
@@ -45,39 +45,43 @@ pub fn prepare(site: &Site) -> Result<(), Error> {
 /// # Errors
 /// The compiler fails, or a file cannot be written.
 pub(crate) fn compile_own(
-    site: &Site,
+    sandbox: &Sandbox,
     source: &str,
     text: &str,
     output: &str,
     options: &[OsString],
 ) -> Result<(), Error> {
-    let path = site.rig().join(source);
-    site.write(&path, text.as_bytes())?;
-    let mut command = site.compiler();
-    command.arg("-w").arg(format!("-DRIG=\"{}\"", site.rig().display()));
-    command.arg("-o").arg(site.rig().join(output)).args(options).arg(&path);
-    let (status, said) = run_captured(command, site.cc(), PATIENCE)?;
-    if status.success() { Ok(()) } else { Err(failure::of_own_source(site, source, status, &said)) }
+    let path = sandbox.rig().join(source);
+    sandbox.write(&path, text.as_bytes())?;
+    let mut command = sandbox.compiler();
+    command.arg("-w").arg(format!("-DRIG=\"{}\"", sandbox.rig().display()));
+    command.arg("-o").arg(sandbox.rig().join(output)).args(options).arg(&path);
+    let (status, said) = run_captured(command, sandbox.cc(), PATIENCE)?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(failure::of_own_source(sandbox, source, status, &said))
+    }
 }
 
 /// Returns the options that link the fork server of a patched tree (remote_serve.c) into a program of the rig; none if
 /// the tree has no fork server.
-pub(crate) fn fork_server_options(site: &Site) -> Vec<OsString> {
-    let server = site.tree().join("remote_serve.c");
+pub(crate) fn fork_server_options(sandbox: &Sandbox) -> Vec<OsString> {
+    let server = sandbox.tree().join("remote_serve.c");
     if !server.is_file() {
         return Vec::new();
     }
-    vec!["-DREMOTE_SERVE".into(), "-I".into(), site.tree().into(), server.into()]
+    vec!["-DREMOTE_SERVE".into(), "-I".into(), sandbox.tree().into(), server.into()]
 }
 
 /// Runs `make` for `targets` in the copy, on all processors. If that fails, runs it again on one
 /// processor: that keeps the messages in order, and shows whether only parallel make fails.
-pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
+pub fn make(sandbox: &Sandbox, targets: &[&str]) -> Result<Built, Error> {
     let started = Instant::now();
     let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get).min(8);
     let mut last = None;
     for jobs in [jobs, 1] {
-        let mut command = site.command("make");
+        let mut command = sandbox.command("make");
         command.arg(format!("-j{jobs}")).args(targets);
         let (status, output) = run_captured(command, "make", PATIENCE)?;
         if status.success() {
@@ -91,10 +95,10 @@ pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
             cause: failure::likely_cause(
                 &output,
                 &failure::CompilerSettings {
-                    spawn: site.spawn(),
-                    cc: site.cc(),
-                    expanded_cc: &site.expanded_cc(),
-                    asked_cc: site.asked_cc(),
+                    spawn: sandbox.spawn(),
+                    cc: sandbox.cc(),
+                    expanded_cc: &sandbox.expanded_cc(),
+                    asked_cc: sandbox.asked_cc(),
                 },
             ),
         });
@@ -106,9 +110,12 @@ pub fn make(site: &Site, targets: &[&str]) -> Result<Built, Error> {
 }
 
 /// Builds `targets`, continues after errors (`make -k`), and returns all of them.
-pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<String>, Error> {
-    prepare(site)?;
-    let mut command = site.command("make");
+pub(crate) fn errors_of_all(
+    sandbox: &Sandbox,
+    targets: &[&str],
+) -> Result<BTreeSet<String>, Error> {
+    prepare(sandbox)?;
+    let mut command = sandbox.command("make");
     command.arg("-k").args(targets);
     let (_, output) = run_captured(command, "make", PATIENCE)?;
     Ok(failure::errors_in(String::from_utf8_lossy(&output).lines()))
@@ -117,8 +124,8 @@ pub(crate) fn errors_of_all(site: &Site, targets: &[&str]) -> Result<BTreeSet<St
 /// Puts a program of the copy into the home's bin/, where the other programs look for it. The file gets a second name
 /// and is not copied: while this process wrote it, a child that another thread starts could keep it open for writing, and
 /// then it could not be executed (ETXTBSY).
-pub fn install(site: &Site, program: &str) -> Result<PathBuf, Error> {
-    let (from, to) = (site.tree().join(program), site.home().join("bin").join(program));
+pub fn install(sandbox: &Sandbox, program: &str) -> Result<PathBuf, Error> {
+    let (from, to) = (sandbox.tree().join(program), sandbox.home().join("bin").join(program));
     let _ = fs::remove_file(&to);
     fs::hard_link(&from, &to).map_err(Error::file("link", &from))?;
     Ok(to)
@@ -129,10 +136,10 @@ const CHKSPAWN_ASIDE: &str = "rig-chkspawn";
 
 /// Runs the copy's chkspawn, which the Makefile has built. `Ok(None)`: it accepts conf-spawn;
 /// otherwise returns its message.
-pub fn chkspawn(site: &Site) -> Result<Option<String>, Error> {
-    let aside = site.tree().join(CHKSPAWN_ASIDE);
-    let program = if aside.exists() { aside } else { site.tree().join("chkspawn") };
-    let (status, output) = run_captured(site.command(program), "chkspawn", PATIENCE)?;
+pub fn chkspawn(sandbox: &Sandbox) -> Result<Option<String>, Error> {
+    let aside = sandbox.tree().join(CHKSPAWN_ASIDE);
+    let program = if aside.exists() { aside } else { sandbox.tree().join("chkspawn") };
+    let (status, output) = run_captured(sandbox.command(program), "chkspawn", PATIENCE)?;
     if status.success() {
         return Ok(None);
     }
@@ -143,11 +150,11 @@ pub fn chkspawn(site: &Site) -> Result<Option<String>, Error> {
 
 /// Replaces the tree's chkspawn by one that accepts everything, so that the proof can show what it
 /// warns of. [`chkspawn`] still runs the tree's own.
-pub(crate) fn set_chkspawn_aside(site: &Site) -> Result<(), Error> {
+pub(crate) fn set_chkspawn_aside(sandbox: &Sandbox) -> Result<(), Error> {
     use std::os::unix::fs::PermissionsExt;
-    let path = site.tree().join("chkspawn");
-    fs::rename(&path, site.tree().join(CHKSPAWN_ASIDE)).map_err(Error::file("move", &path))?;
-    site.write(&path, b"#!/bin/sh\nexit 0\n")?;
+    let path = sandbox.tree().join("chkspawn");
+    fs::rename(&path, sandbox.tree().join(CHKSPAWN_ASIDE)).map_err(Error::file("move", &path))?;
+    sandbox.write(&path, b"#!/bin/sh\nexit 0\n")?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
         .map_err(Error::file("set the mode of", &path))
 }

@@ -9,8 +9,8 @@ use std::fs;
 use crate::verify::build;
 use crate::verify::error::Error;
 use crate::verify::sandbox::makefile::targets;
+use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::run_captured;
-use crate::verify::sandbox::site::Site;
 
 /// The size of an fd_set in one source file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,12 +37,12 @@ const MARK: &[u8] = b"rig-fdset=";
 ///
 /// # Errors
 /// The Makefile or a source cannot be read.
-pub fn measure(site: &Site) -> Result<FdSets, Error> {
-    let rules = targets(site.tree())?;
+pub fn measure(sandbox: &Sandbox) -> Result<FdSets, Error> {
+    let rules = targets(sandbox.tree())?;
     let mut files = Vec::new();
-    for entry in fs::read_dir(site.tree()).map_err(Error::file("read", site.tree()))? {
+    for entry in fs::read_dir(sandbox.tree()).map_err(Error::file("read", sandbox.tree()))? {
         let name = entry
-            .map_err(Error::file("read", site.tree()))?
+            .map_err(Error::file("read", sandbox.tree()))?
             .file_name()
             .to_string_lossy()
             .into_owned();
@@ -50,7 +50,7 @@ pub fn measure(site: &Site) -> Result<FdSets, Error> {
         if !rules.contains(&format!("{stem}.o")) {
             continue;
         }
-        let path = site.tree().join(&name);
+        let path = sandbox.tree().join(&name);
         let source = fs::read(&path).map_err(Error::file("read", &path))?;
         if mentions(&source, b"fd_set")
             || mentions(&source, b"FD_SET")
@@ -64,8 +64,8 @@ pub fn measure(site: &Site) -> Result<FdSets, Error> {
     for file in files {
         // Make the object first, because its rule makes the headers that it needs.
         let object = format!("{}.o", file.trim_end_matches(".c"));
-        let room = match build::make(site, &[&object]) {
-            Ok(_) => probe(site, &file)?,
+        let room = match build::make(sandbox, &[&object]) {
+            Ok(_) => probe(sandbox, &file)?,
             Err(Error::Build(_)) => None,
             Err(error) => return Err(error),
         };
@@ -89,7 +89,7 @@ fn mentions(source: &[u8], word: &[u8]) -> bool {
 }
 
 /// Compiles the probe for one file, and returns the size; `None` if it does not compile.
-fn probe(site: &Site, file: &str) -> Result<Option<u64>, Error> {
+fn probe(sandbox: &Sandbox, file: &str) -> Result<Option<u64>, Error> {
     let digits = |value: &str| {
         let digits: Vec<String> = (0..10)
             .rev()
@@ -103,10 +103,10 @@ fn probe(site: &Site, file: &str) -> Result<Option<u64>, Error> {
         mark.join(", "),
         digits("(unsigned long) sizeof(fd_set) * 8"),
     );
-    let (name, object) = ("rigfdset.c", site.tree().join("rigfdset.o"));
+    let (name, object) = ("rigfdset.c", sandbox.tree().join("rigfdset.o"));
     let _ = fs::remove_file(&object);
-    site.write(&site.tree().join(name), source.as_bytes())?;
-    let mut command = site.command(site.tree().join("compile"));
+    sandbox.write(&sandbox.tree().join(name), source.as_bytes())?;
+    let mut command = sandbox.command(sandbox.tree().join("compile"));
     command.arg(name);
     let (status, _) = run_captured(command, "./compile", std::time::Duration::from_secs(120))?;
     if !status.success() {

@@ -15,7 +15,7 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
 use crate::verify::rig::spawner::{Channel, Spawner};
 use crate::verify::rig::stub::Stubs;
-use crate::verify::sandbox::site::{MessageId, Site};
+use crate::verify::sandbox::private_tree::{MessageId, Sandbox};
 
 const VIEW_C: &str = include_str!("../rig/view.c");
 /// The longest time until qmail-rspawn uses the fork server.
@@ -50,20 +50,20 @@ pub enum ForkServerTrial {
 /// # Errors
 /// A fact differs between the two deliveries, or most deliveries were not made by the server.
 pub fn prove(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     room: u32,
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<ForkServerTrial, Error> {
     // The trials with qmail-send empty the queue, so the message is added after them.
-    let message = site.add_message(b"Subject: fork server\n\nhello\n")?;
-    site.set_control("remoteserver", "1000\n")?;
-    let path = site.home().join("control/remoteserver");
-    let shown = compared(site, stubs, message).and_then(|compared| match compared {
+    let message = sandbox.add_message(b"Subject: fork server\n\nhello\n")?;
+    sandbox.set_control("remoteserver", "1000\n")?;
+    let path = sandbox.home().join("control/remoteserver");
+    let shown = compared(sandbox, stubs, message).and_then(|compared| match compared {
         Comparison::Unavailable(why) => Ok(ForkServerTrial::Unavailable(why)),
         Comparison::Same(facts) => {
-            let (at_once, by_server) = crowd(site, stubs, message, room, random, on_progress)?;
+            let (at_once, by_server) = crowd(sandbox, stubs, message, room, random, on_progress)?;
             Ok(ForkServerTrial::Works { facts, at_once, by_server })
         }
     });
@@ -80,31 +80,31 @@ enum Comparison {
 }
 
 /// Installs view.c as qmail-remote, compares, and puts the stub back.
-fn compared(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
-    let program = site.home().join("bin/qmail-remote");
+fn compared(sandbox: &Sandbox, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
+    let program = sandbox.home().join("bin/qmail-remote");
     let stub = fs::read_link(&program).map_err(Error::file("read the link", &program))?;
-    build::compile_own(site, "view.c", VIEW_C, "view", &build::fork_server_options(site))?;
-    link(site, &site.rig().join("view"), &program)?;
-    let compared = compare(site, stubs, message);
-    link(site, &stub, &program)?;
+    build::compile_own(sandbox, "view.c", VIEW_C, "view", &build::fork_server_options(sandbox))?;
+    link(sandbox, &sandbox.rig().join("view"), &program)?;
+    let compared = compare(sandbox, stubs, message);
+    link(sandbox, &stub, &program)?;
     compared
 }
 
 /// Makes `link` a symbolic link to `to`.
-fn link(site: &Site, to: &Path, link: &Path) -> Result<(), Error> {
+fn link(sandbox: &Sandbox, to: &Path, link: &Path) -> Result<(), Error> {
     fs::remove_file(link).map_err(Error::file("remove", link))?;
     std::os::unix::fs::symlink(to, link).map_err(Error::file("make", link))?;
-    site.identity().chown(link)
+    sandbox.identity().chown(link)
 }
 
 /// Compares what a delivery by exec sees with what a delivery by the server sees.
-fn compare(site: &Site, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
-    let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
+fn compare(sandbox: &Sandbox, stubs: &mut Stubs, message: MessageId) -> Result<Comparison, Error> {
+    let mut spawner = Spawner::start(sandbox, stubs, Channel::Remote)?;
     let executed = view(&mut spawner, stubs, message)?;
     let end = Instant::now() + PATIENCE;
     let served = loop {
         let seen = view(&mut spawner, stubs, message)?;
-        if let Some(status) = RemoteStatus::read(site.home()).into_iter().next() {
+        if let Some(status) = RemoteStatus::read(sandbox.home()).into_iter().next() {
             if !status.reason.is_empty() {
                 return Ok(Comparison::Unavailable(status.reason));
             }
@@ -173,15 +173,15 @@ fn view(
 
 /// Runs many deliveries at once. Returns how many, and how many deliveries the server made in all.
 fn crowd(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     message: MessageId,
     room: u32,
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<(usize, u64), Error> {
-    let mut spawner = Spawner::start(site, stubs, Channel::Remote)?;
-    let numbers: Vec<u32> = (0..room.min(CROWD).min(site.spawn()).max(1)).collect();
+    let mut spawner = Spawner::start(sandbox, stubs, Channel::Remote)?;
+    let numbers: Vec<u32> = (0..room.min(CROWD).min(sandbox.spawn()).max(1)).collect();
     // The first deliveries are by exec, until the server runs.
     spawner_trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
     let at_once =
@@ -190,7 +190,7 @@ fn crowd(
     let end = Instant::now() + PATIENCE;
     loop {
         spawner_trials::each_letter(&mut spawner, stubs, message, &numbers[..1])?;
-        let status = RemoteStatus::read(site.home()).into_iter().next();
+        let status = RemoteStatus::read(sandbox.home()).into_iter().next();
         let by_server = status.as_ref().map_or(0, |status| status.by_server);
         if by_server * 2 > at_once as u64 {
             spawner.close_input();

@@ -12,7 +12,7 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
 use crate::verify::rig::spawner::{Channel, Spawner, Stderr, with_last_words};
 use crate::verify::rig::stub::{self, Mode, StubEventKind, Stubs};
-use crate::verify::sandbox::site::{MessageId, Site};
+use crate::verify::sandbox::private_tree::{MessageId, Sandbox};
 
 /// The limit that the trials set.
 const LIMIT: u32 = 5;
@@ -50,7 +50,7 @@ pub struct GateFigures {
 /// # Errors
 /// The limit was exceeded, other mail waited, or a place was not given back.
 pub fn prove(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     room: u32,
     random: &mut Random,
@@ -59,30 +59,32 @@ pub fn prove(
     // Leave room for one delivery to another domain.
     let limit = LIMIT.min(room.saturating_sub(1)).max(1);
     let mut group = vec![DOMAIN.to_owned()];
-    group.extend((0..site.supplemental().count).map(|number| site.supplemental_domain(number)));
+    group.extend(
+        (0..sandbox.supplemental().count).map(|number| sandbox.supplemental_domain(number)),
+    );
     let table = |name: &str| {
         group.iter().map(|domain| format!("{domain}:{limit}{name}\n")).collect::<String>()
     };
-    site.set_control("concurrencydomains", &table(""))?;
-    let mut shown = prove_domain_limit(site, stubs, limit, room, random, on_progress);
+    sandbox.set_control("concurrencydomains", &table(""))?;
+    let mut shown = prove_domain_limit(sandbox, stubs, limit, room, random, on_progress);
     if let Ok(shown) = &mut shown
         && group.len() > 1
     {
-        site.set_control("concurrencydomains", &table(":all-channels"))?;
-        let over_all = mail::capped(site, stubs, &group, limit, room, random, on_progress)?;
+        sandbox.set_control("concurrencydomains", &table(":all-channels"))?;
+        let over_all = mail::capped(sandbox, stubs, &group, limit, room, random, on_progress)?;
         shown.group_peak = Some(over_all.peak);
         shown.capped += over_all.capped;
         shown.others += over_all.others;
         shown.notes.extend(over_all.notes);
     }
-    let path = site.home().join("control/concurrencydomains");
+    let path = sandbox.home().join("control/concurrencydomains");
     std::fs::remove_file(&path).map_err(Error::file("remove", &path))?;
     shown
 }
 
 /// Proves the limit of one domain on the usual channel.
 fn prove_domain_limit(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     limit: u32,
     room: u32,
@@ -90,25 +92,25 @@ fn prove_domain_limit(
     on_progress: OnProgress<'_>,
 ) -> Result<GateFigures, Error> {
     let CappedFigures { capped, others, peak, notes } =
-        mail::capped(site, stubs, &[DOMAIN.to_owned()], limit, room, random, on_progress)?;
+        mail::capped(sandbox, stubs, &[DOMAIN.to_owned()], limit, room, random, on_progress)?;
     // The trials with qmail-send empty the queue, so the message is added after them.
-    let message = site.add_message(b"Subject: gate\n\nto a full domain\n")?;
+    let message = sandbox.add_message(b"Subject: gate\n\nto a full domain\n")?;
     let failed_starts =
-        with_last_words(|errors| places_come_back(site, stubs, limit, message, errors))?;
+        with_last_words(|errors| places_come_back(sandbox, stubs, limit, message, errors))?;
     Ok(GateFigures { limit, peak, capped, others, group_peak: None, failed_starts, notes })
 }
 
 /// Makes more starts fail than the domain has places, and then fills its places. Returns how many failed; 0 if this
 /// machine offers no way to make them fail.
 fn places_come_back(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     limit: u32,
     message: MessageId,
     errors: Stderr,
 ) -> Result<usize, Error> {
-    let failures = (4 * limit).min(site.spawn());
-    let mut spawner = Spawner::start_with(site, stubs, Channel::Remote, errors)?;
+    let failures = (4 * limit).min(sandbox.spawn());
+    let mut spawner = Spawner::start_with(sandbox, stubs, Channel::Remote, errors)?;
     let command = |number: u32, hold: Option<&str>| Command {
         number,
         message: message.relative(),
@@ -117,7 +119,7 @@ fn places_come_back(
     };
     stubs.forget();
     let pid = spawner.process().id();
-    let Some(before) = stubs.set_soft_limit(site, pid, Resource::Processes, 0)? else {
+    let Some(before) = stubs.set_soft_limit(sandbox, pid, Resource::Processes, 0)? else {
         return Ok(0);
     };
     let mut failed = 0;
@@ -132,13 +134,13 @@ fn places_come_back(
         }
         failed += spawner.take_reports().iter().filter(|report| report.letter == b'Z').count();
     }
-    stubs.set_soft_limit(site, pid, Resource::Processes, before)?;
+    stubs.set_soft_limit(sandbox, pid, Resource::Processes, before)?;
     if failed == 0 {
         return Ok(0);
     }
     stubs.forget();
     stubs.hold("gate")?;
-    let wanted = limit.min(site.spawn());
+    let wanted = limit.min(sandbox.spawn());
     for number in 0..wanted {
         spawner.send(&command(number, Some("gate")));
     }

@@ -16,7 +16,7 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::{Command, Report, Width};
 use crate::verify::rig::spawner::{Channel, Spawner};
 use crate::verify::rig::stub::{self, Mode, Stubs};
-use crate::verify::sandbox::site::{MessageId, Site};
+use crate::verify::sandbox::private_tree::{MessageId, Sandbox};
 
 /// The envelope sender of every delivery.
 const SENDER: &str = "sender@sender.example";
@@ -223,7 +223,7 @@ pub struct Refusals {
 pub fn refusals(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
-    site: &Site,
+    sandbox: &Sandbox,
     message: MessageId,
     numbers: &[u32],
 ) -> Result<Refusals, Error> {
@@ -270,7 +270,7 @@ pub fn refusals(
     found.answered += total;
 
     found.answered += in_use(spawner, stubs, message, numbers)?;
-    too_big(spawner, stubs, site, message, &mut found)?;
+    too_big(spawner, stubs, sandbox, message, &mut found)?;
     Ok(found)
 }
 
@@ -330,7 +330,7 @@ fn in_use(
 fn too_big(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
-    site: &Site,
+    sandbox: &Sandbox,
     message: MessageId,
     found: &mut Refusals,
 ) -> Result<(), Error> {
@@ -340,9 +340,9 @@ fn too_big(
         Width::Two => 65535,
     };
     let numbers: Vec<u32> =
-        [site.spawn(), site.spawn() + 1, 255, 256, 32767, 32768, 33023, 65534, 65535]
+        [sandbox.spawn(), sandbox.spawn() + 1, 255, 256, 32767, 32768, 33023, 65534, 65535]
             .into_iter()
-            .filter(|number| (site.spawn()..=top).contains(number))
+            .filter(|number| (sandbox.spawn()..=top).contains(number))
             .collect();
     for number in &numbers {
         spawner.send(&command(
@@ -360,7 +360,7 @@ fn too_big(
             return Err(Error::disproved(
                 format!(
                     "{channel}, delivery number {number}, which does not exist at conf-spawn {}",
-                    site.spawn()
+                    sandbox.spawn()
                 ),
                 format!("Z or D for number {number}"),
                 format!("{} for number {}", report.shown(), report.number),
@@ -375,7 +375,7 @@ fn too_big(
         found.notes.push(format!(
             "{channel} takes delivery number {number} for a negative one (the classic patch's sign bug): harmless at \
              conf-spawn {}, fatal from 32769 on; qpatch apply (big-concurrency) repairs it",
-            site.spawn()
+            sandbox.spawn()
         ));
     }
     found.answered += numbers.len();
@@ -399,7 +399,7 @@ pub enum FailedStarts {
 pub fn failures(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
-    site: &Site,
+    sandbox: &Sandbox,
     message: MessageId,
     numbers: &[u32],
 ) -> Result<FailedStarts, Error> {
@@ -408,7 +408,7 @@ pub fn failures(
     for (resource, what) in
         [(Resource::Processes, "fork fails"), (Resource::OpenFiles, "no descriptor is left")]
     {
-        match failing(spawner, stubs, site, message, numbers, resource, what)? {
+        match failing(spawner, stubs, sandbox, message, numbers, resource, what)? {
             FailedStarts::Answered(count) => tried += count,
             FailedStarts::NotTried(reason) => reasons.push(reason),
         }
@@ -423,7 +423,7 @@ pub fn failures(
 fn failing(
     spawner: &mut Spawner,
     stubs: &mut Stubs,
-    site: &Site,
+    sandbox: &Sandbox,
     message: MessageId,
     numbers: &[u32],
     resource: Resource,
@@ -432,7 +432,7 @@ fn failing(
     let channel = spawner.channel();
     stubs.forget();
     let pid = spawner.process().id();
-    let Some(before) = stubs.set_soft_limit(site, pid, resource, 0)? else {
+    let Some(before) = stubs.set_soft_limit(sandbox, pid, resource, 0)? else {
         return Ok(FailedStarts::NotTried(format!(
             "this system offers no way to let a running process see that {what}"
         )));
@@ -446,7 +446,7 @@ fn failing(
     let waited = spawner.wait(stubs, &format!("{} refusals while {what}", numbers.len()), |seen| {
         seen.reports >= numbers.len()
     });
-    stubs.set_soft_limit(site, pid, resource, before)?;
+    stubs.set_soft_limit(sandbox, pid, resource, before)?;
     waited?;
     let reports = spawner.take_reports();
     if reports.iter().all(|report| report.letter == b'K') {

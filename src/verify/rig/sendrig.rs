@@ -27,8 +27,8 @@ use super::spawner::{Channel, IDLE, likely_cause_of_death, search_path};
 use super::stub::Stubs;
 use crate::sys::{self, Interest, Polled, Resource, Watch};
 use crate::verify::error::Error;
+use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::{Process, describe, interrupted, last_words};
-use crate::verify::sandbox::site::Site;
 
 /// The programs of a tree that [`SendRig`] needs. See also [`OPTIONAL_PROGRAMS`].
 pub const PROGRAMS: [&str; 6] =
@@ -90,19 +90,19 @@ impl Relay {
     /// Makes the files of one relay, and announces conf-spawn.
     fn open(
         dir: &Path,
-        site: &Site,
+        sandbox: &Sandbox,
         channel: Channel,
         number: usize,
         width: Width,
         spawn: u32,
     ) -> Result<Relay, Error> {
         let file = |kind: &str| dir.join(format!("{}.{number}.{kind}", channel.stub()));
-        site.write(&file("lock"), &[])?;
+        sandbox.write(&file("lock"), &[])?;
         let open = |kind: &str| -> Result<File, Error> {
             let path = file(kind);
             let _ = fs::remove_file(&path);
             sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
-            site.identity().chown(&path)?;
+            sandbox.identity().chown(&path)?;
             // Open it both ways: then neither side sees an end of file before the other side has opened it.
             let fifo = File::options()
                 .read(true)
@@ -204,26 +204,26 @@ fn wrong_width(wrote: Width, wanted: Width) -> Error {
 }
 
 impl SendRig {
-    /// Starts qmail-start in the site's home, whose bin/ holds [`PROGRAMS`] and the stubs.
-    pub fn start(site: &Site, spawners: Spawners) -> Result<SendRig, Error> {
-        let mut path = search_path(site);
+    /// Starts qmail-start in the sandbox's home, whose bin/ holds [`PROGRAMS`] and the stubs.
+    pub fn start(sandbox: &Sandbox, spawners: Spawners) -> Result<SendRig, Error> {
+        let mut path = search_path(sandbox);
         let mut relays = Vec::new();
         if let Spawners::Played { width, spawn } = spawners {
-            let dir = site.rig().join("relay");
+            let dir = sandbox.rig().join("relay");
             fs::create_dir_all(&dir).map_err(Error::file("make", &dir))?;
-            site.identity().chown(&dir)?;
+            sandbox.identity().chown(&dir)?;
             // Make a few more relays than the known channels need; an unused one does no harm. Each takes two
             // descriptors, so make no more than needed if there are few.
-            let known = 1 + site.supplemental().count as usize;
+            let known = 1 + sandbox.supplemental().count as usize;
             let room = sys::limit(Resource::OpenFiles).soft;
             let remote = if room > 64 + 2 * known as u64 { known.max(8) } else { known };
             for (channel, count) in [(Channel::Local, 1), (Channel::Remote, remote)] {
                 let link = dir.join(channel.program());
                 let _ = fs::remove_file(&link);
-                std::os::unix::fs::symlink(site.rig().join("stub"), &link)
+                std::os::unix::fs::symlink(sandbox.rig().join("stub"), &link)
                     .map_err(Error::file("make", &link))?;
                 for number in 0..count {
-                    relays.push(Relay::open(&dir, site, channel, number, width, spawn)?);
+                    relays.push(Relay::open(&dir, sandbox, channel, number, width, spawn)?);
                 }
             }
             let mut with_relays = dir.into_os_string();
@@ -231,7 +231,7 @@ impl SendRig {
             with_relays.push(path);
             path = with_relays;
         }
-        let (reader, process) = start_programs(site, path)?;
+        let (reader, process) = start_programs(sandbox, path)?;
         if !relays.is_empty() {
             sys::set_pipe_size(reader.as_fd(), SMALL_PIPE);
         }
@@ -241,7 +241,7 @@ impl SendRig {
             pipe: Incoming::new(reader)?,
             relays,
             idle: IDLE,
-            errors: site.rig().join(ERRORS),
+            errors: sandbox.rig().join(ERRORS),
         })
     }
 
@@ -435,17 +435,20 @@ impl SendRig {
 }
 
 /// Starts the tree's own programs without a rig. Returns qmail-send's log and its process.
-pub fn start_own(site: &Site) -> Result<(PipeReader, Process), Error> {
-    start_programs(site, search_path(site))
+pub fn start_own(sandbox: &Sandbox) -> Result<(PipeReader, Process), Error> {
+    start_programs(sandbox, search_path(sandbox))
 }
 
-fn start_programs(site: &Site, path: std::ffi::OsString) -> Result<(PipeReader, Process), Error> {
+fn start_programs(
+    sandbox: &Sandbox,
+    path: std::ffi::OsString,
+) -> Result<(PipeReader, Process), Error> {
     let (reader, writer) = io::pipe().map_err(Error::system("make a pipe"))?;
     let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
-    let errors = site.rig().join(ERRORS);
-    site.write(&errors, &[])?;
+    let errors = sandbox.rig().join(ERRORS);
+    sandbox.write(&errors, &[])?;
     let said = File::options().append(true).open(&errors).map_err(Error::file("open", &errors))?;
-    let mut command = site.command(site.home().join("bin/qmail-start"));
+    let mut command = sandbox.command(sandbox.home().join("bin/qmail-start"));
     command.arg("./Mailbox").env("PATH", path).current_dir("/");
     let map = vec![(null.as_raw_fd(), 0), (writer.as_raw_fd(), 1), (said.as_raw_fd(), 2)];
     // As under a supervisor, no descriptor above 2 is open when qmail-start begins.
@@ -455,8 +458,8 @@ fn start_programs(site: &Site, path: std::ffi::OsString) -> Result<(PipeReader, 
 }
 
 /// Wakes qmail-send to look into queue/todo, as qmail-queue does.
-pub fn pull_trigger(site: &Site) -> Result<(), Error> {
-    let path = site.home().join("queue/lock/trigger");
+pub fn pull_trigger(sandbox: &Sandbox) -> Result<(), Error> {
+    let path = sandbox.home().join("queue/lock/trigger");
     let opened = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&path);
     match opened {
         // qmail-send does not run. It looks into queue/todo when it starts.
@@ -473,7 +476,7 @@ pub fn pull_trigger(site: &Site) -> Result<(), Error> {
 
 /// Queues a message by running the tree's own qmail-queue.
 pub fn run_qmail_queue(
-    site: &Site,
+    sandbox: &Sandbox,
     body: &[u8],
     sender: &str,
     recipients: &[String],
@@ -497,7 +500,7 @@ pub fn run_qmail_queue(
     }
     let body = feed(body).map_err(Error::system("make a pipe"))?;
     let envelope = feed(&envelope).map_err(Error::system("make a pipe"))?;
-    let mut command = site.command(site.home().join("bin/qmail-queue"));
+    let mut command = sandbox.command(sandbox.home().join("bin/qmail-queue"));
     command.current_dir("/");
     sys::map_descriptors(&mut command, vec![(body.as_raw_fd(), 0), (envelope.as_raw_fd(), 1)], 7);
     let status = Process::start(command, "qmail-queue")?.wait(IDLE)?;

@@ -13,8 +13,8 @@ use super::protocol::{self, Command, Report, Width};
 use super::stub::Stubs;
 use crate::sys::{self, Interest, Polled, Watch};
 use crate::verify::error::Error;
+use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::{Process, describe, interrupted, last_words};
-use crate::verify::sandbox::site::Site;
 
 /// Which of the two spawners.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +42,11 @@ impl Channel {
         }
     }
 
-    pub(crate) fn command(self, site: &Site) -> std::process::Command {
+    pub(crate) fn command(self, sandbox: &Sandbox) -> std::process::Command {
         use std::os::unix::process::CommandExt;
-        let bin = site.home().join("bin");
-        let mut command = site.command(bin.join(self.program()));
-        command.arg0(self.program()).current_dir("/").env("PATH", search_path(site));
+        let bin = sandbox.home().join("bin");
+        let mut command = sandbox.command(bin.join(self.program()));
+        command.arg0(self.program()).current_dir("/").env("PATH", search_path(sandbox));
         if self == Channel::Local {
             command.arg("./Mailbox");
         }
@@ -62,8 +62,8 @@ impl fmt::Display for Channel {
 
 /// Returns a PATH that begins with the home's bin/, as in qmail's start scripts: qmail-rspawn looks for qmail-remote
 /// there.
-pub(crate) fn search_path(site: &Site) -> std::ffi::OsString {
-    let mut path = site.home().join("bin").into_os_string();
+pub(crate) fn search_path(sandbox: &Sandbox) -> std::ffi::OsString {
+    let mut path = sandbox.home().join("bin").into_os_string();
     if let Some(rest) = std::env::var_os("PATH") {
         path.push(":");
         path.push(rest);
@@ -111,29 +111,29 @@ pub struct DeliveryCounts {
 }
 
 impl Spawner {
-    /// Starts the spawner that is installed in the site's home, and finds out which protocol it speaks. Its standard
+    /// Starts the spawner that is installed in the sandbox's home, and finds out which protocol it speaks. Its standard
     /// error is closed.
     ///
     /// # Errors
     /// It died, or did not announce its conf-spawn and refuse a bad command.
-    pub fn start(site: &Site, stubs: &mut Stubs, channel: Channel) -> Result<Spawner, Error> {
-        Spawner::start_with(site, stubs, channel, Stderr::Closed)
+    pub fn start(sandbox: &Sandbox, stubs: &mut Stubs, channel: Channel) -> Result<Spawner, Error> {
+        Spawner::start_with(sandbox, stubs, channel, Stderr::Closed)
     }
 
     /// Does the same, with its standard error as `errors` says.
     pub fn start_with(
-        site: &Site,
+        sandbox: &Sandbox,
         stubs: &mut Stubs,
         channel: Channel,
         errors: Stderr,
     ) -> Result<Spawner, Error> {
         let (child_in, our_out) = io::pipe().map_err(Error::system("make a pipe"))?;
         let (our_in, child_out) = io::pipe().map_err(Error::system("make a pipe"))?;
-        let mut command = channel.command(site);
-        let path = site.rig().join(format!("{}.errors", channel.program()));
+        let mut command = channel.command(sandbox);
+        let path = sandbox.rig().join(format!("{}.errors", channel.program()));
         let file = match errors {
             Stderr::Closed => None,
-            Stderr::Kept => Some(emptied(site, &path)?),
+            Stderr::Kept => Some(emptied(sandbox, &path)?),
         };
         // qmail-start closes 2..6, so that descriptor 2 may be the pipe of a delivery.
         let mut map = vec![(child_in.as_raw_fd(), 0), (child_out.as_raw_fd(), 1)];
@@ -154,7 +154,7 @@ impl Spawner {
         };
         match spawner.greet(stubs) {
             Err(Error::Died { program, how, context, cause, .. }) => {
-                let said = last_words_at_start(site, channel, &path)?;
+                let said = last_words_at_start(sandbox, channel, &path)?;
                 Err(Error::Died { program, how, context, said, cause })
             }
             greeted => greeted.map(|()| spawner),
@@ -340,12 +340,16 @@ impl Spawner {
 
 /// Starts another spawner, with nothing to do, and returns what it writes on standard error. This shows why one ended
 /// at its start: [`Spawner::start`] closes standard error, as qmail-start does.
-fn last_words_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<String, Error> {
-    let file = emptied(site, errors)?;
+fn last_words_at_start(
+    sandbox: &Sandbox,
+    channel: Channel,
+    errors: &Path,
+) -> Result<String, Error> {
+    let file = emptied(sandbox, errors)?;
     let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
     let sink = File::options().write(true).open("/dev/null");
     let sink = sink.map_err(Error::file("open", "/dev/null"))?;
-    let mut command = channel.command(site);
+    let mut command = channel.command(sandbox);
     let map = vec![(null.as_raw_fd(), 0), (sink.as_raw_fd(), 1), (file.as_raw_fd(), 2)];
     sys::map_descriptors(&mut command, map, 7);
     // How it ends does not matter, only its message.
@@ -357,8 +361,8 @@ fn last_words_at_start(site: &Site, channel: Channel, errors: &Path) -> Result<S
 }
 
 /// Makes the file `path` empty, for the standard error of a program.
-fn emptied(site: &Site, path: &Path) -> Result<File, Error> {
-    site.write(path, &[])?;
+fn emptied(sandbox: &Sandbox, path: &Path) -> Result<File, Error> {
+    sandbox.write(path, &[])?;
     File::options().append(true).open(path).map_err(Error::file("open", path))
 }
 

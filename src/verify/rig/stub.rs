@@ -14,8 +14,8 @@ use std::time::Duration;
 use crate::sys::{self, Resource};
 use crate::verify::build;
 use crate::verify::error::Error;
+use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::run_captured;
-use crate::verify::sandbox::site::Site;
 
 const STUB_C: &str = include_str!("stub.c");
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -162,7 +162,7 @@ pub fn peak<'e>(
         .unwrap_or(0)
 }
 
-/// The rig's side of the stubs of one [`Site`].
+/// The rig's side of the stubs of one [`Sandbox`].
 #[derive(Debug)]
 pub struct Stubs {
     rig: PathBuf,
@@ -190,24 +190,24 @@ struct Hold {
 }
 
 impl Stubs {
-    /// Compiles the stub with the site's compiler, links it into the home's bin/ under its three names, and makes the
+    /// Compiles the stub with the sandbox's compiler, links it into the home's bin/ under its three names, and makes the
     /// events pipe.
     ///
     /// # Errors
     /// The compiler fails, or a file cannot be made.
-    pub fn install(site: &Site) -> Result<Stubs, Error> {
-        let linked = compile(site)?;
-        let program = site.rig().join("stub");
+    pub fn install(sandbox: &Sandbox) -> Result<Stubs, Error> {
+        let linked = compile(sandbox)?;
+        let program = sandbox.rig().join("stub");
         for name in ["qmail-remote", "qmail-local", "qmail-getpw"] {
-            let link = site.home().join("bin").join(name);
+            let link = sandbox.home().join("bin").join(name);
             let _ = fs::remove_file(&link);
             std::os::unix::fs::symlink(&program, &link).map_err(Error::file("make", &link))?;
-            site.identity().chown(&link)?;
+            sandbox.identity().chown(&link)?;
         }
-        let path = site.rig().join("events");
+        let path = sandbox.rig().join("events");
         let _ = fs::remove_file(&path);
         sys::mkfifo(&path, 0o600).map_err(Error::file("make the pipe", &path))?;
-        site.identity().chown(&path)?;
+        sandbox.identity().chown(&path)?;
         // Open it for writing, too: then the pipe has no end of file between two stubs.
         let reader = File::options()
             .read(true)
@@ -217,7 +217,7 @@ impl Stubs {
             .map_err(Error::file("open", &path))?;
         sys::set_pipe_size(reader.as_fd(), 1 << 20);
         Ok(Stubs {
-            rig: site.rig().to_path_buf(),
+            rig: sandbox.rig().to_path_buf(),
             reader,
             partial: Vec::new(),
             events: Vec::new(),
@@ -227,17 +227,17 @@ impl Stubs {
         })
     }
 
-    /// Sets the soft limit of a running process of the site, and returns the old one; `None` if the system cannot do
-    /// that. A program of the site's user does it, because root without CAP_SYS_RESOURCE may not.
+    /// Sets the soft limit of a running process of the sandbox, and returns the old one; `None` if the system cannot do
+    /// that. A program of the sandbox's user does it, because root without CAP_SYS_RESOURCE may not.
     pub(crate) fn set_soft_limit(
         &self,
-        site: &Site,
+        sandbox: &Sandbox,
         pid: u32,
         resource: Resource,
         soft: u64,
     ) -> Result<Option<u64>, Error> {
         use std::os::unix::process::CommandExt;
-        let mut command = site.command(site.rig().join("stub"));
+        let mut command = sandbox.command(sandbox.rig().join("stub"));
         let name = match resource {
             Resource::OpenFiles => "nofile",
             Resource::Processes => "nproc",
@@ -342,15 +342,15 @@ impl Stubs {
 }
 
 /// Compiles the stub; statically, if there is a static C library.
-fn compile(site: &Site) -> Result<Linkage, Error> {
-    let options = build::fork_server_options(site);
+fn compile(sandbox: &Sandbox) -> Result<Linkage, Error> {
+    let options = build::fork_server_options(sandbox);
     let with_static = [&["-static".into()], options.as_slice()].concat();
-    match build::compile_own(site, "stub.c", STUB_C, "stub", &with_static) {
+    match build::compile_own(sandbox, "stub.c", STUB_C, "stub", &with_static) {
         Ok(()) => return Ok(Linkage::Static),
         Err(Error::Build(_)) => {}
         Err(error) => return Err(error),
     }
-    build::compile_own(site, "stub.c", STUB_C, "stub", &options)?;
+    build::compile_own(sandbox, "stub.c", STUB_C, "stub", &options)?;
     Ok(Linkage::Dynamic)
 }
 

@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use super::copy::make_dir;
 use super::identity::Identity;
 use super::makefile::targets;
+use super::private_tree::{Sandbox, TodoLayout};
 use super::queue_layout::{QueueLayout, supplemental};
-use super::site::{Site, TodoLayout};
 use crate::engine::edit::{self, Edit};
 use crate::engine::lex::{Lang, Source, TokenKind};
 use crate::qmail::conf_line::first_word;
 use crate::sys;
 use crate::verify::error::Error;
 
-/// The configuration of a [`Site`]'s copy of the tree.
+/// The configuration of a [`Sandbox`]'s copy of the tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SiteConfig {
+pub struct SandboxConfig {
     /// The value for conf-spawn; `None` keeps the tree's.
     pub spawn: Option<u32>,
     /// The compiler, in place of the first word of conf-cc and conf-ld; their flags stay.
@@ -37,67 +37,67 @@ const UIDS: [char; 8] = ['a', 'd', 'l', 'o', 'p', 'q', 'r', 's'];
 const GIDS: [char; 2] = ['q', 'n'];
 
 /// Configures a fresh copy and makes its home.
-pub(super) fn configure(mut site: Site, config: &SiteConfig) -> Result<Site, Error> {
-    let (mut cc, mut ld) = (site.conf_line("conf-cc")?, site.conf_line("conf-ld")?);
+pub(super) fn configure(mut sandbox: Sandbox, config: &SandboxConfig) -> Result<Sandbox, Error> {
+    let (mut cc, mut ld) = (sandbox.conf_line("conf-cc")?, sandbox.conf_line("conf-ld")?);
     if let Some(wanted) = &config.cc {
         for line in [&mut cc, &mut ld] {
             line.replace_range(..first_word(line), wanted);
         }
-        site.asked_cc = Some(wanted.clone());
+        sandbox.asked_cc = Some(wanted.clone());
     }
     for flag in &config.cflags {
         cc.push(' ');
         cc.push_str(flag);
     }
     ld.push(' ');
-    ld.push_str(&site.rig().join("link.o").display().to_string());
-    site.set_conf("conf-cc", &cc)?;
-    site.set_conf("conf-ld", &ld)?;
-    site.set_conf(site.settings.home, &site.home().display().to_string())?;
+    ld.push_str(&sandbox.rig().join("link.o").display().to_string());
+    sandbox.set_conf("conf-cc", &cc)?;
+    sandbox.set_conf("conf-ld", &ld)?;
+    sandbox.set_conf(sandbox.settings.home, &sandbox.home().display().to_string())?;
     if let Some(spawn) = config.spawn {
-        site.set_conf("conf-spawn", &spawn.to_string())?;
+        sandbox.set_conf("conf-spawn", &spawn.to_string())?;
     }
-    site.cc = cc;
-    site.spawn = site.conf_number("conf-spawn")?;
-    if site.spawn == 0 {
+    sandbox.cc = cc;
+    sandbox.spawn = sandbox.conf_number("conf-spawn")?;
+    if sandbox.spawn == 0 {
         let found = "0: nothing would ever be delivered";
         return Err(Error::disproved("conf-spawn", "1 or more", found, "qpatch apply --spawn N"));
     }
-    if site.conf_path("conf-split").exists() {
-        site.split = site.conf_number("conf-split")?.max(1);
+    if sandbox.conf_path("conf-split").exists() {
+        sandbox.split = sandbox.conf_number("conf-split")?.max(1);
     }
-    set_ids(&site)?;
-    make_home(&mut site)?;
+    set_ids(&sandbox)?;
+    make_home(&mut sandbox)?;
     if let Some(control) = &config.control {
         let root = control.canonicalize().map_err(Error::file("read", control))?;
         let mut room = CONTROL_MAX;
-        copy_control(&site, &root, (control, &site.home().join("control")), &mut room)?;
+        copy_control(&sandbox, &root, (control, &sandbox.home().join("control")), &mut room)?;
     }
-    Ok(site)
+    Ok(sandbox)
 }
 
 /// Gives the programs of the copy the rig's ids if the tree does not build auto_uids.c from qmail's
 /// users (if it does, link.c gives them). Some trees have fixed numbers in a source that no rule
 /// makes. In others, programs ask for the owners of files in QMAIL/owners.
-fn set_ids(site: &Site) -> Result<(), Error> {
-    let rules = targets(site.tree())?;
-    for entry in fs::read_dir(site.tree()).map_err(Error::file("read", site.tree()))? {
-        let name = entry.map_err(Error::file("read", site.tree()))?.file_name();
+fn set_ids(sandbox: &Sandbox) -> Result<(), Error> {
+    let rules = targets(sandbox.tree())?;
+    for entry in fs::read_dir(sandbox.tree()).map_err(Error::file("read", sandbox.tree()))? {
+        let name = entry.map_err(Error::file("read", sandbox.tree()))?.file_name();
         let text = name.to_string_lossy();
         if !text.ends_with(".c") || rules.contains(text.as_ref()) {
             continue;
         }
-        let path = site.tree().join(&name);
+        let path = sandbox.tree().join(&name);
         let Ok(source) = fs::read(&path) else { continue };
         if memchr::memmem::find(&source, b"/owners/").is_some() {
-            make_owners(site)?;
+            make_owners(sandbox)?;
         }
         if memchr::memmem::find(&source, b"auto_").is_some()
-            && let Some(changed) = with_ids(&source, site.identity())
+            && let Some(changed) = with_ids(&source, sandbox.identity())
         {
             let modified = fs::metadata(&path).and_then(|metadata| metadata.modified());
             let _ = fs::remove_file(&path);
-            site.write(&path, &changed)?;
+            sandbox.write(&path, &changed)?;
             let file = fs::File::options().write(true).open(&path);
             let set = file.and_then(|file| file.set_modified(modified?));
             set.map_err(Error::file("set the time of", &path))?;
@@ -106,14 +106,14 @@ fn set_ids(site: &Site) -> Result<(), Error> {
     Ok(())
 }
 
-fn make_owners(site: &Site) -> Result<(), Error> {
-    let owners = site.home().join("owners");
-    make_dir(&owners, site.identity())?;
+fn make_owners(sandbox: &Sandbox) -> Result<(), Error> {
+    let owners = sandbox.home().join("owners");
+    make_dir(&owners, sandbox.identity())?;
     for user in UIDS {
-        site.write(&owners.join(format!("uid{user}")), &[])?;
+        sandbox.write(&owners.join(format!("uid{user}")), &[])?;
     }
     for group in GIDS {
-        site.write(&owners.join(format!("gid{group}")), &[])?;
+        sandbox.write(&owners.join(format!("gid{group}")), &[])?;
     }
     Ok(())
 }
@@ -130,7 +130,7 @@ const BLOCK: u64 = 4096;
 /// # Errors
 /// A link leads out of `root` or to a folder, there is no room, or a file cannot be read or written.
 fn copy_control(
-    site: &Site,
+    sandbox: &Sandbox,
     root: &Path,
     (from, to): (&Path, &Path),
     room: &mut u64,
@@ -157,11 +157,11 @@ fn copy_control(
             .checked_sub(metadata.len().max(BLOCK))
             .ok_or_else(|| refused("the folder of --control has more than 256 MiB"))?;
         if metadata.is_dir() {
-            make_dir(&to, site.identity())?;
-            copy_control(site, root, (&from, &to), room)?;
+            make_dir(&to, sandbox.identity())?;
+            copy_control(sandbox, root, (&from, &to), room)?;
         } else if metadata.is_file() {
             let bytes = fs::read(&target).map_err(Error::file("read", &from))?;
-            site.write(&to, &bytes)?;
+            sandbox.write(&to, &bytes)?;
             // The file may contain a password.
             fs::set_permissions(&to, fs::Permissions::from_mode(0o600))
                 .map_err(Error::file("set the mode of", &to))?;
@@ -170,54 +170,54 @@ fn copy_control(
     Ok(())
 }
 
-fn make_home(site: &mut Site) -> Result<(), Error> {
+fn make_home(sandbox: &mut Sandbox) -> Result<(), Error> {
     for dir in ["", "bin", "control", "users", "alias", "boot", "queue"] {
-        make_dir(&site.home().join(dir), site.identity())?;
+        make_dir(&sandbox.home().join(dir), sandbox.identity())?;
     }
     for dir in ["", "hold", "tmp"] {
-        make_dir(&site.rig().join(dir), site.identity())?;
+        make_dir(&sandbox.rig().join(dir), sandbox.identity())?;
     }
-    site.supplemental = supplemental(site);
-    let mut layout = QueueLayout::of_site(site)?;
-    for number in 0..site.supplemental.count {
-        layout.split.insert(format!("{}{number}", site.supplemental.name));
-        site.set_control(
+    sandbox.supplemental = supplemental(sandbox);
+    let mut layout = QueueLayout::of_sandbox(sandbox)?;
+    for number in 0..sandbox.supplemental.count {
+        layout.split.insert(format!("{}{number}", sandbox.supplemental.name));
+        sandbox.set_control(
             &format!("suppls{number}"),
-            &format!("{}\n", site.supplemental_domain(number)),
+            &format!("{}\n", sandbox.supplemental_domain(number)),
         )?;
     }
     if layout.split.contains("todo") {
-        site.todo = TodoLayout::Split;
+        sandbox.todo = TodoLayout::Split;
     }
-    let queue = site.home().join("queue");
+    let queue = sandbox.home().join("queue");
     for name in &layout.flat {
-        make_dir(&queue.join(name), site.identity())?;
+        make_dir(&queue.join(name), sandbox.identity())?;
     }
     for name in &layout.split {
-        make_dir(&queue.join(name), site.identity())?;
-        for part in 0..site.split {
-            make_dir(&queue.join(name).join(part.to_string()), site.identity())?;
+        make_dir(&queue.join(name), sandbox.identity())?;
+        for part in 0..sandbox.split {
+            make_dir(&queue.join(name).join(part.to_string()), sandbox.identity())?;
         }
     }
-    make_dir(&queue.join("lock"), site.identity())?;
-    site.write(&queue.join("lock/tcpto"), &[0; 1024])?;
-    site.write(&queue.join("lock/sendmutex"), &[])?;
-    site.write(&queue.join("lock/remotestatus"), &[])?;
+    make_dir(&queue.join("lock"), sandbox.identity())?;
+    sandbox.write(&queue.join("lock/tcpto"), &[0; 1024])?;
+    sandbox.write(&queue.join("lock/sendmutex"), &[])?;
+    sandbox.write(&queue.join("lock/remotestatus"), &[])?;
     if layout.has_shared {
         // The file that several qmail-rspawn share, and the files of each one.
-        site.write(&queue.join("lock/gateshared"), &[])?;
-        for number in 0..=site.supplemental.count {
+        sandbox.write(&queue.join("lock/gateshared"), &[])?;
+        for number in 0..=sandbox.supplemental.count {
             let dot = if number == 0 { String::new() } else { format!(".{number}") };
             for name in ["gatestatus", "gatesites"] {
-                site.write(&queue.join(format!("lock/{name}{dot}")), &[])?;
+                sandbox.write(&queue.join(format!("lock/{name}{dot}")), &[])?;
             }
         }
     }
     let trigger = queue.join("lock/trigger");
     sys::mkfifo(&trigger, 0o622).map_err(Error::file("make the pipe", &trigger))?;
-    site.identity().chown(&trigger)?;
-    site.set_control("me", "verify.example\n")?;
-    site.set_control("locals", "local.example\n")
+    sandbox.identity().chown(&trigger)?;
+    sandbox.set_control("me", "verify.example\n")?;
+    sandbox.set_control("locals", "local.example\n")
 }
 
 /// Returns `source` with the ids of `identity` in place of qmail's (`int auto_uidq = 64011;`);

@@ -6,12 +6,12 @@ mod copy;
 pub mod identity;
 pub mod limits;
 pub mod makefile;
+pub mod private_tree;
 pub mod process;
 mod queue_layout;
 pub mod scratch;
 mod settings;
-pub mod site;
 pub mod target;
 
-pub use configure::SiteConfig;
+pub use configure::SandboxConfig;
 pub use settings::check_tree;

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use super::makefile::targets;
+use super::private_tree::{Sandbox, Supplemental};
 use super::process::{PATIENCE, run_captured};
-use super::site::{Site, Supplemental};
 use crate::engine::edit::{self, Edit};
 use crate::engine::include::{Include, includes};
 use crate::engine::lex::{Lang, Source};
@@ -24,8 +24,8 @@ pub(super) struct QueueLayout {
 }
 
 impl QueueLayout {
-    pub(super) fn of_site(site: &Site) -> Result<QueueLayout, Error> {
-        let path = site.tree().join("hier.c");
+    pub(super) fn of_sandbox(sandbox: &Sandbox) -> Result<QueueLayout, Error> {
+        let path = sandbox.tree().join("hier.c");
         let source = match fs::read(&path) {
             Ok(source) => source,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -33,7 +33,7 @@ impl QueueLayout {
         };
         // Only compiled code counts. Leave out headers that are not built yet. If the compiler
         // still fails, use all of the source.
-        let compiled = preprocessed(site, &without_missing_headers(site, &source));
+        let compiled = preprocessed(sandbox, &without_missing_headers(sandbox, &source));
         let text = String::from_utf8_lossy(&source);
         Ok(Self::of_hier(&compiled.map_or(text, |compiled| compiled.into())))
     }
@@ -69,13 +69,13 @@ impl QueueLayout {
 }
 
 /// Returns `source` without the `#include` lines of headers that the tree does not have.
-fn without_missing_headers(site: &Site, source: &[u8]) -> Vec<u8> {
+fn without_missing_headers(sandbox: &Sandbox, source: &[u8]) -> Vec<u8> {
     let c = Source::new(Lang::C, source);
     let is_missing = |include: &Include| {
         include
             .header
             .as_ref()
-            .is_some_and(|header| header.quoted && !site.tree().join(&header.name).exists())
+            .is_some_and(|header| header.quoted && !sandbox.tree().join(&header.name).exists())
     };
     let missing = includes(&c).into_iter().filter(is_missing).map(|include| {
         let range =
@@ -86,10 +86,10 @@ fn without_missing_headers(site: &Site, source: &[u8]) -> Vec<u8> {
 }
 
 /// Returns the code that the tree's compiler sees in a source; `None` if the compiler fails.
-fn preprocessed(site: &Site, source: &[u8]) -> Option<String> {
-    let path = site.rig().join("preprocess.c");
-    site.write(&path, source).ok()?;
-    let output = site.compiler().args(["-E", "-P", "-I."]).arg(&path).output();
+fn preprocessed(sandbox: &Sandbox, source: &[u8]) -> Option<String> {
+    let path = sandbox.rig().join("preprocess.c");
+    sandbox.write(&path, source).ok()?;
+    let output = sandbox.compiler().args(["-E", "-P", "-I."]).arg(&path).output();
     let output = output.ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -100,26 +100,26 @@ const CHANNELS_C: &str = "#include \"channels.h\"\n#include <stdio.h>\n#ifndef Q
 
 /// Returns the supplemental channels. There are none if the tree has no channels.h, or if that file
 /// does not define them.
-pub(super) fn supplemental(site: &Site) -> Supplemental {
-    defined_channels(site).unwrap_or_default()
+pub(super) fn supplemental(sandbox: &Sandbox) -> Supplemental {
+    defined_channels(sandbox).unwrap_or_default()
 }
 
-fn defined_channels(site: &Site) -> Option<Supplemental> {
+fn defined_channels(sandbox: &Sandbox) -> Option<Supplemental> {
     let name = "channels.h";
-    if !site.tree().join(name).exists() {
-        targets(site.tree()).ok()?.contains(name).then_some(())?;
+    if !sandbox.tree().join(name).exists() {
+        targets(sandbox.tree()).ok()?.contains(name).then_some(())?;
         // If this fails, the build fails at the same place and reports why.
-        let mut command = site.command("make");
+        let mut command = sandbox.command("make");
         command.arg(name);
         let (status, _) = run_captured(command, "make", PATIENCE).ok()?;
         status.success().then_some(())?;
     }
-    let (source, program) = (site.rig().join("channels.c"), site.rig().join("channels"));
-    site.write(&source, CHANNELS_C.as_bytes()).ok()?;
-    let mut command = site.compiler();
+    let (source, program) = (sandbox.rig().join("channels.c"), sandbox.rig().join("channels"));
+    sandbox.write(&source, CHANNELS_C.as_bytes()).ok()?;
+    let mut command = sandbox.compiler();
     command.args(["-w", "-I."]).arg("-o").arg(&program).arg(&source);
     command.output().ok().filter(|output| output.status.success())?;
-    let output = site.command(&program).output().ok()?;
+    let output = sandbox.command(&program).output().ok()?;
     let said = String::from_utf8(output.stdout).ok()?;
     let (count, name) = said.trim_end().split_once(' ')?;
     Some(Supplemental { count: count.parse().ok()?, name: name.to_owned() })

@@ -1,4 +1,4 @@
-//! A temporary directory for proofs, which is removed with its owner. A [`Site`] in it is one copy
+//! A temporary directory for proofs, which is removed with its owner. A [`Sandbox`] in it is one copy
 //! of a tree, configured for one compiler and one conf-spawn.
 #![forbid(unsafe_code)]
 
@@ -6,11 +6,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::configure::{SiteConfig, configure};
+use super::configure::{SandboxConfig, configure};
 use super::copy::{copy_tree, make_dir};
 use super::identity::Identity;
+use super::private_tree::{Sandbox, Supplemental, TodoLayout};
 use super::settings::Settings;
-use super::site::{Site, Supplemental, TodoLayout};
 use crate::sys;
 use crate::verify::error::Error;
 
@@ -96,11 +96,16 @@ impl Scratch {
         self.identity
     }
 
-    /// Copies `tree` into a new site called `name` and configures the copy. Compiles nothing.
-    pub fn site(&self, tree: &Path, name: &str, config: &SiteConfig) -> Result<Site, Error> {
+    /// Copies `tree` into a new sandbox called `name` and configures the copy. Compiles nothing.
+    pub fn sandbox(
+        &self,
+        tree: &Path,
+        name: &str,
+        config: &SandboxConfig,
+    ) -> Result<Sandbox, Error> {
         let settings = Settings::of_tree(tree)?;
         let base = self.root.join(name);
-        let site = Site {
+        let sandbox = Sandbox {
             tree: base.join("tree"),
             settings,
             home: base.join("home"),
@@ -114,12 +119,12 @@ impl Scratch {
             supplemental: Supplemental::default(),
         };
         make_dir(&base, self.identity)?;
-        copy_tree(tree, &site.tree, self.identity)?;
-        site.settings.copy_above(tree, &base, self.identity)?;
-        configure(site, config)
+        copy_tree(tree, &sandbox.tree, self.identity)?;
+        sandbox.settings.copy_above(tree, &base, self.identity)?;
+        configure(sandbox, config)
     }
 
-    /// Copies `tree` to a directory called `name`, so that the copy can be changed before a site is
+    /// Copies `tree` to a directory called `name`, so that the copy can be changed before a sandbox is
     /// made of it.
     pub fn copy(&self, tree: &Path, name: &str) -> Result<PathBuf, Error> {
         let settings = Settings::of_tree(tree)?;

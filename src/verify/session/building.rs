@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use super::steps::{InstalledSite, NOT_ASKED, Session, StepDetail};
+use super::steps::{InstalledSandbox, NOT_ASKED, Session, StepDetail};
 use crate::verify::build;
 use crate::verify::error::Error;
 use crate::verify::options::Part;
@@ -13,12 +13,12 @@ use crate::verify::rig::sendrig;
 use crate::verify::rig::stub::Stubs;
 use crate::verify::sandbox::limits::{DeliveryBound, MachineLimits};
 use crate::verify::sandbox::makefile::targets;
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 impl Session<'_> {
     /// Copies, builds and installs the tree: the steps build, chkspawn, fd_set and machine. `None`: the
     /// build failed, or no step is asked for that runs the programs.
-    pub(super) fn build_plain(&mut self) -> Result<Option<InstalledSite>, Error> {
+    pub(super) fn build_plain(&mut self) -> Result<Option<InstalledSandbox>, Error> {
         let built = self.step("build", |session| {
             session.compile("plain").map_err(|error| match error {
                 Error::Build(mut failure) => {
@@ -31,22 +31,22 @@ impl Session<'_> {
                 other => other,
             })
         })?;
-        let Some(site) = built else { return Ok(None) };
-        self.spawn = site.spawn();
-        self.cc = site.cc().to_owned();
-        let has_chkspawn = targets(site.tree())?.contains("chkspawn");
+        let Some(sandbox) = built else { return Ok(None) };
+        self.spawn = sandbox.spawn();
+        self.cc = sandbox.cc().to_owned();
+        let has_chkspawn = targets(sandbox.tree())?.contains("chkspawn");
         self.part(Part::Chkspawn, true, |session, name| {
             if has_chkspawn {
-                return session.step(name, |_| chkspawn(&site));
+                return session.step(name, |_| chkspawn(&sandbox));
             }
             session.skip(name, "the tree has none");
             Ok(None)
         })?;
-        self.fd_set_holds =
-            self.part(Part::FdSet, true, |session, name| session.step(name, |_| fd_sets(&site)))?;
+        self.fd_set_holds = self
+            .part(Part::FdSet, true, |session, name| session.step(name, |_| fd_sets(&sandbox)))?;
         let runs = |part: &Part| !matches!(part, Part::Build | Part::Chkspawn | Part::FdSet);
         if self.options.only.is_empty() || self.options.only.iter().any(runs) {
-            return self.step(Part::Machine.name(), |session| session.install(site));
+            return self.step(Part::Machine.name(), |session| session.install(sandbox));
         }
         // The step for the fortified build stands for all parts of that build.
         let parts =
@@ -59,16 +59,16 @@ impl Session<'_> {
 
     /// Copies and builds everything. If chkspawn refuses conf-spawn, a stand-in replaces it, so
     /// that later steps can show what it warns of. The chkspawn step reports its message.
-    fn compile(&mut self, name: &str) -> Result<(Site, StepDetail), Error> {
-        let site = self.scratch.site(self.tree, name, &self.config(&[]))?;
-        self.compile_in(&site).map(|shown| (site, shown))
+    fn compile(&mut self, name: &str) -> Result<(Sandbox, StepDetail), Error> {
+        let sandbox = self.scratch.sandbox(self.tree, name, &self.config(&[]))?;
+        self.compile_in(&sandbox).map(|shown| (sandbox, shown))
     }
 
-    pub(super) fn compile_in(&mut self, site: &Site) -> Result<StepDetail, Error> {
-        self.spawn = site.spawn();
-        self.cc = site.cc().to_owned();
-        build::prepare(site)?;
-        let rules = targets(site.tree())?;
+    pub(super) fn compile_in(&mut self, sandbox: &Sandbox) -> Result<StepDetail, Error> {
+        self.spawn = sandbox.spawn();
+        self.cc = sandbox.cc().to_owned();
+        build::prepare(sandbox)?;
+        let rules = targets(sandbox.tree())?;
         let mut wanted: Vec<&str> = sendrig::PROGRAMS.to_vec();
         for program in wanted.iter() {
             if !rules.contains(*program) {
@@ -84,41 +84,44 @@ impl Session<'_> {
             .extend(sendrig::OPTIONAL_PROGRAMS.iter().filter(|program| rules.contains(**program)));
         let started = Instant::now();
         if rules.contains("chkspawn") {
-            build::make(site, &["chkspawn"])?;
-            if build::chkspawn(site)?.is_some() {
-                build::set_chkspawn_aside(site)?;
+            build::make(sandbox, &["chkspawn"])?;
+            if build::chkspawn(sandbox)?.is_some() {
+                build::set_chkspawn_aside(sandbox)?;
             }
         }
-        build::make(site, &wanted)?;
+        build::make(sandbox, &wanted)?;
         let programs = wanted.len();
         let detail = format!(
             "{programs} programs in {:.1} s with \"{}\"",
             started.elapsed().as_secs_f64(),
-            site.cc().to_owned()
+            sandbox.cc().to_owned()
         );
         Ok(StepDetail::new(detail).figure("programs", programs))
     }
 
-    pub(super) fn install(&mut self, site: Site) -> Result<(InstalledSite, StepDetail), Error> {
-        let rules = targets(site.tree())?;
+    pub(super) fn install(
+        &mut self,
+        sandbox: Sandbox,
+    ) -> Result<(InstalledSandbox, StepDetail), Error> {
+        let rules = targets(sandbox.tree())?;
         let optional =
             sendrig::OPTIONAL_PROGRAMS.iter().filter(|program| rules.contains(**program));
         for program in sendrig::PROGRAMS.iter().chain(optional) {
-            build::install(&site, program)?;
+            build::install(&sandbox, program)?;
         }
-        let stubs = Stubs::install(&site)?;
-        let message = site.add_message(b"Subject: a message of the rig\n\nhello\n")?;
-        let machine = MachineLimits::look(site.identity());
-        let shown = machine_room(&machine, site.spawn(), site.identity().changes());
-        Ok((InstalledSite { site, stubs, message, machine, width: None }, shown))
+        let stubs = Stubs::install(&sandbox)?;
+        let message = sandbox.add_message(b"Subject: a message of the rig\n\nhello\n")?;
+        let machine = MachineLimits::look(sandbox.identity());
+        let shown = machine_room(&machine, sandbox.spawn(), sandbox.identity().changes());
+        Ok((InstalledSandbox { sandbox, stubs, message, machine, width: None }, shown))
     }
 }
 
 /// Runs the tree's own chkspawn.
-fn chkspawn(site: &Site) -> Result<((), StepDetail), Error> {
-    let spawn = site.spawn();
+fn chkspawn(sandbox: &Sandbox) -> Result<((), StepDetail), Error> {
+    let spawn = sandbox.spawn();
     // It still runs if a stand-in replaced it during the build.
-    match build::chkspawn(site)? {
+    match build::chkspawn(sandbox)? {
         None => Ok(((), StepDetail::new(format!("accepts conf-spawn {spawn}")))),
         Some(message) => Err(Error::disproved(
             "chkspawn",
@@ -130,9 +133,9 @@ fn chkspawn(site: &Site) -> Result<((), StepDetail), Error> {
 }
 
 /// Checks that every fd_set of the tree has room for the descriptors of a spawner.
-fn fd_sets(site: &Site) -> Result<((), StepDetail), Error> {
-    let sets = fdset::measure(site)?;
-    let room = sets.check(site.spawn())?;
+fn fd_sets(sandbox: &Sandbox) -> Result<((), StepDetail), Error> {
+    let sets = fdset::measure(sandbox)?;
+    let room = sets.check(sandbox.spawn())?;
     let files: Vec<&str> = sets.files.iter().map(|size| size.file.as_str()).collect();
     let detail = match room {
         Some(room) if files.contains(&"spawn.c") => {

@@ -12,7 +12,7 @@ use crate::verify::error::Error;
 use crate::verify::options::Part;
 use crate::verify::report::StepVerdict;
 use crate::verify::rig::sendrig;
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 /// The flags of hardened builds. The compilers of Ubuntu and others define the macro already, and a
 /// second definition would be a warning.
@@ -30,8 +30,8 @@ impl Session<'_> {
             self.skip(name, EARLIER_FAILED);
             return Ok(());
         }
-        let Some(site) = self.fortified_build(name)? else { return Ok(()) };
-        let (mut ready, _) = self.install(site)?;
+        let Some(sandbox) = self.fortified_build(name)? else { return Ok(()) };
+        let (mut ready, _) = self.install(sandbox)?;
         let passed = self.spawners(Build::Fortified, &mut ready)?;
         self.part(Part::FortifyMail, passed.both(), |session, name| {
             session.step(name, |session| session.mail(&mut ready))
@@ -41,15 +41,15 @@ impl Session<'_> {
 
     /// Builds the tree with `FORTIFY_FLAGS`. A failure counts against the patches only if the
     /// unpatched tree does not have the same errors.
-    fn fortified_build(&mut self, name: &str) -> Result<Option<Site>, Error> {
+    fn fortified_build(&mut self, name: &str) -> Result<Option<Sandbox>, Error> {
         let cc = self.cc.clone();
         self.progress.begin(name);
         let started = Instant::now();
-        let site = self.scratch.site(self.tree, "fortify", &self.config(&FORTIFY_FLAGS))?;
-        let (site, verdict, shown) = match self.compile_in(&site) {
-            Ok(shown) => (Some(site), StepVerdict::Pass, shown),
+        let sandbox = self.scratch.sandbox(self.tree, "fortify", &self.config(&FORTIFY_FLAGS))?;
+        let (sandbox, verdict, shown) = match self.compile_in(&sandbox) {
+            Ok(shown) => (Some(sandbox), StepVerdict::Pass, shown),
             Err(error @ Error::Interrupted(_)) => return Err(error),
-            Err(Error::Build(failure)) => match self.errors_of_the_patches(&site)? {
+            Err(Error::Build(failure)) => match self.errors_of_the_patches(&sandbox)? {
                 Some(errors) if errors.is_empty() => {
                     let flags = FORTIFY_FLAGS.join(" ");
                     let detail = format!(
@@ -72,13 +72,16 @@ impl Session<'_> {
         };
         self.cc = cc;
         self.end(name, verdict, shown, started.elapsed().as_secs_f64());
-        Ok(site)
+        Ok(sandbox)
     }
 
-    /// Returns the errors that `site` has and the unpatched tree does not, with the same conf-cc
+    /// Returns the errors that `sandbox` has and the unpatched tree does not, with the same conf-cc
     /// and flags. `None` if that cannot be determined.
-    fn errors_of_the_patches(&mut self, site: &Site) -> Result<Option<BTreeSet<String>>, Error> {
-        let errors = build::errors_of_all(site, &sendrig::PROGRAMS)?;
+    fn errors_of_the_patches(
+        &mut self,
+        sandbox: &Sandbox,
+    ) -> Result<Option<BTreeSet<String>>, Error> {
+        let errors = build::errors_of_all(sandbox, &sendrig::PROGRAMS)?;
         let tree = Tree::open(self.tree).map_err(Error::Tree)?;
         let originals = journal::originals(&tree).map_err(Error::Tree)?;
         if errors.is_empty() || originals.is_empty() {
@@ -97,13 +100,13 @@ impl Session<'_> {
         }
         let mut config = self.config(&FORTIFY_FLAGS);
         config.spawn = None;
-        let site = match self.scratch.site(&copy, "fortify-unpatched", &config) {
-            Ok(site) => site,
+        let sandbox = match self.scratch.sandbox(&copy, "fortify-unpatched", &config) {
+            Ok(sandbox) => sandbox,
             // For example, because only qpatch had set conf-spawn.
             Err(Error::Disproved(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let unpatched = build::errors_of_all(&site, &sendrig::PROGRAMS)?;
+        let unpatched = build::errors_of_all(&sandbox, &sendrig::PROGRAMS)?;
         Ok(Some(errors.difference(&unpatched).cloned().collect()))
     }
 }

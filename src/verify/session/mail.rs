@@ -1,13 +1,13 @@
 //! The steps that run qmail-send: every delivery number, mail, restart, the gate and the fork server.
 #![forbid(unsafe_code)]
 
-use super::steps::{InstalledSite, Session, StepDetail};
+use super::steps::{InstalledSandbox, Session, StepDetail};
 use crate::verify::error::Error;
 use crate::verify::proofs::fork_server::{self, ForkServerTrial};
 use crate::verify::proofs::gate;
 use crate::verify::proofs::mail::{self, Concurrency, MailFigures, Stop};
 use crate::verify::rig::spawner::{Channel, Spawner};
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 /// The most deliveries of each channel that go through qmail-send and real spawners at the same
 /// time.
@@ -20,15 +20,15 @@ impl Session<'_> {
     /// The step qmail-send-numbers.
     pub(super) fn every_number(
         &mut self,
-        ready: &mut InstalledSite,
+        ready: &mut InstalledSandbox,
     ) -> Result<((), StepDetail), Error> {
         let width = match ready.width {
             Some(width) => width,
-            None => Spawner::start(&ready.site, &mut ready.stubs, Channel::Remote)?.width(),
+            None => Spawner::start(&ready.sandbox, &mut ready.stubs, Channel::Remote)?.width(),
         };
         let progress = &mut *self.progress;
         let sent = mail::every_number(
-            &ready.site,
+            &ready.sandbox,
             &mut ready.stubs,
             width,
             &mut self.random,
@@ -41,13 +41,13 @@ impl Session<'_> {
              both directions; {} reports in random order, each taken for its own",
             sent.peak_remote, sent.peak_local, sent.recipients
         );
-        detail.push_str(&on_each(&ready.site, sent.peak_supplemental));
+        detail.push_str(&on_each(&ready.sandbox, sent.peak_supplemental));
         Ok(((), with_figures(detail, sent)))
     }
 
     /// Returns the deliveries of each kind that the machine has room for.
-    fn concurrency(ready: &InstalledSite) -> Concurrency {
-        let spawn = ready.site.spawn();
+    fn concurrency(ready: &InstalledSandbox) -> Concurrency {
+        let spawn = ready.sandbox.spawn();
         let one = ready.machine.bound().map_or(spawn, |bound| bound.deliveries.min(spawn));
         let both = ready.machine.processes_left().map_or(u64::MAX, |left| left / 2);
         let remote = u64::from(one.min(MAX_CONCURRENCY)).min(both).max(1);
@@ -56,12 +56,12 @@ impl Session<'_> {
     }
 
     /// The step mail, also for the fortified build.
-    pub(super) fn mail(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
+    pub(super) fn mail(&mut self, ready: &mut InstalledSandbox) -> Result<((), StepDetail), Error> {
         let concurrency = Self::concurrency(ready);
         let progress = &mut *self.progress;
         let on_progress = &mut |done, total| progress.advance(done, total);
         let sent = mail::through(
-            &ready.site,
+            &ready.sandbox,
             &mut ready.stubs,
             mail::MESSAGES,
             concurrency,
@@ -73,17 +73,20 @@ impl Session<'_> {
              recipients delivered, deferred or bounced as they should, {} bounces, none lost, none twice",
             sent.messages, sent.peak_remote, sent.peak_local, sent.recipients, sent.bounces
         );
-        detail.push_str(&on_each(&ready.site, sent.peak_supplemental));
+        detail.push_str(&on_each(&ready.sandbox, sent.peak_supplemental));
         Ok(((), with_figures(detail, sent)))
     }
 
     /// The step restart.
-    pub(super) fn restart(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
+    pub(super) fn restart(
+        &mut self,
+        ready: &mut InstalledSandbox,
+    ) -> Result<((), StepDetail), Error> {
         let running = UNDER_WAY.min(Self::concurrency(ready).remote);
         let mut notes = Vec::new();
         for stop in [Stop::Terminate, Stop::Kill] {
             notes.extend(
-                mail::restart(&ready.site, &mut ready.stubs, stop, running, &mut self.random)?
+                mail::restart(&ready.sandbox, &mut ready.stubs, stop, running, &mut self.random)?
                     .notes,
             );
         }
@@ -97,12 +100,12 @@ impl Session<'_> {
     }
 
     /// The step gate.
-    pub(super) fn gate(&mut self, ready: &mut InstalledSite) -> Result<((), StepDetail), Error> {
+    pub(super) fn gate(&mut self, ready: &mut InstalledSandbox) -> Result<((), StepDetail), Error> {
         let progress = &mut *self.progress;
         let on_progress = &mut |done, total| progress.advance(done, total);
         let room = Self::concurrency(ready).remote;
         let gated =
-            gate::prove(&ready.site, &mut ready.stubs, room, &mut self.random, on_progress)?;
+            gate::prove(&ready.sandbox, &mut ready.stubs, room, &mut self.random, on_progress)?;
         let mut detail = format!(
             "{} deliveries to a domain with a limit of {}: never more than {} at once, while {} to other domains went \
              through; after {} failed starts, all its places are free",
@@ -111,7 +114,7 @@ impl Session<'_> {
         if let Some(peak) = gated.group_peak {
             detail.push_str(&format!(
                 "; a group with mail over all {} remote channels: never more than {peak} at once",
-                1 + ready.site.supplemental().count
+                1 + ready.sandbox.supplemental().count
             ));
         }
         let mut shown = StepDetail::new(detail)
@@ -124,13 +127,13 @@ impl Session<'_> {
     /// The step fork-server.
     pub(super) fn fork_server(
         &mut self,
-        ready: &mut InstalledSite,
+        ready: &mut InstalledSandbox,
     ) -> Result<((), StepDetail), Error> {
         let progress = &mut *self.progress;
         let on_progress = &mut |done, total| progress.advance(done, total);
         let room = Self::concurrency(ready).remote;
-        let InstalledSite { site, stubs, .. } = ready;
-        let shown = match fork_server::prove(site, stubs, room, &mut self.random, on_progress)? {
+        let InstalledSandbox { sandbox, stubs, .. } = ready;
+        let shown = match fork_server::prove(sandbox, stubs, room, &mut self.random, on_progress)? {
             ForkServerTrial::Unavailable(why) => StepDetail::new(format!("not on this machine: {why}; each delivery is executed")),
             ForkServerTrial::Works { facts, at_once, by_server } => StepDetail::new(format!(
                 "a delivery that it makes sees what an executed qmail-remote sees ({facts} facts); {at_once} at once, \
@@ -143,8 +146,8 @@ impl Session<'_> {
 }
 
 /// Returns what to report of supplemental channels; empty if the tree has none.
-fn on_each(site: &Site, peak: usize) -> String {
-    match site.supplemental().count {
+fn on_each(sandbox: &Sandbox, peak: usize) -> String {
+    match sandbox.supplemental().count {
         0 => String::new(),
         count => format!("; {peak} at once on each of {count} supplemental channels among them"),
     }

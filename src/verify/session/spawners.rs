@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::steps::{Build, InstalledSite, NOT_ASKED, Passed, Session, StepDetail};
+use super::steps::{Build, InstalledSandbox, NOT_ASKED, Passed, Session, StepDetail};
 use crate::verify::error::Error;
 use crate::verify::proofs::spawner_trials::{self, FailedStarts};
 use crate::verify::rig::numbers;
@@ -21,7 +21,7 @@ impl Session<'_> {
     pub(super) fn spawners(
         &mut self,
         of: Build,
-        ready: &mut InstalledSite,
+        ready: &mut InstalledSandbox,
     ) -> Result<Passed, Error> {
         let mut passed = Passed { remote: false, local: false };
         for channel in [Channel::Remote, Channel::Local] {
@@ -59,7 +59,7 @@ impl Session<'_> {
     /// proof runs again with standard error open, so that the error has the spawner's own message.
     fn spawner(
         &mut self,
-        ready: &mut InstalledSite,
+        ready: &mut InstalledSandbox,
         channel: Channel,
     ) -> Result<((), StepDetail), Error> {
         with_last_words(|errors| self.spawner_with(ready, channel, errors))
@@ -67,13 +67,13 @@ impl Session<'_> {
 
     fn spawner_with(
         &mut self,
-        ready: &mut InstalledSite,
+        ready: &mut InstalledSandbox,
         channel: Channel,
         errors: Stderr,
     ) -> Result<((), StepDetail), Error> {
-        let InstalledSite { site, stubs, message, machine, width } = ready;
-        let spawn = site.spawn();
-        let mut spawner = Spawner::start_with(site, stubs, channel, errors)?;
+        let InstalledSandbox { sandbox, stubs, message, machine, width } = ready;
+        let spawn = sandbox.spawn();
+        let mut spawner = Spawner::start_with(sandbox, stubs, channel, errors)?;
         if !self.fd_set_holds {
             // It will probably hang. The proof has failed already, so do not wait long.
             spawner.set_idle(Duration::from_secs(5));
@@ -117,14 +117,14 @@ impl Session<'_> {
         let mut not_tried = None;
         for some in edges.chunks(at_once as usize) {
             spawner_trials::each_letter(&mut spawner, stubs, *message, some)?;
-            let more = spawner_trials::refusals(&mut spawner, stubs, site, *message, some)?;
+            let more = spawner_trials::refusals(&mut spawner, stubs, sandbox, *message, some)?;
             refused.answered += more.answered;
             for note in more.notes {
                 if !refused.notes.contains(&note) {
                     refused.notes.push(note);
                 }
             }
-            match spawner_trials::failures(&mut spawner, stubs, site, *message, some)? {
+            match spawner_trials::failures(&mut spawner, stubs, sandbox, *message, some)? {
                 FailedStarts::Answered(count) => given_back += count,
                 FailedStarts::NotTried(why) => not_tried = Some(why),
             }

@@ -12,10 +12,10 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Width;
 use crate::verify::rig::spawner::Channel;
 use crate::verify::rig::stub::Stubs;
-use crate::verify::sandbox::SiteConfig;
+use crate::verify::sandbox::SandboxConfig;
 use crate::verify::sandbox::limits::MachineLimits;
+use crate::verify::sandbox::private_tree::{MessageId, Sandbox};
 use crate::verify::sandbox::scratch::Scratch;
-use crate::verify::sandbox::site::{MessageId, Site};
 
 /// The reason of a skipped step that `--only` leaves out.
 pub(super) const NOT_ASKED: &str = "not asked for";
@@ -31,7 +31,7 @@ pub(in crate::verify) struct Session<'s> {
     pub(super) random: Random,
     pub(super) progress: &'s mut dyn Progress,
     pub(super) steps: Vec<Step>,
-    /// conf-spawn of the site; 0 until it is configured.
+    /// conf-spawn of the sandbox; 0 until it is configured.
     pub(super) spawn: u32,
     /// The first line of conf-cc.
     pub(super) cc: String,
@@ -89,9 +89,9 @@ impl Build {
     }
 }
 
-/// A site with built and installed programs, and its stubs.
-pub(super) struct InstalledSite {
-    pub(super) site: Site,
+/// A sandbox with built and installed programs, and its stubs.
+pub(super) struct InstalledSandbox {
+    pub(super) sandbox: Sandbox,
     pub(super) stubs: Stubs,
     pub(super) message: MessageId,
     pub(super) machine: MachineLimits,
@@ -134,9 +134,9 @@ impl<'s> Session<'s> {
     }
 
     /// Returns the configuration that was asked for, with `cflags` after its flags.
-    pub(super) fn config(&self, cflags: &[&str]) -> SiteConfig {
+    pub(super) fn config(&self, cflags: &[&str]) -> SandboxConfig {
         let asked = self.options.cflags.iter().map(String::as_str);
-        SiteConfig {
+        SandboxConfig {
             spawn: self.options.spawn,
             cc: self.options.cc.clone(),
             cflags: asked.chain(cflags.iter().copied()).map(str::to_owned).collect(),

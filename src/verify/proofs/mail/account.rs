@@ -9,7 +9,7 @@ use super::queue::supplemental_names;
 use crate::verify::error::Error;
 use crate::verify::rig::log::Log;
 use crate::verify::rig::stub::{StubEventKind, Stubs};
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 /// The most messages that carry the recipients of one trial.
 pub const MESSAGES: u32 = 2000;
@@ -92,8 +92,8 @@ pub(super) fn is_grave(line: &str) -> bool {
 ///
 /// # Errors
 /// It was not `wanted` on one of them.
-pub(super) fn peak_supplemental(site: &Site, log: &Log, wanted: u32) -> Result<usize, Error> {
-    let names = supplemental_names(site);
+pub(super) fn peak_supplemental(sandbox: &Sandbox, log: &Log, wanted: u32) -> Result<usize, Error> {
+    let names = supplemental_names(sandbox);
     match names.iter().find(|name| log.peak(name) != wanted) {
         Some(name) => Err(Error::disproved(
             format!("qmail-send, deliveries at the same time on channel {name}"),

@@ -11,7 +11,7 @@ use crate::verify::rig::log::Log;
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::sendrig::{SendRig, Spawners};
 use crate::verify::rig::stub::{self, Mode, StubEventKind, Stubs, peak};
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 /// What [`capped`] measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct CappedFigures {
 /// # Errors
 /// The limit was exceeded, mail to the other domains waited, or no mail was done for 150 s.
 pub fn capped(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     domains: &[String],
     limit: u32,
@@ -56,18 +56,18 @@ pub fn capped(
         plan.mails.push(mail);
     }
     random.shuffle(&mut plan.mails);
-    empty_queue(site)?;
+    empty_queue(sandbox)?;
     // Lower than the number of mails, so that the gate cannot hold them all: it sends the rest away and must call it.
     let few = to_capped.div_ceil(2 * domains.len());
-    let most = site.spawn().min(room);
-    set_concurrency(site, 1, most.min(60), most.min(few as u32))?;
+    let most = sandbox.spawn().min(room);
+    set_concurrency(sandbox, 1, most.min(60), most.min(few as u32))?;
     stubs.forget();
     stubs.hold("capped")?;
     let total = plan.mails.len();
-    plan.queue(site, 0..total)?;
-    let mut rig = SendRig::start(site, Spawners::Own)?;
+    plan.queue(sandbox, 0..total)?;
+    let mut rig = SendRig::start(sandbox, Spawners::Own)?;
     let is_capped = |event: &stub::StubEvent| domains.iter().any(|domain| event.domain() == domain);
-    let places = (limit as usize).min(site.spawn() as usize);
+    let places = (limit as usize).min(sandbox.spawn() as usize);
     let others = format!("all mail to other domains while {domain} is full");
     let mut watchdog = Watchdog::default();
     rig.wait(stubs, &others, |rig, stubs| {
@@ -97,7 +97,7 @@ pub fn capped(
     rig.terminate()?;
     let log = rig.wait_exit(stubs)?;
     let notes = check_complaints(&log)?;
-    plan.check_queue(site)?;
+    plan.check_queue(sandbox)?;
     check_stubs(&plan, stubs, Deferred::AfterRetryTime, |_| 1)?;
     let peak = peak(stubs.events(), is_capped);
     if peak > places {

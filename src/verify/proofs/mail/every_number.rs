@@ -15,7 +15,7 @@ use crate::verify::rig::protocol::{Report, Width};
 use crate::verify::rig::sendrig::{SendRig, Spawners};
 use crate::verify::rig::spawner::Channel;
 use crate::verify::rig::stub::{Mode, Stubs};
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 /// The deliveries over each supplemental channel when the rig plays the spawners. More than 255, so that both bytes
 /// of a delivery number are used.
@@ -27,22 +27,22 @@ const SUPPLEMENTAL: u32 = 300;
 /// # Errors
 /// qmail-send used a wrong number, took a report for another delivery, or left a wrong queue.
 pub fn every_number(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     width: Width,
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<MailFigures, Error> {
-    let spawn = site.spawn();
+    let spawn = sandbox.spawn();
     let local = spawn.min(1000);
     let mut plan = MailPlan::default();
     plan.add(Channel::Remote, MESSAGES / 2, spawn, None, random);
     plan.add(Channel::Local, MESSAGES / 2, local, None, random);
-    plan.add_supplemental(site, spawn.min(SUPPLEMENTAL), None, random);
-    empty_queue(site)?;
-    set_concurrency(site, local, spawn, spawn)?;
+    plan.add_supplemental(sandbox, spawn.min(SUPPLEMENTAL), None, random);
+    empty_queue(sandbox)?;
+    set_concurrency(sandbox, local, spawn, spawn)?;
     let all = plan.mails.len();
-    plan.queue(site, 0..all)?;
+    plan.queue(sandbox, 0..all)?;
 
     let mut modes_of: HashMap<String, Mode> = HashMap::new();
     for (address, mode) in plan.mails.iter().flat_map(|mail| &mail.recipients) {
@@ -51,7 +51,7 @@ pub fn every_number(
     let total = plan.recipients();
     let goal = 2 * total as u64;
     stubs.forget();
-    let mut rig = SendRig::start(site, Spawners::Played { width, spawn })?;
+    let mut rig = SendRig::start(sandbox, Spawners::Played { width, spawn })?;
 
     // Collect all commands before the first report: only then is every number in use.
     let mut held: HashMap<(usize, u32), String> = HashMap::new();
@@ -116,14 +116,14 @@ pub fn every_number(
     let log = rig.wait_exit(stubs)?;
     let notes = check_complaints(&log)?;
     plan.check(&[&log], |_| false)?;
-    plan.check_queue(site)?;
+    plan.check_queue(sandbox)?;
     Ok(MailFigures {
         messages: plan.mails.len(),
         recipients: total,
         bounces,
         peak_remote: log.peak("remote") as usize,
         peak_local: log.peak("local") as usize,
-        peak_supplemental: peak_supplemental(site, &log, spawn.min(SUPPLEMENTAL))?,
+        peak_supplemental: peak_supplemental(sandbox, &log, spawn.min(SUPPLEMENTAL))?,
         notes,
     })
 }

@@ -10,7 +10,7 @@ use crate::verify::rig::log::{Log, logged};
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::spawner::Channel;
 use crate::verify::rig::stub::{self, Mode};
-use crate::verify::sandbox::site::{MessageId, Site};
+use crate::verify::sandbox::private_tree::{MessageId, Sandbox};
 
 /// The message that every trial sends.
 pub(super) const BODY: &[u8] = b"Subject: a message of the rig\n\nhello\n";
@@ -79,13 +79,13 @@ impl MailPlan {
     /// Adds `each` recipients for every supplemental channel, one in each message.
     pub(super) fn add_supplemental(
         &mut self,
-        site: &Site,
+        sandbox: &Sandbox,
         each: u32,
         hold: Option<&str>,
         random: &mut Random,
     ) {
-        for number in 0..site.supplemental().count {
-            self.add_to(&site.supplemental_domain(number), each, each, hold, random);
+        for number in 0..sandbox.supplemental().count {
+            self.add_to(&sandbox.supplemental_domain(number), each, each, hold, random);
         }
     }
 
@@ -125,14 +125,14 @@ impl MailPlan {
     /// A file cannot be written, or a signal asked this process to stop.
     pub(super) fn queue(
         &mut self,
-        site: &Site,
+        sandbox: &Sandbox,
         which: std::ops::Range<usize>,
     ) -> Result<(), Error> {
         for mail in &mut self.mails[which] {
             if crate::sys::stop_signal().is_some() {
                 return Err(crate::verify::sandbox::process::interrupted());
             }
-            mail.id = Some(site.queue_message(BODY, &mail.sender, &mail.addresses())?);
+            mail.id = Some(sandbox.queue_message(BODY, &mail.sender, &mail.addresses())?);
         }
         Ok(())
     }
@@ -192,8 +192,8 @@ impl MailPlan {
 
     /// Compares the queue with the plan: just the messages with a deferred recipient are left, and in them just those
     /// recipients are still to be tried.
-    pub(super) fn check_queue(&self, site: &Site) -> Result<(), Error> {
-        let left = messages_left(site)?;
+    pub(super) fn check_queue(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let left = messages_left(sandbox)?;
         let mut unknown = left.clone();
         for mail in &self.mails {
             let Some(id) = mail.id else { continue };

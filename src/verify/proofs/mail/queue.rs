@@ -1,4 +1,4 @@
-//! The queue of a site, read and written directly: the messages that are left in it, and its limits.
+//! The queue of a sandbox, read and written directly: the messages that are left in it, and its limits.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -6,16 +6,16 @@ use std::fs;
 use std::path::Path;
 
 use crate::verify::error::Error;
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 /// The mark of each recipient in an envelope: `T` still to be tried, `D` done.
 type Marks = BTreeMap<String, u8>;
 
 /// Returns the messages that are in queue/info or have recipients in the queue, with the marks of their recipients.
-pub(super) fn messages_left(site: &Site) -> Result<BTreeMap<u64, Marks>, Error> {
-    let queue = site.home().join("queue");
+pub(super) fn messages_left(sandbox: &Sandbox) -> Result<BTreeMap<u64, Marks>, Error> {
+    let queue = sandbox.home().join("queue");
     let mut left: BTreeMap<u64, Marks> = BTreeMap::new();
-    let supplemental = supplemental_names(site);
+    let supplemental = supplemental_names(sandbox);
     for dir in
         ["info", "local", "remote"].into_iter().chain(supplemental.iter().map(String::as_str))
     {
@@ -37,8 +37,8 @@ pub(super) fn messages_left(site: &Site) -> Result<BTreeMap<u64, Marks>, Error> 
 }
 
 /// Returns the names that the supplemental channels have in queue/ and in qmail-send's log.
-pub(super) fn supplemental_names(site: &Site) -> Vec<String> {
-    let channels = site.supplemental();
+pub(super) fn supplemental_names(sandbox: &Sandbox) -> Vec<String> {
+    let channels = sandbox.supplemental();
     (0..channels.count).map(|number| format!("{}{number}", channels.name)).collect()
 }
 
@@ -58,13 +58,13 @@ fn files_below(dir: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
     Ok(files)
 }
 
-/// Removes all messages from the site's queue. No program of the site may run meanwhile.
+/// Removes all messages from the sandbox's queue. No program of the sandbox may run meanwhile.
 ///
 /// # Errors
 /// A folder of the queue cannot be read, or a file cannot be removed.
-pub fn empty_queue(site: &Site) -> Result<(), Error> {
-    let queue = site.home().join("queue");
-    let supplemental = supplemental_names(site);
+pub fn empty_queue(sandbox: &Sandbox) -> Result<(), Error> {
+    let queue = sandbox.home().join("queue");
+    let supplemental = supplemental_names(sandbox);
     let stock = ["mess", "info", "local", "remote", "todo", "intd", "bounce", "pid"];
     for dir in stock.into_iter().chain(supplemental.iter().map(String::as_str)) {
         for file in files_below(&queue.join(dir))? {
@@ -76,14 +76,14 @@ pub fn empty_queue(site: &Site) -> Result<(), Error> {
 
 /// Writes the control files that limit the deliveries at once on each channel.
 pub(super) fn set_concurrency(
-    site: &Site,
+    sandbox: &Sandbox,
     local: u32,
     remote: u32,
     supplemental: u32,
 ) -> Result<(), Error> {
-    site.set_control("concurrencylocal", &format!("{local}\n"))?;
-    for number in 0..site.supplemental().count {
-        site.set_control(&format!("concurrencysuppl{number}"), &format!("{supplemental}\n"))?;
+    sandbox.set_control("concurrencylocal", &format!("{local}\n"))?;
+    for number in 0..sandbox.supplemental().count {
+        sandbox.set_control(&format!("concurrencysuppl{number}"), &format!("{supplemental}\n"))?;
     }
-    site.set_control("concurrencyremote", &format!("{remote}\n"))
+    sandbox.set_control("concurrencyremote", &format!("{remote}\n"))
 }

@@ -14,8 +14,8 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::sendrig::{SendRig, Spawners, pull_trigger};
 use crate::verify::rig::spawner::{Channel, IDLE};
 use crate::verify::rig::stub::Stubs;
+use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::interrupted;
-use crate::verify::sandbox::site::Site;
 
 /// How qmail-send is stopped in [`restart`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum Stop {
 /// # Errors
 /// Mail was lost, or mail that was not under way at a kill was delivered twice.
 pub fn restart(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     stop: Stop,
     running: u32,
@@ -39,16 +39,16 @@ pub fn restart(
 ) -> Result<MailFigures, Error> {
     let mut plan = MailPlan::default();
     plan.add(Channel::Remote, running * 2, running * 2, Some("stop"), random);
-    empty_queue(site)?;
-    set_concurrency(site, 1, running, running)?;
+    empty_queue(sandbox)?;
+    set_concurrency(sandbox, 1, running, running)?;
     stubs.forget();
     stubs.hold("stop")?;
     let all = plan.mails.len();
-    plan.queue(site, 0..all)?;
+    plan.queue(sandbox, 0..all)?;
     let total = plan.recipients();
     let under_way = running as usize;
 
-    let mut rig = SendRig::start(site, Spawners::Own)?;
+    let mut rig = SendRig::start(sandbox, Spawners::Own)?;
     // Wait until all messages are in queue/remote: a kill with messages in queue/todo would be another trial.
     rig.wait(stubs, &format!("{under_way} deliveries at the same time"), |rig, stubs| {
         Ok(stubs.counts().0 >= under_way && rig.log().new_messages >= all)
@@ -87,8 +87,8 @@ pub fn restart(
 
     let (bounces, finished) = (plan.bounces(), plan.finished());
     let gone_before = first.ended_messages;
-    let mut rig = SendRig::start(site, Spawners::Own)?;
-    pull_trigger(site)?;
+    let mut rig = SendRig::start(sandbox, Spawners::Own)?;
+    pull_trigger(sandbox)?;
     rig.wait(stubs, "the rest of the deliveries after the restart", |rig, _| {
         Ok(gone_before + rig.log().ended_messages >= finished + bounces
             && answered(&[&first, rig.log()]).len() >= total + bounces)
@@ -100,7 +100,7 @@ pub fn restart(
     let interrupted_logged: HashSet<String> =
         interrupted.iter().map(|address| logged(address)).collect();
     plan.check(&[&first, &second], |address| interrupted_logged.contains(address))?;
-    plan.check_queue(site)?;
+    plan.check_queue(sandbox)?;
     check_stubs(&plan, stubs, Deferred::AtAnyTime, |address| {
         if interrupted.contains(address) { 2 } else { 1 }
     })?;

@@ -13,7 +13,7 @@ use crate::verify::rig::numbers::Random;
 use crate::verify::rig::sendrig::{SendRig, Spawners, run_qmail_queue};
 use crate::verify::rig::spawner::Channel;
 use crate::verify::rig::stub::{Stubs, peak};
-use crate::verify::sandbox::site::Site;
+use crate::verify::sandbox::private_tree::Sandbox;
 
 /// The deliveries of each kind that [`through`] runs at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Concurrency {
 /// # Errors
 /// Fewer deliveries ran at the same time, or mail was lost, delivered twice, or reported for another recipient.
 pub fn through(
-    site: &Site,
+    sandbox: &Sandbox,
     stubs: &mut Stubs,
     messages: u32,
     at_once: Concurrency,
@@ -49,22 +49,22 @@ pub fn through(
         Some("crowd"),
         random,
     );
-    plan.add_supplemental(site, at_once.supplemental, Some("crowd"), random);
-    empty_queue(site)?;
-    set_concurrency(site, at_once.local, at_once.remote, at_once.supplemental)?;
+    plan.add_supplemental(sandbox, at_once.supplemental, Some("crowd"), random);
+    empty_queue(sandbox)?;
+    set_concurrency(sandbox, at_once.local, at_once.remote, at_once.supplemental)?;
     stubs.forget();
     stubs.hold("crowd")?;
     let last = plan.mails.len();
     // The tree's own qmail-queue queues only the last 20: to queue all of them would take longer than everything else.
     let direct = last - last.min(20);
-    plan.queue(site, 0..direct)?;
+    plan.queue(sandbox, 0..direct)?;
     let total = plan.recipients();
-    let all_remote = at_once.remote + at_once.supplemental * site.supplemental().count;
+    let all_remote = at_once.remote + at_once.supplemental * sandbox.supplemental().count;
     let together = (all_remote + at_once.local) as usize;
     let goal = (together + total) as u64;
-    let mut rig = SendRig::start(site, Spawners::Own)?;
+    let mut rig = SendRig::start(sandbox, Spawners::Own)?;
     for mail in &plan.mails[direct..] {
-        run_qmail_queue(site, BODY, &mail.sender, &mail.addresses())?;
+        run_qmail_queue(sandbox, BODY, &mail.sender, &mail.addresses())?;
         rig.attend(stubs)?;
     }
     rig.wait(stubs, &format!("{together} deliveries at the same time"), |rig, stubs| {
@@ -92,7 +92,7 @@ pub fn through(
     let log = rig.wait_exit(stubs)?;
     let notes = check_complaints(&log)?;
     plan.check(&[&log], |_| false)?;
-    plan.check_queue(site)?;
+    plan.check_queue(sandbox)?;
     check_stubs(&plan, stubs, Deferred::AfterRetryTime, |_| 1)?;
     let peak_of = |channel: Channel| peak(stubs.events(), |event| event.program == channel.stub());
     let sent = MailFigures {
@@ -101,7 +101,7 @@ pub fn through(
         bounces,
         peak_remote: peak_of(Channel::Remote),
         peak_local: peak_of(Channel::Local),
-        peak_supplemental: peak_supplemental(site, &log, at_once.supplemental)?,
+        peak_supplemental: peak_supplemental(sandbox, &log, at_once.supplemental)?,
         notes,
     };
     for (channel, found, limit) in [

@@ -22,7 +22,7 @@ pub enum TodoLayout {
 
 /// One configured copy of a tree, with its home.
 #[derive(Debug)]
-pub struct Site {
+pub struct Sandbox {
     pub(super) tree: PathBuf,
     pub(super) settings: Settings,
     pub(super) home: PathBuf,
@@ -46,7 +46,7 @@ pub struct Supplemental {
     pub name: String,
 }
 
-impl Site {
+impl Sandbox {
     /// Returns the copy of the tree.
     pub fn tree(&self) -> &Path {
         &self.tree
@@ -77,12 +77,12 @@ impl Site {
         &self.cc
     }
 
-    /// Returns the compiler that replaces the tree's ([`super::configure::SiteConfig::cc`]).
+    /// Returns the compiler that replaces the tree's ([`super::configure::SandboxConfig::cc`]).
     pub(crate) fn asked_cc(&self) -> Option<&str> {
         self.asked_cc.as_deref()
     }
 
-    /// Returns [`Site::cc`] as a shell expands it in the tree: without quotes, and with the output
+    /// Returns [`Sandbox::cc`] as a shell expands it in the tree: without quotes, and with the output
     /// of commands in backquotes and the values of variables. If the shell cannot read the line,
     /// returns it as it is.
     pub(crate) fn expanded_cc(&self) -> String {
@@ -163,7 +163,7 @@ impl Site {
         self.write(&path, &new)
     }
 
-    /// Writes a file of the site and gives it to the site's user.
+    /// Writes a file of the sandbox and gives it to the sandbox's user.
     ///
     /// # Errors The file cannot be written, or its owner cannot be changed.
     pub fn write(&self, path: &Path, contents: &[u8]) -> Result<(), Error> {
@@ -177,7 +177,7 @@ impl Site {
         self.write(&self.home.join("control").join(name), contents.as_bytes())
     }
 
-    /// Returns a command that runs as the site's user in the site's environment: temporary files
+    /// Returns a command that runs as the sandbox's user in the sandbox's environment: temporary files
     /// stay in the scratch directory, the flags of an outer make do not reach the tree's, and
     /// messages are in English.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
