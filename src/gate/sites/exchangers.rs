@@ -12,6 +12,24 @@ pub(super) struct Resolver {
     pub(super) answer: Duration,
     /// The time for all names together.
     pub(super) total: Duration,
+    /// A look-up that takes longer leaves its place to the next one, and goes on beside it.
+    pub(super) patience: Duration,
+}
+
+/// A name to look up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) name: String,
+    pub(super) query: Query,
+    pub(super) order: Order,
+}
+
+/// When a name is looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Before all strangers: it is in the map.
+    Known,
+    Stranger,
 }
 
 /// What qmail-remote asks DNS for.

@@ -17,6 +17,9 @@
 //! **Two runs at the same time.** What another run has written since this one began stays, except for the names that
 //! this one looked up. A run that is killed leaves the old map whole.
 //!
+//! **Slow name servers.** The owner of a domain may let the resolver wait. Names of the map are looked up before all
+//! others, and a name that has no answer after a second no longer keeps the next one from being asked for.
+//!
 //! **Without an answer** a domain stays as it was. Only an answer (another exchanger, no such domain, no mail there)
 //! changes the map. If there is no answer at all, the map is not written.
 //!
@@ -54,7 +57,7 @@ use crate::qmail::control::read_file;
 use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::log::Log;
 use crate::qmail::log::event::Event;
-use exchangers::{Query, Resolver, is_name};
+use exchangers::{Asked, Order, Query, Resolver, is_name};
 use map::{lock, mapped, write};
 use membership::Membership;
 use outcome::NotAsked;
@@ -119,6 +122,8 @@ fn server(value: &str) -> Result<SocketAddr, String> {
 const TIMEOUT_SECS: u32 = 5;
 /// The longest time for all look-ups together. Names that are left stay as they were until the next run.
 const LOOK_UPS_MAX: Duration = Duration::from_secs(600);
+/// A name without an answer keeps another one from being asked for no longer than this.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// The most names that are looked up in one run.
 const NAMES_MAX: usize = 100_000;
 /// After this many days without mail to it, a domain leaves the map.
@@ -305,8 +310,14 @@ pub fn look_up(args: &Sites) -> Result<SitesOutcome, Error> {
         servers: args.server.clone(),
         answer: Duration::from_secs(args.timeout.into()),
         total: LOOK_UPS_MAX,
+        patience: PATIENCE,
     };
-    let found = resolver.ask(&list, |said| Membership::of(&said, table))?;
+    let order = |name: &str| if old.contains_key(name) { Order::Known } else { Order::Stranger };
+    let names: Vec<_> = list
+        .iter()
+        .map(|(name, query)| Asked { name: name.clone(), query: *query, order: order(name) })
+        .collect();
+    let found = resolver.ask(&names, |said| Membership::of(&said, table))?;
     outcome.asked = list.len() as u64;
     let answered = found.iter().filter(|found| !matches!(found, Membership::Unanswered(_)));
     outcome.answered = answered.count() as u64;
@@ -357,11 +368,7 @@ fn no_resolver() -> Error {
 
 #[cfg(not(feature = "sites"))]
 impl Resolver {
-    fn ask<T>(
-        &self,
-        _: &[(String, Query)],
-        _: impl Fn(exchangers::DnsAnswer) -> T,
-    ) -> Result<Vec<T>, Error> {
+    fn ask<T>(&self, _: &[Asked], _: impl Fn(exchangers::DnsAnswer) -> T) -> Result<Vec<T>, Error> {
         Err(no_resolver())
     }
 }

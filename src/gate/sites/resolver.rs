@@ -3,6 +3,8 @@
 //! The answers are not trusted. A target counts only if its labels consist of letters, digits, `-` and `_`, so no label
 //! has a dot, a colon or a line feed in it. A record counts only if it belongs to the name that was asked for.
 
+use std::collections::HashMap;
+
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
@@ -15,11 +17,13 @@ use hickory_resolver::system_conf::read_system_conf;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::exchangers::{DnsAnswer, Exchanger, Query, Resolver, is_host_label};
+use super::exchangers::{Asked, DnsAnswer, Exchanger, Order, Query, Resolver, is_host_label};
 use crate::error::Error;
 
-/// How many names are looked up at the same time.
+/// How many names are looked up at the same time, without those that have no answer within [`Resolver::patience`].
 const PARALLEL_QUERIES: usize = 20;
+/// The same, with those: each has one or two descriptors.
+const PARALLEL_QUERIES_MAX: usize = 256;
 /// After this many failures without an answer, the server is asked for the root. If that has no answer either, the
 /// other names are not asked.
 const GIVE_UP_AFTER_FAILURES: usize = 2 * PARALLEL_QUERIES;
@@ -48,14 +52,14 @@ fn text(name: &Name) -> Option<String> {
 
 impl Resolver {
     /// Asks for each of the names, for which [`is_name`] holds, and returns `judge` of the answers, in the order of the
-    /// names. An answer is judged and dropped when it arrives: 100,000 answers with 16 names of 255 bytes each would
+    /// names. Names of the map are asked for first, so strangers whose servers are slow cannot use up their time. An answer is judged and dropped when it arrives: 100,000 answers with 16 names of 255 bytes each would
     /// take half a gigabyte.
     ///
     /// # Errors
     /// There is no server to ask.
     pub(super) fn ask<T: Clone>(
         &self,
-        names: &[(String, Query)],
+        names: &[Asked],
         judge: impl Fn(DnsAnswer) -> T,
     ) -> Result<Vec<T>, Error> {
         if names.is_empty() {
@@ -93,14 +97,15 @@ impl Resolver {
     async fn ask_all<T: Clone>(
         &self,
         settings: &ResolverSettings,
-        names: &[(String, Query)],
+        names: &[Asked],
         judge: impl Fn(DnsAnswer) -> T,
     ) -> Result<Vec<T>, Error> {
         let deadline = Instant::now() + self.total;
         let late = DnsAnswer::NoAnswer(format!("not asked: {} s were over", self.total.as_secs()));
         let mut judged = vec![judge(late); names.len()];
         let mut asking = JoinSet::new();
-        let mut order = shuffled(names.len()).into_iter();
+        let mut order = shuffled(names).into_iter();
+        let mut started: HashMap<usize, Instant> = HashMap::new();
         let (mut answered, mut failed) = (0, 0);
         let mut server = ServerHealth::NotProbed;
         loop {
@@ -111,21 +116,38 @@ impl Resolver {
                 let probed = timeout_at(deadline, self.probe(&settings.resolver()?)).await;
                 server = probed.unwrap_or(ServerHealth::Silent);
             }
+            let now = Instant::now();
+            let mut young: Vec<Instant> = started
+                .values()
+                .map(|&start| start + self.patience)
+                .filter(|&old| old > now)
+                .collect();
             while server != ServerHealth::Silent
-                && asking.len() < PARALLEL_QUERIES
+                && young.len() < PARALLEL_QUERIES
+                && asking.len() < PARALLEL_QUERIES_MAX
                 && let Some(next) = order.next()
             {
-                let (at, resolver, (name, query)) =
+                let (at, resolver, Asked { name, query, .. }) =
                     (next, settings.resolver()?, names[next].clone());
+                started.insert(at, now);
+                young.push(now + self.patience);
                 let whole = self.answer * TIMEOUTS_PER_NAME;
                 asking.spawn(async move {
                     let asked = timeout(whole, ask_one(&resolver, &name, query)).await;
                     (at, asked.unwrap_or_else(|_| no_answer("no answer in time")))
                 });
             }
-            let Ok(Some(ended)) = timeout_at(deadline, asking.join_next()).await else { break };
+            // While as many as may be are under way, only the end of one makes room.
+            let room_at = young.iter().min().filter(|_| asking.len() < PARALLEL_QUERIES_MAX);
+            let until = room_at.map_or(deadline, |&room| room.min(deadline));
+            let ended = match timeout_at(until, asking.join_next()).await {
+                Err(_) if until < deadline => continue,
+                Ok(Some(ended)) => ended,
+                Err(_) | Ok(None) => break,
+            };
             // Otherwise the resolver has panicked, and this name counts as not asked.
             if let Ok((at, answer)) = ended {
+                started.remove(&at);
                 match answer {
                     DnsAnswer::NoAnswer(_) => failed += 1,
                     _ => answered += 1,
@@ -181,11 +203,12 @@ enum ServerHealth {
     Silent,
 }
 
-/// The numbers below `count` in random order, so that many names without an answer in a row do not use up the time of
-/// the others.
-fn shuffled(count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..count).collect();
+/// The indices of the names: first those of the map, then the strangers. Each in random order, so that many names without
+/// an answer in a row do not use up the time of the others.
+fn shuffled(names: &[Asked]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..names.len()).collect();
     fastrand::shuffle(&mut order);
+    order.sort_by_key(|&at| names[at].order == Order::Stranger);
     order
 }
 
@@ -379,6 +402,55 @@ mod tests {
         assert_eq!((kept.len(), kept.last().unwrap()), (EXCHANGERS_MAX + 1, &(7, None)));
     }
 
+    fn stranger(name: &str) -> Asked {
+        Asked { name: name.to_string(), query: Query::Domain, order: Order::Stranger }
+    }
+
+    /// A server that never answers, and the names that it was asked for, in the order in which they came.
+    fn deaf() -> (std::net::SocketAddr, std::sync::mpsc::Receiver<Vec<u8>>) {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let (asked, names) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok(length) = socket.recv(&mut query) {
+                // The question begins behind the header; its first label is enough.
+                let label = 13..13 + usize::from(query[12]).min(length.saturating_sub(13));
+                if asked.send(query[label].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        (address, names)
+    }
+
+    /// Strangers own as many names as they like, whose servers never answer.
+    #[test]
+    fn slow_strangers_use_up_neither_the_time_of_the_map_nor_all_places() {
+        let mut names: Vec<_> = (0..100).map(|n| stranger(&format!("slow{n}.example"))).collect();
+        for n in 0..PARALLEL_QUERIES {
+            names.push(Asked { order: Order::Known, ..stranger(&format!("known{n}.example")) });
+        }
+        let (address, asked) = deaf();
+        let resolver = Resolver {
+            servers: vec![address],
+            answer: Duration::from_secs(60),
+            total: Duration::from_secs(3),
+            patience: Duration::from_millis(10),
+        };
+        resolver.ask(&names, |said| said).unwrap();
+        let mut asked: Vec<Vec<u8>> = asked.try_iter().collect();
+        let first = &asked[..PARALLEL_QUERIES];
+        assert!(first.iter().all(|name| name.starts_with(b"known")), "{first:?}");
+        asked.sort();
+        asked.dedup();
+        assert_eq!(
+            asked.len(),
+            names.len(),
+            "a name without an answer keeps no other from being asked for"
+        );
+    }
+
     #[test]
     fn the_time_for_everything_is_bounded() {
         // A server that never answers.
@@ -387,8 +459,9 @@ mod tests {
             servers: vec![deaf.local_addr().unwrap()],
             answer: Duration::from_millis(answer_ms),
             total: Duration::from_millis(total_ms),
+            patience: Duration::from_secs(1),
         };
-        let names: Vec<_> = (0..500).map(|n| (format!("d{n}.example"), Query::Domain)).collect();
+        let names: Vec<_> = (0..500).map(|n| stranger(&format!("d{n}.example"))).collect();
         let start = std::time::Instant::now();
         let said = resolver(60_000, 300).ask(&names, |said| said).unwrap();
         assert!(start.elapsed() < Duration::from_secs(10));
