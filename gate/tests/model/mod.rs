@@ -1,9 +1,8 @@
 //! A discrete-event model of qmail-send and qmail-rspawn around the real core.
 //!
-//! qmail-send: one pass over a mail takes 1/3000 s. A pass needs a free slot and a mail whose time, in whole seconds,
-//! has come; the mail that was due first comes first. Mail that is sent away waits in [`Retry`]. A call takes
-//! CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many recipients, each
-//! of which is a mail here; one that is read and not handed out takes READ_US.
+//! qmail-send is [`QmailSend`]. A recipient that it hands out takes PASS_US; one that it only reads takes READ_US. A call
+//! takes CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many recipients,
+//! each of which is a mail here.
 //!
 //! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time. All domains
 //! are behind one server; beyond [`Setup::sessions`] it answers 421 after REFUSE_US. What comes back from that as an
@@ -18,10 +17,12 @@ use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::random::Random;
 use qpatch_gate::table::Table;
-use qpatch_gate_model::retry::{ClosedJob, Job, PassEnd, PassStep, ReportedResult, Retry};
+use qpatch_gate_model::retry::ReportedResult;
+use qpatch_gate_model::send::{
+    FileRecipient, HandedOut, LeftJob, MessageFiles, PASS_US, Pass, QmailSend,
+};
 
 pub const SEC: u64 = 1_000_000;
-const PASS_US: u64 = SEC / 3000;
 const READ_US: u64 = 1;
 const CALL_US: u64 = 1000;
 const REFUSE_US: u64 = 2000;
@@ -30,14 +31,8 @@ const ACCEPTED: &[u8] = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250
 const REFUSED: &[u8] =
     b"ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 4.7.0 too many connections\n\0";
 
-const REMOTE: usize = 1;
-
 fn secs(us: u64) -> i64 {
     (us / SEC) as i64
-}
-
-fn job(message: u32) -> Job {
-    Job { channel: REMOTE, id: message.into() }
 }
 
 /// A message. Its recipients are mails with consecutive numbers; the positions in its file are their indices.
@@ -48,13 +43,25 @@ struct Message {
     born_us: u64,
 }
 
-/// qmail-send's struct job.
-#[derive(Clone, Copy, Debug)]
-struct Running {
-    message: u32,
-    refs: u32,
-    todo: u32,
-    at_end: bool,
+/// The messages as qmail-send reads them.
+struct Files<'a> {
+    messages: &'a [Message],
+    mails: &'a [Mail],
+    names: &'a [String],
+}
+
+impl MessageFiles for Files<'_> {
+    fn recipient(&self, message: u32, position: u64) -> FileRecipient<'_> {
+        let Message { first, recipients, .. } = self.messages[message as usize];
+        if position >= recipients.into() {
+            return FileRecipient::EndOfFile;
+        }
+        let mail = &self.mails[(first + position as u32) as usize];
+        if mail.ended_us > 0 {
+            return FileRecipient::Done;
+        }
+        FileRecipient::ToDo(self.names[mail.domain as usize].trim_end_matches('\0').as_bytes())
+    }
 }
 
 const CUT_OFF: &[u8] = b"ZConnected to 192.0.2.7 but connection died. (#4.4.2)\n\0";
@@ -165,7 +172,7 @@ enum Event {
     /// A delivery ends: slot, mail, how.
     End(u32, u32, How),
     /// A message comes to pqchan; the time, in seconds, since which it is due.
-    Arrive(u32, u64),
+    Arrive(u32, i64),
     Pass,
     /// qmail-send reads a call.
     Call(u32, u32),
@@ -199,23 +206,14 @@ pub struct Model {
     random: Random,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
     sequence: u64,
-    /// Mails by the second in which they may be passed.
-    due: BinaryHeap<Reverse<(u64, u64, u32)>>,
-    retry: Retry,
+    send: QmailSend,
     mails: Vec<Mail>,
     names: Vec<String>,
     seen: Vec<Seen>,
     /// The mail in each slot, and its job.
     slot_mail: Vec<(u32, usize)>,
     messages: Vec<Message>,
-    running: Vec<Running>,
-    free_jobs: Vec<usize>,
-    /// The job of the pass, and its next position.
-    passing: Option<(usize, u64)>,
-    reads: u64,
-    jobs: u64,
     step_us: u64,
-    free: BinaryHeap<Reverse<u32>>,
     pass_pending: bool,
     passes: u64,
     pub calls: u64,
@@ -237,26 +235,21 @@ impl Model {
         assert!(problems.is_empty());
         gate.set_table(Some(table), 0).unwrap();
         let slots = setup.conf_spawn.min(setup.concurrency_remote);
+        let mut send = QmailSend::default();
+        send.grow(slots);
         Self {
             random: Random::new(setup.seed ^ 0xabcd),
             setup,
             gate,
             events: BinaryHeap::new(),
             sequence: 0,
-            due: BinaryHeap::new(),
-            retry: Retry::default(),
+            send,
             mails: Vec::new(),
             names: Vec::new(),
             seen: Vec::new(),
             slot_mail: vec![(u32::MAX, 0); slots as usize],
             messages: Vec::new(),
-            running: Vec::new(),
-            free_jobs: Vec::new(),
-            passing: None,
-            reads: 0,
-            jobs: 0,
             step_us: PASS_US,
-            free: (0..slots).map(Reverse).collect(),
             pass_pending: false,
             passes: 0,
             calls: 0,
@@ -308,7 +301,7 @@ impl Model {
         self.left += domains.len();
         let recipients = domains.len() as u32;
         self.messages.push(Message { first, recipients, born_us });
-        self.at(born_us, Event::Arrive(self.messages.len() as u32 - 1, born_us / SEC));
+        self.at(born_us, Event::Arrive(self.messages.len() as u32 - 1, secs(born_us)));
     }
 
     fn at(&mut self, when_us: u64, event: Event) {
@@ -331,7 +324,7 @@ impl Model {
                 break;
             }
             match event {
-                Event::Arrive(message, due_secs) => self.queue(message, due_secs),
+                Event::Arrive(message, due_secs) => self.send.queue(message, due_secs),
                 Event::End(slot, mail, how) => self.end(now_us, slot, mail, how),
                 Event::Pass => {
                     self.pass_pending = false;
@@ -340,14 +333,12 @@ impl Model {
                 Event::Call(..) if (self.setup.stall)(now_us) => {
                     self.at(now_us + CALL_US, event);
                 }
-                Event::Call(number, most) => self.retry.call(REMOTE, number, most),
+                Event::Call(number, most) => self.send.call(number, most),
                 Event::Timer => {}
             }
-            while let Some((mail, due_secs)) = self.retry.due(REMOTE, secs(now_us)) {
-                self.queue(mail as u32, due_secs as u64);
-            }
+            self.send.queue_due(secs(now_us));
             self.start_held(now_us);
-            self.free_least = self.free_least.min(self.free.len() as u32);
+            self.free_least = self.free_least.min(self.send.free_slots());
             self.plan_pass(now_us);
             self.plan_timer(now_us);
             if self.left == 0 {
@@ -355,12 +346,13 @@ impl Model {
             }
         }
         assert!(self.left == 0 || self.setup.until_us < u64::MAX, "mail is lost");
+        let (jobs, reads) = self.send.work();
         Outcome {
             mails: self.mails,
             domains: self.seen,
             passes: self.passes,
-            reads: self.reads,
-            jobs: self.jobs,
+            reads,
+            jobs,
             calls: self.calls,
             expired: self.gate.totals().expired,
             held_peak: self.held_peak,
@@ -369,16 +361,10 @@ impl Model {
         }
     }
 
-    /// Puts a message into pqchan.
-    fn queue(&mut self, message: u32, due_secs: u64) {
-        self.sequence += 1;
-        self.due.push(Reverse((due_secs, self.sequence, message)));
-    }
-
     /// Sets the timer to the next time at which the gate or the queues have work.
     fn plan_timer(&mut self, now_us: u64) {
         let gate_us = self.gate.timeout_us(now_us).map(|us| now_us + us);
-        let retry_us = self.retry.next_due().map(|at_secs| at_secs.max(0) as u64 * SEC);
+        let retry_us = self.send.next_due().map(|at_secs| at_secs.max(0) as u64 * SEC);
         if let Some(at_us) = gate_us.into_iter().chain(retry_us).min()
             && self.timer_us.is_none_or(|timer_us| timer_us <= now_us || at_us < timer_us)
         {
@@ -388,98 +374,55 @@ impl Model {
     }
 
     fn plan_pass(&mut self, now_us: u64) {
-        if self.pass_pending || self.free.is_empty() {
-            return;
-        }
-        if self.passing.is_some() {
+        if !self.pass_pending
+            && let Some(due_secs) = self.send.next_pass()
+        {
             self.pass_pending = true;
-            self.at(now_us + self.step_us, Event::Pass);
-        } else if let Some(&Reverse((due_secs, ..))) = self.due.peek() {
-            self.pass_pending = true;
-            self.at((now_us + self.step_us).max(due_secs * SEC), Event::Pass);
+            let due_us = due_secs.max(0) as u64 * SEC;
+            self.at((now_us + self.step_us).max(due_us), Event::Pass);
         }
     }
 
-    /// qmail-send's pass_dochan, up to the next recipient that is handed out.
+    /// qmail-send's pass, up to the next recipient that is handed out.
     fn pass(&mut self, now_us: u64) {
-        if (self.setup.stall)(now_us) || self.free.is_empty() {
+        if (self.setup.stall)(now_us) || self.send.free_slots() == 0 {
             self.step_us = PASS_US;
             return;
         }
-        let (j, mut position) = match self.passing {
-            Some(passing) => passing,
-            None => {
-                let Some(&Reverse((due_secs, _, message))) = self.due.peek() else { return };
-                if due_secs > now_us / SEC {
-                    return;
-                }
-                self.due.pop();
-                let j = self.free_jobs.pop().unwrap_or(self.running.len());
-                let is_part = self.retry.open(j, job(message), due_secs as i64);
-                let running = Running { message, refs: 1, todo: u32::from(is_part), at_end: false };
-                if j == self.running.len() {
-                    self.running.push(running);
-                } else {
-                    self.running[j] = running;
-                }
-                self.jobs += 1;
-                (j, 0)
-            }
-        };
-        let Message { first, recipients, .. } = self.messages[self.running[j].message as usize];
-        self.passing = None;
-        self.step_us = 0;
-        loop {
-            self.step_us += READ_US;
-            self.reads += 1;
-            match self.retry.next(j, position) {
-                PassStep::Here => {}
-                PassStep::At(at) => position = at,
-                PassStep::End => break,
-            }
-            if position >= recipients.into() {
-                self.running[j].at_end = true;
-                break;
-            }
-            let mail = first + position as u32;
-            if self.mails[mail as usize].ended_us == 0 {
-                self.running[j].todo += 1;
-                let name = &self.names[self.mails[mail as usize].domain as usize];
-                let recipient = name.trim_end_matches('\0').as_bytes();
-                if !self.retry.skip(j, position, recipient)
-                    && let Some(Reverse(slot)) = self.free.pop()
-                {
-                    self.passing = Some((j, position + 1));
-                    self.hand_out(now_us, slot, mail, j);
-                    self.ask_together(now_us);
-                    return;
-                }
-            }
-            position += 1;
+        let (_, before) = self.send.work();
+        let files = Files { messages: &self.messages, mails: &self.mails, names: &self.names };
+        let pass = self.send.pass(secs(now_us), &files);
+        if pass == Pass::Idle {
+            return;
         }
-        self.leave(now_us, j);
+        let (_, reads) = self.send.work();
+        self.step_us = (reads - before) * READ_US;
+        match pass {
+            Pass::HandedOut(handed_out) => self.hand_out(now_us, handed_out),
+            Pass::Ended(job) => self.leave(now_us, job),
+            Pass::Idle => {}
+        }
         self.ask_together(now_us);
     }
 
     fn ask_together(&mut self, now_us: u64) {
-        while let Some((_, number, domain)) = self.retry.ask(REMOTE) {
-            let recipient = [b"x@", &domain[..]].concat();
-            let busy = self.gate.ask_together(now_us, number, &recipient);
-            let told = busy.map_or(ReportedResult::Deferred, |busy| ReportedResult::Busy {
+        let gate = &mut self.gate;
+        self.send.ask_together(secs(now_us), |number, recipient| {
+            let busy = gate.ask_together(now_us, number, recipient);
+            busy.map_or(ReportedResult::Deferred, |busy| ReportedResult::Busy {
                 secs: busy.secs.into(),
-                queue: self.gate.key(busy.key).number,
-            });
-            self.retry.answer(REMOTE, told, secs(now_us));
-        }
+                queue: gate.key(busy.key).number,
+            })
+        });
     }
 
-    fn hand_out(&mut self, now_us: u64, slot: u32, mail: u32, j: usize) {
+    fn hand_out(&mut self, now_us: u64, HandedOut { job, message, position, slot }: HandedOut) {
         self.step_us += PASS_US;
         self.passes += 1;
-        self.slot_mail[slot as usize] = (mail, j);
-        self.running[j].refs += 1;
+        let mail = self.messages[message as usize].first + position as u32;
+        self.slot_mail[slot as usize] = (mail, job);
         let recipient = &self.names[self.mails[mail as usize].domain as usize];
-        let message = format!("{}/1\0", self.running[j].message);
+        let message = format!("{message}/1\0");
         let parts = Parts::new(&[message.as_bytes(), b"sender\0", recipient.as_bytes()]).unwrap();
         match self.gate.ask(now_us, slot, &parts) {
             Answer::Go => self.start(now_us, slot, mail),
@@ -491,43 +434,31 @@ impl Model {
         }
     }
 
-    /// qmail-send's job_close.
-    fn leave(&mut self, now_us: u64, j: usize) {
-        let running = &mut self.running[j];
-        running.refs -= 1;
-        if running.refs > 0 {
-            return;
-        }
-        let Running { message, todo, at_end, .. } = *running;
-        self.free_jobs.push(j);
-        if at_end && todo == 0 {
-            let Message { first, recipients, .. } = self.messages[message as usize];
-            let mails = &self.mails[first as usize..(first + recipients) as usize];
-            assert!(mails.iter().all(|mail| mail.ended_us > 0), "its file goes too soon");
-            return;
-        }
-        let natural = secs(now_us + DEFERRED_US);
-        let end = if at_end { PassEnd::EndOfFile } else { PassEnd::Before };
-        if let ClosedJob::Due(at_secs) = self.retry.close(j, end, natural, secs(now_us)) {
-            let at_secs = at_secs.max(0) as u64;
-            self.at(now_us.max(at_secs * SEC), Event::Arrive(message, at_secs));
+    fn leave(&mut self, now_us: u64, job: usize) {
+        match self.send.leave(job, secs(now_us + DEFERRED_US), secs(now_us)) {
+            LeftJob::Open | LeftJob::Waits => {}
+            LeftJob::Finished(message) => {
+                let Message { first, recipients, .. } = self.messages[message as usize];
+                let mails = &self.mails[first as usize..(first + recipients) as usize];
+                assert!(mails.iter().all(|mail| mail.ended_us > 0), "its file goes too soon");
+            }
+            LeftJob::Due(message, at_secs) => {
+                let at_us = at_secs.max(0) as u64 * SEC;
+                self.at(now_us.max(at_us), Event::Arrive(message, at_secs));
+            }
         }
     }
 
     /// qmail-send hears of the delivery in this slot, which is free then.
     fn hear(&mut self, now_us: u64, slot: u32, told: ReportedResult) {
-        let (mail, j) = self.slot_mail[slot as usize];
-        self.free.push(Reverse(slot));
-        let message = self.running[j].message;
-        let position = mail - self.messages[message as usize].first;
+        let (mail, job) = self.slot_mail[slot as usize];
+        self.send.free_slot(slot);
+        let position = mail - self.messages[self.send.message(job) as usize].first;
         let name = &self.names[self.mails[mail as usize].domain as usize];
         let recipient = name.trim_end_matches('\0').as_bytes();
-        let natural = secs(now_us + DEFERRED_US);
-        self.retry.report(j, job(message), position.into(), natural, recipient, told, secs(now_us));
-        if told == ReportedResult::Done {
-            self.running[j].todo -= 1;
-        }
-        self.leave(now_us, j);
+        let times = (secs(now_us + DEFERRED_US), secs(now_us));
+        self.send.report(job, (position.into(), recipient), told, times);
+        self.leave(now_us, job);
     }
 
     fn start_held(&mut self, now_us: u64) {
