@@ -143,8 +143,8 @@ impl QmailSend {
         self.retry.next_due()
     }
 
-    /// When the next pass can begin, in seconds: at once (the lowest time) while one goes on, else when the first message
-    /// of the queue is due. `None` if there is none, or no slot is free.
+    /// When the next pass can begin, in seconds: at once (the lowest time) while one goes on, else when the first
+    /// message of the queue is due. `None` if there is none, or no slot is free.
     #[must_use]
     pub fn next_pass(&self) -> Option<i64> {
         if self.free_slots.is_empty() {
@@ -160,8 +160,8 @@ impl QmailSend {
         (self.opened, self.reads)
     }
 
-    /// Opens a job for a pass over a message that is due since `due_secs`. [`QmailSend::pass`] does this for what it takes
-    /// from the queue.
+    /// Opens a job for a pass over a message that is due since `due_secs`. [`QmailSend::pass`] does this for what it
+    /// takes from the queue.
     pub fn open(&mut self, message: u32, due_secs: i64) -> usize {
         let at = self.free_jobs.pop().unwrap_or(self.jobs.len());
         let is_part = self.retry.open(at, name_of(message), due_secs);
@@ -180,8 +180,8 @@ impl QmailSend {
         self.jobs[job].message
     }
 
-    /// Goes on with the pass, or begins with the first message that is due, up to the next recipient that is handed out or
-    /// to the end of the pass.
+    /// Goes on with the pass, or begins with the first message that is due, up to the next recipient that is handed out
+    /// or to the end of the pass.
     pub fn pass(&mut self, now_secs: i64, files: &impl MessageFiles) -> Pass {
         if self.free_slots.is_empty() {
             return Pass::Idle;
@@ -229,7 +229,7 @@ impl QmailSend {
         self.jobs[job].end = PassEnd::EndOfFile;
     }
 
-    /// A pass has read a recipient that is not done. Returns whether it has to wait, because others of its domain wait.
+    /// A pass has read a recipient that is not done. Returns whether it has to wait because others of its domain wait.
     pub fn waits(&mut self, job: usize, position: u64, recipient: &[u8]) -> bool {
         self.jobs[job].todo += 1;
         self.retry.skip(job, position, recipient)
@@ -273,7 +273,7 @@ impl QmailSend {
         }
     }
 
-    /// The pass of a job, or one of its deliveries after its report, has ended. With the last of them the job is closed.
+    /// The pass of a job has ended, or one of its deliveries, after its report. With the last of them the job is closed.
     pub fn leave(&mut self, job: usize, natural_secs: i64, now_secs: i64) -> LeftJob {
         let left = &mut self.jobs[job];
         left.refs -= 1;

@@ -1,9 +1,9 @@
 //! qmail-send and qmail-rspawn around the gate, on the log's time.
 //!
-//! What is not in the log is modelled. Mail that is away waits until the gate calls it, and qmail-send makes at most
-//! 3000 passes a second over mail that is due. [`qpatch_gate_model::retry`], the Rust twin of qmail-send's half,
-//! decides what qmail-send does with such mail. A message consists here of the recipients of one pass: those that the
-//! log starts one after the other. Mail whose key is suspended is tried again at the time of nextretry().
+//! What is not in the log is modelled. [`QmailSend`], which the gate's own tests drive as well, decides what qmail-send
+//! does with mail that is away or due. Here the log says when mail comes and how long a delivery runs; passes take
+//! [`PASS_US`], reading and calls take no time. A message consists of the recipients of one pass: those that the log
+//! starts one after the other. Mail whose key is suspended is tried again at the time of nextretry().
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,25 +13,23 @@ use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction,
 use qpatch_gate::learn::Learning;
 use qpatch_gate::report::{DeliveryReport, DeliveryVerdict};
 use qpatch_gate::table::Limit;
-use qpatch_gate_model::retry::{ClosedJob, Job, PassEnd, PassStep, ReportedResult, Retry};
+use qpatch_gate_model::retry::ReportedResult;
+use qpatch_gate_model::send::{FileRecipient, LeftJob, MessageFiles, PASS_US, Pass, QmailSend};
 
 use super::keys::{KeyIndex, SimulatedKey};
 use super::log_report;
 
-/// qmail-send's passes over mail that is due; as in the gate's tests.
-const PASS_US: u64 = 1_000_000 / 3000;
 /// The most deliveries that may wait at once; more are left out.
 pub(super) const WAITING_MAX: usize = 1_000_000;
 
 /// The report of a delivery whose end is not in the log.
 pub(super) const SILENT: DeliveryReport =
     DeliveryReport { seen: DeliveryVerdict::Nothing, peer: None, rule: None };
-/// qmail-send's channel of mail that goes to qmail-rspawn.
-const REMOTE: usize = 1;
 /// qmail-send's chanskip of that channel.
 const SKIP_SECS: i64 = 20;
-/// A pass reads its next recipient in less time than this. If none comes, the last one was the last of the pass.
-const READ_US: u64 = 10_000;
+/// In a log, a pass starts its next recipient in less time than this. If none comes, the last one was the last of the
+/// pass.
+const LOG_PASS_GAP_US: u64 = 10_000;
 
 const NONE: u32 = u32::MAX;
 
@@ -47,10 +45,10 @@ struct SimulatedDelivery {
     /// How long it runs.
     service_us: u64,
     /// Its message here, and which of its recipients it is.
-    job: u32,
+    message: u32,
     position: u32,
     /// The job of qmail-send in which it is tried.
-    run: u32,
+    job: usize,
     /// What the log says of its end.
     said: DeliveryReport,
     #[cfg(test)]
@@ -79,23 +77,34 @@ struct PassRecipients {
     left: u32,
 }
 
-/// qmail-send's struct job.
-#[derive(Clone, Copy, Debug)]
-struct PassJob {
-    /// Its message.
-    job: u32,
-    /// The pass, and those of its recipients that are in slots.
-    refs: u32,
+/// The messages as qmail-send reads them.
+struct Files<'a> {
+    messages: &'a [PassRecipients],
+    deliveries: &'a [SimulatedDelivery],
+    keys: &'a [SimulatedKey],
+}
+
+impl MessageFiles for Files<'_> {
+    fn recipient(&self, message: u32, position: u64) -> FileRecipient<'_> {
+        match self.messages[message as usize].deliveries.get(position as usize) {
+            None => FileRecipient::EndOfFile,
+            Some(&NONE) => FileRecipient::Done,
+            Some(&at) => {
+                let key = self.deliveries[at as usize].key;
+                FileRecipient::ToDo(&self.keys[key as usize].recipient)
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum MachineEvent {
     /// A delivery ends.
     End(u32),
-    /// The pass of the log has seen the last recipient of this job, unless it has more of them now.
+    /// The pass of the log has seen the last recipient of this message, unless it has more of them now.
     Read(u32, u32),
-    /// The retry time of a job has come without a call.
-    Job(u32),
+    /// A message is due without a call.
+    Due(u32),
     /// qmail-send turns to mail that is due.
     Pass,
 }
@@ -112,19 +121,11 @@ pub(super) struct MailSystem {
     sequence: u64,
     /// The deliveries in the slots.
     pub(super) slots: Vec<u32>,
-    free_slots: Vec<u32>,
-    /// Mail that was sent away.
-    retry: Retry,
-    jobs: Vec<PassRecipients>,
-    free_jobs: Vec<u32>,
-    runs: Vec<PassJob>,
-    free_runs: Vec<u32>,
+    send: QmailSend,
+    messages: Vec<PassRecipients>,
+    free_messages: Vec<u32>,
     /// The pass that the log is in: its message and its job.
-    reads: Option<(u32, u32)>,
-    /// The job of the pass over what waited, and its next recipient.
-    passes: Option<(u32, u32)>,
-    /// Jobs that are due, and wait for a pass: that which was due first, in seconds, in front.
-    queue: BinaryHeap<Reverse<(i64, u64, u32)>>,
+    log_pass: Option<(u32, usize)>,
     pass_at_us: u64,
     pass_is_due: bool,
     pub(super) now_us: u64,
@@ -148,15 +149,10 @@ impl MailSystem {
             events: BinaryHeap::new(),
             sequence: 0,
             slots: Vec::new(),
-            free_slots: Vec::new(),
-            retry: Retry::default(),
-            jobs: Vec::new(),
-            free_jobs: Vec::new(),
-            runs: Vec::new(),
-            free_runs: Vec::new(),
-            reads: None,
-            passes: None,
-            queue: BinaryHeap::new(),
+            send: QmailSend::default(),
+            messages: Vec::new(),
+            free_messages: Vec::new(),
+            log_pass: None,
             pass_at_us: 0,
             pass_is_due: false,
             now_us: 0,
@@ -171,10 +167,9 @@ impl MailSystem {
 
     /// Raises the number of slots to `slots`, if it is lower.
     pub(super) fn grow(&mut self, slots: u32) {
-        for slot in self.slots.len() as u32..slots.min(SLOTS_MAX) {
-            self.slots.push(NONE);
-            self.free_slots.push(slot);
-        }
+        let slots = slots.min(SLOTS_MAX);
+        self.slots.resize(self.slots.len().max(slots as usize), NONE);
+        self.send.grow(slots);
     }
 
     /// Runs everything that is due up to `to_us`.
@@ -182,7 +177,7 @@ impl MailSystem {
         loop {
             let event_us = self.events.peek().map(|&Reverse((at_us, ..))| at_us);
             let hold_us = self.gate.timeout_us(self.now_us).map(|us| self.now_us + us);
-            let back_us = self.retry.next_due().map(|at_secs| at_secs.max(0) as u64 * 1_000_000);
+            let back_us = self.send.next_due().map(|at_secs| at_secs.max(0) as u64 * 1_000_000);
             let Some(at_us) = event_us.into_iter().chain(hold_us).chain(back_us).min() else {
                 break;
             };
@@ -195,16 +190,16 @@ impl MailSystem {
             {
                 match due {
                     MachineEvent::End(delivery) => self.end(delivery),
-                    MachineEvent::Read(job, recipients) => {
-                        if let Some((reads, run)) = self.reads
-                            && reads == job
-                            && self.jobs[job as usize].deliveries.len() == recipients as usize
+                    MachineEvent::Read(message, recipients) => {
+                        if let Some((of, _)) = self.log_pass
+                            && of == message
+                            && self.messages[message as usize].deliveries.len()
+                                == recipients as usize
                         {
-                            self.reads = None;
-                            self.leave(run);
+                            self.end_log_pass();
                         }
                     }
-                    MachineEvent::Job(job) => self.queue(job, self.now_secs()),
+                    MachineEvent::Due(message) => self.send.queue(message, self.now_secs()),
                     MachineEvent::Pass => {
                         self.pass_is_due = false;
                         self.pass();
@@ -225,15 +220,12 @@ impl MailSystem {
                 NextAction::Busy { slot, busy, .. } => {
                     self.send_away(self.slots[slot as usize], busy);
                 }
-                NextAction::Call(call) => self.retry.call(REMOTE, call.number, call.most),
+                NextAction::Call(call) => self.send.call(call.number, call.most),
             }
         }
         self.ask_together();
-        while let Some((job, due_secs)) = self.retry.due(REMOTE, self.now_secs()) {
-            self.queue(job as u32, due_secs);
-        }
-        let has_work = self.passes.is_some() || !self.queue.is_empty();
-        if !self.pass_is_due && has_work && !self.free_slots.is_empty() {
+        self.send.queue_due(self.now_secs());
+        if !self.pass_is_due && self.send.next_pass().is_some() {
             self.pass_is_due = true;
             self.at(self.now_us.max(self.pass_at_us), MachineEvent::Pass);
         }
@@ -248,158 +240,100 @@ impl MailSystem {
         (self.now_us / 1_000_000) as i64
     }
 
-    fn queue(&mut self, job: u32, due_secs: i64) {
-        self.sequence += 1;
-        self.queue.push(Reverse((due_secs, self.sequence, job)));
-    }
-
-    /// A job without recipients.
-    fn job(&mut self, message: u64) -> u32 {
-        let at = self.free_jobs.pop().unwrap_or_else(|| {
-            self.jobs.push(PassRecipients::default());
-            self.jobs.len() as u32 - 1
+    /// A message without recipients.
+    fn message(&mut self, number: u64) -> u32 {
+        let at = self.free_messages.pop().unwrap_or_else(|| {
+            self.messages.push(PassRecipients::default());
+            self.messages.len() as u32 - 1
         });
-        let job = &mut self.jobs[at as usize];
-        (job.message, job.born_us) = (message, self.now_us);
+        let message = &mut self.messages[at as usize];
+        (message.message, message.born_us) = (number, self.now_us);
         at
     }
 
-    fn add(&mut self, job: u32, at: u32) {
-        let recipients = &mut self.jobs[job as usize];
+    fn add(&mut self, message: u32, at: u32) {
+        let recipients = &mut self.messages[message as usize];
         recipients.left += 1;
         recipients.deliveries.push(at);
         let position = recipients.deliveries.len() as u32 - 1;
         let delivery = &mut self.deliveries[at as usize];
-        (delivery.job, delivery.position) = (job, position);
+        (delivery.message, delivery.position) = (message, position);
     }
 
-    /// A pass over a message begins, in a job of its own.
-    fn open(&mut self, job: u32, due_secs: i64) -> u32 {
-        let run = self.free_runs.pop().unwrap_or_else(|| {
-            self.runs.push(PassJob { job, refs: 0 });
-            self.runs.len() as u32 - 1
-        });
-        self.runs[run as usize] = PassJob { job, refs: 1 };
-        self.retry.open(run as usize, name_of(job), due_secs);
-        run
-    }
-
-    /// qmail-send's pass_dochan, for all passes but the log's own: goes on to the next recipient that can be tried.
+    /// All passes but the log's own: goes on to the next recipient that can be tried.
     fn pass(&mut self) {
-        while !self.free_slots.is_empty() {
-            let (run, mut position) = match self.passes {
-                Some(passes) => passes,
-                None => {
-                    let Some(Reverse((due_secs, _, job))) = self.queue.pop() else { return };
-                    (self.open(job, due_secs), 0)
+        loop {
+            let files =
+                Files { messages: &self.messages, deliveries: &self.deliveries, keys: &self.keys };
+            match self.send.pass((self.now_us / 1_000_000) as i64, &files) {
+                Pass::HandedOut(out) => {
+                    let recipients = &self.messages[out.message as usize].deliveries;
+                    let delivery = recipients[out.position as usize];
+                    return self.ask(delivery, out.job, out.slot);
                 }
-            };
-            let job = self.runs[run as usize].job;
-            loop {
-                // Positions are indices here, which are few enough for this.
-                match self.retry.next(run as usize, position.into()) {
-                    PassStep::Here => {}
-                    PassStep::At(at) => position = at as u32,
-                    PassStep::End => break,
-                }
-                let deliveries = &self.jobs[job as usize].deliveries;
-                let Some(&delivery) = deliveries.get(position as usize) else { break };
-                position += 1;
-                if delivery != NONE
-                    && !self.waits(run, position - 1, delivery)
-                    && let Some(slot) = self.free_slots.pop()
-                {
-                    self.passes = Some((run, position));
-                    self.ask(delivery, run, slot);
-                    return;
-                }
+                Pass::Ended(job) => self.leave(job),
+                Pass::Idle => return,
             }
-            self.passes = None;
-            self.leave(run);
         }
-    }
-
-    /// Whether a recipient of the pass has to wait because others of its domain wait.
-    fn waits(&mut self, run: u32, position: u32, delivery: u32) -> bool {
-        let key = self.deliveries[delivery as usize].key;
-        let recipient = &self.keys[key as usize].recipient;
-        self.retry.skip(run as usize, position.into(), recipient)
     }
 
     /// Asks the gate once for the recipients that wait together.
     fn ask_together(&mut self) {
-        while let Some((_, number, domain)) = self.retry.ask(REMOTE) {
-            let recipient = [b"@", &domain[..]].concat();
-            let told = match self.gate.ask_together(self.now_us, number, &recipient) {
-                Some(busy) => {
-                    let key = self.key(&recipient);
-                    self.keys[key as usize].busy += u64::from(number);
-                    let queue = self.gate.key(busy.key).number;
-                    ReportedResult::Busy { secs: busy.secs.into(), queue }
-                }
-                None => ReportedResult::Deferred,
+        let (now_us, now_secs) = (self.now_us, self.now_secs());
+        let Self { gate, keys, key_index, send, .. } = self;
+        send.ask_together(now_secs, |number, recipient| {
+            let Some(busy) = gate.ask_together(now_us, number, recipient) else {
+                return ReportedResult::Deferred;
             };
-            self.retry.answer(REMOTE, told, self.now_secs());
-        }
+            let key = key_index.key(keys, gate.rules(), recipient);
+            keys[key as usize].busy += u64::from(number);
+            let queue = gate.key(busy.key).number;
+            ReportedResult::Busy { secs: busy.secs.into(), queue }
+        });
     }
 
-    /// qmail-send's job_close.
-    fn leave(&mut self, at: u32) {
-        let run = &mut self.runs[at as usize];
-        run.refs -= 1;
-        if run.refs > 0 {
-            return;
-        }
-        let job = run.job;
-        self.free_runs.push(at);
-        let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
-        if let ClosedJob::Due(at_secs) =
-            self.retry.close(at as usize, PassEnd::EndOfFile, natural, now_secs)
-        {
-            // Nothing of it waits.
-            let recipients = &mut self.jobs[job as usize];
-            if recipients.left == 0 {
-                *recipients = PassRecipients::default();
-                self.free_jobs.push(job);
-                return;
+    /// A job loses its pass, or a delivery.
+    fn leave(&mut self, job: usize) {
+        let natural = self.natural_secs(self.send.message(job));
+        match self.send.leave(job, natural, self.now_secs()) {
+            LeftJob::Open | LeftJob::Waits => {}
+            LeftJob::Due(message, at_secs) if self.messages[message as usize].left > 0 => {
+                let due_us = at_secs.max(0) as u64 * 1_000_000;
+                self.at(due_us.max(self.now_us), MachineEvent::Due(message));
             }
-            let due_us = at_secs.max(0) as u64 * 1_000_000;
-            self.at(due_us.max(self.now_us), MachineEvent::Job(job));
+            LeftJob::Finished(message) | LeftJob::Due(message, _) => {
+                // Nothing of it waits.
+                self.messages[message as usize] = PassRecipients::default();
+                self.free_messages.push(message);
+            }
         }
     }
 
-    /// When qmail-send would try the job again: its nextretry(). That function starts from the time when the job began.
-    /// A job of the log has no such time, so the end of one of its deliveries is used.
-    fn natural_secs(&self, job: u32) -> i64 {
-        let born_secs = (self.jobs[job as usize].born_us / 1_000_000) as i64;
+    /// When qmail-send would try the message again: its nextretry(). That function starts from the time when the job
+    /// began. A job of the log has no such time, so the end of one of its deliveries is used.
+    fn natural_secs(&self, message: u32) -> i64 {
+        let born_secs = (self.messages[message as usize].born_us / 1_000_000) as i64;
         let tries = (self.now_secs() - born_secs).isqrt() + SKIP_SECS;
         born_secs + tries * tries
     }
 
     /// Reports the end of a delivery to qmail-send.
     fn report(&mut self, at: u32, told: ReportedResult) {
-        let SimulatedDelivery { job, position, run, key, .. } = self.deliveries[at as usize];
-        let (natural, now_secs) = (self.natural_secs(job), self.now_secs());
-        self.retry.report(
-            run as usize,
-            name_of(job),
-            position.into(),
-            natural,
-            &self.keys[key as usize].recipient,
-            told,
-            now_secs,
-        );
+        let SimulatedDelivery { message, position, job, key, .. } = self.deliveries[at as usize];
+        let times = (self.natural_secs(message), self.now_secs());
+        let recipient = &self.keys[key as usize].recipient;
+        self.send.report(job, (position.into(), recipient), told, times);
     }
 
     /// Ends a delivery for good.
     fn finish(&mut self, at: u32) {
         self.report(at, ReportedResult::Done);
-        let SimulatedDelivery { key, job, position, run, .. } = self.deliveries[at as usize];
+        let SimulatedDelivery { key, message, position, job, .. } = self.deliveries[at as usize];
         self.keys[key as usize].live -= 1;
-        let recipients = &mut self.jobs[job as usize];
+        let recipients = &mut self.messages[message as usize];
         recipients.deliveries[position as usize] = NONE;
         recipients.left -= 1;
-        self.leave(run);
+        self.leave(job);
     }
 
     fn at(&mut self, at_us: u64, due: MachineEvent) {
@@ -429,9 +363,9 @@ impl MailSystem {
             asked_us: self.now_us,
             tried_us: self.now_us,
             service_us,
-            job: NONE,
+            message: NONE,
             position: NONE,
-            run: NONE,
+            job: usize::MAX,
             said,
             #[cfg(test)]
             told,
@@ -449,52 +383,60 @@ impl MailSystem {
             }
         };
         self.keys[key as usize].live += 1;
-        match self.free_slots.pop() {
+        match self.send.take_slot() {
             // It does not wait behind mail that is due: in the log, this was the pass that started it.
             Some(slot) => {
-                let (job, run) = self.reads(message);
-                self.add(job, at);
-                let recipients = self.jobs[job as usize].deliveries.len() as u32;
-                self.at(self.now_us + READ_US, MachineEvent::Read(job, recipients));
-                if self.waits(run, recipients - 1, at) {
-                    self.free_slots.push(slot);
+                let (here, job) = self.log_pass(message);
+                self.add(here, at);
+                let recipients = self.messages[here as usize].deliveries.len() as u32;
+                self.at(self.now_us + LOG_PASS_GAP_US, MachineEvent::Read(here, recipients));
+                let recipient = &self.keys[key as usize].recipient;
+                if self.send.waits(job, u64::from(recipients) - 1, recipient) {
+                    self.send.free_slot(slot);
                 } else {
-                    self.ask(at, run, slot);
+                    self.send.hand_out(job);
+                    self.ask(at, job, slot);
                 }
             }
             None => {
-                let job = self.job(message);
-                self.add(job, at);
-                self.queue(job, self.now_secs());
+                let here = self.message(message);
+                self.add(here, at);
+                self.send.queue(here, self.now_secs());
             }
         }
         self.settle();
         true
     }
 
-    /// The log's pass over this message: the number of the message here, and its job.
-    fn reads(&mut self, message: u64) -> (u32, u32) {
-        if let Some((job, run)) = self.reads {
-            if self.jobs[job as usize].message == message {
-                return (job, run);
+    /// The log's pass over the message with this number: the message here, and its job.
+    fn log_pass(&mut self, number: u64) -> (u32, usize) {
+        if let Some((message, job)) = self.log_pass {
+            if self.messages[message as usize].message == number {
+                return (message, job);
             }
-            self.leave(run);
+            self.end_log_pass();
         }
-        let job = self.job(message);
-        let run = self.open(job, self.now_secs());
-        self.reads = Some((job, run));
-        (job, run)
+        let message = self.message(number);
+        let job = self.send.open(message, self.now_secs());
+        self.log_pass = Some((message, job));
+        (message, job)
     }
 
-    fn ask(&mut self, at: u32, run: u32, slot: u32) {
+    fn end_log_pass(&mut self) {
+        if let Some((_, job)) = self.log_pass.take() {
+            self.send.end_of_file(job);
+            self.leave(job);
+        }
+    }
+
+    fn ask(&mut self, at: u32, job: usize, slot: u32) {
         self.pass_at_us = self.now_us + PASS_US;
-        let SimulatedDelivery { key, job, .. } = self.deliveries[at as usize];
-        self.runs[run as usize].refs += 1;
-        let message = self.jobs[job as usize].message;
+        let SimulatedDelivery { key, message, .. } = self.deliveries[at as usize];
+        let message = self.messages[message as usize].message;
         #[cfg(test)]
         self.log.start(self.now_us, at, message, &self.keys[key as usize].recipient);
         let delivery = &mut self.deliveries[at as usize];
-        (delivery.slot, delivery.run, delivery.tried_us) = (slot, run, self.now_us);
+        (delivery.slot, delivery.job, delivery.tried_us) = (slot, job, self.now_us);
         self.slots[slot as usize] = at;
         let recipient = &self.keys[key as usize].recipient;
         let message = message.to_string();
@@ -535,7 +477,7 @@ impl MailSystem {
         #[cfg(test)]
         let SimulatedDelivery { service_us, tried_us, told, .. } = delivery;
         let SimulatedDelivery { key, slot, said, round, .. } = delivery;
-        self.free_slots.push(slot);
+        self.send.free_slot(slot);
         let key = &mut self.keys[key as usize];
         if round == Round::Again {
             self.gate.done(self.now_us, slot, DeliveryEnd::NeverStarted);
@@ -573,7 +515,7 @@ impl MailSystem {
 
     fn send_away(&mut self, at: u32, busy: Busy) {
         let SimulatedDelivery { key, slot, .. } = self.deliveries[at as usize];
-        self.free_slots.push(slot);
+        self.send.free_slot(slot);
         #[cfg(test)]
         self.log.busy(self.now_us, at, matches!(busy.why, BusyReason::Suspended(_)));
         let key = &mut self.keys[key as usize];
@@ -607,21 +549,17 @@ impl MailSystem {
             },
         };
         self.report(at, told);
-        self.leave(self.deliveries[at as usize].run);
+        self.leave(self.deliveries[at as usize].job);
     }
+
     /// Nothing runs or waits, and every delivery, slot and job can be used again.
     #[cfg(test)]
     pub(super) fn assert_over(&self) {
         assert_eq!(self.free.len(), self.deliveries.len(), "every delivery ended");
-        assert_eq!(self.free_slots.len(), self.slots.len(), "every slot is free");
-        assert_eq!(self.free_jobs.len(), self.jobs.len(), "every job is done");
+        assert_eq!(self.send.free_slots() as usize, self.slots.len(), "every slot is free");
+        assert_eq!(self.free_messages.len(), self.messages.len(), "every message is done");
         for key in &self.keys {
             assert_eq!((key.live, key.running), (0, 0));
         }
     }
-}
-
-/// The job's name in the model of qmail-send.
-fn name_of(job: u32) -> Job {
-    Job { channel: REMOTE, id: job.into() }
 }
