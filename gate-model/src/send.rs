@@ -240,7 +240,7 @@ impl QmailSend {
         self.jobs[job].refs += 1;
     }
 
-    /// Asks the gate about the recipients that wait together: `answer` gets their number and their domain behind an `@`.
+    /// Asks the gate about recipients that wait together: `answer` gets their number and their domain behind an `@`.
     pub fn ask_together(
         &mut self,
         now_secs: i64,
@@ -273,7 +273,7 @@ impl QmailSend {
         }
     }
 
-    /// The pass of a job has ended, or one of its deliveries, after its report. With the last of them the job is closed.
+    /// The pass of a job has ended, or one of its deliveries after its report. With the last of them the job is closed.
     pub fn leave(&mut self, job: usize, natural_secs: i64, now_secs: i64) -> LeftJob {
         let left = &mut self.jobs[job];
         left.refs -= 1;

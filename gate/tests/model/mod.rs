@@ -1,8 +1,8 @@
 //! A discrete-event model of qmail-send and qmail-rspawn around the real core.
 //!
-//! qmail-send is [`QmailSend`]. A recipient that it hands out takes PASS_US; one that it only reads takes READ_US. A call
-//! takes CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many recipients,
-//! each of which is a mail here.
+//! qmail-send is [`QmailSend`]. A recipient that it hands out takes PASS_US; one that it only reads takes READ_US. A
+//! call takes CALL_US to get to qmail-send and be read there; more with [`Setup::stall`]. A message may have many
+//! recipients, each of which is a mail here.
 //!
 //! qmail-rspawn: asks the gate, and starts what the gate says, at once. A delivery takes a log-normal time. All domains
 //! are behind one server; beyond [`Setup::sessions`] it answers 421 after REFUSE_US. What comes back from that as an
