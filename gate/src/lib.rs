@@ -27,8 +27,8 @@ pub mod report;
 mod util;
 
 // The folders help to read the crate. Its users need not know them.
-pub use self::core::{command, gate, learn, linger, pace, recall, returns, rules, share, shortage};
-pub use control::{limit, literal, name, name_map, problem, route, sender, site, table};
+pub use self::core::{command, gate, learn, linger, pace, rate, recall, returns, rules, share, shortage};
+pub use control::{limit, literal, name, name_map, problem, rates, route, sender, site, table};
 pub use host::{clock, kept, process, shared, status};
 pub use report::{echo, replies};
 pub use util::{escape, index, memory, random, regex};

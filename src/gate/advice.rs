@@ -44,7 +44,16 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::TooManyFields => {
             "a limit counts for one domain; an IPv6 address needs brackets: [2001:db8::25]:20"
         }
-        Kind::LearningWord => "write fixed or learn, or leave out the third colon",
+        Kind::UnknownWord => "write learn, fixed or a rate, or leave out the third colon",
+        Kind::LearningTwice => "write one of learn and fixed",
+        Kind::RateNumber | Kind::RateUnit => {
+            "write a number, a slash and a unit: 20/s, 600/m, or 1/10s for one in ten seconds"
+        }
+        Kind::RateTime => "write a time of at most an hour",
+        Kind::RateZero => "write the limit 0 to hold everything, or leave the rate out",
+        Kind::RateTooHigh => "leave the rate out: qmail-send does not start as many",
+        Kind::RateTwice => "write one rate in seconds and one in minutes; both hold",
+        Kind::TooManyRates => "let the domains share a group, or one suffix such as .example.com",
         Kind::RangeAddress => "write an address, a slash and the number of bits; IPv6 in brackets",
         Kind::RangeLength(_) => "write how many bits all addresses of the range have in common",
         Kind::RangeHostBits => "write the lowest address of the range",

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use crate::control::rates::Rates;
+
 /// How many deliveries at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Limit {
@@ -29,11 +31,13 @@ pub struct Cap {
     pub limit: Limit,
     /// Whether the limit falls when the server objects.
     pub learning: Learning,
+    /// How many of its deliveries may start within a time.
+    pub rates: Rates,
 }
 
 impl Cap {
     /// For a domain that no line matches: no limit, as in stock qmail.
-    pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed };
+    pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed, rates: Rates::NONE };
 }
 
 /// Whether the replies of the server may lower a key's limit.
@@ -50,6 +54,9 @@ pub const LIMIT_MAX: u32 = 500_000;
 
 /// The most groups in a table.
 pub const GROUPS_MAX: usize = 500_000;
+
+/// The most lines without a group that have rates.
+pub const RATED_MAX: usize = 500_000;
 
 /// The longest name of a group, in bytes.
 pub const GROUP_MAX: usize = 64;

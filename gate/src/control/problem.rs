@@ -5,10 +5,11 @@
 use std::fmt;
 
 use crate::control::limit::{
-    GROUP_MAX, GROUPS_MAX, LIMIT_MAX, PAUSE_MAX_SECS, PROGRAMS_MAX, RULES_MAX,
+    GROUP_MAX, GROUPS_MAX, LIMIT_MAX, PAUSE_MAX_SECS, PROGRAMS_MAX, RATED_MAX, RULES_MAX,
 };
 use crate::control::name::NAME_MAX;
 use crate::control::name_map::VALUE_MAX;
+use crate::control::rates::{RATE_MAX, RATE_SECS_MAX};
 use crate::util::regex::Fault;
 
 /// How bad it is.
@@ -117,8 +118,24 @@ pub enum Kind {
     TooManyGroups,
     /// More than three colons.
     TooManyFields,
-    /// The fourth field is neither `learn` nor `fixed`.
-    LearningWord,
+    /// A word of the fourth field is neither `learn` nor `fixed` nor a rate.
+    UnknownWord,
+    /// The fourth field has `learn` or `fixed` twice, or both.
+    LearningTwice,
+    /// No number where a rate has one.
+    RateNumber,
+    /// What follows the slash of a rate is no unit.
+    RateUnit,
+    /// The time of a rate is 0, or longer than [`RATE_SECS_MAX`].
+    RateTime,
+    /// A rate of 0.
+    RateZero,
+    /// A rate above [`RATE_MAX`].
+    RateTooHigh,
+    /// The line has a rate of this unit already.
+    RateTwice,
+    /// More than [`RATED_MAX`] lines without a group have rates.
+    TooManyRates,
     /// The text before the slash is no address.
     RangeAddress,
     /// The text behind the slash is not a number of bits up to this one.
@@ -155,6 +172,8 @@ pub enum Kind {
     GroupDisagrees(u32),
     /// The group has another fourth field in an earlier line; this is the number of its first line. The limit is fixed.
     LearningDisagrees(u32),
+    /// The group has other rates in an earlier line; this is the number of its first line. The lowest count.
+    RatesDisagree(u32),
     /// The limit is above concurrencyremote, which is this number: it is never reached.
     AboveConcurrencyRemote(u32),
     /// The file is not a regular file.
@@ -252,6 +271,7 @@ impl Kind {
             | Self::Duplicate(_)
             | Self::GroupDisagrees(_)
             | Self::LearningDisagrees(_)
+            | Self::RatesDisagree(_)
             | Self::RangeHostBits
             | Self::SiteLine
             | Self::TooManySites
@@ -276,7 +296,7 @@ impl Kind {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::NoLimit => f.write_str("no colon: a line is domain:limit[:group[:learn|fixed]]"),
+            Self::NoLimit => f.write_str("no colon: a line is domain:limit[:group[:words]]"),
             Self::LimitNotNumber => f.write_str("the limit is not a number (empty means unlimited)"),
             Self::LimitTooLarge => write!(f, "the limit is above {}", LIMIT_MAX),
             Self::GroupEmpty => f.write_str("the group's name is empty"),
@@ -284,9 +304,17 @@ impl fmt::Display for Kind {
             Self::GroupTooLong => write!(f, "the group's name is longer than {} bytes", GROUP_MAX),
             Self::TooManyGroups => write!(f, "this is more than {} groups", GROUPS_MAX),
             Self::TooManyFields => {
-                f.write_str("too many colons: a line is domain:limit[:group[:learn|fixed]]")
+                f.write_str("too many colons: a line is domain:limit[:group[:words]]")
             }
-            Self::LearningWord => f.write_str("the fourth field is neither learn nor fixed"),
+            Self::UnknownWord => f.write_str("not a word of the fourth field: learn, fixed and rates such as 600/m are"),
+            Self::LearningTwice => f.write_str("learn or fixed is in this field already"),
+            Self::RateNumber => f.write_str("a rate begins with a number: 600/m"),
+            Self::RateUnit => f.write_str("not a unit of a rate: s, m, 10s and 5m are"),
+            Self::RateTime => write!(f, "the time of a rate is not from 1 s to {} m", RATE_SECS_MAX / 60),
+            Self::RateZero => f.write_str("a rate of 0 is none: the limit 0 holds everything"),
+            Self::RateTooHigh => write!(f, "the rate is above {} a second", RATE_MAX),
+            Self::RateTwice => f.write_str("a rate of this unit is in this field already"),
+            Self::TooManyRates => write!(f, "this is more than {} lines with rates and without a group", RATED_MAX),
             Self::RangeAddress => f.write_str("not a range of addresses: 192.0.2.0/24 and [2001:db8::]/32 are"),
             Self::RangeLength(most) => write!(f, "the length of the range is not a number from 0 to {most}"),
             Self::RangeHostBits => f.write_str("the address has more bits than the range; they are ignored"),
@@ -310,6 +338,9 @@ impl fmt::Display for Kind {
             }
             Self::LearningDisagrees(line) => {
                 write!(f, "the group, which begins in line {line}, both learns and is fixed; it is fixed")
+            }
+            Self::RatesDisagree(line) => {
+                write!(f, "the group, which begins in line {line}, has other rates; the lowest of each unit count")
             }
             Self::AboveConcurrencyRemote(limit) => write!(f, "the limit is never reached: concurrencyremote is {limit}"),
             Self::NotRegular => f.write_str("not a regular file"),

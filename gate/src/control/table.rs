@@ -1,4 +1,4 @@
-//! control/concurrencydomains: `domain:limit[:group[:learning]]`.
+//! control/concurrencydomains: `domain:limit[:group[:words]]`.
 //!
 //! A line ends with LF or CRLF; spaces and tabs at its end are ignored, as in all of qmail's control files. Empty lines
 //! and lines that begin with `#` are comments. A domain is looked up as in smtproutes: the exact name, then each
@@ -11,20 +11,24 @@
 //! [`crate::control::site`]). They count together, under the name of the group or, without one, under the first field.
 //! Of several ranges with the same address the longest counts.
 //!
-//! The fourth field says whether the limit follows the server: `learn` or `fixed`. In a group one line speaks for all;
-//! if two lines disagree, the limit is fixed. This file has more than 700 lines because it is one format, its look-ups
-//! and their tests.
+//! The fourth field says whether the limit follows the server, `learn` or `fixed`, and has rates
+//! ([`crate::control::words`]). In a group one line speaks for all. If two lines disagree, the limit is fixed, and of
+//! each unit the lowest rate counts. This file has more than 700 lines because it is one format, its look-ups and their
+//! tests.
 
 #![forbid(unsafe_code)]
 
 use std::cmp::Reverse;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::control::limit::RATED_MAX;
 pub use crate::control::limit::{Cap, GROUP_MAX, GROUPS_MAX, LIMIT_MAX, Learning, Limit};
 use crate::control::literal::{self, Literal};
 use crate::control::name::{Hasher, NAME_MAX, is_word_for_all, not_of_host};
 use crate::control::name_map::{NameEntry, NameMap, VALUE_MAX};
 use crate::control::problem::{File, Kind, Problem, Problems};
+use crate::control::rates::Rates;
+use crate::control::words::Words;
 use crate::util::memory::{self, OutOfMemory};
 
 /// The largest file, in bytes. A million domains are about 25 MB.
@@ -42,6 +46,8 @@ pub struct Group {
     pub limit: Limit,
     /// What its lines say about learning; None: nothing.
     pub learning: Option<Learning>,
+    /// The lowest of its lines' rates.
+    pub rates: Rates,
     /// Its first line, from 1.
     pub line: u32,
 }
@@ -50,7 +56,8 @@ impl Group {
     /// Its limit, and whether that learns.
     #[must_use]
     pub fn cap(&self) -> Cap {
-        Cap { limit: self.limit, learning: self.learning.unwrap_or(LEARNING) }
+        let learning = self.learning.unwrap_or(LEARNING);
+        Cap { limit: self.limit, learning, rates: self.rates }
     }
 }
 
@@ -102,12 +109,13 @@ fn network(address: u128, length: u8) -> u128 {
 }
 
 /// How a line is stored as a value of a [`NameMap`]: a limit, UNLIMITED, or GROUP plus the index of a group; for a line
-/// without a group, LEARNS is set if it learns.
+/// without a group, LEARNS is set if it learns. A line with rates and without a group is RATED plus an index.
 const UNLIMITED: u32 = GROUP - 1;
 const GROUP: u32 = 1 << 19;
 const LEARNS: u32 = 1 << 20;
 const _: () = assert!(LIMIT_MAX < UNLIMITED && GROUP as usize + GROUPS_MAX < LEARNS as usize);
-const _: () = assert!(LEARNS <= VALUE_MAX / 2 + 1);
+const RATED: u32 = GROUP | LEARNS;
+const _: () = assert!(RATED as usize + RATED_MAX <= VALUE_MAX as usize);
 
 /// The parsed file.
 #[derive(Debug)]
@@ -118,6 +126,8 @@ pub struct Table {
     exchangers: NameMap,
     groups: Vec<Group>,
     group_index: NameMap,
+    /// What lines with rates and without a group say.
+    rated: Vec<Cap>,
 }
 
 impl Table {
@@ -130,6 +140,7 @@ impl Table {
             exchangers: NameMap::new(hasher),
             groups: Vec::new(),
             group_index: NameMap::new(hasher),
+            rated: Vec::new(),
         }
     }
 
@@ -177,8 +188,22 @@ impl Table {
                 return Ok(());
             }
             Some(name) => GROUP + self.add_group(name, fields, line, problems)?,
+            None if !fields.words.rates.is_none() => {
+                let Words { learning, rates } = fields.words;
+                let learning = learning.unwrap_or(LEARNING);
+                let cap = Cap { limit: fields.limit, learning, rates };
+                // Lines that say the same often follow each other.
+                if self.rated.last() != Some(&cap) {
+                    if self.rated.len() >= RATED_MAX {
+                        problems.add(line, 0, Kind::TooManyRates);
+                        return Ok(());
+                    }
+                    memory::push(&mut self.rated, cap)?;
+                }
+                RATED + self.rated.len() as u32 - 1
+            }
             None => {
-                let learns = match fields.learning.unwrap_or(LEARNING) {
+                let learns = match fields.words.learning.unwrap_or(LEARNING) {
                     Learning::On => LEARNS,
                     Learning::Fixed => 0,
                 };
@@ -225,7 +250,7 @@ impl Table {
         line: u32,
         problems: &mut Problems,
     ) -> Result<u32, OutOfMemory> {
-        let &Fields { limit, learning, .. } = fields;
+        let &Fields { limit, words: Words { learning, rates }, .. } = fields;
         if let Some((index, _)) = self.group_index.find(name) {
             let group = &mut self.groups[index as usize];
             if group.limit != limit {
@@ -239,13 +264,19 @@ impl Table {
                 }
                 (earlier, now) => earlier.or(now),
             };
+            if group.rates != rates {
+                if !group.rates.is_none() && !rates.is_none() {
+                    problems.add(line, 0, Kind::RatesDisagree(group.line));
+                }
+                group.rates = group.rates.lowest(rates);
+            }
             return Ok(index);
         }
         let index = self.groups.len() as u32;
         let mut lower = Vec::new();
         lower.try_reserve_exact(name.len())?;
         lower.extend(name.iter().map(u8::to_ascii_lowercase));
-        memory::push(&mut self.groups, Group { name: lower, limit, learning, line })?;
+        memory::push(&mut self.groups, Group { name: lower, limit, learning, rates, line })?;
         self.group_index.insert(name, index, line)?;
         Ok(index)
     }
@@ -358,12 +389,21 @@ impl Table {
         if let Some(group) = group_of(value) {
             return self.groups[group as usize].cap();
         }
+        if let Some(index) = value.checked_sub(RATED) {
+            return self.rated[index as usize];
+        }
         let limit = match value & !LEARNS {
             UNLIMITED => Limit::Unlimited,
             limit => Limit::AtMost(limit),
         };
         let learning = if value & LEARNS != 0 { Learning::On } else { Learning::Fixed };
-        Cap { limit, learning }
+        Cap { limit, learning, rates: Rates::NONE }
+    }
+
+    /// Whether a line has rates.
+    #[must_use]
+    pub fn has_rates(&self) -> bool {
+        !self.rated.is_empty() || self.groups.iter().any(|group| !group.rates.is_none())
     }
 
     /// The number of a line that was found, from 1.
@@ -412,7 +452,9 @@ impl Table {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let maps = self.lines.bytes() + self.group_index.bytes() + self.exchangers.bytes();
-        maps + self.groups.len() * size_of::<Group>() + self.ranges.len() * size_of::<Range>()
+        maps + self.groups.len() * size_of::<Group>()
+            + self.ranges.len() * size_of::<Range>()
+            + self.rated.len() * size_of::<Cap>()
     }
 
     /// Warnings about limits above the number of deliveries that qmail-send starts, in no particular order.
@@ -434,7 +476,7 @@ impl Table {
 /// The index of a value's group.
 #[inline]
 fn group_of(value: u32) -> Option<u32> {
-    (value & !LEARNS).checked_sub(GROUP)
+    (value < LEARNS).then(|| value.checked_sub(GROUP)).flatten()
 }
 
 /// The lines of a control file without comments, empty lines and white space at their ends, each with its number from 1.
@@ -492,7 +534,7 @@ struct Fields<'a> {
     of: Of<'a>,
     limit: Limit,
     group: Option<&'a [u8]>,
-    learning: Option<Learning>,
+    words: Words,
 }
 
 /// The length of the first field, up to the colon before the limit. Colons in `[2001:db8::25]`, in `[2001:db8::]/32`
@@ -557,7 +599,7 @@ fn fields<'a>(content: &'a [u8], line: u32, problems: &mut Problems) -> Option<F
     } else {
         Of::Domain(domain(subject, 1, line, problems))
     };
-    let mut fields = Fields { of, limit: Limit::Unlimited, group: None, learning: None };
+    let mut fields = Fields { of, limit: Limit::Unlimited, group: None, words: Words::default() };
     if !matches!(of, Of::Domain(_) | Of::Literal(_)) {
         fields.group = Some(subject);
     }
@@ -572,7 +614,7 @@ fn fields<'a>(content: &'a [u8], line: u32, problems: &mut Problems) -> Option<F
                 fields.group = Some(field);
             }
             4 if count > 3 => {}
-            4 => fields.learning = learning(field, line, column, problems),
+            4 => fields.words = Words::parse(field, line, column, problems),
             _ => {
                 problems.add(line, column - 1, Kind::TooManyFields);
                 break;
@@ -681,16 +723,6 @@ fn group(name: &[u8], line: u32, column: usize, problems: &mut Problems) {
     }
 }
 
-fn learning(word: &[u8], line: u32, column: usize, problems: &mut Problems) -> Option<Learning> {
-    if word.eq_ignore_ascii_case(b"learn") {
-        return Some(Learning::On);
-    }
-    if !word.eq_ignore_ascii_case(b"fixed") {
-        problems.add(line, column, Kind::LearningWord);
-    }
-    Some(Learning::Fixed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -729,7 +761,7 @@ mod tests {
         assert_eq!(table.number(&table.find(b"ymail.com").unwrap()), 6);
         assert_eq!(
             table.groups()[0],
-            Group { name: b"yahoo".to_vec(), limit: Limit::AtMost(10), learning: None, line: 4 }
+            Group { name: b"yahoo".to_vec(), limit: Limit::AtMost(10), learning: None, rates: Rates::NONE, line: 4 }
         );
     }
 
@@ -758,9 +790,32 @@ mod tests {
             (b"gmail.com:500001", 11, Kind::LimitTooLarge),
             (b"gmail.com:99999999999999999999999999", 11, Kind::LimitTooLarge),
             (b"gmail.com:20:", 14, Kind::GroupEmpty),
-            (b"gmail.com:20:a:b", 16, Kind::LearningWord),
-            (b"gmail.com:20:a:", 16, Kind::LearningWord),
+            (b"gmail.com:20:a:b", 16, Kind::UnknownWord),
+            (b"gmail.com:20:a:", 16, Kind::UnknownWord),
             (b"gmail.com:20::fixed:b", 20, Kind::TooManyFields),
+            (b"gmail.com:20::fixed,learn", 21, Kind::LearningTwice),
+            (b"gmail.com:20::learn,", 21, Kind::UnknownWord),
+            (b"gmail.com:20::,learn", 15, Kind::UnknownWord),
+            (b"gmail.com:20::learn, 5/s", 21, Kind::RateNumber),
+            (b"gmail.com:20::learn,600", 21, Kind::UnknownWord),
+            (b"gmail.com:20::learn,/m", 21, Kind::RateNumber),
+            (b"gmail.com:20::-5/m", 15, Kind::RateNumber),
+            (b"gmail.com:20::6x/m", 16, Kind::RateNumber),
+            (b"gmail.com:20::600/", 19, Kind::RateUnit),
+            (b"gmail.com:20::600/min", 19, Kind::RateUnit),
+            (b"gmail.com:20::600/m/s", 19, Kind::RateUnit),
+            (b"gmail.com:20::600/-5s", 19, Kind::RateUnit),
+            (b"gmail.com:20::0/m", 15, Kind::RateZero),
+            (b"gmail.com:20::1/0s", 17, Kind::RateTime),
+            (b"gmail.com:20::1/3601s", 17, Kind::RateTime),
+            (b"gmail.com:20::1/61m", 17, Kind::RateTime),
+            (b"gmail.com:20::1/99999999999s", 17, Kind::RateTime),
+            (b"gmail.com:20::1/4294967295m", 17, Kind::RateTime),
+            (b"gmail.com:20::10001/s", 15, Kind::RateTooHigh),
+            (b"gmail.com:20::600001/m", 15, Kind::RateTooHigh),
+            (b"gmail.com:20::99999999999999999999/m", 15, Kind::RateTooHigh),
+            (b"gmail.com:20::20/s,1/10s", 20, Kind::RateTwice),
+            (b"gmail.com:20::20/s,600/m,5/M", 26, Kind::RateTwice),
             (b"gmail.com:20:a b", 15, Kind::GroupCharacter(b' ')),
             (b" gmail.com:20", 1, Kind::DomainCharacter(b' ')),
             (b"u@gmail.com:20", 2, Kind::DomainCharacter(b'@')),
@@ -978,5 +1033,46 @@ mod tests {
         assert_eq!(["d.example", "e.example"].map(learning), [Learning::On; 2]);
         assert_eq!(["f.example", "g.example"].map(learning), [Learning::Fixed; 2]);
         assert_eq!(limit_of(&table, "a.example"), Some(Limit::AtMost(5)));
+    }
+
+    fn rates_of(table: &Table, name: &str) -> String {
+        table.find(name.as_bytes()).unwrap().cap.rates.to_string()
+    }
+
+    #[test]
+    fn rates_stand_in_the_fourth_field() {
+        let (table, problems) = parse(
+            b"gmail.com:20:google:learn,600/m\nhotmail.com:10::20/S,Fixed,5/10M\nslow.example:1::1/10s\n\
+              plain.example:1::learn\nfree.example:::3600000/60m\nsame.example:1::1/10s\n",
+        );
+        assert_eq!(problems, []);
+        for (name, limit, learning, rates) in [
+            ("gmail.com", Limit::AtMost(20), Learning::On, "600/m"),
+            ("hotmail.com", Limit::AtMost(10), Learning::Fixed, "20/s,5/10m"),
+            ("slow.example", Limit::AtMost(1), Learning::Fixed, "1/10s"),
+            ("same.example", Limit::AtMost(1), Learning::Fixed, "1/10s"),
+            ("plain.example", Limit::AtMost(1), Learning::On, ""),
+            ("free.example", Limit::Unlimited, Learning::Fixed, "3600000/60m"),
+        ] {
+            let cap = table.find(name.as_bytes()).unwrap().cap;
+            assert_eq!((cap.limit, cap.learning), (limit, learning), "{name}");
+            assert_eq!(cap.rates.to_string(), rates, "{name}");
+        }
+        assert_eq!(table.find(b"slow.example").unwrap().group, None);
+        assert!(table.has_rates() && !parse(b":20\na.example:5:g:learn\n").0.has_rates());
+    }
+
+    #[test]
+    fn a_group_has_the_lowest_rate_of_each_unit() {
+        let (table, problems) = parse(
+            b"a.example:5:g:20/s\nb.example:5:g\nc.example:5:g:1/10s,600/m\nd.example:5:g:300/m\n\
+              192.0.2.0/24:5:h:7/s\ne.example:5:h:learn,7/s\n",
+        );
+        assert_eq!(problems, [(3, 0, Kind::RatesDisagree(1)), (4, 0, Kind::RatesDisagree(1))]);
+        assert_eq!(rates_of(&table, "a.example"), "1/10s,300/m");
+        assert_eq!(rates_of(&table, "e.example"), "7/s");
+        assert_eq!(table.find(b"e.example").unwrap().cap.learning, Learning::On);
+        // Of two rates that allow as many starts, the one with the shorter time is the stricter one.
+        assert_eq!(rates_of(&parse(b"a.example:1:g:10/10s\nb.example:1:g:1/s\n").0, "a.example"), "1/s");
     }
 }

@@ -34,6 +34,8 @@ pub struct Busy {
 pub enum BusyReason {
     /// The key is at its limit. The mail is away until it is called.
     AtLimit,
+    /// The key has used up a rate. The mail is away until it is called.
+    AtRate,
     /// The server refused it because of the number of deliveries. The mail is away until it is called.
     Refused,
     /// Nothing starts for some seconds. The mail is away until it is called.

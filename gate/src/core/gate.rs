@@ -22,6 +22,9 @@
 //! gate defers the mail that it cannot hold, so that it ages. With a fixed limit the gate reads only whether the server
 //! takes connections. If hardly any server does, the fault is in this machine: see [`crate::core::shortage`].
 //!
+//! **Rates.** A key whose line has rates starts a delivery when the next one is due: see [`crate::core::rate`]. Until
+//! then it is as if no place were free. What is held is what may start soon; the rest is away.
+//!
 //! **Several spawners** of one queue share the places of a key: see [`crate::core::share`].
 //!
 //! **Sites.** The members of a site that was found by addresses count under one key, its candidates under another
@@ -108,8 +111,8 @@ pub struct Gate {
     removed_numbers: Vec<u32>,
     /// The times at which commands arrived.
     command_times: CommandTimes,
-    /// Suspended keys with held commands: the end of the suspension, and the index. At that time the index may belong
-    /// to another key.
+    /// Keys whose held or called commands wait for a time: the end of a suspension, or the start that a rate allows
+    /// next; and the index. At that time the index may belong to another key.
     pause_queue: BinaryHeap<Reverse<(u64, u32)>>,
     /// Keys of candidates with held commands that wait while the members have all places of their site.
     waiting_candidates: Vec<u32>,
@@ -332,6 +335,7 @@ impl Gate {
             self.pause_queue.pop();
             self.keys.all[at as usize].key.in_pause_queue = false;
             self.make_ready(at);
+            self.queue_for_room(at);
         }
         if !self.poll_queue.is_empty() && now_us.saturating_sub(self.polled_us) >= self.poll_us {
             self.poll_waiting_keys(now_us);
@@ -358,6 +362,10 @@ impl Gate {
             self.slots[slot as usize].held_ms = held_ms.max(1);
             // The turn of this key is over; the other keys come first.
             self.make_ready(at);
+            if self.keys.all[at as usize].key.start_rate.is_some() {
+                // With rates as many are held as may start soon, however many places there are.
+                self.queue_for_room(at);
+            }
             fault!();
             return NextAction::Go { slot, command };
         }

@@ -6,7 +6,8 @@ use crate::control::limit::{Cap, Learning, Limit};
 use crate::control::route::without_credentials;
 use crate::core::answer::{PauseCause, SLOTS_MAX};
 use crate::core::learn::{Admission, Learned};
-use crate::core::pace::Pace;
+use crate::core::pace::{AWAY_MAX_SECS, Pace, REACH_SECS, SPARE_SECS};
+use crate::core::rate::StartRate;
 use crate::core::recall::Recall;
 use crate::core::rules::KeyKind;
 use crate::core::share::PlaceTurn;
@@ -18,6 +19,13 @@ pub(super) const RATE_PAUSE_MIN_US: u64 = 1_000_000;
 pub(super) const RATE_PAUSE_MAX_US: u64 = 32_000_000;
 /// After this time without a reply about the rate, the next pause is a first one again. In microseconds.
 pub(super) const RATE_CALM_US: u64 = 60_000_000;
+
+/// Mail that is not allowed to start within this time is not held, in microseconds.
+const RATE_REACH_US: u64 = (REACH_SECS * 1e6) as u64;
+/// The gate holds what is allowed to start within this time, in microseconds, but at least one.
+const RATE_SPARE_US: u64 = (SPARE_SECS * 1e6) as u64;
+/// Mail that waits for a rate comes back by itself this much later than expected, in seconds.
+const RATE_LATE_SECS: u64 = 60;
 
 /// The longest text of a key's last error, in bytes.
 pub(super) const ERROR_BYTES: usize = 120;
@@ -83,6 +91,8 @@ pub struct Key {
     pub error: Vec<u8>,
     /// Its pace.
     pub pace: Pace,
+    /// Its rates, and when the next delivery may start.
+    pub start_rate: StartRate,
     /// Its mail away.
     pub recall: Recall,
     /// The key's number for qmail-send, from 1 on. Numbers are not used again before 2^32 keys.
@@ -129,6 +139,7 @@ impl Key {
             peak: 0,
             error: Vec::new(),
             pace: Pace::new(0, None),
+            start_rate: StartRate::new(&cap.rates, 0),
             recall: Recall::default(),
             number: 0,
             away_by_domain: 0,
@@ -201,10 +212,45 @@ impl Key {
 
     /// Returns when it may start a delivery again, if only time decides.
     pub(super) fn starts_from(&self, now_us: u64) -> Option<u64> {
+        let due_us = self.start_rate.due_us();
         self.suspended_until(now_us).or_else(|| match self.may_start(now_us) {
-            Admission::Later(until_us) => Some(until_us),
+            Admission::Later(until_us) => Some(until_us.max(due_us)),
+            Admission::Start if due_us > now_us => Some(due_us),
             Admission::Start | Admission::Wait | Admission::Suspended(_) => None,
         })
+    }
+
+    /// Returns whether a rate, and not its limit, is what mail of the key waits for.
+    pub(super) fn waits_for_rate(&self, now_us: u64) -> bool {
+        self.start_rate.is_some() && self.may_start(now_us) == Admission::Start
+    }
+
+    /// Returns how many deliveries its rates allow now, and how many more may be held so that they start in time.
+    pub(super) fn rate_room(&self, now_us: u64) -> (u32, u32) {
+        if !self.start_rate.is_some() {
+            return (u32::MAX, u32::MAX);
+        }
+        let within = |span_us| self.start_rate.starts_within(now_us, span_us);
+        let now = within(0);
+        (now, (within(RATE_SPARE_US) - now).max(1).min(within(RATE_REACH_US) - now))
+    }
+
+    /// Returns how many may be held so that its rates allow all to start before their hold ends.
+    pub(super) fn rate_reach(&self, now_us: u64) -> u32 {
+        self.start_rate.starts_within(now_us, RATE_REACH_US)
+    }
+
+    /// Returns from when on one delivery may be held, if its rates do not allow that now.
+    pub(super) fn rate_holds_from(&self, now_us: u64) -> Option<u64> {
+        let from_us = self.start_rate.due_us().saturating_sub(RATE_REACH_US);
+        (from_us > now_us).then_some(from_us)
+    }
+
+    /// Returns the seconds after which mail that waits for a rate comes back by itself, with this many before it.
+    pub(super) fn rate_latest_secs(&self, now_us: u64, before: u32) -> u32 {
+        let backlog_secs = self.start_rate.us_for(before, now_us) / 1_000_000;
+        let latest_secs = (backlog_secs + backlog_secs / 2).saturating_add(RATE_LATE_SECS);
+        latest_secs.min(u64::from(AWAY_MAX_SECS)) as u32
     }
 
     pub(super) fn may_start(&self, now_us: u64) -> Admission {
@@ -220,6 +266,7 @@ impl Key {
         match self.cap.limit {
             Limit::AtMost(0) => false,
             _ if self.pause_at(now_us).is_some() => false,
+            _ if !self.start_rate.is_due(now_us) => false,
             _ => self.may_start(now_us) == Admission::Start,
         }
     }

@@ -9,6 +9,7 @@ use crate::control::site::{SiteReason, Standing};
 use crate::core::key::{Key, RatePauses};
 use crate::core::learn::Learned;
 use crate::core::pace::Pace;
+use crate::core::rate::{ForgottenStarts, StartRate};
 use crate::core::recall::Recall;
 use crate::core::rules::{KeyKind, Rules};
 use crate::core::share::PlaceTurn;
@@ -104,12 +105,15 @@ pub(super) struct Keys {
     pub(super) contended: List,
     pub(super) contended_len: usize,
     pub(super) last_number: u32,
+    /// The starts of keys with rates that are not in memory.
+    pub(super) forgotten: ForgottenStarts,
 }
 
 impl Keys {
     pub(super) fn new(last_number: u32) -> Self {
         Self {
             last_number,
+            forgotten: ForgottenStarts::default(),
             all: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
@@ -193,6 +197,10 @@ impl Keys {
         key.name.clear();
         key.name.try_reserve(name.len())?;
         self.index.insert(hash, at)?;
+        let start_rate = self.unknown_starts(kind, hash, &cap);
+        let entry = &mut self.all[at as usize];
+        let key = &mut entry.key;
+        key.start_rate = start_rate;
         key.name.extend_from_slice(name);
         if has_upper(name) {
             key.name.make_ascii_lowercase();
@@ -221,6 +229,23 @@ impl Keys {
         entry.state = EntryState::Active;
         self.free.pop();
         Ok(at)
+    }
+
+    /// The rates of a key that is not in memory. A site's members and its candidates have their starts in common.
+    fn unknown_starts(&self, kind: KeyKind, hash: u64, cap: &Cap) -> StartRate {
+        if cap.rates.is_none() {
+            return StartRate::NONE;
+        }
+        let partner = match kind {
+            KeyKind::Group => Some(KeyKind::Candidates),
+            KeyKind::Candidates => Some(KeyKind::Group),
+            KeyKind::Domain | KeyKind::Relay => None,
+        };
+        let name_hash = hash.wrapping_sub(Self::of_kind(kind));
+        match partner.and_then(|partner| self.find(Self::hash(partner, name_hash))) {
+            Some(at) => self.all[at as usize].key.start_rate,
+            None => StartRate::new(&cap.rates, self.forgotten.last_us(hash)),
+        }
     }
 
     /// Takes an idle entry out of its list.
@@ -266,6 +291,7 @@ impl Keys {
         key.held_ever = 0;
         key.peak = 0;
         key.recall = Recall::default();
+        self.forgotten.forget(hash, &key.start_rate);
         if key.error.capacity() > 0 {
             key.error = Vec::new();
         }
@@ -360,6 +386,8 @@ pub(super) fn add_new(
         Some(SiteReason::Map(_) | SiteReason::Literal(..)) | None => None,
     };
     if found.kind == kind {
+        let start_rate = keys.unknown_starts(kind, Keys::hash(kind, hash), &found.cap);
+        keys.all[at as usize].key.start_rate = start_rate;
         return Ok(at);
     }
     let of = keys.activate(

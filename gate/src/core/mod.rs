@@ -2,7 +2,7 @@
 //!
 //! [`gate`] is the state machine. It uses: [`rules`] (which key a domain counts under), [`keys`] and [`key`] (what is
 //! counted), [`slots`] and [`command`] (the deliveries that run and that are held), [`learn`], [`returns`] and
-//! [`linger`] (what a server takes), [`pace`] (how fast it is), [`recall`] (mail that is away), [`share`] (other
+//! [`linger`] (what a server takes), [`pace`] (how fast it is), [`rate`] (when a delivery may start), [`recall`] (mail that is away), [`share`] (other
 //! spawners), [`shortage`] (a fault of this machine) and [`answer`] (what the caller is told).
 
 pub(crate) mod answer;
@@ -13,6 +13,7 @@ pub(crate) mod keys;
 pub mod learn;
 pub mod linger;
 pub mod pace;
+pub mod rate;
 pub mod recall;
 pub mod returns;
 pub mod rules;

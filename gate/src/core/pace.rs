@@ -22,10 +22,10 @@ const LATE_FACTOR: f64 = 1.5;
 /// See [`LATE_FACTOR`]. In seconds.
 const LATE_SECS: f64 = 60.0;
 /// The gate holds what the server takes in this time, in seconds: qmail-send may be busy with its disk for as long.
-const SPARE_SECS: f64 = 2.0;
+pub(crate) const SPARE_SECS: f64 = 2.0;
 /// Mail that cannot start within this time, in seconds, is not held. Less than the longest hold (60 s), because the
 /// rate may fall.
-const REACH_SECS: f64 = 45.0;
+pub(crate) const REACH_SECS: f64 = 45.0;
 // The next six figures are assumptions: no measurement gave them. Each says what follows from it.
 
 /// The mean is of at least this many completions. The error of such a mean is an eighth of the spread of the service

@@ -18,6 +18,7 @@ pub(super) const SHOWN_NAME: usize = 100;
 ///
 /// ```text
 /// B73 5 gmail.com is at its limit of 20 deliveries; not tried. (#4.4.5)
+/// B73 5 gmail.com is at its rate of 600/m; not tried. (#4.4.5)
 /// B73 5 gmail.com is at 12 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)
 /// B73 5 gmail.com refused this one beside 11 (limit 20); to be tried again: REPORT (#4.4.5) [or without "beside 11"]
 /// B73 5 a.example has its part of its site's places, 15; not tried. (#4.4.5)
@@ -29,6 +30,7 @@ pub(super) const SHOWN_NAME: usize = 100;
 pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Result {
     match busy.why {
         BusyReason::AtLimit
+        | BusyReason::AtRate
         | BusyReason::Refused
         | BusyReason::Paused(_)
         | BusyReason::AtDomainShare(_) => {
@@ -87,6 +89,12 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
                 ": no connection to its server succeeds, one at a time is tried; not tried. (#4.4.1)\n",
             );
         }
+        (BusyReason::AtRate, _) => {
+            out.write_str(" is at its rate")?;
+            if let Some(rate) = key.cap.rates.slowest() {
+                write!(out, " of {rate}")?;
+            }
+        }
         (BusyReason::AtDomainShare(part), _) => {
             return writeln!(
                 out,
@@ -136,7 +144,7 @@ mod tests {
     use crate::util::random::Random;
 
     fn busy(kind: KeyKind, name: &[u8], limit: u32, secs: u32) -> String {
-        let cap = Cap { limit: Limit::AtMost(limit), learning: Learning::On };
+        let cap = Cap { limit: Limit::AtMost(limit), learning: Learning::On, ..Cap::NONE };
         let mut key = Key::new(kind, name.to_vec(), cap);
         key.number = 7;
         text(&key, BusyReason::AtLimit, secs)
@@ -150,7 +158,7 @@ mod tests {
 
     #[test]
     fn the_texts_of_what_the_server_does_not_take() {
-        let cap = Cap { limit: Limit::AtMost(20), learning: Learning::On };
+        let cap = Cap { limit: Limit::AtMost(20), learning: Learning::On, ..Cap::NONE };
         let mut key = Key::new(KeyKind::Domain, b"gmail.com".to_vec(), cap);
         (key.number, key.running) = (7, 11);
         key.error =

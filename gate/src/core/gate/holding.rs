@@ -62,7 +62,20 @@ impl Gate {
         (entry.beside, entry.started_in) = (key.running, key.learned.started_in(now_us));
         key.running += 1;
         key.peak = key.peak.max(key.running);
+        if key.start_rate.is_some() {
+            self.note_start(of, now_us);
+        }
         self.announce(of);
+    }
+
+    /// Counts a start of a key with rates. A site's members and its candidates have their starts in common.
+    fn note_start(&mut self, at: u32, now_us: u64) {
+        let key = &mut self.keys.all[at as usize].key;
+        key.start_rate.started(now_us);
+        let start_rate = key.start_rate;
+        if let Some(partner) = self.partner(at) {
+            self.keys.all[partner as usize].key.start_rate = start_rate;
+        }
     }
 
     /// Whether the thresholds allow one more held command of this key. A command that was not called may be held only
@@ -76,6 +89,9 @@ impl Gate {
         if key.recall.away() > 0 && !was_called {
             let uncalled = key.recall.away() - key.recall.called();
             return self.room(at, now_us) > uncalled;
+        }
+        if key.held >= key.rate_reach(now_us) {
+            return false;
         }
         match key.limit() {
             Limit::AtMost(limit) if limit > 0 => key.held < key.pace.reach(limit).max(limit),

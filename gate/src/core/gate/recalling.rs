@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::cmp::Reverse;
+
 use super::holding::ALPHA;
 use super::{CHECK_KEYS_AWAY_US, Gate, HOLD_MAX_US};
 use crate::control::limit::Limit;
@@ -40,6 +42,16 @@ impl Gate {
             let is_little = most < (key.held + key.recall.called()) / 8;
             if is_little && !admits {
                 continue;
+            }
+            if most == 0
+                && key.start_rate.is_some()
+                && !key.in_pause_queue
+                && let Some(from_us) = key.rate_holds_from(now_us)
+                && self.pause_queue.try_reserve(1).is_ok()
+            {
+                // Nothing is held, so nothing else leads back here in time. Without memory the next check does.
+                key.in_pause_queue = true;
+                self.pause_queue.push(Reverse((from_us, at)));
             }
             let (number, of) = (key.number, domain.key);
             let most = key.recall.call(most, now_us);
@@ -133,8 +145,11 @@ impl Gate {
                 let idle = limit.saturating_sub(key.running.saturating_add(key.running_elsewhere));
                 (idle, key.pace.spare(here.min(limit)))
             }
+            Limit::Unlimited if key.start_rate.is_some() => (SLOTS_MAX, SLOTS_MAX),
             Limit::Unlimited => (SLOTS_MAX, 0),
         };
+        let (now, soon) = key.rate_room(now_us);
+        let (idle, spare) = (idle.min(now), spare.min(soon));
         let idle = idle.min(slots.saturating_sub(others));
         // The most that `may_hold` allows beside the others: held <= ALPHA / 2 * (slots - 2 * (others + held)).
         let left = (slots - idle).saturating_sub(2 * others);
@@ -152,6 +167,9 @@ impl Gate {
         match suspension {
             None if self.shortage.paused_until(now_us).is_some() => {
                 self.send_away(at, now_us, BusyReason::Paused(PauseCause::NoConnection), number)
+            }
+            None if key.waits_for_rate(now_us) => {
+                self.send_away(at, now_us, BusyReason::AtRate, number)
             }
             None => self.send_away(at, now_us, BusyReason::AtLimit, number),
             Some((until_us, cause)) if until_us - now_us < HOLD_MAX_US => {
@@ -173,7 +191,10 @@ impl Gate {
         key.pace.run(now_us, key.running);
         let limit = most(key.limit());
         let before = key.held.saturating_add(key.recall.away()).saturating_add(number - 1);
-        let secs = key.pace.latest_secs(limit, before, &mut self.random);
+        let mut secs = key.pace.latest_secs(limit, before, &mut self.random);
+        if key.start_rate.is_some() {
+            secs = secs.max(key.rate_latest_secs(now_us, before));
+        }
         let called = key.recall.called();
         key.recall.sent_away(now_us, secs, number);
         self.called -= called - key.recall.called();

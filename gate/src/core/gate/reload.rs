@@ -39,7 +39,8 @@ impl Gate {
         }
         if self.keys.index.is_empty() {
             // No key is left: there was no delivery for an hour.
-            self.keys = Keys::new(self.keys.last_number);
+            let forgotten = std::mem::take(&mut self.keys.forgotten);
+            self.keys = Keys { forgotten, ..Keys::new(self.keys.last_number) };
             self.room_queue.clear();
             self.keys_away.clear();
             self.pause_queue.clear();
@@ -56,6 +57,11 @@ impl Gate {
     /// No memory: the old table stays.
     pub fn set_table(&mut self, table: Option<Table>, now_us: u64) -> Result<(), OutOfMemory> {
         let now_us = self.clock(now_us);
+        if table.as_ref().is_some_and(Table::has_rates) {
+            self.keys.forgotten.prepare()?;
+        }
+        // The starts of keys that had no rates are not known.
+        self.keys.forgotten.nothing_known_before(now_us);
         let old = std::mem::replace(&mut self.rules.table, table);
         self.rebuild(now_us).inspect_err(|_| self.rules.table = old)
     }
@@ -124,6 +130,7 @@ impl Gate {
     pub(super) fn rebuild(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
         let rules = &self.rules;
         let mut keys = Keys::new(self.keys.last_number);
+        keys.forgotten.nothing_known_before(now_us);
         let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
         // Idle entries first, the oldest first, so that they keep their order; then those with slots. Keys of relays
         // and groups come with the first domain that counts under them.
@@ -169,10 +176,12 @@ impl Gate {
                 self.removed_numbers.push(old.key.number);
             }
         }
+        keys.forgotten = std::mem::take(&mut self.keys.forgotten);
         self.keys_away.clear();
         self.room_queue.clear();
         self.called = 0;
         for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
+            keys.forgotten.forget(old.hash, &old.key.start_rate);
             let Some(entry) = keys.all.get_mut(at as usize) else { continue };
             entry.idle_since_us = old.idle_since_us;
             if keeps(&entry.domain, at) {
@@ -186,6 +195,7 @@ impl Gate {
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
                 (key.pause, key.rate_pauses) = (old.pause, old.rate_pauses);
+                key.start_rate = old.start_rate.with(&key.cap.rates, now_us);
                 // A key that no longer learns forgets what it has learned.
                 if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
                     && domain.standing.is_some() == was_of_site

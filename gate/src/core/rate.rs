@@ -1,0 +1,205 @@
+//! When the next delivery of a key may start, if its line has rates.
+//!
+//! **Paced rates** (N starts within a time T) follow the generic cell rate algorithm with a burst of one (GCRA, the
+//! virtual scheduling algorithm of ITU-T I.371, annex A). Each start plans the next one an interval I later. A start may
+//! come earlier than planned by a tolerance D, at most: so a start that came late, because a timer or the processor was
+//! late, delays only the next one. With I > (T + D) / N there are never more than N starts in any time T, wherever it
+//! begins: N + 1 starts in a row take at least N * I - D > T. The tolerance is a two-hundredth of T at most. So with
+//! mail always there, 99.5 % of the rate is used.
+//!
+//! A key with several paced rates has the longest interval and the smallest tolerance of all.
+//!
+//! **What is not known** counts as a start just now: so a rate holds also over a restart of the spawner, a change of the
+//! table, and a key that was forgotten. [`ForgottenStarts`] remembers the last starts of keys that were forgotten.
+//!
+//! The caller passes the time in microseconds, which never goes back. After a jump forwards one delivery starts, or as
+//! many as the tolerance allows: time that has passed is never made up for.
+
+#![forbid(unsafe_code)]
+
+use crate::control::rates::{PacedRate, Rates};
+use crate::util::memory::{self, OutOfMemory};
+
+/// The tolerance is this part of a rate's time at most.
+const TOLERANCE_DIVISOR: u64 = 200;
+/// The tolerance is the interval, but at least this, in microseconds: a time-out of the spawner ends up to 3 ms late
+/// on an idle machine.
+const TOLERANCE_MIN_US: u64 = 5_000;
+/// The longest tolerance, in microseconds: a busy machine wakes a process up within that time.
+const TOLERANCE_MAX_US: u64 = 100_000;
+
+/// How the starts of a key are spread. See the module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pacing {
+    /// 0: not at all.
+    interval_us: u64,
+    tolerance_us: u64,
+}
+
+impl Pacing {
+    fn of(rate: PacedRate) -> Self {
+        let starts = u64::from(rate.starts.max(1));
+        let time_us = u64::from(rate.secs) * 1_000_000;
+        let even_us = time_us / starts;
+        let tolerance_us = even_us
+            .clamp(TOLERANCE_MIN_US, TOLERANCE_MAX_US)
+            .min(time_us / TOLERANCE_DIVISOR);
+        Self { interval_us: (time_us + tolerance_us) / starts + 1, tolerance_us }
+    }
+
+    fn of_all(rates: &Rates) -> Self {
+        let all = [rates.seconds, rates.minutes].into_iter().flatten().map(Self::of);
+        all.reduce(|one, other| Self {
+            interval_us: one.interval_us.max(other.interval_us),
+            tolerance_us: one.tolerance_us.min(other.tolerance_us),
+        })
+        .unwrap_or_default()
+    }
+}
+
+/// The rates of a key, and its starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StartRate {
+    pacing: Pacing,
+    /// When the next start is planned.
+    planned_us: u64,
+    /// When the next start is allowed: [`StartRate::planned_us`] less the tolerance.
+    due_us: u64,
+}
+
+impl StartRate {
+    /// No rate: a start is always allowed.
+    pub const NONE: Self =
+        Self { pacing: Pacing { interval_us: 0, tolerance_us: 0 }, planned_us: 0, due_us: 0 };
+
+    /// The rates of a key whose last start was at `last_us` or earlier.
+    #[must_use]
+    pub fn new(rates: &Rates, last_us: u64) -> Self {
+        let mut rate = Self { pacing: Pacing::of_all(rates), ..Self::NONE };
+        rate.plan_after(last_us);
+        rate
+    }
+
+    /// The same starts under other rates. With no rates before, the last start is taken to be now.
+    #[must_use]
+    pub fn with(self, rates: &Rates, now_us: u64) -> Self {
+        if Pacing::of_all(rates) == self.pacing {
+            return self;
+        }
+        Self::new(rates, self.last_us().unwrap_or(now_us))
+    }
+
+    /// A time that is not before the last start; None: there are no rates, so it is not known.
+    #[must_use]
+    pub fn last_us(&self) -> Option<u64> {
+        self.is_some().then(|| self.planned_us.saturating_sub(self.pacing.interval_us))
+    }
+
+    /// Whether there are rates.
+    #[inline]
+    #[must_use]
+    pub fn is_some(&self) -> bool {
+        self.pacing.interval_us > 0
+    }
+
+    /// When the next start is allowed; 0 without rates.
+    #[inline]
+    #[must_use]
+    pub fn due_us(&self) -> u64 {
+        self.due_us
+    }
+
+    /// Whether a delivery may start now.
+    #[inline]
+    #[must_use]
+    pub fn is_due(&self, now_us: u64) -> bool {
+        self.due_us <= now_us
+    }
+
+    /// Notes a start.
+    #[inline]
+    pub fn started(&mut self, now_us: u64) {
+        if self.is_some() {
+            let planned_us = self.planned_us.max(now_us);
+            self.planned_us = planned_us.saturating_add(self.pacing.interval_us);
+            self.due_us = self.planned_us - self.pacing.tolerance_us;
+        }
+    }
+
+    /// How many starts are allowed from now until `span_us` later, if all come as early as they may; u32::MAX without
+    /// rates.
+    #[must_use]
+    pub fn starts_within(&self, now_us: u64, span_us: u64) -> u32 {
+        if !self.is_some() {
+            return u32::MAX;
+        }
+        match now_us.saturating_add(span_us).checked_sub(self.due_us.max(now_us)) {
+            None => 0,
+            Some(left_us) => u32::try_from(left_us / self.pacing.interval_us)
+                .unwrap_or(u32::MAX)
+                .saturating_add(1),
+        }
+    }
+
+    /// In how many microseconds so many starts are over at the earliest; 0 without rates.
+    #[must_use]
+    pub fn us_for(&self, starts: u32, now_us: u64) -> u64 {
+        let wait_us = self.due_us.saturating_sub(now_us);
+        wait_us.saturating_add(u64::from(starts).saturating_mul(self.pacing.interval_us))
+    }
+
+    /// Plans the next start for the latest time that a start at `last_us` can have left, so that the start is due one
+    /// interval later.
+    fn plan_after(&mut self, last_us: u64) {
+        if self.is_some() {
+            let Pacing { interval_us, tolerance_us } = self.pacing;
+            self.due_us = last_us.saturating_add(interval_us);
+            self.planned_us = self.due_us.saturating_add(tolerance_us);
+        }
+    }
+}
+
+/// How many marks [`ForgottenStarts`] has: 8 KiB. Two keys with one mark delay each other by an interval at most.
+const MARKS: usize = 1024;
+
+/// The last starts of keys with rates that the gate has forgotten.
+#[derive(Debug, Default)]
+pub struct ForgottenStarts {
+    /// No start before this time is known. In microseconds.
+    since_us: u64,
+    /// For keys with this low end of their hash: a time that is not before their last start. Empty until a table has
+    /// rates.
+    marks: Vec<u64>,
+}
+
+impl ForgottenStarts {
+    /// Of starts up to now nothing is known.
+    pub fn nothing_known_before(&mut self, now_us: u64) {
+        self.since_us = self.since_us.max(now_us);
+    }
+
+    /// Makes room for the marks.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn prepare(&mut self) -> Result<(), OutOfMemory> {
+        if self.marks.is_empty() {
+            self.marks = memory::filled(0, MARKS)?;
+        }
+        Ok(())
+    }
+
+    /// Notes the starts of a key that is forgotten.
+    pub fn forget(&mut self, hash: u64, rate: &StartRate) {
+        let mark = self.marks.get_mut(hash as usize % MARKS);
+        if let (Some(mark), Some(last_us)) = (mark, rate.last_us()) {
+            *mark = (*mark).max(last_us);
+        }
+    }
+
+    /// A time that is not before the last start of a key that is not known.
+    #[must_use]
+    pub fn last_us(&self, hash: u64) -> u64 {
+        self.marks.get(hash as usize % MARKS).map_or(0, |&mark| mark).max(self.since_us)
+    }
+}
