@@ -275,6 +275,62 @@ fn a_limit_is_changed_while_deliveries_run() {
     assert_eq!(rspawn.end(), []);
 }
 
+/// With 20 a second, the start number N comes N / 20 s after the first one at the earliest. Meanwhile other mail goes,
+/// and each delivery has one report. A stub says when it runs, which may be later than its start, and so nothing here
+/// fails on a slow machine.
+#[test]
+fn a_rate_spreads_the_starts() {
+    let mut rig = gated(&["qmail-rspawn"], ":\nbusy.example:20::20/s\n", 200);
+    let mut spawning = Spawning::start(&mut rig);
+    spawning.round_trip();
+    let before_ns = spawning.rig.stubs.events().iter().map(|event| event.at_ns).max().unwrap();
+    for number in 0..41 {
+        spawning.send(number, stub::recipient(Mode::Accept, None, number, BUSY));
+    }
+    spawning.send(999, stub::recipient(Mode::Accept, None, "trip", "elsewhere.example"));
+    let reports = spawning.reports(42);
+    assert!(reports.iter().all(|report| report.letter == b'K'), "{reports:?}");
+    assert_ne!(reports[41].number, 999, "other mail waited for the rate");
+    let held = reports.iter().filter(|report| report.text.contains("Held ")).count();
+    assert!(held >= 38, "{held} were held: {reports:?}");
+    let events = spawning.rig.stubs.events().iter();
+    let starts = events.filter(|e| e.kind == StubEventKind::Start && e.domain() == BUSY);
+    let mut starts: Vec<u64> = starts.map(|event| event.at_ns).collect();
+    starts.sort_unstable();
+    assert_eq!(starts.len(), 41);
+    for (number, at_ns) in (0u64..).zip(starts) {
+        let least_ns = number * 50_000_000;
+        let earliest_ns = before_ns + least_ns.saturating_sub(5_000_000);
+        assert!(
+            at_ns >= earliest_ns,
+            "start {number} came {} ns after the first mail",
+            at_ns - before_ns
+        );
+    }
+    assert!(spawning.end().is_empty());
+}
+
+/// A changed rate counts within seconds, also for what is held.
+#[test]
+fn a_rate_is_changed_while_mail_is_held() {
+    let mut rig = gated(&["qmail-rspawn"], ":\nbusy.example:20::1/60m\n", 200);
+    let mut spawning = Spawning::start(&mut rig);
+    spawning.send(0, stub::recipient(Mode::Accept, None, 0, BUSY));
+    let away = spawning.reports(1).remove(0);
+    assert!(away.text.contains(" busy.example is at its rate of 1/60m; not tried."), "{away:?}");
+    set_limits(&spawning.rig.site, ":\nbusy.example:20::1/20s\n");
+    spawning.status("the slow rate is in force", |status| {
+        status.keys.iter().any(|key| key.name == BUSY && key.rates == "1/20s")
+    });
+    spawning.send(1, stub::recipient(Mode::Accept, None, 1, BUSY));
+    spawning.round_trip();
+    assert_eq!(spawning.count(BUSY), 0);
+    set_limits(&spawning.rig.site, ":\nbusy.example:20::100/s\n");
+    spawning.started(1);
+    assert!(spawning.reports(1).iter().all(|report| report.letter == b'K'));
+    assert!(spawning.end().is_empty());
+}
+
 #[test]
 fn without_its_file_there_is_no_limit() {
     let mut rig = gated(&["qmail-rspawn"], &format!("{BUSY}:5\n"), 200);

@@ -84,6 +84,10 @@ pub struct KeyStatus {
     pub named: bool,
     /// How many were held for some time since the spawner started.
     pub held_ever: u64,
+    /// Its rates as the table has them, in printable ASCII; empty: none.
+    pub rates: String,
+    /// The time from the writing of the file until its rates allow the next start, in milliseconds; 0: they allow it.
+    pub next_start_ms: u64,
 }
 
 /// The whole file.
@@ -316,6 +320,11 @@ impl Status {
                         .to_string(),
                     named: added.first() == Some(&NAMED),
                     held_ever: added.get(1).map_or(Some(0), |number| number.parse().ok())?,
+                    rates: match added.get(2) {
+                        None | Some(&"-") => String::new(),
+                        Some(rates) => escaped(rates),
+                    },
+                    next_start_ms: added.get(3).map_or(Some(0), |number| number.parse().ok())?,
                 });
             }
             ["unlisted", count, ..] => self.unlisted = count.parse().ok()?,

@@ -27,7 +27,9 @@ pub mod report;
 mod util;
 
 // The folders help to read the crate. Its users need not know them.
-pub use self::core::{command, gate, learn, linger, pace, rate, recall, returns, rules, share, shortage};
+pub use self::core::{
+    command, gate, learn, linger, pace, rate, recall, returns, rules, share, shortage,
+};
 pub use control::{limit, literal, name, name_map, problem, rates, route, sender, site, table};
 pub use host::{clock, kept, process, shared, status};
 pub use report::{echo, replies};

@@ -107,7 +107,9 @@ pub(super) fn advice(kind: Kind) -> String {
         }
         Kind::Duplicate(_) => "remove one of the two lines",
         Kind::GroupDisagrees(_) => "write the same limit in all lines of the group",
-        Kind::LearningDisagrees(_) => "write the same fourth field in all lines of the group",
+        Kind::LearningDisagrees(_) | Kind::RatesDisagree(_) => {
+            "write the same fourth field in all lines of the group"
+        }
         Kind::AboveConcurrencyRemote(_) => {
             "raise control/concurrencyremote and restart qmail-send, or lower the limit"
         }

@@ -371,6 +371,15 @@ fn add_key(sum: &mut KeyStatus, key: &KeyStatus) {
         (Limit::Unlimited, limit) | (limit, Limit::Unlimited) => limit,
     };
     sum.named |= key.named;
+    // Each spawner has the rates for itself.
+    sum.next_start_ms = match sum.rates.is_empty() {
+        true => key.next_start_ms,
+        false if key.rates.is_empty() => sum.next_start_ms,
+        false => sum.next_start_ms.min(key.next_start_ms),
+    };
+    if sum.rates.is_empty() {
+        sum.rates.clone_from(&key.rates);
+    }
     if sum.error.is_empty() || (key.objected_secs > sum.objected_secs && !key.error.is_empty()) {
         sum.error.clone_from(&key.error);
     }

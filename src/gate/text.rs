@@ -60,6 +60,23 @@ pub(super) fn limit_text(limit: Limit) -> String {
     }
 }
 
+/// A limit and rates in a table: `20, 600/m`; where there is no limit, only the rates.
+pub(super) fn cap_text(limit: Limit, rates: &str) -> String {
+    match (limit, rates) {
+        (limit, "") => limit_text(limit),
+        (Limit::Unlimited, rates) => rates.to_string(),
+        (limit, rates) => format!("{}, {rates}", limit_text(limit)),
+    }
+}
+
+/// `next in 0.4 s`; None: the rates allow a start.
+pub(super) fn next_start(ms: u64) -> Option<String> {
+    match ms {
+        0 => None,
+        ms => Some(format!("next in {:.1} s", ms as f64 / 1000.0)),
+    }
+}
+
 /// A limit in JSON: null is unlimited.
 pub(super) fn limit_value(limit: Limit) -> Option<u32> {
     match limit {

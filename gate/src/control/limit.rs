@@ -37,7 +37,8 @@ pub struct Cap {
 
 impl Cap {
     /// For a domain that no line matches: no limit, as in stock qmail.
-    pub const NONE: Self = Self { limit: Limit::Unlimited, learning: Learning::Fixed, rates: Rates::NONE };
+    pub const NONE: Self =
+        Self { limit: Limit::Unlimited, learning: Learning::Fixed, rates: Rates::NONE };
 }
 
 /// Whether the replies of the server may lower a key's limit.

@@ -761,7 +761,13 @@ mod tests {
         assert_eq!(table.number(&table.find(b"ymail.com").unwrap()), 6);
         assert_eq!(
             table.groups()[0],
-            Group { name: b"yahoo".to_vec(), limit: Limit::AtMost(10), learning: None, rates: Rates::NONE, line: 4 }
+            Group {
+                name: b"yahoo".to_vec(),
+                limit: Limit::AtMost(10),
+                learning: None,
+                rates: Rates::NONE,
+                line: 4
+            }
         );
     }
 
@@ -1073,6 +1079,9 @@ mod tests {
         assert_eq!(rates_of(&table, "e.example"), "7/s");
         assert_eq!(table.find(b"e.example").unwrap().cap.learning, Learning::On);
         // Of two rates that allow as many starts, the one with the shorter time is the stricter one.
-        assert_eq!(rates_of(&parse(b"a.example:1:g:10/10s\nb.example:1:g:1/s\n").0, "a.example"), "1/s");
+        assert_eq!(
+            rates_of(&parse(b"a.example:1:g:10/10s\nb.example:1:g:1/s\n").0, "a.example"),
+            "1/s"
+        );
     }
 }

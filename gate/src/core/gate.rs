@@ -335,7 +335,9 @@ impl Gate {
             self.pause_queue.pop();
             self.keys.all[at as usize].key.in_pause_queue = false;
             self.make_ready(at);
-            self.queue_for_room(at);
+            if self.keys.all[at as usize].key.start_rate.is_some() {
+                self.queue_for_room(at);
+            }
         }
         if !self.poll_queue.is_empty() && now_us.saturating_sub(self.polled_us) >= self.poll_us {
             self.poll_waiting_keys(now_us);

@@ -248,6 +248,31 @@ impl Keys {
         }
     }
 
+    /// Of the starts of all keys with rates only what was remembered of forgotten ones is known.
+    pub(super) fn forget_starts(&mut self) {
+        for Entry { key, hash, .. } in &mut self.all {
+            if key.start_rate.is_some() {
+                key.start_rate = StartRate::new(&key.cap.rates, self.forgotten.last_us(*hash));
+            }
+        }
+    }
+
+    /// Gives the keys of each site, that of its members and that of its candidates, the starts of both.
+    pub(super) fn join_starts(&mut self) {
+        for at in 0..self.all.len() {
+            let entry = &self.all[at];
+            if entry.key.kind == KeyKind::Candidates
+                && entry.key.start_rate.is_some()
+                && let Some(members) = self.find(Self::same_name(entry, KeyKind::Group))
+            {
+                let both = entry.key.start_rate;
+                let both = both.later(self.all[members as usize].key.start_rate);
+                self.all[at].key.start_rate = both;
+                self.all[members as usize].key.start_rate = both;
+            }
+        }
+    }
+
     /// Takes an idle entry out of its list.
     pub(super) fn make_active(&mut self, at: u32) {
         match self.all[at as usize].state {

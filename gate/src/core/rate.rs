@@ -2,8 +2,8 @@
 //!
 //! **Paced rates** (N starts within a time T) follow the generic cell rate algorithm with a burst of one (GCRA, the
 //! virtual scheduling algorithm of ITU-T I.371, annex A). Each start plans the next one an interval I later. A start may
-//! come earlier than planned by a tolerance D, at most: so a start that came late, because a timer or the processor was
-//! late, delays only the next one. With I > (T + D) / N there are never more than N starts in any time T, wherever it
+//! come earlier than planned by a tolerance D: so one that comes late, because a timer or the processor is late, does
+//! not delay all that follow. With I > (T + D) / N there are never more than N starts in any time T, wherever it
 //! begins: N + 1 starts in a row take at least N * I - D > T. The tolerance is a two-hundredth of T at most. So with
 //! mail always there, 99.5 % of the rate is used.
 //!
@@ -22,8 +22,8 @@ use crate::util::memory::{self, OutOfMemory};
 
 /// The tolerance is this part of a rate's time at most.
 const TOLERANCE_DIVISOR: u64 = 200;
-/// The tolerance is the interval, but at least this, in microseconds: a time-out of the spawner ends up to 3 ms late
-/// on an idle machine.
+/// The tolerance is half of an even interval, but at least this, in microseconds: a time-out of the spawner ends up to
+/// 3 ms late on an idle machine.
 const TOLERANCE_MIN_US: u64 = 5_000;
 /// The longest tolerance, in microseconds: a busy machine wakes a process up within that time.
 const TOLERANCE_MAX_US: u64 = 100_000;
@@ -41,7 +41,7 @@ impl Pacing {
         let starts = u64::from(rate.starts.max(1));
         let time_us = u64::from(rate.secs) * 1_000_000;
         let even_us = time_us / starts;
-        let tolerance_us = even_us
+        let tolerance_us = (even_us / 2)
             .clamp(TOLERANCE_MIN_US, TOLERANCE_MAX_US)
             .min(time_us / TOLERANCE_DIVISOR);
         Self { interval_us: (time_us + tolerance_us) / starts + 1, tolerance_us }
@@ -87,6 +87,12 @@ impl StartRate {
             return self;
         }
         Self::new(rates, self.last_us().unwrap_or(now_us))
+    }
+
+    /// The one of two whose next start is later. They belong to keys that have their starts in common.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        if other.due_us > self.due_us { other } else { self }
     }
 
     /// A time that is not before the last start; None: there are no rates, so it is not known.

@@ -138,6 +138,7 @@ pub(super) fn ending(deliveries: u32) -> &'static str {
 mod tests {
     use super::*;
     use crate::control::limit::{Cap, Learning, Limit};
+    use crate::control::rates::{PacedRate, Rates};
     use crate::core::gate::{BusyReason, Key, PauseCause};
     use crate::core::learn::{Coverage, EndedDelivery, StartedIn};
     use crate::core::rules::KeyKind;
@@ -199,6 +200,21 @@ mod tests {
         assert_eq!(
             text(&key, BusyReason::AtLimit, 61),
             "B61 7 gmail.com is at 11 deliveries, its server takes no more (limit 20); not tried. (#4.4.5)\n"
+        );
+    }
+
+    #[test]
+    fn the_text_of_a_rate_names_the_lowest() {
+        let rates = Rates {
+            seconds: Some(PacedRate { starts: 20, secs: 1 }),
+            minutes: Some(PacedRate { starts: 600, secs: 60 }),
+        };
+        let cap = Cap { rates, ..Cap::NONE };
+        let mut key = Key::new(KeyKind::Group, b"google".to_vec(), cap);
+        key.number = 7;
+        assert_eq!(
+            text(&key, BusyReason::AtRate, 61),
+            "B61 7 group google is at its rate of 600/m; not tried. (#4.4.5)\n"
         );
     }
 

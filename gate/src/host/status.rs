@@ -15,14 +15,15 @@
 //! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970  file | kept | part | none
 //! sites  MAPPED  SEEN
 //! problem  TEXT
-//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER
+//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER  RATES  NEXT-MS
 //! unlisted  KEYS
 //! end  GENERATION
 //! ```
 //!
 //! A limit is a number or `-` for unlimited. EFFECTIVE is lower than LIMIT while the server takes no more. OBJECTED is
 //! when the server last said so, SUSPENDED is until when nothing starts; both are seconds since 1970, or 0. RATE is
-//! deliveries a second over about ten seconds. `named`: the key is a group, a relay, or a domain with a line of its
+//! deliveries a second over about ten seconds. RATES are those of the table, as in `20/s,600/m`, or `-`. NEXT-MS is the
+//! time until they allow the next start, in milliseconds from WRITTEN on; 0: now. `named`: the key is a group, a relay, or a domain with a line of its
 //! own. Bytes of names and texts that are not printable ASCII are written as `%` and two hexadecimal digits, and so is
 //! `%`.
 //!
@@ -223,7 +224,7 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Resu
         tenths % 10,
     )?;
     write_limit(out, key.limit())?;
-    writeln!(
+    write!(
         out,
         "\t{}\t{}\t{}\t{}\t{}",
         secs(key.objected_us()),
@@ -231,7 +232,12 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Resu
         Escaped(&key.error),
         if named { NAMED } else { "-" },
         key.held_ever
-    )
+    )?;
+    if key.cap.rates.is_none() {
+        return out.write_str("\t-\t0\n");
+    }
+    let next_ms = key.start_rate.due_us().saturating_sub(now_us).div_ceil(1000);
+    writeln!(out, "\t{}\t{next_ms}", key.cap.rates)
 }
 
 /// What a line of a key says if the operator has named it.

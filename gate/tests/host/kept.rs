@@ -29,7 +29,7 @@ fn without_a_good_file_ever_its_good_lines_count_and_twenty_for_all_others() {
     assert_eq!(
         status.problems,
         [
-            "control/concurrencydomains:1:10: no colon: a line is domain:limit[:group[:learn|fixed]]",
+            "control/concurrencydomains:1:10: no colon: a line is domain:limit[:group[:words]]",
             "control/concurrencydomains: no earlier one without errors is known: its good lines count, and a limit of 20 for \
              all other domains",
             "control/smtproutes:1: no colon: qmail-remote ignores this line",

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::gate::source::LoadedRules;
 use crate::gate::text::{
-    domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, site_text,
+    cap_text, domain_bytes, escaped, key_name, limit_value, origin_text, site_text,
 };
 
 /// The key and the limit of a domain.
@@ -26,6 +26,9 @@ pub(super) struct DomainKey {
     authsenders: Option<u32>,
     /// Whether the limit follows the server.
     learns: bool,
+    /// Its rates; left out if there are none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    rates: String,
     /// Why it counts under a site, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     site: Option<String>,
@@ -52,10 +55,11 @@ pub(super) fn domain_keys(
             Some(RelayLine::Smtproutes(_)) | None => (route, None),
         };
         let (domain, key) = (escaped(&asked), escaped(found.name.to_ascii_lowercase()));
+        let rates = found.cap.rates.to_string();
         let row = [
             key_name(KeyKind::Domain, &domain),
             key_name(found.kind, &key),
-            limit_text(found.cap.limit),
+            cap_text(found.cap.limit, &rates),
             origin_text(rules, &found),
         ];
         let limit = limit_value(found.cap.limit);
@@ -68,6 +72,7 @@ pub(super) fn domain_keys(
             route,
             authsenders,
             learns: found.cap.learning == Learning::On,
+            rates,
             site: found.site.map(site_text),
             row,
         }

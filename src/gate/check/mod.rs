@@ -28,7 +28,7 @@ use running::{check_permissions, check_relay_files, check_status, concurrency_re
 /// Arguments of `qpatch gate check`.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// The folder where qmail is installed, or one file with lines domain:limit[:group[:learn|fixed]]
+    /// The folder where qmail is installed, or one file with lines domain:limit[:group[:words]]
     #[arg(value_name = "QMAILHOME|FILE", default_value = QMAIL_HOME)]
     path: PathBuf,
     /// Also print under which key this domain counts, and its limit; may be repeated

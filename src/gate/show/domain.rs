@@ -16,7 +16,8 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::gate::source::{self, Source};
 use crate::gate::text::{
-    cut, domain_bytes, escaped, key_name, limit_text, limit_value, origin_text, printable_status,
+    cut, domain_bytes, escaped, key_name, limit_text, limit_value, next_start, origin_text,
+    printable_status,
 };
 use crate::output::count;
 
@@ -31,6 +32,12 @@ pub(super) struct DomainStatus {
     /// null is unlimited.
     limit: Option<u32>,
     learns: bool,
+    /// Its rates; left out if there are none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    rates: String,
+    /// Milliseconds from the writing of the status until the rates allow the next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_start_ms: Option<u64>,
     /// Whether the status has the key. It has none for a key that does nothing, or less than those that are listed.
     listed: bool,
     effective_limit: Option<u32>,
@@ -69,6 +76,8 @@ impl DomainStatus {
             from: origin_text(rules, &found),
             limit: limit_value(at_most),
             learns: found.cap.learning == Learning::On,
+            rates: found.cap.rates.to_string(),
+            next_start_ms: known.filter(|key| !key.rates.is_empty()).map(|key| key.next_start_ms),
             listed: known.is_some(),
             effective_limit: limit_value(effective),
             running: number(|key| key.running),
@@ -100,6 +109,11 @@ impl DomainStatus {
             limit.push_str(&format!("; now {}", limit_text(self.effective)));
         }
         writeln!(out, "  limit      {limit}")?;
+        if !self.rates.is_empty() {
+            let next = self.next_start_ms.and_then(next_start);
+            let next = next.map_or(String::new(), |next| format!("; {next}"));
+            writeln!(out, "  rate       {}{next}", self.rates)?;
+        }
         if self.listed {
             let Self { running, held, away, .. } = self;
             writeln!(out, "  now        {running} running, {held} held, {away} away")?;

@@ -19,6 +19,8 @@ impl View {
             effective_limit: limit_value(key.effective),
             objected: (key.objected_secs > 0).then_some(key.objected_secs),
             suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
+            rates: &key.rates,
+            next_start_ms: (!key.rates.is_empty()).then_some(key.next_start_ms),
             running: key.running,
             held: key.held,
             away: key.away,
@@ -144,6 +146,12 @@ struct KeyReport<'a> {
     effective_limit: Option<u32>,
     objected: Option<u64>,
     suspended_until: Option<u64>,
+    /// As in the table; left out if there are none.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    rates: &'a str,
+    /// Milliseconds from `written` until the rates allow the next start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_start_ms: Option<u64>,
     running: u32,
     held: u32,
     away: u32,

@@ -17,7 +17,9 @@ use qpatch_gate_status::{KeyStatus, Status};
 use terminal_size::{Height, Width, terminal_size_of};
 
 use super::status_file::{ProcessState, SpawnerStatus, Unread, counted, explain, merged, read};
-use super::text::{cut, domain_argument, key_name, limit_text, printable, printable_status};
+use super::text::{
+    cap_text, cut, domain_argument, key_name, limit_text, next_start, printable, printable_status,
+};
 use crate::error::Error;
 use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table};
 use crate::qmail::home::{Home, QMAIL_HOME};
@@ -359,7 +361,7 @@ impl View {
             };
             [
                 key_name(key.kind, &key.name),
-                limit_text(key.limit),
+                cap_text(key.limit, &key.rates),
                 self.limit_now(key),
                 key.running.to_string(),
                 key.held.to_string(),
@@ -409,12 +411,16 @@ impl View {
         Ok(())
     }
 
-    /// The limit that is in force now: `-` if it is the configured one, a lower number, or for how long nothing starts.
+    /// What is in force now: `-` if it is what is configured, a lower limit, or for how long nothing starts.
     fn limit_now(&self, key: &KeyStatus) -> String {
         match key.suspended_secs.checked_sub(self.now_secs) {
             Some(secs @ 1..) => format!("0 for {secs} s"),
-            _ if key.effective == key.limit => "-".to_string(),
-            _ => limit_text(key.effective),
+            _ => match (key.effective == key.limit, next_start(key.next_start_ms)) {
+                (true, None) => "-".to_string(),
+                (true, Some(next)) => next,
+                (false, None) => limit_text(key.effective),
+                (false, Some(next)) => format!("{}, {next}", limit_text(key.effective)),
+            },
         }
     }
 }
@@ -465,6 +471,8 @@ mod tests {
                 error: String::new(),
                 named: false,
                 held_ever: 0,
+                rates: String::new(),
+                next_start_ms: 0,
             }],
             unlisted: 0,
         }
@@ -495,6 +503,7 @@ mod tests {
         let key = &mut largest.keys[0];
         (key.running, key.held, key.away, key.busy) = (u32::MAX, u32::MAX, u32::MAX, u64::MAX);
         (key.objected_secs, key.suspended_secs) = (u64::MAX, u64::MAX);
+        (key.rates, key.next_start_ms) = ("1/s".to_string(), u64::MAX);
         // Two of one spawner, as `--watch` sees them, and another spawner beside it.
         let mut readings = HashMap::new();
         for generation in [1, 2] {

@@ -122,7 +122,7 @@ const OF_ALL: [Figure<Status>; 13] = [
 /// The sum over the keys without series of their own; None: the metric cannot be added up.
 type OthersSum = Option<fn(&OtherKeys) -> f64>;
 
-const OF_KEY: [KeyFigure; 11] = [
+const OF_KEY: [KeyFigure; 12] = [
     (
         ("key_limit", "gauge", "Deliveries that may run at once; absent when unlimited."),
         |key| limit_value(key.limit),
@@ -153,6 +153,15 @@ const OF_KEY: [KeyFigure; 11] = [
             "Until when nothing starts; absent when it is not suspended.",
         ),
         |key| (key.suspended_secs > 0).then_some(key.suspended_secs as f64),
+        None,
+    ),
+    (
+        (
+            "key_next_start_seconds",
+            "gauge",
+            "Time until its rates allow the next start, from the writing of the status on; 0: now. Absent without rates.",
+        ),
+        |key| (!key.rates.is_empty()).then_some(key.next_start_ms as f64 / 1000.0),
         None,
     ),
     (

@@ -522,6 +522,7 @@ impl MailSystem {
         match busy.why {
             BusyReason::Suspended(_) => key.suspended += 1,
             BusyReason::AtLimit
+            | BusyReason::AtRate
             | BusyReason::Refused
             | BusyReason::Paused(_)
             | BusyReason::AtDomainShare(_) => key.busy += 1,
@@ -541,6 +542,7 @@ impl MailSystem {
         let told = match busy.why {
             BusyReason::Suspended(_) => ReportedResult::Deferred,
             BusyReason::AtLimit
+            | BusyReason::AtRate
             | BusyReason::Refused
             | BusyReason::Paused(_)
             | BusyReason::AtDomainShare(_) => ReportedResult::Busy {

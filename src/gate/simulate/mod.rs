@@ -42,7 +42,7 @@ use replay::{Replay, SlotSource};
 /// Arguments of `qpatch gate simulate`.
 #[derive(Debug, Args)]
 pub struct Simulate {
-    /// A file with lines domain:limit[:group[:learn|fixed]], or a folder where qmail is installed;
+    /// A file with lines domain:limit[:group[:words]], or a folder where qmail is installed;
     /// then its smtproutes, concurrencyreplies, concurrencysites and known sites count, too
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,

@@ -12,7 +12,7 @@ use super::account::{LineCounts, LogAccount};
 use super::keys::{ForgottenKeys, SimulatedKey};
 use super::machine::WAITING_MAX;
 use super::replay::{Replay, SlotSource};
-use crate::gate::text::{escaped, key_name, limit_text, limit_value};
+use crate::gate::text::{cap_text, escaped, key_name, limit_text, limit_value};
 use crate::output::{Side, count, table};
 
 /// The most keys in the table.
@@ -62,6 +62,9 @@ struct KeyOutcome {
     at_most: Limit,
     /// null is unlimited.
     limit: Option<u32>,
+    /// Its rates; left out if there are none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    rates: String,
     deliveries: u64,
     peak_before: u32,
     peak_with_limits: u32,
@@ -117,6 +120,7 @@ impl SimulationOutcome {
             key: escaped(&key.name),
             at_most: key.cap.limit,
             limit: limit_value(key.cap.limit),
+            rates: key.cap.rates.to_string(),
             deliveries: key.deliveries,
             peak_before: key.open_peak,
             peak_with_limits: key.peak,
@@ -210,7 +214,7 @@ impl SimulationOutcome {
         let row = |row: &KeyOutcome| {
             [
                 key_name(row.key_kind, &row.key),
-                limit_text(row.at_most),
+                cap_text(row.at_most, &row.rates),
                 row.deliveries.to_string(),
                 row.peak_before.to_string(),
                 row.peak_with_limits.to_string(),

@@ -130,7 +130,6 @@ impl Gate {
     pub(super) fn rebuild(&mut self, now_us: u64) -> Result<(), OutOfMemory> {
         let rules = &self.rules;
         let mut keys = Keys::new(self.keys.last_number);
-        keys.forgotten.nothing_known_before(now_us);
         let mut moved: Vec<u32> = memory::filled(NONE, self.keys.all.len())?;
         // Idle entries first, the oldest first, so that they keep their order; then those with slots. Keys of relays
         // and groups come with the first domain that counts under them.
@@ -177,6 +176,7 @@ impl Gate {
             }
         }
         keys.forgotten = std::mem::take(&mut self.keys.forgotten);
+        keys.forget_starts();
         self.keys_away.clear();
         self.room_queue.clear();
         self.called = 0;
@@ -215,6 +215,7 @@ impl Gate {
                 }
             }
         }
+        keys.join_starts();
         for slot in &mut self.slots {
             if slot.state == SlotState::Free || slot.domain == NONE {
                 continue;
