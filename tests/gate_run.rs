@@ -318,14 +318,14 @@ fn a_rate_is_changed_while_mail_is_held() {
     spawning.send(0, stub::recipient(Mode::Accept, None, 0, BUSY));
     let away = spawning.reports(1).remove(0);
     assert!(away.text.contains(" busy.example is at its rate of 1/60m; not tried."), "{away:?}");
-    set_limits(&spawning.rig.site, ":\nbusy.example:20::1/20s\n");
+    set_limits(&spawning.rig.sandbox, ":\nbusy.example:20::1/20s\n");
     spawning.status("the slow rate is in force", |status| {
         status.keys.iter().any(|key| key.name == BUSY && key.rates == "1/20s")
     });
     spawning.send(1, stub::recipient(Mode::Accept, None, 1, BUSY));
     spawning.round_trip();
     assert_eq!(spawning.count(BUSY), 0);
-    set_limits(&spawning.rig.site, ":\nbusy.example:20::100/s\n");
+    set_limits(&spawning.rig.sandbox, ":\nbusy.example:20::100/s\n");
     spawning.started(1);
     assert!(spawning.reports(1).iter().all(|report| report.letter == b'K'));
     assert!(spawning.end().is_empty());
