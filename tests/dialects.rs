@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -26,6 +27,36 @@ fn a_second_apply_changes_nothing_and_a_revert_gives_all_back() {
         assert_eq!(status.matches(" applied ").count(), status.lines().count(), "{status}");
         fixture.qpatch(&["revert"]).ok();
         assert_eq!(fixture.snapshot(), before);
+    }
+}
+
+/// An operator puts a flag or a library behind the name of a program, where the patches have put their objects.
+#[test]
+fn a_flag_among_the_objects_is_no_reason_to_add_them_again() {
+    for dialect in Dialect::ALL {
+        let fixture = Fixture::new(dialect);
+        fixture.qpatch(&["apply"]).ok();
+        let makefile = fixture.read("Makefile");
+        let flagged: String = makefile
+            .split_inclusive('\n')
+            .map(|line| match line.strip_prefix("\t./load ") {
+                Some(words) => {
+                    let (program, objects) = words.split_once(' ').unwrap();
+                    format!("\t./load {program} -static {}", objects.replace(".o ", ".o $(LIBS) "))
+                }
+                None => line.to_string(),
+            })
+            .collect();
+        assert!(
+            flagged.contains("./load qmail-remote -static remote_serve.o $(LIBS) "),
+            "{flagged}"
+        );
+        assert!(flagged.contains("gate_glue.o $(LIBS) gate.a"), "{flagged}");
+        fixture.write("Makefile", &flagged);
+        let second = fixture.qpatch(&["apply"]).ok();
+        assert_eq!(fixture.read("Makefile"), flagged, "{}", second.out);
+        let status = fixture.qpatch(&["status"]).ok().out;
+        assert_eq!(status.matches(" applied ").count(), status.lines().count(), "{status}");
     }
 }
 
@@ -124,6 +155,36 @@ fn a_log_of_another_name_without_braces_is_known_too() {
     let at = diff.find("gate_retry_call(c,").expect("the call is written");
     let lines: Vec<_> = diff[at..].lines().skip(1).take(2).map(|l| l[1..].trim()).collect();
     assert_eq!(lines, ["log3(\"warning: \",queue,\": a report for nothing\\n\");", "}"]);
+}
+
+/// eQmail and others have the buffers of djbdns in place of substdio.
+#[test]
+fn a_tree_with_buffers_gets_all_patches_and_compiles() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    for entry in fs::read_dir(fixture.path()).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let text = text.replace("SUBSTDIO_FDBUF", "BUFFER_INIT").replace("SUBSTDIO", "BUFFER");
+        let text = text.replace("substdio_fdbuf", "buffer_init").replace("substdio", "buffer");
+        let name = path.file_name().unwrap().to_str().unwrap().replace("substdio", "buffer");
+        fs::remove_file(&path).unwrap();
+        fixture.write(&name, &text);
+        if text.starts_with("#!") {
+            fs::set_permissions(fixture.path().join(name), fs::Permissions::from_mode(0o755))
+                .unwrap();
+        }
+    }
+    let out = fixture.qpatch(&["apply", "--gate"]).ok();
+    assert_eq!(out.err, "");
+    assert!(fixture.read("spawn.c").contains("buffer_puts(&ssout,gateglue_text);"));
+    assert!(fixture.read("qsutil.c").contains("log_endline(&sslog);"));
+    for (name, text) in bytes(&fixture.snapshot()) {
+        let is_c = name.extension().is_some_and(|end| end == "c" || end == "h");
+        assert!(!is_c || !String::from_utf8_lossy(text).contains("substdio"), "{name:?}");
+    }
+    let objects =
+        ["spawn.o", "qmail-rspawn.o", "qmail-send.o", "qsutil.o", "gate_glue.o", "gate_retry.o"];
+    run(Command::new("make").arg("-s").args(objects).current_dir(fixture.path())).ok();
 }
 
 #[test]

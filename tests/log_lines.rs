@@ -12,12 +12,16 @@ use qpatch::fixture::Dialect;
 
 /// What `tests/c/log_lines.c` writes to descriptor 0, one element for each write.
 fn writes(fixture: &Fixture) -> Vec<String> {
+    writes_of(fixture, &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/log_lines.c"))
+}
+
+/// What the program `source`, linked with the tree's qsutil.o, writes to descriptor 0.
+fn writes_of(fixture: &Fixture, source: &Path) -> Vec<String> {
     let tree = fixture.path();
     let made =
         Command::new("make").arg("qsutil.o").arg("base.a").current_dir(tree).output().unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let program = tree.join("log-lines-test");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c/log_lines.c");
     let compiled = Command::new("cc")
         .args(["-Wall", "-Werror", "-I"])
         .arg(tree)
@@ -78,6 +82,28 @@ fn each_line_is_one_write_of_the_same_bytes() {
     }
 }
 
+/// Only the log waits for the end of its line: what a tree writes to another buffer goes out at once, as before.
+#[test]
+fn another_buffer_is_flushed_at_once() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.qpatch(&["apply", "--only", "toolchain"]).ok();
+    fixture.replace(
+        "qsutil.c",
+        "void log1(s)",
+        "static char other[100];\n\
+         static substdio ssother = SUBSTDIO_FDBUF(subwrite,0,other,sizeof other);\n\
+         void say(const char *s) { substdio_putsflush(&ssother,s); }\n\nvoid log1(s)",
+    );
+    fixture.write(
+        "say.c",
+        "#include \"qsutil.h\"\nextern void say(const char *s);\n\
+         int main(void) { log1(\"a \"); say(\"one \"); say(\"two\"); log1(\"line\\n\"); return 0; }\n",
+    );
+    fixture.qpatch(&["apply", "--only", "log-lines"]).ok();
+    let program = fixture.path().join("say.c");
+    assert_eq!(writes_of(&fixture, &program), ["one ", "two", "a line\n"]);
+}
+
 /// The functions are called `buffer_...` in some trees; some write their log in lines already.
 #[test]
 fn other_trees_are_understood_or_left_alone() {
@@ -89,9 +115,10 @@ fn other_trees_are_understood_or_left_alone() {
     );
     fixture.qpatch(&["apply", "--only", "log-lines"]).ok();
     let text = fixture.read("qsutil.c");
-    assert!(text.contains("{ buffer_puts(&out,m);\nlog_endline(); }"), "{text}");
+    assert!(text.contains("{ buffer_puts(&out,m);\nlog_endline(&out); }"), "{text}");
+    assert!(text.contains("static void log_endline(struct buffer *s)"), "{text}");
     assert!(
-        text.contains("if (out.p && (out.x[out.p - 1] == '\\n')) buffer_flush(&out);"),
+        text.contains("if ((s != &out) || (s->p && (s->x[s->p - 1] == '\\n'))) buffer_flush(s);"),
         "{text}"
     );
 
