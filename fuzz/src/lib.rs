@@ -133,13 +133,14 @@ pub fn status(bytes: &[u8]) {
 }
 
 /// A delivery's report: a success is never taken for a server's refusal, and what was refused at the door is not called
-/// accepted by the whole report.
+/// accepted by the whole report. The words of a success may say nothing: they may be cut off, or not qmail-remote's.
 pub fn classify(bytes: &[u8]) {
-    use report::DeliveryVerdict::{Accepted, ConnectFailed, Died, TooMany};
+    use report::DeliveryVerdict::{Accepted, ConnectFailed, Died, Nothing, TooMany};
     let seen = report::classify(bytes).seen;
     let door = report::at_the_door(bytes);
     if bytes.starts_with(b"r\0K") {
-        assert_eq!((door, seen), (Accepted, Accepted));
+        assert_eq!(door, Accepted);
+        assert!(matches!(seen, Accepted | Nothing), "{seen:?}");
     }
     if matches!(door, TooMany(_) | ConnectFailed | Died(_)) {
         assert_ne!(seen, Accepted);
