@@ -1,9 +1,11 @@
 //! The command line: wrong usage, what commands print, and the manual pages. `odd_trees` has the trees that are damaged or
-//! unusual.
+//! unusual, `packaging` what packagers use.
 
 mod common;
 #[path = "cli/odd_trees.rs"]
 mod odd_trees;
+#[path = "cli/packaging.rs"]
+mod packaging;
 
 use std::fs;
 use std::process::Command;

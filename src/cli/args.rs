@@ -70,7 +70,12 @@ pub(super) enum QpatchCommand {
     /// concurrencyreplies(5)
     Man {
         /// The folder, which must exist
-        dir: PathBuf,
+        #[arg(required_unless_present = "install")]
+        dir: Option<PathBuf>,
+        /// Install the pages below this folder, in share/man/man1 and share/man/man5; for example
+        /// /usr/local
+        #[arg(long, value_name = "PREFIX", conflicts_with = "dir")]
+        install: Option<PathBuf>,
     },
 }
 

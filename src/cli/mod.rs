@@ -33,7 +33,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         QpatchCommand::Rule { command } => rule::run(&command),
         QpatchCommand::Demo { spawn } => demo::run(spawn),
         QpatchCommand::Completions { shell } => completions::run(shell, &mut Cli::command()),
-        QpatchCommand::Man { dir } => man::run(&dir, Cli::command()),
+        QpatchCommand::Man { dir, install } => {
+            man::run(dir.as_deref(), install.as_deref(), Cli::command())
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

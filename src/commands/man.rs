@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -71,20 +72,30 @@ fall when a key gets series of its own, and a counter must not fall. To get what
 rate(qmail_gate_done_total[5m]) \\- sum without (kind, key, spawner) (rate(qmail_gate_key_done_total[5m])).
 ";
 
-/// Writes the manual pages into the folder `dir`.
+/// Writes the manual pages into the folder `dir`, or below the folder `prefix`, where it makes the folders.
 ///
 /// # Errors
 /// If a page cannot be written.
-pub fn run(dir: &Path, command: Command) -> CommandResult {
+pub fn run(dir: Option<&Path>, prefix: Option<&Path>, command: Command) -> CommandResult {
+    let place = dir.or(prefix).unwrap_or(Path::new("."));
     let failed = |error: io::Error| {
-        let mut failed = Error::io(dir, "write the manual pages", &error);
-        if error.kind() == io::ErrorKind::NotFound {
-            failed.help = format!("make the folder first: mkdir -p {}", dir.display());
+        let mut failed = Error::io(place, "write the manual pages", &error);
+        if prefix.is_none() && error.kind() == io::ErrorKind::NotFound {
+            failed.help = format!("make the folder first: mkdir -p {}", place.display());
         }
         failed
     };
     for (name, text) in pages(command).map_err(failed)? {
-        std::fs::write(dir.join(name), text).map_err(failed)?;
+        let folder = match prefix {
+            None => place.to_owned(),
+            Some(prefix) => {
+                let section = name.rsplit('.').next().unwrap_or("1");
+                let folder = prefix.join(format!("share/man/man{section}"));
+                fs::create_dir_all(&folder).map_err(failed)?;
+                folder
+            }
+        };
+        fs::write(folder.join(name), text).map_err(failed)?;
     }
     Ok(())
 }

@@ -76,8 +76,9 @@ enum Command {
     Sites(sites::Sites),
     /// Write the gate's static library, gate.a, to standard output
     ///
-    /// It is binary, so `qpatch diff` cannot show it.
-    Library,
+    /// It is binary, so `qpatch diff` cannot show it. With --source, write its sources instead, to
+    /// build it for another machine or C library.
+    Library(library::Library),
 }
 
 /// Runs a subcommand.
@@ -91,6 +92,6 @@ pub fn run(gate: &Gate) -> CommandResult {
         Command::Show(args) => show::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Sites(args) => sites::run(args),
-        Command::Library => library::run(),
+        Command::Library(args) => library::run(args),
     }
 }

@@ -1,0 +1,32 @@
+# gate.a, the static library that qpatch links into qmail-rspawn, from its sources. This needs rustc @RUST@ or later and
+# nothing else: the gate has no dependencies.
+#
+#   make                                   for the machine that runs rustc
+#   make TARGET=i686-unknown-linux-gnu     for another one; rustc needs the standard library of that target
+#   make RUSTFLAGS='-C target-cpu=native'  with further flags for rustc
+#
+# It also writes gate.lib: what the linker needs after gate.a on that target. Copy both into a tree that qpatch has
+# patched, in place of the tree's own. The same rustc gives the same bytes in every folder.
+
+RUSTC = rustc
+TARGET = @TARGET@
+STRIP = strip
+
+all: gate.a gate.lib
+
+gate.a: src/lib.rs
+	target='$(TARGET)'; \
+	test -n "$$target" || target=`$(RUSTC) -vV | sed -n 's/^host: //p'`; \
+	$(RUSTC) --remap-path-prefix src=gate --crate-name qpatch_gate --crate-type staticlib --edition 2024 \
+	  -C opt-level=s -C lto=fat -C codegen-units=1 -C panic=unwind --print native-static-libs \
+	  --target "$$target" $(RUSTFLAGS) -o gate.new src/lib.rs >gate.log 2>&1 || { cat gate.log >&2; exit 1; }
+	-$(STRIP) --strip-debug gate.new
+	mv gate.new gate.a
+
+# As rustc says, with two changes for the forks of qmail-rspawn: libgcc is linked statically, and all symbols are bound
+# at the start.
+gate.lib: gate.a
+	sed -n 's/^.*native-static-libs: //p' gate.log | sed 's/-lgcc_s/-static-libgcc/; s/$$/ -Wl,-z,now/; s/^ *//' >gate.lib
+
+clean:
+	rm -f gate.a gate.lib gate.new gate.log
