@@ -1,0 +1,99 @@
+//! `qpatch gate show --watch`, in a pipe and on a terminal.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use qpatch_gate::gate::DeliveryEnd;
+use qpatch_gate::host::Ask;
+use qpatch_test_support::has;
+
+use super::{Home, ask, busy_gate, gate, json, on_a_terminal};
+
+#[test]
+fn watch_prints_the_rate_between_two_readings_and_ends_with_its_reader() {
+    let home = Home::new();
+    home.control("concurrencydomains", ":20\n");
+    let mut host = home.host(50);
+    let mut deliver = |count: u32| {
+        for _ in 0..count {
+            assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
+            host.done(0, DeliveryEnd::Reported(b"r\0Kok\0"));
+        }
+        thread::sleep(Duration::from_millis(1100));
+        host.due();
+    };
+    deliver(10);
+    let mut child = gate(home.0.path(), &["show", ".", "--watch", "1", "--format", "json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut next = || {
+        let mut line = String::new();
+        out.read_line(&mut line).unwrap();
+        json(&line)
+    };
+    let first = next();
+    assert_eq!(first["keys"][0]["done"], 10);
+    deliver(40);
+    deliver(0);
+    let last = (0..10).map(|_| next()).find(|report| report["keys"][0]["done"] == 50).unwrap();
+    let seconds = last["written"].as_u64().unwrap() - first["written"].as_u64().unwrap();
+    let rate = last["keys"][0]["per_second"].as_f64().unwrap();
+    // Two readings at most ten seconds apart; on a busy machine it is the gate's own rate.
+    let least = if seconds <= 4 { 40.0 / (seconds + 4) as f64 } else { 0.1 };
+    assert!((least..=40.0).contains(&rate), "{rate} in {seconds} s");
+    drop(out);
+    assert_eq!(child.wait().unwrap().code(), Some(0), "a reader that goes is no error");
+}
+
+#[test]
+fn watch_goes_on_when_the_file_goes_and_comes() {
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    let file = home.path("queue/lock/gatestatus");
+    let whole = fs::read(&file).unwrap();
+    let mut child = gate(home.0.path(), &["show", ".", "--watch", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut err = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    let mut heads = 0;
+    let mut line = String::new();
+    while heads < 3 {
+        line.clear();
+        assert!(out.read_line(&mut line).unwrap() > 0);
+        assert!(!line.contains('\x1b'), "no redrawing without a terminal");
+        heads += usize::from(line.starts_with("qmail-rspawn "));
+        if line.starts_with("KEY ") && heads == 1 {
+            fs::remove_file(&file).unwrap();
+            err.read_line(&mut said).unwrap();
+            fs::write(&file, &whole).unwrap();
+        }
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert!(!child.wait().unwrap().success(), "ended by the signal");
+    assert_eq!(said, "qpatch: ./queue/lock/gatestatus: no such file: this qmail has no gate\n");
+}
+
+#[test]
+fn on_a_terminal_it_redraws() {
+    if !has("script") || !has("timeout") {
+        return;
+    }
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    let redrawn = |shown: &str| shown.matches("\x1b[H").count() >= 2;
+    let shown = on_a_terminal(home.0.path(), "show . --watch 1", redrawn);
+    assert!(redrawn(&shown), "{shown:?}");
+    assert!(!shown.contains("\x1b[2J"), "what a server said stays text: {shown:?}");
+    let shown = on_a_terminal(home.0.path(), "show .", |_| false);
+    assert!(!shown.contains('\x1b') && shown.contains("group busy"), "{shown:?}");
+}
