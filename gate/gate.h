@@ -109,8 +109,11 @@ FILES
   as long, or is gone); and again when another program has changed the copy, which is checked once a minute. A write
   that fails or is cut leaves what was kept before. They must exist, too. A control file that does not exist means that
   there are no such settings; a control directory that does not exist does not mean that.
+  gatekept.rates, in the same directory: what was started within the last day, for rates of an hour and a day. Read by
+  gate_open. Written during gate_ask and gate_next, before a delivery starts that it must count, and once a second at
+  most while something starts; not at all without such rates. It must exist, too.
   gateshared, in the same directory: only for several qmail-rspawn. Each has a number, from 0 on: a column of that file.
-  Number 1 writes gatestatus.1 and gatesites.1, and so on. They must exist, too: hier.c makes as many as the tree has
+  Number 1 writes gatestatus.1, gatesites.1 and gatekept.rates.1, and so on. They must exist, too: hier.c makes as many as the tree has
   channels. At its start a gate reads the gatesites of all.
 
 SEE ALSO

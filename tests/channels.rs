@@ -119,6 +119,10 @@ fn the_files_of_each_spawner_are_installed() {
         names,
         [
             "gatekept.domains",
+            "gatekept.rates",
+            "gatekept.rates.1",
+            "gatekept.rates.2",
+            "gatekept.rates.3",
             "gatekept.replies",
             "gatekept.routes",
             "gatekept.senders",

@@ -30,6 +30,14 @@ fn parse_limit(text: &str) -> Option<Limit> {
     }
 }
 
+/// How many starts are left; `-` and a missing field mean that there is no such rate.
+fn parse_left(field: Option<&&str>) -> Option<Option<u32>> {
+    match field {
+        None | Some(&"-") => Some(None),
+        Some(number) => number.parse().ok().map(Some),
+    }
+}
+
 /// A name or text of the file, escaped again: the file may have been written by another program.
 fn escaped(text: &str) -> String {
     Escaped(&unescaped_bytes(text.as_bytes()).unwrap_or_default()).to_string()
@@ -88,6 +96,10 @@ pub struct KeyStatus {
     pub rates: String,
     /// The time from the writing of the file until its rates allow the next start, in milliseconds; 0: they allow it.
     pub next_start_ms: u64,
+    /// How many starts its rate for an hour has left; None: it has no such rate.
+    pub hour_left: Option<u32>,
+    /// The same for a day.
+    pub day_left: Option<u32>,
 }
 
 /// The whole file.
@@ -325,6 +337,8 @@ impl Status {
                         Some(rates) => escaped(rates),
                     },
                     next_start_ms: added.get(3).map_or(Some(0), |number| number.parse().ok())?,
+                    hour_left: parse_left(added.get(4))?,
+                    day_left: parse_left(added.get(5))?,
                 });
             }
             ["unlisted", count, ..] => self.unlisted = count.parse().ok()?,

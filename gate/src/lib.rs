@@ -28,7 +28,8 @@ mod util;
 
 // The folders help to read the crate. Its users need not know them.
 pub use self::core::{
-    command, gate, learn, linger, pace, rate, recall, returns, rules, share, shortage,
+    command, gate, learn, linger, pace, rate, recall, returns, rules, share, shortage, start_log,
+    window,
 };
 pub use control::{limit, literal, name, name_map, problem, rates, route, sender, site, table};
 pub use host::{clock, kept, process, shared, status};

@@ -38,10 +38,16 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Without rates, and with rates of each unit.
 #[test]
 fn none_for_a_delivery() {
+    none_with(b":2\nbusy.example:20::learn\n");
+    none_with(b":2::100/s\nbusy.example:20::learn,80/s,100000/h,900000/d\n");
+}
+
+fn none_with(table: &[u8]) {
     let mut gate = Gate::new(1000, 1000, 1).unwrap();
-    let table = Table::parse(b":2\nbusy.example:20::learn\n", gate.hasher()).unwrap().0;
+    let table = Table::parse(table, gate.hasher()).unwrap().0;
     gate.set_table(Some(table), 0).unwrap();
     let words =
         b"450 /no+ (such|thing)/ limit\n4xx \"is full\" nothing\n4.1.8 /[^x]{3,9}: (.*b)+/ rate\n";
@@ -101,6 +107,6 @@ fn none_for_a_delivery() {
     let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
     println!("100,000 deliveries, {held} held, {busy} sent away: {made} allocations");
     assert!(held > 1000 && busy > 1000);
-    // In 200 seconds.
-    assert!(made < 200, "{made} allocations");
+    // In 200 seconds: about one a second, for what the gate gives back in quiet moments.
+    assert!(made < 300, "{made} allocations");
 }

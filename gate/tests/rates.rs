@@ -8,8 +8,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction};
+use qpatch_gate::memory::Text;
 use qpatch_gate::rate::StartRate;
 use qpatch_gate::rates::{PacedRate, Rates};
+use qpatch_gate::start_log::{LogState, Stamp};
 use qpatch_gate::table::Table;
 
 /// The most starts in any closed interval of this length.
@@ -30,6 +32,11 @@ fn paced(rates: &Rates) -> impl Iterator<Item = PacedRate> {
 }
 
 fn hold(starts: &[u64], rates: &Rates) {
+    for (allowed, secs) in [(rates.hour, 3600), (rates.day, 86_400)] {
+        let Some(allowed) = allowed else { continue };
+        let most = most_within(starts, secs * SEC);
+        assert!(most <= allowed as usize, "{most} starts in {secs} s, {rates}");
+    }
     for PacedRate { starts: allowed, secs } in paced(rates) {
         let most = most_within(starts, u64::from(secs) * SEC);
         assert!(most <= allowed as usize, "{most} starts in {secs} s, {rates}");
@@ -47,6 +54,7 @@ fn rates() -> impl Strategy<Value = Rates> {
     .prop_map(|(seconds, minutes)| Rates {
         seconds: seconds.map(|(starts, secs)| PacedRate { starts, secs }),
         minutes: minutes.map(|(starts, minutes)| PacedRate { starts, secs: minutes * 60 }),
+        ..Rates::NONE
     })
 }
 
@@ -169,6 +177,8 @@ fn a_backlog_goes_at_the_rate() {
         ("busy.example:1::1/10s\n", 100, 0.2, 1, 10),
         ("busy.example:5::2/5m\n", 30, 0.2, 2, 300),
         ("busy.example:5::10/60m\n", 12, 0.2, 10, 3600),
+        ("busy.example:20::300/h\n", 650, 0.2, 300, 3600),
+        ("busy.example:20:google:10/s,1000/d\n", 1100, 0.2, 1000, 86_400),
     ] {
         let outcome = backlog(table, mails, service_secs);
         let mut starts: Vec<u64> = outcome
@@ -340,7 +350,9 @@ fn candidates_count_for_the_rate_of_their_site() {
 const DOMAINS: [(&str, usize); 4] =
     [("a.example", 0), ("b.example", 0), ("c.example", 1), ("free.example", 2)];
 
-const TABLES: [&str; 6] = [
+const TABLES: [&str; 8] = [
+    ":20\na.example:5:g:20/s,30/h\nb.example:5:g:40/d\nc.example:1::3/h\n",
+    ":20\na.example:5:g:50/h\nb.example:5:g:30/d\nc.example:::2/d,1/s\n",
     ":20\na.example:5:g:20/s\nb.example:5:g\nc.example:1::1/10s\n",
     ":20\na.example:5:g:learn,3/2s\nb.example:5:g:60/m\nc.example:::100/s\n",
     ":20\na.example::g:600/m\nb.example::g\nc.example:3::2/5m\n",
@@ -506,17 +518,26 @@ impl Checked {
                 self.set_table();
                 for (domain, before) in before.into_iter().enumerate() {
                     let starts = &mut self.starts[DOMAINS[domain].1];
-                    if before.is_none() {
+                    let now = self.gate.rules().resolve(DOMAINS[domain].0.as_bytes()).cap.rates;
+                    // What started before there was such a rate is not known.
+                    let is_new = (before.hour.is_none() && now.hour.is_some())
+                        || (before.day.is_none() && now.day.is_some());
+                    if before.is_none() || is_new {
                         starts.clear();
-                    } else if before
-                        != self.gate.rules().resolve(DOMAINS[domain].0.as_bytes()).cap.rates
-                    {
+                    } else if before != now {
                         starts.drain(..starts.len().saturating_sub(1));
                     }
                 }
             }
             GateStep::Restart => {
+                // With the file of the last moment.
+                let stamp = Stamp { wall_secs: self.now_us / SEC, boot_us: self.now_us, boot: 1 };
+                let mut text = Text::default();
+                let log = self.gate.start_log().unwrap();
+                log.write(&mut text, LogState::Closed, &stamp, self.now_us).unwrap();
                 self.gate = Gate::new(Self::SLOTS, Self::SLOTS, 1).unwrap();
+                let log = self.gate.start_log_mut().unwrap();
+                log.restore(&text.bytes, &stamp, self.now_us).unwrap();
                 self.slots.fill(None);
                 self.set_table();
             }

@@ -47,12 +47,12 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::UnknownWord => "write learn, fixed or a rate, or leave out the third colon",
         Kind::LearningTwice => "write one of learn and fixed",
         Kind::RateNumber | Kind::RateUnit => {
-            "write a number, a slash and a unit: 20/s, 600/m, or 1/10s for one in ten seconds"
+            "write a number, a slash and a unit: 20/s, 600/m, 5000/h, 50000/d, or 1/10s for one in ten seconds"
         }
-        Kind::RateTime => "write a time of at most an hour",
+        Kind::RateTime => "write a time of at most an hour; for longer ones there are /h and /d",
         Kind::RateZero => "write the limit 0 to hold everything, or leave the rate out",
         Kind::RateTooHigh => "leave the rate out: qmail-send does not start as many",
-        Kind::RateTwice => "write one rate in seconds and one in minutes; both hold",
+        Kind::RateTwice => "write one rate of each unit: all of them hold",
         Kind::TooManyRates => "let the domains share a group, or one suffix such as .example.com",
         Kind::RangeAddress => "write an address, a slash and the number of bits; IPv6 in brackets",
         Kind::RangeLength(_) => "write how many bits all addresses of the range have in common",

@@ -380,6 +380,9 @@ fn add_key(sum: &mut KeyStatus, key: &KeyStatus) {
     if sum.rates.is_empty() {
         sum.rates.clone_from(&key.rates);
     }
+    let fewer = |one: Option<u32>, other: Option<u32>| one.into_iter().chain(other).min();
+    sum.hour_left = fewer(sum.hour_left, key.hour_left);
+    sum.day_left = fewer(sum.day_left, key.day_left);
     if sum.error.is_empty() || (key.objected_secs > sum.objected_secs && !key.error.is_empty()) {
         sum.error.clone_from(&key.error);
     }

@@ -77,6 +77,12 @@ pub(super) fn next_start(ms: u64) -> Option<String> {
     }
 }
 
+/// `312/h left`, `40/d left`: what rates for an hour and a day still allow.
+pub(super) fn starts_left(hour: Option<u32>, day: Option<u32>) -> impl Iterator<Item = String> {
+    let units = [(hour, 'h'), (day, 'd')];
+    units.into_iter().filter_map(|(left, unit)| left.map(|left| format!("{left}/{unit} left")))
+}
+
 /// A limit in JSON: null is unlimited.
 pub(super) fn limit_value(limit: Limit) -> Option<u32> {
     match limit {

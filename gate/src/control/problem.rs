@@ -52,16 +52,20 @@ pub enum File {
     KeptSenders,
     /// queue/lock/gatekept.replies
     KeptReplies,
+    /// queue/lock/gatekept.rates
+    KeptRates,
 }
 
 impl File {
-    /// The copies of the last good control files. hier.c makes them, with [`File::Status`].
-    pub const KEPT: [Self; 5] = [
+    /// The copies of the last good control files, and the starts that count for rates. hier.c makes them, with
+    /// [`File::Status`].
+    pub const KEPT: [Self; 6] = [
         Self::KeptDomains,
         Self::KeptRoutes,
         Self::KeptSites,
         Self::KeptReplies,
         Self::KeptSenders,
+        Self::KeptRates,
     ];
 
     /// Its path from qmail's home.
@@ -82,6 +86,7 @@ impl File {
             Self::KeptSites => "queue/lock/gatekept.sites",
             Self::KeptSenders => "queue/lock/gatekept.senders",
             Self::KeptReplies => "queue/lock/gatekept.replies",
+            Self::KeptRates => "queue/lock/gatekept.rates",
         }
     }
 
@@ -309,8 +314,8 @@ impl fmt::Display for Kind {
             Self::UnknownWord => f.write_str("not a word of the fourth field: learn, fixed and rates such as 600/m are"),
             Self::LearningTwice => f.write_str("learn or fixed is in this field already"),
             Self::RateNumber => f.write_str("a rate begins with a number: 600/m"),
-            Self::RateUnit => f.write_str("not a unit of a rate: s, m, 10s and 5m are"),
-            Self::RateTime => write!(f, "the time of a rate is not from 1 s to {} m", RATE_SECS_MAX / 60),
+            Self::RateUnit => f.write_str("not a unit of a rate: s, m, h, d, 10s and 5m are"),
+            Self::RateTime => write!(f, "the time of a rate in s or m is not from 1 s to {} m", RATE_SECS_MAX / 60),
             Self::RateZero => f.write_str("a rate of 0 is none: the limit 0 holds everything"),
             Self::RateTooHigh => write!(f, "the rate is above {} a second", RATE_MAX),
             Self::RateTwice => f.write_str("a rate of this unit is in this field already"),

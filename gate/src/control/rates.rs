@@ -1,7 +1,8 @@
 //! The rates of a line of concurrencydomains: how many deliveries may start within a time.
 //!
 //! `N/s`, `N/m`, `N/Xs` and `N/Xm` mean at most N starts in every second or minute, or in every X of them, wherever that
-//! time begins; the starts are spread evenly. All rates of a line hold together. [`crate::core::rate`] keeps them, and
+//! time begins; the starts are spread evenly. `N/h` and `N/d` mean at most N starts in every hour or day, at any speed
+//! that the others allow. All rates of a line hold together. [`crate::core::rate`] keeps them, and
 //! [`crate::control::words`] reads them.
 
 #![forbid(unsafe_code)]
@@ -44,11 +45,15 @@ pub struct Rates {
     pub seconds: Option<PacedRate>,
     /// That in minutes: `600/m`, `1/5m`.
     pub minutes: Option<PacedRate>,
+    /// Starts an hour, 1 or more: `5000/h`.
+    pub hour: Option<u32>,
+    /// Starts a day, 1 or more: `50000/d`.
+    pub day: Option<u32>,
 }
 
 impl Rates {
     /// No rates.
-    pub const NONE: Self = Self { seconds: None, minutes: None };
+    pub const NONE: Self = Self { seconds: None, minutes: None, hour: None, day: None };
 
     /// Whether there are none.
     #[must_use]
@@ -56,7 +61,7 @@ impl Rates {
         *self == Self::NONE
     }
 
-    /// The one that allows the fewest starts a second.
+    /// The paced one that allows the fewest starts a second.
     #[must_use]
     pub fn slowest(&self) -> Option<PacedRate> {
         match (self.seconds, self.minutes) {
@@ -75,6 +80,8 @@ impl Rates {
         Self {
             seconds: lower(self.seconds, other.seconds),
             minutes: lower(self.minutes, other.minutes),
+            hour: self.hour.into_iter().chain(other.hour).min(),
+            day: self.day.into_iter().chain(other.day).min(),
         }
     }
 }
@@ -86,6 +93,12 @@ impl fmt::Display for Rates {
         for rate in [self.seconds, self.minutes].into_iter().flatten() {
             write!(f, "{comma}{rate}")?;
             comma = ",";
+        }
+        for (rate, unit) in [(self.hour, 'h'), (self.day, 'd')] {
+            if let Some(starts) = rate {
+                write!(f, "{comma}{starts}/{unit}")?;
+                comma = ",";
+            }
         }
         Ok(())
     }

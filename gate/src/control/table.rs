@@ -400,6 +400,14 @@ impl Table {
         Cap { limit, learning, rates: Rates::NONE }
     }
 
+    /// Whether a line has a rate for an hour or a day.
+    #[must_use]
+    pub fn has_long_rates(&self) -> bool {
+        let groups = self.groups.iter().map(|group| &group.rates);
+        let lines = self.rated.iter().map(|cap| &cap.rates);
+        groups.chain(lines).any(|rates| rates.hour.is_some() || rates.day.is_some())
+    }
+
     /// Whether a line has rates.
     #[must_use]
     pub fn has_rates(&self) -> bool {
@@ -821,6 +829,11 @@ mod tests {
             (b"gmail.com:20::600001/m", 15, Kind::RateTooHigh),
             (b"gmail.com:20::99999999999999999999/m", 15, Kind::RateTooHigh),
             (b"gmail.com:20::20/s,1/10s", 20, Kind::RateTwice),
+            (b"gmail.com:20::5/h,6/s,7/H", 23, Kind::RateTwice),
+            (b"gmail.com:20::0/d", 15, Kind::RateZero),
+            (b"gmail.com:20::5/2h", 17, Kind::RateUnit),
+            (b"gmail.com:20::36000001/h", 15, Kind::RateTooHigh),
+            (b"gmail.com:20::864000001/d", 15, Kind::RateTooHigh),
             (b"gmail.com:20::20/s,600/m,5/M", 26, Kind::RateTwice),
             (b"gmail.com:20:a b", 15, Kind::GroupCharacter(b' ')),
             (b" gmail.com:20", 1, Kind::DomainCharacter(b' ')),
@@ -1049,7 +1062,8 @@ mod tests {
     fn rates_stand_in_the_fourth_field() {
         let (table, problems) = parse(
             b"gmail.com:20:google:learn,600/m\nhotmail.com:10::20/S,Fixed,5/10M\nslow.example:1::1/10s\n\
-              plain.example:1::learn\nfree.example:::3600000/60m\nsame.example:1::1/10s\n",
+              plain.example:1::learn\nfree.example:::3600000/60m\nsame.example:1::1/10s\n\
+              day.example:10::50000/D,20/s,5000/h,learn\n",
         );
         assert_eq!(problems, []);
         for (name, limit, learning, rates) in [
@@ -1059,6 +1073,7 @@ mod tests {
             ("same.example", Limit::AtMost(1), Learning::Fixed, "1/10s"),
             ("plain.example", Limit::AtMost(1), Learning::On, ""),
             ("free.example", Limit::Unlimited, Learning::Fixed, "3600000/60m"),
+            ("day.example", Limit::AtMost(10), Learning::On, "20/s,5000/h,50000/d"),
         ] {
             let cap = table.find(name.as_bytes()).unwrap().cap;
             assert_eq!((cap.limit, cap.learning), (limit, learning), "{name}");

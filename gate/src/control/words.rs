@@ -51,6 +51,15 @@ impl Words {
         };
         let behind = slash + 1;
         let starts = number(&word[..slash], 0)?;
+        let window = match &word[behind..] {
+            b"h" | b"H" => Some((3600, &mut self.rates.hour)),
+            b"d" | b"D" => Some((24 * 3600, &mut self.rates.day)),
+            _ => None,
+        };
+        if let Some((secs, rate)) = window {
+            check(starts, secs)?;
+            return rate.replace(starts).map_or(Ok(()), |_| Err((0, Kind::RateTwice)));
+        }
         let Some((unit, multiple)) = word[behind..].split_last() else {
             return Err((behind, Kind::RateUnit));
         };
@@ -68,17 +77,22 @@ impl Words {
             .checked_mul(unit_secs)
             .filter(|secs| (1..=RATE_SECS_MAX).contains(secs))
             .ok_or((behind, Kind::RateTime))?;
-        match starts {
-            0 => return Err((0, Kind::RateZero)),
-            starts if u64::from(starts) > u64::from(RATE_MAX) * u64::from(secs) => {
-                return Err((0, Kind::RateTooHigh));
-            }
-            _ => {}
-        }
+        check(starts, secs)?;
         match rate.replace(PacedRate { starts, secs }) {
             Some(_) => Err((0, Kind::RateTwice)),
             None => Ok(()),
         }
+    }
+}
+
+/// Whether so many starts in these seconds are a rate.
+fn check(starts: u32, secs: u32) -> Result<(), (usize, Kind)> {
+    match starts {
+        0 => Err((0, Kind::RateZero)),
+        starts if u64::from(starts) > u64::from(RATE_MAX) * u64::from(secs) => {
+            Err((0, Kind::RateTooHigh))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -65,6 +65,7 @@ use crate::core::rules::{KeyKind, Rules};
 use crate::core::share::OtherSpawners;
 use crate::core::shortage::Shortage;
 use crate::core::slots::{Slot, SlotState};
+use crate::core::start_log::StartLog;
 use crate::report::echo::Envelope;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, unlink};
 use crate::util::memory::{self, OutOfMemory};
@@ -169,7 +170,7 @@ impl Gate {
         Ok(Self {
             rules: Rules::stock(crate::control::name::Hasher::new(random.next())),
             slots: memory::filled(free, slots as usize)?,
-            keys: Keys::new(0),
+            keys: Keys { start_log: Some(StartLog::default()), ..Keys::new(0) },
             commands: Commands::default(),
             held_slots: EMPTY,
             ready_keys: EMPTY,
@@ -573,12 +574,24 @@ impl Gate {
                 .iter()
                 .sum::<usize>()
             + self.keys.index.bytes()
+            + self.keys.start_log.as_ref().map_or(0, StartLog::bytes)
             + self.commands.bytes()
     }
 
     /// Restores the sites that were seen before a restart. Call it before the first delivery.
     pub fn seen_mut(&mut self) -> &mut Seen {
         &mut self.rules.sites.seen
+    }
+
+    /// Returns the starts within the last hour and day; None only while the keys are rebuilt.
+    #[must_use]
+    pub fn start_log(&self) -> Option<&StartLog> {
+        self.keys.start_log.as_ref()
+    }
+
+    /// The same, to restore what was started before a restart, and to note that it was written.
+    pub fn start_log_mut(&mut self) -> Option<&mut StartLog> {
+        self.keys.start_log.as_mut()
     }
 
     /// Returns the hasher that tables and routes must use.

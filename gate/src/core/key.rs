@@ -225,14 +225,16 @@ impl Key {
         self.start_rate.is_some() && self.may_start(now_us) == Admission::Start
     }
 
-    /// Returns how many deliveries its rates allow now, and how many more may be held so that they start in time.
-    pub(super) fn rate_room(&self, now_us: u64) -> (u32, u32) {
+    /// Returns how many of `idle` deliveries its rates allow now, and how many of `spare` may be held beside them so that
+    /// they start in time.
+    pub(super) fn rate_room(&self, now_us: u64, idle: u32, spare: u32) -> (u32, u32) {
         if !self.start_rate.is_some() {
-            return (u32::MAX, u32::MAX);
+            return (idle, spare);
         }
         let within = |span_us| self.start_rate.starts_within(now_us, span_us);
-        let now = within(0);
-        (now, (within(RATE_SPARE_US) - now).max(1).min(within(RATE_REACH_US) - now))
+        let idle = idle.min(within(0));
+        let soon = within(RATE_SPARE_US).saturating_sub(idle).max(1);
+        (idle, spare.min(soon).min(within(RATE_REACH_US) - idle))
     }
 
     /// Returns how many may be held so that its rates allow all to start before their hold ends.

@@ -13,6 +13,7 @@ use crate::core::rate::{ForgottenStarts, StartRate};
 use crate::core::recall::Recall;
 use crate::core::rules::{KeyKind, Rules};
 use crate::core::share::PlaceTurn;
+use crate::core::start_log::{StartLog, key_id};
 use crate::util::index::Index;
 use crate::util::list::{EMPTY, Link, List, NONE, UNLINKED, append, unlink};
 use crate::util::memory::{self, OutOfMemory};
@@ -107,6 +108,8 @@ pub(super) struct Keys {
     pub(super) last_number: u32,
     /// The starts of keys with rates that are not in memory.
     pub(super) forgotten: ForgottenStarts,
+    /// The starts within the last hour and day. None while the keys are rebuilt.
+    pub(super) start_log: Option<StartLog>,
 }
 
 impl Keys {
@@ -114,6 +117,7 @@ impl Keys {
         Self {
             last_number,
             forgotten: ForgottenStarts::default(),
+            start_log: None,
             all: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
@@ -197,7 +201,7 @@ impl Keys {
         key.name.clear();
         key.name.try_reserve(name.len())?;
         self.index.insert(hash, at)?;
-        let start_rate = self.unknown_starts(kind, hash, &cap);
+        let start_rate = self.unknown_starts(kind, hash, name, &cap, now_us);
         let entry = &mut self.all[at as usize];
         let key = &mut entry.key;
         key.start_rate = start_rate;
@@ -232,7 +236,14 @@ impl Keys {
     }
 
     /// The rates of a key that is not in memory. A site's members and its candidates have their starts in common.
-    fn unknown_starts(&self, kind: KeyKind, hash: u64, cap: &Cap) -> StartRate {
+    fn unknown_starts(
+        &mut self,
+        kind: KeyKind,
+        hash: u64,
+        name: &[u8],
+        cap: &Cap,
+        now_us: u64,
+    ) -> StartRate {
         if cap.rates.is_none() {
             return StartRate::NONE;
         }
@@ -244,7 +255,24 @@ impl Keys {
         let name_hash = hash.wrapping_sub(Self::of_kind(kind));
         match partner.and_then(|partner| self.find(Self::hash(partner, name_hash))) {
             Some(at) => self.all[at as usize].key.start_rate,
-            None => StartRate::new(&cap.rates, self.forgotten.last_us(hash)),
+            None => {
+                let mut start_rate = StartRate::new(&cap.rates, self.forgotten.last_us(hash));
+                if let Some(log) = &mut self.start_log {
+                    log.attach(&mut start_rate, key_id(kind, name), &cap.rates, now_us);
+                }
+                start_rate
+            }
+        }
+    }
+
+    /// Gives the keys with rates for an hour or a day what the log has of them, after a rebuild.
+    pub(super) fn attach_starts(&mut self, now_us: u64) {
+        let Some(log) = &mut self.start_log else { return };
+        for Entry { key, state, .. } in &mut self.all {
+            let Key { kind, name, cap, start_rate, .. } = key;
+            if *state != EntryState::Free && (cap.rates.hour.is_some() || cap.rates.day.is_some()) {
+                log.attach(start_rate, key_id(*kind, name), &cap.rates, now_us);
+            }
         }
     }
 
@@ -411,7 +439,8 @@ pub(super) fn add_new(
         Some(SiteReason::Map(_) | SiteReason::Literal(..)) | None => None,
     };
     if found.kind == kind {
-        let start_rate = keys.unknown_starts(kind, Keys::hash(kind, hash), &found.cap);
+        let hash = Keys::hash(kind, hash);
+        let start_rate = keys.unknown_starts(kind, hash, name, &found.cap, now_us);
         keys.all[at as usize].key.start_rate = start_rate;
         return Ok(at);
     }

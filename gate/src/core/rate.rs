@@ -63,14 +63,38 @@ pub struct StartRate {
     pacing: Pacing,
     /// When the next start is planned.
     planned_us: u64,
-    /// When the next start is allowed: [`StartRate::planned_us`] less the tolerance.
+    /// When the next start is allowed: [`StartRate::planned_us`] less the tolerance, or later by a window.
     due_us: u64,
+    /// The key in [`crate::core::start_log`], for rates of an hour or a day; 0: there are none.
+    id: u64,
+    /// The fewest starts that such a rate had left after the last start.
+    left: u32,
+    /// The rate that the next start waits for.
+    waits_for: RateKind,
+}
+
+/// A kind of rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RateKind {
+    /// Spread evenly.
+    #[default]
+    Paced,
+    /// For an hour.
+    Hour,
+    /// For a day.
+    Day,
 }
 
 impl StartRate {
     /// No rate: a start is always allowed.
-    pub const NONE: Self =
-        Self { pacing: Pacing { interval_us: 0, tolerance_us: 0 }, planned_us: 0, due_us: 0 };
+    pub const NONE: Self = Self {
+        pacing: Pacing { interval_us: 0, tolerance_us: 0 },
+        planned_us: 0,
+        due_us: 0,
+        id: 0,
+        left: u32::MAX,
+        waits_for: RateKind::Paced,
+    };
 
     /// The rates of a key whose last start was at `last_us` or earlier.
     #[must_use]
@@ -82,11 +106,38 @@ impl StartRate {
 
     /// The same starts under other rates. With no rates before, the last start is taken to be now.
     #[must_use]
-    pub fn with(self, rates: &Rates, now_us: u64) -> Self {
-        if Pacing::of_all(rates) == self.pacing {
-            return self;
+    pub fn with(mut self, rates: &Rates, now_us: u64) -> Self {
+        if Pacing::of_all(rates) != self.pacing {
+            return Self::new(rates, self.last_us().unwrap_or(now_us));
         }
-        Self::new(rates, self.last_us().unwrap_or(now_us))
+        self.forget_windows();
+        self
+    }
+
+    /// Without the rates of an hour and a day, until [`crate::core::start_log::StartLog::attach`].
+    fn forget_windows(&mut self) {
+        self.due_us = self.planned_us.saturating_sub(self.pacing.tolerance_us);
+        (self.id, self.left, self.waits_for) = (0, u32::MAX, RateKind::Paced);
+    }
+
+    /// A rate of an hour or a day allows the next start at this time, and has so many left until then.
+    pub(crate) fn limit_by_window(&mut self, id: u64, kind: RateKind, due_us: u64, left: u32) {
+        (self.id, self.left) = (id, self.left.min(left));
+        if due_us > self.due_us {
+            (self.due_us, self.waits_for) = (due_us, kind);
+        }
+    }
+
+    /// The key in the log of starts; 0: it has no rates of an hour or a day.
+    #[inline]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The rate that the next start waits for, if it waits.
+    #[must_use]
+    pub fn waits_for(&self) -> RateKind {
+        self.waits_for
     }
 
     /// The one of two whose next start is later. They belong to keys that have their starts in common.
@@ -95,16 +146,21 @@ impl StartRate {
         if other.due_us > self.due_us { other } else { self }
     }
 
-    /// A time that is not before the last start; None: there are no rates, so it is not known.
+    /// A time that is not before the last start; None: there are no paced rates, so it is not known.
     #[must_use]
     pub fn last_us(&self) -> Option<u64> {
-        self.is_some().then(|| self.planned_us.saturating_sub(self.pacing.interval_us))
+        self.is_paced().then(|| self.planned_us.saturating_sub(self.pacing.interval_us))
     }
 
     /// Whether there are rates.
     #[inline]
     #[must_use]
     pub fn is_some(&self) -> bool {
+        self.is_paced() || self.id != 0
+    }
+
+    #[inline]
+    fn is_paced(&self) -> bool {
         self.pacing.interval_us > 0
     }
 
@@ -122,14 +178,15 @@ impl StartRate {
         self.due_us <= now_us
     }
 
-    /// Notes a start.
+    /// Notes a start. The log of starts must note it as well, for rates of an hour and a day.
     #[inline]
     pub fn started(&mut self, now_us: u64) {
-        if self.is_some() {
+        if self.is_paced() {
             let planned_us = self.planned_us.max(now_us);
             self.planned_us = planned_us.saturating_add(self.pacing.interval_us);
-            self.due_us = self.planned_us - self.pacing.tolerance_us;
         }
+        self.due_us = self.planned_us.saturating_sub(self.pacing.tolerance_us);
+        (self.left, self.waits_for) = (u32::MAX, RateKind::Paced);
     }
 
     /// How many starts are allowed from now until `span_us` later, if all come as early as they may; u32::MAX without
@@ -139,12 +196,16 @@ impl StartRate {
         if !self.is_some() {
             return u32::MAX;
         }
-        match now_us.saturating_add(span_us).checked_sub(self.due_us.max(now_us)) {
-            None => 0,
-            Some(left_us) => u32::try_from(left_us / self.pacing.interval_us)
-                .unwrap_or(u32::MAX)
-                .saturating_add(1),
-        }
+        let Some(left_us) = now_us.saturating_add(span_us).checked_sub(self.due_us.max(now_us))
+        else {
+            return 0;
+        };
+        let paced = match left_us.checked_div(self.pacing.interval_us) {
+            None => u32::MAX,
+            Some(starts) => u32::try_from(starts).unwrap_or(u32::MAX).saturating_add(1),
+        };
+        // When a start is due, a window has room for one at least.
+        paced.min(self.left.max(1))
     }
 
     /// In how many microseconds so many starts are over at the earliest; 0 without rates.
@@ -157,7 +218,7 @@ impl StartRate {
     /// Plans the next start for the latest time that a start at `last_us` can have left, so that the start is due one
     /// interval later.
     fn plan_after(&mut self, last_us: u64) {
-        if self.is_some() {
+        if self.is_paced() {
             let Pacing { interval_us, tolerance_us } = self.pacing;
             self.due_us = last_us.saturating_add(interval_us);
             self.planned_us = self.due_us.saturating_add(tolerance_us);

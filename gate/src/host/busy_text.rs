@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use crate::control::problem;
 use crate::control::table::Limit;
 use crate::core::gate::{Busy, BusyReason, Key, PauseCause};
+use crate::core::rate::RateKind;
 use crate::core::rules::KeyKind;
 use crate::util::escape::Escaped;
 use crate::util::memory::Text;
@@ -91,8 +92,12 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
         }
         (BusyReason::AtRate, _) => {
             out.write_str(" is at its rate")?;
-            if let Some(rate) = key.cap.rates.slowest() {
-                write!(out, " of {rate}")?;
+            let rates = &key.cap.rates;
+            match (key.start_rate.waits_for(), rates.hour, rates.day, rates.slowest()) {
+                (RateKind::Hour, Some(starts), ..) => write!(out, " of {starts}/h")?,
+                (RateKind::Day, _, Some(starts), _) => write!(out, " of {starts}/d")?,
+                (.., Some(rate)) => write!(out, " of {rate}")?,
+                _ => {}
             }
         }
         (BusyReason::AtDomainShare(part), _) => {
@@ -208,6 +213,7 @@ mod tests {
         let rates = Rates {
             seconds: Some(PacedRate { starts: 20, secs: 1 }),
             minutes: Some(PacedRate { starts: 600, secs: 60 }),
+            ..Rates::NONE
         };
         let cap = Cap { rates, ..Cap::NONE };
         let mut key = Key::new(KeyKind::Group, b"google".to_vec(), cap);

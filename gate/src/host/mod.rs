@@ -22,6 +22,7 @@ pub mod process;
 pub mod shared;
 mod side_files;
 mod spawners;
+mod start_log_file;
 pub mod status;
 mod watched;
 
@@ -51,6 +52,8 @@ use crate::report;
 use crate::report::replies::Replies;
 use crate::util::memory::{OutOfMemory, Text};
 
+/// The file with what was started, in queue/lock.
+const RATES_FILE: &str = "gatekept.rates";
 const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
 /// A gate writes the status even if nothing changed, so that the age of the status shows whether the spawner runs.
@@ -134,6 +137,11 @@ pub struct Host<C = SystemClock> {
     status_problem: Option<Problem>,
     seen_path: OsString,
     seen_problem: Option<Problem>,
+    /// The file with what was started, for rates of an hour and a day.
+    rates_path: OsString,
+    rates_problem: Option<Problem>,
+    /// Which start of the machine this is; 0: not known.
+    boot: u64,
     /// Up to which change the addresses of sites have been written, and when.
     seen_written: u64,
     seen_written_us: u64,
@@ -246,6 +254,9 @@ impl<C: Clock> Host<C> {
             status_problem: None,
             seen_path: join(lock, "gatesites")?,
             seen_problem: None,
+            rates_path: join(lock, RATES_FILE)?,
+            rates_problem: None,
+            boot: process::boot(),
             seen_written: 0,
             seen_written_us: 0,
             status_text: Text::default(),
@@ -272,6 +283,7 @@ impl<C: Clock> Host<C> {
             host.gate.share(Box::new(shared));
             host.name_files()?;
         }
+        host.restore_start_log();
         host.come_to_rest();
         host.look(0);
         host.write_status(0);
@@ -292,6 +304,7 @@ impl<C: Clock> Host<C> {
         let answer = match self.gate.ask(now_us, slot, parts) {
             Answer::Go => {
                 self.touch();
+                self.write_start_log_first(now_us);
                 Ask::Go
             }
             Answer::Hold => {
@@ -339,6 +352,7 @@ impl<C: Clock> Host<C> {
             NextAction::None => Due::Nothing,
             NextAction::Go { slot, command } => {
                 self.touch();
+                self.write_start_log_first(now_us);
                 Due::Go { slot, command }
             }
             NextAction::Busy { slot, command, busy } => {
@@ -436,6 +450,7 @@ impl<C: Clock> Host<C> {
                 self.write_status(now_us);
             }
             self.write_seen(now_us);
+            self.close_start_log(now_us);
         }
     }
 
@@ -523,6 +538,7 @@ impl<C: Clock> Host<C> {
         if unwritten_us >= WRITE_US
             && self.write_every_us().is_some_and(|every_us| unwritten_us >= every_us)
         {
+            self.write_start_log_if_due(now_us);
             self.write_status(now_us);
         }
         if now_us.saturating_sub(self.seen_written_us) >= WRITE_SITES_US {
@@ -577,6 +593,7 @@ impl<C: Clock> Host<C> {
         let index = self.gate.other_spawners().map_or(0, |spawners| spawners.index());
         let status = numbered(&self.status_base, index)?;
         self.seen_path = numbered(&self.seen_base, index)?;
+        self.rates_path = numbered(&join(directory_of(&self.status_base), RATES_FILE)?, index)?;
         self.status_path = status;
         (self.status_problem, self.seen_problem) = (None, None);
         Ok(())
@@ -647,7 +664,7 @@ impl<C: Clock> Host<C> {
         }
         let shared = self.gate.other_spawners().and_then(OtherSpawners::problem);
         problems[5] = [self.concurrency_problem, self.status_problem, self.seen_problem];
-        problems[6][0] = shared;
+        problems[6] = [shared, self.rates_problem, None];
         if status::write(&mut self.status_text, &frame, &self.gate, problems.as_flattened())
             .is_err()
         {

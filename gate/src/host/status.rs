@@ -15,7 +15,7 @@
 //! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970  file | kept | part | none
 //! sites  MAPPED  SEEN
 //! problem  TEXT
-//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER  RATES  NEXT-MS
+//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER  RATES  NEXT-MS  HOUR-LEFT  DAY-LEFT
 //! unlisted  KEYS
 //! end  GENERATION
 //! ```
@@ -23,7 +23,8 @@
 //! A limit is a number or `-` for unlimited. EFFECTIVE is lower than LIMIT while the server takes no more. OBJECTED is
 //! when the server last said so, SUSPENDED is until when nothing starts; both are seconds since 1970, or 0. RATE is
 //! deliveries a second over about ten seconds. RATES are those of the table, as in `20/s,600/m`, or `-`. NEXT-MS is the
-//! time until they allow the next start, in milliseconds from WRITTEN on; 0: now. `named`: the key is a group, a relay, or a domain with a line of its
+//! time until they allow the next start, in milliseconds from WRITTEN on; 0: now. HOUR-LEFT and DAY-LEFT are how many
+//! starts the rates of an hour and of a day allow now, or `-`. `named`: the key is a group, a relay, or a domain with a line of its
 //! own. Bytes of names and texts that are not printable ASCII are written as `%` and two hexadecimal digits, and so is
 //! `%`.
 //!
@@ -49,6 +50,7 @@ use std::fmt::{self, Write as _};
 
 use crate::control::table::Limit;
 use crate::core::gate::{Gate, Key, Totals};
+use crate::core::start_log::key_id;
 use crate::host::process::Identity;
 use crate::util::escape::Escaped;
 use crate::util::memory::{OutOfMemory, Text};
@@ -184,7 +186,7 @@ fn render(
     }
     for key in listed {
         let named = rules.has_named(key.kind, &key.name);
-        write_key(out, key, frame, named)?;
+        write_key(out, key, frame, gate, named)?;
     }
     writeln!(out, "unlisted\t{unlisted}\nend\t{generation}")
 }
@@ -196,7 +198,7 @@ fn write_limit(out: &mut Text, limit: Limit) -> fmt::Result {
     }
 }
 
-fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Result {
+fn write_key(out: &mut Text, key: &Key, frame: &Frame, gate: &Gate, named: bool) -> fmt::Result {
     let now_us = frame.now_us;
     // Such a time may be before or after now.
     let secs = |at_us: Option<u64>| {
@@ -234,10 +236,19 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, named: bool) -> fmt::Resu
         key.held_ever
     )?;
     if key.cap.rates.is_none() {
-        return out.write_str("\t-\t0\n");
+        return out.write_str("\t-\t0\t-\t-\n");
     }
     let next_ms = key.start_rate.due_us().saturating_sub(now_us).div_ceil(1000);
-    writeln!(out, "\t{}\t{next_ms}", key.cap.rates)
+    write!(out, "\t{}\t{next_ms}", key.cap.rates)?;
+    let left =
+        gate.start_log().map(|log| log.left(key_id(key.kind, &key.name), &key.cap.rates, now_us));
+    for left in left.unwrap_or_default() {
+        match left {
+            Some(left) => write!(out, "\t{left}")?,
+            None => out.write_str("\t-")?,
+        }
+    }
+    out.write_char('\n')
 }
 
 /// What a line of a key says if the operator has named it.

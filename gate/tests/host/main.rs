@@ -3,6 +3,7 @@
 mod answers;
 mod home;
 mod kept;
+mod rates;
 mod relays;
 mod reload;
 mod status;

@@ -8,6 +8,7 @@ use qpatch_gate::gate::CONCURRENCY_REMOTE;
 use qpatch_gate::problem::{File, Kind, Problem, Severity};
 use qpatch_gate::sender::Asked;
 use qpatch_gate::status::State;
+use qpatch_gate::table::Table;
 use qpatch_gate_status::StatusError;
 
 use crate::gate::advice::advice;
@@ -103,13 +104,26 @@ pub(super) fn check_permissions(home: &Home, source: &Source, loaded: &mut Loade
         loaded.findings.push(FileFinding::warning((&home.lock("gateshared"), 0, 0), message, help));
     }
     let follows_senders = relay_files::followed(home.path()).senders == Asked::Yes;
-    let kept = File::KEPT.into_iter().filter(|&file| file != File::KeptSenders || follows_senders);
+    let table = loaded.rules.as_ref().and_then(|rules| rules.table.as_ref());
+    let has_long_rates = table.is_some_and(Table::has_long_rates);
+    let kept = File::KEPT.into_iter().filter(|&file| match file {
+        File::KeptSenders => follows_senders,
+        File::KeptRates => has_long_rates,
+        _ => true,
+    });
     let kept = kept.map(File::name);
     let kept: Vec<_> = kept.collect();
     if home.lock("gatestatus").exists() {
         for path in kept.iter().map(|name| home.lock(name)).filter(|path| !path.exists()) {
-            let message = "no such file: no copy of the control file is kept, so after a restart a mistake in it \
-                           takes effect at once";
+            let message = match path.ends_with(File::KeptRates.name()) {
+                true => {
+                    "no such file: after a restart the rates for an hour and a day begin at zero"
+                }
+                false => {
+                    "no such file: no copy of the control file is kept, so after a restart a mistake in it takes \
+                     effect at once"
+                }
+            };
             let help = "make setup check in the patched tree, while qmail is stopped";
             loaded.findings.push(FileFinding::warning((&path, 0, 0), message, help));
         }

@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::gate::source::{self, Source};
 use crate::gate::text::{
     cut, domain_bytes, escaped, key_name, limit_text, limit_value, next_start, origin_text,
-    printable_status,
+    printable_status, starts_left,
 };
 use crate::output::count;
 
@@ -38,6 +38,12 @@ pub(super) struct DomainStatus {
     /// Milliseconds from the writing of the status until the rates allow the next start.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_start_ms: Option<u64>,
+    /// Starts that the rate for an hour has left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hour_left: Option<u32>,
+    /// The same for a day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    day_left: Option<u32>,
     /// Whether the status has the key. It has none for a key that does nothing, or less than those that are listed.
     listed: bool,
     effective_limit: Option<u32>,
@@ -78,6 +84,8 @@ impl DomainStatus {
             learns: found.cap.learning == Learning::On,
             rates: found.cap.rates.to_string(),
             next_start_ms: known.filter(|key| !key.rates.is_empty()).map(|key| key.next_start_ms),
+            hour_left: known.and_then(|key| key.hour_left),
+            day_left: known.and_then(|key| key.day_left),
             listed: known.is_some(),
             effective_limit: limit_value(effective),
             running: number(|key| key.running),
@@ -111,8 +119,9 @@ impl DomainStatus {
         writeln!(out, "  limit      {limit}")?;
         if !self.rates.is_empty() {
             let next = self.next_start_ms.and_then(next_start);
-            let next = next.map_or(String::new(), |next| format!("; {next}"));
-            writeln!(out, "  rate       {}{next}", self.rates)?;
+            let facts = next.into_iter().chain(starts_left(self.hour_left, self.day_left));
+            let facts: String = facts.map(|fact| format!("; {fact}")).collect();
+            writeln!(out, "  rate       {}{facts}", self.rates)?;
         }
         if self.listed {
             let Self { running, held, away, .. } = self;

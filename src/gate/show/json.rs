@@ -21,6 +21,8 @@ impl View {
             suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
             rates: &key.rates,
             next_start_ms: (!key.rates.is_empty()).then_some(key.next_start_ms),
+            hour_left: key.hour_left,
+            day_left: key.day_left,
             running: key.running,
             held: key.held,
             away: key.away,
@@ -152,6 +154,12 @@ struct KeyReport<'a> {
     /// Milliseconds from `written` until the rates allow the next start.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_start_ms: Option<u64>,
+    /// Starts that the rate for an hour has left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hour_left: Option<u32>,
+    /// The same for a day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    day_left: Option<u32>,
     running: u32,
     held: u32,
     away: u32,

@@ -19,6 +19,7 @@ use terminal_size::{Height, Width, terminal_size_of};
 use super::status_file::{ProcessState, SpawnerStatus, Unread, counted, explain, merged, read};
 use super::text::{
     cap_text, cut, domain_argument, key_name, limit_text, next_start, printable, printable_status,
+    starts_left,
 };
 use crate::error::Error;
 use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table};
@@ -415,12 +416,14 @@ impl View {
     fn limit_now(&self, key: &KeyStatus) -> String {
         match key.suspended_secs.checked_sub(self.now_secs) {
             Some(secs @ 1..) => format!("0 for {secs} s"),
-            _ => match (key.effective == key.limit, next_start(key.next_start_ms)) {
-                (true, None) => "-".to_string(),
-                (true, Some(next)) => next,
-                (false, None) => limit_text(key.effective),
-                (false, Some(next)) => format!("{}, {next}", limit_text(key.effective)),
-            },
+            _ => {
+                let limit = (key.effective != key.limit).then(|| limit_text(key.effective));
+                let next = next_start(key.next_start_ms);
+                let facts =
+                    limit.into_iter().chain(next).chain(starts_left(key.hour_left, key.day_left));
+                let facts: Vec<String> = facts.collect();
+                if facts.is_empty() { "-".to_string() } else { facts.join(", ") }
+            }
         }
     }
 }
@@ -473,6 +476,8 @@ mod tests {
                 held_ever: 0,
                 rates: String::new(),
                 next_start_ms: 0,
+                hour_left: None,
+                day_left: None,
             }],
             unlisted: 0,
         }
@@ -504,6 +509,7 @@ mod tests {
         (key.running, key.held, key.away, key.busy) = (u32::MAX, u32::MAX, u32::MAX, u64::MAX);
         (key.objected_secs, key.suspended_secs) = (u64::MAX, u64::MAX);
         (key.rates, key.next_start_ms) = ("1/s".to_string(), u64::MAX);
+        (key.hour_left, key.day_left) = (Some(u32::MAX), Some(u32::MAX));
         // Two of one spawner, as `--watch` sees them, and another spawner beside it.
         let mut readings = HashMap::new();
         for generation in [1, 2] {

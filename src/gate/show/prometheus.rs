@@ -122,7 +122,7 @@ const OF_ALL: [Figure<Status>; 13] = [
 /// The sum over the keys without series of their own; None: the metric cannot be added up.
 type OthersSum = Option<fn(&OtherKeys) -> f64>;
 
-const OF_KEY: [KeyFigure; 12] = [
+const OF_KEY: [KeyFigure; 14] = [
     (
         ("key_limit", "gauge", "Deliveries that may run at once; absent when unlimited."),
         |key| limit_value(key.limit),
@@ -162,6 +162,24 @@ const OF_KEY: [KeyFigure; 12] = [
             "Time until its rates allow the next start, from the writing of the status on; 0: now. Absent without rates.",
         ),
         |key| (!key.rates.is_empty()).then_some(key.next_start_ms as f64 / 1000.0),
+        None,
+    ),
+    (
+        (
+            "key_hour_starts_left",
+            "gauge",
+            "Starts that its rate for an hour has left; absent without one.",
+        ),
+        |key| key.hour_left.map(f64::from),
+        None,
+    ),
+    (
+        (
+            "key_day_starts_left",
+            "gauge",
+            "Starts that its rate for a day has left; absent without one.",
+        ),
+        |key| key.day_left.map(f64::from),
         None,
     ),
     (

@@ -208,7 +208,7 @@ fn make_home(sandbox: &mut Sandbox) -> Result<(), Error> {
         sandbox.write(&queue.join("lock/gateshared"), &[])?;
         for number in 0..=sandbox.supplemental.count {
             let dot = if number == 0 { String::new() } else { format!(".{number}") };
-            for name in ["gatestatus", "gatesites"] {
+            for name in ["gatestatus", "gatesites", "gatekept.rates"] {
                 sandbox.write(&queue.join(format!("lock/{name}{dot}")), &[])?;
             }
         }

@@ -72,6 +72,12 @@ impl Gate {
     fn note_start(&mut self, at: u32, now_us: u64) {
         let key = &mut self.keys.all[at as usize].key;
         key.start_rate.started(now_us);
+        let id = key.start_rate.id();
+        if id != 0
+            && let Some(log) = &mut self.keys.start_log
+        {
+            log.started(&mut key.start_rate, id, &key.cap.rates, now_us);
+        }
         let start_rate = key.start_rate;
         if let Some(partner) = self.partner(at) {
             self.keys.all[partner as usize].key.start_rate = start_rate;

@@ -148,8 +148,7 @@ impl Gate {
             Limit::Unlimited if key.start_rate.is_some() => (SLOTS_MAX, SLOTS_MAX),
             Limit::Unlimited => (SLOTS_MAX, 0),
         };
-        let (now, soon) = key.rate_room(now_us);
-        let (idle, spare) = (idle.min(now), spare.min(soon));
+        let (idle, spare) = key.rate_room(now_us, idle, spare);
         let idle = idle.min(slots.saturating_sub(others));
         // The most that `may_hold` allows beside the others: held <= ALPHA / 2 * (slots - 2 * (others + held)).
         let left = (slots - idle).saturating_sub(2 * others);

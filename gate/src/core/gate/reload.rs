@@ -40,7 +40,8 @@ impl Gate {
         if self.keys.index.is_empty() {
             // No key is left: there was no delivery for an hour.
             let forgotten = std::mem::take(&mut self.keys.forgotten);
-            self.keys = Keys { forgotten, ..Keys::new(self.keys.last_number) };
+            let start_log = self.keys.start_log.take();
+            self.keys = Keys { forgotten, start_log, ..Keys::new(self.keys.last_number) };
             self.room_queue.clear();
             self.keys_away.clear();
             self.pause_queue.clear();
@@ -176,6 +177,7 @@ impl Gate {
             }
         }
         keys.forgotten = std::mem::take(&mut self.keys.forgotten);
+        keys.start_log = self.keys.start_log.take();
         keys.forget_starts();
         self.keys_away.clear();
         self.room_queue.clear();
@@ -216,6 +218,7 @@ impl Gate {
             }
         }
         keys.join_starts();
+        keys.attach_starts(now_us);
         for slot in &mut self.slots {
             if slot.state == SlotState::Free || slot.domain == NONE {
                 continue;
