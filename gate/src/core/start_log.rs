@@ -141,6 +141,8 @@ impl StartLog {
         let Ok(at) = self.entry(id, log_us) else { return };
         let crashed_us = self.crashed_us;
         let entry = &mut self.entries[at];
+        entry.hour.advance(log_us);
+        entry.day.advance(log_us);
         let owes = std::mem::take(&mut entry.owes);
         if owes > 0 {
             // The last start before a write is in what is written.
@@ -185,18 +187,20 @@ impl StartLog {
         ]
     }
 
+    /// The windows have been advanced to now.
     fn set_due(&self, rate: &mut StartRate, (id, at): (u64, usize), rates: &Rates, now_us: u64) {
         let log_us = now_us.saturating_add(self.ahead_us);
-        let entry = &self.entries[at];
-        let windows =
-            [(RateKind::Hour, rates.hour, &entry.hour), (RateKind::Day, rates.day, &entry.day)];
+        let Entry { hour, day, .. } = &self.entries[at];
+        let windows = [(RateKind::Hour, rates.hour, hour), (RateKind::Day, rates.day, day)];
         for (kind, allowed, window) in windows {
             let Some(allowed) = allowed else { continue };
-            let due_us = window.due_us(log_us, allowed).unwrap_or(u64::MAX);
-            let left = allowed.saturating_sub(window.counted(log_us));
-            // A window that is not full has no time of its own.
-            let due_us = if left > 0 { 0 } else { due_us.saturating_sub(self.ahead_us) };
-            rate.limit_by_window(id, kind, due_us, left);
+            let left = allowed.saturating_sub(window.total());
+            let due_us = match left {
+                0 => window.due_us(log_us, allowed).unwrap_or(u64::MAX),
+                // A window that is not full has no time of its own.
+                _ => 0,
+            };
+            rate.limit_by_window(id, kind, due_us.saturating_sub(self.ahead_us), left);
         }
     }
 

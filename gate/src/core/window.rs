@@ -41,6 +41,16 @@ impl Window {
 
     /// Counts so many starts.
     pub fn started(&mut self, now_us: u64, starts: u32) {
+        self.advance(now_us);
+        let count = &mut self.counts[(self.newest % CELLS as u64) as usize];
+        let starts = starts.min(u32::MAX - self.total.max(*count));
+        *count += starts;
+        self.total += starts;
+    }
+
+    /// Forgets what is over.
+    #[inline]
+    pub fn advance(&mut self, now_us: u64) {
         let cell = now_us / self.cell_us;
         if cell > self.newest {
             let passed = (cell - self.newest).min(CELLS as u64);
@@ -50,10 +60,13 @@ impl Window {
             }
             self.newest = cell;
         }
-        let count = &mut self.counts[(self.newest % CELLS as u64) as usize];
-        let starts = starts.min(u32::MAX - self.total.max(*count));
-        *count += starts;
-        self.total += starts;
+    }
+
+    /// How many starts counted at the last call of [`Window::advance`].
+    #[inline]
+    #[must_use]
+    pub fn total(&self) -> u32 {
+        self.total
     }
 
     /// How many starts count now.

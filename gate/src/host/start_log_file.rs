@@ -39,7 +39,7 @@ impl<C: Clock> Host<C> {
             // From now on it has the clocks of this process.
             Ok(()) => self.write_start_log(LogState::Closed, 0),
             Err(kind) => {
-                self.rates_problem = Some(Problem::of_file(problem::File::KeptRates, kind))
+                self.rates_problem = Some(Problem::of_file(problem::File::KeptRates, kind));
             }
         }
     }
