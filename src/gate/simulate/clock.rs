@@ -16,6 +16,10 @@ use crate::qmail::log::stamp::{Basis, Stamp};
 const JITTER_US: i64 = 5_000_000;
 /// If no line comes for longer than this, part of the log is missing, or the clock was wrong: no delivery takes as long.
 const GAP_MAX_US: i64 = DAY_US;
+/// The same, once time has gone back or ahead in that way [`JUMPS_MAX`] times: the lines of this log are in no order. Each
+/// day without lines but with mail that waits takes up to 86,400 steps of the simulation.
+const GAP_AFTER_JUMPS_US: i64 = 60_000_000;
+const JUMPS_MAX: u64 = 10;
 const DAY_US: i64 = 24 * HOUR_US;
 const HOUR_US: i64 = 3_600_000_000;
 /// The year that times without a year are read in: a leap year.
@@ -75,13 +79,17 @@ impl LogClock {
         let offset_us = hand.offset_us;
         let since_us = stamp_us.saturating_sub(offset_us);
         let behind_us = (self.now_us as i64).saturating_sub(since_us);
+        let gap_max_us = match self.set_back + self.gaps {
+            ..=JUMPS_MAX => GAP_MAX_US,
+            _ => GAP_AFTER_JUMPS_US,
+        };
         if behind_us > JITTER_US {
             // The log's time goes on from here.
             self.set_back += 1;
             self.split(origin, at, before, offset_us.saturating_sub(behind_us));
-        } else if behind_us < -GAP_MAX_US {
+        } else if behind_us < -gap_max_us {
             self.gaps += 1;
-            let since_us = self.now_us as i64 + GAP_MAX_US;
+            let since_us = self.now_us as i64 + gap_max_us;
             self.split(origin, at, before, stamp_us.saturating_sub(since_us));
             self.now_us = since_us as u64;
             return self.now_us;
@@ -210,6 +218,20 @@ mod tests {
         assert_eq!(at(7_000_000), 86_402);
         assert_eq!(at(i64::MIN), 86_402);
         assert_eq!((clock.set_back, clock.gaps), (2, 1));
+    }
+
+    /// Logs of other times, line by line: 3000 jumps ahead counted as 3000 days, which took hours to simulate.
+    #[test]
+    fn lines_in_no_order_do_not_make_years() {
+        let ahead: Vec<i64> = (0..3000).map(|line| line * 3 * 86_400).collect();
+        let mixed: Vec<i64> =
+            (0..3000).map(|line| if line % 2 == 0 { line } else { line + 400_000_000 }).collect();
+        let hours: Vec<i64> = (0..3000).map(|line| line % 2 * 80_000).collect();
+        for secs in [ahead, mixed, hours] {
+            let (seen, _) = seen(Basis::Universal, &secs);
+            let days = seen.last().unwrap() / 86_400;
+            assert!(days < 20, "{days} days");
+        }
     }
 
     #[test]

@@ -52,8 +52,9 @@ fn text(name: &Name) -> Option<String> {
 
 impl Resolver {
     /// Asks for each of the names, for which [`is_name`] holds, and returns `judge` of the answers, in the order of the
-    /// names. Names of the map are asked for first, so strangers whose servers are slow cannot use up their time. An answer is judged and dropped when it arrives: 100,000 answers with 16 names of 255 bytes each would
-    /// take half a gigabyte.
+    /// names. Names of the map are asked for first, so strangers whose servers are slow cannot use up their time. An
+    /// answer is judged and dropped when it arrives: 100,000 answers with 16 names of 255 bytes each would take half a
+    /// gigabyte.
     ///
     /// # Errors
     /// There is no server to ask.
@@ -203,8 +204,8 @@ enum ServerHealth {
     Silent,
 }
 
-/// The indices of the names: first those of the map, then the strangers. Each in random order, so that many names without
-/// an answer in a row do not use up the time of the others.
+/// The indices of the names: first those of the map, then the strangers. Each in random order, so that many names
+/// without an answer in a row do not use up the time of the others.
 fn shuffled(names: &[Asked]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..names.len()).collect();
     fastrand::shuffle(&mut order);
