@@ -8,6 +8,7 @@
 //! - no recipient is delivered to twice, unless its delivery was under way at a kill;
 //! - neither qmail-send nor qmail-rspawn keeps a descriptor;
 //! - storms of SIGALRM and SIGHUP cost at most [`BUSY_MOST`] busy answers a mail;
+//! - after a stall of qmail-send the backlog goes at [`PACE_MOST`] times what its limit takes, at most;
 //! - a message that somebody removes costs at most [`TROUBLE_MOST`] lines `trouble opening` for its file at a time.
 //!
 //! The file has a few lines more than 700, because all steps use one account of the mail.
@@ -59,6 +60,9 @@ struct Args {
     /// The order of the mail and of the kills
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// How long qmail-send is stopped with a backlog, in seconds; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(0..=600))]
+    stall: u64,
     /// Where the queue is made; without it /dev/shm, if programs can be run from there
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
@@ -94,6 +98,7 @@ const TABLES: [&str; 6] = [
 
 const BUSY_MOST: f64 = 3.0;
 const TROUBLE_MOST: usize = 4;
+const PACE_MOST: f64 = 1.1;
 /// A mail server that does nothing for so long does not work any more.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -152,6 +157,9 @@ fn attack(args: &Args) -> Result<Vec<String>> {
     step("kills", &mut |target| target.kills(args.rounds))?;
     step("rest", &mut Target::finish)?;
     let replaced = churn.stop();
+    if args.stall > 0 {
+        step("stall", &mut |target| target.stall(Duration::from_secs(args.stall)))?;
+    }
     step("removed", &mut Target::remove_a_message)?;
     println!("control/concurrencydomains was replaced {:.0} times a second", replaced);
     let failed = std::mem::take(&mut target.failed);
@@ -671,14 +679,65 @@ impl Target {
         Ok(())
     }
 
-    /// Removes the files of a message while its recipients are away.
-    fn remove_a_message(&mut self) -> Result<()> {
+    /// Replaces control/concurrencydomains once, and empties the status. No qmail-send runs.
+    fn set_table(&self, lines: &str) -> Result<()> {
+        // Otherwise the next step might take the mail that was away in the last one for its own.
+        self.sandbox.write(&self.sandbox.home().join("queue/lock/gatestatus"), b"")?;
         // The file that is there may be one that cannot be read.
         let table = self.sandbox.home().join("control/concurrencydomains");
         fs::remove_file(&table).map_err(Error::doing("remove the table"))?;
-        self.sandbox.set_control("concurrencydomains", ":1\n")?;
+        self.sandbox.set_control("concurrencydomains", lines)?;
         // The gate does not trust a file that has been changed just now.
         thread::sleep(Duration::from_secs(2));
+        Ok(())
+    }
+
+    /// Stops qmail-send while most of a backlog is away.
+    fn stall(&mut self, time: Duration) -> Result<()> {
+        const MAILS: usize = 4000;
+        self.set_table(TABLES[0])?;
+        let mut send = self.start()?;
+        for _ in 0..MAILS {
+            let recipient = self.recipient(WIDE);
+            self.sandbox.queue_message(BODY, SENDER, &[recipient])?;
+        }
+        pull_trigger(&self.sandbox)?;
+        self.until(&mut send, "mail that is away", |target, _| {
+            let away =
+                target.status().map_or(0, |status| status.keys.iter().map(|key| key.away).sum());
+            Ok(away > 2000_u32)
+        })?;
+        send_signal(send.process().id(), Signal::SIGSTOP);
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            self.attend(&mut send)?;
+            thread::sleep(Duration::from_millis(5));
+        }
+        send_signal(send.process().id(), Signal::SIGCONT);
+        let start_ns = now_ns();
+        self.drain(&mut send)?;
+        let ends = self.stubs.events().iter().filter(|event| event.kind == StubEventKind::End);
+        let after: Vec<u64> = ends.map(|end| end.at_ns).filter(|&at| at > start_ns).collect();
+        let took = (after.iter().max().unwrap_or(&start_ns) - start_ns) as f64 / 1e9;
+        let at_best = after.len() as f64 * f64::from(SERVICE_MS) / 1e3 / limit_of(WIDE) as f64;
+        let pace = took / at_best;
+        if pace > PACE_MOST || after.len() < 1000 {
+            self.fail(format!("{} mails after a stall took {took:.1} s", after.len()));
+        }
+        send.terminate()?;
+        send.wait_exit(&mut self.stubs)?;
+        self.check_limits();
+        self.said = format!(
+            "{} s; then {} mails in {took:.1} s, {pace:.3} times what the limit takes",
+            time.as_secs(),
+            after.len()
+        );
+        Ok(())
+    }
+
+    /// Removes the files of a message while its recipients are away.
+    fn remove_a_message(&mut self) -> Result<()> {
+        self.set_table(":1\n")?;
         let mut send = self.start()?;
         let domains: Vec<String> = (0..40).map(|number| format!("gone{number}.example")).collect();
         let list = self.queue_list(&domains, 2000)?;
