@@ -531,7 +531,8 @@ fn a_compiler_line_that_only_a_shell_understands() {
     proof(&fixture, &["--only", "qmail-rspawn", "--cc", "cc -O1"], FILES).ok();
     // A compiler that does not exist: the message says that --cc names it.
     let args = ["--only", "build", "--cc", "no-such-cc -O1"];
-    // A shell says "may not be run" if a folder of PATH is closed to it, as root's own is to the user that verify takes.
+    // A shell says "Permission denied" if a folder of PATH is closed to it, as root's own is to the user that verify
+    // takes.
     let none = proof_with(&fixture, &args, FILES, &[("PATH", "/usr/bin:/bin")]);
     let reason = "exit code 127; there is no no-such-cc, which --cc names; name another compiler, or install it";
     assert!(none.out.contains(reason), "{}", none.out);

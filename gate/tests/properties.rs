@@ -159,7 +159,7 @@ impl Check {
             }
             _ => u32::MAX,
         };
-        limit.admits(running) && running < left
+        !matches!(limit, Limit::AtMost(most) if running >= most) && running < left
     }
 
     /// Whether a key starts nothing for a moment because its server has refused something at the door.

@@ -5,8 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::cell::LazyCell;
-use std::ops::Deref;
+use std::cell::OnceCell;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -90,8 +89,7 @@ impl PatchChoice {
         }
         let mut left_out: Vec<&str> = Vec::new();
         let mut warnings = Vec::new();
-        // Runs the tree's compiler, so at most once.
-        let compiled = LazyCell::new(|| ObjectTarget::of_compiler(tree));
+        let compiler = CompilerTarget { tree, target: OnceCell::new() };
         loop {
             let patches =
                 read_patches(tree, self.spawn, |p| self.has(p.id) && !left_out.contains(&p.id))?;
@@ -99,10 +97,10 @@ impl PatchChoice {
             let optional =
                 patches::OPTIONAL.iter().filter(|optional| !self.insists_on(optional.id));
             let misfit = optional.clone().find_map(|optional| {
-                self.misfit(&plan, optional.id, &compiled).map(|misfit| (optional, misfit))
+                self.misfit(&plan, optional.id, &compiler).map(|misfit| (optional, misfit))
             });
             let Some((optional, misfit)) = misfit else {
-                if let Some(wrong) = wrong_machine(&plan, &compiled) {
+                if let Some(wrong) = wrong_machine(&plan, &compiler) {
                     return Err(wrong.into());
                 }
                 plan.check(&patches, self.on_partial_protocol()).map_err(|mut errors| {
@@ -128,28 +126,39 @@ impl PatchChoice {
         &self,
         plan: &PatchPlan,
         patch: &str,
-        compiled: &impl Deref<Target = Option<ObjectTarget>>,
+        compiler: &CompilerTarget<'_>,
     ) -> Option<String> {
         let misfit = plan.misfits(patch).next();
         if patch != patches::GATE {
             return misfit.map(|misfit| misfit.to_string());
         }
-        let misfit = misfit.or_else(|| wrong_machine(plan, compiled))?;
+        let misfit = misfit.or_else(|| wrong_machine(plan, compiler))?;
         Some(if self.gate_is_alone() { GATE_ALONE.to_owned() } else { misfit.to_string() })
     }
 }
 
 const GATE_ALONE: &str = "domain-gate needs big-concurrency, which --only or --skip leaves out";
 
-/// Returns an error if the plan adds the gate, and the gate was compiled for another machine than `compiled`, the one
-/// that the tree's compiler compiles for.
-fn wrong_machine(
-    plan: &PatchPlan,
-    compiled: &impl Deref<Target = Option<ObjectTarget>>,
-) -> Option<Error> {
+/// The machine that the tree's compiler compiles for. To find it takes a run of the compiler, so it is found once, and
+/// only if it is asked for.
+struct CompilerTarget<'t> {
+    tree: &'t Tree,
+    target: OnceCell<Option<ObjectTarget>>,
+}
+
+impl CompilerTarget<'_> {
+    /// Returns the machine; `None` if the compiler does not show it.
+    fn target(&self) -> Option<ObjectTarget> {
+        *self.target.get_or_init(|| ObjectTarget::of_compiler(self.tree))
+    }
+}
+
+/// Returns an error if the plan adds the gate, and the gate was compiled for another machine than the one that the
+/// tree's compiler compiles for.
+fn wrong_machine(plan: &PatchPlan, compiler: &CompilerTarget<'_>) -> Option<Error> {
     let change = plan.changes.iter().find(|change| change.name == "gate.a")?;
     let gate = ObjectTarget::of_archive(&change.new)?;
-    let compiled = compiled.filter(|target| *target != gate)?;
+    let compiled = compiler.target().filter(|target| *target != gate)?;
     Some(Error::new(
         "gate.a",
         format!(

@@ -94,12 +94,12 @@ impl DoctorReport {
     /// Returns the report as one JSON object, together with `ok`.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
-        struct WithVerdict<'r> {
+        struct DoctorJson<'r> {
             ok: bool,
             #[serde(flatten)]
             report: &'r DoctorReport,
         }
-        let whole = WithVerdict { ok: self.ok(), report: self };
+        let whole = DoctorJson { ok: self.ok(), report: self };
         serde_json::to_string_pretty(&whole)
             .unwrap_or_else(|error| format!("{{\"ok\":false,\"error\":\"{error}\"}}"))
     }

@@ -118,13 +118,13 @@ impl ProofOutcome {
     /// Returns the outcome as one JSON object, together with `ok` and `at_once`.
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
-        struct WithVerdict<'o> {
+        struct ProofJson<'o> {
             ok: bool,
             at_once: Option<u64>,
             #[serde(flatten)]
             outcome: &'o ProofOutcome,
         }
-        let whole = WithVerdict { ok: self.ok(), at_once: self.at_once(), outcome: self };
+        let whole = ProofJson { ok: self.ok(), at_once: self.at_once(), outcome: self };
         // It has only strings, numbers and lists of them, all of which JSON can express.
         serde_json::to_string_pretty(&whole)
             .unwrap_or_else(|error| format!("{{\"ok\":false,\"error\":\"{error}\"}}"))

@@ -13,17 +13,6 @@ pub enum Limit {
     Unlimited,
 }
 
-impl Limit {
-    /// Whether one more may start beside `running`.
-    #[must_use]
-    pub fn admits(self, running: u32) -> bool {
-        match self {
-            Self::AtMost(limit) => running < limit,
-            Self::Unlimited => true,
-        }
-    }
-}
-
 /// What the table says about a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cap {

@@ -1,5 +1,6 @@
 //! The status as JSON.
 
+use qpatch_gate_status::Status;
 use serde::Serialize;
 
 use super::View;
@@ -34,15 +35,7 @@ impl View {
             last_error: &key.error,
         });
         ShowReport {
-            state: status.state.name(),
-            in_force: status.in_force.name(),
-            pid: status.pid,
-            alive: self.alive(),
-            written: status.written_secs,
-            conf_spawn: status.slots,
-            concurrencyremote: status.concurrency_remote,
-            running: status.in_use.saturating_sub(status.held),
-            held: status.held,
+            figures: SpawnerFigures::new(status, self.alive()),
             asked_total: status.totals.asked,
             done_total: status.totals.done,
             held_total: status.totals.held,
@@ -71,16 +64,8 @@ impl View {
 /// What is printed as JSON. Times are in seconds since 1970.
 #[derive(Serialize)]
 pub(super) struct ShowReport<'a> {
-    state: &'static str,
-    /// Which limits are in force.
-    in_force: &'static str,
-    pid: u32,
-    alive: Option<bool>,
-    written: u64,
-    conf_spawn: u32,
-    concurrencyremote: u32,
-    running: u32,
-    held: u32,
+    #[serde(flatten)]
+    figures: SpawnerFigures,
     asked_total: u64,
     done_total: u64,
     held_total: u64,
@@ -107,10 +92,11 @@ pub(super) struct ShowReport<'a> {
     unlisted: u64,
 }
 
+/// The figures of one spawner, or of all together.
 #[derive(Serialize)]
-struct SpawnerReport {
-    spawner: u32,
+struct SpawnerFigures {
     state: &'static str,
+    /// Which limits are in force.
     in_force: &'static str,
     pid: u32,
     alive: Option<bool>,
@@ -121,21 +107,32 @@ struct SpawnerReport {
     held: u32,
 }
 
-impl SpawnerReport {
-    fn new(spawner: &SpawnerStatus) -> Self {
-        let status = &spawner.status;
+impl SpawnerFigures {
+    fn new(status: &Status, alive: Option<bool>) -> Self {
         Self {
-            spawner: spawner.number,
             state: status.state.name(),
             in_force: status.in_force.name(),
             pid: status.pid,
-            alive: spawner.process.alive(),
+            alive,
             written: status.written_secs,
             conf_spawn: status.slots,
             concurrencyremote: status.concurrency_remote,
             running: status.in_use.saturating_sub(status.held),
             held: status.held,
         }
+    }
+}
+
+#[derive(Serialize)]
+struct SpawnerReport {
+    spawner: u32,
+    #[serde(flatten)]
+    figures: SpawnerFigures,
+}
+
+impl SpawnerReport {
+    fn new(SpawnerStatus { number, status, process, .. }: &SpawnerStatus) -> Self {
+        Self { spawner: *number, figures: SpawnerFigures::new(status, process.alive()) }
     }
 }
 

@@ -1,12 +1,12 @@
-//! The log's time, which never goes back, whatever the computer's clock did.
+//! The log's time. It never goes back, even if a computer's clock did.
 //!
-//! Local times jump when daylight saving time begins or ends. A log does not name its time zone, so the jump is
-//! recognised by itself: time goes back by an hour, or an hour is missing (with up to ten minutes without a line), in a
-//! night in which clocks may be changed. If time goes back in any other way, the clock was set back, and the log's time
-//! goes on from there.
+//! Local times jump when daylight saving time begins or ends. A log does not name its time zone, so the jump itself is
+//! the sign: in a night in which clocks may change, time goes back by an hour, or an hour is missing (with up to ten
+//! minutes without a line). If time goes back in any other way, the clock was set back, and the log's time goes on from
+//! there.
 //!
-//! Lines of several hosts may stand in turn. Hosts share a hand of the clock until one of them goes back, or ahead by
-//! more than a day. It gets a hand of its own then, so the others are not moved each time that it has a line.
+//! A log may have the lines of several hosts. They share one host clock until the time of one host goes back, or ahead
+//! by more than a day. That host then gets a host clock of its own, so its lines do not move the others.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::qmail::log::stamp::{Basis, Stamp};
 
 /// If time goes back by no more than this, two writers have read the clock in turn.
 const JITTER_US: i64 = 5_000_000;
-/// If no line comes for longer than this, part of the log is missing, or the clock was wrong: no delivery takes as long.
+/// If no line comes for longer than this, part of the log is missing or the clock was wrong: no delivery takes so long.
 const GAP_MAX_US: i64 = DAY_US;
 /// The same, once time has gone back or ahead in that way [`JUMPS_MAX`] times: the lines of this log are in no order. Each
 /// day without lines but with mail that waits takes up to 86,400 steps of the simulation.
@@ -22,7 +22,7 @@ const GAP_AFTER_JUMPS_US: i64 = 60_000_000;
 const JUMPS_MAX: u64 = 10;
 const DAY_US: i64 = 24 * HOUR_US;
 const HOUR_US: i64 = 3_600_000_000;
-/// The year that times without a year are read in: a leap year.
+/// Times without a year are read as those of a leap year.
 const YEAR_US: i64 = 366 * DAY_US;
 /// The 29th of February in such a year.
 const LEAP_DAY: i64 = 59;
@@ -33,8 +33,8 @@ const QUIET_US: i64 = 600_000_000;
 #[derive(Debug, Default)]
 pub(super) struct LogClock {
     pub(super) now_us: u64,
-    hands: Vec<Hand>,
-    /// The hand of each origin.
+    host_clocks: Vec<HostClock>,
+    /// Which of them each origin has.
     of: HashMap<u64, usize>,
     pub(super) set_back: u64,
     pub(super) gaps: u64,
@@ -44,7 +44,7 @@ pub(super) struct LogClock {
 
 /// How the times of some hosts become the log's.
 #[derive(Clone, Copy, Debug)]
-struct Hand {
+struct HostClock {
     /// The time of the hosts at which the log's is 0.
     offset_us: i64,
     last: Stamp,
@@ -58,25 +58,26 @@ impl LogClock {
     /// The log's time of a line of this origin; the caller keeps the number of origins bounded.
     pub(super) fn at(&mut self, origin: u64, stamp: Stamp) -> u64 {
         let Stamp { us: stamp_us, basis, .. } = stamp;
-        if self.hands.is_empty() {
-            let first = Hand { offset_us: stamp_us, last: stamp, is_leap: false, origins: 0 };
-            self.hands.push(first);
+        if self.host_clocks.is_empty() {
+            let first = HostClock { offset_us: stamp_us, last: stamp, is_leap: false, origins: 0 };
+            self.host_clocks.push(first);
         }
-        let hands = &mut self.hands;
+        let host_clocks = &mut self.host_clocks;
         let at = *self.of.entry(origin).or_insert_with(|| {
-            hands[0].origins += 1;
+            host_clocks[0].origins += 1;
             0
         });
-        let before = self.hands[at];
-        let hand = &mut self.hands[at];
-        let last = std::mem::replace(&mut hand.last, stamp);
+        let before = self.host_clocks[at];
+        let host_clock = &mut self.host_clocks[at];
+        let last = std::mem::replace(&mut host_clock.last, stamp);
         if basis == Basis::NewYear {
-            hand.offset_us = hand.offset_us.saturating_add(hand.new_year(last, stamp_us));
+            host_clock.offset_us =
+                host_clock.offset_us.saturating_add(host_clock.new_year(last, stamp_us));
         }
         let summer_us = summer(last, stamp);
         self.changed += u64::from(summer_us != 0);
-        hand.offset_us = hand.offset_us.saturating_add(summer_us);
-        let offset_us = hand.offset_us;
+        host_clock.offset_us = host_clock.offset_us.saturating_add(summer_us);
+        let offset_us = host_clock.offset_us;
         let since_us = stamp_us.saturating_sub(offset_us);
         let behind_us = (self.now_us as i64).saturating_sub(since_us);
         let gap_max_us = match self.set_back + self.gaps {
@@ -98,21 +99,21 @@ impl LogClock {
         self.now_us
     }
 
-    /// From now on the times of an origin count from `offset_us` on. If others share its hand, that stays as it was
-    /// `before`.
-    fn split(&mut self, origin: u64, at: usize, before: Hand, offset_us: i64) {
-        let hand = Hand { offset_us, origins: 1, ..self.hands[at] };
-        if self.hands[at].origins == 1 {
-            self.hands[at] = hand;
+    /// From now on the times of an origin count from `offset_us` on. If others share its host clock, that one stays as
+    /// it was `before`.
+    fn split(&mut self, origin: u64, at: usize, before: HostClock, offset_us: i64) {
+        let host_clock = HostClock { offset_us, origins: 1, ..self.host_clocks[at] };
+        if self.host_clocks[at].origins == 1 {
+            self.host_clocks[at] = host_clock;
             return;
         }
-        self.hands[at] = Hand { origins: before.origins - 1, ..before };
-        self.of.insert(origin, self.hands.len());
-        self.hands.push(hand);
+        self.host_clocks[at] = HostClock { origins: before.origins - 1, ..before };
+        self.of.insert(origin, self.host_clocks.len());
+        self.host_clocks.push(host_clock);
     }
 }
 
-impl Hand {
+impl HostClock {
     /// By how much the offset grows if times without a year have reached a new year, or have passed a 29th of February
     /// that this year does not have.
     fn new_year(&mut self, last: Stamp, stamp_us: i64) -> i64 {
@@ -184,7 +185,8 @@ mod tests {
         (seen, [clock.set_back, clock.gaps, clock.changed])
     }
 
-    /// Two hosts in turn, each a line every 2 s. The clock of one goes back by an hour, ahead by a day, and is right again.
+    /// Two hosts in turn, each with a line every 2 s. The clock of one goes back by an hour, ahead by a day, and is
+    /// right again.
     #[test]
     fn a_host_whose_clock_jumps_does_not_move_the_others() {
         let mut clock = LogClock::default();

@@ -1,8 +1,9 @@
 //! Recovers a delivery's report from a line of qmail-send's log.
 //!
-//! qmail-send logs the report's text with `_` for spaces and unprintable bytes, and `/` for line feeds. Which of these
-//! the server itself wrote is lost; the gate reads only digits and words, so that does not matter to it. qmail-rspawn
-//! has put the text of the recipient's line before that of the message's; this is undone here.
+//! qmail-send logs the report's text with `_` for spaces and unprintable bytes, and `/` for line feeds. A server may
+//! write `_` and `/` itself, and the log does not show the difference. The gate reads only digits and words, so it does
+//! not need it. qmail-rspawn puts the text of the recipient's line before that of the message's; this module separates
+//! them again.
 
 use std::net::IpAddr;
 
@@ -13,7 +14,8 @@ use qpatch_gate::report::{DeliveryReport, DeliveryVerdict, ReportReader, Sent};
 
 use crate::qmail::log::event::{self, End};
 
-/// What the log says of a delivery's server, with the operator's own words. Nothing, where it says nothing.
+/// What the log says of a delivery's server, as concurrencyreplies reads it; [`DeliveryVerdict::Nothing`] if it says
+/// nothing.
 pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> DeliveryReport {
     let reader = ReportReader { own: Own::unknown(), replies };
     let nothing = DeliveryReport { seen: DeliveryVerdict::Nothing, peer: None, rule: None };
@@ -37,7 +39,7 @@ pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> DeliveryReport
                     seen: DeliveryVerdict::TooMany(_) | DeliveryVerdict::ConnectFailed,
                     ..
                 } => said,
-                // The gate cuts long texts. It had the whole one when it took this for a refusal.
+                // The gate logs long texts cut. It saw the whole text when it took this for a refusal.
                 cut => DeliveryReport { seen: DeliveryVerdict::TooMany(Sent::No), ..cut },
             }
         }
@@ -45,7 +47,8 @@ pub(super) fn of_log(end: End, text: &[u8], replies: &Replies) -> DeliveryReport
     }
 }
 
-/// The report of a delivery that failed. If qmail-remote gave up because of the recipient, the report has a line for it.
+/// The report of a delivery that failed. If qmail-remote gave up because of the recipient, the report has a line for
+/// the recipient.
 fn lines(text: &[u8], [of_recipient, of_message]: [u8; 2]) -> Vec<u8> {
     const GAVE_UP: &[u8] = b"\nGiving up on ";
     // The last match counts: the server's words stand before it.
@@ -56,8 +59,8 @@ fn lines(text: &[u8], [of_recipient, of_message]: [u8; 2]) -> Vec<u8> {
     }
 }
 
-/// A short report that classifies as `said`. A simulation keeps `said`, and makes the report when the delivery ends. The gate of the
-/// simulation reads it by [`short`].
+/// A short report that classifies as `said`. A simulation keeps `said`, and makes the report when the delivery ends. Its
+/// gate reads the report with the lines of [`short`].
 pub(super) fn report(said: &DeliveryReport) -> Vec<u8> {
     let peer = said.peer.map_or_else(|| "somebody".to_string(), |peer: IpAddr| peer.to_string());
     let refused = |words: &str, code: u32, reply: &str| {
@@ -98,12 +101,12 @@ pub(super) fn report(said: &DeliveryReport) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// What a server says in a short report for which this line of concurrencyreplies counts.
+/// The server's words in a short report that this line of concurrencyreplies matches.
 fn short_reply(line: u32) -> String {
     format!("by line {line} of the operator")
 }
 
-/// The same meanings in the same lines as `replies`, for the texts of [`report`].
+/// Lines with the meanings and line numbers of `replies`, which match the texts of [`report`].
 ///
 /// # Errors
 /// No memory.
@@ -124,7 +127,7 @@ pub(super) fn short(replies: &Replies) -> Result<Replies, OutOfMemory> {
     Ok(Replies::parse(text.as_bytes())?.0)
 }
 
-/// Whether limits learn from it: too many at once, no connection, or a connection that died.
+/// Whether a limit learns from this verdict: too many at once, no connection, or a connection that died.
 pub(super) fn is_objection(seen: DeliveryVerdict) -> bool {
     matches!(
         seen,
@@ -148,7 +151,7 @@ mod tests {
         bytes.collect()
     }
 
-    /// What a line of the operator's means, the short report means by the short lines.
+    /// The short report means by the short lines what the operator's line means.
     #[test]
     fn short_reports_mean_what_the_operator_said() {
         let text = b"# lines\n450 \"slow down\" rate\n\n451 * limit\n4.7.9 * pause 60\n452 * nothing\n550 \"blocked\" pause 99\n";

@@ -239,7 +239,9 @@ fn not_run(output: &str, asked_cc: Option<&str>) -> Option<String> {
             format!("there is no {program}, which --cc names; name another compiler, or install it")
         }
         NotRun::NotFound => format!("the program {program} is not installed"),
-        NotRun::NotPermitted => format!("the program {program}, which {named}, may not be run"),
+        NotRun::NotPermitted => format!(
+            "the user that verify runs as may not run {program}, which {named}, or may not enter its folder"
+        ),
     })
 }
 
