@@ -24,7 +24,7 @@ const CONTROL_FILES: [(&str, &str); 2] = [
 
 /// What the exit codes 0 and 1 mean, for commands where they mean more than "done" and "could not". 2 is always wrong
 /// usage.
-const EXIT_STATUS: [(&str, &str, &str); 8] = [
+const EXIT_STATUS: [(&str, &str, &str); 9] = [
     (
         "qpatch-status",
         "the tree was read, with or without patches in it",
@@ -48,6 +48,11 @@ const EXIT_STATUS: [(&str, &str, &str); 8] = [
         "there is an error, so the gate does not use the file; or the file could not be read",
     ),
     ("qpatch-gate-show", "the status was read", "there is none, or it could not be understood"),
+    (
+        "qpatch-gate-serve",
+        "SIGTERM or SIGINT has ended it",
+        "it could not listen on the address, or there is no such QMAILHOME",
+    ),
     (
         "qpatch-gate-sites",
         "DNS answered, and the file has its answers",

@@ -11,6 +11,7 @@ pub mod check;
 mod finding;
 pub mod init;
 pub mod library;
+pub mod serve;
 pub mod show;
 pub mod simulate;
 pub mod sites;
@@ -49,6 +50,17 @@ enum Command {
     /// deliveries run, are held, and are away. With --domain: under which key a domain counts now,
     /// and why.
     Show(show::Show),
+    /// Serve a web page that shows what the running gate does, and its metrics for Prometheus
+    ///
+    /// Runs in the foreground until SIGTERM or SIGINT, and only reads. The page lists each key with
+    /// its limit, what runs, is held and is away, draws the last hour, and has the servers' own
+    /// words when they refused. It follows by itself. /metrics and /status.json are what `gate show`
+    /// prints with --format prometheus and --format json.
+    ///
+    /// By default it listens on a loopback address, which every user of this machine can reach. From
+    /// elsewhere: ssh -L 9188:127.0.0.1:9188 SERVER. A request must name an address, localhost, or a
+    /// name of --host.
+    Serve(serve::Serve),
     /// Show what limits would have done to the deliveries in qmail-send's log
     ///
     /// Runs the gate itself over the log, and prints which domains would have been limited, how
@@ -90,6 +102,7 @@ pub fn run(gate: &Gate) -> CommandResult {
         Command::Check(args) => check::run(args),
         Command::Init(args) => init::run(args),
         Command::Show(args) => show::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Sites(args) => sites::run(args),
         Command::Library(args) => library::run(args),

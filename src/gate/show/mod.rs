@@ -3,7 +3,7 @@
 mod domain;
 mod json;
 pub(crate) mod prometheus;
-mod rates;
+pub(in crate::gate) mod rates;
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
@@ -87,11 +87,8 @@ pub fn run(args: &Show) -> CommandResult {
     let Some(seconds) = args.watch else {
         return print(|out| match args.format {
             ShowFormat::Table => first.table(out),
-            ShowFormat::Json => {
-                serde_json::to_writer_pretty(&mut *out, &first.report())?;
-                writeln!(out)
-            }
-            ShowFormat::Prometheus => out.write_all(first.prometheus(args).as_bytes()),
+            ShowFormat::Json => first.json(out),
+            ShowFormat::Prometheus => out.write_all(first.prometheus(args.busiest).as_bytes()),
         });
     };
     let screen = args.format == ShowFormat::Table && io::stdout().is_terminal();
@@ -103,7 +100,9 @@ pub fn run(args: &Show) -> CommandResult {
             (Ok(view), ShowFormat::Json) => serde_json::to_writer(&mut text, &view.report())
                 .map_err(io::Error::from)
                 .and_then(|()| writeln!(text)),
-            (Ok(view), ShowFormat::Prometheus) => text.write_all(view.prometheus(args).as_bytes()),
+            (Ok(view), ShowFormat::Prometheus) => {
+                text.write_all(view.prometheus(args.busiest).as_bytes())
+            }
             // qmail is being restarted, or the file was replaced: the next look may succeed.
             (Err(error), ShowFormat::Table) if screen => writeln!(text, "{error}"),
             (Err(error), _) => {
@@ -153,12 +152,13 @@ fn on_screen(text: &[u8], size: Option<(usize, usize)>) -> Vec<u8> {
 
 /// What the spawners say, and what a reader adds to it.
 #[derive(Debug)]
-struct View {
-    spawners: Vec<SpawnerStatus>,
+pub(in crate::gate) struct View {
+    pub(in crate::gate) spawners: Vec<SpawnerStatus>,
     /// All of them together.
-    status: Status,
-    now_secs: u64,
-    rates: Vec<f64>,
+    pub(in crate::gate) status: Status,
+    pub(in crate::gate) now_secs: u64,
+    /// Deliveries a second, in the order of the keys.
+    pub(in crate::gate) rates: Vec<f64>,
     /// How each spawner starts qmail-remote; none in a tree without the patch fork-server.
     starts: Vec<RemoteStatus>,
     /// The domains of --domain.
@@ -166,7 +166,7 @@ struct View {
 }
 
 impl View {
-    fn new(
+    pub(in crate::gate) fn new(
         spawners: Vec<SpawnerStatus>,
         starts: Vec<RemoteStatus>,
         readings: &mut HashMap<u32, Readings>,
@@ -206,23 +206,30 @@ impl View {
         Ok(self)
     }
 
-    fn age_secs(&self) -> u64 {
+    pub(in crate::gate) fn age_secs(&self) -> u64 {
         self.now_secs.saturating_sub(self.status.written_secs)
     }
 
-    fn prometheus(&self, args: &Show) -> String {
-        prometheus::text(&self.spawners, &self.status, &self.starts, args.busiest as usize)
+    /// Prints it for programs, as `--format json` does.
+    pub(in crate::gate) fn json(&self, out: &mut dyn Write) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut *out, &self.report())?;
+        writeln!(out)
+    }
+
+    /// Returns it for Prometheus. `busiest` is that of [`Show`].
+    pub(in crate::gate) fn prometheus(&self, busiest: u32) -> String {
+        prometheus::text(&self.spawners, &self.status, &self.starts, busiest as usize)
     }
 
     /// Whether the processes with these figures run; either all or none do. None: that cannot be seen from here.
-    fn alive(&self) -> Option<bool> {
+    pub(in crate::gate) fn alive(&self) -> Option<bool> {
         let all: Option<Vec<bool>> =
             counted(&self.spawners).map(|one| one.process.alive()).collect();
         all.map(|all| all.into_iter().all(|alive| alive))
     }
 
     /// Prints a line or two about each spawner.
-    fn heads(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub(in crate::gate) fn heads(&self, out: &mut dyn Write) -> io::Result<()> {
         for spawner in &self.spawners {
             let Status { pid, state, in_force, .. } = spawner.status;
             let file = match self.spawners.len() {
@@ -262,7 +269,7 @@ impl View {
     }
 
     /// Prints how deliveries were started, if this tree has more than one way.
-    fn starts(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub(in crate::gate) fn starts(&self, out: &mut dyn Write) -> io::Result<()> {
         if self.starts.iter().all(|one| one.most == 0 && one.by_server == 0) {
             return Ok(());
         }
@@ -413,7 +420,7 @@ impl View {
     }
 
     /// What is in force now: `-` if it is what is configured, a lower limit, or for how long nothing starts.
-    fn limit_now(&self, key: &KeyStatus) -> String {
+    pub(in crate::gate) fn limit_now(&self, key: &KeyStatus) -> String {
         match key.suspended_secs.checked_sub(self.now_secs) {
             Some(secs @ 1..) => format!("0 for {secs} s"),
             _ => {

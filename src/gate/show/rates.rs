@@ -15,7 +15,7 @@ pub(super) struct Reading {
 
 /// The readings of the last seconds.
 #[derive(Debug, Default)]
-pub(super) struct Readings(pub(super) VecDeque<Reading>);
+pub(in crate::gate) struct Readings(pub(super) VecDeque<Reading>);
 
 /// The rate is the mean over this many seconds.
 const RATE_SECS: u64 = 10;
