@@ -20,7 +20,9 @@ use sha2::{Digest, Sha256};
 use crate::error::Error;
 use crate::gate::show::View;
 use crate::gate::status_file::counted;
-use crate::gate::text::{cut, key_name, limit_text, printable, printable_status};
+use crate::gate::text::{
+    cap_text, cut, key_name, limit_text, next_start, printable, printable_status,
+};
 use crate::output::count;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -288,7 +290,7 @@ fn keys(html: &mut String, view: &View, wanted: &Wanted) {
             ms => format!("{:.2} s", ms as f64 / 1000.0),
         };
         let cells = [
-            limit_text(key.limit),
+            EscapedHtml(&cap_text(key.limit, &key.rates)).to_string(),
             allowed(view, key),
             key.running.to_string() + &meter(key),
             key.held.to_string(),
@@ -342,12 +344,13 @@ fn row_class(view: &View, key: &KeyStatus) -> &'static str {
     }
 }
 
-/// How many may run now.
+/// How many may run now, and when the rates allow the next start.
 fn allowed(view: &View, key: &KeyStatus) -> String {
-    match view.limit_now(key).as_str() {
-        "-" => limit_text(key.limit),
-        now => now.to_string(),
+    if is_suspended(view, key) {
+        return format!("0 for {} s", key.suspended_secs - view.now_secs);
     }
+    let now = limit_text(key.effective);
+    next_start(key.next_start_ms).map_or(now.clone(), |next| format!("{now}, {next}"))
 }
 
 /// A bar that shows how much of what is allowed runs.

@@ -420,7 +420,7 @@ impl View {
     }
 
     /// What is in force now: `-` if it is what is configured, a lower limit, or for how long nothing starts.
-    pub(in crate::gate) fn limit_now(&self, key: &KeyStatus) -> String {
+    fn limit_now(&self, key: &KeyStatus) -> String {
         match key.suspended_secs.checked_sub(self.now_secs) {
             Some(secs @ 1..) => format!("0 for {secs} s"),
             _ => {
