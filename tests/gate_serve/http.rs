@@ -287,7 +287,7 @@ fn names_are_text_and_the_rest_is_a_click_away() {
         "<th scope=\"row\">&quot;onmouseover=&#39;x&#39;</th>",
         "<th scope=\"row\">a&amp;lt;b</th>",
         "<th scope=\"row\">%ff%80&lt;!--live--&gt;</th>",
-        &format!("<th scope=\"row\">{}</th>", "%ff".repeat(255)),
+        &format!("<th scope=\"row\"><span title=\"{0}\">{0}</span></th>", "%ff".repeat(255)),
         &format!("<td class=\"words\">{}...</td>", &"%ff".repeat(255)[..597]),
     ] {
         assert!(page.contains(text), "{text}");

@@ -4,11 +4,11 @@
 
 const LIVE_MS = 2000;
 const CHARTS_MS = 10000;
-const CHARTS_MAX = 12;
+const CHARTS_MAX = 8;
 const SVG = "http://www.w3.org/2000/svg";
 const at = (id) => document.getElementById(id);
 let filter = new URLSearchParams(location.search).get("key") ?? "";
-let history = null;
+let past = null;
 
 function url() {
   const query = new URLSearchParams(location.search);
@@ -43,18 +43,18 @@ async function live() {
     return;
   }
   if (asked !== filter) return;
-  const main = fresh.querySelector("main");
-  if (!main) {
+  const parts = fresh.querySelectorAll(".live");
+  if (parts.length === 0) {
     lost("Another server answers at this address");
     return;
   }
   lost("");
   document.title = fresh.title;
-  const old = document.querySelector("main");
-  const sections = [...main.children];
-  const same = sections.length === old.children.length
-    && sections.every((section, i) => section.id === old.children[i].id);
-  if (!same) {
+  document.querySelectorAll(".live").forEach((old, i) => take(old, [...parts[i].children]));
+}
+
+function take(old, sections) {
+  if (sections.length !== old.children.length) {
     old.replaceChildren(...sections);
     return;
   }
@@ -125,17 +125,17 @@ function chart(track, samplesMax) {
 }
 
 function draw() {
-  if (!history) return;
+  if (!past) return;
   const wanted = filter.toLowerCase();
-  const keys = history.keys.filter((track) => track.title.toLowerCase().includes(wanted));
-  const tracks = (wanted ? keys : [history.all, ...keys]).slice(0, CHARTS_MAX);
-  at("charts").replaceChildren(...tracks.map((track) => chart(track, history.samples_max)));
+  const keys = past.keys.filter((track) => track.title.toLowerCase().includes(wanted));
+  const tracks = (wanted ? keys : [past.all, ...keys]).slice(0, CHARTS_MAX);
+  at("charts").replaceChildren(...tracks.map((track) => chart(track, past.samples_max)));
   at("hour").hidden = tracks.length === 0;
 }
 
 async function charts() {
   try {
-    history = await (await get("/history.json")).json();
+    past = await (await get("/history.json")).json();
   } catch {
     // The live part says so.
     return;

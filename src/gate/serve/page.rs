@@ -33,6 +33,8 @@ const SCRIPT: &str = include_str!("page.js");
 const ROWS: usize = 200;
 /// The most characters of a server's words.
 const WORDS: usize = 600;
+/// A name with more characters than this is long.
+const LONG: usize = 60;
 /// A running gate writes at least once a minute. A status that is older than this, in seconds, is reported.
 const OLD_SECS: u64 = 120;
 
@@ -164,7 +166,8 @@ impl Page {
                 "script" => html.push_str(SCRIPT),
                 "home" => put!(html, "{}", EscapedHtml(&self.home)),
                 "filter" => put!(html, "{}", EscapedHtml(&wanted.filter)),
-                "live" => live(&mut html, look, &wanted),
+                "summary" => summary(&mut html, look),
+                "tables" => tables(&mut html, look, &wanted),
                 marker => unreachable!("the template has a marker {marker}"),
             }
             rest = after;
@@ -185,26 +188,28 @@ fn title(look: &Result<View, Error>) -> String {
     }
 }
 
-/// Writes what differs between two pages. The script replaces these sections one by one.
-fn live(html: &mut String, look: &Result<View, Error>, wanted: &Wanted) {
+/// Writes how the gate is, or why that is not known. The script replaces the sections of a page one by one.
+fn summary(html: &mut String, look: &Result<View, Error>) {
+    html.push_str("<section id=\"state\">\n");
     match look {
-        Err(error) => {
-            html.push_str("<section id=\"state\">\n");
-            paragraph(html, "bad", &format!("There is no status.\n{error}"));
-            html.push_str("</section>\n");
-        }
         Ok(view) => {
-            html.push_str("<section id=\"state\">\n");
             state(html, view);
             html.push_str("</section>\n<section id=\"figures\">\n");
             figures(html, view);
-            html.push_str("</section>\n<section id=\"keys\">\n<h2>Keys</h2>\n");
-            keys(html, view, wanted);
-            html.push_str("</section>\n<section id=\"refusals\">\n<h2>What servers said</h2>\n");
-            refusals(html, view, wanted);
-            html.push_str("</section>\n");
         }
+        Err(error) => paragraph(html, "bad", &format!("There is no status.\n{error}")),
     }
+    html.push_str("</section>\n");
+}
+
+/// Writes what is known of each key.
+fn tables(html: &mut String, look: &Result<View, Error>, wanted: &Wanted) {
+    let Ok(view) = look else { return };
+    html.push_str("<section id=\"keys\">\n<h2>Keys</h2>\n");
+    keys(html, view, wanted);
+    html.push_str("</section>\n<section id=\"refusals\">\n<h2>What servers said</h2>\n");
+    refusals(html, view, wanted);
+    html.push_str("</section>\n");
 }
 
 fn paragraph(html: &mut String, class: &str, text: &str) {
@@ -283,8 +288,7 @@ fn keys(html: &mut String, view: &View, wanted: &Wanted) {
     }
     html.push_str("</tr></thead>\n<tbody>\n");
     for (key, rate) in keys.iter().take(wanted.rows()) {
-        let name = key_name(key.kind, &key.name);
-        put!(html, "<tr{}><th scope=\"row\">{}</th>", row_class(view, key), EscapedHtml(&name));
+        begin_row(html, view, key);
         let mean = match key.mean_ms {
             0 => "-".to_string(),
             ms => format!("{:.2} s", ms as f64 / 1000.0),
@@ -344,6 +348,17 @@ fn row_class(view: &View, key: &KeyStatus) -> &'static str {
     }
 }
 
+/// Begins a row with the key's name. Of a long one the style shows two lines; a name may have 765 characters.
+fn begin_row(html: &mut String, view: &View, key: &KeyStatus) {
+    let name = key_name(key.kind, &key.name);
+    let shown = EscapedHtml(&name);
+    put!(html, "<tr{}><th scope=\"row\">", row_class(view, key));
+    match name.len() > LONG {
+        true => put!(html, "<span title=\"{shown}\">{shown}</span></th>"),
+        false => put!(html, "{shown}</th>"),
+    }
+}
+
 /// How many may run now, and when the rates allow the next start.
 fn allowed(view: &View, key: &KeyStatus) -> String {
     if is_suspended(view, key) {
@@ -383,7 +398,7 @@ fn refusals(html: &mut String, view: &View, wanted: &Wanted) {
          <th scope=\"col\">objected</th><th scope=\"col\">last error</th></tr></thead>\n<tbody>\n",
     );
     for key in keys.iter().take(wanted.rows()) {
-        let name = key_name(key.kind, &key.name);
+        begin_row(html, view, key);
         let takes = if is_suspended(view, key) {
             format!("nothing for {} s", key.suspended_secs - view.now_secs)
         } else if key.effective != key.limit {
@@ -397,9 +412,7 @@ fn refusals(html: &mut String, view: &View, wanted: &Wanted) {
         };
         put!(
             html,
-            "<tr{}><th scope=\"row\">{}</th><td>{takes}</td><td>{objected}</td><td class=\"words\">{}</td></tr>\n",
-            row_class(view, key),
-            EscapedHtml(&name),
+            "<td>{takes}</td><td>{objected}</td><td class=\"words\">{}</td></tr>\n",
             EscapedHtml(&cut(&printable_status(&key.error), WORDS))
         );
     }
