@@ -221,7 +221,7 @@ fn the_page_follows_the_status() {
         ("/metrics", format!("{file}: no such file: this qmail has no gate\n  build one")),
         (
             "/status.json",
-            format!("{{\"error\":{{\"help\":\"build one: qpatch apply TREE, then make"),
+            "{\"error\":{\"help\":\"build one: qpatch apply TREE, then make".to_string(),
         ),
     ] {
         let answer = server.get(path);
