@@ -4,7 +4,9 @@ mod domain;
 mod json;
 pub(crate) mod prometheus;
 pub(in crate::gate) mod rates;
+mod screen;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -13,8 +15,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
 use qpatch_gate::status::{InForce, KEYS_MAX, State};
+use qpatch_gate::table::Limit;
 use qpatch_gate_status::{KeyStatus, Status};
-use terminal_size::{Height, Width, terminal_size_of};
 
 use super::status_file::{ProcessState, SpawnerStatus, Unread, counted, explain, merged, read};
 use super::text::{
@@ -27,6 +29,7 @@ use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::remote_status::RemoteStatus;
 use domain::DomainStatus;
 use rates::Readings;
+use screen::{on_screen, shortened, size_of_screen};
 
 /// Arguments of `qpatch gate show`.
 #[derive(Debug, Args)]
@@ -44,6 +47,9 @@ pub struct Show {
     /// The output format
     #[arg(long, value_enum, default_value_t = ShowFormat::Table)]
     format: ShowFormat,
+    /// The order of the keys, in a table and in JSON
+    #[arg(long, value_enum, default_value_t = KeyOrder::Activity)]
+    sort: KeyOrder,
     /// With --format prometheus: how many of the busiest keys get series of their own, besides those with a line in
     /// concurrencydomains and those that have been at their limit; the others are added up
     #[arg(long, value_name = "N", default_value_t = 20,
@@ -59,6 +65,34 @@ enum ShowFormat {
     Json,
     /// Prometheus' text format
     Prometheus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum KeyOrder {
+    /// The busiest first: by what runs and is held, then by busy answers, then by what was done
+    Activity,
+    /// By name
+    Name,
+    /// Those with the most mail that waits first: by what is held, then by what is away
+    Held,
+    /// The highest limit that is in force first
+    Limit,
+}
+
+impl KeyOrder {
+    /// Compares two keys. Those that are equal stay as they are: the busiest first.
+    fn compare(self, a: &KeyStatus, b: &KeyStatus) -> Ordering {
+        let limit = |key: &KeyStatus| match key.effective {
+            Limit::AtMost(limit) => u64::from(limit),
+            Limit::Unlimited => u64::MAX,
+        };
+        match self {
+            Self::Activity => Ordering::Equal,
+            Self::Name => key_name(a.kind, &a.name).cmp(&key_name(b.kind, &b.name)),
+            Self::Held => (b.held, b.away).cmp(&(a.held, a.away)),
+            Self::Limit => limit(b).cmp(&limit(a)),
+        }
+    }
 }
 
 fn interval(value: &str) -> Result<u32, String> {
@@ -95,7 +129,12 @@ pub fn run(args: &Show) -> CommandResult {
     let mut now = Ok(first);
     for frame in 0u64.. {
         let mut text = Vec::new();
+        let size = if screen { size_of_screen().unwrap_or((24, 80)) } else { (0, 0) };
         let wrote = match (&now, args.format) {
+            (Ok(view), ShowFormat::Table) if screen => {
+                text = view.fitted(size.0 - 1);
+                Ok(())
+            }
             (Ok(view), ShowFormat::Table) => view.table(&mut text),
             (Ok(view), ShowFormat::Json) => serde_json::to_writer(&mut text, &view.report())
                 .map_err(io::Error::from)
@@ -113,7 +152,7 @@ pub fn run(args: &Show) -> CommandResult {
         wrote.expect("memory can be written");
         let reader = printed(|out| {
             if screen {
-                return out.write_all(&on_screen(&text, size_of_screen()));
+                return out.write_all(&on_screen(&text, size));
             }
             if frame > 0 && args.format != ShowFormat::Json && !text.is_empty() {
                 writeln!(out)?;
@@ -130,24 +169,6 @@ pub fn run(args: &Show) -> CommandResult {
         };
     }
     Ok(())
-}
-
-/// The rows and columns of the terminal at standard output; None if it does not say.
-fn size_of_screen() -> Option<(usize, usize)> {
-    let (Width(columns), Height(rows)) = terminal_size_of(io::stdout())?;
-    (rows > 1 && columns > 1).then_some((rows.into(), columns.into()))
-}
-
-/// The bytes that draw `text` over what is on the screen, without what does not fit.
-fn on_screen(text: &[u8], size: Option<(usize, usize)>) -> Vec<u8> {
-    let (rows, columns) = size.unwrap_or((24, 80));
-    let mut frame = b"\x1b[H".to_vec();
-    for line in text.split(|&byte| byte == b'\n').take(rows - 1) {
-        frame.extend_from_slice(&line[..line.len().min(columns)]);
-        frame.extend_from_slice(b"\x1b[K\n");
-    }
-    frame.extend_from_slice(b"\x1b[J");
-    frame
 }
 
 /// What the spawners say, and what a reader adds to it.
@@ -195,8 +216,12 @@ impl View {
         Self { spawners, status, now_secs, rates, starts, domains: Vec::new() }
     }
 
-    /// Adds the domains of --domain.
+    /// Adds the domains of --domain, and puts the keys into the order of --sort.
     fn of(mut self, args: &Show) -> Result<Self, Error> {
+        let keys = std::mem::take(&mut self.status.keys).into_iter();
+        let mut keys: Vec<_> = keys.zip(std::mem::take(&mut self.rates)).collect();
+        keys.sort_by(|(a, _), (b, _)| args.sort.compare(a, b));
+        (self.status.keys, self.rates) = keys.into_iter().unzip();
         if !args.domains.is_empty() {
             let rules = domain::rules(&args.home)?;
             let domains = args.domains.iter();
@@ -287,6 +312,45 @@ impl View {
     }
 
     fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+        self.summary(out)?;
+        if self.domains.is_empty() {
+            self.keys(out)?;
+            self.objections(out)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the table for a screen with room for so many lines. Where they are too few, keys and servers that objected
+    /// are left out, and a line says how many.
+    fn fitted(&self, room: usize) -> Vec<u8> {
+        let lines = |print: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| -> Vec<String> {
+            let mut text = Vec::new();
+            print(&mut text).expect("memory can be written");
+            String::from_utf8_lossy(&text).lines().map(str::to_string).collect()
+        };
+        let mut shown = lines(&|out| self.summary(out));
+        if self.domains.is_empty() {
+            let keys = lines(&|out| self.keys(out));
+            let objections = lines(&|out| self.objections(out));
+            let left = room.saturating_sub(shown.len());
+            // The keys get two thirds of the room, and what the others do not need.
+            let for_objections =
+                objections.len().min((left / 3).max(left.saturating_sub(keys.len())));
+            // An empty line and the titles come before the keys, and an empty line before the objections.
+            let all = (self.status.keys.len() as u64).saturating_add(self.status.unlisted);
+            let hidden = |lines: usize| all.saturating_sub(lines.saturating_sub(2) as u64);
+            shown.extend(shortened(keys, left - for_objections, hidden));
+            let all = objections.len() as u64;
+            let hidden = |lines: usize| all - lines as u64;
+            shown.extend(shortened(objections, for_objections, hidden));
+        }
+        let mut text = shown.join("\n").into_bytes();
+        text.push(b'\n');
+        text
+    }
+
+    /// Prints what is said about the spawners and all keys together, or about the domains of --domain.
+    fn summary(&self, out: &mut dyn Write) -> io::Result<()> {
         let status = &self.status;
         self.heads(out)?;
         if !self.domains.is_empty() {
@@ -344,6 +408,12 @@ impl View {
         for problem in &status.problems {
             writeln!(out, "problem: {}", printable(problem))?;
         }
+        Ok(())
+    }
+
+    /// Prints the table of keys.
+    fn keys(&self, out: &mut dyn Write) -> io::Result<()> {
+        let status = &self.status;
         if status.keys.is_empty() {
             return Ok(());
         }
@@ -387,7 +457,7 @@ impl View {
         if status.unlisted > 0 {
             writeln!(out, "and {} that did less", count(status.unlisted, "key"))?;
         }
-        self.objections(out)
+        Ok(())
     }
 
     /// Prints which servers take less than their limit, and since when: a line of at most 100 columns for each.
@@ -440,7 +510,6 @@ mod tests {
     use super::*;
     use qpatch_gate::gate::Totals;
     use qpatch_gate::rules::KeyKind;
-    use qpatch_gate::table::Limit;
 
     fn status(written_secs: u64, done: u64, rate: f64) -> Status {
         Status {
@@ -542,8 +611,61 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_much_for_the_screen_is_left_out() {
-        let frame = on_screen(b"abcdef\nb\nc\n", Some((3, 4)));
-        assert_eq!(frame, b"\x1b[Habcd\x1b[K\nb\x1b[K\n\x1b[J");
+    fn keys_that_do_not_fit_the_window_are_counted() {
+        let mut many = status(1000, 1, 1.0);
+        many.unlisted = 7;
+        let key = |number: u32| KeyStatus {
+            name: format!("d{number:02}.example"),
+            running: 50 - number,
+            held: number % 5,
+            objected_secs: u64::from(number % 2),
+            effective: Limit::AtMost(number),
+            ..many.keys[0].clone()
+        };
+        many.keys = (0..50).map(key).collect();
+        let spawner = SpawnerStatus { number: 0, status: many, process: ProcessState::Running };
+        let view = View::new(vec![spawner], Vec::new(), &mut HashMap::new());
+        let whole = {
+            let mut text = Vec::new();
+            view.table(&mut text).unwrap();
+            String::from_utf8(text).unwrap()
+        };
+        let fitted = |room| String::from_utf8(view.fitted(room)).unwrap();
+        assert_eq!(fitted(whole.lines().count()), whole);
+        // Four lines of summary, 1 + 1 + 11 + 1 of keys, 1 + 5 + 1 of servers that objected.
+        let text = fitted(25);
+        assert_eq!(text.lines().count(), 25, "{text}");
+        let more: Vec<_> = text.lines().filter(|line| line.starts_with("and ")).collect();
+        assert_eq!(more, ["and 46 more", "and 20 more"], "{text}");
+        for room in 0..whole.lines().count() {
+            assert!(fitted(room).lines().count() <= room.max(4), "{room}");
+        }
+    }
+
+    #[test]
+    fn keys_come_in_the_order_that_is_asked_for() {
+        let key = |name: &str, limit, running, held| KeyStatus {
+            name: name.to_string(),
+            effective: limit,
+            running,
+            held,
+            ..status(1, 1, 1.0).keys[0].clone()
+        };
+        let keys = [
+            key("c", Limit::AtMost(5), 9, 1),
+            key("b", Limit::Unlimited, 3, 2),
+            key("a", Limit::AtMost(7), 1, 2),
+        ];
+        for (order, expected) in [
+            (KeyOrder::Activity, "cba"),
+            (KeyOrder::Name, "abc"),
+            (KeyOrder::Held, "bac"),
+            (KeyOrder::Limit, "bac"),
+        ] {
+            let mut keys = keys.clone();
+            keys.sort_by(|a, b| order.compare(a, b));
+            let names: String = keys.iter().map(|key| &key.name[..]).collect();
+            assert_eq!(names, expected, "{order:?}");
+        }
     }
 }
