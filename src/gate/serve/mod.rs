@@ -83,20 +83,21 @@ pub fn run(_: &Serve) -> CommandResult {
     .into())
 }
 
-#[cfg(all(test, not(feature = "serve")))]
+#[cfg(test)]
 mod tests {
-    use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct CommandLine {
-        #[command(flatten)]
-        serve: Serve,
-    }
-
+    #[cfg(not(feature = "serve"))]
     #[test]
     fn a_build_without_a_server_says_so() {
+        use clap::Parser;
+
+        #[derive(Parser)]
+        struct CommandLine {
+            #[command(flatten)]
+            serve: super::Serve,
+        }
+
         let args = CommandLine::parse_from(["serve", "/nonexistent"]).serve;
-        assert!(format!("{:?}", run(&args)).contains("built without an HTTP server"));
+        let refused = format!("{:?}", super::run(&args));
+        assert!(refused.contains("built without an HTTP server"), "{refused}");
     }
 }
