@@ -44,8 +44,8 @@ impl Sample {
     }
 }
 
-/// What is known of one key. The samples are as many as those of [`History`], or fewer if it came later. None: there was
-/// no status at that time.
+/// What is known of one key. The samples are as many as those of [`History`], or fewer if it came later. None: there
+/// was no status at that time.
 #[derive(Debug, Default)]
 struct Track {
     samples: VecDeque<Option<Sample>>,

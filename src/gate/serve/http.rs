@@ -3,12 +3,14 @@
 //! What it guarantees, whatever a client sends:
 //!
 //! - At most [`Limits::connections`] are open. More wait in the kernel's queue until one ends.
-//! - A connection serves one request. It ends after [`Limits::connection_time`], or after [`Limits::header_time`] if the
-//!   request has not arrived by then. A request has at most [`HEADER_BYTES`] bytes and [`HEADERS_MAX`] header lines.
+//! - A connection serves one request. It ends after [`Limits::connection_time`], or after [`Limits::header_time`] if
+//!   the request has not arrived by then. A request has at most [`HEADER_BYTES`] bytes and [`HEADERS_MAX`] header
+//!   lines.
 //! - Only GET and HEAD get an answer. Nothing that a request says changes anything.
 //! - The name in the Host header must be an address, localhost, or one of --host. A web page of a stranger can make a
 //!   browser ask a name of its own that leads here (DNS rebinding), and could then read the answer.
-//! - Every answer forbids a browser to keep it, to guess its type, to show it in a frame, or to give it to another site.
+//! - Every answer forbids a browser to keep it, to guess its type, to show it in a frame, or to give it to another
+//!   site.
 
 use std::convert::Infallible;
 use std::future::Future;

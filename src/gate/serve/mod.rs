@@ -1,8 +1,8 @@
 //! `qpatch gate serve`: a page that shows what the gate does, and the same for programs, over HTTP.
 //!
-//! It only reads. `/` is the page, `/metrics` and `/status.json` are what `gate show` prints, and `/history.json` is what
-//! the page draws. The status is read when somebody asks, at most four times a second, and every ten seconds for the
-//! history. If there is none, each of these says why, with status 503, so that Prometheus sees it too.
+//! It only reads. `/` is the page, `/metrics` and `/status.json` are what `gate show` prints, and `/history.json` is
+//! what the page draws. The status is read when somebody asks, at most four times a second, and every ten seconds for
+//! the history. If there is none, the first three say why, with status 503, so that Prometheus sees it too.
 //!
 //! `http` has the connections and their bounds, `page` the HTML, `history` the last hour, `feed` the reading of the
 //! status; `server` puts them together.

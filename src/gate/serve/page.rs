@@ -1,9 +1,9 @@
 //! The page: one HTML file without anything from elsewhere, which shows the table without JavaScript too.
 //!
 //! Names of keys and texts of servers come from strangers. They are printable ASCII here (`gate::text`), and
-//! [`EscapedHtml`] writes them, so none is ever a tag, an end of an attribute, or a marker of the template. If one were,
-//! the header [`Page::policy`] still lets the browser run and apply only the script and the style of this page, by their
-//! hashes, and load nothing.
+//! [`EscapedHtml`] writes them, so none is ever a tag, an end of an attribute, or a marker of the template. If one
+//! were, the header [`Page::policy`] still lets the browser run and apply only the script and the style of this page,
+//! by their hashes, and load nothing.
 
 use std::cmp::Reverse;
 use std::fmt::{self, Display, Write as _};

@@ -320,8 +320,8 @@ impl View {
         Ok(())
     }
 
-    /// Returns the table for a screen with room for so many lines. Where they are too few, keys and servers that objected
-    /// are left out, and a line says how many.
+    /// Returns the table for a screen with room for so many lines. Where they are too few, keys and servers that
+    /// objected are left out, and a line says how many.
     fn fitted(&self, room: usize) -> Vec<u8> {
         let lines = |print: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| -> Vec<String> {
             let mut text = Vec::new();
