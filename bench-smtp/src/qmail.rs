@@ -266,7 +266,6 @@ impl Qmail {
     }
 }
 
-/// Applies qpatch's patches to the tree at `root`.
 /// Copies `tree`, patches the copy for `spawn` deliveries, and builds and installs it.
 pub fn build_sandbox(
     scratch: &Scratch,
@@ -291,6 +290,7 @@ pub fn build_sandbox(
     Ok(sandbox)
 }
 
+/// Applies qpatch's patches to the tree at `root`.
 fn patch(root: &Path, flavour: Flavour, spawn: u32) -> Result<()> {
     let tree = Tree::open(root)?;
     let parameters = tree.parameters(Some(spawn));

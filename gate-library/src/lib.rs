@@ -20,7 +20,10 @@ pub fn build(
     let mut command = Command::new(rustc);
     let mut prefix = source.parent().unwrap_or(Path::new("")).as_os_str().to_owned();
     prefix.push("=gate");
+    // Of flags that are given twice, the last one counts: so the flags below stay as they are, whatever `more` says. With
+    // panic=abort, an error in the gate would end qmail-rspawn.
     command
+        .args(more)
         .arg("--remap-path-prefix")
         .arg(prefix)
         .args(["--crate-name", "qpatch_gate", "--crate-type", "staticlib", "--edition", "2024"])
@@ -28,7 +31,6 @@ pub fn build(
         // instructions).
         .args(["-C", "opt-level=s", "-C", "lto=fat", "-C", "codegen-units=1", "-C", "panic=unwind"])
         .args(["--print", "native-static-libs", "--target", target])
-        .args(more)
         .arg("-o")
         .arg(library)
         .arg(source);

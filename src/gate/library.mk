@@ -12,21 +12,20 @@ RUSTC = rustc
 TARGET = @TARGET@
 STRIP = strip
 
-all: gate.a gate.lib
+all: gate.a
 
+# gate.lib is as rustc says, with two changes for the forks of qmail-rspawn: libgcc is linked statically, and all symbols
+# are bound at the start, where the linker can do that.
 gate.a: src/lib.rs
 	target='$(TARGET)'; \
 	test -n "$$target" || target=`$(RUSTC) -vV | sed -n 's/^host: //p'`; \
-	$(RUSTC) --remap-path-prefix src=gate --crate-name qpatch_gate --crate-type staticlib --edition 2024 \
-	  -C opt-level=s -C lto=fat -C codegen-units=1 -C panic=unwind --print native-static-libs \
-	  --target "$$target" $(RUSTFLAGS) -o gate.new src/lib.rs >gate.log 2>&1 || { cat gate.log >&2; exit 1; }
+	$(RUSTC) $(RUSTFLAGS) --remap-path-prefix src=gate --crate-name qpatch_gate --crate-type staticlib \
+	  --edition 2024 -C opt-level=s -C lto=fat -C codegen-units=1 -C panic=unwind --print native-static-libs \
+	  --target "$$target" -o gate.new src/lib.rs >gate.log 2>&1 || { cat gate.log >&2; exit 1; }; \
+	case "$$target" in *apple*|*aix*) now=;; *) now=' -Wl,-z,now';; esac; \
+	sed -n 's/^.*native-static-libs: *//p' gate.log | sed "s/-lgcc_s/-static-libgcc/; s/ *$$/$$now/" >gate.lib
 	-$(STRIP) --strip-debug gate.new
 	mv gate.new gate.a
-
-# As rustc says, with two changes for the forks of qmail-rspawn: libgcc is linked statically, and all symbols are bound
-# at the start.
-gate.lib: gate.a
-	sed -n 's/^.*native-static-libs: //p' gate.log | sed 's/-lgcc_s/-static-libgcc/; s/$$/ -Wl,-z,now/; s/^ *//' >gate.lib
 
 clean:
 	rm -f gate.a gate.lib gate.new gate.log

@@ -67,7 +67,11 @@ fn write_sources(dir: &Path, target: &str) -> Result<(), Error> {
     let written = fs::create_dir_all(dir)
         .and_then(|()| write_folder(&SOURCES, dir))
         .and_then(|()| fs::write(dir.join("Makefile"), makefile));
-    written.map_err(|error| Error::io(dir, "write the sources of gate.a", &error))
+    written.map_err(|error| {
+        // It is new, so all that is in it is ours.
+        let _ = fs::remove_dir_all(dir);
+        Error::io(dir, "write the sources of gate.a", &error)
+    })
 }
 
 fn write_folder(folder: &Dir<'_>, to: &Path) -> io::Result<()> {

@@ -49,6 +49,10 @@ fn the_makefile_hands_flags_and_the_target_to_rustc() {
         assert!(!output.status.success() && said.contains(complaint), "{words:?}: {said}");
         assert!(!sources.join("gate.a").exists());
     }
+    // The last of two counts: an error in the gate must not end qmail-rspawn.
+    let shown = make(&sources, &["-n", "RUSTFLAGS=-C panic=abort"]).stdout;
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(shown.find("panic=abort").unwrap() < shown.find("panic=unwind").unwrap(), "{shown}");
     // A second time, the folder is there already.
     let run = qpatch(&["gate", "library", "--source", source]);
     let expected = format!("qpatch: {source}: exists\n  name a new folder after --source\n");

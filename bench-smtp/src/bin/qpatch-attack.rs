@@ -173,7 +173,7 @@ struct Churn {
     ends: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
     started: Instant,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Churn {
@@ -200,15 +200,28 @@ impl Churn {
                 thread::sleep(Duration::from_micros(900));
             }
         });
-        Churn { ends, count, started: Instant::now(), thread }
+        Churn { ends, count, started: Instant::now(), thread: Some(thread) }
     }
 
     /// Returns how often a second it has replaced the file.
-    fn stop(self) -> f64 {
+    fn stop(mut self) -> f64 {
         let seconds = self.started.elapsed().as_secs_f64();
-        self.ends.store(true, Ordering::Relaxed);
-        let _ = self.thread.join();
+        self.end();
         self.count.load(Ordering::Relaxed) as f64 / seconds
+    }
+
+    fn end(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Also where a step fails: the thread writes into a folder that is removed then.
+impl Drop for Churn {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -532,7 +545,7 @@ impl Target {
     /// The busy answers in the log.
     fn busy_answers(log: &Log) -> usize {
         let outcomes = log.deliveries.values().filter_map(|delivery| delivery.outcome.as_ref());
-        outcomes.filter(|outcome| outcome.text.contains("_is_at_its_limit_of_")).count()
+        outcomes.filter(|outcome| outcome.text.contains(";_not_tried._")).count()
     }
 
     /// The descriptors of qmail-send and of qmail-rspawn.
