@@ -117,6 +117,19 @@ const _: () = assert!(LIMIT_MAX < UNLIMITED && GROUP as usize + GROUPS_MAX < LEA
 const RATED: u32 = GROUP | LEARNS;
 const _: () = assert!(RATED as usize + RATED_MAX <= VALUE_MAX as usize);
 
+/// The value of a line without a group and without rates.
+fn plain_value(limit: Limit, learning: Learning) -> u32 {
+    let learns = match learning {
+        Learning::On => LEARNS,
+        Learning::Fixed => 0,
+    };
+    learns
+        | match limit {
+            Limit::AtMost(limit) => limit,
+            Limit::Unlimited => UNLIMITED,
+        }
+}
+
 /// The parsed file.
 #[derive(Debug)]
 pub struct Table {
@@ -202,17 +215,7 @@ impl Table {
                 }
                 RATED + self.rated.len() as u32 - 1
             }
-            None => {
-                let learns = match fields.words.learning.unwrap_or(LEARNING) {
-                    Learning::On => LEARNS,
-                    Learning::Fixed => 0,
-                };
-                learns
-                    | match fields.limit {
-                        Limit::AtMost(limit) => limit,
-                        Limit::Unlimited => UNLIMITED,
-                    }
-            }
+            None => plain_value(fields.limit, fields.words.learning.unwrap_or(LEARNING)),
         };
         let earlier = match fields.of {
             Of::Domain(name) => self.lines.insert(name, value, line)?,
@@ -282,15 +285,30 @@ impl Table {
     }
 
     /// For a file with errors, of which only the good lines count: limits every domain without a line of its own to
-    /// `most`.
+    /// `most`. The line of the empty name keeps its rates, its learning and its group. The lower limit holds for that
+    /// whole group, because the lowest limit of a group's lines counts.
     ///
     /// # Errors
     /// No memory.
     pub fn limit_others(&mut self, most: u32) -> Result<(), OutOfMemory> {
+        let limit = Limit::AtMost(most);
         let default = self.find(b"").filter(Line::is_default);
-        if default.is_none_or(|line| line.cap.limit > Limit::AtMost(most)) {
-            self.lines.insert(b"", most, 0)?;
+        let cap = default.map_or(Cap { learning: LEARNING, ..Cap::NONE }, |line| line.cap);
+        if cap.limit <= limit {
+            return Ok(());
         }
+        if let Some(group) = default.and_then(|line| line.group) {
+            self.groups[group as usize].limit = limit;
+            return Ok(());
+        }
+        let value = if cap.rates.is_none() {
+            plain_value(limit, cap.learning)
+        } else {
+            // A full list still has room for this one: see RATED.
+            memory::push(&mut self.rated, Cap { limit, ..cap })?;
+            RATED + self.rated.len() as u32 - 1
+        };
+        self.lines.insert(b"", value, 0)?;
         Ok(())
     }
 
@@ -747,6 +765,35 @@ mod tests {
     fn content_lines_have_their_numbers() {
         let lines: Vec<_> = content_lines(b"# x\n\na:1 \r\n  \n:2").collect();
         assert_eq!(lines, [(3, &b"a:1"[..]), (5, b":2")]);
+    }
+
+    #[test]
+    fn without_a_last_good_file_the_default_keeps_its_rates() {
+        for (text, limit, rates, learning) in [
+            ("", 20, "", Learning::Fixed),
+            (":50\n", 20, "", Learning::Fixed),
+            (":5\n", 5, "", Learning::Fixed),
+            (":50::learn\n", 20, "", Learning::On),
+            (":50::5/m\n", 20, "5/m", Learning::Fixed),
+            (":::5/m,100/d\n", 20, "5/m,100/d", Learning::Fixed),
+            (":7::learn,5/m\n", 7, "5/m", Learning::On),
+            (":0::5/m\n", 0, "5/m", Learning::Fixed),
+            (":50:all:learn,5/m\n", 20, "5/m", Learning::On),
+        ] {
+            let text = format!("{text}a.example:30::9/m\nb.example:x\n");
+            let (mut table, problems) = parse(text.as_bytes());
+            assert_eq!(problems.len(), 1, "{text}");
+            table.limit_others(20).unwrap();
+            let cap = table.find(b"other.example").unwrap().cap;
+            assert_eq!(cap.limit, Limit::AtMost(limit), "{text}");
+            assert_eq!((&cap.rates.to_string()[..], cap.learning), (rates, learning), "{text}");
+            let cap = table.find(b"a.example").unwrap().cap;
+            assert_eq!(
+                (cap.limit, &cap.rates.to_string()[..]),
+                (Limit::AtMost(30), "9/m"),
+                "{text}"
+            );
+        }
     }
 
     fn limit_of(table: &Table, name: &str) -> Option<Limit> {
