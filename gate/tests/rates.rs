@@ -11,6 +11,7 @@ use qpatch_gate::gate::{Answer, Busy, BusyReason, DeliveryEnd, Gate, NextAction}
 use qpatch_gate::memory::Text;
 use qpatch_gate::rate::StartRate;
 use qpatch_gate::rates::{PacedRate, Rates};
+use qpatch_gate::rules::KeyKind;
 use qpatch_gate::start_log::{LogState, Stamp};
 use qpatch_gate::table::Table;
 
@@ -262,16 +263,15 @@ fn the_answer_names_the_rate() {
     let Answer::Busy(Busy { why, secs, .. }) = direct.ask(0, "a.example") else { panic!() };
     assert_eq!(why, BusyReason::AtRate);
     assert!((660..3600).contains(&secs), "{secs}");
+    // When the rate allows a start, it is not what mail waits for.
+    let busy = direct.gate.ask_together(700 * SEC, 2, b"user@a.example").unwrap();
+    assert_eq!(busy.why, BusyReason::AtLimit);
     // At the limit of concurrency, that is named.
-    direct.table("a.example:0::1/10m\n", 0);
+    direct.table("a.example:0::1/10m\n", 700 * SEC);
+    let busy = direct.gate.ask_together(700 * SEC, 2, b"user@a.example").unwrap();
+    assert_eq!(busy.why, BusyReason::AtLimit);
     assert_eq!(
-        direct
-            .gate
-            .find_key(qpatch_gate::rules::KeyKind::Domain, b"a.example")
-            .unwrap()
-            .cap
-            .rates
-            .to_string(),
+        direct.gate.find_key(KeyKind::Domain, b"a.example").unwrap().cap.rates.to_string(),
         "1/10m"
     );
 }
@@ -316,10 +316,87 @@ fn a_key_that_is_forgotten_keeps_its_rate() {
         direct.done(at_us, direct.slot);
         direct.slot = 1;
     }
-    let domain = qpatch_gate::rules::KeyKind::Domain;
+    let domain = KeyKind::Domain;
     assert!(direct.gate.find_key(domain, b"a.example").is_none());
     assert!(matches!(direct.ask(now_us + 1700 * SEC, "a.example"), Answer::Busy(_)));
     assert_eq!(direct.ask(now_us + 1850 * SEC, "a.example"), Answer::Go);
+}
+
+/// An answer ends a suspension early: held mail then waits for the rate alone.
+#[test]
+fn held_mail_waits_no_longer_than_the_rate() {
+    const REFUSED: &[u8] =
+        b"r\0ZSorry, I wasn't able to establish an SMTP connection. (#4.4.1)\n\0";
+    const ACCEPTED: &[u8] = b"r\0K192.0.2.7 accepted message.\n\0";
+    const MS: u64 = 1000;
+    let mut direct = Direct::new("a.example:9::1/s\n", 0);
+    let done = |direct: &mut Direct, at_ms: u64, slot: u32, report: &[u8]| {
+        direct.gate.done(at_ms * MS, slot, DeliveryEnd::Reported(report));
+        // Mail whose refusal does not count as an attempt is called while the key is not suspended.
+        while let NextAction::Call(_) = direct.gate.next(at_ms * MS) {}
+    };
+    assert_eq!(direct.ask(1500 * MS, "a.example"), Answer::Go);
+    done(&mut direct, 1600, 1, ACCEPTED);
+    for slot in 2..=4 {
+        assert_eq!(direct.ask(slot * 2000 * MS, "a.example"), Answer::Go);
+    }
+    done(&mut direct, 8500, 2, REFUSED);
+    assert_eq!(direct.ask(10_000 * MS, "a.example"), Answer::Go);
+    done(&mut direct, 10_100, 3, REFUSED);
+    done(&mut direct, 10_200, 4, REFUSED);
+    let now_us = 10_300 * MS;
+    assert_eq!(direct.ask(now_us, "a.example"), Answer::Hold);
+    let suspended_until = |gate: &Gate, now_us| {
+        gate.find_key(KeyKind::Domain, b"a.example").unwrap().suspended_until(now_us)
+    };
+    assert!(suspended_until(&direct.gate, now_us) > Some(11_200 * MS));
+    done(&mut direct, 10_400, 5, ACCEPTED);
+    let mut now_us = 10_400 * MS;
+    assert_eq!(suspended_until(&direct.gate, now_us), None);
+    loop {
+        match direct.gate.next(now_us) {
+            NextAction::None => now_us += direct.gate.timeout_us(now_us).unwrap(),
+            NextAction::Call(_) => {}
+            next => break assert!(matches!(next, NextAction::Go { slot: 6, .. }), "{next:?}"),
+        }
+    }
+    assert!((10_900 * MS..11_050 * MS).contains(&now_us), "{now_us}");
+}
+
+/// The members of a site that are not in memory count for the rate of its candidates.
+#[test]
+fn candidates_count_the_starts_of_forgotten_members() {
+    let mut direct = Direct::new("192.0.2.0/24:20:site:1/30m\n", 0);
+    let at_site = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+    let refused =
+        b"r\0ZConnected to 192.0.2.7 but sender was rejected.\nRemote host said: 451 later\n\0";
+    let elsewhere = b"r\0K198.51.100.7 accepted message.\nRemote host said: 250 ok\n\0";
+    assert_eq!(direct.ask(0, "member.example"), Answer::Go);
+    direct.gate.done(0, 1, DeliveryEnd::Reported(at_site));
+    assert_eq!(direct.ask(0, "candidate.example"), Answer::Go);
+    direct.gate.done(0, 2, DeliveryEnd::Reported(refused));
+    assert_eq!(direct.gate.next(60 * SEC), NextAction::None);
+    let mut others = 0..;
+    let mut forget = |direct: &mut Direct, now_us: u64| {
+        for other in others.by_ref().take(1000) {
+            let name = format!("{other}.example");
+            assert_eq!(direct.ask(now_us, &name), Answer::Go);
+            direct.gate.done(now_us, direct.slot, DeliveryEnd::Reported(elsewhere));
+            direct.slot = 2;
+        }
+        direct.gate.tidy(now_us).unwrap();
+        assert!(direct.gate.keys().all(|key| key.name != b"site"), "forgotten");
+    };
+    let now_us = 2000 * SEC;
+    forget(&mut direct, now_us);
+    assert_eq!(direct.ask(now_us, "member.example"), Answer::Go);
+    direct.gate.done(now_us, direct.slot, DeliveryEnd::Reported(at_site));
+    forget(&mut direct, now_us);
+    let answer = direct.ask(now_us + 1700 * SEC, "candidate.example");
+    assert!(matches!(answer, Answer::Busy(Busy { why: BusyReason::AtRate, .. })), "{answer:?}");
+    let kinds: Vec<_> = direct.gate.keys().map(|key| key.kind.name()).collect();
+    assert!(kinds.contains(&"candidates"), "{kinds:?}");
+    assert_eq!(direct.ask(now_us + 1850 * SEC, "candidate.example"), Answer::Go);
 }
 
 /// A site's members and its candidates share one rate.
@@ -464,7 +541,7 @@ impl Checked {
             Answer::InUse => panic!("slot {slot} is in use"),
         }
         assert!(
-            self.rates(domain).is_none() || self.gate.keys().all(|key| key.held < 60),
+            self.rates(domain).is_none() || self.gate.keys().all(|key| key.held <= 30),
             "something is held without end"
         );
     }

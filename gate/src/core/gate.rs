@@ -113,7 +113,8 @@ pub struct Gate {
     /// The times at which commands arrived.
     command_times: CommandTimes,
     /// Keys whose held or called commands wait for a time: the end of a suspension, or the start that a rate allows
-    /// next; and the index. At that time the index may belong to another key.
+    /// next; and the index. An entry is stale if its time is not [`Key::queued_us`]: the key was queued for an earlier
+    /// time since, or another key has the index now. There are at most twice as many entries as keys, and one.
     pause_queue: BinaryHeap<Reverse<(u64, u32)>>,
     /// Keys of candidates with held commands that wait while the members have all places of their site.
     waiting_candidates: Vec<u32>,
@@ -330,11 +331,7 @@ impl Gate {
             // Without memory the keys stay as they are until the next time.
             let _ = self.rebuild(now_us);
         }
-        while let Some(&Reverse((until_us, at))) = self.pause_queue.peek()
-            && until_us <= now_us
-        {
-            self.pause_queue.pop();
-            self.keys.all[at as usize].key.in_pause_queue = false;
+        while let Some(at) = self.next_queued(now_us) {
             self.make_ready(at);
             if self.keys.all[at as usize].key.start_rate.is_some() {
                 self.queue_for_room(at);

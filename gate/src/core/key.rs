@@ -101,8 +101,9 @@ pub struct Key {
     pub away_by_domain: u32,
     /// Calls for that mail that are not answered yet.
     pub called_by_domain: u32,
-    /// It is in `Gate::pause_queue`.
-    pub(super) in_pause_queue: bool,
+    /// Its time in `Gate::pause_queue`, in microseconds; u64::MAX: it is not there. Entries there with another time are
+    /// stale.
+    pub(super) queued_us: u64,
     /// It is in `Gate::waiting_candidates`.
     pub(super) in_waiting_candidates: bool,
     /// It is in `Gate::poll_queue`.
@@ -144,7 +145,7 @@ impl Key {
             number: 0,
             away_by_domain: 0,
             called_by_domain: 0,
-            in_pause_queue: false,
+            queued_us: u64::MAX,
             in_waiting_candidates: false,
             in_poll_queue: false,
             blocked: false,
@@ -222,7 +223,7 @@ impl Key {
 
     /// Returns whether a rate, and not its limit, is what mail of the key waits for.
     pub(super) fn waits_for_rate(&self, now_us: u64) -> bool {
-        self.start_rate.is_some() && self.may_start(now_us) == Admission::Start
+        !self.start_rate.is_due(now_us) && self.may_start(now_us) == Admission::Start
     }
 
     /// Returns how many of `idle` deliveries its rates allow now, and how many of `spare` may be held beside them so that

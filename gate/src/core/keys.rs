@@ -217,7 +217,7 @@ impl Keys {
         key.pace = Pace::new(now_us, guess_secs);
         key.recall = Recall::default();
         // Entries of `Gate::pause_queue` and `Gate::poll_queue` may still belong to the key that was here before.
-        key.in_pause_queue = false;
+        key.queued_us = u64::MAX;
         key.in_waiting_candidates = false;
         key.in_poll_queue = false;
         key.blocked = false;
@@ -235,6 +235,25 @@ impl Keys {
         Ok(at)
     }
 
+    /// The hash of the key that has its starts in common with this one, if this is the key of a site's members or of its
+    /// candidates. Other groups have the hash of a key that there is not.
+    fn partner_hash(kind: KeyKind, hash: u64) -> Option<u64> {
+        let partner = match kind {
+            KeyKind::Group => KeyKind::Candidates,
+            KeyKind::Candidates => KeyKind::Group,
+            KeyKind::Domain | KeyKind::Relay => return None,
+        };
+        Some(Self::hash(partner, hash.wrapping_sub(Self::of_kind(kind))))
+    }
+
+    /// A time that is not before the last start of a key that is not in memory, nor of the one that has its starts in
+    /// common with it.
+    fn forgotten_start_us(&self, kind: KeyKind, hash: u64) -> u64 {
+        let partner_us =
+            Self::partner_hash(kind, hash).map_or(0, |hash| self.forgotten.last_us(hash));
+        partner_us.max(self.forgotten.last_us(hash))
+    }
+
     /// The rates of a key that is not in memory. A site's members and its candidates have their starts in common.
     fn unknown_starts(
         &mut self,
@@ -247,16 +266,11 @@ impl Keys {
         if cap.rates.is_none() {
             return StartRate::NONE;
         }
-        let partner = match kind {
-            KeyKind::Group => Some(KeyKind::Candidates),
-            KeyKind::Candidates => Some(KeyKind::Group),
-            KeyKind::Domain | KeyKind::Relay => None,
-        };
-        let name_hash = hash.wrapping_sub(Self::of_kind(kind));
-        match partner.and_then(|partner| self.find(Self::hash(partner, name_hash))) {
+        match Self::partner_hash(kind, hash).and_then(|partner| self.find(partner)) {
             Some(at) => self.all[at as usize].key.start_rate,
             None => {
-                let mut start_rate = StartRate::new(&cap.rates, self.forgotten.last_us(hash));
+                let mut start_rate =
+                    StartRate::new(&cap.rates, self.forgotten_start_us(kind, hash));
                 if let Some(log) = &mut self.start_log {
                     log.attach(&mut start_rate, key_id(kind, name), &cap.rates, now_us);
                 }
@@ -268,9 +282,10 @@ impl Keys {
     /// Gives the keys with rates for an hour or a day what the log has of them, after a rebuild.
     pub(super) fn attach_starts(&mut self, now_us: u64) {
         let Some(log) = &mut self.start_log else { return };
-        for Entry { key, state, .. } in &mut self.all {
+        for (at, Entry { domain, key, state, .. }) in (0u32..).zip(&mut self.all) {
             let Key { kind, name, cap, start_rate, .. } = key;
-            if *state != EntryState::Free && (cap.rates.hour.is_some() || cap.rates.day.is_some()) {
+            let is_key = *state != EntryState::Free && domain.key == at;
+            if is_key && (cap.rates.hour.is_some() || cap.rates.day.is_some()) {
                 log.attach(start_rate, key_id(*kind, name), &cap.rates, now_us);
             }
         }
@@ -278,9 +293,11 @@ impl Keys {
 
     /// Of the starts of all keys with rates only what was remembered of forgotten ones is known.
     pub(super) fn forget_starts(&mut self) {
-        for Entry { key, hash, .. } in &mut self.all {
+        for at in 0..self.all.len() {
+            let Entry { key, hash, .. } = &self.all[at];
             if key.start_rate.is_some() {
-                key.start_rate = StartRate::new(&key.cap.rates, self.forgotten.last_us(*hash));
+                let last_us = self.forgotten_start_us(key.kind, *hash);
+                self.all[at].key.start_rate = StartRate::new(&key.cap.rates, last_us);
             }
         }
     }

@@ -165,13 +165,9 @@ impl Gate {
         if is_startable {
             key.in_ready_keys = true;
             append(&mut self.ready_keys, at, &mut self.keys.links, |link| link);
-        } else if let Some(until_us) = key.starts_from(self.now_us)
-            && !key.in_pause_queue
-            && self.pause_queue.try_reserve(1).is_ok()
-        {
+        } else if let Some(until_us) = key.starts_from(self.now_us) {
             // Without memory the commands wait until their hold ends.
-            key.in_pause_queue = true;
-            self.pause_queue.push(Reverse((until_us, at)));
+            self.queue_until(at, until_us);
         } else if key.kind == KeyKind::Candidates
             && !key.in_waiting_candidates
             && key.admits(self.now_us)
@@ -180,6 +176,47 @@ impl Gate {
             key.in_waiting_candidates = true;
             self.waiting_candidates.push(at);
         }
+    }
+
+    /// Looks at a key again at this time, or earlier if it is in the queue for an earlier time. Without memory it is not
+    /// queued.
+    pub(super) fn queue_until(&mut self, at: u32, until_us: u64) {
+        if until_us >= self.keys.all[at as usize].key.queued_us {
+            return;
+        }
+        if self.pause_queue.len() > 2 * self.keys.all.len() {
+            self.drop_stale_pauses();
+        }
+        if self.pause_queue.try_reserve(1).is_ok() {
+            self.keys.all[at as usize].key.queued_us = until_us;
+            self.pause_queue.push(Reverse((until_us, at)));
+        }
+    }
+
+    /// Leaves one entry of each queued key in the queue. It allocates nothing. Afterwards at least as many entries can
+    /// come as there are keys before it is necessary again.
+    fn drop_stale_pauses(&mut self) {
+        let mut entries = std::mem::take(&mut self.pause_queue).into_vec();
+        let keys = &self.keys.all;
+        entries.retain(|&Reverse((until_us, at))| keys[at as usize].key.queued_us == until_us);
+        entries.sort_unstable();
+        entries.dedup();
+        self.pause_queue = entries.into();
+    }
+
+    /// The next key whose time in the queue has come.
+    pub(super) fn next_queued(&mut self, now_us: u64) -> Option<u32> {
+        while let Some(&Reverse((until_us, at))) = self.pause_queue.peek()
+            && until_us <= now_us
+        {
+            self.pause_queue.pop();
+            let key = &mut self.keys.all[at as usize].key;
+            if key.queued_us == until_us {
+                key.queued_us = u64::MAX;
+                return Some(at);
+            }
+        }
+        None
     }
 
     /// Makes candidates ready for which the members of their site have left a place, because a member's delivery ended

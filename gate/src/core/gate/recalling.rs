@@ -2,8 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::cmp::Reverse;
-
 use super::holding::ALPHA;
 use super::{CHECK_KEYS_AWAY_US, Gate, HOLD_MAX_US};
 use crate::control::limit::Limit;
@@ -37,7 +35,7 @@ impl Gate {
             self.keys.all[at as usize].in_room_queue = false;
             let most = self.room(at, now_us);
             let admits = self.admits(at, now_us);
-            let Entry { domain, key, .. } = &mut self.keys.all[at as usize];
+            let key = &self.keys.all[at as usize].key;
             // Each call is a report to qmail-send. So small portions wait, unless a place is idle.
             let is_little = most < (key.held + key.recall.called()) / 8;
             if is_little && !admits {
@@ -45,14 +43,12 @@ impl Gate {
             }
             if most == 0
                 && key.start_rate.is_some()
-                && !key.in_pause_queue
                 && let Some(from_us) = key.rate_holds_from(now_us)
-                && self.pause_queue.try_reserve(1).is_ok()
             {
                 // Nothing is held, so nothing else leads back here in time. Without memory the next check does.
-                key.in_pause_queue = true;
-                self.pause_queue.push(Reverse((from_us, at)));
+                self.queue_until(at, from_us);
             }
+            let Entry { domain, key, .. } = &mut self.keys.all[at as usize];
             let (number, of) = (key.number, domain.key);
             let most = key.recall.call(most, now_us);
             if most > 0 {

@@ -107,7 +107,7 @@ impl Gate {
         for at in 0..self.keys.all.len() as u32 {
             let Entry { key, state, .. } = &mut self.keys.all[at as usize];
             (key.pause, key.rate_pauses) = (None, RatePauses::default());
-            key.in_pause_queue = false;
+            key.queued_us = u64::MAX;
             if *state == EntryState::Active {
                 self.make_ready(at);
                 self.queue_for_room(at);
@@ -178,12 +178,14 @@ impl Gate {
         }
         keys.forgotten = std::mem::take(&mut self.keys.forgotten);
         keys.start_log = self.keys.start_log.take();
+        for old in &self.keys.all {
+            keys.forgotten.forget(old.hash, &old.key.start_rate);
+        }
         keys.forget_starts();
         self.keys_away.clear();
         self.room_queue.clear();
         self.called = 0;
         for (old, &at) in self.keys.all.iter_mut().zip(&moved) {
-            keys.forgotten.forget(old.hash, &old.key.start_rate);
             let Some(entry) = keys.all.get_mut(at as usize) else { continue };
             entry.idle_since_us = old.idle_since_us;
             if keeps(&entry.domain, at) {
@@ -197,7 +199,10 @@ impl Gate {
                     (old.busy, old.done, old.held_ever, old.peak);
                 (key.recall, key.number) = (old.recall, old.number);
                 (key.pause, key.rate_pauses) = (old.pause, old.rate_pauses);
-                key.start_rate = old.start_rate.with(&key.cap.rates, now_us);
+                // The deliveries of a site's domain start at the rate of the site.
+                if domain.key == at {
+                    key.start_rate = old.start_rate.with(&key.cap.rates, now_us);
+                }
                 // A key that no longer learns forgets what it has learned.
                 if (key.cap.learning == Learning::On || old.cap.learning == Learning::Fixed)
                     && domain.standing.is_some() == was_of_site
@@ -259,5 +264,37 @@ impl Gate {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::answer::{Answer, DeliveryEnd};
+    use crate::core::command::Parts;
+
+    #[test]
+    fn a_domain_of_a_site_has_no_rate_of_its_own_after_a_reload() {
+        for text in [&b"192.0.2.0/24:20:site:6/m\n"[..], b"192.0.2.0/24:20:site:100/h\n"] {
+            let mut gate = Gate::new(10, 10, 1).unwrap();
+            let table = |gate: &Gate| Some(Table::parse(text, gate.hasher()).unwrap().0);
+            gate.set_table(table(&gate), 0).unwrap();
+            let parts = Parts::new(&[b"1/1\0", b"s@x.example\0", b"u@member.example\0"]).unwrap();
+            assert_eq!(gate.ask(0, 1, &parts), Answer::Go);
+            let report = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+            gate.done(0, 1, DeliveryEnd::Reported(report));
+            let now_us = 60_000_000;
+            let _ = gate.next(now_us);
+            for _ in 0..2 {
+                let rates = |kind| {
+                    let has_kind = move |entry: &&Entry| entry.key.kind == kind;
+                    let mut entries = gate.keys.all.iter().filter(has_kind);
+                    entries.next().map(|entry| entry.key.start_rate.is_some())
+                };
+                assert_eq!(rates(KeyKind::Group), Some(true));
+                assert_eq!(rates(KeyKind::Domain), Some(false));
+                gate.set_table(table(&gate), now_us).unwrap();
+            }
+        }
     }
 }
