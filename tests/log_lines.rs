@@ -104,6 +104,27 @@ fn another_buffer_is_flushed_at_once() {
     assert_eq!(writes_of(&fixture, &program), ["one ", "two", "a line\n"]);
 }
 
+/// What was one statement stays one.
+#[test]
+fn a_call_may_stand_between_if_and_else() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.qpatch(&["apply", "--only", "toolchain"]).ok();
+    fixture.replace(
+        "qsutil.c",
+        "void log1(s)",
+        "void say(yes) int yes;\n{\n if (yes) substdio_putsflush(&sslog,\"yes\\n\");\n\
+         \x20else substdio_putflush(&sslog,\"no\\n\",3);\n}\n\nvoid log1(s)",
+    );
+    fixture.write(
+        "say.c",
+        "#include \"qsutil.h\"\nextern void say(int yes);\n\
+         int main(void) { say(1); say(0); log1(\"line\\n\"); return 0; }\n",
+    );
+    fixture.qpatch(&["apply", "--only", "log-lines"]).ok();
+    let program = fixture.path().join("say.c");
+    assert_eq!(writes_of(&fixture, &program), ["yes\n", "no\n", "line\n"]);
+}
+
 /// The functions are called `buffer_...` in some trees; some write their log in lines already.
 #[test]
 fn other_trees_are_understood_or_left_alone() {
@@ -115,7 +136,7 @@ fn other_trees_are_understood_or_left_alone() {
     );
     fixture.qpatch(&["apply", "--only", "log-lines"]).ok();
     let text = fixture.read("qsutil.c");
-    assert!(text.contains("{ buffer_puts(&out,m);\nlog_endline(&out); }"), "{text}");
+    assert!(text.contains("{ buffer_puts(&out,m), log_endline(&out); }"), "{text}");
     assert!(text.contains("static void log_endline(struct buffer *s)"), "{text}");
     assert!(
         text.contains("if ((s != &out) || (s->p && (s->x[s->p - 1] == '\\n'))) buffer_flush(s);"),
