@@ -121,7 +121,7 @@ pub(super) fn load(source: &Source, hasher: Hasher) -> Result<LoadedRules, Error
             let (table, problems) = Table::parse(&text, hasher).map_err(no_memory)?;
             // The gate skips a byte order mark, too.
             let text = table::without_mark(&text).to_vec();
-            match text.is_empty() {
+            match table::is_blank(&text) {
                 true => loaded.add_file(File::Domains, Kind::Empty, &source.domains),
                 false => loaded.add(&problems, &source.domains, &text),
             }

@@ -247,7 +247,8 @@ pub enum Kind {
     OutOfMemory,
     /// The file changes all the time, and is not used.
     Changing,
-    /// It is empty: a full disk, or a program that is killed while it writes, leaves such a file.
+    /// It is empty, or has only white space: a full disk, or a program that is killed while it writes, leaves such a
+    /// file.
     Empty,
     /// The last file without errors counts.
     EarlierCounts,
@@ -311,12 +312,12 @@ impl fmt::Display for Kind {
             Self::TooManyFields => {
                 f.write_str("too many colons: a line is domain:limit[:group[:words]]")
             }
-            Self::UnknownWord => f.write_str("not a word of the fourth field: learn, fixed and rates such as 600/m are"),
+            Self::UnknownWord => f.write_str("expected learn, fixed or a rate such as 600/m"),
             Self::LearningTwice => f.write_str("learn or fixed is in this field already"),
             Self::RateNumber => f.write_str("a rate begins with a number: 600/m"),
-            Self::RateUnit => f.write_str("not a unit of a rate: s, m, h, d, 10s and 5m are"),
+            Self::RateUnit => f.write_str("expected s, m, h, d, 10s or 5m"),
             Self::RateTime => write!(f, "the time of a rate in s or m is not from 1 s to {} m", RATE_SECS_MAX / 60),
-            Self::RateZero => f.write_str("a rate of 0 is none: the limit 0 holds everything"),
+            Self::RateZero => f.write_str("a rate cannot be 0; to hold everything, set the limit to 0"),
             Self::RateTooHigh => write!(f, "the rate is above {} a second", RATE_MAX),
             Self::RateTwice => f.write_str("a rate of this unit is in this field already"),
             Self::TooManyRates => write!(f, "this is more than {} lines with rates and without a group", RATED_MAX),

@@ -522,6 +522,12 @@ pub fn without_mark(text: &[u8]) -> &[u8] {
     text.strip_prefix(MARK).unwrap_or(text)
 }
 
+/// Whether a text has nothing but white space and a byte order mark: not even a comment.
+#[must_use]
+pub fn is_blank(text: &[u8]) -> bool {
+    without_mark(text).iter().all(|byte| matches!(byte, b' ' | b'\t' | b'\r' | b'\n'))
+}
+
 /// Whether a text begins with the byte order mark of UTF-16, as some editors write it.
 #[must_use]
 pub fn is_utf16(text: &[u8]) -> bool {

@@ -235,8 +235,8 @@ impl Keys {
         Ok(at)
     }
 
-    /// The hash of the key that has its starts in common with this one, if this is the key of a site's members or of its
-    /// candidates. Other groups have the hash of a key that there is not.
+    /// The hash of the key that has its starts in common with this one, if this is the key of a site's members or of
+    /// its candidates. For a group that is no site, no key has this hash.
     fn partner_hash(kind: KeyKind, hash: u64) -> Option<u64> {
         let partner = match kind {
             KeyKind::Group => KeyKind::Candidates,

@@ -37,9 +37,9 @@ impl<C: Clock> Host<C> {
     pub(super) fn load_table(&mut self, text: &[u8], now_us: u64) -> Result<Option<Problem>, Kind> {
         let parsed = Table::parse(text, self.gate.hasher());
         let (table, problems) = parsed.map_err(|_| Kind::OutOfMemory)?;
-        // Only a missing file means no limits. If a file is written under another name and renamed, a full disk can leave
-        // a file of 0 bytes in the place of the limits.
-        if text.is_empty() {
+        // Only a missing file means no limits, or one with a comment. If a file is written under another name and
+        // renamed, a full disk can leave a file of 0 bytes in the place of the limits.
+        if table::is_blank(text) {
             return self.fall_back(table, now_us).and(Err(Kind::Empty));
         }
         if problems.errors() > 0 {

@@ -327,12 +327,19 @@ fn the_log_is_told_what_counts_in_place_of_a_file() {
 
 #[test]
 fn an_empty_file_in_the_place_of_limits_opens_nothing() {
+    // A byte order mark and white space are nothing, either.
+    for empty in ["", "\u{feff}", "\n", "\u{feff} \t\r\n\n"] {
+        empty_in_the_place_of_limits(empty);
+    }
+}
+
+fn empty_in_the_place_of_limits(empty: &str) {
     let home = Home::new();
     home.write("concurrencydomains", "a.example:1\n");
     let mut host = at_rest(&home, |home| home.open(10));
     assert_eq!(ask(&mut host, 0, "a.example"), Ask::Go);
     // What a script leaves on a full disk: it writes a new file, which stays empty, and renames it.
-    home.write("concurrencydomains.new", "");
+    home.write("concurrencydomains.new", empty);
     fs::rename(home.control("concurrencydomains.new"), home.control("concurrencydomains")).unwrap();
     // Also after a restart.
     for mut host in [host, at_rest(&home, |home| home.open(10))] {
@@ -353,7 +360,7 @@ fn an_empty_file_in_the_place_of_limits_opens_nothing() {
     assert_eq!(ask(&mut host, 1, "a.example"), Ask::Go);
     assert_eq!(ask(&mut host, 2, "a.example"), Ask::Go);
     // That is a good file, too: an empty one in its place changes nothing.
-    home.write("concurrencydomains", "");
+    home.write("concurrencydomains", empty);
     pass_ms(20_000);
     assert_eq!(ask(&mut host, 3, "a.example"), Ask::Go);
     assert_eq!(ask(&mut host, 4, "a.example"), Ask::Go);

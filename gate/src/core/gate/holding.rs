@@ -178,8 +178,8 @@ impl Gate {
         }
     }
 
-    /// Looks at a key again at this time, or earlier if it is in the queue for an earlier time. Without memory it is not
-    /// queued.
+    /// Looks at a key again at this time, or earlier if it is in the queue for an earlier time. Without memory it is
+    /// not queued.
     pub(super) fn queue_until(&mut self, at: u32, until_us: u64) {
         if until_us >= self.keys.all[at as usize].key.queued_us {
             return;
