@@ -1,7 +1,7 @@
 //! Builds the gate's static library, which the program embeds with its header.
 //!
-//! It writes to OUT_DIR: gate.a, gate.h, gate.lib with the libraries to link after gate.a, and the folder gate-source with
-//! the sources of gate.a, for `qpatch gate library --source`.
+//! It writes to OUT_DIR: gate.a, gate.h, gate.lib with the libraries to link after gate.a, and the folder gate-source
+//! with the sources of gate.a, for `qpatch gate library --source`.
 
 use std::env;
 use std::fs;

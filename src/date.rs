@@ -3,9 +3,9 @@
 //! The functions are exact for the years 1 to 9999. They stay in place of a crate: they are 30 lines, and a test goes
 //! through every day.
 
-/// Returns the days from 1970-01-01 to this day; `None` if the year is not in 1..=9999, the month not in 1..=12 or the day
-/// not in 1..=31. Day 31 of a shorter month counts into the next month. Years are counted from March on, so that a leap
-/// day is the last day of its year.
+/// Returns the days from 1970-01-01 to this day; `None` if the year is not in 1..=9999, the month not in 1..=12 or the
+/// day not in 1..=31. Day 31 of a shorter month counts into the next month. Years are counted from March on, so that a
+/// leap day is the last day of its year.
 pub(crate) fn days_since_1970(year: u64, month: u64, day: u64) -> Option<i64> {
     if !(1..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;

@@ -113,8 +113,8 @@ const BUILT_FILES: [(&str, &[u8]); 12] = [
     ("remote_serve.c", qpatch_c_shim::REMOTE_SERVE_C),
 ];
 
-/// Returns the files that a rule can write with `create NAME from FILE`, with their names: those in the folder of a patch,
-/// beside its `rule` and README.md, and the built ones.
+/// Returns the files that a rule can write with `create NAME from FILE`, with their names: those in the folder of a
+/// patch, beside its `rule` and README.md, and the built ones.
 pub(crate) fn attachments() -> Vec<(&'static str, &'static [u8])> {
     let in_folders = FOLDERS.dirs().flat_map(Dir::files).filter_map(|file| {
         let name = file.path().file_name()?.to_str()?;

@@ -106,8 +106,8 @@ pub(crate) fn poll(watches: &mut [Watch<'_>], until: Instant) -> io::Result<Poll
     }
 }
 
-/// Makes reads and writes on `fd` return instead of waiting. The flag belongs to the open file and affects every process
-/// that shares it, so use this only for ends of pipes that stay in this process.
+/// Makes reads and writes on `fd` return instead of waiting. The flag belongs to the open file and affects every
+/// process that shares it, so use this only for ends of pipes that stay in this process.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(fd)?;
     Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
@@ -135,8 +135,8 @@ pub(crate) fn mkfifo(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Returns whether programs on the file system that holds `path` can be executed (it is not mounted `noexec`). Always true
-/// on systems other than Linux.
+/// Returns whether programs on the file system that holds `path` can be executed (it is not mounted `noexec`). Always
+/// true on systems other than Linux.
 pub(crate) fn can_execute_from(path: &Path) -> io::Result<bool> {
     let info = rustix::fs::statvfs(path)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -215,7 +215,8 @@ fn signal_of(signal: i32) -> io::Result<Signal> {
     Signal::from_named_raw(signal).ok_or_else(|| io::ErrorKind::InvalidInput.into())
 }
 
-/// Sends `signal` to a process that this one has started and not yet waited for: so its number cannot belong to another.
+/// Sends `signal` to a process that this one has started and not yet waited for: so its number cannot belong to
+/// another.
 pub(crate) fn kill(pid: u32, signal: i32) -> io::Result<()> {
     Ok(process::kill_process(pid_of(pid)?, signal_of(signal)?)?)
 }
@@ -285,8 +286,8 @@ pub(crate) fn pidfd(pid: u32) -> Option<OwnedFd> {
 /// `below`, as qmail-start does. Descriptors that are not in the map are closed.
 ///
 /// [`Command`] sets up descriptors 0, 1 and 2 first; they are replaced or closed here. The descriptor with which the
-/// standard library reports a failed exec may be closed as well. Then the child aborts, and the caller sees a child that
-/// ended at once. `map` has at most 16 entries, else the child does not start.
+/// standard library reports a failed exec may be closed as well. Then the child aborts, and the caller sees a child
+/// that ended at once. `map` has at most 16 entries, else the child does not start.
 pub(crate) fn map_descriptors(command: &mut Command, map: Vec<(RawFd, RawFd)>, below: RawFd) {
     // Just above the targets: with a low RLIMIT_NOFILE there is not much room.
     let above = map.iter().map(|(_, target)| target + 1).fold(below, RawFd::max);
@@ -323,8 +324,8 @@ pub(crate) fn map_descriptors(command: &mut Command, map: Vec<(RawFd, RawFd)>, b
 static STOP_SIGNAL: AtomicI32 = AtomicI32::new(0);
 /// Whether a [`SignalGuard`] lives.
 static GUARDED: AtomicBool = AtomicBool::new(false);
-/// The pipe with which the handler wakes every [`poll`]. It is made once and never closed: a thread may still wait for it
-/// when another thread's guard goes, and its descriptor must not become another file's meanwhile.
+/// The pipe with which the handler wakes every [`poll`]. It is made once and never closed: a thread may still wait for
+/// it when another thread's guard goes, and its descriptor must not become another file's meanwhile.
 static STOP_PIPE: std::sync::OnceLock<(io::PipeReader, io::PipeWriter)> =
     std::sync::OnceLock::new();
 static ONLY_GUARD: std::sync::Mutex<()> = std::sync::Mutex::new(());
@@ -366,7 +367,8 @@ fn drain_stop_pipe() {
 }
 
 /// While it lives, SIGINT, SIGTERM and SIGHUP do not end the process. They wake every [`poll`], which then returns
-/// [`Polled::Interrupted`], so that the caller unwinds and cleans up. Dropping the guard restores the previous handlers.
+/// [`Polled::Interrupted`], so that the caller unwinds and cleans up. Dropping the guard restores the previous
+/// handlers.
 pub(crate) struct SignalGuard {
     old: Vec<(i32, libc::sigaction)>,
     _only_one: std::sync::MutexGuard<'static, ()>,
@@ -379,8 +381,8 @@ impl std::fmt::Debug for SignalGuard {
 }
 
 impl SignalGuard {
-    /// Installs the handlers. A signal that the caller ignores (nohup) stays ignored. A second guard in the same process
-    /// waits until the first is dropped.
+    /// Installs the handlers. A signal that the caller ignores (nohup) stays ignored. A second guard in the same
+    /// process waits until the first is dropped.
     pub(crate) fn install() -> io::Result<SignalGuard> {
         let only_one = ONLY_GUARD.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         make_stop_pipe()?;

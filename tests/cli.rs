@@ -1,5 +1,5 @@
-//! The command line: wrong usage, what commands print, and the manual pages. `odd_trees` has the trees that are damaged or
-//! unusual, `packaging` what packagers use.
+//! The command line: wrong usage, what commands print, and the manual pages. `odd_trees` has the trees that are damaged
+//! or unusual, `packaging` what packagers use.
 
 mod common;
 #[path = "cli/odd_trees.rs"]

@@ -1,5 +1,5 @@
-//! The patches on each fixture dialect: second apply, revert, and the diff under other tools. What a patch makes of each
-//! is in `cargo test --test cases`.
+//! The patches on each fixture dialect: second apply, revert, and the diff under other tools. What a patch makes of
+//! each is in `cargo test --test cases`.
 
 mod common;
 

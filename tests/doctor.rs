@@ -1,5 +1,5 @@
-//! Compares what doctor predicts for commands of shells and of limit programs with what they do on this machine. What it
-//! reports of whole machines is in `cargo test --test cases`.
+//! Compares what doctor predicts for commands of shells and of limit programs with what they do on this machine. What
+//! it reports of whole machines is in `cargo test --test cases`.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,8 +1,8 @@
 //! `qpatch gate sites` against name servers that do what no name server should.
 //!
 //! Whoever owns a domain owns its name server, and the operator's own resolver passes on most of what that says. So the
-//! look-up must end in bounded time, in bounded memory, with an answer for every domain that has one, and the map must be
-//! whole whatever happens: a full disk, a kill, another run at the same time.
+//! look-up must end in bounded time, in bounded memory, with an answer for every domain that has one, and the map must
+//! be whole whatever happens: a full disk, a kill, another run at the same time.
 
 mod common;
 #[path = "common/dns.rs"]
@@ -124,8 +124,8 @@ fn long_answers_for_many_names_take_little_memory() {
     assert!(long < short + 3072, "{short} KiB, {long} KiB");
 }
 
-/// The most memory that a process takes, in KiB. The kernel says it only of one that is there; what wait4 says contains the
-/// memory of the process that started it.
+/// The most memory that a process takes, in KiB. The kernel says it only of one that is there; what wait4 says contains
+/// the memory of the process that started it.
 fn peak_kib(mut child: std::process::Child) -> u64 {
     let mut peak = 0;
     let status = format!("/proc/{}/status", child.id());

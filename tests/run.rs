@@ -1,5 +1,5 @@
-//! Builds the patched fixtures with their own Makefiles and runs them over their own pipes, at 1000, 20000 and 65000. Also
-//! shows the failures of trees without qpatch.
+//! Builds the patched fixtures with their own Makefiles and runs them over their own pipes, at 1000, 20000 and 65000.
+//! Also shows the failures of trees without qpatch.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -87,9 +87,9 @@ enum Send {
     EveryNumber,
 }
 
-/// Every dialect runs at every size, with the gate and without, and with every compiler, but not in all combinations: two
-/// sizes differ in one number in one object, and the gate does not change how qmail-send handles numbers. `largest` says
-/// whether the gate is in at the largest size.
+/// Every dialect runs at every size, with the gate and without, and with every compiler, but not in all combinations:
+/// two sizes differ in one number in one object, and the gate does not change how qmail-send handles numbers. `largest`
+/// says whether the gate is in at the largest size.
 fn runs(dialect: Dialect, largest: Gate) {
     for (spawn, gate, compiler, send) in [
         (1000, Gate::Out, Compiler::Clang, Send::Nothing),
@@ -134,8 +134,8 @@ fn two_byte_runs_at_every_size() {
     runs(Dialect::TwoByte, Gate::In);
 }
 
-/// Stops qmail-send, qmail-clean and the relays for a while in turns, each at an arbitrary point, with the smallest pipes,
-/// which are full on both sides. Meanwhile other proofs of this process end.
+/// Stops qmail-send, qmail-clean and the relays for a while in turns, each at an arbitrary point, with the smallest
+/// pipes, which are full on both sides. Meanwhile other proofs of this process end.
 #[test]
 fn programs_that_stand_still_for_a_while_stop_no_trial() {
     for gate in [Gate::Out, Gate::In] {
@@ -176,8 +176,8 @@ fn programs_that_stand_still_for_a_while_stop_no_trial() {
     }
 }
 
-/// qmail-send looks whether SIGTERM came, prepares its sets, and then waits in select. A signal that comes in between ends
-/// nothing until select returns, which may take a day. That is so in qmail-1.03, too. The rig repeats the signal.
+/// qmail-send looks whether SIGTERM came, prepares its sets, and then waits in select. A signal that comes in between
+/// ends nothing until select returns, which may take a day. That is so in qmail-1.03, too. The rig repeats the signal.
 #[test]
 fn a_signal_just_before_select_is_repeated() {
     let fixture = patched(Dialect::StockKr, Gate::Out);
@@ -346,8 +346,8 @@ fn without_qpatch_delivery_number_32768_is_negative() {
     assert!(wrong.found.contains("report out of range"), "{wrong}");
 }
 
-/// Another failure without qpatch: under `_FORTIFY_SOURCE` the C library aborts at its own limit of 1024, whatever select.h
-/// says.
+/// Another failure without qpatch: under `_FORTIFY_SOURCE` the C library aborts at its own limit of 1024, whatever
+/// select.h says.
 #[test]
 fn without_qpatch_a_fortified_spawner_aborts_at_descriptor_1024() {
     let fixture = classic();

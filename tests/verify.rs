@@ -1,4 +1,5 @@
-//! `qpatch verify` on trees with faults: each must fail, in the right step and with the reason. Nothing may be left behind.
+//! `qpatch verify` on trees with faults: each must fail, in the right step and with the reason. Nothing may be left
+//! behind.
 
 mod common;
 #[path = "common/rig.rs"]
@@ -38,7 +39,8 @@ fn entries(dir: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Runs `qpatch verify ARGS` on the fixture with at most `files` descriptors, and checks that $TMPDIR is empty afterwards.
+/// Runs `qpatch verify ARGS` on the fixture with at most `files` descriptors, and checks that $TMPDIR is empty
+/// afterwards.
 fn proof(fixture: &Fixture, args: &[&str], files: u32) -> Run {
     proof_with(fixture, args, files, &[])
 }
@@ -663,8 +665,8 @@ fn a_tree_that_cannot_be_hardened_patched_or_not() {
     assert_eq!(step["notes"], serde_json::json!([note]));
 }
 
-/// In a container, the first process may not reap orphans. The processes that qmail-send leaves behind when it is killed
-/// would stay for ever.
+/// In a container, the first process may not reap orphans. The processes that qmail-send leaves behind when it is
+/// killed would stay for ever.
 #[test]
 fn a_proof_reaps_all_that_it_has_started() {
     let fixture = Fixture::new(Dialect::StockAnsi);

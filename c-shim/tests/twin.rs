@@ -719,8 +719,8 @@ fn a_removed_message_has_one_entry() {
     assert_eq!(twins.due_all(1), []);
 }
 
-/// SIGALRM with a backlog tries what servers have deferred, and none of what is busy. (An earlier gate tried everything:
-/// 159,548 busy answers for 3000 mails.)
+/// SIGALRM with a backlog tries what servers have deferred, and none of what is busy. (An earlier gate tried
+/// everything: 159,548 busy answers for 3000 mails.)
 #[test]
 fn alarms_with_a_backlog() {
     const MAILS: usize = 5000;

@@ -20,8 +20,8 @@ pub fn build(
     let mut command = Command::new(rustc);
     let mut prefix = source.parent().unwrap_or(Path::new("")).as_os_str().to_owned();
     prefix.push("=gate");
-    // Of flags that are given twice, the last one counts: so the flags below stay as they are, whatever `more` says. With
-    // panic=abort, an error in the gate would end qmail-rspawn.
+    // Of flags that are given twice, the last one counts: so the flags below stay as they are, whatever `more` says.
+    // With panic=abort, an error in the gate would end qmail-rspawn.
     command
         .args(more)
         .arg("--remap-path-prefix")

@@ -1,5 +1,5 @@
-//! Reads the status file of a gate, queue/lock/gatestatus. The head of gate/src/host/status.rs, which writes it, has the
-//! format.
+//! Reads the status file of a gate, queue/lock/gatestatus. The head of gate/src/host/status.rs, which writes it, has
+//! the format.
 //!
 //! Reader and writer may be of different versions. What a later gate adds is passed over; what an earlier one did not
 //! write is taken as not known. Nothing that the file says is trusted: each name and text comes out as printable ASCII.

@@ -467,8 +467,8 @@ fn other_threads_break_nothing() {
                     let nothing = Text { s: null(), len: 0 };
                     let mut out =
                         NextAction { slot: 0, parts: 0, part: [nothing; 8], text: null() };
-                    // No returned text is read: a call of another thread may change it at any time. SAFETY: the part and
-                    // the report have their bytes, and all results may be written.
+                    // No returned text is read: a call of another thread may change it at any time. SAFETY: the part
+                    // and the report have their bytes, and all results may be written.
                     unsafe {
                         gate_ask(slot, (&raw const recipient).cast(), 1, &mut report);
                         gate_next((&raw mut out).cast());

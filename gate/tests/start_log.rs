@@ -1,5 +1,5 @@
-//! Rates for an hour and a day: no hour and no day has more starts than they allow, whatever happens to the process, its
-//! file and the clocks; and nearly all of a rate is used.
+//! Rates for an hour and a day: no hour and no day has more starts than they allow, whatever happens to the process,
+//! its file and the clocks; and nearly all of a rate is used.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

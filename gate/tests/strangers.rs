@@ -1,9 +1,9 @@
-//! A stranger against a site, at full size: ten minutes of mail to a provider, and a domain of a stranger that the provider
-//! refused once.
+//! A stranger against a site, at full size: ten minutes of mail to a provider, and a domain of a stranger that the
+//! provider refused once.
 //!
-//! The model has a gate, and qmail-send with 24,000 mails to fifty members of a site with 20 places; each takes 0.5 s, so
-//! 600 s are enough. Mail that is away comes back when it is called, or when the time of its busy answer is over. The
-//! stranger has [`STRANGERS_MAIL`] mails under way or waiting all the time.
+//! The model has a gate, and qmail-send with 24,000 mails to fifty members of a site with 20 places; each takes 0.5 s,
+//! so 600 s are enough. Mail that is away comes back when it is called, or when the time of its busy answer is over.
+//! The stranger has [`STRANGERS_MAIL`] mails under way or waiting all the time.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};

@@ -1,7 +1,7 @@
 //! Which patches a command is about, and what they change in a tree.
 //!
-//! The gate and the fork server fit most forks, but not all. If one of them does not fit the tree, it is left out with a
-//! warning, unless the command line names it.
+//! The gate and the fork server fit most forks, but not all. If one of them does not fit the tree, it is left out with
+//! a warning, unless the command line names it.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,5 @@
-//! The commands: the arguments and the policy of each, one module a command. `qpatch gate` has its own folder, src/gate/.
+//! The commands: the arguments and the policy of each, one module a command. `qpatch gate` has its own folder,
+//! src/gate/.
 
 #![forbid(unsafe_code)]
 

@@ -37,8 +37,8 @@ pub enum RuleCommand {
 /// What to try on what.
 #[derive(Debug, Args)]
 pub struct Try {
-    /// A rule file, or the name of a patch (domain-gate). With :LINE after it, only the rule that has this line. Without a
-    /// line, all rules for a file of FILE's name, each applied to the result of the one before
+    /// A rule file, or the name of a patch (domain-gate). With :LINE after it, only the rule that has this line.
+    /// Without a line, all rules for a file of FILE's name, each applied to the result of the one before
     rule: String,
     /// The file, in the state in which the rule gets it: most rules of domain-gate need the two-byte delivery numbers
     /// (`qpatch apply --no-gate`)

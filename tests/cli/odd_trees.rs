@@ -353,8 +353,8 @@ fn a_full_disk() {
     result.unwrap();
 }
 
-/// Kills the program with SIGKILL, at times spread over the whole run. The unit tests of `tree::journal` kill it at each
-/// step.
+/// Kills the program with SIGKILL, at times spread over the whole run. The unit tests of `tree::journal` kill it at
+/// each step.
 #[test]
 fn killed_at_any_time() {
     let mut killed = 0;

@@ -1,5 +1,5 @@
-//! `qpatch gate`: `gate_cases/NAME/args` is `EXIT-CODE: ARGUMENTS`. The command runs in a copy of the folder, and has to
-//! say what is in `out` and `err` (no file: nothing).
+//! `qpatch gate`: `gate_cases/NAME/args` is `EXIT-CODE: ARGUMENTS`. The command runs in a copy of the folder, and has
+//! to say what is in `out` and `err` (no file: nothing).
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,5 @@
-//! The engine: `cases/NAME/{rule,in.EXT}` with `out.EXT` or `error`. A case `try-NAME` is run by `qpatch rule try`, which
-//! has to say what is in `try`.
+//! The engine: `cases/NAME/{rule,in.EXT}` with `out.EXT` or `error`. A case `try-NAME` is run by `qpatch rule try`,
+//! which has to say what is in `try`.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! An attack on a patched tree: kills, signals, stalls, and control files that change all the time.
 //!
 //! The tree's own qmail-send and qmail-rspawn run with a qmail-remote that takes 150 ms for each delivery and writes
-//! down when it starts and ends. By that account and by qmail-send's log the attack checks, at each step and in the end:
+//! down when it starts and ends. By that account and by qmail-send's log the attack checks, at each step and in the
+//! end:
 //!
 //! - no mail is lost: each recipient is delivered to, and the queue is empty;
 //! - never more deliveries of a key at once than the highest limit that any of its tables gives it;

@@ -1,5 +1,5 @@
-//! Domain names as the gate sees them: bytes, in which the case of ASCII letters does not matter. What is a domain, what
-//! can be a host's name, and the hashes by which names are looked up.
+//! Domain names as the gate sees them: bytes, in which the case of ASCII letters does not matter. What is a domain,
+//! what can be a host's name, and the hashes by which names are looked up.
 //!
 //! There are two hashes: one of whole names, which takes eight bytes at a time; and one of `.suffixes`, and of senders'
 //! `@suffixes`, which runs from the end to the beginning, so that one pass over a name gives the hashes of all its

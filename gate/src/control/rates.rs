@@ -1,8 +1,8 @@
 //! The rates of a line of concurrencydomains: how many deliveries may start within a time.
 //!
-//! `N/s`, `N/m`, `N/Xs` and `N/Xm` mean at most N starts in every second or minute, or in every X of them, wherever that
-//! time begins; the starts are spread evenly. `N/h` and `N/d` mean at most N starts in every hour or day, at any speed
-//! that the others allow. All rates of a line hold together. [`crate::core::rate`] keeps them, and
+//! `N/s`, `N/m`, `N/Xs` and `N/Xm` mean at most N starts in every second or minute, or in every X of them, wherever
+//! that time begins; the starts are spread evenly. `N/h` and `N/d` mean at most N starts in every hour or day, at any
+//! speed that the others allow. All rates of a line hold together. [`crate::core::rate`] keeps them, and
 //! [`crate::control::words`] reads them.
 
 #![forbid(unsafe_code)]

@@ -505,7 +505,8 @@ fn group_of(value: u32) -> Option<u32> {
     (value < LEARNS).then(|| value.checked_sub(GROUP)).flatten()
 }
 
-/// The lines of a control file without comments, empty lines and white space at their ends, each with its number from 1.
+/// The lines of a control file without comments, empty lines and white space at their ends, each with its number from
+/// 1.
 pub fn content_lines(text: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
     let lines = text.split(|&byte| byte == b'\n').zip(1u32..);
     lines

@@ -1,7 +1,7 @@
 //! The fourth field of a line of concurrencydomains: words, separated by commas.
 //!
-//! A word is `learn`, `fixed`, or a rate ([`crate::control::rates`]). A line has at most one of `learn` and `fixed`, and
-//! at most one rate of each unit. Upper and lower case are the same. There are no spaces.
+//! A word is `learn`, `fixed`, or a rate ([`crate::control::rates`]). A line has at most one of `learn` and `fixed`,
+//! and at most one rate of each unit. Upper and lower case are the same. There are no spaces.
 
 #![forbid(unsafe_code)]
 

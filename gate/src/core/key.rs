@@ -226,8 +226,8 @@ impl Key {
         !self.start_rate.is_due(now_us) && self.may_start(now_us) == Admission::Start
     }
 
-    /// Returns how many of `idle` deliveries its rates allow now, and how many of `spare` may be held beside them so that
-    /// they start in time.
+    /// Returns how many of `idle` deliveries its rates allow now, and how many of `spare` may be held beside them so
+    /// that they start in time.
     pub(super) fn rate_room(&self, now_us: u64, idle: u32, spare: u32) -> (u32, u32) {
         if !self.start_rate.is_some() {
             return (idle, spare);

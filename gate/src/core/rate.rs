@@ -1,17 +1,17 @@
 //! When the next delivery of a key may start, if its line has rates.
 //!
 //! **Paced rates** (N starts within a time T) follow the generic cell rate algorithm with a burst of one (GCRA, the
-//! virtual scheduling algorithm of ITU-T I.371, annex A). Each start plans the next one an interval I later. A start may
-//! come earlier than planned by a tolerance D: so one that comes late, because a timer or the processor is late, does
-//! not delay all that follow. With I > (T + D) / N there are never more than N starts in any time T, wherever it
+//! virtual scheduling algorithm of ITU-T I.371, annex A). Each start plans the next one an interval I later. A start
+//! may come earlier than planned by a tolerance D: so one that comes late, because a timer or the processor is late,
+//! does not delay all that follow. With I > (T + D) / N there are never more than N starts in any time T, wherever it
 //! begins: N + 1 starts in a row take at least N * I - D > T. The tolerance is a two-hundredth of T at most. So with
 //! mail always there, at least 99 % of the rate is used: 99.5 %, less what the rounding to microseconds takes from a
 //! fast rate.
 //!
 //! A key with several paced rates has the longest interval and the smallest tolerance of all.
 //!
-//! **What is not known** counts as a start just now: so a rate holds also over a restart of the spawner, a change of the
-//! table, and a key that was forgotten. [`ForgottenStarts`] remembers the last starts of keys that were forgotten.
+//! **What is not known** counts as a start just now: so a rate holds also over a restart of the spawner, a change of
+//! the table, and a key that was forgotten. [`ForgottenStarts`] remembers the last starts of keys that were forgotten.
 //!
 //! The caller passes the time in microseconds, which never goes back. After a jump forwards one delivery starts, or as
 //! many as the tolerance allows: time that has passed is never made up for.

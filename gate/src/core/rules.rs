@@ -378,8 +378,8 @@ impl Rules {
     }
 }
 
-/// The cap of a site's candidates: all together have half of the site's limit, and each one place (core/gate/sites.rs). With
-/// half, a hundred unknown domains behind one server become members about as fast as the server takes their mail
+/// The cap of a site's candidates: all together have half of the site's limit, and each one place (core/gate/sites.rs).
+/// With half, a hundred unknown domains behind one server become members about as fast as the server takes their mail
 /// (tests/simulation.rs).
 fn of_candidates(cap: Cap) -> Cap {
     match cap.limit {

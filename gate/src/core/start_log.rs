@@ -1,20 +1,20 @@
 //! What was started within the last hour and day by keys with such rates, also before a restart.
 //!
 //! An entry has the starts of one key in two windows ([`crate::core::window`]). It outlives the key, because the gate
-//! forgets keys that do nothing. A site's members and its candidates have one entry. A key is known by a hash of its name
-//! that is the same in every process. There are [`ENTRIES_MAX`] entries at most, 4 KB each; when all have starts of the
-//! last day, further keys share entries, and so start less than they might.
+//! forgets keys that do nothing. A site's members and its candidates have one entry. A key is known by a hash of its
+//! name that is the same in every process. There are [`ENTRIES_MAX`] entries at most, 4 KB each; when all have starts
+//! of the last day, further keys share entries, and so start less than they might.
 //!
 //! **After a restart** the counts must not be lower than what was started. The spawner writes the log to a file
-//! ([`StartLog::write`]) about once a second while something starts, and at once when a key has started more than a part
-//! of its rate since ([`StartLog::must_write`]): a sixteenth, or one. A log that was written while starts might follow is
-//! *open*. If an open log is read at the start, each key is taken to have started that part at that moment. Before the
-//! first start after ten quiet seconds the log is written as open again. So a spawner that is killed counts too much, by
-//! a sixteenth, and never too little.
+//! ([`StartLog::write`]) about once a second while something starts, and at once when a key has started more than a
+//! part of its rate since ([`StartLog::must_write`]): a sixteenth, or one. A log that was written while starts might
+//! follow is *open*. If an open log is read at the start, each key is taken to have started that part at that moment.
+//! Before the first start after ten quiet seconds the log is written as open again. So a spawner that is killed counts
+//! too much, by a sixteenth, and never too little.
 //!
-//! The log has a clock of its own, which goes on over a restart by the time that has passed at least: of the time of day
-//! and the time since the machine was started the one that has gone on less. If the machine was restarted as well, only
-//! the time of day is known, and one that was set forward meanwhile opens the gate.
+//! The log has a clock of its own, which goes on over a restart by the time that has passed at least: of the time of
+//! day and the time since the machine was started the one that has gone on less. If the machine was restarted as well,
+//! only the time of day is known, and one that was set forward meanwhile opens the gate.
 
 #![forbid(unsafe_code)]
 
@@ -33,8 +33,8 @@ pub const ENTRIES_MAX: usize = 2048;
 pub const FILE_MAX: u64 = (ENTRIES_MAX * 2 * 241 * 24) as u64;
 /// A log that nothing was started in for this time is written as closed, in microseconds.
 pub const QUIET_US: u64 = 10_000_000;
-/// The file is written again after this time, so that it has the time of day as it is: somebody may set that forward, and
-/// then restart the machine. In microseconds.
+/// The file is written again after this time, so that it has the time of day as it is: somebody may set that forward,
+/// and then restart the machine. In microseconds.
 const REWRITE_US: u64 = 60_000_000;
 /// The part of a rate that a key may start before the log is written: one of this many parts, but at least one start.
 const UNWRITTEN_PARTS: u32 = 16;

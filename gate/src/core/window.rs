@@ -2,8 +2,8 @@
 //!
 //! A ring of cells counts the starts. A cell is a 240th of the time, so the time and a part of one more cell are
 //! counted: a start counts from when it happens until all of its cell is older than the time. So in no interval of an
-//! hour or a day, wherever it begins, do more deliveries start than the rate allows. The price: what was used at once is
-//! free again a cell later than it might be, so that 240 of 241 parts of the rate can be used.
+//! hour or a day, wherever it begins, do more deliveries start than the rate allows. The price: what was used at once
+//! is free again a cell later than it might be, so that 240 of 241 parts of the rate can be used.
 //!
 //! The caller passes the time in microseconds, which never goes back. A window has a fixed size, 1 KB.
 

@@ -1,7 +1,8 @@
 //! queue/lock/gatekept.rates: what was started within the last hour and day, for keys with such rates
 //! ([`crate::core::start_log`]). It is written before a delivery starts that the file must count, and then about once a
 //! second while something starts, in the way of [`crate::host::kept`]: a process that is killed leaves the old contents
-//! or the new ones. Without such rates nothing is written. If it cannot be written, mail goes on, and the status says so.
+//! or the new ones. Without such rates nothing is written. If it cannot be written, mail goes on, and the status says
+//! so.
 
 #![forbid(unsafe_code)]
 

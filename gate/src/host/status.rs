@@ -24,9 +24,9 @@
 //! when the server last said so, SUSPENDED is until when nothing starts; both are seconds since 1970, or 0. RATE is
 //! deliveries a second over about ten seconds. RATES are those of the table, as in `20/s,600/m`, or `-`. NEXT-MS is the
 //! time until they allow the next start, in milliseconds from WRITTEN on; 0: now. HOUR-LEFT and DAY-LEFT are how many
-//! starts the rates of an hour and of a day allow now, or `-`. `named`: the key is a group, a relay, or a domain with a line of its
-//! own. Bytes of names and texts that are not printable ASCII are written as `%` and two hexadecimal digits, and so is
-//! `%`.
+//! starts the rates of an hour and of a day allow now, or `-`. `named`: the key is a group, a relay, or a domain with a
+//! line of its own. Bytes of names and texts that are not printable ASCII are written as `%` and two hexadecimal
+//! digits, and so is `%`.
 //!
 //! START-TICKS, PROGRAM and NAMESPACE identify the process on Linux ([`crate::host::process`]); elsewhere they are 0
 //! and empty. The last field of `table` says which limits are in force. `file`: those of control/concurrencydomains as

@@ -95,10 +95,11 @@ pub fn classify(report: &[u8]) -> DeliveryReport {
     ReportReader { own: Own::unknown(), replies: &Replies::default() }.classify(report)
 }
 
-/// Whether a server let anybody in, where no more need be known: [`DeliveryVerdict::Accepted`], [`DeliveryVerdict::ConnectFailed`],
-/// [`DeliveryVerdict::Died`] if the server cannot have the message, [`DeliveryVerdict::TooMany`] for a 4xx at the greeting, when it knew
-/// nothing of the mail, [`DeliveryVerdict::Deferred`] for any other answer, or [`DeliveryVerdict::Nothing`]. Nothing that a server repeats of
-/// the mail comes into it.
+/// Whether a server let anybody in, where no more need be known: [`DeliveryVerdict::Accepted`],
+/// [`DeliveryVerdict::ConnectFailed`], [`DeliveryVerdict::Died`] if the server cannot have the message,
+/// [`DeliveryVerdict::TooMany`] for a 4xx at the greeting, when it knew nothing of the mail,
+/// [`DeliveryVerdict::Deferred`] for any other answer, or [`DeliveryVerdict::Nothing`]. Nothing that a server repeats
+/// of the mail comes into it.
 #[must_use]
 pub fn at_the_door(report: &[u8]) -> DeliveryVerdict {
     // Nearly all of them: what was accepted.

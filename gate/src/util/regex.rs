@@ -387,8 +387,8 @@ impl Compiler<'_> {
 
     fn branches(&mut self, depth: u32) -> Result<(), RegexError> {
         let mut start = self.steps.len();
-        // Each branch but the last one ends with a jump to the end, which is not known yet; until then it leads to the jump
-        // before.
+        // Each branch but the last one ends with a jump to the end, which is not known yet; until then it leads to the
+        // jump before.
         let mut last: Option<usize> = None;
         self.branch(depth)?;
         while self.eat(b'|') {

@@ -16,8 +16,8 @@ use crate::qmail::log::stamp::{Basis, Stamp};
 const JITTER_US: i64 = 5_000_000;
 /// If no line comes for longer than this, part of the log is missing or the clock was wrong: no delivery takes so long.
 const GAP_MAX_US: i64 = DAY_US;
-/// The same, once time has gone back or ahead in that way [`JUMPS_MAX`] times: the lines of this log are in no order. Each
-/// day without lines but with mail that waits takes up to 86,400 steps of the simulation.
+/// The same, once time has gone back or ahead in that way [`JUMPS_MAX`] times: the lines of this log are in no order.
+/// Each day without lines but with mail that waits takes up to 86,400 steps of the simulation.
 const GAP_AFTER_JUMPS_US: i64 = 60_000_000;
 const JUMPS_MAX: u64 = 10;
 const DAY_US: i64 = 24 * HOUR_US;

@@ -59,8 +59,8 @@ fn lines(text: &[u8], [of_recipient, of_message]: [u8; 2]) -> Vec<u8> {
     }
 }
 
-/// A short report that classifies as `said`. A simulation keeps `said`, and makes the report when the delivery ends. Its
-/// gate reads the report with the lines of [`short`].
+/// A short report that classifies as `said`. A simulation keeps `said`, and makes the report when the delivery ends.
+/// Its gate reads the report with the lines of [`short`].
 pub(super) fn report(said: &DeliveryReport) -> Vec<u8> {
     let peer = said.peer.map_or_else(|| "somebody".to_string(), |peer: IpAddr| peer.to_string());
     let refused = |words: &str, code: u32, reply: &str| {

@@ -122,8 +122,8 @@ pub(crate) fn errors_of_all(
 }
 
 /// Puts a program of the copy into the home's bin/, where the other programs look for it. The file gets a second name
-/// and is not copied: while this process wrote it, a child that another thread starts could keep it open for writing, and
-/// then it could not be executed (ETXTBSY).
+/// and is not copied: while this process wrote it, a child that another thread starts could keep it open for writing,
+/// and then it could not be executed (ETXTBSY).
 pub fn install(sandbox: &Sandbox, program: &str) -> Result<PathBuf, Error> {
     let (from, to) = (sandbox.tree().join(program), sandbox.home().join("bin").join(program));
     let _ = fs::remove_file(&to);

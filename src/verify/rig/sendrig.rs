@@ -370,8 +370,8 @@ impl SendRig {
 
     /// Waits for the end of qmail-send after [`terminate`](Self::terminate), and returns its log.
     ///
-    /// It repeats SIGTERM each second in which nothing happens. Any qmail-send looks whether SIGTERM came, and then waits
-    /// in select: a signal that arrives in between ends nothing until select returns, which may take hours.
+    /// It repeats SIGTERM each second in which nothing happens. Any qmail-send looks whether SIGTERM came, and then
+    /// waits in select: a signal that arrives in between ends nothing until select returns, which may take hours.
     pub fn wait_exit(mut self, stubs: &mut Stubs) -> Result<Log, Error> {
         let mut heard = Instant::now();
         while self.pipe.is_open() {

@@ -190,8 +190,8 @@ struct Hold {
 }
 
 impl Stubs {
-    /// Compiles the stub with the sandbox's compiler, links it into the home's bin/ under its three names, and makes the
-    /// events pipe.
+    /// Compiles the stub with the sandbox's compiler, links it into the home's bin/ under its three names, and makes
+    /// the events pipe.
     ///
     /// # Errors
     /// The compiler fails, or a file cannot be made.
