@@ -10,8 +10,9 @@ use qpatch_gate::problem::File;
 use qpatch_gate_library as library;
 use qpatch_test_support::{has, skip};
 
-/// The most that the gate may add to a stripped program.
-const GROWTH_MAX: u64 = 576 << 10;
+/// The most that the gate may add to a stripped program, in bytes. It adds 603 KiB, 174 of which are the standard
+/// library's back traces. Rates are 68 KiB of it.
+const GROWTH_MAX: u64 = 640 << 10;
 
 /// The static library and the arguments to link with, made once for all tests.
 struct Gate {
