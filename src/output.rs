@@ -90,6 +90,13 @@ pub(crate) fn printed(
     }
 }
 
+/// Returns what `write` writes.
+pub(crate) fn written(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Vec<u8> {
+    let mut text = Vec::new();
+    write(&mut text).expect("memory can be written");
+    text
+}
+
 /// Returns the style of emphasised text: bold on a terminal that shows it, plain elsewhere and with NO_COLOR.
 pub(crate) fn bold() -> Style {
     match AutoStream::choice(&io::stdout()) {

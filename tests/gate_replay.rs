@@ -10,7 +10,6 @@ mod trees;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
@@ -22,7 +21,7 @@ use qpatch::verify::rig::sendrig;
 use qpatch::verify::rig::spawner::IDLE;
 use qpatch::verify::rig::stub::{self, Mode};
 use qpatch_test_support::tell;
-use rig::{Rig, config};
+use rig::{Rig, config, furnish};
 use serde_json::Value;
 use trees::{Gate, patched};
 
@@ -35,22 +34,7 @@ const EACH_MS: &str = "400";
 fn log_of(tree: &Path, concurrency_remote: u32) -> String {
     let rig = Rig::of(tree, &config(120, &[]), &sendrig::PROGRAMS).unwrap();
     let sandbox = &rig.sandbox;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/remote.c");
-    let program = sandbox.rig().join("remote");
-    let mut compiler = Command::new("cc");
-    compiler
-        .args(["-O2", "-o"])
-        .arg(&program)
-        .arg(format!("-DRIG=\"{}\"", sandbox.rig().display()));
-    run(compiler.arg(source)).ok();
-    let remote = sandbox.home().join("bin/qmail-remote");
-    fs::remove_file(&remote).unwrap();
-    symlink(program, remote).unwrap();
-    for file in ["gatestatus", "gatekept.domains", "gatekept.routes", "gatekept.sites"] {
-        sandbox.write(&sandbox.home().join("queue/lock").join(file), b"").unwrap();
-    }
-    sandbox.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
-    sandbox.set_control("concurrencydomains", &format!(":{LIMIT}\n")).unwrap();
+    furnish(sandbox, &format!(":{LIMIT}\n"), concurrency_remote);
     for number in 0..MAILS {
         let recipient = stub::recipient(Mode::Accept, Some(EACH_MS), number, BUSY);
         sandbox.queue_message(b"Subject: x\n\nx\n", "sender@sender.example", &[recipient]).unwrap();

@@ -82,47 +82,40 @@ fn each_line_is_one_write_of_the_same_bytes() {
     }
 }
 
+/// The writes of a program of these statements, in a tree whose qsutil.c has this function `say` more.
+fn writes_with(say: &str, declaration: &str, statements: &str) -> Vec<String> {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.qpatch(&["apply", "--only", "toolchain"]).ok();
+    fixture.replace("qsutil.c", "void log1(s)", &format!("{say}\n\nvoid log1(s)"));
+    let main = format!("int main(void) {{ {statements} return 0; }}");
+    fixture.write("say.c", &format!("#include \"qsutil.h\"\n{declaration}\n{main}\n"));
+    fixture.qpatch(&["apply", "--only", "log-lines"]).ok();
+    writes_of(&fixture, &fixture.path().join("say.c"))
+}
+
 /// Only the log waits for the end of its line: what a tree writes to another buffer goes out at once, as before.
 #[test]
 fn another_buffer_is_flushed_at_once() {
-    let fixture = Fixture::new(Dialect::StockKr);
-    fixture.qpatch(&["apply", "--only", "toolchain"]).ok();
-    fixture.replace(
-        "qsutil.c",
-        "void log1(s)",
+    let writes = writes_with(
         "static char other[100];\n\
          static substdio ssother = SUBSTDIO_FDBUF(subwrite,0,other,sizeof other);\n\
-         void say(const char *s) { substdio_putsflush(&ssother,s); }\n\nvoid log1(s)",
+         void say(const char *s) { substdio_putsflush(&ssother,s); }",
+        "extern void say(const char *s);",
+        "log1(\"a \"); say(\"one \"); say(\"two\"); log1(\"line\\n\");",
     );
-    fixture.write(
-        "say.c",
-        "#include \"qsutil.h\"\nextern void say(const char *s);\n\
-         int main(void) { log1(\"a \"); say(\"one \"); say(\"two\"); log1(\"line\\n\"); return 0; }\n",
-    );
-    fixture.qpatch(&["apply", "--only", "log-lines"]).ok();
-    let program = fixture.path().join("say.c");
-    assert_eq!(writes_of(&fixture, &program), ["one ", "two", "a line\n"]);
+    assert_eq!(writes, ["one ", "two", "a line\n"]);
 }
 
 /// What was one statement stays one.
 #[test]
 fn a_call_may_stand_between_if_and_else() {
-    let fixture = Fixture::new(Dialect::StockKr);
-    fixture.qpatch(&["apply", "--only", "toolchain"]).ok();
-    fixture.replace(
-        "qsutil.c",
-        "void log1(s)",
+    let writes = writes_with(
         "void say(yes) int yes;\n{\n if (yes) substdio_putsflush(&sslog,\"yes\\n\");\n\
-         \x20else substdio_putflush(&sslog,\"no\\n\",3);\n}\n\nvoid log1(s)",
+         \x20else substdio_putflush(&sslog,\"no\\n\",3);\n}",
+        "extern void say(int yes);",
+        "say(1); say(0); log1(\"line\\n\");",
     );
-    fixture.write(
-        "say.c",
-        "#include \"qsutil.h\"\nextern void say(int yes);\n\
-         int main(void) { say(1); say(0); log1(\"line\\n\"); return 0; }\n",
-    );
-    fixture.qpatch(&["apply", "--only", "log-lines"]).ok();
-    let program = fixture.path().join("say.c");
-    assert_eq!(writes_of(&fixture, &program), ["yes\n", "no\n", "line\n"]);
+    assert_eq!(writes, ["yes\n", "no\n", "line\n"]);
 }
 
 /// The functions are called `buffer_...` in some trees; some write their log in lines already.

@@ -176,6 +176,12 @@ impl fmt::Display for StatusError {
 impl std::error::Error for StatusError {}
 
 impl Status {
+    /// How many deliveries run.
+    #[must_use]
+    pub fn running(&self) -> u32 {
+        self.in_use.saturating_sub(self.held)
+    }
+
     /// Parses a file. It ignores what a later version may have added (see the module).
     ///
     /// # Errors

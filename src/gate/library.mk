@@ -19,8 +19,7 @@ all: gate.a
 gate.a: src/lib.rs
 	target='$(TARGET)'; \
 	test -n "$$target" || target=`$(RUSTC) -vV | sed -n 's/^host: //p'`; \
-	$(RUSTC) $(RUSTFLAGS) --remap-path-prefix src=gate --crate-name qpatch_gate --crate-type staticlib \
-	  --edition 2024 -C opt-level=s -C lto=fat -C codegen-units=1 -C panic=unwind --print native-static-libs \
+	$(RUSTC) $(RUSTFLAGS) --remap-path-prefix src=gate @FLAGS@ \
 	  --target "$$target" -o gate.new src/lib.rs >gate.log 2>&1 || { cat gate.log >&2; exit 1; }; \
 	case "$$target" in *apple*|*aix*) now=;; *) now=' -Wl,-z,now';; esac; \
 	sed -n 's/^.*native-static-libs: *//p' gate.log | sed "s/-lgcc_s/-static-libgcc/; s/ *$$/$$now/" >gate.lib

@@ -63,6 +63,7 @@ fn write_sources(dir: &Path, target: &str) -> Result<(), Error> {
     let makefile = MAKEFILE
         .replace("@TARGET@", target)
         .replace("@RUST@", env!("CARGO_PKG_RUST_VERSION"))
+        .replace("@FLAGS@", qpatch_gate_library::FLAGS)
         .replace("TARGET = \n", "TARGET =\n");
     let written = fs::create_dir_all(dir)
         .and_then(|()| write_folder(&SOURCES, dir))

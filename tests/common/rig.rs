@@ -3,7 +3,10 @@
 //! A whole proof asks everything of a tree. A rig builds one and asks one question of it.
 #![allow(dead_code, unreachable_pub)]
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use qpatch::verify::build;
 use qpatch::verify::error::Error;
@@ -18,7 +21,10 @@ use qpatch::verify::sandbox::SandboxConfig;
 use qpatch::verify::sandbox::limits::{DeliveryBound, MachineLimits, Raised};
 use qpatch::verify::sandbox::private_tree::{MessageId, Sandbox};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
+use qpatch_gate::problem::File;
 use qpatch_test_support::skip;
+
+use crate::common::run;
 
 /// A tree's programs, built by its own Makefile and installed in a home of their own.
 pub(crate) struct Rig {
@@ -116,6 +122,27 @@ impl Rig {
             &mut |_, _| {},
         )
     }
+}
+
+/// Puts a slow qmail-remote into a rig (`remote.c`), makes the gate's files as the tree's hier.c does, and sets the
+/// limits.
+pub(crate) fn furnish(sandbox: &Sandbox, limits: &str, concurrency_remote: u32) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/remote.c");
+    let program = sandbox.rig().join("remote");
+    run(Command::new("cc")
+        .args(["-O2", "-o"])
+        .arg(&program)
+        .arg(format!("-DRIG=\"{}\"", sandbox.rig().display()))
+        .arg(source))
+    .ok();
+    let remote = sandbox.home().join("bin/qmail-remote");
+    fs::remove_file(&remote).unwrap();
+    symlink(program, remote).unwrap();
+    for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
+        sandbox.write(&sandbox.home().join("queue/lock").join(file), b"").unwrap();
+    }
+    sandbox.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
+    sandbox.set_control("concurrencydomains", limits).unwrap();
 }
 
 /// The processes whose program lies below `dir`, each with its program.

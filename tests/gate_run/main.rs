@@ -14,21 +14,18 @@ mod send;
 mod spawner;
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use common::{Fixture, run};
+use common::Fixture;
 use qpatch::fixture::Dialect;
 use qpatch::verify::rig::protocol::{Command, Report};
 use qpatch::verify::rig::spawner::{Channel, IDLE, Spawner};
 use qpatch::verify::rig::stub::{self, Mode, StubEventKind, peak};
 use qpatch::verify::sandbox::private_tree::Sandbox;
-use qpatch_gate::problem::File;
 use qpatch_gate::table::Limit;
 use qpatch_gate_status::Status;
-use rig::{Rig, config};
+use rig::{Rig, config, furnish};
 use trees::{Gate, patched};
 
 const BUSY: &str = "busy.example";
@@ -46,26 +43,6 @@ fn gated_of(fixture: &Fixture, programs: &[&str], limits: &str, concurrency_remo
     let rig = Rig::of(fixture.path(), &config(1000, &[]), programs).unwrap();
     furnish(&rig.sandbox, limits, concurrency_remote);
     rig
-}
-
-fn furnish(sandbox: &Sandbox, limits: &str, concurrency_remote: u32) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/remote.c");
-    let program = sandbox.rig().join("remote");
-    run(process::Command::new("cc")
-        .args(["-O2", "-o"])
-        .arg(&program)
-        .arg(format!("-DRIG=\"{}\"", sandbox.rig().display()))
-        .arg(source))
-    .ok();
-    let remote = sandbox.home().join("bin/qmail-remote");
-    fs::remove_file(&remote).unwrap();
-    symlink(program, remote).unwrap();
-    // As the tree's hier.c makes them.
-    for file in [File::Status].into_iter().chain(File::KEPT).map(File::name) {
-        sandbox.write(&sandbox.home().join("queue/lock").join(file), b"").unwrap();
-    }
-    sandbox.set_control("concurrencyremote", &format!("{concurrency_remote}\n")).unwrap();
-    sandbox.set_control("concurrencydomains", limits).unwrap();
 }
 
 fn domains(sandbox: &Sandbox) -> PathBuf {

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::spawn;
 
+use data_encoding::BASE64;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -151,7 +152,8 @@ impl Chromium {
     /// Writes a picture of the window into a file.
     pub(crate) fn picture(&mut self, file: &Path) {
         let picture = self.call("Page.captureScreenshot", json!({"format": "png"}));
-        std::fs::write(file, from_base64(picture["data"].as_str().unwrap())).unwrap();
+        let picture = picture["data"].as_str().unwrap().as_bytes();
+        std::fs::write(file, BASE64.decode(picture).unwrap()).unwrap();
     }
 }
 
@@ -163,25 +165,4 @@ impl Drop for Chromium {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn from_base64(text: &str) -> Vec<u8> {
-    let digit = |byte: u8| -> u32 {
-        match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            other => panic!("{other} in base64"),
-        }
-        .into()
-    };
-    let mut bytes = Vec::new();
-    for chunk in text.trim_end_matches('=').as_bytes().chunks(4) {
-        let bits = chunk.iter().fold(0, |bits, &byte| bits << 6 | digit(byte));
-        let bits = bits << (6 * (4 - chunk.len()));
-        bytes.extend(&bits.to_be_bytes()[1..chunk.len()]);
-    }
-    bytes
 }

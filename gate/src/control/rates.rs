@@ -36,6 +36,14 @@ impl PacedRate {
         );
         (own, self.secs) < (others, other.secs)
     }
+
+    /// The lower of two, or the one that there is.
+    fn lower(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) if other.is_lower(one) => Some(other),
+            (one, other) => one.or(other),
+        }
+    }
 }
 
 /// The rates of a line, one for each unit.
@@ -64,22 +72,22 @@ impl Rates {
     /// The paced one that allows the fewest starts a second.
     #[must_use]
     pub fn slowest(&self) -> Option<PacedRate> {
-        match (self.seconds, self.minutes) {
-            (Some(one), Some(other)) if other.is_lower(one) => Some(other),
-            (one, other) => one.or(other),
-        }
+        PacedRate::lower(self.seconds, self.minutes)
+    }
+
+    /// Whether there is a rate for an hour or a day.
+    #[inline]
+    #[must_use]
+    pub fn has_long(&self) -> bool {
+        self.hour.is_some() || self.day.is_some()
     }
 
     /// The lowest of each unit.
     #[must_use]
     pub fn lowest(self, other: Self) -> Self {
-        let lower = |one: Option<PacedRate>, other: Option<PacedRate>| match (one, other) {
-            (Some(one), Some(other)) if other.is_lower(one) => Some(other),
-            (one, other) => one.or(other),
-        };
         Self {
-            seconds: lower(self.seconds, other.seconds),
-            minutes: lower(self.minutes, other.minutes),
+            seconds: PacedRate::lower(self.seconds, other.seconds),
+            minutes: PacedRate::lower(self.minutes, other.minutes),
             hour: self.hour.into_iter().chain(other.hour).min(),
             day: self.day.into_iter().chain(other.day).min(),
         }

@@ -423,7 +423,7 @@ impl Table {
     pub fn has_long_rates(&self) -> bool {
         let groups = self.groups.iter().map(|group| &group.rates);
         let lines = self.rated.iter().map(|cap| &cap.rates);
-        groups.chain(lines).any(|rates| rates.hour.is_some() || rates.day.is_some())
+        groups.chain(lines).any(Rates::has_long)
     }
 
     /// Whether a line has rates.

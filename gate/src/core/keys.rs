@@ -137,11 +137,6 @@ impl Keys {
         (kind as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// The hash of a key of another kind with the same name.
-    pub(super) fn same_name(entry: &Entry, kind: KeyKind) -> u64 {
-        Self::hash(kind, entry.hash.wrapping_sub(Self::of_kind(entry.key.kind)))
-    }
-
     /// As in a [`crate::control::name_map::NameMap`], two names with the same 64 bits of hash are taken for the same.
     #[inline]
     pub(super) fn find(&self, hash: u64) -> Option<u32> {
@@ -237,7 +232,7 @@ impl Keys {
 
     /// The hash of the key that has its starts in common with this one, if this is the key of a site's members or of
     /// its candidates. For a group that is no site, no key has this hash.
-    fn partner_hash(kind: KeyKind, hash: u64) -> Option<u64> {
+    pub(super) fn partner_hash(kind: KeyKind, hash: u64) -> Option<u64> {
         let partner = match kind {
             KeyKind::Group => KeyKind::Candidates,
             KeyKind::Candidates => KeyKind::Group,
@@ -285,7 +280,7 @@ impl Keys {
         for (at, Entry { domain, key, state, .. }) in (0u32..).zip(&mut self.all) {
             let Key { kind, name, cap, start_rate, .. } = key;
             let is_key = *state != EntryState::Free && domain.key == at;
-            if is_key && (cap.rates.hour.is_some() || cap.rates.day.is_some()) {
+            if is_key && cap.rates.has_long() {
                 log.attach(start_rate, key_id(*kind, name), &cap.rates, now_us);
             }
         }
@@ -308,7 +303,8 @@ impl Keys {
             let entry = &self.all[at];
             if entry.key.kind == KeyKind::Candidates
                 && entry.key.start_rate.is_some()
-                && let Some(members) = self.find(Self::same_name(entry, KeyKind::Group))
+                && let Some(members) = Self::partner_hash(entry.key.kind, entry.hash)
+                && let Some(members) = self.find(members)
             {
                 let both = entry.key.start_rate;
                 let both = both.later(self.all[members as usize].key.start_rate);

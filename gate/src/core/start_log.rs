@@ -23,14 +23,15 @@ use std::fmt::Write as _;
 use crate::control::rates::Rates;
 use crate::core::rate::{RateKind, StartRate};
 use crate::core::rules::KeyKind;
-use crate::core::window::{DAY_US, HOUR_US, Window};
+use crate::core::window::{CELLS, DAY_US, HOUR_US, Window};
+use crate::util::fnv;
 use crate::util::index::Index;
 use crate::util::memory::{OutOfMemory, Text};
 
 /// The most entries.
 pub const ENTRIES_MAX: usize = 2048;
 /// The largest file, in bytes: all entries with starts in every cell, each of which takes up to 24 bytes.
-pub const FILE_MAX: u64 = (ENTRIES_MAX * 2 * 241 * 24) as u64;
+pub const FILE_MAX: u64 = (ENTRIES_MAX * 2 * CELLS * 24) as u64;
 /// A log that nothing was started in for this time is written as closed, in microseconds.
 pub const QUIET_US: u64 = 10_000_000;
 /// The file is written again after this time, so that it has the time of day as it is: somebody may set that forward,
@@ -119,9 +120,8 @@ pub fn key_id(kind: KeyKind, name: &[u8]) -> u64 {
         KeyKind::Candidates => KeyKind::Group,
         kind => kind,
     };
-    let step = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let name = name.iter().map(u8::to_ascii_lowercase);
-    std::iter::once(kind as u8).chain(name).fold(0xcbf2_9ce4_8422_2325, step).max(1)
+    fnv::add(fnv::BASIS, std::iter::once(kind as u8).chain(name)).max(1)
 }
 
 /// How much a key may start before the log is written.
@@ -134,7 +134,7 @@ impl StartLog {
     /// Says when a key may start the next delivery, as far as its rates for an hour and a day decide. Call it for each
     /// new key, and after a change of its rates. Without memory such rates do not count.
     pub fn attach(&mut self, rate: &mut StartRate, id: u64, rates: &Rates, now_us: u64) {
-        if rates.hour.is_none() && rates.day.is_none() {
+        if !rates.has_long() {
             return;
         }
         let log_us = now_us.saturating_add(self.ahead_us);
@@ -155,7 +155,7 @@ impl StartLog {
 
     /// Counts a start.
     pub fn started(&mut self, rate: &mut StartRate, id: u64, rates: &Rates, now_us: u64) {
-        if rates.hour.is_none() && rates.day.is_none() {
+        if !rates.has_long() {
             return;
         }
         let log_us = now_us.saturating_add(self.ahead_us);
@@ -349,22 +349,12 @@ impl StartLog {
         let head =
             lines.next().and_then(|line| line.strip_prefix(HEAD)).ok_or(LogError::Foreign)?;
         let mut fields = head.split('\t').skip(1);
-        let mut number = || fields.next()?.parse::<u64>().ok();
-        let (wall_secs, boot_us) = (number(), number());
-        let boot = fields.next().and_then(|field| u64::from_str_radix(field, 16).ok());
-        let mut number = || fields.next()?.parse::<u64>().ok();
-        let (log_us, crashed_us, crashes) = (number(), number(), number());
-        let (
-            Some(wall_secs),
-            Some(boot_us),
-            Some(boot),
-            Some(log_us),
-            Some(crashed_us),
-            Some(crashes),
-        ) = (wall_secs, boot_us, boot, log_us, crashed_us, crashes)
-        else {
-            return Err(LogError::Foreign);
+        let mut number = |radix| {
+            let number = fields.next().and_then(|field| u64::from_str_radix(field, radix).ok());
+            number.ok_or(LogError::Foreign)
         };
+        let [wall_secs, boot_us, boot, log_us, crashed_us, crashes] =
+            [number(10)?, number(10)?, number(16)?, number(10)?, number(10)?, number(10)?];
         let is_open = fields.next() != Some("closed");
         // A second less: the time of day was cut to seconds. If it has gone back, no time has passed.
         let by_wall_us =

@@ -12,7 +12,7 @@
 /// How many cells the time has.
 const PARTS: u64 = 240;
 /// The cells of the time, and the one that is not over.
-const CELLS: usize = PARTS as usize + 1;
+pub(crate) const CELLS: usize = PARTS as usize + 1;
 
 /// An hour, in microseconds.
 pub const HOUR_US: u64 = 3_600_000_000;

@@ -34,6 +34,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::control::problem::Kind;
+use crate::util::fnv;
 use crate::util::memory::filled;
 
 /// The length of a line that describes contents, in bytes.
@@ -51,7 +52,7 @@ pub struct ContentsMark {
 }
 
 impl ContentsMark {
-    const EMPTY: Self = Self { length: 0, sum: 0xcbf2_9ce4_8422_2325 };
+    const EMPTY: Self = Self { length: 0, sum: fnv::BASIS };
 
     /// The mark of these contents.
     #[must_use]
@@ -61,8 +62,8 @@ impl ContentsMark {
 
     /// The mark of these contents with more behind them.
     fn and(self, more: &[u8]) -> Self {
-        let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        Self { length: self.length + more.len() as u64, sum: more.iter().fold(self.sum, step) }
+        let sum = fnv::add(self.sum, more.iter().copied());
+        Self { length: self.length + more.len() as u64, sum }
     }
 
     /// How many bytes the contents have.

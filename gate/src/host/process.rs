@@ -10,6 +10,8 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 
+use crate::util::fnv;
+
 /// Linux cuts the name of a process to this, in bytes.
 const NAME_MAX: usize = 15;
 
@@ -81,10 +83,9 @@ impl Identity {
 pub fn boot() -> u64 {
     let mut text = [0; 64];
     let read = read("/proc/sys/kernel/random/boot_id", &mut text).unwrap_or(0);
-    let step = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     match read {
         0 => 0,
-        read => text[..read].iter().fold(0xcbf2_9ce4_8422_2325, step).max(1),
+        read => fnv::add(fnv::BASIS, text[..read].iter().copied()).max(1),
     }
 }
 

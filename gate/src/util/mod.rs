@@ -1,6 +1,7 @@
-//! What the rest stands on: allocations that may fail, lists, an index, random numbers, regular expressions.
+//! What the rest stands on: allocations that may fail, lists, an index, a hash, random numbers, regular expressions.
 
 pub mod escape;
+pub(crate) mod fnv;
 pub mod index;
 pub(crate) mod list;
 pub mod memory;

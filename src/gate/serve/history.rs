@@ -99,7 +99,7 @@ impl History {
         };
         let away = status.keys.iter().fold(0u32, |sum, key| sum.saturating_add(key.away));
         self.all.add(Some(Sample {
-            running: status.in_use.saturating_sub(status.held),
+            running: status.running(),
             held: status.held,
             away,
             limit: Some(status.slots.min(status.concurrency_remote)),

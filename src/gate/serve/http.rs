@@ -39,6 +39,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long the answers that are on their way may take after the server has been told to stop.
 const STOP_TIME: Duration = Duration::from_secs(1);
 
+/// The type of a message for people.
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+
 /// The bounds of a server.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -62,7 +65,7 @@ impl Reply {
     /// A message for people, which begins with what the status means.
     fn text(status: StatusCode, what: &str) -> Self {
         let body = format!("{status}: {what}\n").into_bytes();
-        Self { status, content_type: "text/plain; charset=utf-8", body }
+        Self { status, content_type: TEXT, body }
     }
 
     /// There is nothing at this path.

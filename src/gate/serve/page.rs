@@ -7,10 +7,10 @@
 
 use std::cmp::Reverse;
 use std::fmt::{self, Display, Write as _};
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use data_encoding::BASE64;
 use hyper::header::HeaderValue;
 use qpatch_gate::status::{InForce, State};
 use qpatch_gate::table::Limit;
@@ -19,11 +19,10 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Error;
 use crate::gate::show::View;
-use crate::gate::status_file::counted;
 use crate::gate::text::{
     cap_text, cut, key_name, limit_text, next_start, printable, printable_status,
 };
-use crate::output::count;
+use crate::output::{count, written};
 
 const TEMPLATE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -83,11 +82,11 @@ struct Wanted {
 impl Wanted {
     fn parse(query: &str) -> Self {
         let mut wanted = Self::default();
-        for (name, value) in query.split('&').filter_map(|field| field.split_once('=')) {
-            match name {
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
                 "rows" => wanted.all_rows = value == "all",
                 // What is printed of names is ASCII, so nothing else can match.
-                "key" => wanted.filter = form_text(value).trim().to_ascii_lowercase(),
+                "key" => wanted.filter = value.trim().to_ascii_lowercase(),
                 _ => {}
             }
         }
@@ -104,35 +103,10 @@ impl Wanted {
     }
 }
 
-/// Decodes a value of a form: `+` is a space, `%41` is `A`.
-fn form_text(value: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = value.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        let byte = match (first, after) {
-            (b'+', _) => b' ',
-            (b'%', [high, low, after @ ..]) => {
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                match (digit(*high), digit(*low)) {
-                    (Some(high), Some(low)) => {
-                        rest = after;
-                        (high << 4 | low) as u8
-                    }
-                    _ => b'%',
-                }
-            }
-            (byte, _) => *byte,
-        };
-        bytes.push(byte);
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 impl Page {
     /// A page for the qmail in the folder `home`.
     pub(super) fn new(home: &Path) -> Self {
-        let hash = |text: &str| format!("'sha256-{}'", base64(&Sha256::digest(text)));
+        let hash = |text: &str| format!("'sha256-{}'", BASE64.encode(&Sha256::digest(text)));
         let policy = format!(
             "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; form-action 'self'; \
              base-uri 'none'; frame-ancestors 'none'",
@@ -181,8 +155,8 @@ impl Page {
 fn title(look: &Result<View, Error>) -> String {
     match look {
         Ok(view) => {
-            let (in_use, held) = (view.status.in_use, view.status.held);
-            format!("{} running, {held} held - qpatch gate", in_use.saturating_sub(held))
+            let status = &view.status;
+            format!("{} running, {} held - qpatch gate", status.running(), status.held)
         }
         Err(_) => "no status - qpatch gate".to_string(),
     }
@@ -218,15 +192,11 @@ fn paragraph(html: &mut String, class: &str, text: &str) {
 
 /// Writes what is said about the spawners and their control files.
 fn state(html: &mut String, view: &View) {
-    let printed = |print: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| {
-        let mut text = Vec::new();
-        print(&mut text).expect("memory can be written");
-        String::from_utf8_lossy(&text).into_owned()
-    };
     let is_gone = view.alive() == Some(false);
     let counts = |one: &Status| one.state == State::Limits && one.in_force == InForce::File;
     let is_good = !is_gone && view.spawners.iter().all(|one| counts(&one.status));
-    let heads = printed(&|out| view.heads(out));
+    let heads = written(|out| view.heads(out));
+    let heads = String::from_utf8_lossy(&heads);
     let age_secs = view.age_secs();
     let class = if is_good { "dim" } else { "bad" };
     paragraph(html, class, &format!("{heads}written {age_secs} s ago"));
@@ -241,25 +211,22 @@ fn state(html: &mut String, view: &View) {
     for problem in &view.status.problems {
         paragraph(html, "warn", &format!("problem: {}", printable(problem)));
     }
-    let starts = printed(&|out| view.starts(out));
+    let starts = written(|out| view.starts(out));
     if !starts.is_empty() {
-        paragraph(html, "dim", &starts);
+        paragraph(html, "dim", &String::from_utf8_lossy(&starts));
     }
 }
 
 /// Writes the sums over all keys.
 fn figures(html: &mut String, view: &View) {
     let status = &view.status;
-    let slots: u64 = counted(&view.spawners)
-        .map(|one| u64::from(one.status.slots.min(one.status.concurrency_remote)))
-        .sum();
     let away: u64 = status.keys.iter().map(|key| u64::from(key.away)).sum();
     html.push_str("<dl>");
     for (name, value) in [
-        ("running", u64::from(status.in_use.saturating_sub(status.held)).to_string()),
+        ("running", status.running().to_string()),
         ("held", status.held.to_string()),
         ("away", away.to_string()),
-        ("slots", slots.to_string()),
+        ("slots", view.slots().to_string()),
         ("done a second", format!("{:.1}", view.rates.iter().sum::<f64>())),
         ("done", status.totals.done.to_string()),
         ("busy answers", status.totals.busy.to_string()),
@@ -423,31 +390,16 @@ fn refusals(html: &mut String, view: &View, wanted: &Wanted) {
     }
 }
 
-/// Base64 (RFC 4648, section 4).
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * at) & 63) as usize];
-            text.push(if at <= chunk.len() { char::from(digit) } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_that_of_the_rfc() {
+    fn a_hash_is_written_in_the_base64_of_the_rfc() {
         for (bytes, text) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
         {
-            assert_eq!(base64(bytes.as_bytes()), text);
+            assert_eq!(BASE64.encode(bytes.as_bytes()), text);
         }
     }
 

@@ -8,17 +8,16 @@ use std::time::Duration;
 use hyper::StatusCode;
 use hyper::header::HeaderValue;
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::feed::{Feed, Reading, error_json};
 use super::history;
-use super::http::{self, Handler, Hosts, Limits, Reply};
+use super::http::{self, Handler, Hosts, Limits, Reply, TEXT};
 use super::page::Page;
 use crate::error::Error;
-use crate::gate::show::View;
-use crate::output::{CommandResult, warn};
+use crate::output::{CommandResult, warn, written};
 use crate::qmail::home::Home;
 
 const LIMITS: Limits = Limits {
@@ -40,13 +39,9 @@ pub(super) fn run(home: Home, listen: SocketAddr, hosts: &[String], busiest: u32
         .build()
         .map_err(|error| Error::new("gate serve", format!("cannot start: {error}"), ""))?;
     let served = runtime.block_on(serve(home, listen, hosts, busiest));
-    end(runtime);
-    Ok(served?)
-}
-
-/// Ends the threads. One that reads a status that a gate never completes takes a second.
-fn end(runtime: Runtime) {
+    // A thread that reads a status that a gate never completes takes a second.
     runtime.shutdown_timeout(Duration::from_secs(2));
+    Ok(served?)
 }
 
 async fn serve(
@@ -154,22 +149,15 @@ impl Handler for Routes {
             ("/", look) => (HTML, self.page.html(look, query).into_bytes()),
             ("/metrics", Ok(view)) => (METRICS, self.feed.metrics(view).into_bytes()),
             ("/metrics", Err(error)) => (TEXT, format!("{error}\n").into_bytes()),
-            (_, Ok(view)) => (JSON, json(view)),
+            (_, Ok(view)) => (JSON, written(|out| view.json(out))),
             (_, Err(error)) => (JSON, error_json(error)),
         };
         Reply { status, content_type, body }
     }
 }
 
-fn json(view: &View) -> Vec<u8> {
-    let mut body = Vec::new();
-    view.json(&mut body).expect("memory can be written");
-    body
-}
-
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
-const TEXT: &str = "text/plain; charset=utf-8";
 /// The version that Prometheus asks for.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 

@@ -13,6 +13,7 @@ use qpatch_gate::table::Limit;
 use qpatch_gate_status::{KeyStatus, Status};
 use serde::Serialize;
 
+use super::start_rates::StartRates;
 use crate::error::Error;
 use crate::gate::source::{self, Source};
 use crate::gate::text::{
@@ -32,18 +33,8 @@ pub(super) struct DomainStatus {
     /// null is unlimited.
     limit: Option<u32>,
     learns: bool,
-    /// Its rates; left out if there are none.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    rates: String,
-    /// Milliseconds from the writing of the status until the rates allow the next start.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_start_ms: Option<u64>,
-    /// Starts that the rate for an hour has left.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hour_left: Option<u32>,
-    /// The same for a day.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    day_left: Option<u32>,
+    #[serde(flatten)]
+    rates: StartRates,
     /// Whether the status has the key. It has none for a key that does nothing, or less than those that are listed.
     listed: bool,
     effective_limit: Option<u32>,
@@ -82,10 +73,7 @@ impl DomainStatus {
             from: origin_text(rules, &found),
             limit: limit_value(at_most),
             learns: found.cap.learning == Learning::On,
-            rates: found.cap.rates.to_string(),
-            next_start_ms: known.filter(|key| !key.rates.is_empty()).map(|key| key.next_start_ms),
-            hour_left: known.and_then(|key| key.hour_left),
-            day_left: known.and_then(|key| key.day_left),
+            rates: StartRates::of(found.cap.rates.to_string(), known),
             listed: known.is_some(),
             effective_limit: limit_value(effective),
             running: number(|key| key.running),
@@ -117,11 +105,12 @@ impl DomainStatus {
             limit.push_str(&format!("; now {}", limit_text(self.effective)));
         }
         writeln!(out, "  limit      {limit}")?;
-        if !self.rates.is_empty() {
-            let next = self.next_start_ms.and_then(next_start);
-            let facts = next.into_iter().chain(starts_left(self.hour_left, self.day_left));
+        let StartRates { rates, next_start_ms, hour_left, day_left } = &self.rates;
+        if !rates.is_empty() {
+            let next = next_start_ms.and_then(next_start);
+            let facts = next.into_iter().chain(starts_left(*hour_left, *day_left));
             let facts: String = facts.map(|fact| format!("; {fact}")).collect();
-            writeln!(out, "  rate       {}{facts}", self.rates)?;
+            writeln!(out, "  rate       {rates}{facts}")?;
         }
         if self.listed {
             let Self { running, held, away, .. } = self;

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::View;
 use super::domain::DomainStatus;
+use super::start_rates::StartRates;
 use crate::gate::status_file::SpawnerStatus;
 use crate::gate::text::limit_value;
 use crate::qmail::remote_status::RemoteStatus;
@@ -20,10 +21,7 @@ impl View {
             effective_limit: limit_value(key.effective),
             objected: (key.objected_secs > 0).then_some(key.objected_secs),
             suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
-            rates: &key.rates,
-            next_start_ms: (!key.rates.is_empty()).then_some(key.next_start_ms),
-            hour_left: key.hour_left,
-            day_left: key.day_left,
+            rates: StartRates::of(key.rates.clone(), Some(key)),
             running: key.running,
             held: key.held,
             away: key.away,
@@ -117,7 +115,7 @@ impl SpawnerFigures {
             written: status.written_secs,
             conf_spawn: status.slots,
             concurrencyremote: status.concurrency_remote,
-            running: status.in_use.saturating_sub(status.held),
+            running: status.running(),
             held: status.held,
         }
     }
@@ -145,18 +143,8 @@ struct KeyReport<'a> {
     effective_limit: Option<u32>,
     objected: Option<u64>,
     suspended_until: Option<u64>,
-    /// As in the table; left out if there are none.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    rates: &'a str,
-    /// Milliseconds from `written` until the rates allow the next start.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_start_ms: Option<u64>,
-    /// Starts that the rate for an hour has left.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hour_left: Option<u32>,
-    /// The same for a day.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    day_left: Option<u32>,
+    #[serde(flatten)]
+    rates: StartRates,
     running: u32,
     held: u32,
     away: u32,

@@ -5,6 +5,7 @@ mod json;
 pub(crate) mod prometheus;
 pub(in crate::gate) mod rates;
 mod screen;
+mod start_rates;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ use super::text::{
     starts_left,
 };
 use crate::error::Error;
-use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table};
+use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table, written};
 use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::remote_status::RemoteStatus;
 use domain::DomainStatus;
@@ -235,6 +236,12 @@ impl View {
         self.now_secs.saturating_sub(self.status.written_secs)
     }
 
+    /// How many deliveries may run at once in all spawners.
+    pub(in crate::gate) fn slots(&self) -> u64 {
+        let status = counted(&self.spawners).map(|one| &one.status);
+        status.map(|one| u64::from(one.slots.min(one.concurrency_remote))).sum()
+    }
+
     /// Prints it for programs, as `--format json` does.
     pub(in crate::gate) fn json(&self, out: &mut dyn Write) -> io::Result<()> {
         serde_json::to_writer_pretty(&mut *out, &self.report())?;
@@ -323,15 +330,13 @@ impl View {
     /// Returns the table for a screen with room for so many lines. Where they are too few, keys and servers that
     /// objected are left out, and a line says how many.
     fn fitted(&self, room: usize) -> Vec<u8> {
-        let lines = |print: &dyn Fn(&mut Vec<u8>) -> io::Result<()>| -> Vec<String> {
-            let mut text = Vec::new();
-            print(&mut text).expect("memory can be written");
+        let lines = |text: Vec<u8>| -> Vec<String> {
             String::from_utf8_lossy(&text).lines().map(str::to_string).collect()
         };
-        let mut shown = lines(&|out| self.summary(out));
+        let mut shown = lines(written(|out| self.summary(out)));
         if self.domains.is_empty() {
-            let keys = lines(&|out| self.keys(out));
-            let objections = lines(&|out| self.objections(out));
+            let keys = lines(written(|out| self.keys(out)));
+            let objections = lines(written(|out| self.objections(out)));
             let left = room.saturating_sub(shown.len());
             // The keys get two thirds of the room, and what the others do not need.
             let for_objections =
@@ -361,9 +366,7 @@ impl View {
             return Ok(());
         }
         let spawners: Vec<&Status> = counted(&self.spawners).map(|one| &one.status).collect();
-        let slots = spawners.iter().map(|one| u64::from(one.slots.min(one.concurrency_remote)));
-        let slots: u64 = slots.sum();
-        let running = status.in_use.saturating_sub(status.held);
+        let (slots, running) = (self.slots(), status.running());
         let of = match spawners[..] {
             [one] => {
                 format!("conf-spawn {}, concurrencyremote {}", one.slots, one.concurrency_remote)
@@ -625,11 +628,7 @@ mod tests {
         many.keys = (0..50).map(key).collect();
         let spawner = SpawnerStatus { number: 0, status: many, process: ProcessState::Running };
         let view = View::new(vec![spawner], Vec::new(), &mut HashMap::new());
-        let whole = {
-            let mut text = Vec::new();
-            view.table(&mut text).unwrap();
-            String::from_utf8(text).unwrap()
-        };
+        let whole = String::from_utf8(written(|out| view.table(out))).unwrap();
         let fitted = |room| String::from_utf8(view.fitted(room)).unwrap();
         assert_eq!(fitted(whole.lines().count()), whole);
         // Four lines of summary, 1 + 1 + 11 + 1 of keys, 1 + 5 + 1 of servers that objected.

@@ -380,7 +380,7 @@ fn divided(status: &Status, busiest: usize) -> (Vec<&KeyStatus>, OtherKeys) {
         // What runs and belongs to no key of the file.
         let of_own =
             |get: fn(&KeyStatus) -> u32| own.iter().map(|key| f64::from(get(key))).sum::<f64>();
-        let running = f64::from(status.in_use.saturating_sub(status.held));
+        let running = f64::from(status.running());
         sum.running = sum.running.max(running - of_own(|key| key.running));
         sum.held = sum.held.max(f64::from(status.held) - of_own(|key| key.held));
     }

@@ -64,12 +64,10 @@ impl Gate {
     /// is remembered.
     pub(super) fn partner(&self, at: u32) -> Option<u32> {
         let entry = &self.keys.all[at as usize];
-        let kind = match entry.key.kind {
-            KeyKind::Candidates => KeyKind::Group,
-            KeyKind::Group if self.rules.looks_at_addresses() => KeyKind::Candidates,
-            _ => return None,
-        };
-        self.keys.find(Keys::same_name(entry, kind))
+        if entry.key.kind == KeyKind::Group && !self.rules.looks_at_addresses() {
+            return None;
+        }
+        self.keys.find(Keys::partner_hash(entry.key.kind, entry.hash)?)
     }
 
     /// How many of this key may run beside the other key of its site. Only candidates have such a limit; they take no
