@@ -112,6 +112,8 @@ FILES
   gatekept.rates, in the same directory: what was started within the last day, for rates of an hour and a day. Read by
   gate_open. Written during gate_ask and gate_next, before a delivery starts that it must count, and once a second at
   most while something starts; not at all without such rates. It must exist, too.
+  gatelease, in the same directory: the shares of this host, where several hosts share the limits. Read by gate_open,
+  and then four times a second at most, in the same calls. If it is missing or empty, nothing is shared.
   gateshared, in the same directory: only for several qmail-rspawn. Each has a number, from 0 on: a column of that file.
   Number 1 writes gatestatus.1, gatesites.1 and gatekept.rates.1, and so on. They must exist, too: hier.c makes as many as the tree has
   channels. At its start a gate reads the gatesites of all.

@@ -127,6 +127,7 @@ fn the_files_of_each_spawner_are_installed() {
             "gatekept.routes",
             "gatekept.senders",
             "gatekept.sites",
+            "gatelease",
             "gateshared",
             "gatesites",
             "gatesites.1",

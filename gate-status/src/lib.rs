@@ -13,6 +13,7 @@ use std::fmt;
 
 use qpatch_gate::escape::{Escaped, unescaped_bytes};
 use qpatch_gate::gate::Totals;
+use qpatch_gate::host_share::LeasePhase;
 use qpatch_gate::name::host_part;
 use qpatch_gate::route::without_credentials;
 use qpatch_gate::rules::KeyKind;
@@ -100,6 +101,19 @@ pub struct KeyStatus {
     pub hour_left: Option<u32>,
     /// The same for a day.
     pub day_left: Option<u32>,
+    /// How many of the limit this host may run; None: it is not shared with other hosts.
+    pub share: Option<u32>,
+}
+
+/// The shares of this host that are in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseStatus {
+    /// Which version of queue/lock/gatelease; 0: none.
+    pub seq: u64,
+    /// How far the lease is.
+    pub phase: LeasePhase,
+    /// How many hosts share the limits.
+    pub hosts: u32,
 }
 
 /// The whole file.
@@ -141,6 +155,8 @@ pub struct Status {
     pub seen: u64,
     /// When the table was loaded, in seconds since 1970; 0 if never.
     pub loaded_secs: u64,
+    /// The shares of this host; None: limits are not shared with other hosts.
+    pub lease: Option<LeaseStatus>,
     /// What is wrong with the files, in printable ASCII.
     pub problems: Vec<String>,
     /// The keys.
@@ -216,6 +232,7 @@ impl Status {
             mapped: 0,
             seen: 0,
             loaded_secs: 0,
+            lease: None,
             problems: Vec::new(),
             keys: Vec::new(),
             unlisted: 0,
@@ -290,6 +307,12 @@ impl Status {
                 self.mapped = mapped.parse().ok()?;
                 self.seen = seen.parse().ok()?;
             }
+            ["lease", seq, phase, hosts, ..] => {
+                // A phase of a later version is taken as one in which shares count.
+                let phase = LeasePhase::parse(phase).unwrap_or(LeasePhase::Over);
+                let (seq, hosts) = (seq.parse().ok()?, hosts.parse().ok()?);
+                self.lease = Some(LeaseStatus { seq, phase, hosts });
+            }
             ["problem", text, ..] => self.problems.push(text.to_string()),
             [
                 "key",
@@ -345,13 +368,14 @@ impl Status {
                     next_start_ms: added.get(3).map_or(Some(0), |number| number.parse().ok())?,
                     hour_left: parse_left(added.get(4))?,
                     day_left: parse_left(added.get(5))?,
+                    share: parse_left(added.get(6))?,
                 });
             }
             ["unlisted", count, ..] => self.unlisted = count.parse().ok()?,
             // One of these with too few fields.
             [
-                "written" | "pid" | "state" | "slots" | "total" | "table" | "sites" | "problem"
-                | "key" | "unlisted",
+                "written" | "pid" | "state" | "slots" | "total" | "table" | "sites" | "lease"
+                | "problem" | "key" | "unlisted",
                 ..,
             ] => return None,
             // Of a later version.

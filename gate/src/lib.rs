@@ -28,10 +28,10 @@ mod util;
 
 // The folders help to read the crate. Its users need not know them.
 pub use self::core::{
-    command, gate, learn, linger, pace, rate, recall, returns, rules, share, shortage, start_log,
-    window,
+    command, gate, host_share, learn, linger, pace, rate, recall, returns, rules, share, shortage,
+    start_log, window,
 };
 pub use control::{limit, literal, name, name_map, problem, rates, route, sender, site, table};
-pub use host::{clock, kept, process, shared, status};
+pub use host::{clock, kept, lease, process, shared, status};
 pub use report::{echo, replies};
 pub use util::{escape, index, memory, random, regex};

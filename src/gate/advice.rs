@@ -129,6 +129,7 @@ pub(super) fn advice(kind: Kind) -> String {
         Kind::NotNumber => "write a number into control/concurrencyremote",
         Kind::CountsAlone(_) => "make setup check in the patched tree, while qmail is stopped",
         Kind::SharedFull => "end the qmail-rspawn of a qmail-send that is gone",
+        Kind::LeaseOver(_) => "see whether qpatch gate share runs, and what it says",
         Kind::ProcessesHidden => "mount /proc without hidepid",
         Kind::SharedCrowded => "raise limits that are far below what the servers take",
         Kind::OutOfMemory => "make room, then run it again",

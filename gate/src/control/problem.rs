@@ -42,6 +42,8 @@ pub enum File {
     Seen,
     /// queue/lock/gateshared
     Shared,
+    /// queue/lock/gatelease
+    Lease,
     /// queue/lock/gatekept.domains
     KeptDomains,
     /// queue/lock/gatekept.routes
@@ -81,6 +83,7 @@ impl File {
             Self::Status => "queue/lock/gatestatus",
             Self::Seen => "queue/lock/gatesites",
             Self::Shared => "queue/lock/gateshared",
+            Self::Lease => "queue/lock/gatelease",
             Self::KeptDomains => "queue/lock/gatekept.domains",
             Self::KeptRoutes => "queue/lock/gatekept.routes",
             Self::KeptSites => "queue/lock/gatekept.sites",
@@ -256,6 +259,8 @@ pub enum Kind {
     PartCounts(u32),
     /// A copy of the last good file that is not whole.
     KeptNotWhole,
+    /// The agent does not renew the lease, so each limit is divided by this number of hosts.
+    LeaseOver(u32),
     /// More problems than are listed; how many more.
     More(u32),
 }
@@ -417,6 +422,9 @@ impl fmt::Display for Kind {
                 write!(f, "no earlier one without errors is known: its good lines count, and a limit of {limit} for all other domains")
             }
             Self::KeptNotWhole => f.write_str("not whole, so it is not used"),
+            Self::LeaseOver(hosts) => {
+                write!(f, "the lease is over: qpatch gate share does not renew it; each limit is divided by {hosts}")
+            }
             Self::More(count) => write!(f, "{count} more problems"),
         }
     }

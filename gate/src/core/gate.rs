@@ -25,7 +25,8 @@
 //! **Rates.** A key whose line has rates starts a delivery when the next one is due: see [`crate::core::rate`]. Until
 //! then it is as if no place were free. What is held is what may start soon; the rest is away.
 //!
-//! **Several spawners** of one queue share the places of a key: see [`crate::core::share`].
+//! **Several spawners** of one queue share the places of a key: see [`crate::core::share`]. **Several hosts** may, too:
+//! see [`crate::core::host_share`].
 //!
 //! **Sites.** The members of a site that was found by addresses count under one key, its candidates under another
 //! ([`crate::control::site`]). Mail beyond one member's share is away under the member's own number. The gate calls it
@@ -55,6 +56,7 @@ pub use crate::core::answer::{
     SLOTS_MAX, SUSPENDED_MAX_SECS, Totals,
 };
 use crate::core::command::{Commands, Parts};
+use crate::core::host_share::HostShares;
 pub use crate::core::key::Key;
 use crate::core::keys::{Entry, EntryState, Keys, add_entry, add_new, known_part};
 use crate::core::learn::{Admission, Attempt, StartedIn};
@@ -589,6 +591,23 @@ impl Gate {
     /// The same, to restore what was started before a restart, and to note that it was written.
     pub fn start_log_mut(&mut self) -> Option<&mut StartLog> {
         self.keys.start_log.as_mut()
+    }
+
+    /// Returns the shares of this host.
+    #[must_use]
+    pub fn host_shares(&self) -> &HostShares {
+        &self.keys.shares
+    }
+
+    /// The same, to change them; then call [`Gate::apply_host_shares`].
+    pub fn host_shares_mut(&mut self) -> &mut HostShares {
+        &mut self.keys.shares
+    }
+
+    /// Adds a key to them. False: no memory, and it is left out.
+    pub fn list_host_share(&mut self, kind: KeyKind, name: &[u8], share: u32) -> bool {
+        let hash = Keys::hash(kind, self.rules.hasher.hash(name));
+        self.keys.shares.list(hash, share)
     }
 
     /// Returns the hasher that tables and routes must use.

@@ -5,6 +5,7 @@
 use crate::control::limit::{Cap, Learning, Limit};
 use crate::control::route::without_credentials;
 use crate::core::answer::{PauseCause, SLOTS_MAX};
+use crate::core::host_share::NO_SHARE;
 use crate::core::learn::{Admission, Learned};
 use crate::core::pace::{AWAY_MAX_SECS, Pace, REACH_SECS, SPARE_SECS};
 use crate::core::rate::StartRate;
@@ -73,6 +74,8 @@ pub struct Key {
     pub name: Vec<u8>,
     /// The limit of the table.
     pub cap: Cap,
+    /// How many of them this host may run, if several hosts share the limit; else [`NO_SHARE`].
+    pub share: u32,
     /// What the gate has learned about its server.
     pub learned: Learned,
     /// Deliveries that run.
@@ -131,6 +134,7 @@ impl Key {
             kind,
             name,
             cap,
+            share: NO_SHARE,
             learned: Learned::NEW,
             running: 0,
             held: 0,
@@ -159,9 +163,27 @@ impl Key {
         }
     }
 
-    /// How many may run now.
+    /// How many may run now. A share of 0 counts as 1 here: mail waits for a larger share as it waits for a place, and
+    /// not as at a limit of 0.
     #[must_use]
     pub fn limit(&self) -> Limit {
+        match self.limit_without_share() {
+            Limit::AtMost(limit) if limit > 0 => Limit::AtMost(limit.min(self.share.max(1))),
+            limit => limit,
+        }
+    }
+
+    /// Returns whether its share of the limit, and neither the limit nor its server, is what mail of the key waits for.
+    pub(crate) fn waits_for_share(&self) -> bool {
+        self.share != NO_SHARE && self.share < most(self.limit_without_share())
+    }
+
+    /// The limit of the table, or this host's share of it.
+    fn own_limit(&self) -> u32 {
+        most(self.cap.limit).min(self.share)
+    }
+
+    fn limit_without_share(&self) -> Limit {
         match self.cap.limit {
             limit @ Limit::AtMost(0) => limit,
             Limit::AtMost(limit) => Limit::AtMost(self.learned.effective(limit, self.cap.learning)),
@@ -257,12 +279,12 @@ impl Key {
     }
 
     pub(super) fn may_start(&self, now_us: u64) -> Admission {
-        self.learned.may_start(now_us, self.running, most(self.cap.limit), self.cap.learning)
+        self.learned.may_start(now_us, self.running, self.own_limit(), self.cap.learning)
     }
 
     /// Returns how many deliveries may run now; this may be less than [`Key::limit`] for a while.
     pub(super) fn most(&self, now_us: u64) -> u32 {
-        self.learned.most(now_us, most(self.cap.limit), self.cap.learning)
+        self.learned.most(now_us, self.own_limit(), self.cap.learning)
     }
 
     pub(super) fn admits(&self, now_us: u64) -> bool {
@@ -278,7 +300,7 @@ impl Key {
     /// shared: each spawner learns for itself.
     pub(super) fn common_limit(&self) -> Option<u32> {
         match self.cap.limit {
-            Limit::AtMost(limit) if limit > 0 => Some(limit),
+            Limit::AtMost(limit) if limit > 0 => Some(limit.min(self.share)),
             _ => None,
         }
     }

@@ -6,6 +6,7 @@
 use crate::control::limit::Cap;
 use crate::control::name::{NAME_MAX, has_upper, without_root};
 use crate::control::site::{SiteReason, Standing};
+use crate::core::host_share::HostShares;
 use crate::core::key::{Key, RatePauses};
 use crate::core::learn::Learned;
 use crate::core::pace::Pace;
@@ -110,6 +111,8 @@ pub(super) struct Keys {
     pub(super) forgotten: ForgottenStarts,
     /// The starts within the last hour and day. None while the keys are rebuilt.
     pub(super) start_log: Option<StartLog>,
+    /// The shares of this host.
+    pub(super) shares: HostShares,
 }
 
 impl Keys {
@@ -118,6 +121,7 @@ impl Keys {
             last_number,
             forgotten: ForgottenStarts::default(),
             start_log: None,
+            shares: HostShares::default(),
             all: Vec::new(),
             links: Vec::new(),
             free: Vec::new(),
@@ -200,6 +204,7 @@ impl Keys {
         let entry = &mut self.all[at as usize];
         let key = &mut entry.key;
         key.start_rate = start_rate;
+        key.share = self.shares.of(hash, cap.limit);
         key.name.extend_from_slice(name);
         if has_upper(name) {
             key.name.make_ascii_lowercase();
@@ -399,6 +404,13 @@ impl Keys {
         }
     }
 
+    /// Gives each key its share.
+    pub(super) fn apply_shares(&mut self) {
+        for Entry { key, hash, .. } in &mut self.all {
+            key.share = self.shares.of(*hash, key.cap.limit);
+        }
+    }
+
     /// The entries of a list, the oldest first.
     pub(super) fn idle(&self, list: List) -> impl Iterator<Item = u32> {
         let mut at = list.first;
@@ -445,7 +457,9 @@ pub(super) fn add_new(
     // The entry comes first: meanwhile the data of the rules arrives in the cache.
     let at = keys.add(kind, Keys::hash(kind, hash), name, Cap::NONE, now_us, guess_secs)?;
     let found = rules.resolve_entry(kind, hash, name);
-    keys.all[at as usize].key.cap = found.cap;
+    let share = keys.shares.of(keys.all[at as usize].hash, found.cap.limit);
+    let key = &mut keys.all[at as usize].key;
+    (key.cap, key.share) = (found.cap, share);
     keys.all[at as usize].domain.standing = match found.site {
         Some(SiteReason::Address(..)) => Some(Standing::Member),
         Some(SiteReason::Refused(..)) => Some(Standing::Candidate),

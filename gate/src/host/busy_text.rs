@@ -123,6 +123,10 @@ pub(super) fn write_busy(out: &mut Text, key: &Key, busy: Busy) -> std::fmt::Res
             return out.write_str(" (#4.4.5)\n");
         }
         (BusyReason::AtLimit, Limit::AtMost(0)) => out.write_str(" is closed (limit 0)")?,
+        (BusyReason::AtLimit, Limit::AtMost(_)) if key.waits_for_share() => {
+            write!(out, " is at this host's share, {} deliver{}", key.share, ending(key.share))?;
+            of_table(out)?;
+        }
         (BusyReason::AtLimit, Limit::AtMost(limit)) if key.cap.limit != Limit::AtMost(limit) => {
             write!(out, " is at {limit} deliver{}, its server takes no more", ending(limit))?;
             of_table(out)?;

@@ -6,6 +6,8 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::host::process;
+
 /// A clock.
 pub trait Clock: Debug {
     /// Microseconds since the clock was made. It never goes back.
@@ -16,6 +18,11 @@ pub trait Clock: Debug {
 
     /// Waits for this long.
     fn pause(&self, time: Duration);
+
+    /// Milliseconds since the start of the machine, time of sleep included; None: not known.
+    fn since_boot_ms(&self) -> Option<u64> {
+        process::since_boot_ms()
+    }
 }
 
 /// The system's clock.

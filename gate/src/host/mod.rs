@@ -6,7 +6,8 @@
 //!
 //! Paths are relative to the working directory of the spawner, queue/mess. Checking the files costs six `stat` calls a
 //! second, or seven if qmail-remote reads authsenders. The status costs one `write` a second when something changed,
-//! else one a minute; the addresses of sites cost one in ten seconds. All descriptors are closed at once, but for that
+//! else one a minute; the addresses of sites cost one in ten seconds. Where several hosts share the limits, a look at
+//! [`lease`] costs a `stat` and a read of /proc/uptime, four times a second. All descriptors are closed at once, but for that
 //! of [`crate::host::shared`], which only a queue with several spawners has.
 
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ pub mod clock;
 mod control_file;
 mod domains_file;
 pub mod kept;
+pub mod lease;
 mod load;
 mod notices;
 pub mod process;
@@ -33,6 +35,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use self::busy_text::write_busy;
 use self::clock::{Clock, SystemClock};
 use self::control_file::{ContentsSource, Control, QUIET, RESTLESS_CHECKS_MAX};
+use self::lease::LeaseFile;
 use self::load::follow;
 use self::spawners::{concurrency_remote, concurrency_supplemental, numbered, status_files};
 use self::status::{Frame, InForce, State};
@@ -140,6 +143,8 @@ pub struct Host<C = SystemClock> {
     /// The file with what was started, for rates of an hour and a day.
     rates_path: OsString,
     rates_problem: Option<Problem>,
+    /// The shares of this host, if several share the limits.
+    lease: LeaseFile,
     /// Which start of the machine this is; 0: not known.
     boot: u64,
     /// Up to which change the addresses of sites have been written, and when.
@@ -256,6 +261,7 @@ impl<C: Clock> Host<C> {
             seen_problem: None,
             rates_path: join(lock, RATES_FILE)?,
             rates_problem: None,
+            lease: LeaseFile::new(lock)?,
             boot: process::boot(),
             seen_written: 0,
             seen_written_us: 0,
@@ -286,6 +292,7 @@ impl<C: Clock> Host<C> {
         host.restore_start_log();
         host.come_to_rest();
         host.look(0);
+        host.look_at_lease(0);
         host.write_status(0);
         Ok(host)
     }
@@ -415,12 +422,22 @@ impl<C: Clock> Host<C> {
             |last_us: u64, every_us: u64| every_us.saturating_sub(now_us.saturating_sub(last_us));
         let look_us = held_us.map(|_| until(self.looked_us, LOOK_US));
         let write_us = self.write_every_us().map(|every_us| until(self.written_us, every_us));
-        [held_us, look_us, write_us, self.notice_wait_us(now_us)].into_iter().flatten().min()
+        let lease_us = self.lease.is_shared().then(|| until(self.lease.looked_us, lease::LOOK_US));
+        [held_us, look_us, lease_us, write_us, self.notice_wait_us(now_us)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// How long after the last status the next one is due. A gate that has not written one yet waits for a change.
     fn write_every_us(&self) -> Option<u64> {
         match self.dirty {
+            // The agent waits for what is in force and for what is held.
+            true if self.lease.is_unconfirmed
+                || (self.lease.is_shared() && self.gate.held() > 0) =>
+            {
+                Some(lease::LOOK_US)
+            }
             true => Some(WRITE_US),
             false => (self.generation > 0).then_some(HEARTBEAT_US),
         }
@@ -534,8 +551,13 @@ impl<C: Clock> Host<C> {
             // Giving memory back may itself lack memory: then it stays.
             let _ = self.gate.tidy(now_us);
         }
+        if now_us.saturating_sub(self.lease.looked_us) >= lease::LOOK_US
+            && (self.lease.is_shared() || self.looked_us == now_us)
+        {
+            self.look_at_lease(now_us);
+        }
         let unwritten_us = now_us.saturating_sub(self.written_us);
-        if unwritten_us >= WRITE_US
+        if unwritten_us >= lease::LOOK_US
             && self.write_every_us().is_some_and(|every_us| unwritten_us >= every_us)
         {
             self.write_start_log_if_due(now_us);
@@ -564,6 +586,12 @@ impl<C: Clock> Host<C> {
         self.check_spawners();
         if self.controls().any(|file| (1..RESTLESS_CHECKS_MAX).contains(&file.restless_checks)) {
             self.looked_us = now_us.saturating_sub(LOOK_US - LOOK_AGAIN_US);
+        }
+    }
+
+    fn look_at_lease(&mut self, now_us: u64) {
+        if self.lease.look(&mut self.gate, self.boot, &self.clock, now_us) {
+            self.touch();
         }
     }
 
@@ -631,6 +659,7 @@ impl<C: Clock> Host<C> {
     fn write_status(&mut self, now_us: u64) {
         self.written_us = now_us;
         self.dirty = false;
+        self.lease.is_unconfirmed = false;
         self.generation += 1;
         self.gate.count_away_by_domain();
         let state = match self.gate.rules().table {
@@ -656,6 +685,7 @@ impl<C: Clock> Host<C> {
             slots: self.slots,
             concurrency_remote: self.concurrency_remote,
             loaded_secs: self.loaded_secs,
+            lease_seq: self.lease.seq(),
             now_us,
         };
         let mut problems = [[None; 3]; 7];
@@ -664,7 +694,7 @@ impl<C: Clock> Host<C> {
         }
         let shared = self.gate.other_spawners().and_then(OtherSpawners::problem);
         problems[5] = [self.concurrency_problem, self.status_problem, self.seen_problem];
-        problems[6] = [shared, self.rates_problem, None];
+        problems[6] = [shared, self.rates_problem, self.lease.problem];
         if status::write(&mut self.status_text, &frame, &self.gate, problems.as_flattened())
             .is_err()
         {

@@ -89,6 +89,17 @@ pub fn boot() -> u64 {
     }
 }
 
+/// Milliseconds since the start of the machine, as Linux counts them in hundredths of a second: time of sleep included.
+#[must_use]
+pub fn since_boot_ms() -> Option<u64> {
+    let mut text = [0; 64];
+    let read = read("/proc/uptime", &mut text)?;
+    let mut numbers = text[..read].split(|byte| matches!(byte, b'.' | b' '));
+    let number = |text: Option<&[u8]>| std::str::from_utf8(text?).ok()?.parse::<u64>().ok();
+    let (secs, hundredths) = (number(numbers.next())?, number(numbers.next())?);
+    secs.checked_mul(1000)?.checked_add(hundredths.checked_mul(10)?)
+}
+
 /// Reads the beginning of a file of /proc; such a file does not report its size.
 fn read(path: &str, into: &mut [u8]) -> Option<usize> {
     let mut file = File::open(path).ok()?;

@@ -14,8 +14,9 @@
 //! total  ASKED  BUSY  HELD  EXPIRED  DONE  REFUSED  SUSPENDED
 //! table  DOMAINS  ROUTES  LOADED-SECONDS-SINCE-1970  file | kept | part | none
 //! sites  MAPPED  SEEN
+//! lease  SEQ  none | valid | settling | over  HOSTS
 //! problem  TEXT
-//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER  RATES  NEXT-MS  HOUR-LEFT  DAY-LEFT
+//! key  KIND  NAME  LIMIT  RUNNING  HELD  BUSY  DONE  PEAK  AWAY  RATE  MEAN-MS  EFFECTIVE  OBJECTED  SUSPENDED  ERROR  named | -  HELD-EVER  RATES  NEXT-MS  HOUR-LEFT  DAY-LEFT  SHARE
 //! unlisted  KEYS
 //! end  GENERATION
 //! ```
@@ -24,7 +25,8 @@
 //! when the server last said so, SUSPENDED is until when nothing starts; both are seconds since 1970, or 0. RATE is
 //! deliveries a second over about ten seconds. RATES are those of the table, as in `20/s,600/m`, or `-`. NEXT-MS is the
 //! time until they allow the next start, in milliseconds from WRITTEN on; 0: now. HOUR-LEFT and DAY-LEFT are how many
-//! starts the rates of an hour and of a day allow now, or `-`. `named`: the key is a group, a relay, or a domain with a
+//! starts the rates of an hour and of a day allow now, or `-`. SHARE is how many of the limit this host may run, or `-` if
+//! the limit is not shared with other hosts. `named`: the key is a group, a relay, or a domain with a
 //! line of its own. Bytes of names and texts that are not printable ASCII are written as `%` and two hexadecimal
 //! digits, and so is `%`.
 //!
@@ -32,6 +34,9 @@
 //! and empty. The last field of `table` says which limits are in force. `file`: those of control/concurrencydomains as
 //! it is now. `kept`: those of an earlier file, because that file cannot be used. `part`: its good lines, and 20 for
 //! all other domains, because no earlier file is known. `none`: no limits.
+//!
+//! `lease` has the SEQ of the queue/lock/gatelease that is in force ([`crate::host::lease`]), 0 for none, and how far the
+//! lease is.
 //!
 //! # Versions
 //! A later version adds fields at the end of a line, or lines of a new kind. A reader ignores additional fields, lines
@@ -50,6 +55,7 @@ use std::fmt::{self, Write as _};
 
 use crate::control::table::Limit;
 use crate::core::gate::{Gate, Key, Totals};
+use crate::core::host_share::{LeasePhase, NO_SHARE};
 use crate::core::start_log::key_id;
 use crate::host::process::Identity;
 use crate::util::escape::Escaped;
@@ -129,6 +135,8 @@ pub struct Frame {
     pub concurrency_remote: u32,
     /// When the table was loaded, in seconds since 1970; 0 if never.
     pub loaded_secs: u64,
+    /// Which version of the lease is in force; 0: none.
+    pub lease_seq: u64,
     /// Now, on the gate's clock.
     pub now_us: u64,
 }
@@ -171,6 +179,11 @@ fn render(
     let in_force = frame.in_force.name();
     writeln!(out, "table\t{domains}\t{}\t{loaded_secs}\t{in_force}", rules.routes.len())?;
     writeln!(out, "sites\t{}\t{}", rules.sites.map.len(), rules.sites.seen.len())?;
+    let shares = gate.host_shares();
+    let (seq, phase) = (frame.lease_seq, shares.phase().name());
+    if shares.phase() != LeasePhase::None {
+        writeln!(out, "lease\t{seq}\t{phase}\t{}", shares.hosts())?;
+    }
     for problem in problems.iter().flatten() {
         writeln!(out, "problem\t{problem}")?;
     }
@@ -225,7 +238,10 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, gate: &Gate, named: bool)
         tenths / 10,
         tenths % 10,
     )?;
-    write_limit(out, key.limit())?;
+    match key.limit() {
+        Limit::AtMost(limit) => write!(out, "{}", limit.min(key.share))?,
+        Limit::Unlimited => out.write_char('-')?,
+    }
     write!(
         out,
         "\t{}\t{}\t{}\t{}\t{}",
@@ -235,8 +251,16 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, gate: &Gate, named: bool)
         if named { NAMED } else { "-" },
         key.held_ever
     )?;
+    write_rates(out, key, now_us, gate)?;
+    match key.share {
+        NO_SHARE => out.write_str("\t-\n"),
+        share => writeln!(out, "\t{share}"),
+    }
+}
+
+fn write_rates(out: &mut Text, key: &Key, now_us: u64, gate: &Gate) -> fmt::Result {
     if key.cap.rates.is_none() {
-        return out.write_str("\t-\t0\t-\t-\n");
+        return out.write_str("\t-\t0\t-\t-");
     }
     let next_ms = key.start_rate.due_us().saturating_sub(now_us).div_ceil(1000);
     write!(out, "\t{}\t{next_ms}", key.cap.rates)?;
@@ -248,7 +272,7 @@ fn write_key(out: &mut Text, key: &Key, frame: &Frame, gate: &Gate, named: bool)
             None => out.write_str("\t-")?,
         }
     }
-    out.write_char('\n')
+    Ok(())
 }
 
 /// What a line of a key says if the operator has named it.

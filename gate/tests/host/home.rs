@@ -57,6 +57,15 @@ impl Clock for TestClock {
         }
         pass(time);
     }
+
+    fn since_boot_ms(&self) -> Option<u64> {
+        Some(boot_ms())
+    }
+}
+
+/// The time since the machine started, as far as the gate knows.
+pub(crate) fn boot_ms() -> u64 {
+    1_000_000 + MOVED.get().as_millis() as u64
 }
 
 pub(crate) type Host = host::Host<TestClock>;

@@ -3,6 +3,7 @@
 mod answers;
 mod home;
 mod kept;
+mod lease;
 mod rates;
 mod relays;
 mod reload;

@@ -41,7 +41,8 @@ impl Gate {
             // No key is left: there was no delivery for an hour.
             let forgotten = std::mem::take(&mut self.keys.forgotten);
             let start_log = self.keys.start_log.take();
-            self.keys = Keys { forgotten, start_log, ..Keys::new(self.keys.last_number) };
+            let shares = std::mem::take(&mut self.keys.shares);
+            self.keys = Keys { forgotten, start_log, shares, ..Keys::new(self.keys.last_number) };
             self.room_queue.clear();
             self.keys_away.clear();
             self.pause_queue.clear();
@@ -115,6 +116,18 @@ impl Gate {
         }
     }
 
+    /// Puts the shares of this host into force.
+    pub fn apply_host_shares(&mut self, now_us: u64) {
+        self.clock(now_us);
+        self.keys.apply_shares();
+        for at in 0..self.keys.all.len() as u32 {
+            if self.keys.all[at as usize].state == EntryState::Active {
+                self.make_ready(at);
+                self.queue_for_room(at);
+            }
+        }
+    }
+
     /// Sets the name that qmail-remote gives with HELO, which servers repeat. Without memory it is empty.
     pub fn set_helo(&mut self, name: &[u8]) {
         let helo = &mut self.rules.helo;
@@ -178,6 +191,8 @@ impl Gate {
         }
         keys.forgotten = std::mem::take(&mut self.keys.forgotten);
         keys.start_log = self.keys.start_log.take();
+        keys.shares = std::mem::take(&mut self.keys.shares);
+        keys.apply_shares();
         for old in &self.keys.all {
             keys.forgotten.forget(old.hash, &old.key.start_rate);
         }
