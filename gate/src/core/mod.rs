@@ -3,8 +3,8 @@
 //! [`gate`] is the state machine. It uses: [`rules`] (which key a domain counts under), [`keys`] and [`key`] (what is
 //! counted), [`slots`] and [`command`] (the deliveries that run and that are held), [`learn`], [`returns`] and
 //! [`linger`] (what a server takes), [`pace`] (how fast it is), [`rate`], [`window`] and [`start_log`] (when a delivery
-//! may start), [`recall`] (mail that is away), [`share`] (other spawners), [`host_share`] (other hosts), [`shortage`] (a
-//! fault of this machine) and [`answer`] (what the caller is told).
+//! may start), [`recall`] (mail that is away), [`share`] (other spawners), [`host_share`] (other hosts), [`shortage`]
+//! (a fault of this machine) and [`answer`] (what the caller is told).
 
 pub(crate) mod answer;
 pub mod command;

@@ -534,6 +534,7 @@ mod tests {
             mapped: 0,
             seen: 0,
             loaded_secs: 0,
+            lease: None,
             problems: Vec::new(),
             keys: vec![KeyStatus {
                 kind: KeyKind::Domain,
@@ -557,6 +558,7 @@ mod tests {
                 next_start_ms: 0,
                 hour_left: None,
                 day_left: None,
+                share: None,
             }],
             unlisted: 0,
         }
