@@ -117,6 +117,34 @@ fn pieces(reader: &str) -> &'static [&'static str] {
             "\0",
             "Connected to ",
         ],
+        "import" => &[
+            "[\"a.example\"]\n",
+            "[\"default\"]\n",
+            "[provider.\"x y:\"]\n",
+            "connection_limit = 7\n",
+            "provider_connection_limit = \"local:1_0\"\n",
+            "max_message_rate = \"9/90m,max_burst=3\"\n",
+            "match = [{MXSuffix=\"b.example\"}, {DomainSuffix=\".c\"}]\n",
+            "replace_base = true\n",
+            "mx_rollup = false\n",
+            "[[\"a.example\".automation]]\nregex = \"x\"\naction = \"y\"\n",
+            "[\"a.example\".sources.\"s\"]\n",
+            "<domain *>\n",
+            "<domain $m, [*.]d.example>\n",
+            "</domain>\n",
+            "max-smtp-out 3\n",
+            "max-msg-rate 10/3d\n",
+            "queue-to \"q.queue\"\n",
+            "domain-macro m a.example,b.example\n",
+            "mx *.e.example q.queue\n",
+            "smtp_destination_concurrency_limit = $x\n",
+            "x = ${y?{1}:{2}}\n",
+            "slow_destination_rate_delay = 2s\n",
+            "relay_domains = f.example\n",
+            " continued\n",
+            "f.example slow:[r.example]:26\n",
+            "#",
+        ],
         _ => &[
             "@4000000065b4c1d20c3f1e2c ",
             "1700000000.5 ",
@@ -178,4 +206,4 @@ macro_rules! readers {
     };
 }
 
-readers!(lexer, rule, table, routes, status, classify, log);
+readers!(lexer, rule, table, routes, status, classify, log, import);

@@ -8,6 +8,7 @@ use qpatch::engine::edit::{self, Examined};
 use qpatch::engine::function::functions;
 use qpatch::engine::lex::{Lang, Source};
 use qpatch::engine::rule::{self, Parameters};
+use qpatch::gate::import::{ForeignFile, MailServer, table_of};
 use qpatch::qmail::log::{event, line};
 use qpatch_gate::name::Hasher;
 use qpatch_gate::problem::Problems;
@@ -20,7 +21,7 @@ use qpatch_gate_status::Status;
 pub type Reader = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const READERS: [Reader; 7] = [
+pub const READERS: [Reader; 8] = [
     ("lexer", lexer),
     ("rule", rule),
     ("table", table),
@@ -28,6 +29,7 @@ pub const READERS: [Reader; 7] = [
     ("status", status),
     ("classify", classify),
     ("log", log),
+    ("import", import),
 ];
 
 /// Tokens are in order and within the bytes, in either language, and functions are found in them.
@@ -166,5 +168,32 @@ pub fn log(bytes: &[u8]) {
             let _ = (event::refused(report), event::held(report), event::without_times(report));
         }
         let _ = event::is_meant_as_delivery(text);
+    }
+}
+
+/// Whatever the files of other mail servers say, the table that is made of them has no error, and nothing in it that
+/// controls a terminal. A file that is refused is named with a place.
+pub fn import(bytes: &[u8]) {
+    let file =
+        |name: &str, text: &[u8]| ForeignFile { name: name.to_string(), text: text.to_vec() };
+    let main_cf: &[u8] = b"transport_maps = hash:/etc/postfix/transport\n";
+    for (server, files) in [
+        (MailServer::Kumomta, vec![file("own.toml", bytes)]),
+        (MailServer::Powermta, vec![file("config", bytes)]),
+        (MailServer::Postfix, vec![file("main.cf", bytes)]),
+        (MailServer::Postfix, vec![file("main.cf", main_cf), file("transport", bytes)]),
+    ] {
+        match table_of(server, &files) {
+            Ok(text) => {
+                assert!(text.iter().all(|byte| matches!(byte, b'\n' | b' '..=b'~')), "{text:?}");
+                let (_, problems) = Table::parse(&text, Hasher::new(1)).expect("there is memory");
+                assert_eq!(problems.errors(), 0, "{}", String::from_utf8_lossy(&text));
+            }
+            Err(error) => {
+                let place =
+                    files.iter().any(|file| error.place.starts_with(&format!("{}:", file.name)));
+                assert!(place && !error.what.is_empty() && !error.help.is_empty(), "{error}");
+            }
+        }
     }
 }

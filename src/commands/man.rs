@@ -24,7 +24,7 @@ const CONTROL_FILES: [(&str, &str); 2] = [
 
 /// What the exit codes 0 and 1 mean, for commands where they mean more than "done" and "could not". 2 is always wrong
 /// usage.
-const EXIT_STATUS: [(&str, &str, &str); 9] = [
+const EXIT_STATUS: [(&str, &str, &str); 10] = [
     (
         "qpatch-status",
         "the tree was read, with or without patches in it",
@@ -46,6 +46,11 @@ const EXIT_STATUS: [(&str, &str, &str); 9] = [
         "qpatch-gate-check",
         "no errors; there may be warnings",
         "there is an error, so the gate does not use the file; or the file could not be read",
+    ),
+    (
+        "qpatch-gate-import",
+        "the table was made; what it does not express is listed in it",
+        "a file could not be read, or is not what its mail server reads",
     ),
     ("qpatch-gate-show", "the status was read", "there is none, or it could not be understood"),
     (

@@ -9,6 +9,7 @@
 mod advice;
 pub mod check;
 mod finding;
+pub mod import;
 pub mod init;
 pub mod library;
 pub mod serve;
@@ -44,6 +45,18 @@ enum Command {
     /// that other mail servers ship for the big providers, each with its source. An existing file
     /// is not touched.
     Init(init::Init),
+    /// Make a table of limits from the files of KumoMTA, PowerMTA or Postfix
+    ///
+    /// Prints a concurrencydomains. Before each line stands where it comes from, as file:line. What
+    /// the table cannot express is listed at its end, with the reason; what it cannot say exactly it
+    /// says more strictly, and a note says so. Nothing is written to a file, and nothing is asked of
+    /// DNS.
+    ///
+    /// kumomta: shaping.toml; with several files a later one takes precedence, as in KumoMTA.
+    /// powermta: <domain> blocks with max-smtp-out, max-msg-rate and max-connect-rate, domain-macro,
+    /// queue-to, and mx lines for rollups. postfix: destination concurrency limits and rate delays
+    /// of main.cf, for the domains of the transport tables and of relay_domains.
+    Import(import::Import),
     /// Show what the running gate does, from its status file
     ///
     /// Lists each key with its limit, the limit that is in force now (NOW), and how many
@@ -100,6 +113,7 @@ enum Command {
 pub fn run(gate: &Gate) -> CommandResult {
     match &gate.command {
         Command::Check(args) => check::run(args),
+        Command::Import(args) => import::run(args),
         Command::Init(args) => init::run(args),
         Command::Show(args) => show::run(args),
         Command::Serve(args) => serve::run(args),

@@ -1,0 +1,196 @@
+//! `qpatch gate import`: makes a concurrencydomains of what another mail server's files say about limits and rates.
+//!
+//! Each line of the table has its origin before it, as file:line. What cannot be expressed is listed behind the table
+//! with the reason: nothing is lost silently ([`ledger`]). What the table cannot say exactly is said more strictly,
+//! never more loosely, and a note says so. The gate's own parser has the last word, so `gate check` accepts the
+//! result ([`draft`]).
+
+mod draft;
+mod foreign;
+mod kumomta;
+mod ledger;
+mod postfix;
+mod powermta;
+mod rate;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use qpatch_gate::problem::Kind;
+use qpatch_gate::table::FILE_MAX;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::gate::advice::unusable;
+use crate::output::{CommandResult, Format, print, written};
+use crate::qmail::control;
+use draft::{Draft, counts_text};
+pub use foreign::ForeignFile;
+use ledger::Ledger;
+
+/// Arguments of `qpatch gate import`.
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Which mail server the files are of
+    #[arg(value_name = "SERVER", value_enum)]
+    server: MailServer,
+    /// Its files, in the order in which it reads them; for Postfix also the folder that has main.cf
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// The output format
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+}
+
+/// A mail server whose files can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MailServer {
+    /// shaping.toml: the default one, the community's, your own
+    Kumomta,
+    /// The configuration, with its <domain> blocks, domain macros and rollups
+    Powermta,
+    /// main.cf and the transport tables
+    Postfix,
+}
+
+impl MailServer {
+    fn name(self) -> &'static str {
+        match self {
+            MailServer::Kumomta => "kumomta",
+            MailServer::Powermta => "powermta",
+            MailServer::Postfix => "postfix",
+        }
+    }
+}
+
+/// Makes a table of files, and returns its text.
+///
+/// # Errors
+/// A file is not what its mail server reads: the place, and what was expected.
+pub fn table_of(server: MailServer, files: &[ForeignFile]) -> Result<Vec<u8>, Error> {
+    let (draft, ledger) = imported(server, files)?;
+    Ok(text_of(server, &draft, &ledger))
+}
+
+fn imported(server: MailServer, files: &[ForeignFile]) -> Result<(Draft, Ledger), Error> {
+    let mut ledger = Ledger::default();
+    let draft = match server {
+        MailServer::Kumomta => kumomta::import(files, &mut ledger)?,
+        MailServer::Powermta => powermta::import(files, &mut ledger)?,
+        MailServer::Postfix => postfix::import(files, &mut ledger)?,
+    };
+    Ok((draft, ledger))
+}
+
+fn text_of(server: MailServer, draft: &Draft, ledger: &Ledger) -> Vec<u8> {
+    let files = ledger.files().join(" ");
+    let made_by = format!(
+        "Made by qpatch gate import {} {}",
+        server.name(),
+        crate::gate::text::printable(files)
+    );
+    written(|out| draft.write(out, ledger, &made_by))
+}
+
+/// What is printed as JSON.
+#[derive(Serialize)]
+struct Imported {
+    lines: u64,
+    settings: u64,
+    expressed: u64,
+    not_expressed: u64,
+    about_something_else: u64,
+    left: Vec<JsonLeft>,
+    table: String,
+}
+
+#[derive(Serialize)]
+struct JsonLeft {
+    file: String,
+    line: u32,
+    setting: String,
+    reason: String,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// A file cannot be read or understood.
+pub fn run(args: &Import) -> CommandResult {
+    let files = match args.server {
+        MailServer::Postfix => postfix_files(&args.files)?,
+        _ => args.files.iter().map(|path| read(path)).collect::<Result<_, _>>()?,
+    };
+    let (draft, ledger) = imported(args.server, &files)?;
+    let text = text_of(args.server, &draft, &ledger);
+    let counts = ledger.counts();
+    match args.format {
+        Format::Table => {
+            print(|out| out.write_all(&text))?;
+            eprintln!("qpatch: {}", counts_text(counts));
+            if counts.left > 0 {
+                eprintln!("  the table ends with what is not expressed, and why");
+            }
+            Ok(())
+        }
+        Format::Json => {
+            let left = ledger.left().into_iter().map(|left| JsonLeft {
+                file: ledger.files()[left.place.file].clone(),
+                line: left.place.line,
+                setting: left.what,
+                reason: left.why,
+            });
+            let imported = Imported {
+                lines: counts.lines,
+                settings: counts.settings,
+                expressed: counts.expressed,
+                not_expressed: counts.left,
+                about_something_else: counts.unrelated,
+                left: left.collect(),
+                table: String::from_utf8_lossy(&text).into_owned(),
+            };
+            print(|out| {
+                serde_json::to_writer_pretty(&mut *out, &imported)?;
+                writeln!(out)
+            })
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<ForeignFile, Error> {
+    let missing = || {
+        Error::new(path.display(), "no such file", "name a file of the mail server's configuration")
+    };
+    match control::read_file(path, FILE_MAX) {
+        Ok(Some((_, text))) => Ok(ForeignFile { name: path.display().to_string(), text }),
+        Ok(None) => Err(missing()),
+        Err(kind @ Kind::NotRegular) => {
+            Err(Error { help: "name a file, not a folder".to_string(), ..unusable(path, kind) })
+        }
+        Err(kind) => Err(unusable(path, kind)),
+    }
+}
+
+/// main.cf, and the transport tables: those that are named, else those that main.cf names and that are there.
+fn postfix_files(paths: &[PathBuf]) -> Result<Vec<ForeignFile>, Error> {
+    let (first, others) = paths.split_first().expect("clap wants one");
+    let main_cf = if first.is_dir() { first.join("main.cf") } else { first.clone() };
+    let mut files = vec![read(&main_cf)?];
+    for path in others {
+        files.push(read(path)?);
+    }
+    if others.is_empty() {
+        let folder = main_cf.parent().unwrap_or(Path::new("."));
+        for name in postfix::transport_tables(&files[0]) {
+            // In a copy of the folder the table is beside main.cf, whatever main.cf says.
+            let beside = Path::new(&name).file_name().map(|name| folder.join(name));
+            let is_there = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| found.is_file());
+            let path = beside.into_iter().chain([folder.join(&name)]).find(is_there);
+            if let Some(path) = path {
+                files.push(read(&path)?);
+            }
+        }
+    }
+    Ok(files)
+}
