@@ -326,7 +326,13 @@ impl<'a> CLexer<'a> {
 
     fn punctuator(&mut self, start: usize) {
         let rest = &self.bytes[self.at..];
-        let len = PUNCTUATORS.iter().find(|p| rest.starts_with(p)).map_or(1, |p| p.len());
+        // Most are of one character, and then what follows is no punctuation.
+        let len = match rest {
+            [_, next, ..] if next.is_ascii_punctuation() => {
+                PUNCTUATORS.iter().find(|p| rest.starts_with(p)).map_or(1, |p| p.len())
+            }
+            _ => 1,
+        };
         self.at += len;
         self.push(TokenKind::Punct, start);
     }
