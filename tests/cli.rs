@@ -268,6 +268,7 @@ fn manual_pages_have_their_sections() {
     qpatch(&["man", dir.path().to_str().unwrap()]).ok();
     let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
     let synopsis = "\n\\fBqpatch gate simulate\\fR [\\fB\\-\\-concurrencyremote\\fR \\fIN\\fR] \
+                    [\\fB\\-\\-try\\fR \\fIKEY:N,N...\\fR] [\\fB\\-\\-html\\fR \\fIFILE\\fR] \
                     [\\fB\\-\\-format\\fR \\fIFORMAT\\fR] [\\fB\\-h\\fR|\\fB\\-\\-help\\fR] \
                     \\fB\\-\\-log\\fR \\fILOG\\fR [\\fB\\-\\-log\\fR \\fILOG\\fR]... \\fIFILE|QMAILHOME\\fR \
                     [\\fILOG\\fR]...\n";

@@ -1,10 +1,14 @@
-//! The README's picture of `qpatch demo` is what the program prints.
+//! The README's pictures are what the program makes: the text of `qpatch demo`, and docs/simulate.svg.
 
 mod common;
+
+use std::fs;
+use std::path::Path;
 
 use common::{Fixture, qpatch};
 use qpatch::fixture::Dialect;
 use qpatch::verify::Part;
+use qpatch_test_support::golden;
 
 /// `text` with every number as `#`: times and seeds differ from run to run.
 fn without_numbers(text: &str) -> String {
@@ -93,4 +97,65 @@ fn a_picture_that_is_not_true_is_seen() {
     assert!(is_like("ok mail # messages, none lost (# s)", "ok mail ... none lost"));
     assert!(!is_like("FAIL mail # messages", "ok mail ..."));
     assert_eq!(without_numbers("12.5 s, 1000 at"), "# s, # at");
+}
+
+/// A newsletter to one provider: 1500 messages within two minutes, each of which takes 2 to 6 seconds.
+fn newsletter() -> String {
+    let mut lines = Vec::new();
+    let mut random = 1u64;
+    for number in 1..=1500u64 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let start_ms = 20_000 + number * 80;
+        let end_ms = start_ms + 2000 + (random >> 40) % 4000;
+        let at = |ms: u64| format!("{}.{:03}", 1_700_000_000 + ms / 1000, ms % 1000);
+        let start =
+            format!("starting delivery {number}: msg {number} to remote u@provider.example");
+        lines.push((start_ms, format!("{} {start}\n", at(start_ms))));
+        let end = format!("delivery {number}: success: 192.0.2.1_accepted_message./");
+        lines.push((end_ms, format!("{} {end}\n", at(end_ms))));
+    }
+    lines.sort();
+    lines.into_iter().map(|(_, line)| line).collect()
+}
+
+#[test]
+fn the_picture_of_a_simulation_is_what_simulate_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    fs::write(path("log"), newsletter()).unwrap();
+    fs::write(path("limits"), "provider.example:20\n").unwrap();
+    let (limits, log, html) = (path("limits"), path("log"), path("page.html"));
+    let args = [
+        "gate",
+        "simulate",
+        &limits,
+        "--log",
+        &log,
+        "--concurrencyremote",
+        "1000",
+        "--html",
+        &html,
+    ];
+    let out = qpatch(&args).ok().out;
+    let page = fs::read_to_string(&html).unwrap();
+    let between = |start: &str, end: &str| {
+        let at = page.find(start).expect(start);
+        &page[at..at + page[at..].find(end).expect(end)]
+    };
+    let chart = between("<svg id=\"key-1\" class=\"chart\"", "</svg>");
+    let style =
+        between("/* picture */", "/* page */").lines().skip(1).collect::<Vec<_>>().join("\n");
+    let svg = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"720\"";
+    let chart = chart.replacen("<svg", svg, 1);
+    let (head, rest) = chart.split_once('\n').unwrap();
+    let picture = format!(
+        "{head}\n<style>\n{style}\nsvg {{ background: var(--back); }}\n</style>\n{rest}</svg>\n"
+    );
+    golden(&Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/simulate.svg"), picture.as_bytes())
+        .unwrap_or_else(|difference| panic!("{difference}"));
+    // What the README says beside it.
+    let said = out.lines().find(|line| line.starts_with("result: ")).unwrap();
+    assert!(said.contains(" and 176.4 s at most;"), "{said}");
+    let readme = include_str!("../README.md");
+    assert!(readme.contains("1500 messages") && readme.contains("at most three minutes"));
 }

@@ -8,6 +8,7 @@
 
 mod advice;
 pub mod check;
+mod escaped_html;
 mod finding;
 pub mod import;
 pub mod init;

@@ -26,7 +26,7 @@ const NAMES: &str =
     "[...document.querySelectorAll('#keys tbody th')].map((cell) => cell.textContent)";
 const ROWS: &str = "document.querySelectorAll('#keys tbody tr').length";
 /// How much wider the page is than its window.
-const TOO_WIDE: &str = "document.documentElement.scrollWidth - document.documentElement.clientWidth + ' ' +
+pub(crate) const TOO_WIDE: &str = "document.documentElement.scrollWidth - document.documentElement.clientWidth + ' ' +
     [...document.querySelectorAll('*')].filter((one) => one.getBoundingClientRect().right > innerWidth)
     .map((one) => one.tagName + '.' + one.className).slice(0, 9).join(' ')";
 
@@ -143,7 +143,7 @@ fn it_is_light_or_dark(browser: &mut Chromium, dir: &Path) {
 }
 
 /// The lowest contrast between the colour of a text and the nearest background behind it.
-const CONTRAST: &str = "(() => {
+pub(crate) const CONTRAST: &str = "(() => {
     const light = (colour) => {
         const parts = colour.match(/[0-9.]+/g).slice(0, 3).map((part) => {
             const value = part / 255;
@@ -180,7 +180,7 @@ fn it_fits_a_small_window(browser: &mut Chromium, dir: &Path) {
 }
 
 /// Takes a picture, which is as wide as the window. With QPATCH_PICTURES=DIR it stays there for people to look at.
-fn picture(browser: &mut Chromium, dir: &Path, name: &str, width: u32) {
+pub(crate) fn picture(browser: &mut Chromium, dir: &Path, name: &str, width: u32) {
     let file = dir.join(name);
     browser.picture(&file);
     let bytes = fs::read(&file).unwrap();

@@ -7,3 +7,4 @@ mod common;
 mod http;
 mod rig;
 mod scrape;
+mod simulated;

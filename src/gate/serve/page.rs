@@ -6,7 +6,7 @@
 //! by their hashes, and load nothing.
 
 use std::cmp::Reverse;
-use std::fmt::{self, Display, Write as _};
+use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -18,6 +18,7 @@ use qpatch_gate_status::{KeyStatus, Status};
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
+use crate::gate::escaped_html::EscapedHtml;
 use crate::gate::show::View;
 use crate::gate::text::{
     cap_text, cut, key_name, limit_text, next_start, printable, printable_status,
@@ -42,25 +43,6 @@ macro_rules! put {
     ($html:expr, $($text:tt)*) => {
         write!($html, $($text)*).expect("memory can be written")
     };
-}
-
-/// Writes a text into HTML, also between double or single quotes.
-struct EscapedHtml<'a>(&'a str);
-
-impl Display for EscapedHtml<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for char in self.0.chars() {
-            match char {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                char => f.write_char(char)?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What of a page is the same each time.

@@ -18,6 +18,7 @@ use qpatch_gate_model::retry::ReportedResult;
 use serde::Serialize;
 
 use super::clock::LogClock;
+use super::curves::WORDS_MAX;
 use super::machine::SILENT;
 use crate::gate::simulate::log_report;
 use crate::gate::text::escaped;
@@ -60,6 +61,8 @@ pub(super) struct LoggedDelivery {
     pub(super) said: DeliveryReport,
     /// What that means to qmail-send.
     pub(super) told: ReportedResult,
+    /// Of a refusal: the server's words, if they are kept.
+    pub(super) words: Option<Box<[u8]>>,
     /// The log's own gate held it, or gave it a busy answer before.
     pub(super) was_held: bool,
     state: DeliveryState,
@@ -146,7 +149,7 @@ struct ForeignLines {
 #[derive(Debug, Default)]
 pub(super) struct LogAccount {
     /// What the operator says of replies.
-    replies: Replies,
+    pub(super) replies: Replies,
     pub(super) clock: LogClock,
     pub(super) lines: LineCounts,
     /// The most deliveries open at once.
@@ -163,6 +166,8 @@ pub(super) struct LogAccount {
     /// By program.
     foreign_lines: BTreeMap<Vec<u8>, ForeignLines>,
     tags: Vec<Vec<u8>>,
+    /// Whether the words of refusals are kept.
+    pub(super) keeps_words: bool,
 }
 
 impl LogAccount {
@@ -288,6 +293,7 @@ impl LogAccount {
             recipient: recipient.into(),
             said: SILENT,
             told: ReportedResult::Done,
+            words: None,
             was_held: false,
             state: DeliveryState::Open,
         });
@@ -329,9 +335,14 @@ impl LogAccount {
         let held = event::held(text);
         self.lines.held_already += u64::from(held.is_some());
         let said = log_report::of_log(end, text, &self.replies);
+        let words = (self.keeps_words && log_report::is_objection(said.seen)).then(|| {
+            let text = event::without_times(text);
+            Box::from(&text[..text.len().min(WORDS_MAX)])
+        });
         let Some(delivery) = self.get(at) else { return };
         (delivery.state, delivery.said, delivery.told) = (DeliveryState::Over, said, told);
         (delivery.ended_us, delivery.lines[2]) = (now_us, line);
+        delivery.words = words;
         let LoggedDelivery { asked_us, started_us, recipient, .. } = delivery.clone();
         let domain = domain_hash(&recipient);
         let started_us = match held {

@@ -7,6 +7,8 @@ use qpatch_gate::rules::{KeyKind, Rules};
 use qpatch_gate::table::{Cap, Limit};
 use serde::Serialize;
 
+use super::curves::KeyCurves;
+
 /// When there are more keys than this, those that were never limited are added up in one.
 pub(super) const KEYS_MAX: usize = 100_000;
 
@@ -42,9 +44,23 @@ pub(super) struct SimulatedKey {
     pub(super) suspended: u64,
     /// The lowest limit that was learned.
     pub(super) lowest: Limit,
+    /// When its last delivery ended with limits,
+    pub(super) last_end_us: u64,
+    /// and in the log.
+    pub(super) log_end_us: u64,
+    /// For a picture; None: there will be none.
+    pub(super) curves: Option<Box<KeyCurves>>,
 }
 
 impl SimulatedKey {
+    /// Writes down how many run and wait now.
+    pub(super) fn draw(&mut self, now_us: u64) {
+        if let Some(curves) = &mut self.curves {
+            curves.running.set(now_us, self.running);
+            curves.waiting.set(now_us, self.live - self.running);
+        }
+    }
+
     fn is_forgettable(&self) -> bool {
         let did_nothing = self.waited == 0 && self.busy == 0 && self.never == 0;
         self.open == 0 && self.live == 0 && did_nothing && self.objections == 0
@@ -68,6 +84,8 @@ pub(super) struct KeyIndex {
     name: Vec<u8>,
     sweep_at: usize,
     pub(super) forgotten: ForgottenKeys,
+    /// Whether new keys have curves.
+    pub(super) records: bool,
 }
 
 impl KeyIndex {
@@ -78,6 +96,7 @@ impl KeyIndex {
             name: Vec::new(),
             sweep_at: KEYS_MAX,
             forgotten: ForgottenKeys::default(),
+            records: false,
         }
     }
 
@@ -138,6 +157,9 @@ impl KeyIndex {
             refused: 0,
             suspended: 0,
             lowest: cap.limit,
+            last_end_us: 0,
+            log_end_us: 0,
+            curves: self.records.then(Box::default),
         };
         let at = match self.free.pop() {
             Some(at) => {
@@ -160,6 +182,7 @@ impl KeyIndex {
             let key = &mut keys[at as usize];
             let forget = key.is_forgettable();
             if forget {
+                key.curves = None;
                 forgotten.keys += 1;
                 forgotten.deliveries += key.deliveries;
                 forgotten.peak_before = forgotten.peak_before.max(key.open_peak);

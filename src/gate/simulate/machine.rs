@@ -16,6 +16,7 @@ use qpatch_gate::table::Limit;
 use qpatch_gate_model::retry::ReportedResult;
 use qpatch_gate_model::send::{FileRecipient, LeftJob, MessageFiles, PASS_US, Pass, QmailSend};
 
+use super::curves::KeyCurves;
 use super::keys::{KeyIndex, SimulatedKey};
 use super::log_report;
 
@@ -133,6 +134,11 @@ pub(super) struct MailSystem {
     pub(super) last_end_us: u64,
     pub(super) in_use_peak: u32,
     pub(super) held_peak: u32,
+    /// Of all keys together: waiting or running, and running.
+    live: u32,
+    running: u32,
+    /// For a picture; None: there will be none.
+    pub(super) curves: Option<Box<KeyCurves>>,
     /// What qmail-send would log.
     #[cfg(test)]
     pub(super) log: super::written::WrittenLog,
@@ -160,6 +166,9 @@ impl MailSystem {
             last_end_us: 0,
             in_use_peak: 0,
             held_peak: 0,
+            live: 0,
+            running: 0,
+            curves: None,
             #[cfg(test)]
             log: super::written::WrittenLog::default(),
         }
@@ -233,6 +242,21 @@ impl MailSystem {
             self.tidied_us = self.now_us;
             // Giving memory back may itself need memory. If there is none, it is tried again a second later.
             let _ = self.gate.tidy(self.now_us);
+        }
+    }
+
+    /// Remembers from now on what a picture shows.
+    pub(super) fn record(&mut self) {
+        self.curves = Some(Box::default());
+        self.key_index.records = true;
+    }
+
+    /// Writes down how many of a key, and of all, run and wait now.
+    fn draw(&mut self, key: u32) {
+        self.keys[key as usize].draw(self.now_us);
+        if let Some(curves) = &mut self.curves {
+            curves.running.set(self.now_us, self.running);
+            curves.waiting.set(self.now_us, self.live - self.running);
         }
     }
 
@@ -330,6 +354,8 @@ impl MailSystem {
         self.report(at, ReportedResult::Done);
         let SimulatedDelivery { key, message, position, job, .. } = self.deliveries[at as usize];
         self.keys[key as usize].live -= 1;
+        self.live -= 1;
+        self.draw(key);
         let recipients = &mut self.messages[message as usize];
         recipients.deliveries[position as usize] = NONE;
         recipients.left -= 1;
@@ -383,6 +409,7 @@ impl MailSystem {
             }
         };
         self.keys[key as usize].live += 1;
+        self.live += 1;
         match self.send.take_slot() {
             // It does not wait behind mail that is due: in the log, this was the pass that started it.
             Some(slot) => {
@@ -404,6 +431,7 @@ impl MailSystem {
                 self.send.queue(here, self.now_secs());
             }
         }
+        self.draw(key);
         self.settle();
         true
     }
@@ -460,15 +488,21 @@ impl MailSystem {
             self.at(self.now_us, MachineEvent::End(at));
             return;
         }
+        self.running += 1;
+        let number = key;
         let key = &mut self.keys[key as usize];
         key.running += 1;
         key.peak = key.peak.max(key.running);
         let waited_us = self.now_us - asked_us;
         if waited_us > 0 {
+            if let Some(curves) = &mut key.curves {
+                curves.waited(waited_us);
+            }
             key.waited += 1;
             key.waited_us += waited_us;
             key.waited_max_us = key.waited_max_us.max(waited_us);
         }
+        self.draw(number);
         self.at(self.now_us.saturating_add(service_us), MachineEvent::End(at));
     }
 
@@ -476,9 +510,9 @@ impl MailSystem {
         let delivery = self.deliveries[at as usize];
         #[cfg(test)]
         let SimulatedDelivery { service_us, tried_us, told, .. } = delivery;
-        let SimulatedDelivery { key, slot, said, round, .. } = delivery;
+        let SimulatedDelivery { key: number, slot, said, round, .. } = delivery;
         self.send.free_slot(slot);
-        let key = &mut self.keys[key as usize];
+        let key = &mut self.keys[number as usize];
         if round == Round::Again {
             self.gate.done(self.now_us, slot, DeliveryEnd::NeverStarted);
             self.finish(at);
@@ -490,6 +524,7 @@ impl MailSystem {
         #[cfg(test)]
         self.log.end(self.now_us, at, told, (service_us, tried_us), back.is_some());
         key.running -= 1;
+        key.last_end_us = key.last_end_us.max(self.now_us);
         self.last_end_us = self.last_end_us.max(self.now_us);
         if log_report::is_objection(said.seen) {
             key.objections += 1;
@@ -499,6 +534,7 @@ impl MailSystem {
                 key.lowest = key.lowest.min(of_gate.limit());
             }
         }
+        self.running -= 1;
         match back {
             None => {
                 // What its own server has deferred is tried again as a delivery of its own in the log.
@@ -507,6 +543,7 @@ impl MailSystem {
             }
             Some(busy) => {
                 key.refused += 1;
+                self.draw(number);
                 self.deliveries[at as usize].round = Round::Again;
                 self.away(at, busy);
             }

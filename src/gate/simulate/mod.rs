@@ -11,33 +11,43 @@
 //! would have gone back as busy, because it was refused while others ran, takes a place for no time when it comes
 //! again: its next try is in the log as a delivery of its own.
 //!
+//! `--try` runs several gates beside each other, and `--html` draws what the machine remembers ([`curves`]).
+//!
 //! [`account`] makes whole deliveries of a log's lines, [`clock`] is the log's time, [`machine`] is qmail-send and
 //! qmail-rspawn around the gate, [`replay`] takes the deliveries through it, and [`outcome`] prints the result.
 
 mod account;
 mod clock;
+mod curves;
 mod keys;
 mod log_report;
 mod machine;
 mod outcome;
+mod page;
 mod replay;
+mod tried;
 #[cfg(test)]
 mod written;
 
+use std::fs;
 use std::path::PathBuf;
 
 use clap::Args;
 use qpatch_gate::gate::{CONCURRENCY_REMOTE, Gate, SLOTS_MAX};
 use qpatch_gate::name::Hasher;
+use qpatch_gate::replies::Replies;
+use qpatch_gate::rules::Rules;
 use qpatch_gate::table::{Limit, Table};
 
 use super::source::{Source, load};
+use super::text::printable;
 use crate::error::Error;
 use crate::output::{CommandResult, Format, count, print};
 use crate::qmail::log::Log;
 use account::LogAccount;
-use outcome::SimulationOutcome;
+use outcome::{SimulationOutcome, TableFigures};
 use replay::{Replay, SlotSource};
+use tried::{TriedKey, TriedLimits, TriesOutcome};
 
 /// Arguments of `qpatch gate simulate`.
 #[derive(Debug, Args)]
@@ -57,6 +67,13 @@ pub struct Simulate {
     /// The most deliveries at once, instead of the figure in the log's status lines
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65000))]
     concurrencyremote: Option<u32>,
+    /// Also print what other limits of one domain, relay or group would have done; may be up to 12
+    #[arg(long = "try", value_name = "KEY:N,N...", value_parser = TriedLimits::parse)]
+    tried: Option<TriedLimits>,
+    /// Also write a page with pictures into this file: deliveries at once over time with and without
+    /// the limits, who waits how long, and what servers said
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// The output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -88,8 +105,8 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     let source = Source::of(&args.file)?;
     // The gate's hasher is known later, and the log's first lines are read before.
     let replies = load(&source, Hasher::new(1))?.into_rules(&args.file)?.replies;
-    let short = log_report::short(&replies);
     let mut account = LogAccount::new(replies);
+    account.keeps_words = args.html.is_some();
     while args.concurrencyremote.is_none()
         && account.lines.read < AHEAD_LINES
         && let Some(entry) = log.next_entry()?
@@ -103,31 +120,96 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     };
 
     let no_memory = |_| Error::new(source.domains.display(), "out of memory", "");
-    let mut gate = Gate::new(SLOTS_MAX, concurrency_remote, 1).map_err(no_memory)?;
-    let rules = load(&source, gate.hasher())?.into_rules(&args.file)?;
-    let Some(domains) = rules.table else {
-        let help = format!("qpatch gate init {} writes one to start from", args.file.display());
-        return Err(Error::new(source.domains.display(), "no such file", help));
-    };
-    let (lines, default) = (domains.len() as u64, default_of(&domains));
-    gate.set_table(Some(domains), 0).map_err(no_memory)?;
-    gate.set_routes(rules.routes, 0).map_err(no_memory)?;
-    *gate.seen_mut() = rules.sites.seen;
-    gate.set_map(rules.sites.map, 0).map_err(no_memory)?;
-    gate.set_replies(short.map_err(no_memory)?, 0);
-
-    let mut run = Replay::new(gate, slots, concurrency_remote);
+    let new_run = |gate: Gate| Replay::new(gate, slots, concurrency_remote);
+    let (gate, table) =
+        gate_of(args, &source, concurrency_remote, &account.replies, |_, _| Ok(None))?;
+    let mut runs = vec![new_run(gate)];
+    let mut tried_key = None;
+    let tried_limits = args.tried.as_ref().map_or(&[][..], |tried| &tried.limits);
+    for &limit in tried_limits {
+        let name = args.tried.as_ref().map_or("", |tried| &tried.key);
+        let (gate, _) =
+            gate_of(args, &source, concurrency_remote, &account.replies, |rules, text| {
+                let key = tried_key.get_or_insert_with(|| TriedKey::find(name, rules));
+                let changed = key.with_limit(text, limit);
+                let (table, problems) = Table::parse(&changed, rules.hasher).map_err(no_memory)?;
+                if problems.errors() > 0 {
+                    let what =
+                        format!("expected a domain, a relay or a group, found {}", printable(name));
+                    return Err(Error::new(
+                        "--try",
+                        what,
+                        "the column KEY has the names of groups and relays",
+                    ));
+                }
+                Ok(Some(table))
+            })?;
+        runs.push(new_run(gate));
+    }
+    if args.html.is_some() {
+        runs[0].machine.record();
+    }
     loop {
-        run.take(&mut account);
+        Replay::take(&mut runs, &mut account);
         let Some(entry) = log.next_entry()? else { break };
         account.entry(&entry);
     }
     account.finish(&log);
-    run.finish(&mut account);
+    Replay::take(&mut runs, &mut account);
+    runs.iter_mut().for_each(Replay::finish);
+    let run = &runs[0];
+    account.lines.left_out += run.left_out;
     if run.deliveries == 0 {
         return Err(no_delivery(&name, &account));
     }
-    Ok(SimulationOutcome::new(&source.domains, lines, default, &run, &account))
+    let mut outcome = SimulationOutcome::new(&source.domains, table, run, &account);
+    if let Some(key) = tried_key {
+        let tries = TriesOutcome::new(&key, tried_limits, &runs);
+        let none = || {
+            let what = format!("no delivery of the log counts under {}", key.text());
+            Error::new(
+                "--try",
+                what,
+                "the column KEY has the names of those that do; without --try it is printed",
+            )
+        };
+        outcome.tries = Some(tries.ok_or_else(none)?);
+    }
+    if let Some(path) = &args.html {
+        let html = page::page(&outcome, run, outcome.tries.as_ref());
+        fs::write(path, html).map_err(|error| Error::io(path, "write", &error))?;
+    }
+    Ok(outcome)
+}
+
+/// A gate with the rules of the files, and what its table is. `changed` may give another table, from the rules and the
+/// text of concurrencydomains.
+fn gate_of(
+    args: &Simulate,
+    source: &Source,
+    concurrency_remote: u32,
+    replies: &Replies,
+    mut changed: impl FnMut(&Rules, &[u8]) -> Result<Option<Table>, Error>,
+) -> Result<(Gate, TableFigures), Error> {
+    let no_memory = |_| Error::new(source.domains.display(), "out of memory", "");
+    let mut gate = Gate::new(SLOTS_MAX, concurrency_remote, 1).map_err(no_memory)?;
+    let mut loaded = load(source, gate.hasher())?;
+    let text = loaded.domains.take().map(|(_, text)| text).unwrap_or_default();
+    let mut rules = loaded.into_rules(&args.file)?;
+    if let Some(table) = changed(&rules, &text)? {
+        rules.table = Some(table);
+    }
+    let Some(domains) = rules.table else {
+        let help = format!("qpatch gate init {} writes one to start from", args.file.display());
+        return Err(Error::new(source.domains.display(), "no such file", help));
+    };
+    let figures = TableFigures { lines: domains.len() as u64, default: default_of(&domains) };
+    gate.set_table(Some(domains), 0).map_err(no_memory)?;
+    gate.set_routes(rules.routes, 0).map_err(no_memory)?;
+    *gate.seen_mut() = rules.sites.seen;
+    gate.set_map(rules.sites.map, 0).map_err(no_memory)?;
+    gate.set_replies(log_report::short(replies).map_err(no_memory)?, 0);
+    Ok((gate, figures))
 }
 
 /// The error for a log without a usable delivery: why, and the first line that could not be used.

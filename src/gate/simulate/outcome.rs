@@ -10,13 +10,21 @@ use serde::Serialize;
 
 use super::account::{LineCounts, LogAccount};
 use super::keys::{ForgottenKeys, SimulatedKey};
-use super::machine::WAITING_MAX;
+use super::machine::{MailSystem, WAITING_MAX};
 use super::replay::{Replay, SlotSource};
+use super::tried::TriesOutcome;
 use crate::gate::text::{cap_text, escaped, key_name, limit_text, limit_value};
 use crate::output::{Side, count, table};
 
 /// The most keys in the table.
 const ROWS_MAX: usize = 40;
+
+/// What a table is, in short.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableFigures {
+    pub(super) lines: u64,
+    pub(super) default: Limit,
+}
 
 /// The result. Times are in seconds.
 #[derive(Debug, Serialize)]
@@ -50,6 +58,9 @@ pub(super) struct SimulationOutcome {
     last_end_later: f64,
     keys: Vec<KeyOutcome>,
     others: ForgottenKeys,
+    /// What --try asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tries: Option<TriesOutcome>,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,6 +97,17 @@ struct KeyOutcome {
     lowest_limit: Option<u32>,
 }
 
+/// The keys that had mail, those with most waiting first.
+pub(super) fn ranked(machine: &MailSystem) -> Vec<&SimulatedKey> {
+    let mut keys: Vec<&SimulatedKey> =
+        machine.keys.iter().filter(|key| key.deliveries > 0).collect();
+    keys.sort_by(|a, b| {
+        let rank = |key: &SimulatedKey| (key.never, key.waited_us, key.open_peak, key.deliveries);
+        rank(b).cmp(&rank(a)).then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
+    });
+    keys
+}
+
 fn secs(us: u64) -> f64 {
     us as f64 / 1e6
 }
@@ -97,21 +119,12 @@ fn mean(us: u64, of: u64) -> f64 {
 impl SimulationOutcome {
     pub(super) fn new(
         path: &Path,
-        rules: u64,
-        default: Limit,
+        TableFigures { lines: rules, default }: TableFigures,
         run: &Replay,
         account: &LogAccount,
     ) -> Self {
         let machine = &run.machine;
-        let mut keys: Vec<&SimulatedKey> =
-            machine.keys.iter().filter(|key| key.deliveries > 0).collect();
-        keys.sort_by(|a, b| {
-            let rank =
-                |key: &SimulatedKey| (key.never, key.waited_us, key.open_peak, key.deliveries);
-            rank(b)
-                .cmp(&rank(a))
-                .then_with(|| (a.kind.name(), &a.name).cmp(&(b.kind.name(), &b.name)))
-        });
+        let keys = ranked(machine);
         let sum = |get: fn(&SimulatedKey) -> u64| keys.iter().map(|key| get(key)).sum::<u64>();
         let waited_us = sum(|key| key.waited_us);
         let row = |key: &&SimulatedKey| KeyOutcome {
@@ -161,30 +174,58 @@ impl SimulationOutcome {
             last_end_later: (machine.last_end_us as i64 - run.last_end_us as i64) as f64 / 1e6,
             keys: keys.iter().map(row).collect(),
             others: machine.key_index.forgotten,
+            tries: None,
         }
     }
 
-    pub(super) fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+    /// What is simulated: the limits and the log.
+    pub(super) fn heads(&self) -> (String, String) {
         let from = match self.slots {
             SlotSource::Given => "",
             SlotSource::Status => " (as the log says)",
             SlotSource::Used => " (the log has no status lines)",
         };
-        writeln!(
-            out,
-            "limits: {}: {}, default {}; concurrencyremote {}{from}",
+        let limits = format!(
+            "{}: {}, default {}; concurrencyremote {}{from}",
             self.file,
             count(self.rules, "line"),
             limit_text(self.default),
             self.concurrencyremote
-        )?;
-        let deliveries = deliveries(self.deliveries);
-        writeln!(
-            out,
-            "log:    {deliveries} to remote recipients in {}, {} at once at most",
+        );
+        let log = format!(
+            "{} to remote recipients in {}, {} at once at most",
+            deliveries(self.deliveries),
             time(self.seconds),
             self.peak_before
-        )?;
+        );
+        (limits, log)
+    }
+
+    /// The figures of the whole: their names and values.
+    pub(super) fn figures(&self) -> Vec<(&'static str, String)> {
+        let end =
+            if self.last_end_later < 0.0 { "last end earlier by" } else { "last end later by" };
+        let mut figures = vec![
+            ("deliveries", self.deliveries.to_string()),
+            ("at once in the log", self.peak_before.to_string()),
+            ("wait", self.waited.to_string()),
+            ("mean wait", time(self.mean_wait)),
+            ("longest wait", time(self.max_wait)),
+            (end, time(self.last_end_later.abs())),
+        ];
+        if self.objections > 0 {
+            figures.push(("refused, or no connection", self.objections.to_string()));
+        }
+        if self.never_started > 0 {
+            figures.push(("never start", self.never_started.to_string()));
+        }
+        figures
+    }
+
+    pub(super) fn table(&self, out: &mut dyn Write) -> io::Result<()> {
+        let (limits, log) = self.heads();
+        writeln!(out, "limits: {limits}")?;
+        writeln!(out, "log:    {log}")?;
         writeln!(
             out,
             "result: {} would have waited, {} in the mean and {} at most; {}; the last one ends {} {}",
@@ -247,7 +288,8 @@ impl SimulationOutcome {
                 count(more, "key")
             )?;
         }
-        self.learned(out)
+        self.learned(out)?;
+        self.tries.as_ref().map_or(Ok(()), |tries| tries.table(out))
     }
 
     /// Prints the keys that learn and whose servers objected.
@@ -286,7 +328,7 @@ impl SimulationOutcome {
     }
 
     /// Notes about how far the figures can be trusted.
-    fn notes(&self) -> Vec<String> {
+    pub(super) fn notes(&self) -> Vec<String> {
         let lines = &self.lines;
         let mut notes = Vec::new();
         let mut note = |number: u64, text: String| {

@@ -35,7 +35,7 @@ pub(super) struct Replay {
     /// When the last one ended in the log.
     pub(super) last_end_us: u64,
     /// Deliveries that were left out because too many waited.
-    left_out: u64,
+    pub(super) left_out: u64,
 }
 
 /// Where the number of slots comes from.
@@ -65,15 +65,17 @@ impl Replay {
         }
     }
 
-    /// Takes all deliveries whose ends are known.
-    pub(super) fn take(&mut self, account: &mut LogAccount) {
-        match self.slots {
-            SlotSource::Given => {}
-            SlotSource::Status => self.machine.grow(account.concurrency_remote().unwrap_or(0)),
-            SlotSource::Used => self.machine.grow(account.open_peak),
+    /// All runs take all deliveries whose ends are known.
+    pub(super) fn take(runs: &mut [Self], account: &mut LogAccount) {
+        for run in &mut *runs {
+            match run.slots {
+                SlotSource::Given => {}
+                SlotSource::Status => run.machine.grow(account.concurrency_remote().unwrap_or(0)),
+                SlotSource::Used => run.machine.grow(account.open_peak),
+            }
         }
         while let Some(delivery) = account.next_delivery() {
-            self.deliver(&delivery);
+            runs.iter_mut().for_each(|run| run.deliver(&delivery));
         }
     }
 
@@ -86,6 +88,10 @@ impl Replay {
         let key = &mut self.machine.keys[at as usize];
         key.deliveries += 1;
         key.open += 1;
+        key.log_end_us = key.log_end_us.max(ended_us);
+        if let (Some(curves), Some(words)) = (&mut key.curves, &delivery.words) {
+            curves.said(words);
+        }
         self.deliveries += 1;
         let ran_us = ended_us.saturating_sub(started_us);
         let (from_us, line) = if was_held {
@@ -121,15 +127,19 @@ impl Replay {
                     self.running -= 1;
                 }
             }
+            if let Some(curves) = &mut key.curves {
+                curves.before.set(at_us, key.open_now);
+            }
+            if let Some(curves) = &mut self.machine.curves {
+                curves.before.set(at_us, self.running);
+            }
         }
     }
 
     /// The log has ended: runs the machine until nothing runs or waits.
-    pub(super) fn finish(&mut self, account: &mut LogAccount) {
-        self.take(account);
+    pub(super) fn finish(&mut self) {
         self.until(u64::MAX, u64::MAX);
         self.machine.advance(u64::MAX - 1);
-        account.lines.left_out += self.left_out;
     }
 }
 
@@ -158,10 +168,12 @@ mod tests {
             let text = line.as_bytes();
             let line = crate::qmail::log::line::read(text, None, 0);
             account.entry(&Entry { file: "log", number, text, line });
-            run.take(&mut account);
+            Replay::take(std::slice::from_mut(&mut run), &mut account);
         }
         account.finish(&Log::open(&[]).unwrap());
-        run.finish(&mut account);
+        Replay::take(std::slice::from_mut(&mut run), &mut account);
+        run.finish();
+        account.lines.left_out += run.left_out;
         (run, account)
     }
 
