@@ -60,9 +60,10 @@ enum Command {
     Import(import::Import),
     /// Show what the running gate does, from its status file
     ///
-    /// Lists each key with its limit, the limit that is in force now (NOW), and how many
-    /// deliveries run, are held, and are away. With --domain: under which key a domain counts now,
-    /// and why.
+    /// Lists each key with its limit, how many of it are allowed now if that is not the limit
+    /// (ALLOWED), and how many deliveries run, are held, and are away. With --watch on a terminal, also
+    /// how full it is, how long what waits will take at the present rate (EMPTY IN), and what ran in
+    /// the last minute; q quits. With --domain: under which key a domain counts now, and why.
     Show(show::Show),
     /// Serve a web page that shows what the running gate does, and its metrics for Prometheus
     ///

@@ -1,7 +1,8 @@
 //! `qpatch gate show --watch`, in a pipe and on a terminal.
 
-use std::fs;
-use std::io::{BufRead, BufReader};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -9,6 +10,9 @@ use std::time::Duration;
 use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::Ask;
 use qpatch_test_support::has;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::tcgetattr;
 
 use super::{Home, ask, busy_gate, gate, json, on_a_terminal};
 
@@ -96,4 +100,60 @@ fn on_a_terminal_it_redraws() {
     assert!(!shown.contains("\x1b[2J"), "what a server said stays text: {shown:?}");
     let shown = on_a_terminal(home.0.path(), "show .", |_| false);
     assert!(!shown.contains('\x1b') && shown.contains("group busy"), "{shown:?}");
+}
+
+/// What the program writes before it leaves the terminal.
+const LEFT: &[u8] = b"\x1b[0m\x1b[?25h\x1b[?1049l";
+
+#[test]
+fn q_and_signals_end_it_and_leave_the_terminal_as_it_was() {
+    let home = Home::new();
+    let _host = busy_gate(&home);
+    for signal in [None, Some(Signal::INT), Some(Signal::TERM)] {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let path = ptsname(&master, Vec::new()).unwrap();
+        let terminal =
+            OpenOptions::new().read(true).write(true).open(path.to_str().unwrap()).unwrap();
+        let settings = || format!("{:?}", tcgetattr(&terminal).unwrap());
+        let before = settings();
+        let mut child = gate(home.0.path(), &["show", ".", "--watch", "3600"])
+            .env("LC_ALL", "C")
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR")
+            .stdin(terminal.try_clone().unwrap())
+            .stdout(terminal.try_clone().unwrap())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut master = File::from(master);
+        let mut keyboard = master.try_clone().unwrap();
+        let mut shown = Vec::new();
+        let mut until = |end: &[u8]| {
+            let mut buffer = [0; 4096];
+            while !shown.windows(end.len()).any(|window| window == end) {
+                let length = master.read(&mut buffer).unwrap();
+                shown.extend_from_slice(&buffer[..length]);
+            }
+            String::from_utf8_lossy(&shown).into_owned()
+        };
+        let text = until(b"q quits");
+        assert!(text.starts_with("\x1b[?1049h\x1b[?25l\x1b[H"), "{text:?}");
+        assert!(
+            text.contains("ALLOWED") && text.contains("group busy") && text.contains("########")
+        );
+        assert!(text.contains("\x1b[33mfull"), "{text:?}");
+        assert_ne!(settings(), before, "keys come at once");
+        match signal {
+            // Other keys do nothing.
+            None => keyboard.write_all(b"x\x1b[Aq").unwrap(),
+            Some(signal) => kill_process(Pid::from_child(&child), signal).unwrap(),
+        }
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), signal.map(Signal::as_raw), "{status}");
+        assert_eq!(status.success(), signal.is_none());
+        until(LEFT);
+        assert_eq!(settings(), before);
+    }
 }

@@ -2,10 +2,12 @@
 
 mod domain;
 mod json;
+mod live;
 pub(crate) mod prometheus;
 pub(in crate::gate) mod rates;
 mod screen;
 mod start_rates;
+mod terminal;
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -25,12 +27,11 @@ use super::text::{
     starts_left,
 };
 use crate::error::Error;
-use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table, written};
+use crate::output::{CommandResult, Side, StdoutReader, count, print, printed, table};
 use crate::qmail::home::{Home, QMAIL_HOME};
 use crate::qmail::remote_status::RemoteStatus;
 use domain::DomainStatus;
 use rates::Readings;
-use screen::{on_screen, shortened, size_of_screen};
 
 /// Arguments of `qpatch gate show`.
 #[derive(Debug, Args)]
@@ -126,16 +127,17 @@ pub fn run(args: &Show) -> CommandResult {
             ShowFormat::Prometheus => out.write_all(first.prometheus(args.busiest).as_bytes()),
         });
     };
-    let screen = args.format == ShowFormat::Table && io::stdout().is_terminal();
+    let mut look = || match read(&home) {
+        Ok(spawners) => view(spawners),
+        Err(unread) => Err(explain(&home, &unread)),
+    };
+    if args.format == ShowFormat::Table && io::stdout().is_terminal() {
+        return first.watch(seconds, look);
+    }
     let mut now = Ok(first);
     for frame in 0u64.. {
         let mut text = Vec::new();
-        let size = if screen { size_of_screen().unwrap_or((24, 80)) } else { (0, 0) };
         let wrote = match (&now, args.format) {
-            (Ok(view), ShowFormat::Table) if screen => {
-                text = view.fitted(size.0 - 1);
-                Ok(())
-            }
             (Ok(view), ShowFormat::Table) => view.table(&mut text),
             (Ok(view), ShowFormat::Json) => serde_json::to_writer(&mut text, &view.report())
                 .map_err(io::Error::from)
@@ -144,7 +146,6 @@ pub fn run(args: &Show) -> CommandResult {
                 text.write_all(view.prometheus(args.busiest).as_bytes())
             }
             // qmail is being restarted, or the file was replaced: the next look may succeed.
-            (Err(error), ShowFormat::Table) if screen => writeln!(text, "{error}"),
             (Err(error), _) => {
                 eprintln!("qpatch: {error}");
                 Ok(())
@@ -152,9 +153,6 @@ pub fn run(args: &Show) -> CommandResult {
         };
         wrote.expect("memory can be written");
         let reader = printed(|out| {
-            if screen {
-                return out.write_all(&on_screen(&text, size));
-            }
             if frame > 0 && args.format != ShowFormat::Json && !text.is_empty() {
                 writeln!(out)?;
             }
@@ -164,10 +162,7 @@ pub fn run(args: &Show) -> CommandResult {
             return Ok(());
         }
         sleep(Duration::from_secs(seconds.into()));
-        now = match read(&home) {
-            Ok(spawners) => view(spawners),
-            Err(unread) => Err(explain(&home, &unread)),
-        };
+        now = look();
     }
     Ok(())
 }
@@ -327,33 +322,6 @@ impl View {
         Ok(())
     }
 
-    /// Returns the table for a screen with room for so many lines. Where they are too few, keys and servers that
-    /// objected are left out, and a line says how many.
-    fn fitted(&self, room: usize) -> Vec<u8> {
-        let lines = |text: Vec<u8>| -> Vec<String> {
-            String::from_utf8_lossy(&text).lines().map(str::to_string).collect()
-        };
-        let mut shown = lines(written(|out| self.summary(out)));
-        if self.domains.is_empty() {
-            let keys = lines(written(|out| self.keys(out)));
-            let objections = lines(written(|out| self.objections(out)));
-            let left = room.saturating_sub(shown.len());
-            // The keys get two thirds of the room, and what the others do not need.
-            let for_objections =
-                objections.len().min((left / 3).max(left.saturating_sub(keys.len())));
-            // An empty line and the titles come before the keys, and an empty line before the objections.
-            let all = (self.status.keys.len() as u64).saturating_add(self.status.unlisted);
-            let hidden = |lines: usize| all.saturating_sub(lines.saturating_sub(2) as u64);
-            shown.extend(shortened(keys, left - for_objections, hidden));
-            let all = objections.len() as u64;
-            let hidden = |lines: usize| all - lines as u64;
-            shown.extend(shortened(objections, for_objections, hidden));
-        }
-        let mut text = shown.join("\n").into_bytes();
-        text.push(b'\n');
-        text
-    }
-
     /// Prints what is said about the spawners and all keys together, or about the domains of --domain.
     fn summary(&self, out: &mut dyn Write) -> io::Result<()> {
         let status = &self.status;
@@ -424,7 +392,7 @@ impl View {
         let columns = [
             ("KEY", Side::Left),
             ("LIMIT", Side::Right),
-            ("NOW", Side::Right),
+            ("ALLOWED", Side::Right),
             ("RUNNING", Side::Right),
             ("HELD", Side::Right),
             ("AWAY", Side::Right),
@@ -509,12 +477,17 @@ impl View {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use qpatch_gate::gate::Totals;
     use qpatch_gate::rules::KeyKind;
 
-    fn status(written_secs: u64, done: u64, rate: f64) -> Status {
+    pub(in crate::gate::show) fn view_of(status: Status) -> View {
+        let spawner = SpawnerStatus { number: 0, status, process: ProcessState::Running };
+        View::new(vec![spawner], Vec::new(), &mut HashMap::new())
+    }
+
+    pub(in crate::gate::show) fn status(written_secs: u64, done: u64, rate: f64) -> Status {
         Status {
             generation: 1,
             written_secs,
@@ -613,34 +586,6 @@ mod tests {
         readings.add(&status(1, 1, 1.0));
         readings.forget(2);
         assert_eq!(readings.0.len(), 2);
-    }
-
-    #[test]
-    fn keys_that_do_not_fit_the_window_are_counted() {
-        let mut many = status(1000, 1, 1.0);
-        many.unlisted = 7;
-        let key = |number: u32| KeyStatus {
-            name: format!("d{number:02}.example"),
-            running: 50 - number,
-            held: number % 5,
-            objected_secs: u64::from(number % 2),
-            effective: Limit::AtMost(number),
-            ..many.keys[0].clone()
-        };
-        many.keys = (0..50).map(key).collect();
-        let spawner = SpawnerStatus { number: 0, status: many, process: ProcessState::Running };
-        let view = View::new(vec![spawner], Vec::new(), &mut HashMap::new());
-        let whole = String::from_utf8(written(|out| view.table(out))).unwrap();
-        let fitted = |room| String::from_utf8(view.fitted(room)).unwrap();
-        assert_eq!(fitted(whole.lines().count()), whole);
-        // Four lines of summary, 1 + 1 + 11 + 1 of keys, 1 + 5 + 1 of servers that objected.
-        let text = fitted(25);
-        assert_eq!(text.lines().count(), 25, "{text}");
-        let more: Vec<_> = text.lines().filter(|line| line.starts_with("and ")).collect();
-        assert_eq!(more, ["and 46 more", "and 20 more"], "{text}");
-        for room in 0..whole.lines().count() {
-            assert!(fitted(room).lines().count() <= room.max(4), "{room}");
-        }
     }
 
     #[test]
