@@ -59,6 +59,11 @@ const EXIT_STATUS: [(&str, &str, &str); 10] = [
         "it could not listen on the address, or there is no such QMAILHOME",
     ),
     (
+        "qpatch-gate-share",
+        "never: it runs until a signal ends it",
+        "control/concurrencyshare or the password cannot be used, or queue/lock/gatelease cannot be written",
+    ),
+    (
         "qpatch-gate-sites",
         "DNS answered, and the file has its answers",
         "DNS gave no answer at all, or the file could not be written; nothing was changed",

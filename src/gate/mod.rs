@@ -14,6 +14,7 @@ pub mod import;
 pub mod init;
 pub mod library;
 pub mod serve;
+pub mod share;
 pub mod show;
 pub mod simulate;
 pub mod sites;
@@ -76,6 +77,13 @@ enum Command {
     /// elsewhere: ssh -L 9188:127.0.0.1:9188 SERVER. A request must name an address, localhost, or a
     /// name of --host.
     Serve(serve::Serve),
+    /// Share the limits with other hosts, through Valkey or Redis
+    ///
+    /// Runs in the foreground, one beside each qmail. control/concurrencyshare says where the store
+    /// is. Each host gets a share of each limit, which follows where the mail is, and all shares
+    /// together are never above the limit. Without contact to the store, a host has the limit
+    /// divided by the number of hosts.
+    Share(share::Share),
     /// Show what limits would have done to the deliveries in qmail-send's log
     ///
     /// Runs the gate itself over the log, and prints which domains would have been limited, how
@@ -119,6 +127,7 @@ pub fn run(gate: &Gate) -> CommandResult {
         Command::Init(args) => init::run(args),
         Command::Show(args) => show::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Share(args) => share::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Sites(args) => sites::run(args),
         Command::Library(args) => library::run(args),

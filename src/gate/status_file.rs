@@ -81,6 +81,12 @@ impl SpawnerStatus {
         file_name(self.number)
     }
 
+    /// Looks again whether it runs.
+    #[cfg(feature = "share")]
+    pub(super) fn look_again(&mut self) {
+        self.process = process(&self.status, Path::new("/proc"));
+    }
+
     /// Whether it runs, as far as can be seen, and has had no internal error.
     pub(super) fn is_up(&self) -> bool {
         self.process != ProcessState::Gone && self.status.state != State::Failed
@@ -300,6 +306,11 @@ pub(super) fn merged(spawners: &[SpawnerStatus]) -> Status {
     statuses.sort_by_key(|status| std::cmp::Reverse(status.written_secs));
     let mut sum = Status { pid: first.pid, keys: Vec::new(), ..statuses[0].clone() };
     for status in &statuses[1..] {
+        sum.lease = match (sum.lease, status.lease) {
+            (Some(one), Some(other)) if other.seq < one.seq => Some(other),
+            (Some(one), Some(_)) => Some(one),
+            (None, _) | (_, None) => None,
+        };
         sum.written_secs = sum.written_secs.min(status.written_secs);
         sum.state = worse(sum.state, status.state);
         if status.in_force != InForce::File && sum.in_force != InForce::None {
@@ -381,6 +392,7 @@ fn add_key(sum: &mut KeyStatus, key: &KeyStatus) {
         sum.rates.clone_from(&key.rates);
     }
     let fewer = |one: Option<u32>, other: Option<u32>| one.into_iter().chain(other).min();
+    sum.share = fewer(sum.share, key.share);
     sum.hour_left = fewer(sum.hour_left, key.hour_left);
     sum.day_left = fewer(sum.day_left, key.day_left);
     if sum.error.is_empty() || (key.objected_secs > sum.objected_secs && !key.error.is_empty()) {

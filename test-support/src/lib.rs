@@ -2,9 +2,12 @@
 //!
 //! - [`skip`] is the only way for a test to leave something out. It says so on standard error, also when the test
 //!   passes. Where `QPATCH_SKIP_NOTHING` is set, as in `.ci/run`, it fails the test.
+//! - [`redis`] starts a redis-server for a test.
 //! - [`golden`] compares bytes with a file. Where `QPATCH_BLESS` is set, it writes the file instead.
 
 #![forbid(unsafe_code)]
+
+pub mod redis;
 
 use std::env;
 use std::fmt::Display;
@@ -38,7 +41,16 @@ pub fn tell(line: impl Display) {
 /// As [`skip`].
 #[track_caller]
 pub fn has(program: &str) -> bool {
-    let output = Command::new(program).arg("--version").output();
+    has_command(program, "--version")
+}
+
+/// Returns whether `program` succeeds here with this argument; skips if not.
+///
+/// # Panics
+/// As [`skip`].
+#[track_caller]
+pub fn has_command(program: &str, argument: &str) -> bool {
+    let output = Command::new(program).arg(argument).output();
     let found = output.is_ok_and(|output| output.status.success());
     if !found {
         skip(format_args!("no {program} on this machine"));

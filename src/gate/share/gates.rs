@@ -1,0 +1,198 @@
+//! What the gates of this host do, from their status files; and the lease that they read.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use qpatch_gate::host_share::LeasePhase;
+use qpatch_gate::lease::{FILE_MAX, Header, Parsed, parse};
+use qpatch_gate::problem::File as GateFile;
+use qpatch_gate::rules::KeyKind;
+use qpatch_gate::table::Limit;
+use qpatch_gate_status::{KeyStatus, StatusError};
+
+use super::agent::{Demand, KeyDemand};
+use crate::error::{Error, Result};
+use crate::gate::advice::unusable;
+use crate::gate::status_file::{
+    ProcessState, SpawnerStatus, Unread, UnreadReason, counted, explain, merged, name_bytes, read,
+};
+use crate::qmail::control::read_file;
+use crate::qmail::home::Home;
+
+/// The status files of a qmail.
+pub(super) struct Gates {
+    home: Home,
+    seen: Option<(u64, SystemTime)>,
+    spawners: Vec<SpawnerStatus>,
+}
+
+impl Gates {
+    pub(super) fn new(home: Home) -> Self {
+        Self { home, seen: None, spawners: Vec::new() }
+    }
+
+    /// What they do. The files are read if the first one has changed, or if there are several.
+    ///
+    /// # Errors
+    /// A file cannot be read. One that is empty or is being written is no error.
+    pub(super) fn look(&mut self) -> Result<Demand> {
+        let metadata = std::fs::metadata(self.home.lock("gatestatus"));
+        let now = metadata.ok().and_then(|file| Some((file.ino(), file.modified().ok()?)));
+        if now.is_none() || now != self.seen || self.spawners.len() > 1 {
+            match read(&self.home) {
+                Ok(spawners) => (self.spawners, self.seen) = (spawners, now),
+                Err(Unread { why: UnreadReason::Status(StatusError::Empty), .. }) => {
+                    self.spawners.clear();
+                }
+                Err(Unread { why: UnreadReason::Status(StatusError::Torn), .. }) => {}
+                Err(unread) => return Err(explain(&self.home, &unread)),
+            }
+        } else {
+            for spawner in &mut self.spawners {
+                spawner.look_again();
+            }
+        }
+        Ok(demand(&self.spawners))
+    }
+}
+
+/// What the gates of a host say together.
+fn demand(spawners: &[SpawnerStatus]) -> Demand {
+    let runs = |spawner: &&SpawnerStatus| spawner.process != ProcessState::Gone;
+    if !spawners.iter().any(|spawner| runs(&spawner)) {
+        return Demand::default();
+    }
+    let seqs = counted(spawners).map(|spawner| spawner.status.lease.map_or(0, |lease| lease.seq));
+    let confirmed = seqs.min().unwrap_or(0);
+    let status = merged(spawners);
+    let now_secs = status.written_secs;
+    let is_over = status.lease.is_some_and(|lease| lease.phase != LeasePhase::Valid);
+    let keys = status.keys.iter().filter_map(|key| {
+        let Limit::AtMost(limit @ 1..) = key.limit else { return None };
+        let want = want(key, limit, now_secs, is_over);
+        Some(KeyDemand { kind: key.kind, name: name_bytes(key), limit, running: key.running, want })
+    });
+    Demand { runs: true, confirmed, keys: keys.collect() }
+}
+
+/// How many would run if there were places.
+fn want(key: &KeyStatus, limit: u32, now_secs: u64, is_over: bool) -> u32 {
+    if key.suspended_secs > now_secs {
+        return key.running;
+    }
+    let waiting = key.held.saturating_add(key.away);
+    let mut want = key.running.saturating_add(waiting).min(limit);
+    // What a rate holds back needs no places.
+    if key.next_start_ms > 0 {
+        want = want.min(key.running + 1);
+    }
+    // The server takes no more: a limit that was learned is below the share.
+    if let (Limit::AtMost(effective), Some(share)) = (key.effective, key.share)
+        && effective < share
+        && !is_over
+    {
+        want = want.min(effective);
+    }
+    want
+}
+
+/// queue/lock/gatelease, for the one agent of a qmail.
+pub(super) struct LeaseFile {
+    path: PathBuf,
+    file: File,
+}
+
+/// The lease that an earlier agent has left.
+pub(super) enum Left {
+    /// None.
+    Nothing,
+    /// A whole one.
+    Whole(Header, Vec<(KeyKind, Vec<u8>, u32)>),
+    /// One whose keys are not known, and when it ends; None: that is not known either.
+    Torn(Option<Header>),
+}
+
+impl LeaseFile {
+    /// Opens the file, and keeps other agents away from it.
+    ///
+    /// # Errors
+    /// It cannot be opened, or another agent has it.
+    pub(super) fn open(home: &Home) -> Result<Self> {
+        let path = home.lock(GateFile::Lease.name());
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+            .open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Err(Error::new(
+                    path.display(),
+                    "permission denied",
+                    "run the agent as the user of qmail-rspawn (qmailr) or as root; if there is no such file, make \
+                     setup makes it in a tree that this qpatch has patched",
+                ));
+            }
+            Err(error) => return Err(Error::io(&path, "open it", &error)),
+        };
+        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Err(Error::new(path.display(), "not a regular file", ""));
+        }
+        if file.try_lock().is_err() {
+            return Err(Error::new(
+                path.display(),
+                "another qpatch gate share has this file",
+                "run one for each qmail",
+            ));
+        }
+        Ok(Self { path, file })
+    }
+
+    /// Reads what an earlier agent has left.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) fn left(&self) -> Result<Left> {
+        let read = read_file(&self.path, FILE_MAX).map_err(|kind| unusable(&self.path, kind))?;
+        let mut bytes = read.map(|(_, bytes)| bytes).unwrap_or_default();
+        if bytes.is_empty() {
+            return Ok(Left::Nothing);
+        }
+        let mut keys = Vec::new();
+        Ok(match parse(&mut bytes, |kind, name, share| keys.push((kind, name.to_vec(), share))) {
+            Parsed::Whole(header) => Left::Whole(header, keys),
+            Parsed::HeaderOnly(header) => Left::Torn(Some(header)),
+            Parsed::Torn => Left::Torn(None),
+        })
+    }
+
+    /// Writes it over the old contents. A reader that sees a part of it keeps the old contents.
+    ///
+    /// # Errors
+    /// It cannot be written, or another file has its name.
+    pub(super) fn write(&self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() as u64 > FILE_MAX {
+            let what = "too many keys for the gate, which reads no more than a megabyte";
+            return Err(Error::new(self.path.display(), what, ""));
+        }
+        let failed = |error: std::io::Error| Error::io(&self.path, "write it", &error);
+        let here = std::fs::metadata(&self.path).map_err(failed)?;
+        let own = self.file.metadata().map_err(failed)?;
+        if (here.dev(), here.ino()) != (own.dev(), own.ino()) {
+            return Err(Error::new(
+                self.path.display(),
+                "somebody has replaced this file",
+                "start the agent again",
+            ));
+        }
+        self.file.write_all_at(bytes, 0).map_err(failed)?;
+        self.file.set_len(bytes.len() as u64).map_err(failed)
+    }
+}

@@ -1,0 +1,278 @@
+//! `qpatch gate share` as real processes, with real gates and a real redis-server on loopback.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod proxy;
+mod rig;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use proxy::Proxy;
+use qpatch_test_support::redis::Redis;
+use rig::{LEASE_MS, Node, secret, until};
+
+const TABLE: &str = ":20\n";
+
+fn store(port: u16) -> String {
+    format!("store redis://127.0.0.1:{port}")
+}
+
+/// Two hosts that take part.
+fn pair(redis: &Redis) -> (Node, Node) {
+    let mut one = Node::new("one", TABLE, &store(redis.port));
+    let mut two = Node::new("two", TABLE, &store(redis.port));
+    for node in [&mut one, &mut two] {
+        node.start();
+    }
+    until("both take part", &mut [&mut one, &mut two], all_valid);
+    (one, two)
+}
+
+fn all_valid(nodes: &mut [&mut Node]) -> bool {
+    nodes.iter().all(|node| {
+        node.phase() == "valid" && node.said().contains(" shares the limits of the pool ")
+    })
+}
+
+#[test]
+fn shares_follow_the_mail_and_an_agent_may_die() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (mut one, mut two) = pair(&redis);
+    one.mail(0..30, "a.example");
+    until("one host has all places", &mut [&mut one, &mut two], |nodes| {
+        nodes[0].running("a.example") == 20
+    });
+    two.mail(0..30, "a.example");
+    assert_eq!(two.running("a.example"), 0, "its start-up share is taken");
+    // As deliveries end, the other one gets its half.
+    let started = Instant::now();
+    until("the share falls", &mut [&mut one, &mut two], |nodes| {
+        nodes[0].share("a.example") == Some(10)
+    });
+    one.end(0..10);
+    until("half each", &mut [&mut one, &mut two], |nodes| nodes[1].running("a.example") == 10);
+    qpatch_test_support::tell(format_args!("half each after {:?}", started.elapsed()));
+    assert_eq!(one.running("a.example"), 10);
+
+    // kill -9: the gate keeps its share until the lease ends, and then has its fall-back share.
+    one.kill();
+    until("the lease is over", &mut [&mut one, &mut two], |nodes| nodes[0].phase() == "over");
+    assert_eq!(one.running("a.example") + two.running("a.example"), 20);
+    assert_eq!(two.phase(), "valid");
+    let problems = one.status().unwrap().problems;
+    assert!(problems[0].contains("each limit is divided by 2"), "{problems:?}");
+    // Another agent goes on.
+    one.start();
+    until("the agent is back", &mut [&mut one, &mut two], all_valid);
+    // A second one for the same qmail does not start.
+    let run = common::qpatch(&["gate", "share", one.path().to_str().unwrap()]);
+    assert!(run.err.contains("another qpatch gate share has this file"), "{}", run.err);
+}
+
+#[test]
+fn an_agent_that_is_stopped_for_longer_than_a_lease() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (mut one, mut two) = pair(&redis);
+    one.mail(0..30, "a.example");
+    until("one host has all places", &mut [&mut one, &mut two], |nodes| {
+        nodes[0].running("a.example") == 20
+    });
+    one.end(0..30);
+    one.mail(0..6, "a.example");
+    one.signal("-STOP");
+    two.mail(0..30, "a.example");
+    until("the lease is over", &mut [&mut one, &mut two], |nodes| nodes[0].phase() == "over");
+    // What runs there counts until the lease is over, then the fall-back share.
+    until("the other has its half", &mut [&mut one, &mut two], |nodes| {
+        nodes[1].running("a.example") == 10
+    });
+    one.mail(30..60, "a.example");
+    assert_eq!(one.running("a.example"), 10);
+    one.signal("-CONT");
+    until("the agent is back", &mut [&mut one, &mut two], all_valid);
+    assert!(one.running("a.example") + two.running("a.example") <= 20);
+}
+
+#[test]
+fn the_store_goes_away_and_comes_back_empty() {
+    let Some(mut redis) = Redis::start(&[]) else { return };
+    let (mut one, mut two) = pair(&redis);
+    one.mail(0..30, "a.example");
+    until("one host has all places", &mut [&mut one, &mut two], |nodes| {
+        nodes[0].running("a.example") == 20
+    });
+    redis.stop();
+    until("no lease", &mut [&mut one, &mut two], |nodes| {
+        nodes.iter().all(|node| node.phase() == "over")
+    });
+    two.mail(0..30, "a.example");
+    assert_eq!(two.running("a.example"), 10, "the limit divided by two");
+    assert!(two.said().contains("the connection is refused; "), "{}", two.said());
+    one.end(0..30);
+    redis.restart();
+    until("both take part again", &mut [&mut one, &mut two], |nodes| {
+        nodes.iter().all(|node| node.phase() == "valid")
+    });
+    one.mail(30..60, "a.example");
+    until("half each", &mut [&mut one, &mut two], |nodes| nodes[0].running("a.example") == 10);
+}
+
+#[test]
+fn a_password_and_tls() {
+    let Some(redis) = Redis::start(&["--requirepass", "S3cret-word"]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    let config = format!("{}\npassword-file {}", store(redis.port), file.display());
+    let mut node = Node::new("one", TABLE, &config);
+    let path = node.path().to_str().unwrap().to_string();
+    secret(&file, "S3cret-word\n", 0o644);
+    let run = common::qpatch(&["gate", "share", &path]);
+    assert_eq!(run.code, 1);
+    assert!(run.err.contains("(mode 644), so it keeps no secret"), "{}", run.err);
+    // A wrong one is not repeated.
+    secret(&file, "Wr0ng-word\n", 0o600);
+    node.start();
+    until("it is refused", &mut [&mut node], |nodes| {
+        nodes[0].said().contains("refuses this user or password")
+    });
+    assert!(!node.said().contains("Wr0ng"), "{}", node.said());
+    node.kill();
+    secret(&file, "S3cret-word\n", 0o640);
+    node.start();
+    until("it takes part", &mut [&mut node], all_valid);
+    node.kill();
+
+    // TLS, with an authority of our own.
+    if !qpatch_test_support::has_command("openssl", "version") {
+        return;
+    }
+    let cert = dir.path().join("cert.pem");
+    let key = dir.path().join("key.pem");
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let port = qpatch_test_support::redis::free_port();
+    let (cert, key) = (cert.to_str().unwrap(), key.to_str().unwrap());
+    let tls = ["--tls-port", &port.to_string(), "--tls-cert-file", cert, "--tls-key-file", key];
+    let args = [
+        &tls[..],
+        &["--tls-auth-clients", "no", "--tls-ca-cert-file", cert, "--requirepass", "S3cret-word"],
+    ];
+    let _redis = Redis::start(&args.concat()).unwrap();
+    let address = format!("store rediss://127.0.0.1:{port}\npassword-file {}", file.display());
+    // Without the authority the certificate is not trusted.
+    let mut node = Node::new("one", TABLE, &address);
+    node.start();
+    until("it is not trusted", &mut [&mut node], |nodes| {
+        nodes[0].said().contains("no connection: ")
+    });
+    assert!(!node.said().contains("S3cret"), "{}", node.said());
+    let mut node = Node::new("one", TABLE, &format!("{address}\nca-file {cert}"));
+    node.start();
+    until("it takes part over TLS", &mut [&mut node], all_valid);
+}
+
+#[test]
+fn a_slow_store_and_a_replica() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let proxy = Proxy::start(redis.port);
+    let mut one = Node::new("one", TABLE, &store(proxy.port));
+    let mut two = Node::new("two", TABLE, &store(redis.port));
+    for node in [&mut one, &mut two] {
+        node.start();
+    }
+    until("both take part", &mut [&mut one, &mut two], all_valid);
+    one.mail(0..30, "a.example");
+    until("one has all places", &mut [&mut one, &mut two], |nodes| {
+        nodes[0].running("a.example") == 20
+    });
+    one.end(0..30);
+    // A fifth of a lease for each answer: slow, and good enough.
+    proxy.delay(Duration::from_millis(LEASE_MS / 5));
+    one.mail(0..30, "a.example");
+    until("places", &mut [&mut one, &mut two], |nodes| nodes[0].running("a.example") == 20);
+    // Two seconds are as good as no answer: the fall-back share counts, and the other host is not held up.
+    proxy.delay(Duration::from_secs(2));
+    until("the lease is over", &mut [&mut one, &mut two], |nodes| nodes[0].phase() == "over");
+    assert!(one.said().contains("no answer in time"), "{}", one.said());
+    one.end(0..30);
+    two.mail(0..30, "a.example");
+    until("the other has its half", &mut [&mut one, &mut two], |nodes| {
+        nodes[1].running("a.example") == 10
+    });
+    proxy.delay(Duration::ZERO);
+    until("both take part again", &mut [&mut one, &mut two], all_valid);
+
+    let replica = Redis::start(&["--replicaof", "127.0.0.1", &redis.port.to_string()]).unwrap();
+    let mut three = Node::new("three", TABLE, &store(replica.port));
+    three.start();
+    until("the replica is recognised", &mut [&mut three], |nodes| {
+        nodes[0].said().contains("it is a replica, which takes no writes: name the primary")
+    });
+    assert!(!three.has_ended());
+    // Its gate has the limit: this host has never taken part.
+    three.mail(0..30, "a.example");
+    assert_eq!(three.running("a.example"), 20);
+}
+
+#[test]
+fn names_with_every_byte() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let (mut one, mut two) = pair(&redis);
+    let names: Vec<String> = (1..128u8)
+        .filter(|byte| !byte.is_ascii_uppercase() && *byte != b'@' && *byte != b'.')
+        .map(|byte| format!("{}{}{{x}}.example", char::from(byte), char::from(byte)))
+        .collect();
+    for (name, slot) in names.iter().zip((0..).step_by(2)).take(90) {
+        one.mail(slot..slot + 2, name);
+    }
+    until("each runs two", &mut [&mut one, &mut two], |nodes| {
+        names.iter().take(90).all(|name| nodes[0].running(name) == 2)
+    });
+}
+
+#[test]
+fn what_is_wrong_is_said() {
+    let node = Node::new("one", TABLE, "store redis://127.0.0.1:1");
+    let path = node.path().to_str().unwrap();
+    let config = node.path().join("control/concurrencyshare");
+    for (text, expected) in [
+        (
+            "store redis://:S3cret@127.0.0.1\n",
+            "a password does not belong here: use password-file, and user",
+        ),
+        ("pool x\n", "no store\n  add a line such as: store redis://store.example:6379"),
+        (
+            "store redis://a\nhost a:b\n",
+            "concurrencyshare:2: the name of the host has other characters",
+        ),
+    ] {
+        fs::write(&config, text).unwrap();
+        let run = common::qpatch(&["gate", "share", path]);
+        assert_eq!(run.code, 1);
+        assert!(run.err.contains(expected), "{}", run.err);
+        assert!(!run.err.contains("S3cret"), "{}", run.err);
+    }
+    fs::remove_file(&config).unwrap();
+    let run = common::qpatch(&["gate", "share", path]);
+    assert!(run.err.contains("no such file"), "{}", run.err);
+}
