@@ -24,7 +24,7 @@ const CONTROL_FILES: [(&str, &str); 2] = [
 
 /// What the exit codes 0 and 1 mean, for commands where they mean more than "done" and "could not". 2 is always wrong
 /// usage.
-const EXIT_STATUS: [(&str, &str, &str); 10] = [
+const EXIT_STATUS: [(&str, &str, &str); 11] = [
     (
         "qpatch-status",
         "the tree was read, with or without patches in it",
