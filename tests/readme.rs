@@ -44,6 +44,18 @@ fn the_demo_is_as_pictured() {
     let done = qpatch(&["demo"]).ok();
     // This is also the whole proof of stock-kr: nothing fails, nothing is left out, with 1000 deliveries at once.
     let (_, steps) = done.out.split_once("\nverify\n").expect("steps");
+    let (steps, chart) =
+        steps.split_once("\n\nthe gate at work, in the step gate: ").expect("a chart");
+    // A domain is at its limit while mail to others goes through.
+    let capped = "100 messages to capped.example, which has a limit of 5: at most 5 at once, all done after ";
+    assert!(
+        chart.contains(capped) && chart.contains("\n     5 |") && chart.contains("#####"),
+        "{chart}"
+    );
+    assert!(
+        chart.contains("\n200 messages to other domains, which have none: at most "),
+        "{chart}"
+    );
     let (steps, summary) = steps.trim_end().rsplit_once('\n').expect("a summary");
     let is_step = |line: &&str| !line.starts_with(' ');
     assert!(steps.lines().filter(is_step).all(|line| line.starts_with("ok ")), "{}", done.out);

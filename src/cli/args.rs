@@ -55,6 +55,8 @@ pub(super) enum QpatchCommand {
         command: RuleCommand,
     },
     /// Apply and verify on a built-in tree, to see what qpatch does without a tree of your own
+    ///
+    /// Ends with a chart of what ran at once to a domain with a limit, and to others meanwhile.
     Demo {
         /// How many deliveries at once
         #[arg(long, value_name = "N", default_value_t = 1000,

@@ -129,7 +129,8 @@ fn verify_applied(args: &Apply) -> CommandResult {
         return Ok(());
     }
     let tree = &args.choice.tree;
-    prove(tree, &verify::Options::default(), Format::Table).inspect_err(|_| {
+    let proved = prove(tree, &verify::Options::default(), Format::Table);
+    proved.map(drop).inspect_err(|_| {
         let args = Revert { tree: tree.clone(), force: false };
         if let Err(failures) = revert::run(&args) {
             failures.print();

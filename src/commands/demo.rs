@@ -1,4 +1,4 @@
-//! `qpatch demo`: applies the patches to a built-in tree and verifies it.
+//! `qpatch demo`: applies the patches to a built-in tree, verifies it, and shows what ran at once under a limit.
 
 #![forbid(unsafe_code)]
 
@@ -33,5 +33,13 @@ pub fn run(spawn: u32) -> CommandResult {
     })?;
     apply::apply(&Apply { choice, dry_run: false, verify: false }, NextSteps::Hidden)?;
     print(|out| writeln!(out, "\nverify"))?;
-    prove(&tree, &verify::Options::default(), Format::Table)
+    let outcome = prove(&tree, &verify::Options::default(), Format::Table)?;
+    let charts = outcome.steps.iter().filter(|step| !step.chart.is_empty());
+    print(|out| {
+        for step in charts {
+            writeln!(out, "\nthe gate at work, in the step {}: deliveries at once", step.name)?;
+            step.chart.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        }
+        Ok(())
+    })
 }

@@ -11,7 +11,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use crate::error::Error;
 use crate::output::{CommandResult, Failures, Format, print};
 use crate::verify::sandbox::scratch::Keep;
-use crate::verify::{self, Silent, Transient, Written};
+use crate::verify::{self, ProofOutcome, Silent, Transient, Written};
 
 /// Arguments of `qpatch verify`.
 #[derive(Debug, Args)]
@@ -71,11 +71,15 @@ pub fn run(args: &Verify) -> CommandResult {
         control: args.control.clone(),
         ..verify::Options::default()
     };
-    prove(&args.tree, &options, args.format)
+    prove(&args.tree, &options, args.format).map(drop)
 }
 
 /// Proves a tree and prints each step. Returns an error if a step fails.
-pub(super) fn prove(tree: &Path, options: &verify::Options, format: Format) -> CommandResult {
+pub(super) fn prove(
+    tree: &Path,
+    options: &verify::Options,
+    format: Format,
+) -> Result<ProofOutcome, Failures> {
     let outcome = match format {
         Format::Table => {
             let transient = match io::stdout().is_terminal() {
@@ -106,5 +110,5 @@ pub(super) fn prove(tree: &Path, options: &verify::Options, format: Format) -> C
         Format::Json => writeln!(out, "{}", outcome.to_json()),
     })?;
     // What failed has been printed.
-    if outcome.ok() { Ok(()) } else { Err(Failures::printed()) }
+    if outcome.ok() { Ok(outcome) } else { Err(Failures::printed()) }
 }

@@ -33,6 +33,9 @@ pub struct Step {
     pub figures: BTreeMap<&'static str, u64>,
     /// Remarks that are not errors but worth knowing.
     pub notes: Vec<String>,
+    /// What ran at once over time, as lines of text; empty for most steps.
+    #[serde(skip)]
+    pub chart: Vec<String>,
     /// Wall time in seconds.
     pub seconds: f64,
 }
@@ -222,6 +225,7 @@ mod tests {
             detail: "1000 \"at once\"\nline".to_owned(),
             figures: BTreeMap::from([("at_once", 1000)]),
             notes: vec!["a\tb".to_owned()],
+            chart: Vec::new(),
             seconds: 1.25,
         }
     }

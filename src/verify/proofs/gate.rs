@@ -8,6 +8,7 @@ use super::mail::{self, CappedFigures};
 use super::spawner_trials::OnProgress;
 use crate::sys::Resource;
 use crate::verify::error::Error;
+use crate::verify::rig::at_once::AtOnce;
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::protocol::Command;
 use crate::verify::rig::spawner::{Channel, Spawner, Stderr, with_last_words};
@@ -39,6 +40,8 @@ pub struct GateFigures {
     pub group_peak: Option<usize>,
     /// Starts that were made to fail before the limit was tried again; 0 if this machine offers no way to do that.
     pub failed_starts: usize,
+    /// What ran at once on the usual channel, over time.
+    pub curves: Vec<AtOnce>,
     /// Warnings of qmail-send that do not fail the proof.
     pub notes: Vec<String>,
 }
@@ -91,13 +94,13 @@ fn prove_domain_limit(
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<GateFigures, Error> {
-    let CappedFigures { capped, others, peak, notes } =
+    let CappedFigures { capped, others, peak, curves, notes } =
         mail::capped(sandbox, stubs, &[DOMAIN.to_owned()], limit, room, random, on_progress)?;
     // The trials with qmail-send empty the queue, so the message is added after them.
     let message = sandbox.add_message(b"Subject: gate\n\nto a full domain\n")?;
     let failed_starts =
         with_last_words(|errors| places_come_back(sandbox, stubs, limit, message, errors))?;
-    Ok(GateFigures { limit, peak, capped, others, group_peak: None, failed_starts, notes })
+    Ok(GateFigures { limit, peak, capped, others, group_peak: None, failed_starts, curves, notes })
 }
 
 /// Makes more starts fail than the domain has places, and then fills its places. Returns how many failed; 0 if this

@@ -6,6 +6,7 @@ use crate::verify::error::Error;
 use crate::verify::proofs::fork_server::{self, ForkServerTrial};
 use crate::verify::proofs::gate;
 use crate::verify::proofs::mail::{self, Concurrency, MailFigures, Stop};
+use crate::verify::rig::at_once;
 use crate::verify::rig::spawner::{Channel, Spawner};
 use crate::verify::sandbox::private_tree::Sandbox;
 
@@ -121,6 +122,7 @@ impl Session<'_> {
             .figure("limit", gated.limit as usize)
             .figure("peak", gated.peak);
         shown.notes = gated.notes;
+        shown.chart = at_once::chart(&gated.curves);
         Ok(((), shown))
     }
 

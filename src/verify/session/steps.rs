@@ -45,6 +45,7 @@ pub(super) struct StepDetail {
     pub(super) detail: String,
     pub(super) figures: BTreeMap<&'static str, u64>,
     pub(super) notes: Vec<String>,
+    pub(super) chart: Vec<String>,
 }
 
 impl StepDetail {
@@ -198,8 +199,8 @@ impl<'s> Session<'s> {
         shown: StepDetail,
         seconds: f64,
     ) {
-        let StepDetail { detail, figures, notes } = shown;
-        let step = Step { name: name.to_owned(), verdict, detail, figures, notes, seconds };
+        let StepDetail { detail, figures, notes, chart } = shown;
+        let step = Step { name: name.to_owned(), verdict, detail, figures, notes, chart, seconds };
         self.progress.end(&step);
         self.steps.push(step);
     }

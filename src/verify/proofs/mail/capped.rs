@@ -7,6 +7,7 @@ use super::plan::MailPlan;
 use super::queue::{empty_queue, set_concurrency};
 use super::watchdog::Watchdog;
 use crate::verify::error::Error;
+use crate::verify::rig::at_once::{self, AtOnce};
 use crate::verify::rig::log::Log;
 use crate::verify::rig::numbers::Random;
 use crate::verify::rig::sendrig::{SendRig, Spawners};
@@ -22,6 +23,8 @@ pub struct CappedFigures {
     pub others: usize,
     /// The most deliveries to the capped domain at the same time.
     pub peak: usize,
+    /// What ran at once, over time: deliveries to the capped domain, and those to others.
+    pub curves: Vec<AtOnce>,
     /// Warnings of qmail-send that do not fail the trial.
     pub notes: Vec<String>,
 }
@@ -103,7 +106,16 @@ pub fn capped(
     if peak > places {
         return Err(over_limit(domains, places, peak));
     }
-    Ok(CappedFigures { capped: to_capped, others: to_others, peak, notes })
+    let is_other = |event: &stub::StubEvent| !is_capped(event);
+    let shown = [
+        (
+            format!("{to_capped} messages to {domain}, which has a limit of {limit}"),
+            &is_capped as _,
+        ),
+        (format!("{to_others} messages to other domains, which have none"), &is_other as _),
+    ];
+    let curves = at_once::curves(stubs.events(), &shown);
+    Ok(CappedFigures { capped: to_capped, others: to_others, peak, curves, notes })
 }
 
 /// Fails if qmail-send has complained, because after a fault of the gate it would complain for ever, and if no mail
