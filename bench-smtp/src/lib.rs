@@ -24,4 +24,5 @@ pub mod session;
 pub mod sink;
 #[allow(unsafe_code)]
 mod sys;
+pub mod tls;
 pub mod usage;

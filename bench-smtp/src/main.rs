@@ -24,6 +24,7 @@ use qpatch_bench_smtp::run::{Run, Subject, run};
 use qpatch_bench_smtp::scenario::{Learn, Scenario, ScenarioOptions};
 use qpatch_bench_smtp::servers::{self, SERVER_KINDS, ServerKind};
 use qpatch_bench_smtp::sink::Step;
+use qpatch_bench_smtp::tls::StartTls;
 use qpatch_bench_smtp::{measure, postfix, sandbox, session, usage};
 
 /// Measure the patched qmail on real SMTP over loopback, with the gate, without it, and beside Postfix
@@ -77,6 +78,9 @@ struct Args {
     /// Only these real servers, see README.md
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = kind, requires = "servers")]
     server: Vec<&'static ServerKind>,
+    /// The servers offer STARTTLS; for a tree whose qmail-remote uses it
+    #[arg(long, conflicts_with = "servers")]
+    tls: bool,
     /// Do not make a network namespace; the sinks then listen on this port
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1024..))]
     port: Option<u16>,
@@ -177,6 +181,7 @@ fn bench(args: &Args) -> Result<()> {
         table: args.table.as_ref().map(|table| format!("{}\n", table.replace("\\n", "\n"))),
         learn: args.learn.map(|learn| if learn == OnOff::On { Learn::On } else { Learn::Off }),
         concurrency: args.spawn,
+        starttls: if args.tls { StartTls::Offered } else { StartTls::Unknown },
         has_dns,
     };
     about(args, &scratch, &mut report);
@@ -461,6 +466,9 @@ fn run_plans(
                 .map(|line| format!("; {line}"))
                 .unwrap_or_default(),
         );
+        if plan.starttls == StartTls::Offered {
+            eprintln!("    over TLS: {}", shown.record.encrypted);
+        }
         if !shown.self_report.cpu_ms_of.is_empty() {
             let parts = shown.self_report.cpu_ms_of.iter();
             let parts: Vec<String> = parts.map(|(name, ms)| format!("{name} {ms:.0}")).collect();

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use crate::sink::{Server, local_part};
+use crate::tls::StartTls;
 
 /// How a mail server finds the server of a domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,8 @@ pub struct Plan {
     pub concurrency: u32,
     /// control/timeoutremote, and Postfix's smtp_helo_timeout and similar settings.
     pub patience: Duration,
+    /// Whether the servers offer STARTTLS.
+    pub starttls: StartTls,
 }
 
 impl Plan {

@@ -104,7 +104,7 @@ pub fn run(subject: &mut dyn Subject, plan: &Plan, port: u16) -> Result<Run> {
     }
     let queued_secs = queueing.elapsed().as_secs_f64();
     let classes = plan.mails.iter().map(|mail| u8::try_from(mail.class).unwrap_or(u8::MAX));
-    let sink = Sink::start(&plan.servers, port, classes.collect(), plan.classes)?;
+    let sink = Sink::start(&plan.servers, port, classes.collect(), plan.classes, plan.starttls)?;
     let mut run_loop =
         RunLoop { plan, subject, sink: &sink, arrived: vec![None; plan.mails.len()] };
     run_loop.subject.start()?;

@@ -10,6 +10,7 @@ use crate::measure;
 use crate::plan::{Domain, KnownSites, LaterMail, Mail, Plan, Random, Route, address, domain_name};
 use crate::run::Run;
 use crate::sink::{Behaviour, Greylist, Server, Service};
+use crate::tls::StartTls;
 
 /// The big domain's mail.
 pub const BIG: usize = 0;
@@ -75,6 +76,8 @@ pub struct ScenarioOptions {
     pub learn: Option<Learn>,
     /// conf-spawn and concurrencyremote.
     pub concurrency: u32,
+    /// Whether the servers offer STARTTLS.
+    pub starttls: StartTls,
     /// Whether there is a name server, and S5 can go by MX records.
     pub has_dns: bool,
 }
@@ -118,6 +121,7 @@ impl ScenarioOptions {
             cap: CAP,
             concurrency: self.concurrency,
             patience: Duration::from_secs(60),
+            starttls: self.starttls,
         }
     }
 

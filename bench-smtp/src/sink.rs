@@ -31,6 +31,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::error::{Error, Result};
+use crate::tls::{StartTls, TlsSession, TlsSettings};
 
 /// How a server treats its clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,6 +116,8 @@ pub struct Record {
     pub servers: Vec<ServerRecord>,
     /// In the order of time; a mail that came twice is in it twice.
     pub accepted: Vec<Accepted>,
+    /// Of these, how many came over TLS.
+    pub encrypted: u32,
     /// Recipients that are not the bench's.
     pub strangers: u32,
     /// The processor time of the sink's thread, in milliseconds.
@@ -163,6 +166,7 @@ impl Sink {
         port: u16,
         classes: Vec<u8>,
         class_count: usize,
+        starttls: StartTls,
     ) -> Result<Sink> {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(Error::doing("make an event descriptor"))?;
@@ -173,7 +177,10 @@ impl Sink {
             wake,
         });
         let started = Instant::now();
-        let turn = Turn::new(servers, port, classes, Arc::clone(&shared), started)?;
+        let mut turn = Turn::new(servers, port, classes, Arc::clone(&shared), started)?;
+        if starttls == StartTls::Offered {
+            turn.tls = Some(TlsSettings::new("sink.bench.example")?);
+        }
         let thread = std::thread::Builder::new()
             .name("sink".to_owned())
             .spawn(move || turn.run())
@@ -239,6 +246,8 @@ enum Stage {
 #[derive(Debug)]
 struct Connection {
     stream: TcpStream,
+    /// Set once the client has said STARTTLS.
+    tls: Option<TlsSession>,
     server: usize,
     stage: Stage,
     input: Vec<u8>,
@@ -268,6 +277,8 @@ struct Turn {
     seen: Vec<u8>,
     greeted: HashSet<u32>,
     record: Record,
+    /// None: STARTTLS is unknown.
+    tls: Option<TlsSettings>,
     shared: Arc<Shared>,
     started: Instant,
 }
@@ -319,6 +330,7 @@ impl Turn {
             seen,
             greeted: HashSet::new(),
             record: Record::default(),
+            tls: None,
             shared,
             started,
         })
@@ -421,8 +433,15 @@ impl Turn {
         let greets = stage == Stage::Commands;
         self.serial += 1;
         let serial = self.serial;
-        self.connections[at] =
-            Some(Connection { stream, server, stage, input: Vec::new(), mail: None, serial });
+        self.connections[at] = Some(Connection {
+            stream,
+            tls: None,
+            server,
+            stage,
+            input: Vec::new(),
+            mail: None,
+            serial,
+        });
         if greets && !self.reply(at, b"220 sink.bench.example ESMTP\r\n") {
             self.end(at);
         }
@@ -430,7 +449,10 @@ impl Turn {
     }
 
     fn end(&mut self, at: usize) {
-        if let Some(connection) = self.connections[at].take() {
+        if let Some(mut connection) = self.connections[at].take() {
+            if let Some(tls) = &mut connection.tls {
+                tls.close(&mut connection.stream);
+            }
             // Closing takes it out of the epoll set.
             self.count(connection.server, -1);
             self.free.push(at);
@@ -440,15 +462,26 @@ impl Turn {
     /// Whether the client is still there.
     fn reply(&mut self, at: usize, text: &[u8]) -> bool {
         // So few bytes always fit; a client that does not read them has gone.
-        self.connections[at].as_mut().is_some_and(|c| c.stream.write_all(text).is_ok())
+        self.connections[at].as_mut().is_some_and(|connection| match &mut connection.tls {
+            None => connection.stream.write_all(text).is_ok(),
+            Some(tls) => tls.write(&mut connection.stream, text).is_ok(),
+        })
     }
 
     fn read(&mut self, at: usize) {
         let mut buffer = [0_u8; 4096];
         let Some(connection) = self.connections[at].as_mut() else { return };
-        match connection.stream.read(&mut buffer) {
-            Ok(0) => return self.end(at),
-            Ok(n) => connection.input.extend_from_slice(&buffer[..n]),
+        let Connection { stream, tls, input, .. } = connection;
+        let is_there = match tls {
+            None => stream.read(&mut buffer).map(|n| {
+                input.extend_from_slice(&buffer[..n]);
+                n > 0
+            }),
+            Some(tls) => tls.read(stream, input),
+        };
+        match is_there {
+            Ok(false) => return self.end(at),
+            Ok(true) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
             Err(_) => return self.end(at),
         }
@@ -473,10 +506,38 @@ impl Turn {
             };
             let line = rest[..end].trim_ascii_end().to_vec();
             taken += end + 1;
+            let was_plain = self.is_plain(at);
             if let After::Ends = self.line(at, &line) {
                 return After::Ends;
             }
+            if was_plain
+                && let Some(connection) = self.connections[at].as_mut()
+                && connection.tls.is_some()
+            {
+                // What came behind STARTTLS in plain text does not count (RFC 3207, section 4.2).
+                connection.input.clear();
+                return After::Goes;
+            }
         }
+    }
+
+    fn is_plain(&self, at: usize) -> bool {
+        self.connections[at].as_ref().is_some_and(|connection| connection.tls.is_none())
+    }
+
+    /// Answers STARTTLS; what comes next is the handshake.
+    fn start_tls(&mut self, at: usize) -> After {
+        let Some(Ok(session)) = self.tls.as_ref().map(TlsSettings::accept) else {
+            return After::Ends;
+        };
+        if !self.reply(at, b"220 2.0.0 go ahead\r\n") {
+            return After::Ends;
+        }
+        if let Some(connection) = self.connections[at].as_mut() {
+            connection.tls = Some(session);
+            connection.mail = None;
+        }
+        After::Goes
     }
 
     fn line(&mut self, at: usize, line: &[u8]) -> After {
@@ -495,8 +556,15 @@ impl Turn {
             self.thinking.push(Reverse((until, at, connection.serial)));
             return After::Goes;
         }
+        let offers_tls = self.tls.is_some() && connection.tls.is_none();
+        if offers_tls && line.eq_ignore_ascii_case(b"STARTTLS") {
+            return self.start_tls(at);
+        }
         let verb = line.get(..4).unwrap_or(line).to_ascii_uppercase();
         let text: &[u8] = match verb.as_slice() {
+            b"EHLO" if offers_tls => {
+                b"250-sink.bench.example\r\n250-PIPELINING\r\n250 STARTTLS\r\n"
+            }
             b"EHLO" => b"250-sink.bench.example\r\n250 PIPELINING\r\n",
             b"HELO" | b"MAIL" | b"RSET" | b"NOOP" => b"250 ok\r\n",
             b"RCPT" => match mail_of(line).filter(|mail| (*mail as usize) < self.classes.len()) {
@@ -532,11 +600,13 @@ impl Turn {
         let Some(connection) = self.connections[at].as_mut() else { return After::Ends };
         connection.stage = Stage::Commands;
         let mail = connection.mail.take();
+        let is_encrypted = connection.tls.is_some();
         if !self.reply(at, b"250 ok\r\n") {
             return After::Ends;
         }
         if let Some(mail) = mail {
             self.record.accepted.push(Accepted { mail, at_us });
+            self.record.encrypted += u32::from(is_encrypted);
             let times = &mut self.seen[mail as usize];
             *times = times.saturating_add(1);
             if *times == 1 {

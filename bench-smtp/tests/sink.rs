@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use hickory_proto::rr::{Name, RecordType};
 use qpatch_bench_smtp::dns::{NameServer, Zone};
 use qpatch_bench_smtp::measure::peak;
 use qpatch_bench_smtp::sink::{Behaviour, Greylist, Server, Service, Sink, local_part};
+use qpatch_bench_smtp::tls::StartTls;
 
 const HERE: Ipv4Addr = Ipv4Addr::new(127, 3, 0, 1);
 
@@ -26,7 +28,8 @@ fn place() -> SocketAddrV4 {
 fn sink(behaviour: Behaviour, mails: usize) -> (Sink, SocketAddrV4) {
     let at = place();
     let servers = [Server { address: *at.ip(), behaviour }];
-    let sink = Sink::start(&servers, at.port(), vec![0; mails], 1).expect("the sink starts");
+    let sink = Sink::start(&servers, at.port(), vec![0; mails], 1, StartTls::Unknown)
+        .expect("the sink starts");
     (sink, at)
 }
 
@@ -207,4 +210,53 @@ fn the_name_server_knows_its_names_and_no_others() {
     assert_eq!(ask("mx0.bench.example.", RecordType::A), (ResponseCode::NoError, a));
     assert_eq!(ask("d000.bench.example.", RecordType::A), (ResponseCode::NoError, vec![]));
     assert_eq!(ask("elsewhere.example.", RecordType::MX), (ResponseCode::NXDomain, vec![]));
+}
+
+/// A whole mail through openssl(1), which checks that the sink's TLS is TLS.
+#[test]
+fn a_real_client_sends_mail_over_starttls() {
+    let Ok(_) = Command::new("openssl").arg("version").output() else {
+        return qpatch_test_support::skip("no openssl on this machine");
+    };
+    let at = place();
+    let servers = [Server {
+        address: *at.ip(),
+        behaviour: Behaviour::Serve(Service::holding(Duration::ZERO)),
+    }];
+    let sink = Sink::start(&servers, at.port(), vec![0; 3], 1, StartTls::Offered).expect("a sink");
+    for (mail, version) in [(0, "-tls1_2"), (1, "-tls1_3")] {
+        let mut client = Command::new("openssl")
+            .args(["s_client", "-starttls", "smtp", "-quiet", "-crlf", version, "-connect"])
+            .arg(at.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("openssl starts");
+        let mut input = client.stdin.take().expect("its input");
+        let mut output = BufReader::new(client.stdout.take().expect("its output"));
+        let mut answers = Vec::new();
+        // The last line of the answer to openssl's own EHLO comes first; the next answers are to ours.
+        let recipient = format!("RCPT TO:<{}@d000.bench.example>\n", local_part(mail));
+        for said in ["NOOP\n", "MAIL FROM:<>\n", &recipient, "DATA\n", ".\n", "QUIT\n"] {
+            input.write_all(said.as_bytes()).expect("openssl reads");
+            let mut answer = String::new();
+            while !answer.contains(' ') || answer.ends_with("STARTTLS\r\n") {
+                answer.clear();
+                assert!(output.read_line(&mut answer).expect("an answer") > 0, "{answers:?}");
+            }
+            answers.push(answer);
+        }
+        let codes: Vec<&str> = answers.iter().map(|answer| &answer[..3]).collect();
+        assert_eq!(codes, ["250", "250", "250", "354", "250", "221"], "{answers:?}");
+        drop(input);
+        assert!(client.wait().expect("it ends").success());
+    }
+    // And a client that does not want TLS.
+    let (mut client, _) = Client::connect(at);
+    assert_eq!(client.say("EHLO me\r\n"), "250-sink.bench.example\r\n");
+    assert_eq!([client.line(), client.line()], ["250-PIPELINING\r\n", "250 STARTTLS\r\n"]);
+    client.send(2);
+    let record = sink.stop().expect("its record");
+    assert_eq!((record.accepted.len(), record.encrypted), (3, 2));
 }

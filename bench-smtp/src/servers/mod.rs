@@ -22,6 +22,7 @@ use crate::plan::{Domain, KnownSites, Mail, Plan, Route, address, domain_name};
 use crate::qmail::Qmail;
 use crate::run::Subject as _;
 use crate::sink::{Behaviour, Server as Address, Service};
+use crate::tls::StartTls;
 use crate::usage;
 use kinds::Filter;
 pub use kinds::{SERVER_KINDS, SESSION, ServerKind};
@@ -119,6 +120,7 @@ fn plan(kind: &ServerKind, table: &str, setting: &LoopSettings) -> Plan {
         cap: LIMIT,
         concurrency: setting.concurrency,
         patience: Duration::from_secs(60),
+        starttls: StartTls::Unknown,
     }
 }
 
