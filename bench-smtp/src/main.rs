@@ -33,7 +33,7 @@ use qpatch_bench_smtp::{measure, postfix, sandbox, session, usage};
 struct Args {
     /// A qmail source tree, patched or not; it is copied
     tree: PathBuf,
-    /// Only these scenarios: S1 to S6, S8
+    /// Only these scenarios: S1 to S6, S8, S9
     #[arg(long, value_name = "S1,...", value_delimiter = ',', value_parser = scenario)]
     scenario: Vec<Scenario>,
     /// Only these mail servers
@@ -110,7 +110,7 @@ enum OnOff {
 }
 
 fn scenario(name: &str) -> std::result::Result<Scenario, String> {
-    Scenario::parse(name).ok_or_else(|| "the scenarios are S1 to S6 and S8".to_owned())
+    Scenario::parse(name).ok_or_else(|| "the scenarios are S1 to S6, S8 and S9".to_owned())
 }
 
 fn scale(text: &str) -> std::result::Result<f64, String> {

@@ -1,5 +1,7 @@
 //! Computes figures from the sink's record. Pure functions.
 
+use std::time::Duration;
+
 use crate::plan::Plan;
 use crate::run::Run;
 use crate::sink::Step;
@@ -76,6 +78,34 @@ pub fn longest_lull(steps: &[Step], cap: u32) -> Option<f64> {
 /// The mean number of sessions while a server was busy.
 pub fn busy_mean(steps: &[Step], cap: u32) -> Option<f64> {
     busy(steps, cap).map(|(from, to)| mean(steps, from, to))
+}
+
+/// How many sessions began within a time, at least and at most: over all intervals `[t, t + within)`, wherever they
+/// begin. The least is that of the intervals that end before the last session began: while mail waited. None: there is
+/// no such interval.
+pub fn starts_within(steps: &[Step], within: Duration) -> Option<(u32, u32)> {
+    let mut starts = Vec::new();
+    let mut sessions = 0;
+    for step in steps {
+        starts.extend((sessions..step.sessions).map(|_| step.at_us));
+        sessions = step.sessions;
+    }
+    let within_us = u64::try_from(within.as_micros()).ok()?;
+    let last = *starts.last()?;
+    let (mut least, mut most) = (None, 0);
+    let mut end = 0;
+    for (first, &from_us) in starts.iter().enumerate() {
+        while starts.get(end).is_some_and(|&at| at < from_us + within_us) {
+            end += 1;
+        }
+        most = most.max(end - first);
+        // The interval that begins just after this start has one less.
+        if from_us + within_us < last {
+            let later = starts[first..].partition_point(|&at| at <= from_us + within_us);
+            least = Some(least.map_or(later - 1, |least: usize| least.min(later - 1)));
+        }
+    }
+    Some((u32::try_from(least?).ok()?, u32::try_from(most).ok()?))
 }
 
 /// When the first session of any server began, in microseconds of the sink's clock.
@@ -170,6 +200,18 @@ mod tests {
         assert!((mean(&steps, 100, 300) - 1.5).abs() < 1e-9);
         assert!((mean(&steps, 0, 1000) - 0.61).abs() < 1e-9);
         assert_eq!(busy(&steps, 2), Some((200, 300)));
+    }
+
+    #[test]
+    fn starts_are_counted_over_every_interval() {
+        // At 0, 10, 20, 20, 50, 55, 100.
+        let steps =
+            steps(&[(0, 1), (10, 2), (15, 1), (20, 3), (30, 0), (50, 1), (55, 2), (100, 3)]);
+        assert_eq!(starts_within(&steps, Duration::from_micros(11)), Some((0, 3)));
+        assert_eq!(starts_within(&steps, Duration::from_micros(21)), Some((0, 4)));
+        assert_eq!(starts_within(&steps, Duration::from_micros(50)), Some((2, 5)));
+        assert_eq!(starts_within(&steps, Duration::from_micros(100)), None);
+        assert_eq!(starts_within(&[], Duration::from_micros(1)), None);
     }
 
     #[test]

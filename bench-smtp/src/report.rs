@@ -16,7 +16,7 @@ const SUBJECTS: [&str; 7] =
 /// One figure of one scenario, for every mail server.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasureRow {
-    /// S1 to S6, S8.
+    /// S1 to S6, S8, S9.
     pub scenario: String,
     /// The name of the figure, with its unit.
     pub measure: String,

@@ -1,4 +1,4 @@
-//! The scenarios S1 to S6 and S8: the mail, the figures, and the bars that the gate has to reach.
+//! The scenarios S1 to S6, S8 and S9: the mail, the figures, and the bars that the gate has to reach.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +23,10 @@ pub const EARLY: usize = 2;
 pub const CAP: u32 = 20;
 /// How many sessions the servers of S3 and S5 take; further ones are answered with 421.
 pub const SERVER_CAP: u32 = 10;
+
+/// Starts at the big domain within any [`RATE_WINDOW`] of S9.
+const RATE: u32 = 600;
+const RATE_WINDOW: Duration = Duration::from_secs(60);
 
 const HOLD: Duration = Duration::from_millis(200);
 const OTHER_DOMAINS: usize = 50;
@@ -51,6 +55,8 @@ pub enum Scenario {
     S6,
     /// One message with many recipients.
     S8,
+    /// A domain with a rate.
+    S9,
 }
 
 /// Whether the table says that limits learn.
@@ -91,6 +97,12 @@ impl ScenarioOptions {
     fn table(&self, site: Option<&str>) -> String {
         let site = || site.map(|site| self.line(site, "shared")).unwrap_or_default();
         self.table.clone().unwrap_or_else(|| self.line("", "") + &site())
+    }
+
+    /// The same, with a line for the big domain's rate.
+    fn rated_table(&self) -> String {
+        let rate = format!("{}:{CAP}::{RATE}/m\n", domain_name(0));
+        self.table.clone().unwrap_or_else(|| self.line("", "") + &rate)
     }
 
     fn line(&self, of: &str, group: &str) -> String {
@@ -157,7 +169,7 @@ fn numbers(plan: &Plan) -> Vec<u32> {
 
 impl Scenario {
     /// All, in order.
-    pub const ALL: [Scenario; 7] = [
+    pub const ALL: [Scenario; 8] = [
         Scenario::S1,
         Scenario::S2,
         Scenario::S3,
@@ -165,6 +177,7 @@ impl Scenario {
         Scenario::S5,
         Scenario::S6,
         Scenario::S8,
+        Scenario::S9,
     ];
 
     /// The one of this name.
@@ -195,6 +208,9 @@ impl Scenario {
             Scenario::S8 => {
                 "one message with 3250 recipients at one domain capped at 20, 0.2 s each, and others that \
                  arrive meanwhile"
+            }
+            Scenario::S9 => {
+                "2000 messages to one domain with 600/m and 20 places, 0.2 s each, and others that arrive meanwhile"
             }
         }
     }
@@ -326,6 +342,22 @@ impl Scenario {
                 slow.table = format!(":{}\n", options.concurrency);
                 vec![("list", plan.clone()), ("alone", plan.without(BIG)), ("twenty at once", slow)]
             }
+            Scenario::S9 => {
+                let big = options.count(2000);
+                let secs = big as f64 * RATE_WINDOW.as_secs_f64() / f64::from(RATE);
+                let others = (secs * OTHERS_A_SECOND) as usize + 1;
+                let mut plan = options.big_and_others(big, others, serves);
+                let of = |class| {
+                    let all = numbers(&plan).into_iter();
+                    all.filter(|mail| plan.mails[*mail as usize].class == class).collect::<Vec<_>>()
+                };
+                let (big, others) = (of(BIG), options.shuffled(of(OTHERS)));
+                plan.before = big;
+                plan.arrivals = paced_over(others, secs);
+                plan.table = options.rated_table();
+                plan.most = Duration::from_secs_f64(60.0 + 1.5 * secs);
+                vec![("rate", plan.clone()), ("alone", plan.without(BIG))]
+            }
         }
     }
 
@@ -341,6 +373,7 @@ impl Scenario {
             }
             Scenario::S6 => &[("hang", CAP, "limit 20")],
             Scenario::S8 => &[("list", CAP, "limit 20")],
+            Scenario::S9 => &[("rate", CAP, "limit 20")],
         }
     }
 
@@ -360,6 +393,7 @@ impl Scenario {
             }
             Scenario::S6 => measures.s6(),
             Scenario::S8 => measures.s8(),
+            Scenario::S9 => measures.s9(),
         }
         measures.twice();
         measures.all
@@ -617,6 +651,40 @@ impl Measures<'_> {
         self.add("the same, the list alone and concurrencyremote 20", same_pace, None);
         self.cpu("list");
         self.busy_answers("list", None);
+    }
+
+    fn s9(&mut self) {
+        let starts = |pick: fn(Option<(u32, u32)>) -> Option<u32>| {
+            move |_: &Plan, run: &Run| {
+                let steps = &run.record.servers[0].steps;
+                pick(measure::starts_within(steps, RATE_WINDOW)).map(f64::from)
+            }
+        };
+        let most = self.of("rate", starts(|range| Some(range?.1)));
+        self.add("sessions begun in any 60 s, most", most, Some(Bar::AtMost(f64::from(RATE))));
+        let least = self.of("rate", starts(|range| Some(range?.0)));
+        // 99 % of the rate.
+        let bar = Bar::AtLeast(f64::from(RATE) * 0.99);
+        self.add("the same while mail waits, least", least, Some(bar));
+        let peak = self.of("rate", |_, run| Some(measure::peak(&run.record.servers[0].steps)));
+        self.add(
+            "sessions at the big domain, most",
+            peak.map(f64::from),
+            Some(Bar::AtMost(f64::from(CAP))),
+        );
+        let done = self.of("rate", |plan, run| {
+            measure::until_last(plan, run, BIG, measure::first_session(run)?)
+        });
+        self.add("big domain done, s", done, None);
+        let most = |plan: &Plan, run: &Run| {
+            measure::sojourns(plan, run, OTHERS)?.last().map(|secs| secs - HOLD.as_secs_f64())
+        };
+        let alone = self.of("alone", most);
+        self.add("others alone, the latest, s after its arrival", alone, None);
+        let latest = self.of("rate", most);
+        self.add("others, the latest, s after its arrival", latest, Some(Bar::AtMost(1.0)));
+        self.cpu("rate");
+        self.busy_answers("rate", None);
     }
 
     fn busy_answers(&mut self, run: &'static str, bar: Option<Bar>) {
