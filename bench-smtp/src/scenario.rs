@@ -99,9 +99,9 @@ impl ScenarioOptions {
         self.table.clone().unwrap_or_else(|| self.line("", "") + &site())
     }
 
-    /// The same, with a line for the big domain's rate.
+    /// The same, with a line for the big domain's rate: that of its relay.
     fn rated_table(&self) -> String {
-        let rate = format!("{}:{CAP}::{RATE}/m\n", domain_name(0));
+        let rate = format!("{}:{CAP}::{RATE}/m\n", address(0));
         self.table.clone().unwrap_or_else(|| self.line("", "") + &rate)
     }
 
