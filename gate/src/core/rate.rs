@@ -3,10 +3,12 @@
 //! **Paced rates** (N starts within a time T) follow the generic cell rate algorithm with a burst of one (GCRA, the
 //! virtual scheduling algorithm of ITU-T I.371, annex A). Each start plans the next one an interval I later. A start
 //! may come earlier than planned by a tolerance D: so one that comes late, because a timer or the processor is late,
-//! does not delay all that follow. With I > (T + D) / N there are never more than N starts in any time T, wherever it
-//! begins: N + 1 starts in a row take at least N * I - D > T. The tolerance is a two-hundredth of T at most. So with
-//! mail always there, at least 99 % of the rate is used: 99.5 %, less what the rounding to microseconds takes from a
-//! fast rate.
+//! does not delay all that follow. With I > (T + M) / N and a margin M of at least D there are never more than N starts
+//! in any time T, wherever it begins: N + 1 starts in a row take at least N * I - D > T.
+//!
+//! A server counts connections, and a connection begins some milliseconds after its start, on a busy machine a hundred.
+//! What M has more than D is for that difference. M is a two-hundredth of T at most. So with mail always there, at
+//! least 99 % of the rate is used: 99.5 %, less what the rounding to microseconds takes from a fast rate.
 //!
 //! A key with several paced rates has the longest interval and the smallest tolerance of all.
 //!
@@ -21,10 +23,12 @@
 use crate::control::rates::{PacedRate, Rates};
 use crate::util::memory::{self, OutOfMemory};
 
-/// The tolerance is this part of a rate's time at most.
-const TOLERANCE_DIVISOR: u64 = 200;
-/// The tolerance is half of an even interval, but at least this, in microseconds: a time-out of the spawner ends up to
-/// 3 ms late on an idle machine.
+/// The margin is this part of a rate's time.
+const MARGIN_DIVISOR: u64 = 200;
+/// The longest margin, in microseconds.
+const MARGIN_MAX_US: u64 = 300_000;
+/// The tolerance is an even interval, but at least this, in microseconds: a time-out of the spawner ends up to 3 ms
+/// late on an idle machine.
 const TOLERANCE_MIN_US: u64 = 5_000;
 /// The longest tolerance, in microseconds: a busy machine wakes a process up within that time.
 const TOLERANCE_MAX_US: u64 = 100_000;
@@ -42,10 +46,9 @@ impl Pacing {
         let starts = u64::from(rate.starts.max(1));
         let time_us = u64::from(rate.secs) * 1_000_000;
         let even_us = time_us / starts;
-        let tolerance_us = (even_us / 2)
-            .clamp(TOLERANCE_MIN_US, TOLERANCE_MAX_US)
-            .min(time_us / TOLERANCE_DIVISOR);
-        Self { interval_us: (time_us + tolerance_us) / starts + 1, tolerance_us }
+        let margin_us = (time_us / MARGIN_DIVISOR).min(MARGIN_MAX_US);
+        let tolerance_us = even_us.clamp(TOLERANCE_MIN_US, TOLERANCE_MAX_US).min(margin_us);
+        Self { interval_us: (time_us + margin_us) / starts + 1, tolerance_us }
     }
 
     fn of_all(rates: &Rates) -> Self {
