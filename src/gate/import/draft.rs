@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use qpatch_gate::name::Hasher;
-use qpatch_gate::problem::Severity;
+use qpatch_gate::problem::{Kind, Problem, Severity};
 use qpatch_gate::rates::Rates;
 use qpatch_gate::table::{GROUP_MAX, Table};
 
@@ -76,7 +76,13 @@ fn refusal(content: &str) -> Option<String> {
     if content.starts_with('#') || !content.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Some("this is no domain; one that is not ASCII is written as xn--...".to_string());
     }
-    let errors = problems.iter().find(|problem| problem.severity() == Severity::Error);
+    // Words for all domains and stars are only warned about in a table, but here no domain was meant by them.
+    let is_refused = |problem: &Problem| {
+        let is_pattern =
+            matches!(problem.kind, Kind::DomainAll | Kind::DomainStar | Kind::ExchangerAll);
+        problem.severity() == Severity::Error || is_pattern
+    };
+    let errors = problems.iter().find(is_refused);
     errors.map(|problem| meaning(problem.kind))
 }
 

@@ -56,6 +56,9 @@ fn reason(name: &str) -> Option<&'static str> {
         "consecutive_connection_failures_before_delay" => {
             "the gate pauses a destination by itself; learn in the fourth field turns it on"
         }
+        "automation" => AUTOMATION,
+        "sources" => "expected a section for each source",
+        "match" => "expected a list of patterns, in the section of a provider",
         "max_ready" => "how much mail may wait is not a limit of the gate",
         _ => return None,
     })
@@ -299,6 +302,8 @@ fn add_entry(
                 add_automation(rule, lines, ledger, &scope);
             }
         }
+        // A section in single brackets has one rule.
+        ("automation", DeValue::Table(_)) => add_automation(value, lines, ledger, &scope),
         ("sources", DeValue::Table(sources)) => {
             for (source, value) in in_order(sources) {
                 let scope = format!("{scope}, source {}", source.get_ref());
