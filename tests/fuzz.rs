@@ -84,6 +84,9 @@ fn pieces(reader: &str) -> &'static [&'static str] {
             "*",
             "\u{feff}",
         ],
+        "lease" => {
+            &["domain\t", "group\t", "a.example", "%", "%00", "%zz", "\t", "\n", "4294967296", "0"]
+        }
         "status" => &[
             "qpatch-gate\t1\t3",
             "key\tdomain\t",
@@ -206,4 +209,4 @@ macro_rules! readers {
     };
 }
 
-readers!(lexer, rule, table, routes, status, classify, log, import);
+readers!(lexer, rule, lease, table, routes, status, classify, log, import);

@@ -23,9 +23,10 @@ use qpatch_gate_status::Status;
 pub type Reader = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const READERS: [Reader; 8] = [
+pub const READERS: [Reader; 9] = [
     ("lexer", lexer),
     ("rule", rule),
+    ("lease", lease),
     ("table", table),
     ("routes", routes),
     ("status", status),
@@ -105,6 +106,26 @@ pub fn table(bytes: &[u8]) {
         let _ = (table.find_relay(name), table.find_exchanger(name), table.group(name));
     }
     let _ = table.above(100).count();
+}
+
+/// queue/lock/gatelease: keys come only out of a file whose sums are right.
+pub fn lease(bytes: &[u8]) {
+    use qpatch_gate::lease::{MAGIC, Parsed, parse, sum};
+    let (mut copy, mut keys) = (bytes.to_vec(), 0);
+    let parsed = parse(&mut copy, |_, _, _| keys += 1);
+    assert!(keys == 0 || matches!(parsed, Parsed::Whole(_)), "{parsed:?}");
+    // Random bytes have no right sums, so here they are the lines of a file that has.
+    let mut file = format!("{MAGIC}\t1\t2\t3\t4\t5\t6\t1\t7\t").into_bytes();
+    for end in ["", "end\t1\t"] {
+        file.extend_from_slice(end.as_bytes());
+        let all = sum(&file);
+        file.extend_from_slice(format!("{all:x}\n").as_bytes());
+        if end.is_empty() {
+            file.extend(bytes.iter().copied().filter(|&byte| byte != b'e'));
+            file.push(b'\n');
+        }
+    }
+    assert!(matches!(parse(&mut file, |_, _, _| ()), Parsed::Whole(_)));
 }
 
 /// control/smtproutes: a route that is found has a name that stands in the file.

@@ -16,8 +16,9 @@ use qpatch_gate_status::Status;
 use tempfile::TempDir;
 
 /// The length of a lease, in milliseconds.
-pub(crate) const LEASE_MS: u64 = 600;
-const SLOTS: u32 = 200;
+pub(crate) const LEASE_MS: u64 = 800;
+/// As many as deliveries can be running, held and away.
+pub(crate) const SLOTS: u32 = 400;
 
 pub(crate) struct Node {
     pub(crate) dir: TempDir,
@@ -25,11 +26,19 @@ pub(crate) struct Node {
     agent: Option<Child>,
     /// Mail that waits for a call: its queue, slot and domain.
     away: Vec<(String, u32, String)>,
+    /// The slots that have started since somebody emptied this.
+    pub(crate) started: Vec<u32>,
 }
 
 impl Node {
     /// A qmail with this table, whose agent has this configuration. The agent does not run yet.
     pub(crate) fn new(name: &str, table: &str, config: &str) -> Self {
+        let lease = format!("{config}\nlease {}\nforget 60\n", LEASE_MS as f64 / 1000.0);
+        Self::with(name, table, &lease)
+    }
+
+    /// The same with a whole configuration.
+    pub(crate) fn with(name: &str, table: &str, config: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["control", "queue/lock"] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
@@ -40,12 +49,11 @@ impl Node {
         fs::write(dir.path().join("control/concurrencydomains"), table).unwrap();
         fs::write(dir.path().join("control/concurrencyremote"), format!("{SLOTS}\n")).unwrap();
         fs::write(dir.path().join("control/me"), format!("{name}\n")).unwrap();
-        let lease = format!("{config}\nlease {}\nforget 60\n", LEASE_MS as f64 / 1000.0);
-        fs::write(dir.path().join("control/concurrencyshare"), lease).unwrap();
+        fs::write(dir.path().join("control/concurrencyshare"), config).unwrap();
         let (control, status) =
             (dir.path().join("control"), dir.path().join("queue/lock/gatestatus"));
         let gate = Host::open(SLOTS, control.as_os_str(), status.as_os_str(), 1).unwrap();
-        Self { dir, gate, agent: None, away: Vec::new() }
+        Self { dir, gate, agent: None, away: Vec::new(), started: Vec::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -87,6 +95,17 @@ impl Node {
         has_ended
     }
 
+    /// The processor time of the agent so far, in milliseconds; for benches/share.rs.
+    #[allow(dead_code)]
+    pub(crate) fn agent_cpu_ms(&self) -> f64 {
+        let pid = self.agent.as_ref().map_or(0, Child::id);
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit(')').next().unwrap_or_default();
+        let ticks =
+            rest.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
+        ticks.sum::<f64>() * 10.0
+    }
+
     pub(crate) fn has_ended(&mut self) -> bool {
         self.agent.as_mut().unwrap().try_wait().unwrap().is_some()
     }
@@ -101,9 +120,13 @@ impl Node {
     fn ask(&mut self, slot: u32, domain: String) {
         let recipient = format!("u@{domain}\0");
         let parts = [&b"1/1\0"[..], b"s\0", recipient.as_bytes()];
-        if self.gate.ask(slot, &Parts::new(&parts).unwrap()) == Ask::Report {
-            let queue = self.word(1);
-            self.away.push((queue, slot, domain));
+        match self.gate.ask(slot, &Parts::new(&parts).unwrap()) {
+            Ask::Go => self.started.push(slot),
+            Ask::Hold => {}
+            Ask::Report => {
+                let queue = self.word(1);
+                self.away.push((queue, slot, domain));
+            }
         }
     }
 
@@ -119,7 +142,7 @@ impl Node {
         loop {
             match self.gate.due() {
                 Due::Nothing => break,
-                Due::Go { .. } => {}
+                Due::Go { slot, .. } => self.started.push(slot),
                 Due::Report { slot, command } => {
                     let recipient =
                         String::from_utf8_lossy(self.gate.command(command).recipient()).to_string();

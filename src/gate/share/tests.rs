@@ -376,15 +376,15 @@ fn schedule(seed: u64, least: u32) {
     let mut chance = |of: u64| random.next().is_multiple_of(of);
     pool.all_in();
     let mut stopped_until = [0; 5];
-    for round in 0..220u32 {
-        if round == 40 || round == 90 {
+    for round in 0..150u32 {
+        if round == 30 || round == 70 {
             pool.add();
         }
         for (at, stopped_until) in stopped_until.iter_mut().enumerate().take(pool.hosts.len()) {
             let limits = pool.limits.clone();
             let host = &mut pool.hosts[at];
             if chance(40) {
-                *stopped_until = round + 100 + u32::from(chance(2)) * 60;
+                *stopped_until = round + 60 + u32::from(chance(2)) * 40;
             }
             for &(key, _) in
                 &limits.iter().map(|(key, limit)| (key.as_str(), limit)).collect::<Vec<_>>()

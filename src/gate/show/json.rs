@@ -19,6 +19,7 @@ impl View {
             key: &key.name,
             limit: limit_value(key.limit),
             effective_limit: limit_value(key.effective),
+            share: key.share,
             objected: (key.objected_secs > 0).then_some(key.objected_secs),
             suspended_until: (key.suspended_secs > 0).then_some(key.suspended_secs),
             rates: StartRates::of(key.rates.clone(), Some(key)),
@@ -46,6 +47,9 @@ impl View {
             loaded: (status.loaded_secs > 0).then_some(status.loaded_secs),
             mapped_domains: status.mapped,
             seen_next_hops: status.seen,
+            lease: status
+                .lease
+                .map(|lease| LeaseReport { phase: lease.phase.name(), hosts: lease.hosts }),
             problems: &status.problems,
             spawners: match self.spawners.len() {
                 1 => Vec::new(),
@@ -76,6 +80,9 @@ pub(super) struct ShowReport<'a> {
     loaded: Option<u64>,
     mapped_domains: u64,
     seen_next_hops: u64,
+    /// The shares of this host, if several hosts share the limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease: Option<LeaseReport>,
     problems: &'a [String],
     /// Each spawner, if there are several. The other figures are of all of them together.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -135,12 +142,21 @@ impl SpawnerReport {
 }
 
 #[derive(Serialize)]
+struct LeaseReport {
+    phase: &'static str,
+    /// By what the gate divides a limit when the lease is over.
+    hosts: u32,
+}
+
+#[derive(Serialize)]
 struct KeyReport<'a> {
     kind: &'static str,
     key: &'a str,
     /// null is unlimited.
     limit: Option<u32>,
     effective_limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share: Option<u32>,
     objected: Option<u64>,
     suspended_until: Option<u64>,
     #[serde(flatten)]

@@ -17,6 +17,7 @@ use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, ValueEnum};
+use qpatch_gate::host_share::LeasePhase;
 use qpatch_gate::status::{InForce, KEYS_MAX, State};
 use qpatch_gate::table::Limit;
 use qpatch_gate_status::{KeyStatus, Status};
@@ -374,6 +375,12 @@ impl View {
             let mapped = count(status.mapped, "domain");
             let seen = count(status.seen, "next hop");
             writeln!(out, "sites: {mapped} of concurrencysites, {seen} seen at an address")?;
+        }
+        if let Some(lease) = status.lease
+            && lease.phase == LeasePhase::Valid
+        {
+            // Otherwise a problem says so.
+            writeln!(out, "shares: of limits that this host shares with others")?;
         }
         self.starts(out)?;
         for problem in &status.problems {

@@ -17,6 +17,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
+use qpatch_gate::host_share::LeasePhase;
 use qpatch_gate::status::{InForce, State};
 use qpatch_gate::table::Limit;
 use qpatch_gate_status::{KeyStatus, Status};
@@ -70,7 +71,7 @@ const OF_SPAWNER: [Figure<SpawnerStatus>; 4] = [
     ),
 ];
 
-const OF_ALL: [Figure<Status>; 13] = [
+const OF_ALL: [Figure<Status>; 14] = [
     (("slots", "gauge", "Delivery slots: conf-spawn."), |status| status.slots.into()),
     (("slots_in_use", "gauge", "Delivery slots that are running or held."), |status| {
         status.in_use.into()
@@ -117,6 +118,14 @@ const OF_ALL: [Figure<Status>; 13] = [
     (("problems", "gauge", "Problems with the control files."), |status| {
         status.problems.len() as u64
     }),
+    (
+        (
+            "lease_over",
+            "gauge",
+            "1: this host shares its limits with others, and its lease is over. 0: the lease runs, or nothing is shared.",
+        ),
+        |status| status.lease.is_some_and(|lease| lease.phase != LeasePhase::Valid).into(),
+    ),
 ];
 
 /// The sum over the keys without series of their own; None: the metric cannot be added up.
