@@ -35,14 +35,14 @@ fn show_prints_what_the_gate_wrote() {
     let words = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
     assert_eq!(
         next(),
-        "KEY           LIMIT  NOW  RUNNING  HELD  AWAY  BUSY  DONE  PEAK  PER SEC  MEAN  LAST ERROR"
+        "KEY           LIMIT  ALLOWED  RUNNING  HELD  AWAY  BUSY  DONE  PEAK  PER SEC  MEAN  LAST ERROR"
     );
     let busy = words(next());
     assert_eq!(busy[..6], ["group", "busy", "2", "-", "2", "1"], "{busy:?}");
     assert_eq!(busy[7..10], ["1", "0", "2"], "busy, done, peak: {busy:?}");
     let down = next();
     assert!(
-        down.starts_with("down.example     20    -        0     0     0     0     1     1  "),
+        down.starts_with("down.example     20        -        0     0     0     0     1     1  "),
         "{down}"
     );
     assert!(
@@ -50,7 +50,7 @@ fn show_prints_what_the_gate_wrote() {
         "{down}"
     );
     assert!(
-        next().starts_with("free.example   none    -        0     0     0     0     1     1  ")
+        next().starts_with("free.example   none        -        0     0     0     0     1     1  ")
     );
     assert_eq!(next(), "");
 

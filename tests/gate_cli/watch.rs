@@ -118,7 +118,11 @@ fn q_and_signals_end_it_and_leave_the_terminal_as_it_was() {
             OpenOptions::new().read(true).write(true).open(path.to_str().unwrap()).unwrap();
         let settings = || format!("{:?}", tcgetattr(&terminal).unwrap());
         let before = settings();
-        let mut child = gate(home.0.path(), &["show", ".", "--watch", "3600"])
+        // A program that a shell starts in the background ignores SIGINT by default.
+        let mut child = Command::new("env")
+            .args(["--default-signal=INT", env!("CARGO_BIN_EXE_qpatch"), "gate"])
+            .args(["show", ".", "--watch", "3600"])
+            .current_dir(home.0.path())
             .env("LC_ALL", "C")
             .env("TERM", "xterm")
             .env_remove("NO_COLOR")
