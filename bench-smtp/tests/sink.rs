@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
@@ -14,23 +13,16 @@ use qpatch_bench_smtp::dns::{NameServer, Zone};
 use qpatch_bench_smtp::measure::peak;
 use qpatch_bench_smtp::sink::{Behaviour, Greylist, Server, Service, Sink, local_part};
 use qpatch_bench_smtp::tls::StartTls;
+use qpatch_test_support::port::HeldPort;
 
 const HERE: Ipv4Addr = Ipv4Addr::new(127, 3, 0, 1);
 
-/// An address for one test, with a free port of it: tests run at the same time.
-fn place() -> SocketAddrV4 {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let address = Ipv4Addr::new(127, 3, 1, NEXT.fetch_add(1, Ordering::Relaxed));
-    let listener = TcpListener::bind((address, 0)).expect("a listener");
-    SocketAddrV4::new(address, listener.local_addr().expect("its address").port())
-}
-
-fn sink(behaviour: Behaviour, mails: usize) -> (Sink, SocketAddrV4) {
-    let at = place();
-    let servers = [Server { address: *at.ip(), behaviour }];
-    let sink = Sink::start(&servers, at.port(), vec![0; mails], 1, StartTls::Unknown)
-        .expect("the sink starts");
-    (sink, at)
+/// A sink with one server, and its port: tests run at the same time.
+fn sink(behaviour: Behaviour, mails: usize, starttls: StartTls) -> (Sink, HeldPort) {
+    let at = HeldPort::of(HERE);
+    let servers = [Server { address: HERE, behaviour }];
+    let sink = Sink::start(&servers, at.port(), vec![0; mails], 1, starttls);
+    (sink.expect("the sink starts"), at)
 }
 
 struct Client {
@@ -40,14 +32,14 @@ struct Client {
 
 impl Client {
     /// Connects and returns the greeting as well.
-    fn connect(at: SocketAddrV4) -> (Client, String) {
+    fn connect(at: &HeldPort) -> (Client, String) {
         let mut client = Client::silent(at);
         let greeting = client.line();
         (client, greeting)
     }
 
-    fn silent(at: SocketAddrV4) -> Client {
-        let stream = TcpStream::connect(at).expect("a connection");
+    fn silent(at: &HeldPort) -> Client {
+        let stream = TcpStream::connect(at.address()).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
         let reader = BufReader::new(stream.try_clone().expect("a second handle"));
         Client { stream, reader }
@@ -81,8 +73,8 @@ impl Client {
 #[test]
 fn mail_is_held_and_then_accepted() {
     let hold = Duration::from_millis(120);
-    let (sink, at) = sink(Behaviour::Serve(Service::holding(hold)), 3);
-    let (mut client, greeting) = Client::connect(at);
+    let (sink, at) = sink(Behaviour::Serve(Service::holding(hold)), 3, StartTls::Unknown);
+    let (mut client, greeting) = Client::connect(&at);
     assert!(greeting.starts_with("220 "), "{greeting}");
     let started = Instant::now();
     assert!(client.send(2).iter().all(|answer| answer.starts_with(['2', '3'])));
@@ -104,12 +96,12 @@ fn mail_is_held_and_then_accepted() {
 
 #[test]
 fn a_mail_that_comes_twice_is_told_twice_and_counted_once() {
-    let (sink, at) = sink(Behaviour::Serve(Service::holding(Duration::ZERO)), 1);
+    let (sink, at) = sink(Behaviour::Serve(Service::holding(Duration::ZERO)), 1, StartTls::Unknown);
     for _ in 0..2 {
-        let (mut client, _) = Client::connect(at);
+        let (mut client, _) = Client::connect(&at);
         assert_eq!(client.send(0).len(), 5);
     }
-    let (mut client, _) = Client::connect(at);
+    let (mut client, _) = Client::connect(&at);
     assert!(client.send(7)[2].starts_with("550"), "a mail that there is not");
     assert_eq!(sink.accepted(0), 1);
     let record = sink.stop().expect("a record");
@@ -119,14 +111,14 @@ fn a_mail_that_comes_twice_is_told_twice_and_counted_once() {
 #[test]
 fn who_is_one_too_many_is_greeted_with_421() {
     let service = Service { hold: Duration::ZERO, sessions: Some(2), greylist: Greylist::Off };
-    let (sink, at) = sink(Behaviour::Serve(service), 1);
-    let (mut first, _) = Client::connect(at);
-    let (_second, _) = Client::connect(at);
-    let (mut third, greeting) = Client::connect(at);
+    let (sink, at) = sink(Behaviour::Serve(service), 1, StartTls::Unknown);
+    let (mut first, _) = Client::connect(&at);
+    let (_second, _) = Client::connect(&at);
+    let (mut third, greeting) = Client::connect(&at);
     assert!(greeting.starts_with("421 "), "{greeting}");
     assert_eq!(third.line(), "", "and the connection is closed");
     assert!(first.say("QUIT\r\n").starts_with("221"));
-    let (_fourth, greeting) = Client::connect(at);
+    let (_fourth, greeting) = Client::connect(&at);
     assert!(greeting.starts_with("220 "), "{greeting}");
     let record = sink.stop().expect("a record");
     assert_eq!((peak(&record.servers[0].steps), record.servers[0].refused), (2, 1));
@@ -135,8 +127,8 @@ fn who_is_one_too_many_is_greeted_with_421() {
 #[test]
 fn a_greylisted_recipient_is_accepted_the_second_time() {
     let service = Service { hold: Duration::ZERO, sessions: None, greylist: Greylist::On };
-    let (sink, at) = sink(Behaviour::Serve(service), 1);
-    let (mut client, _) = Client::connect(at);
+    let (sink, at) = sink(Behaviour::Serve(service), 1, StartTls::Unknown);
+    let (mut client, _) = Client::connect(&at);
     assert!(client.say("MAIL FROM:<>\r\n").starts_with("250"));
     let recipient = format!("RCPT TO:<{}@d>\r\n", local_part(0));
     assert!(client.say(&recipient).starts_with("451"));
@@ -147,8 +139,8 @@ fn a_greylisted_recipient_is_accepted_the_second_time() {
 
 #[test]
 fn a_server_that_hangs_has_sessions_and_says_nothing() {
-    let (sink, at) = sink(Behaviour::Hang, 1);
-    let mut client = Client::silent(at);
+    let (sink, at) = sink(Behaviour::Hang, 1, StartTls::Unknown);
+    let mut client = Client::silent(&at);
     // The kernel has taken the connection; the sink may need a while to.
     while sink.sessions() == 0 {
         std::thread::sleep(Duration::from_millis(5));
@@ -163,16 +155,17 @@ fn a_server_that_hangs_has_sessions_and_says_nothing() {
 
 #[test]
 fn a_server_that_refuses_does_not_listen() {
-    let (sink, at) = sink(Behaviour::Refuse, 1);
-    let error = TcpStream::connect(at).expect_err("refused");
+    let (sink, at) = sink(Behaviour::Refuse, 1, StartTls::Unknown);
+    let error = TcpStream::connect(at.address()).expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
     assert!(sink.stop().expect("a record").servers[0].steps.is_empty());
 }
 
 #[test]
 fn three_hundred_sessions_at_once() {
-    let (sink, at) = sink(Behaviour::Serve(Service::holding(Duration::ZERO)), 300);
-    let mut clients: Vec<Client> = (0..300).map(|_| Client::connect(at).0).collect();
+    let (sink, at) =
+        sink(Behaviour::Serve(Service::holding(Duration::ZERO)), 300, StartTls::Unknown);
+    let mut clients: Vec<Client> = (0..300).map(|_| Client::connect(&at).0).collect();
     for (mail, client) in (0..).zip(&mut clients) {
         client.send(mail);
     }
@@ -218,16 +211,12 @@ fn a_real_client_sends_mail_over_starttls() {
     let Ok(_) = Command::new("openssl").arg("version").output() else {
         return qpatch_test_support::skip("no openssl on this machine");
     };
-    let at = place();
-    let servers = [Server {
-        address: *at.ip(),
-        behaviour: Behaviour::Serve(Service::holding(Duration::ZERO)),
-    }];
-    let sink = Sink::start(&servers, at.port(), vec![0; 3], 1, StartTls::Offered).expect("a sink");
+    let service = Service::holding(Duration::ZERO);
+    let (sink, at) = sink(Behaviour::Serve(service), 3, StartTls::Offered);
     for (mail, version) in [(0, "-tls1_2"), (1, "-tls1_3")] {
         let mut client = Command::new("openssl")
             .args(["s_client", "-starttls", "smtp", "-quiet", "-crlf", version, "-connect"])
-            .arg(at.to_string())
+            .arg(at.address().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -253,7 +242,7 @@ fn a_real_client_sends_mail_over_starttls() {
         assert!(client.wait().expect("it ends").success());
     }
     // And a client that does not want TLS.
-    let (mut client, _) = Client::connect(at);
+    let (mut client, _) = Client::connect(&at);
     assert_eq!(client.say("EHLO me\r\n"), "250-sink.bench.example\r\n");
     assert_eq!([client.line(), client.line()], ["250-PIPELINING\r\n", "250 STARTTLS\r\n"]);
     client.send(2);

@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::port::HeldPort;
 
 /// A server that runs.
 #[derive(Debug)]
@@ -13,16 +15,10 @@ pub struct Redis {
     child: Child,
     dir: PathBuf,
     args: Vec<String>,
+    /// Nobody else takes the port while the server is down.
+    _held: HeldPort,
     /// Its port on 127.0.0.1.
     pub port: u16,
-}
-
-/// A port of loopback that is free now.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|socket| socket.local_addr())
-        .expect("a free port")
-        .port()
 }
 
 fn start(port: u16, dir: &Path, args: &[String]) -> Option<Child> {
@@ -73,13 +69,10 @@ impl Redis {
             std::env::temp_dir().join(format!("qpatch-redis-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir).expect("a folder");
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-        // Another test may take the port meanwhile.
-        let started = (0..20).find_map(|_| {
-            let port = free_port();
-            start(port, &dir, &args).map(|child| (child, port))
-        });
-        let (child, port) = started.expect("redis-server does not start");
-        Some(Self { child, dir, args, port })
+        let held = HeldPort::of(Ipv4Addr::LOCALHOST);
+        let port = held.port();
+        let child = start(port, &dir, &args).expect("redis-server does not start");
+        Some(Self { child, dir, args, _held: held, port })
     }
 
     /// Its process.

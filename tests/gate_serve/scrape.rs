@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::process::{Command, Stdio};
 
 use qpatch_test_support::has;
+use qpatch_test_support::port::HeldPort;
 
 use crate::rig::{Home, Server, key, status, until};
 
@@ -24,8 +25,9 @@ fn prometheus_scrapes_the_metrics_and_sees_when_there_is_no_status() {
         server.address
     );
     fs::write(dir.path().join("prometheus.yml"), config).unwrap();
-    // It does not say which port it has taken, so it gets one that was free just now.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // It does not say which port it has taken, so it gets one.
+    let held = HeldPort::of(Ipv4Addr::LOCALHOST);
+    let address = held.address();
     let mut prometheus = Command::new("prometheus")
         .arg("--config.file=prometheus.yml")
         .arg("--storage.tsdb.path=data")
@@ -51,7 +53,7 @@ fn prometheus_scrapes_the_metrics_and_sees_when_there_is_no_status() {
 }
 
 /// What Prometheus' API answers.
-fn query_of(address: SocketAddr, query: &str) -> Option<String> {
+fn query_of(address: SocketAddrV4, query: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).ok()?;
     let request = format!("GET /api/v1/query?query={query} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).ok()?;

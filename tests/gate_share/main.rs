@@ -6,9 +6,11 @@ mod proxy;
 mod rig;
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use proxy::Proxy;
+use qpatch_test_support::port::HeldPort;
 use qpatch_test_support::redis::Redis;
 use rig::{LEASE_MS, Node, secret, until};
 
@@ -172,7 +174,8 @@ fn a_password_and_tls() {
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let port = qpatch_test_support::redis::free_port();
+    let held = HeldPort::of(Ipv4Addr::LOCALHOST);
+    let port = held.port();
     let (cert, key) = (cert.to_str().unwrap(), key.to_str().unwrap());
     let tls = ["--tls-port", &port.to_string(), "--tls-cert-file", cert, "--tls-key-file", key];
     let args = [
