@@ -21,6 +21,7 @@ use qpatch::verify::rig::protocol;
 use qpatch::verify::rig::spawner::{Channel, Spawner};
 use qpatch::verify::rig::stub::{self, Mode};
 use qpatch::verify::sandbox::private_tree::TodoLayout;
+use qpatch::verify::sandbox::{Fsync, SandboxConfig};
 use qpatch::verify::{self, Options, Part, Silent};
 use qpatch_test_support::skip;
 use serde_json::Value;
@@ -316,6 +317,21 @@ fn only_compiled_code_decides_about_directories() {
     fixture.write("there.h", "#define BIG_TODO\n");
     fixture.write("hier.c", &format!("#include \"made.h\"\n# include \"there.h\"\n{hier}"));
     assert_eq!(layout(&[]), TodoLayout::Split);
+}
+
+/// The programs of a proof do not wait for the disk; those of the bench's queue on a disk do.
+#[test]
+fn fsync_is_replaced_only_where_it_is_to_do_nothing() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    for (fsync, replaced) in [(Fsync::Skipped, true), (Fsync::Real, false)] {
+        let config = SandboxConfig { fsync, ..rig::config(100, &[]) };
+        let (_scratch, sandbox) = rig::sandbox(fixture.path(), &config).unwrap();
+        let object = fs::read(sandbox.rig().join("link.o")).unwrap();
+        // The name of a symbol.
+        let has = |name: &[u8]| object.windows(name.len()).any(|bytes| bytes == name);
+        assert!(has(b"\0getpwnam\0"), "{fsync:?}");
+        assert_eq!(has(b"\0fsync\0"), replaced, "{fsync:?}");
+    }
 }
 
 /// A qmail-lspawn that cannot start: the reason is reported, and the steps that do not need it run.

@@ -3,12 +3,14 @@
 //!
 //! A [`plan::Plan`] says which mail goes where and when. A [`run::Subject`] is a mail server ([`qmail`], [`postfix`]).
 //! The [`sink`] is the servers at the other end. [`measure`] computes figures from what the sink has recorded, and
-//! [`scenario`] says which figures have to reach which bar.
+//! [`figures`] says which of them have to reach which bar in each [`scenario`].
 
 #![deny(unsafe_code)]
 
 pub mod dns;
 pub mod error;
+pub mod figures;
+pub mod inject;
 pub mod measure;
 pub mod milter;
 pub mod plan;

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use qpatch::verify::sandbox::check_tree;
 use qpatch::verify::sandbox::limits::Raised;
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
+use qpatch::verify::sandbox::{Fsync, check_tree};
 use qpatch::verify::{CatchSignals, die_of};
 
 use qpatch_bench_smtp::dns::{NameServer, Zone};
@@ -21,7 +21,7 @@ use qpatch_bench_smtp::plot::{self, Panel, Series};
 use qpatch_bench_smtp::qmail::{Flavour, Qmail};
 use qpatch_bench_smtp::report::BenchReport;
 use qpatch_bench_smtp::run::{Run, Subject, run};
-use qpatch_bench_smtp::scenario::{Learn, Scenario, ScenarioOptions};
+use qpatch_bench_smtp::scenario::{Learn, QueueKind, Scenario, ScenarioOptions};
 use qpatch_bench_smtp::servers::{self, SERVER_KINDS, ServerKind};
 use qpatch_bench_smtp::sink::Step;
 use qpatch_bench_smtp::tls::StartTls;
@@ -33,7 +33,7 @@ use qpatch_bench_smtp::{measure, postfix, sandbox, session, usage};
 struct Args {
     /// A qmail source tree, patched or not; it is copied
     tree: PathBuf,
-    /// Only these scenarios: S1 to S6, S8, S9
+    /// Only these scenarios: S1 to S6, S8 to S11
     #[arg(long, value_name = "S1,...", value_delimiter = ',', value_parser = scenario)]
     scenario: Vec<Scenario>,
     /// Only these mail servers
@@ -110,7 +110,7 @@ enum OnOff {
 }
 
 fn scenario(name: &str) -> std::result::Result<Scenario, String> {
-    Scenario::parse(name).ok_or_else(|| "the scenarios are S1 to S6, S8 and S9".to_owned())
+    Scenario::parse(name).ok_or_else(|| "the scenarios are S1 to S6 and S8 to S11".to_owned())
 }
 
 fn scale(text: &str) -> std::result::Result<f64, String> {
@@ -190,10 +190,43 @@ fn bench(args: &Args) -> Result<()> {
         scratch.close()?;
         return finish(args, &report);
     }
-    let mut subjects = subjects(args, &scratch, &mut report)?;
     let wanted =
         if args.scenario.is_empty() { Scenario::ALL.to_vec() } else { args.scenario.clone() };
-    for scenario in wanted {
+    let kept_on = |kind| {
+        wanted.iter().copied().filter(|scenario| scenario.queue() == kind).collect::<Vec<_>>()
+    };
+    let (fast, disk) = (kept_on(QueueKind::Fast), kept_on(QueueKind::Disk));
+    if !fast.is_empty() {
+        let mut subjects = subjects(args, &scratch, Fsync::Skipped, &mut report)?;
+        run_scenarios(args, &fast, &options, &mut subjects, port, &mut report)?;
+    }
+    if !disk.is_empty() {
+        let scratch = Scratch::new(&args.tree, args.scratch.as_deref(), Keep::No)?;
+        if is_in_memory(&scratch) {
+            let place = scratch.root().display();
+            report.notes.push(format!(
+                "{place} is in memory, so fsync costs S10 nothing: --scratch names a folder on a disk"
+            ));
+        }
+        let mut subjects = subjects(args, &scratch, Fsync::Real, &mut report)?;
+        run_scenarios(args, &disk, &options, &mut subjects, port, &mut report)?;
+        drop(subjects);
+        scratch.close()?;
+    }
+    scratch.close()?;
+    finish(args, &report)
+}
+
+/// Puts all mail servers through the scenarios.
+fn run_scenarios(
+    args: &Args,
+    scenarios: &[Scenario],
+    options: &ScenarioOptions,
+    subjects: &mut [Box<dyn Subject>],
+    port: u16,
+    report: &mut BenchReport,
+) -> Result<()> {
+    for &scenario in scenarios {
         eprintln!("{scenario}: {}", scenario.title());
         let mut shown = RunsBySubject::new();
         for number in 1..=args.runs {
@@ -203,7 +236,7 @@ fn bench(args: &Args) -> Result<()> {
                 turns.reverse();
             }
             for subject in turns {
-                let runs = run_plans(scenario, &options, subject.as_mut(), port, number)?;
+                let runs = run_plans(scenario, options, subject.as_mut(), port, number)?;
                 report.add(scenario, subject.name(), scenario.measures(&runs));
                 if number == 1 {
                     shown.insert(subject.name().to_owned(), runs);
@@ -214,9 +247,7 @@ fn bench(args: &Args) -> Result<()> {
             draw(scenario, &shown, dir)?;
         }
     }
-    drop(subjects);
-    scratch.close()?;
-    finish(args, &report)
+    Ok(())
 }
 
 /// S7.
@@ -243,7 +274,7 @@ fn real_servers(
         None => learning.iter().map(|how| format!(":{}::{how}\n", limit(how))).collect(),
     };
     eprintln!("building the tree");
-    let mut qmail = Qmail::build(scratch, &args.tree, Flavour::Gate, args.spawn)?;
+    let mut qmail = Qmail::build(scratch, &args.tree, Flavour::Gate, args.spawn, Fsync::Skipped)?;
     if let Some(logs) = &args.logs {
         qmail.keep_logs(logs);
     }
@@ -373,6 +404,11 @@ fn scratch(args: &Args) -> Result<Scratch> {
         .or_else(|_| Scratch::new(&args.tree, None, Keep::No))?)
 }
 
+fn is_in_memory(scratch: &Scratch) -> bool {
+    nix::sys::statfs::statfs(scratch.root())
+        .is_ok_and(|place| place.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
+}
+
 fn about(args: &Args, scratch: &Scratch, report: &mut BenchReport) {
     let mut about = |name: &str, value: String| {
         report.about.insert(name.to_owned(), value);
@@ -384,9 +420,7 @@ fn about(args: &Args, scratch: &Scratch, report: &mut BenchReport) {
     about("concurrency", args.spawn.to_string());
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     about("processors", processors.to_string());
-    let place = nix::sys::statfs::statfs(scratch.root());
-    let in_memory =
-        place.is_ok_and(|place| place.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+    let in_memory = is_in_memory(scratch);
     about("queues", if in_memory { "in memory (tmpfs)" } else { "on disk" }.to_owned());
     if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
         about("load before", load.trim().to_owned());
@@ -396,6 +430,7 @@ fn about(args: &Args, scratch: &Scratch, report: &mut BenchReport) {
 fn subjects(
     args: &Args,
     scratch: &Scratch,
+    fsync: Fsync,
     report: &mut BenchReport,
 ) -> Result<Vec<Box<dyn Subject>>> {
     let wants = |which| args.only.is_empty() || args.only.contains(&which);
@@ -410,7 +445,7 @@ fn subjects(
     ] {
         if wants(which) {
             eprintln!("building the tree, {which:?}");
-            let mut qmail = Qmail::build(scratch, &args.tree, flavour, args.spawn)?;
+            let mut qmail = Qmail::build(scratch, &args.tree, flavour, args.spawn, fsync)?;
             if let Some(dir) = &args.logs {
                 qmail.keep_logs(dir);
             }

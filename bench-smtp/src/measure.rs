@@ -153,6 +153,12 @@ pub fn sojourns(plan: &Plan, run: &Run, class: usize) -> Option<Vec<f64>> {
     Some(times)
 }
 
+/// The value that `share` (0..=1) of `sorted` stay at or below.
+pub fn share_of(sorted: &[f64], share: f64) -> Option<f64> {
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
 /// When the first mail of a class arrived.
 pub fn first_arrival(plan: &Plan, run: &Run, class: usize) -> Option<u64> {
     let arrived = plan.mails.iter().zip(&run.arrived).filter(|(mail, _)| mail.class == class);
@@ -212,6 +218,15 @@ mod tests {
         assert_eq!(starts_within(&steps, Duration::from_micros(50)), Some((2, 5)));
         assert_eq!(starts_within(&steps, Duration::from_micros(100)), None);
         assert_eq!(starts_within(&[], Duration::from_micros(1)), None);
+    }
+
+    #[test]
+    fn shares_are_those_of_the_nearest_rank() {
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(share_of(&hundred, 0.5), Some(50.0));
+        assert_eq!(share_of(&hundred, 0.99), Some(99.0));
+        assert_eq!(share_of(&hundred[..7], 0.99), Some(7.0));
+        assert_eq!(share_of(&[], 0.5), None);
     }
 
     #[test]

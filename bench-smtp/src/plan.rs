@@ -90,12 +90,18 @@ pub struct Plan {
     pub lists: Vec<Vec<u32>>,
     /// The mail that arrives this long after the start.
     pub arrivals: Vec<(Duration, u32)>,
+    /// The mail that comes in by the mail server's own front door this long after the start, while it runs.
+    pub injected: Vec<(Duration, u32)>,
     /// The mail that arrives when the mail server has come this far.
     pub later: Vec<LaterMail>,
     /// The run ends when all mail of these classes has been accepted.
     pub wanted: Vec<usize>,
+    /// The run ends when the servers have had this number of sessions, too.
+    pub held: Option<u32>,
     /// The run ends after this time at the latest.
     pub most: Duration,
+    /// How long the mail server has to end by itself.
+    pub ending: Duration,
     /// control/concurrencydomains.
     pub table: String,
     /// Postfix's limit for each destination.
@@ -134,6 +140,7 @@ impl Plan {
         plan.lists.iter_mut().for_each(|list| list.retain(keeps));
         plan.lists.retain(|list| !list.is_empty());
         plan.arrivals.retain(|(_, mail)| keeps(mail));
+        plan.injected.retain(|(_, mail)| keeps(mail));
         for later in &mut plan.later {
             later.mails.retain(keeps);
             later.done.retain(|done| *done != class);
@@ -166,6 +173,7 @@ impl Plan {
     /// How many classes have any mail.
     pub fn classes_used(&self) -> usize {
         let numbers = self.before.iter().chain(self.arrivals.iter().map(|(_, mail)| mail));
+        let numbers = numbers.chain(self.injected.iter().map(|(_, mail)| mail));
         let numbers = numbers.chain(self.later.iter().flat_map(|later| &later.mails));
         let numbers = numbers.chain(self.lists.iter().flatten());
         let classes: std::collections::HashSet<usize> =

@@ -1,9 +1,10 @@
 //! A private Postfix, with its own configuration, queue and log in a temporary directory. Its only listener takes a
-//! single message, once. The system's own Postfix, if there is one, is not touched.
+//! single message, once, and the mail of plans in which mail comes in while it runs. The system's own Postfix, if there is one, is not touched.
 //!
 //! The queue has the files that Postfix's own cleanup(8) would write, without that cost. One message goes in by SMTP
 //! while no queue manager runs. Its queue file is the template of all others, whose recipients have the same length.
 
+use std::collections::HashSet;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -18,10 +19,11 @@ use nix::unistd::{Gid, Pid, Uid, User, chown, geteuid};
 use tempfile::TempDir;
 
 use crate::error::{Error, Result};
+use crate::inject::Entrance;
 use crate::plan::{Plan, Route, domain_name};
 use crate::run::{SelfReport, Subject};
 use crate::sink::local_part;
-use crate::usage;
+use crate::usage::{self, MemoryUse};
 
 /// How long Postfix waits between two looks at deferred mail, and before it tries a mail or a destination again, in
 /// seconds. The default of 300 would be longer than the scenarios.
@@ -45,6 +47,15 @@ pub struct Postfix {
     before: usize,
     looked: Option<(Instant, usize)>,
     passed_secs: Option<f64>,
+}
+
+/// Whether Postfix listens for mail at [`INJECT_PORT`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// It does.
+    Open,
+    /// It does not.
+    Closed,
 }
 
 /// The recipient in the template.
@@ -116,7 +127,7 @@ impl Postfix {
         fs::write(&path, text).map_err(Error::doing(format!("write {}", path.display())))
     }
 
-    fn configure(&self, main: &str, queue_manager: bool) -> Result<()> {
+    fn configure(&self, main: &str, queue_manager: bool, door: Door) -> Result<()> {
         let dir = self.dir.path().display();
         self.write(
             "etc/main.cf",
@@ -133,7 +144,8 @@ impl Postfix {
         let mut master = String::new();
         if queue_manager {
             master.push_str("qmgr unix n - n 300 1 qmgr\n");
-        } else {
+        }
+        if door == Door::Open {
             master.push_str(&format!("127.0.0.1:{INJECT_PORT} inet n - n - - smtpd\n"));
         }
         for (name, private, limit, program) in [
@@ -235,7 +247,7 @@ impl Postfix {
     }
 
     fn make_mould(&mut self) -> Result<()> {
-        self.configure("", false)?;
+        self.configure("", false, Door::Open)?;
         self.clear()?;
         self.run()?;
         let sent = send_one();
@@ -272,31 +284,62 @@ impl Postfix {
 
 /// Gives the one message to smtpd(8).
 fn send_one() -> Result<()> {
-    let failed =
-        |error: std::io::Error| Error::new(format!("cannot give Postfix a message: {error}"), "");
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, INJECT_PORT)).map_err(failed)?;
-    stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(failed)?;
-    let mut reader = BufReader::new(stream.try_clone().map_err(failed)?);
-    let mut stream = stream;
-    let message =
-        "From: <bench@bench.example>\r\nSubject: a message of the bench\r\n\r\nhello\r\n.\r\n";
-    for (line, code) in [
-        (String::new(), "220"),
-        ("HELO bench.example\r\n".to_owned(), "250"),
-        ("MAIL FROM:<>\r\n".to_owned(), "250"),
-        (format!("RCPT TO:<{}>\r\n", mould_recipient()), "250"),
-        ("DATA\r\n".to_owned(), "354"),
-        (message.to_owned(), "250"),
-        ("QUIT\r\n".to_owned(), "221"),
-    ] {
-        stream.write_all(line.as_bytes()).map_err(failed)?;
-        let mut answer = String::new();
-        reader.read_line(&mut answer).map_err(failed)?;
-        if !answer.starts_with(code) {
-            return Err(Error::new(format!("Postfix answers {line:?} with {answer:?}"), ""));
-        }
+    let mut session = SmtpSession::default();
+    session.put(&mould_recipient())?;
+    session.say("QUIT\r\n", "221")
+}
+
+/// A session with smtpd(8), which takes mail after mail, and is opened again when smtpd has closed it.
+#[derive(Debug, Default)]
+struct SmtpSession {
+    stream: Option<BufReader<TcpStream>>,
+}
+
+impl SmtpSession {
+    fn open(&mut self) -> Result<()> {
+        let failed = |error: std::io::Error| {
+            Error::new(format!("cannot reach Postfix's smtpd: {error}"), "")
+        };
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, INJECT_PORT)).map_err(failed)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+        stream.set_nodelay(true).map_err(failed)?;
+        self.stream = Some(BufReader::new(stream));
+        self.say("", "220")?;
+        self.say("HELO bench.example\r\n", "250")
     }
-    Ok(())
+
+    /// Writes a line and reads the answer, which must begin with `code`.
+    fn say(&mut self, line: &str, code: &str) -> Result<()> {
+        let failed = |error: std::io::Error| {
+            Error::new(format!("cannot give Postfix a message: {error}"), "")
+        };
+        let Some(stream) = &mut self.stream else {
+            return Err(Error::new("there is no session with Postfix's smtpd", ""));
+        };
+        stream.get_mut().write_all(line.as_bytes()).map_err(failed)?;
+        let mut answer = String::new();
+        stream.read_line(&mut answer).map_err(failed)?;
+        if answer.starts_with(code) {
+            return Ok(());
+        }
+        self.stream = None;
+        Err(Error::new(format!("Postfix answers {line:?} with {answer:?}"), ""))
+    }
+}
+
+impl Entrance for SmtpSession {
+    fn put(&mut self, recipient: &str) -> Result<()> {
+        if self.stream.is_none() {
+            self.open()?;
+        }
+        self.say("MAIL FROM:<>\r\n", "250")?;
+        self.say(&format!("RCPT TO:<{recipient}>\r\n"), "250")?;
+        self.say("DATA\r\n", "354")?;
+        self.say(
+            "From: <bench@bench.example>\r\nSubject: a message of the bench\r\n\r\nhello\r\n.\r\n",
+            "250",
+        )
+    }
 }
 
 /// Replaces `from` in `bytes` by `to`, which must have the same length.
@@ -317,7 +360,9 @@ fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) -> usize {
 
 impl Subject for Postfix {
     fn can_run(&self, plan: &Plan) -> bool {
-        plan.known == crate::plan::KnownSites::Nothing && plan.lists.is_empty()
+        plan.known == crate::plan::KnownSites::Nothing
+            && plan.lists.is_empty()
+            && plan.held.is_none()
     }
 
     fn name(&self) -> &str {
@@ -352,6 +397,7 @@ impl Subject for Postfix {
                  maximal_backoff_time = {BACKOFF_SECS}s\n{way}{timeouts}"
             ),
             true,
+            if plan.injected.is_empty() { Door::Closed } else { Door::Open },
         )?;
         self.clear()?;
         self.before = 0;
@@ -387,6 +433,18 @@ impl Subject for Postfix {
         Err(Error::new("Postfix is not put through messages with several recipients", ""))
     }
 
+    fn entrance(&self) -> Result<Box<dyn Entrance>> {
+        Ok(Box::new(SmtpSession::default()))
+    }
+
+    fn memory(&self) -> Option<MemoryUse> {
+        None
+    }
+
+    fn left(&self) -> Result<Option<HashSet<u32>>> {
+        Ok(None)
+    }
+
     fn start(&mut self) -> Result<()> {
         self.run()?;
         self.started = Instant::now();
@@ -416,7 +474,7 @@ impl Subject for Postfix {
         }
     }
 
-    fn stop(&mut self) -> Result<SelfReport> {
+    fn stop(&mut self, _patience: Duration) -> Result<SelfReport> {
         self.end()?;
         let log = self.log();
         let mut self_report = SelfReport { passed_secs: self.passed_secs, ..SelfReport::default() };

@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,19 +19,20 @@ use qpatch::tree::plan::{OnPartialProtocol, PatchPlan};
 use qpatch::verify::build;
 use qpatch::verify::proofs::mail;
 use qpatch::verify::rig::sendrig;
-use qpatch::verify::sandbox::SandboxConfig;
 use qpatch::verify::sandbox::makefile::targets;
 use qpatch::verify::sandbox::private_tree::Sandbox;
 use qpatch::verify::sandbox::process::Process;
 use qpatch::verify::sandbox::scratch::Scratch;
+use qpatch::verify::sandbox::{Fsync, SandboxConfig};
 use qpatch_gate::table::Limit;
 use qpatch_gate_status::Status;
 
 use crate::error::{Error, Result};
+use crate::inject::Entrance;
 use crate::plan::{KnownSites, Plan, Route};
 use crate::run::{SelfReport, Subject};
 use crate::sink::mail_of_local_part;
-use crate::usage;
+use crate::usage::{self, MemoryUse};
 
 /// Which of qpatch's patches a tree has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,8 +175,14 @@ impl LogTally {
 
 impl Qmail {
     /// Copies `tree`, patches and builds the copy for `spawn` deliveries.
-    pub fn build(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<Qmail> {
-        let sandbox = build_sandbox(scratch, tree, flavour, spawn)?;
+    pub fn build(
+        scratch: &Scratch,
+        tree: &Path,
+        flavour: Flavour,
+        spawn: u32,
+        fsync: Fsync,
+    ) -> Result<Qmail> {
+        let sandbox = build_sandbox(scratch, tree, flavour, spawn, fsync)?;
         Ok(Qmail { sandbox, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
     }
 
@@ -272,11 +281,12 @@ pub fn build_sandbox(
     tree: &Path,
     flavour: Flavour,
     spawn: u32,
+    fsync: Fsync,
 ) -> Result<Sandbox> {
     let name = flavour.name().replace(' ', "-");
     let copy = scratch.copy(tree, &format!("{name}-tree"))?;
     patch(&copy, flavour, spawn)?;
-    let config = SandboxConfig { spawn: Some(spawn), ..SandboxConfig::default() };
+    let config = SandboxConfig { spawn: Some(spawn), fsync, ..SandboxConfig::default() };
     let sandbox = scratch.sandbox(&copy, &name, &config)?;
     build::prepare(&sandbox)?;
     let rules = targets(sandbox.tree())?;
@@ -287,6 +297,10 @@ pub fn build_sandbox(
     for program in programs {
         build::install(&sandbox, program)?;
     }
+    // As in a real installation: whoever runs qmail-queue, it writes as the owner of the queue.
+    let queue = sandbox.home().join("bin/qmail-queue");
+    fs::set_permissions(&queue, fs::Permissions::from_mode(0o4755))
+        .map_err(Error::doing("set the mode of qmail-queue"))?;
     Ok(sandbox)
 }
 
@@ -356,6 +370,24 @@ impl Subject for Qmail {
         Ok(())
     }
 
+    fn entrance(&self) -> Result<Box<dyn Entrance>> {
+        let program = self.sandbox.home().join("bin/qmail-queue");
+        Ok(Box::new(QmailQueue { program, sender: self.sender }))
+    }
+
+    fn memory(&self) -> Option<MemoryUse> {
+        Some(usage::memory_of_group(self.running.as_ref()?.process.id()))
+    }
+
+    fn left(&self) -> Result<Option<HashSet<u32>>> {
+        let queue = self.sandbox.home().join("queue");
+        let mut left = HashSet::new();
+        for name in ["todo", "remote", "local"] {
+            recipients_below(&queue.join(name), &mut left)?;
+        }
+        Ok(Some(left))
+    }
+
     fn start(&mut self) -> Result<()> {
         let mut file = self.log_file()?;
         let (mut log, process) = sendrig::start_own(&self.sandbox)?;
@@ -416,22 +448,23 @@ impl Subject for Qmail {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<SelfReport> {
+    fn stop(&mut self, patience: Duration) -> Result<SelfReport> {
         let Some(mut running) = self.running.take() else { return Ok(SelfReport::default()) };
         let parts = usage::of_programs(running.process.id());
         running.process.signal(Signal::SIGTERM as i32)?;
         // It waits for what is under way. What takes too long is not waited for: the group is killed by the drop below.
-        let ended = running.process.wait(Duration::from_secs(3));
+        let asked = Instant::now();
+        let ended_secs = running.process.wait(patience).ok().map(|_| asked.elapsed().as_secs_f64());
         let reader = running.reader.take();
         let account = Arc::clone(&running.account);
         drop(running);
-        drop(ended);
         if let Some(reader) = reader {
             let _ = reader.join();
         }
         let account = account.lock().unwrap_or_else(PoisonError::into_inner);
         let mut self_report = account.self_report.clone();
         self_report.cpu_ms_of = parts;
+        self_report.ended_secs = ended_secs;
         Ok(self_report)
     }
 }
@@ -443,6 +476,58 @@ fn is_busy(text: &str) -> bool {
         || text.contains("_one_at_a_time_is_tried;_not_tried._(#4.4.1)")
 }
 
+/// Runs the tree's own qmail-queue for each mail.
+#[derive(Debug)]
+struct QmailQueue {
+    program: PathBuf,
+    sender: &'static str,
+}
+
+impl Entrance for QmailQueue {
+    fn put(&mut self, recipient: &str) -> Result<()> {
+        let failed = Error::doing("run qmail-queue");
+        let run = || -> std::io::Result<std::process::ExitStatus> {
+            // Both texts fit into a pipe.
+            let (message, mut message_in) = std::io::pipe()?;
+            let (envelope, mut envelope_in) = std::io::pipe()?;
+            message_in.write_all(BODY)?;
+            envelope_in.write_all(format!("F{}\0T{recipient}\0\0", self.sender).as_bytes())?;
+            drop((message_in, envelope_in));
+            // It reads the envelope from descriptor 1.
+            Command::new(&self.program)
+                .stdin(message)
+                .stdout(envelope)
+                .stderr(Stdio::null())
+                .status()
+        };
+        let status = run().map_err(failed)?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Error::new(format!("qmail-queue did not take a mail: {status}"), ""))
+    }
+}
+
+/// The mails whose recipients are in the envelopes below `dir` and are not marked as done.
+fn recipients_below(dir: &Path, found: &mut HashSet<u32>) -> Result<()> {
+    let failed = || Error::doing(format!("read {}", dir.display()));
+    for entry in fs::read_dir(dir).map_err(failed())? {
+        let entry = entry.map_err(failed())?;
+        if entry.file_type().map_err(failed())?.is_dir() {
+            recipients_below(&entry.path(), found)?;
+            continue;
+        }
+        let envelope = fs::read(entry.path()).map_err(failed())?;
+        let recipients =
+            envelope.split(|&byte| byte == 0).filter_map(|part| part.strip_prefix(b"T"));
+        found.extend(
+            recipients
+                .filter_map(|recipient| mail_of_local_part(std::str::from_utf8(recipient).ok()?)),
+        );
+    }
+    Ok(())
+}
+
 /// How many messages there are in queue/mess.
 fn messages(dir: &Path) -> Result<usize> {
     let mut count = 0;
@@ -451,4 +536,44 @@ fn messages(dir: &Path) -> Result<usize> {
         count += fs::read_dir(&part).map_err(Error::doing("read queue/mess"))?.count();
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mail_is_left_until_it_is_marked_as_done() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("3")).expect("a part");
+        for (name, envelope) in [
+            ("3/1", &b"Tm000001@d001.bench.example\0Dm000002@d001.bench.example\0"[..]),
+            ("2", b"u1\0p2\0F#@[]\0Tm000003@d001.bench.example\0"),
+        ] {
+            std::fs::write(dir.path().join(name), envelope).expect("an envelope");
+        }
+        let mut found = HashSet::new();
+        recipients_below(dir.path(), &mut found).expect("readable");
+        assert_eq!(found, HashSet::from([1, 3]));
+        assert!(recipients_below(&dir.path().join("none"), &mut found).is_err());
+    }
+
+    #[test]
+    fn what_qmail_queue_reads_is_a_message_and_its_envelope() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let script = dir.path().join("queue");
+        let text = format!(
+            "#!/bin/sh\ncat > {0}/message; cat <&1 > {0}/envelope; grep -q refused {0}/envelope && exit 31\nexit 0\n",
+            dir.path().display()
+        );
+        std::fs::write(&script, text).expect("a program");
+        std::fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("its mode");
+        let mut entrance = QmailQueue { program: script, sender: SENDER };
+        entrance.put("m000001@d001.bench.example").expect("taken");
+        let read = |name: &str| std::fs::read(dir.path().join(name)).expect("written");
+        assert_eq!(read("message"), BODY);
+        assert_eq!(read("envelope"), b"F#@[]\0Tm000001@d001.bench.example\0\0");
+        let error = entrance.put("refused@d001.bench.example").expect_err("not taken");
+        assert!(error.to_string().contains("exit status: 31"), "{error}");
+    }
 }

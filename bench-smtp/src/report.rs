@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::figures::{Bar, Measure};
 use crate::measure::median;
-use crate::scenario::{Bar, Measure, Scenario};
+use crate::scenario::Scenario;
 use crate::servers::ServerOutcome;
 
 /// The columns, in order. A table has those that were measured.
@@ -16,7 +17,7 @@ const SUBJECTS: [&str; 7] =
 /// One figure of one scenario, for every mail server.
 #[derive(Debug, Clone, Serialize)]
 pub struct MeasureRow {
-    /// S1 to S6, S8, S9.
+    /// S1 to S6, S8 to S11.
     pub scenario: String,
     /// The name of the figure, with its unit.
     pub measure: String,

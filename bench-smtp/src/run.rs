@@ -1,12 +1,13 @@
 //! One run: a plan put through one mail server, with the sink at the other end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::error::{Result, check_signals};
+use crate::inject::{DueMail, Entrance, INJECTORS, Injection};
 use crate::plan::{KnownSites, Plan};
 use crate::sink::{Record, Sink};
-use crate::usage;
+use crate::usage::{self, MemoryUse};
 
 /// A mail server that can be put through a [`Plan`].
 pub trait Subject {
@@ -22,6 +23,12 @@ pub trait Subject {
     fn queue(&mut self, plan: &Plan, mail: u32) -> Result<()>;
     /// Puts one message for all of these into its queue.
     fn queue_list(&mut self, plan: &Plan, mails: &[u32]) -> Result<()>;
+    /// A client of its front door, for mail that comes in while it runs.
+    fn entrance(&self) -> Result<Box<dyn Entrance>>;
+    /// The memory of its processes that run now. None: it is not known which these are.
+    fn memory(&self) -> Option<MemoryUse>;
+    /// The mails that are in its queue, when it has ended. None: that cannot be read.
+    fn left(&self) -> Result<Option<HashSet<u32>>>;
     /// Starts it, and returns when it delivers mail.
     fn start(&mut self) -> Result<()>;
     /// Tells it that mail was queued while it ran.
@@ -30,8 +37,8 @@ pub trait Subject {
     fn passed(&mut self, plan: &Plan) -> Result<usize>;
     /// Fails if it has died.
     fn check(&mut self) -> Result<()>;
-    /// Stops it within seconds, whatever it does.
-    fn stop(&mut self) -> Result<SelfReport>;
+    /// Asks it to end, and ends it by force if it runs after `patience`.
+    fn stop(&mut self, patience: Duration) -> Result<SelfReport>;
 }
 
 /// What a mail server reports about itself: in its log, or by its processor time.
@@ -60,6 +67,8 @@ pub struct SelfReport {
     /// Processor time by program, in milliseconds: of the programs that still run at the end, and of those that they
     /// have waited for.
     pub cpu_ms_of: BTreeMap<String, f64>,
+    /// How long it took to end when it was asked to, in seconds. None: it was ended by force.
+    pub ended_secs: Option<f64>,
     /// The first lines of its complaints.
     pub complaints: Vec<String>,
 }
@@ -75,6 +84,13 @@ pub struct Run {
     pub end_us: u64,
     /// When each mail came into the queue, on the sink's clock; None: before the start, or never.
     pub arrived: Vec<Option<u64>>,
+    /// When the mail server had taken each mail at its front door, on the sink's clock.
+    pub taken: Vec<Option<u64>>,
+    /// The memory of the mail server's processes at the end of the run, and what the machine had less at that time than
+    /// before the start, in KiB.
+    pub memory: Option<(MemoryUse, f64)>,
+    /// The mails that were in its queue after its end.
+    pub left: Option<HashSet<u32>>,
     /// Whether all of the wanted mail was accepted in time.
     pub complete: bool,
     /// The mail server's processor time, in milliseconds, including that of its end.
@@ -105,24 +121,51 @@ pub fn run(subject: &mut dyn Subject, plan: &Plan, port: u16) -> Result<Run> {
     let queued_secs = queueing.elapsed().as_secs_f64();
     let classes = plan.mails.iter().map(|mail| u8::try_from(mail.class).unwrap_or(u8::MAX));
     let sink = Sink::start(&plan.servers, port, classes.collect(), plan.classes, plan.starttls)?;
-    let mut run_loop =
-        RunLoop { plan, subject, sink: &sink, arrived: vec![None; plan.mails.len()] };
+    let available_kib = usage::available_kib();
+    let mut run_loop = RunLoop {
+        plan,
+        subject,
+        sink: &sink,
+        arrived: vec![None; plan.mails.len()],
+        taken: vec![None; plan.mails.len()],
+        injection: None,
+    };
     run_loop.subject.start()?;
     // Processor time counts from here on, without the shell scripts that start Postfix. The mail server's own processes
     // are waited for at the end.
     let used = usage::of_children()?;
     let started = Instant::now();
-    let complete = run_loop.until_done(started);
-    let arrived = run_loop.arrived;
+    let complete =
+        run_loop.open_door(started).and_then(|()| run_loop.until_done(started)).and_then(|done| {
+            run_loop.close_door()?;
+            Ok(done)
+        });
+    let RunLoop { arrived, taken, injection, .. } = run_loop;
+    drop(injection);
     let end_us = sink.started().elapsed().as_micros() as u64;
-    let stopped = subject.stop();
+    let memory = plan.held.and(subject.memory());
+    let lost_kib = available_kib.zip(usage::available_kib()).map(|(before, now)| before - now);
+    let stopped = subject.stop(plan.ending);
     let complete = complete?;
     let self_report = stopped?;
+    let left = if plan.held.is_some() { subject.left()? } else { None };
     usage::reap_all(Duration::from_secs(20))?;
     let cpu_ms = usage::of_children()? - used;
     let start_us = started.duration_since(sink.started()).as_micros() as u64;
     let record = sink.stop()?;
-    Ok(Run { record, start_us, end_us, arrived, complete, cpu_ms, queued_secs, self_report })
+    Ok(Run {
+        record,
+        start_us,
+        end_us,
+        arrived,
+        taken,
+        memory: memory.zip(lost_kib),
+        left,
+        complete,
+        cpu_ms,
+        queued_secs,
+        self_report,
+    })
 }
 
 struct RunLoop<'r> {
@@ -130,9 +173,38 @@ struct RunLoop<'r> {
     subject: &'r mut dyn Subject,
     sink: &'r Sink,
     arrived: Vec<Option<u64>>,
+    taken: Vec<Option<u64>>,
+    injection: Option<Injection>,
 }
 
 impl RunLoop<'_> {
+    /// Begins to put the mail of [`Plan::injected`] into the mail server.
+    fn open_door(&mut self, started: Instant) -> Result<()> {
+        if self.plan.injected.is_empty() {
+            return Ok(());
+        }
+        let entrances: Result<Vec<_>> = (0..INJECTORS).map(|_| self.subject.entrance()).collect();
+        let due = |&(after, mail): &(Duration, u32)| DueMail {
+            after,
+            mail,
+            recipient: self.plan.recipient(mail),
+        };
+        let due = self.plan.injected.iter().map(due).collect();
+        self.injection = Some(Injection::start(entrances?, due, started)?);
+        Ok(())
+    }
+
+    /// Waits for the mails that are on their way in, and notes when each came.
+    fn close_door(&mut self) -> Result<()> {
+        let Some(injection) = self.injection.take() else { return Ok(()) };
+        let at_us = |at: Instant| at.duration_since(self.sink.started()).as_micros() as u64;
+        for entered in injection.finish()? {
+            self.arrived[entered.mail as usize] = Some(at_us(entered.begun));
+            self.taken[entered.mail as usize] = Some(at_us(entered.taken));
+        }
+        Ok(())
+    }
+
     /// Runs until all wanted mail is accepted (true), or the time is up (false).
     fn until_done(&mut self, started: Instant) -> Result<bool> {
         let counts: Vec<usize> =
@@ -163,7 +235,9 @@ impl RunLoop<'_> {
             if came {
                 self.subject.notify()?;
             }
-            if self.plan.wanted.iter().all(|&class| is_done(class)) {
+            if self.plan.held.is_none_or(|held| self.sink.sessions() >= held)
+                && self.plan.wanted.iter().all(|&class| is_done(class))
+            {
                 return Ok(true);
             }
             if started.elapsed() >= self.plan.most {
@@ -171,6 +245,10 @@ impl RunLoop<'_> {
             }
             if looks.is_multiple_of(128) {
                 self.subject.check()?;
+                // A mail that was not taken ends the run.
+                if self.injection.as_ref().is_some_and(Injection::has_ended) {
+                    self.close_door()?;
+                }
             }
             looks = looks.wrapping_add(1);
             std::thread::sleep(LOOK);

@@ -67,6 +67,52 @@ pub fn of_programs(pid: u32) -> BTreeMap<String, f64> {
     found
 }
 
+/// The memory of a group of processes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct MemoryUse {
+    /// How many processes.
+    pub processes: usize,
+    /// Their proportional set sizes together, in KiB: each page counts in part for each process that has it.
+    pub pss_kib: f64,
+    /// Their page tables together, in KiB.
+    pub page_tables_kib: f64,
+}
+
+/// The memory of all processes of the process group `group`. A process that ends meanwhile is left out.
+pub fn memory_of_group(group: u32) -> MemoryUse {
+    let mut found = MemoryUse::default();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let process = entry.path();
+        let read = |name: &str| std::fs::read_to_string(process.join(name)).ok();
+        if read("stat").and_then(|stat| group_in(&stat)) != Some(group) {
+            continue;
+        }
+        let figure = |file: &str, name: &str| kib_of(&read(file)?, name);
+        if let Some((pss, tables)) = figure("smaps_rollup", "Pss").zip(figure("status", "VmPTE")) {
+            found.processes += 1;
+            found.pss_kib += pss;
+            found.page_tables_kib += tables;
+        }
+    }
+    found
+}
+
+/// The memory that this machine could still give to programs, in KiB.
+pub fn available_kib() -> Option<f64> {
+    kib_of(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable")
+}
+
+/// The figure in a line `NAME:  12 kB` of a file of /proc.
+fn kib_of(text: &str, name: &str) -> Option<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// The process group in /proc/PID/stat: field 5.
+fn group_in(stat: &str) -> Option<u32> {
+    stat.get(stat.rfind(')')? + 2..)?.split_whitespace().nth(2)?.parse().ok()
+}
+
 /// Parses /proc/PID/stat: the name, the process's own time, and that of the processes it has waited for.
 fn times(stat: &str) -> Option<(String, f64, f64)> {
     let (head, tail) = (stat.find('(')? + 1, stat.rfind(')')?);
@@ -86,5 +132,16 @@ mod tests {
     fn times_are_read_behind_any_name() {
         let stat = "12 (a) b) S 1 12 12 0 -1 4194560 100 0 0 0 7 3 20 30 20 0 1 0 100";
         assert_eq!(times(stat), Some(("a) b".to_owned(), 100.0, 500.0)));
+        assert_eq!(group_in(stat), Some(12));
+    }
+
+    #[test]
+    fn the_memory_of_this_process_is_found() {
+        let text = "Rss:   20 kB\nPss_Dirty:   4 kB\nPss:          12 kB\n";
+        assert_eq!((kib_of(text, "Pss"), kib_of(text, "Swap")), (Some(12.0), None));
+        let own = nix::unistd::getpgrp().as_raw().unsigned_abs();
+        let memory = memory_of_group(own);
+        assert!(memory.processes >= 1 && memory.pss_kib > 0.0, "{memory:?}");
+        assert!(available_kib().is_some_and(|kib| kib > 0.0));
     }
 }

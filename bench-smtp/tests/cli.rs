@@ -15,6 +15,7 @@ fn wrong_usage_is_2() {
     for args in [
         &[][..],
         &["TREE", "--scenario", "S7"],
+        &["TREE", "--scenario", "S12"],
         &["TREE", "--scale", "0"],
         &["TREE", "--runs", "0"],
         &["TREE", "--port", "25"],

@@ -38,10 +38,10 @@ use qpatch::verify::rig::log::Log;
 use qpatch::verify::rig::numbers::Random;
 use qpatch::verify::rig::sendrig::{SendRig, Spawners, pull_trigger};
 use qpatch::verify::rig::stub::{StubEventKind, Stubs};
-use qpatch::verify::sandbox::check_tree;
 use qpatch::verify::sandbox::limits::Raised;
 use qpatch::verify::sandbox::private_tree::{MessageId, Sandbox};
 use qpatch::verify::sandbox::scratch::{Keep, Scratch};
+use qpatch::verify::sandbox::{Fsync, check_tree};
 use qpatch::verify::{CatchSignals, die_of};
 use qpatch_bench_smtp::error::{Error, Result, check_signals};
 use qpatch_bench_smtp::qmail::{self, Flavour};
@@ -144,7 +144,7 @@ fn attack(args: &Args) -> Result<Vec<String>> {
     let scratch = Scratch::new(&tree, Some(&memory), Keep::No)
         .or_else(|_| Scratch::new(&tree, args.scratch.as_deref(), Keep::No))?;
     eprintln!("building the tree");
-    let sandbox = qmail::build_sandbox(&scratch, &tree, Flavour::Gate, SPAWN)?;
+    let sandbox = qmail::build_sandbox(&scratch, &tree, Flavour::Gate, SPAWN, Fsync::Skipped)?;
     let mut target = Target::new(sandbox, args.seed)?;
     target.learn_the_table()?;
     let churn = Churn::start(&target.sandbox);

@@ -38,6 +38,8 @@ pub const HOLD: Duration = Duration::from_secs(1);
 pub const MAILS: usize = 200;
 /// A run ends after this time, or when all mail that is left was deferred as a try: that is tried again after 400 s.
 const MOST: Duration = Duration::from_secs(120);
+/// How long the mail server has to end by itself then.
+const ENDING: Duration = Duration::from_secs(3);
 /// When a filter that is down at first starts; the second half of the mail arrives then.
 const DOWN: Duration = Duration::from_secs(10);
 
@@ -113,9 +115,12 @@ fn plan(kind: &ServerKind, table: &str, setting: &LoopSettings) -> Plan {
         before,
         lists: Vec::new(),
         arrivals: later.into_iter().map(|mail| (DOWN, mail)).collect(),
+        injected: Vec::new(),
         later: Vec::new(),
         wanted: vec![0],
+        held: None,
         most: MOST,
+        ending: ENDING,
         table: table.to_owned(),
         cap: LIMIT,
         concurrency: setting.concurrency,
@@ -198,7 +203,7 @@ pub fn run(
         qmail.check()?;
         std::thread::sleep(Duration::from_millis(50));
     };
-    let self_report = qmail.stop()?;
+    let self_report = qmail.stop(ENDING)?;
     drop(server);
     drop(filter);
     usage::reap_all(Duration::from_secs(20))?;

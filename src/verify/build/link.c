@@ -7,7 +7,7 @@
    - setgroups and initgroups do nothing and succeed: only root may call them, and qmail-lspawn calls them for each
      delivery. setuid and setgid stay the real ones: any process may change to its own id.
    - fsync does nothing. The proof is about deliveries, not about power failures, and on a slow disk it would take
-     minutes. */
+     minutes. With RIG_REAL_FSYNC it stays the real one. */
 
 #define _GNU_SOURCE
 #define _DEFAULT_SOURCE
@@ -76,4 +76,6 @@ int setgroups(int n, const gid_t *list) { (void) n; (void) list; return 0; }
 int initgroups(const char *user, gid_t group) { (void) user; (void) group; return 0; }
 #endif
 
+#ifndef RIG_REAL_FSYNC
 int fsync(int fd) { (void) fd; return 0; }
+#endif

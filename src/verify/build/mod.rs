@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::verify::error::{BuildFailure, Error};
+use crate::verify::sandbox::Fsync;
 use crate::verify::sandbox::private_tree::Sandbox;
 use crate::verify::sandbox::process::{PATIENCE, describe, run_captured};
 
@@ -36,6 +37,9 @@ pub fn prepare(sandbox: &Sandbox) -> Result<(), Error> {
     ];
     let mut options = vec!["-fno-lto".into(), "-c".into()];
     options.extend(ids.map(OsString::from));
+    if sandbox.fsync() == Fsync::Real {
+        options.push("-DRIG_REAL_FSYNC".into());
+    }
     compile_own(sandbox, "link.c", LINK_C, "link.o", &options)
 }
 

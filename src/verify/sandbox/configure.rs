@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::copy::make_dir;
 use super::identity::Identity;
 use super::makefile::targets;
-use super::private_tree::{Sandbox, TodoLayout};
+use super::private_tree::{Fsync, Sandbox, TodoLayout};
 use super::queue_layout::{QueueLayout, supplemental};
 use crate::engine::edit::{self, Edit};
 use crate::engine::lex::{Lang, Source, TokenKind};
@@ -29,6 +29,8 @@ pub struct SandboxConfig {
     /// A folder whose files are copied into the home's control/, except those that the rig writes
     /// or relies on.
     pub control: Option<PathBuf>,
+    /// What fsync() does.
+    pub fsync: Fsync,
 }
 
 /// The last letters of qmail's users (auto_uida: alias, daemon, log, owner, passwd, queue, remote, send) and groups
@@ -58,6 +60,7 @@ pub(super) fn configure(mut sandbox: Sandbox, config: &SandboxConfig) -> Result<
         sandbox.set_conf("conf-spawn", &spawn.to_string())?;
     }
     sandbox.cc = cc;
+    sandbox.fsync = config.fsync;
     sandbox.spawn = sandbox.conf_number("conf-spawn")?;
     if sandbox.spawn == 0 {
         let found = "0: nothing would ever be delivered";

@@ -14,4 +14,5 @@ mod settings;
 pub mod target;
 
 pub use configure::SandboxConfig;
+pub use private_tree::Fsync;
 pub use settings::check_tree;

@@ -20,6 +20,16 @@ pub enum TodoLayout {
     Split,
 }
 
+/// What fsync() does in the programs of a [`Sandbox`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fsync {
+    /// Nothing.
+    #[default]
+    Skipped,
+    /// What it does on this machine. The queue should then be on a real disk.
+    Real,
+}
+
 /// One configured copy of a tree, with its home.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -34,6 +44,7 @@ pub struct Sandbox {
     pub(super) split: u32,
     pub(super) todo: TodoLayout,
     pub(super) supplemental: Supplemental,
+    pub(super) fsync: Fsync,
 }
 
 /// The remote channels of a tree beside the usual one. Trees with the channels patch have them.
@@ -103,6 +114,11 @@ impl Sandbox {
         let mut command = self.command("sh");
         command.arg("-c").arg(format!("exec {} \"$@\"", self.cc)).arg("sh");
         command
+    }
+
+    /// Returns what fsync() does in its programs.
+    pub(crate) fn fsync(&self) -> Fsync {
+        self.fsync
     }
 
     /// Returns its supplemental channels.

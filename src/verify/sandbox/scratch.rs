@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::configure::{SandboxConfig, configure};
 use super::copy::{copy_tree, make_dir};
 use super::identity::Identity;
-use super::private_tree::{Sandbox, Supplemental, TodoLayout};
+use super::private_tree::{Fsync, Sandbox, Supplemental, TodoLayout};
 use super::settings::Settings;
 use crate::sys;
 use crate::verify::error::Error;
@@ -117,6 +117,7 @@ impl Scratch {
             split: 23,
             todo: TodoLayout::Flat,
             supplemental: Supplemental::default(),
+            fsync: Fsync::default(),
         };
         make_dir(&base, self.identity)?;
         copy_tree(tree, &sandbox.tree, self.identity)?;

@@ -142,6 +142,7 @@ impl<'s> Session<'s> {
             cc: self.options.cc.clone(),
             cflags: asked.chain(cflags.iter().copied()).map(str::to_owned).collect(),
             control: self.options.control.clone(),
+            ..SandboxConfig::default()
         }
     }
 
