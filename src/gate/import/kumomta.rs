@@ -64,8 +64,8 @@ fn reason(name: &str) -> Option<&'static str> {
     })
 }
 
-const AUTOMATION: &str = "what a reply does is no part of the table: write it into control/concurrencyreplies (see \
-    concurrencyreplies(5)), or write learn into the fourth field, and the limit follows what the server accepts";
+const AUTOMATION: &str = "what happens after a reply (automation) is no part of the table: with learn in the fourth \
+    field a limit follows what the server accepts, and concurrencyreplies(5) is for certain words";
 
 /// What a provider matches.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ impl ShapingValue {
             Some((rate, _)) => (rate, true),
             None => (text, false),
         };
-        let rate = ForeignRate::parse(text, &[',', '_'])?.in_table()?;
+        let rate = ForeignRate::parse(text, &[',', '_'])?.in_table();
         Ok(ShapingValue::Rate { text: text.to_string(), rate, has_burst })
     }
 }
@@ -378,7 +378,7 @@ fn add_automation(
         _ => lines.slice(rule.span()).to_string(),
     };
     let id = ledger.add(lines.place(at), scope, "automation", text);
-    ledger.leave(id, AUTOMATION);
+    ledger.leave_counted(id, AUTOMATION);
 }
 
 fn pattern_of(value: &DeValue<'_>) -> Option<ProviderPattern> {
@@ -428,9 +428,7 @@ impl SectionCap {
             ShapingValue::Rate { text, rate, has_burst } => {
                 self.rates = self.rates.lowest(rate.rates);
                 self.from.push(parameter.id);
-                if rate.is_stricter {
-                    self.notes.push(format!("{text} is said as {}, which is stricter", rate.rates));
-                }
+                self.notes.extend(rate.note(text));
                 if *has_burst && rate.rates.has_long() {
                     let note = "max_burst is not said: such a rate may be used up at once";
                     self.notes.push(note.to_string());

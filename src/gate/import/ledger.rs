@@ -18,7 +18,7 @@ pub(super) struct Place {
 }
 
 /// The index of a setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct SettingId(usize);
 
 /// What has become of a setting.
@@ -27,6 +27,8 @@ enum Fate {
     Unread,
     Expressed,
     Left(String),
+    /// The same, for settings of which a file has too many to list each.
+    Counted(String),
     /// It has nothing to do with how many deliveries run or start.
     Unrelated,
 }
@@ -61,6 +63,8 @@ pub(super) struct LeftOut {
     /// Scope, name and value on one line.
     pub(super) what: String,
     pub(super) why: String,
+    /// Whether the table only counts such settings.
+    pub(super) is_counted: bool,
 }
 
 /// All settings of all files.
@@ -116,6 +120,19 @@ impl Ledger {
         }
     }
 
+    /// The same, and the table does not list it but counts it.
+    pub(super) fn leave_counted(&mut self, id: SettingId, why: impl Into<String>) {
+        let fate = &mut self.settings[id.0].fate;
+        if *fate == Fate::Unread {
+            *fate = Fate::Counted(why.into());
+        }
+    }
+
+    /// Whether nothing has become of it yet.
+    pub(super) fn is_unread(&self, id: SettingId) -> bool {
+        self.settings[id.0].fate == Fate::Unread
+    }
+
     /// It is not about how many deliveries run or start.
     pub(super) fn leave_unrelated(&mut self, id: SettingId) {
         let fate = &mut self.settings[id.0].fate;
@@ -130,7 +147,7 @@ impl Ledger {
             counts.settings += 1;
             match setting.fate {
                 Fate::Expressed => counts.expressed += 1,
-                Fate::Left(_) | Fate::Unread => counts.left += 1,
+                Fate::Left(_) | Fate::Counted(_) | Fate::Unread => counts.left += 1,
                 Fate::Unrelated => counts.unrelated += 1,
             }
         }
@@ -160,11 +177,12 @@ impl Ledger {
             .iter()
             .filter_map(|setting| {
                 let why = match &setting.fate {
-                    Fate::Left(why) => why.clone(),
+                    Fate::Left(why) | Fate::Counted(why) => why.clone(),
                     Fate::Unread => "qpatch does not know this setting".to_string(),
                     Fate::Expressed | Fate::Unrelated => return None,
                 };
-                Some(LeftOut { place: setting.place, what: setting.what(), why })
+                let is_counted = matches!(setting.fate, Fate::Counted(_));
+                Some(LeftOut { place: setting.place, what: setting.what(), why, is_counted })
             })
             .collect();
         left.sort_by_key(|left| left.place);

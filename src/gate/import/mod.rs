@@ -17,12 +17,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use qpatch_gate::name::Hasher;
 use qpatch_gate::problem::Kind;
-use qpatch_gate::table::FILE_MAX;
+use qpatch_gate::table::{FILE_MAX, Table};
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::gate::advice::unusable;
+use crate::gate::advice::{meaning, unusable};
 use crate::output::{CommandResult, Format, print, written};
 use crate::qmail::control;
 use draft::{Draft, counts_text};
@@ -70,7 +71,7 @@ impl MailServer {
 /// A file is not what its mail server reads: the place, and what was expected.
 pub fn table_of(server: MailServer, files: &[ForeignFile]) -> Result<Vec<u8>, Error> {
     let (draft, ledger) = imported(server, files)?;
-    Ok(text_of(server, &draft, &ledger))
+    text_of(server, &draft, &ledger)
 }
 
 fn imported(server: MailServer, files: &[ForeignFile]) -> Result<(Draft, Ledger), Error> {
@@ -83,14 +84,31 @@ fn imported(server: MailServer, files: &[ForeignFile]) -> Result<(Draft, Ledger)
     Ok((draft, ledger))
 }
 
-fn text_of(server: MailServer, draft: &Draft, ledger: &Ledger) -> Vec<u8> {
+fn text_of(server: MailServer, draft: &Draft, ledger: &Ledger) -> Result<Vec<u8>, Error> {
     let files = ledger.files().join(" ");
     let made_by = format!(
         "Made by qpatch gate import {} {}",
         server.name(),
         crate::gate::text::printable(files)
     );
-    written(|out| draft.write(out, ledger, &made_by))
+    let text = written(|out| draft.write(out, ledger, &made_by));
+    // The gate's parser has the last word. What it says here has no remedy in the files.
+    let problem = match Table::parse(&text, Hasher::new(1)) {
+        Ok((_, problems)) => problems.worst().map(|found| (found.line, meaning(found.kind))),
+        Err(_) => Some((0, "there is not enough memory".to_string())),
+    };
+    match problem {
+        None => Ok(text),
+        Some((line, why)) => {
+            let line = text.split(|&byte| byte == b'\n').nth((line as usize).saturating_sub(1));
+            let line = crate::gate::text::printable(line.unwrap_or_default());
+            Err(Error::new(
+                "the table that was made",
+                format!("{line}: {why}"),
+                "this is a fault of qpatch gate import; report it with the files",
+            ))
+        }
+    }
 }
 
 /// What is printed as JSON.
@@ -123,7 +141,7 @@ pub fn run(args: &Import) -> CommandResult {
         _ => args.files.iter().map(|path| read(path)).collect::<Result<_, _>>()?,
     };
     let (draft, ledger) = imported(args.server, &files)?;
-    let text = text_of(args.server, &draft, &ledger);
+    let text = text_of(args.server, &draft, &ledger)?;
     let counts = ledger.counts();
     match args.format {
         Format::Table => {

@@ -108,7 +108,7 @@ impl DirectiveValue {
             _ => {
                 let per_hour = format!("{text}/h");
                 let text = if name == "max-msg-per-hour" { &per_hour } else { text };
-                let rate = ForeignRate::parse(text, &[])?.in_table()?;
+                let rate = ForeignRate::parse(text, &[])?.in_table();
                 Ok(DirectiveValue::Rate(Some((text.to_string(), rate))))
             }
         }
@@ -555,9 +555,7 @@ fn cap(configuration: &Configuration, queue: &str) -> DraftLine {
             DirectiveValue::Rate(None) => {}
             DirectiveValue::Rate(Some((text, rate))) => {
                 line.rates = line.rates.lowest(rate.rates);
-                if rate.is_stricter {
-                    line.notes.push(format!("{text} is said as {}, which is stricter", rate.rates));
-                }
+                line.notes.extend(rate.note(text));
             }
         }
         line.from.push(directive.id);
@@ -631,7 +629,9 @@ fn draft(configuration: &Configuration, ledger: &mut Ledger) -> Draft {
     draft.settle(ledger);
     for block in &configuration.blocks {
         for directive in &block.directives {
-            ledger.leave(directive.id, unused(configuration, block, directive));
+            if ledger.is_unread(directive.id) {
+                ledger.leave(directive.id, unused(configuration, block, directive));
+            }
         }
     }
     draft

@@ -1,7 +1,7 @@
 //! Rates of other mail servers, and how the table says them.
 //!
-//! A rate is a number of starts within a time. What the table cannot say exactly is said more strictly, never more
-//! loosely, or not at all.
+//! A rate is a number of starts within a time. What the table cannot say exactly is said more strictly. Only a rate of
+//! less than one start an hour over more than an hour may be exceeded for a while; its note says so.
 
 use qpatch_gate::rates::{PacedRate, RATE_MAX, RATE_SECS_MAX, Rates};
 
@@ -17,12 +17,35 @@ pub(super) struct ForeignRate {
     pub(super) unit_secs: u64,
 }
 
+/// How the table's rate compares with the one that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Exact,
+    Stricter,
+    /// As many starts in a day, but more of them may be close together.
+    Looser,
+}
+
 /// How the table says a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TableRate {
     pub(super) rates: Rates,
-    /// Whether the table's rate is lower than the one that was read.
-    pub(super) is_stricter: bool,
+    pub(super) fit: Fit,
+}
+
+impl TableRate {
+    /// What a reader of the table should know, if it does not say the rate exactly. `text` is the rate as it was read.
+    pub(super) fn note(&self, text: &str) -> Option<String> {
+        let rates = self.rates;
+        match self.fit {
+            Fit::Exact => None,
+            Fit::Stricter => Some(format!("{text} is said as {rates}, which is stricter")),
+            Fit::Looser => Some(format!(
+                "{text} is said as {rates}, which is looser: the table has no time between an hour and a day, and none \
+                 above a day"
+            )),
+        }
+    }
 }
 
 impl ForeignRate {
@@ -57,38 +80,38 @@ impl ForeignRate {
     }
 
     /// How the table says it.
-    ///
-    /// # Errors
-    /// Why it cannot.
-    pub(super) fn in_table(self) -> Result<TableRate, String> {
-        let secs = self.scale.checked_mul(self.unit_secs).ok_or("its time is too long")?;
-        let highest = u64::from(RATE_MAX).saturating_mul(secs);
-        if self.starts > highest.min(u64::from(u32::MAX)) {
-            return Err(format!("a rate of the table is at most {RATE_MAX} a second"));
-        }
-        let starts = self.starts as u32;
-        let exactly = |rates| Ok(TableRate { rates, is_stricter: false });
+    pub(super) fn in_table(self) -> TableRate {
+        let secs = self.scale.saturating_mul(self.unit_secs);
+        let highest = u64::from(RATE_MAX).saturating_mul(secs).min(u64::from(u32::MAX));
+        let starts = self.starts.min(highest) as u32;
+        let fit = if u64::from(starts) < self.starts { Fit::Stricter } else { Fit::Exact };
+        let said = |rates| TableRate { rates, fit };
         match (self.unit_secs, self.scale) {
-            (HOUR, 1) => return exactly(Rates { hour: Some(starts), ..Rates::NONE }),
-            (DAY, 1) => return exactly(Rates { day: Some(starts), ..Rates::NONE }),
+            (HOUR, 1) => return said(Rates { hour: Some(starts), ..Rates::NONE }),
+            (DAY, 1) => return said(Rates { day: Some(starts), ..Rates::NONE }),
             _ => {}
         }
         if secs <= u64::from(RATE_SECS_MAX) {
             let paced = Some(PacedRate { starts, secs: secs as u32 });
             let is_of_minutes = self.unit_secs == 60;
             let (seconds, minutes) = if is_of_minutes { (None, paced) } else { (paced, None) };
-            return exactly(Rates { seconds, minutes, ..Rates::NONE });
+            return said(Rates { seconds, minutes, ..Rates::NONE });
         }
         // N in 90 minutes: with N/2 in each hour there are at most N in any two, so in any 90 minutes.
-        let (unit, name) = if secs < DAY { (HOUR, "hour") } else { (DAY, "day") };
-        let units = secs.div_ceil(unit);
-        let each = u64::from(starts) / units;
-        if each == 0 {
-            return Err(format!("the table has no time between one {name} and {units}"));
-        }
-        let each = Some(each as u32);
-        let (hour, day) = if unit == HOUR { (each, None) } else { (None, each) };
-        Ok(TableRate { rates: Rates { hour, day, ..Rates::NONE }, is_stricter: true })
+        let unit = if secs < DAY { HOUR } else { DAY };
+        let each = (u64::from(starts) / secs.div_ceil(unit)) as u32;
+        let (rates, fit) = match (each, unit) {
+            (0, HOUR) => {
+                // 1 in 2 hours: with 1/d there would be a twelfth of the mail.
+                let hourly = Some(PacedRate { starts: 1, secs: RATE_SECS_MAX });
+                let day = Some((u64::from(starts) * DAY / secs) as u32);
+                (Rates { minutes: hourly, day, ..Rates::NONE }, Fit::Looser)
+            }
+            (0, _) => (Rates { day: Some(1), ..Rates::NONE }, Fit::Looser),
+            (each, HOUR) => (Rates { hour: Some(each), ..Rates::NONE }, Fit::Stricter),
+            (each, _) => (Rates { day: Some(each), ..Rates::NONE }, Fit::Stricter),
+        };
+        TableRate { rates, fit }
     }
 }
 
@@ -98,15 +121,15 @@ mod tests {
 
     fn said(text: &str) -> String {
         match ForeignRate::parse(text, &[',', '_']).map(ForeignRate::in_table) {
-            Ok(Ok(TableRate { rates, is_stricter: false })) => rates.to_string(),
-            Ok(Ok(TableRate { rates, is_stricter: true })) => format!("stricter: {rates}"),
-            Ok(Err(why)) => why,
+            Ok(TableRate { rates, fit: Fit::Exact }) => rates.to_string(),
+            Ok(TableRate { rates, fit: Fit::Stricter }) => format!("stricter: {rates}"),
+            Ok(TableRate { rates, fit: Fit::Looser }) => format!("looser: {rates}"),
             Err(why) => why.to_string(),
         }
     }
 
     #[test]
-    fn rates_are_said_exactly_or_more_strictly() {
+    fn rates_are_said_exactly_or_with_a_word_about_the_difference() {
         for (text, expected) in [
             ("100/min", "100/m"),
             ("100/s", "100/s"),
@@ -119,16 +142,18 @@ mod tests {
             ("10/90m", "stricter: 5/h"),
             ("10/2h", "stricter: 5/h"),
             ("10/3d", "stricter: 3/d"),
-            ("1/2h", "the table has no time between one hour and 2"),
-            ("20000/s", "a rate of the table is at most 10000 a second"),
-            ("5000000000/d", "a rate of the table is at most 10000 a second"),
+            ("1/2h", "looser: 1/60m,12/d"),
+            ("5/8h", "looser: 1/60m,15/d"),
+            ("1/3d", "looser: 1/d"),
+            ("20000/s", "stricter: 10000/s"),
+            ("5000000000/d", "stricter: 864000000/d"),
             ("0/s", "expected a number above 0"),
             ("1/0s", "expected a number above 0"),
             ("/s", "expected a number"),
             ("1/", "expected a unit"),
             ("1/week", "expected the unit s, m, h or d"),
             ("10", "expected N/UNIT"),
-            ("1/18446744073709551615d", "its time is too long"),
+            ("1/18446744073709551615d", "looser: 1/d"),
             ("1/99999999999999999999d", "expected a number"),
         ] {
             assert_eq!(said(text), expected, "{text}");

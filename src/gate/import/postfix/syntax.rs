@@ -5,7 +5,7 @@
 //! and `$(name)` are the value of another parameter, `${name?text}` and `${name:text}` depend on whether it has one,
 //! `${name?{yes}:{no}}` and `${{left} == {right} ? {yes} : {no}}` choose, and `$$` is a dollar sign.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// How deep values may name others.
 const DEPTH_MAX: usize = 20;
@@ -67,8 +67,16 @@ impl Unknown {
 }
 
 /// A value with all names replaced.
-pub(super) fn expand(text: &str, values: &HashMap<String, String>) -> Result<String, Unknown> {
-    let mut out = String::new();
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Expanded {
+    pub(super) text: String,
+    /// The parameters that it names, also through others.
+    pub(super) names: BTreeSet<String>,
+}
+
+/// Replaces all names in a value.
+pub(super) fn expand(text: &str, values: &HashMap<String, String>) -> Result<Expanded, Unknown> {
+    let mut out = Expanded { text: String::new(), names: BTreeSet::new() };
     expand_into(text, values, DEPTH_MAX, &mut out)?;
     Ok(out)
 }
@@ -77,15 +85,15 @@ fn expand_into(
     text: &str,
     values: &HashMap<String, String>,
     depth: usize,
-    out: &mut String,
+    out: &mut Expanded,
 ) -> Result<(), Unknown> {
     let depth = depth.checked_sub(1).ok_or(Unknown::Endless)?;
     let mut rest = text;
     while let Some(at) = rest.find('$') {
-        out.push_str(&rest[..at]);
+        out.text.push_str(&rest[..at]);
         rest = &rest[at + 1..];
         if let Some(after) = rest.strip_prefix('$') {
-            out.push('$');
+            out.text.push('$');
             rest = after;
         } else if rest.starts_with(['{', '(']) {
             let (inner, after) = bracketed(rest).ok_or(Unknown::Malformed)?;
@@ -101,21 +109,22 @@ fn expand_into(
             rest = after;
             expand_name(name, values, depth, out)?;
         }
-        if out.len() > LENGTH_MAX {
+        if out.text.len() > LENGTH_MAX {
             return Err(Unknown::Endless);
         }
     }
-    out.push_str(rest);
-    if out.len() > LENGTH_MAX { Err(Unknown::Endless) } else { Ok(()) }
+    out.text.push_str(rest);
+    if out.text.len() > LENGTH_MAX { Err(Unknown::Endless) } else { Ok(()) }
 }
 
 fn expand_name(
     name: &str,
     values: &HashMap<String, String>,
     depth: usize,
-    out: &mut String,
+    out: &mut Expanded,
 ) -> Result<(), Unknown> {
     let value = values.get(name).ok_or_else(|| Unknown::NotSet(name.to_string()))?;
+    out.names.insert(name.to_string());
     expand_into(value, values, depth, out)
 }
 
@@ -142,7 +151,7 @@ fn expand_bracketed(
     inner: &str,
     values: &HashMap<String, String>,
     depth: usize,
-    out: &mut String,
+    out: &mut Expanded,
 ) -> Result<(), Unknown> {
     let inner = inner.trim();
     let (is_true, rest) = if inner.starts_with('{') {
@@ -154,9 +163,11 @@ fn expand_bracketed(
         let (right, rest) = bracketed(rest[operator.len()..].trim_start())
             .filter(|_| rest[operator.len()..].trim_start().starts_with('{'))
             .ok_or(Unknown::Malformed)?;
-        let side = |text: &str| {
-            let mut side = String::new();
-            expand_into(text.trim(), values, depth, &mut side).map(|()| side)
+        let mut side = |text: &str| {
+            let mut side = Expanded { text: String::new(), names: BTreeSet::new() };
+            expand_into(text.trim(), values, depth, &mut side)?;
+            out.names.extend(side.names);
+            Ok(side.text)
         };
         (compare(&side(left)?, operator, &side(right)?), rest.trim_start())
     } else {
@@ -170,10 +181,11 @@ fn expand_bracketed(
                 name => expand_name(name, values, depth, out),
             };
         }
-        let mut value = String::new();
+        let mut value = Expanded { text: String::new(), names: BTreeSet::new() };
         // A parameter that the file does not set may have a value of Postfix's own.
         expand_name(name, values, depth, &mut value)?;
-        (!value.is_empty(), rest)
+        out.names.extend(value.names);
+        (!value.text.is_empty(), rest)
     };
     let (yes, no) = choices(rest).ok_or(Unknown::Malformed)?;
     match if is_true { yes } else { no } {
@@ -252,8 +264,11 @@ mod tests {
             ("$loop", Err(Unknown::Endless)),
             ("$two", Err(Unknown::Endless)),
         ] {
-            assert_eq!(expand(text, &values), expected.map(str::to_string), "{text}");
+            let found = expand(text, &values).map(|value| value.text);
+            assert_eq!(found, expected.map(str::to_string), "{text}");
         }
+        let names = expand("$b ${{$empty} == {1}?{$two}:{x}}", &values).unwrap().names;
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["a", "b", "empty"]);
     }
 
     #[test]
