@@ -1,12 +1,18 @@
 //! In the steady state a delivery allocates nothing, whether it starts, is held, or is sent away. The only allocations
-//! left are those of memory that was idle, given back once a second, and is needed again.
+//! left are those of memory that was idle, given back once a second, and is needed again. Without memory, a new list of
+//! shares counts for nothing.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, DeliveryEnd, Gate, NextAction};
+use qpatch_gate::host::Host;
+use qpatch_gate::lease::{MAGIC, sum};
 use qpatch_gate::random::Random;
 use qpatch_gate::replies::Replies;
 use qpatch_gate::table::Table;
@@ -15,10 +21,26 @@ struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
-// SAFETY: each call goes to the system's allocator unchanged.
+thread_local! {
+    /// Larger allocations of this thread fail, in bytes.
+    static MOST: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// How many have failed.
+    static FAILED: Cell<u64> = const { Cell::new(0) };
+}
+
+fn must_fail(size: usize) -> bool {
+    let must = size > MOST.get();
+    FAILED.set(FAILED.get() + u64::from(must));
+    must
+}
+
+// SAFETY: each call goes to the system's allocator unchanged, or returns null.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        if must_fail(layout.size()) {
+            return std::ptr::null_mut();
+        }
         // SAFETY: the caller keeps the contract of alloc.
         unsafe { System.alloc(layout) }
     }
@@ -30,6 +52,9 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        if must_fail(size) {
+            return std::ptr::null_mut();
+        }
         // SAFETY: the pointer came from the same allocator.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -109,4 +134,59 @@ fn none_with(table: &[u8]) {
     assert!(held > 1000 && busy > 1000);
     // In 200 seconds: about one a second, for what the gate gives back in quiet moments.
     assert!(made < 300, "{made} allocations");
+}
+
+/// The agent gives away what a version of the lease does not list, once the gate confirms that version. So it counts as
+/// a whole, or not at all.
+#[test]
+fn a_lease_without_memory_is_not_confirmed() {
+    let dir = std::env::temp_dir().join(format!("qpatch-allocation-{}", std::process::id()));
+    let (control, lock) = (dir.join("control"), dir.join("queue/lock"));
+    for folder in [&control, &lock] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::fs::write(control.join("concurrencydomains"), ":20\n").unwrap();
+    let status = lock.join("gatestatus");
+    let write = |seq: u64, keys: &str| {
+        let (boot, until_ms) = (
+            qpatch_gate::process::boot(),
+            qpatch_gate::process::since_boot_ms().unwrap() + 600_000,
+        );
+        let mut text = format!("{MAGIC}\t{seq}\t{boot}\t{until_ms}\t1000\t8\t8\t1\t77\t");
+        let head = sum(text.as_bytes());
+        write!(text, "{head:x}\n{keys}end\t{seq}\t").unwrap();
+        let all = sum(text.as_bytes());
+        // What follows makes the gate's buffer large enough for all files of this test.
+        writeln!(text, "{all:x}\n{}", "x".repeat(20_000 - text.len())).unwrap();
+        std::fs::write(lock.join("gatelease"), text).unwrap();
+    };
+    write(1, "domain\ta.example\t3\n");
+    let mut host = Host::open(40, control.as_os_str(), status.as_os_str(), 1).unwrap();
+    let parts = [&b"1/1\0"[..], b"s\0", b"u@a.example\0"];
+    host.ask(0, &Parts::new(&parts).unwrap());
+    let in_force = |host: &Host| {
+        let key = host.gate().keys().find(|key| key.name == b"a.example").unwrap();
+        (host.gate().host_shares().len(), key.share)
+    };
+    assert_eq!(in_force(&host), (1, 3));
+    let mut keys = "domain\ta.example\t0\n".to_string();
+    for number in 0..500 {
+        writeln!(keys, "domain\t{number}.example\t1").unwrap();
+    }
+    write(2, &keys);
+    let until = |host: &mut Host, holds: &dyn Fn(&Host) -> bool| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !holds(host) {
+            assert!(Instant::now() < end, "the gate does not look at the lease");
+            host.due();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    // The list of 501 keys has 8 KB; the gate must still read the file.
+    MOST.set(4000);
+    until(&mut host, &|_| FAILED.get() > 0);
+    assert_eq!(in_force(&host), (1, 3));
+    MOST.set(usize::MAX);
+    until(&mut host, &|host| in_force(host) == (501, 0));
+    std::fs::remove_dir_all(&dir).unwrap();
 }

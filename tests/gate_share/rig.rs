@@ -16,7 +16,7 @@ use qpatch_gate_status::Status;
 use tempfile::TempDir;
 
 /// The length of a lease, in milliseconds.
-pub(crate) const LEASE_MS: u64 = 800;
+pub(crate) const LEASE_MS: u64 = 1000;
 /// As many as deliveries can be running, held and away.
 pub(crate) const SLOTS: u32 = 400;
 

@@ -265,6 +265,9 @@ pub enum Kind {
     More(u32),
 }
 
+/// More hosts than this share no limits: the number is not known.
+const HOSTS_MAX: u32 = 100_000;
+
 impl Kind {
     /// Warning or error.
     #[must_use]
@@ -422,9 +425,15 @@ impl fmt::Display for Kind {
                 write!(f, "no earlier one without errors is known: its good lines count, and a limit of {limit} for all other domains")
             }
             Self::KeptNotWhole => f.write_str("not whole, so it is not used"),
-            Self::LeaseOver(hosts) => {
+            Self::LeaseOver(0 | 1) => {
+                f.write_str("there is no lease yet: qpatch gate share has not reached its store; limits count whole")
+            }
+            Self::LeaseOver(hosts @ ..=HOSTS_MAX) => {
                 write!(f, "the lease is over: qpatch gate share does not renew it; each limit is divided by {hosts}")
             }
+            Self::LeaseOver(_) => f.write_str(
+                "the lease is over: qpatch gate share does not renew it; each limit is at its least",
+            ),
             Self::More(count) => write!(f, "{count} more problems"),
         }
     }

@@ -604,10 +604,10 @@ impl Gate {
         &mut self.keys.shares
     }
 
-    /// Adds a key to them. False: no memory, and it is left out.
-    pub fn list_host_share(&mut self, kind: KeyKind, name: &[u8], share: u32) -> bool {
+    /// Adds a key to them. There must be room ([`HostShares::start`]).
+    pub fn list_host_share(&mut self, kind: KeyKind, name: &[u8], share: u32) {
         let hash = Keys::hash(kind, self.rules.hasher.hash(name));
-        self.keys.shares.list(hash, share)
+        self.keys.shares.list(hash, share);
     }
 
     /// Returns the hasher that tables and routes must use.

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 use crate::control::limit::Limit;
+use crate::util::memory::OutOfMemory;
 
 /// No share: the limit counts alone.
 pub const NO_SHARE: u32 = u32::MAX;
@@ -87,13 +88,21 @@ impl HostShares {
         self.listed.clear();
     }
 
-    /// Adds a key. Without memory it is left out. False: no memory.
-    pub(crate) fn list(&mut self, hash: u64, share: u32) -> bool {
-        let has_room = self.listed.try_reserve(1).is_ok();
-        if has_room {
+    /// Begins a list of at most this many keys.
+    ///
+    /// # Errors
+    /// No memory: the list is as before.
+    pub(crate) fn start(&mut self, keys_max: usize) -> Result<(), OutOfMemory> {
+        self.listed.try_reserve(keys_max.saturating_sub(self.listed.len()))?;
+        self.listed.clear();
+        Ok(())
+    }
+
+    /// Adds a key, if there is room for it.
+    pub(crate) fn list(&mut self, hash: u64, share: u32) {
+        if self.listed.len() < self.listed.capacity() {
             self.listed.push((hash, share));
         }
-        has_room
     }
 
     /// The list is complete.
@@ -152,7 +161,9 @@ mod tests {
     #[test]
     fn what_a_key_may_use_in_each_phase() {
         let mut shares = HostShares { start_hosts: 8, hosts: 8, least: 1, ..HostShares::default() };
-        assert!(shares.list(7, 12) && shares.list(3, 0));
+        shares.start(2).unwrap();
+        shares.list(7, 12);
+        shares.list(3, 0);
         shares.sort();
         let cases = [
             (LeasePhase::None, [NO_SHARE, NO_SHARE, NO_SHARE, NO_SHARE]),

@@ -204,7 +204,7 @@ impl Keys {
         let entry = &mut self.all[at as usize];
         let key = &mut entry.key;
         key.start_rate = start_rate;
-        key.share = self.shares.of(hash, cap.limit);
+        key.share = self.shares.of(Self::hash_of_share(kind, hash), cap.limit);
         key.name.extend_from_slice(name);
         if has_upper(name) {
             key.name.make_ascii_lowercase();
@@ -244,6 +244,14 @@ impl Keys {
             KeyKind::Domain | KeyKind::Relay => return None,
         };
         Some(Self::hash(partner, hash.wrapping_sub(Self::of_kind(kind))))
+    }
+
+    /// The hash under which a key's share is listed: the candidates of a site have that of its members.
+    fn hash_of_share(kind: KeyKind, hash: u64) -> u64 {
+        match kind {
+            KeyKind::Candidates => Self::partner_hash(kind, hash).unwrap_or(hash),
+            KeyKind::Domain | KeyKind::Relay | KeyKind::Group => hash,
+        }
     }
 
     /// A time that is not before the last start of a key that is not in memory, nor of the one that has its starts in
@@ -407,7 +415,7 @@ impl Keys {
     /// Gives each key its share.
     pub(super) fn apply_shares(&mut self) {
         for Entry { key, hash, .. } in &mut self.all {
-            key.share = self.shares.of(*hash, key.cap.limit);
+            key.share = self.shares.of(Self::hash_of_share(key.kind, *hash), key.cap.limit);
         }
     }
 

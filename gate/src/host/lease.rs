@@ -1,5 +1,5 @@
 //! queue/lock/gatelease: the shares of the limits that this host may use. `qpatch gate share` writes it, and the gate
-//! reads it four times a second; [`crate::core::host_share`] says what it means.
+//! looks at it ten times a second; [`crate::core::host_share`] says what it means.
 //!
 //! ```text
 //! qpatch-lease  1  SEQ  BOOT  UNTIL-MS  SETTLE-MS  START-HOSTS  HOSTS  LEAST  AGENT  SUM
@@ -39,7 +39,7 @@ pub const FILE_MAX: u64 = 1 << 20;
 /// The first word.
 pub const MAGIC: &str = "qpatch-lease\t1";
 /// How often the gate looks at it, in microseconds.
-pub(super) const LOOK_US: u64 = 250_000;
+pub(super) const LOOK_US: u64 = 100_000;
 
 /// The first line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -285,15 +285,20 @@ impl LeaseFile {
 
     fn take(&mut self, seen: FileVersion, gate: &mut Gate) -> Result<bool, Kind> {
         let mut bytes = std::mem::take(&mut self.bytes);
-        let mut has_room = true;
+        let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
+        let mut room = Ok(());
         let mut is_first = true;
         let parsed = parse(&mut bytes, |kind, name, share| {
             if std::mem::take(&mut is_first) {
-                gate.host_shares_mut().clear();
+                room = gate.host_shares_mut().start(lines);
             }
-            has_room &= gate.list_host_share(kind, name, share);
+            if room.is_ok() {
+                gate.list_host_share(kind, name, share);
+            }
         });
         self.bytes = bytes;
+        // All of it counts, or nothing: the agent gives away what a version that is confirmed does not list.
+        room.map_err(|OutOfMemory| Kind::OutOfMemory)?;
         let shares = gate.host_shares_mut();
         let header = match (parsed, self.header) {
             (Parsed::Whole(header), _) => {
@@ -313,7 +318,7 @@ impl LeaseFile {
         (shares.start_hosts, shares.hosts, shares.least) =
             (header.start_hosts, header.hosts, header.least);
         self.header = Some(header);
-        if has_room { Ok(true) } else { Err(Kind::OutOfMemory) }
+        Ok(true)
     }
 }
 

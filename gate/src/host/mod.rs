@@ -7,7 +7,7 @@
 //! Paths are relative to the working directory of the spawner, queue/mess. Checking the files costs six `stat` calls a
 //! second, or seven if qmail-remote reads authsenders. The status costs one `write` a second when something changed,
 //! else one a minute; the addresses of sites cost one in ten seconds. Where several hosts share the limits, a look at
-//! [`lease`] costs a `stat` and a read of /proc/uptime, four times a second. All descriptors are closed at once, but for
+//! [`lease`] costs a `stat` and a read of /proc/uptime, ten times a second. All descriptors are closed at once, but for
 //! that of [`crate::host::shared`], which only a queue with several spawners has.
 
 #![forbid(unsafe_code)]
@@ -59,6 +59,8 @@ use crate::util::memory::{OutOfMemory, Text};
 const RATES_FILE: &str = "gatekept.rates";
 const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
+/// The same while an agent reads the status to divide the limits, in microseconds.
+const WRITE_SHARED_US: u64 = 250_000;
 /// A gate writes the status even if nothing changed, so that the age of the status shows whether the spawner runs.
 const HEARTBEAT_US: u64 = 60_000_000;
 /// How long after it was found changing a file is checked again.
@@ -432,12 +434,9 @@ impl<C: Clock> Host<C> {
     /// How long after the last status the next one is due. A gate that has not written one yet waits for a change.
     fn write_every_us(&self) -> Option<u64> {
         match self.dirty {
-            // The agent waits for what is in force and for what is held.
-            true if self.lease.is_unconfirmed
-                || (self.lease.is_shared() && self.gate.held() > 0) =>
-            {
-                Some(lease::LOOK_US)
-            }
+            // The agent waits for what is in force, and divides by what is wanted.
+            true if self.lease.is_unconfirmed => Some(lease::LOOK_US),
+            true if self.lease.is_shared() => Some(WRITE_SHARED_US),
             true => Some(WRITE_US),
             false => (self.generation > 0).then_some(HEARTBEAT_US),
         }

@@ -89,7 +89,7 @@ fn what_waits_starts_when_the_share_grows() {
     ));
     assert_eq!(host.due(), Due::Nothing);
     // The status says what waits within a quarter of a second.
-    pass_ms(host.timeout_ms().unwrap());
+    pass_ms(250);
     assert_eq!(host.due(), Due::Nothing);
     assert!(home.status().unwrap().keys[0].held > 0);
     write(&home, 2, 60_000, "domain\ta.example\t2\n");
@@ -201,4 +201,35 @@ fn another_table_keeps_the_shares() {
     pass_ms(3500);
     // Two run already, and count under the group.
     assert_eq!([90, 91].map(|slot| ask(&mut host, slot, "a.example")), [Ask::Go, Ask::Hold]);
+}
+
+/// The candidates of a site have the share of its members: a site is one key for the other hosts.
+#[test]
+fn a_site_has_one_share() {
+    let home = Home::new();
+    home.write("concurrencydomains", ":20\n192.0.2.0/24:20:site:learn\n");
+    write(&home, 1, 600_000, "");
+    let mut host = at_rest(&home, |home| home.open(200));
+    let refused =
+        b"r\0ZConnected to 192.0.2.7 but greeting failed.\nRemote host said: 421 too many\n\0";
+    let taken = b"r\0K192.0.2.7 accepted message.\nRemote host said: 250 ok\n\0";
+    for (slot, domain, report) in
+        [(0, "stranger.example", &refused[..]), (1, "member.example", &taken[..])]
+    {
+        assert_eq!(ask(&mut host, slot, domain), Ask::Go);
+        host.done(slot, DeliveryEnd::Reported(report));
+    }
+    pass_ms(2000);
+    host.due();
+    let share = |host: &Host, kind| host.gate().find_key(kind, b"site").map(|key| key.share);
+    for (seq, keys, expected) in [(2, "group\tsite\t7\n", 7), (3, "group\tsite\t0\n", 0)] {
+        write(&home, seq, 600_000, keys);
+        pass_ms(300);
+        host.due();
+        for (slot, domain) in [(2, "stranger.example"), (3, "member.example")] {
+            ask(&mut host, slot, domain);
+        }
+        assert_eq!(share(&host, KeyKind::Group), Some(expected));
+        assert_eq!(share(&host, KeyKind::Candidates), Some(expected));
+    }
 }

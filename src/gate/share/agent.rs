@@ -11,8 +11,8 @@
 //! **Stages.** Before an agent takes part, the gate must have confirmed that it reads leases at all. With a new or
 //! lost place in the pool, the gate must have confirmed the first list before the agent reports what is in force.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use qpatch_gate::host_share::{fall_back_share, start_share};
 use qpatch_gate::lease::{Header, MAGIC, sum};
@@ -22,8 +22,9 @@ use super::config::Terms;
 
 /// A key that lacks places asks again after this time, in milliseconds.
 const ASK_AGAIN_MS: u64 = 1000;
-/// What a key wanted counts for this time, so that its share does not follow each delivery. In milliseconds.
-const WANT_MS: u64 = 2000;
+/// What a key wanted counts for this time, so that its share does not follow each delivery. In milliseconds. With 2000,
+/// mail that moved to another host had its share there 1 to 4 s later (docs/measurements.md).
+const WANT_MS: u64 = 500;
 /// What the store knows of a key is told again after this time, in milliseconds: it forgets keys after an hour.
 const TELL_AGAIN_MS: u64 = 300_000;
 /// So many that the fall-back share is as small as it can be.
@@ -49,6 +50,10 @@ pub(super) struct Demand {
     pub(super) runs: bool,
     /// The version that all of them have in force; 0: none.
     pub(super) confirmed: u64,
+    /// Whether one of them has read a whole lease.
+    pub(super) has_read: bool,
+    /// The status does not list all keys: the others have no more deliveries than this.
+    pub(super) unlisted_running: Option<u32>,
     pub(super) keys: Vec<KeyDemand>,
 }
 
@@ -144,11 +149,17 @@ impl KeyState {
         self.shares.last().and_then(|last| last.1)
     }
 
-    fn report(&self) -> Report {
+    /// `start_hosts` is the number of hosts for the start-up share that is in force.
+    fn report(&self, start_hosts: u32) -> Report {
         let largest = self.shares.iter().filter_map(|share| share.1).max();
         let has_unlisted = self.shares.iter().any(|share| share.1.is_none());
         // The start-up share is one at most.
-        let share = largest.map(|largest| if has_unlisted { largest.max(1) } else { largest });
+        let unlisted = match (has_unlisted, self.limit) {
+            (false, _) => 0,
+            (true, 0) => 1,
+            (true, limit) => start_share(limit, start_hosts),
+        };
+        let share = largest.map(|largest| largest.max(unlisted));
         Report { share, running: self.running, want: self.want, limit: self.limit }
     }
 }
@@ -160,7 +171,7 @@ pub(super) struct Agent {
     /// A random number that distinguishes it from another agent with its name.
     pub(super) number: u64,
     boot: u64,
-    keys: HashMap<Vec<u8>, KeyState>,
+    keys: BTreeMap<Vec<u8>, KeyState>,
     pub(super) stage: Stage,
     pub(super) conn: u64,
     seq: u64,
@@ -177,10 +188,12 @@ pub(super) struct Agent {
     was_leased: bool,
     confirmed: u64,
     gate_runs: bool,
+    /// Whether a gate has read a lease.
+    has_read: bool,
     must_write: bool,
     /// The hosts that were lost at the last step.
     lost: Vec<u8>,
-    /// Before this time it must not take part: what the gate has in force is not known.
+    /// Before this time it must not change the lease of a gate that has one: nobody knows what is in force.
     blind_until_ms: u64,
 }
 
@@ -196,7 +209,7 @@ impl Agent {
             terms,
             number,
             boot,
-            keys: HashMap::new(),
+            keys: BTreeMap::new(),
             stage: Stage::Out,
             conn: 0,
             seq,
@@ -208,6 +221,7 @@ impl Agent {
             was_leased: false,
             confirmed: 0,
             gate_runs: false,
+            has_read: false,
             must_write: true,
             lost: Vec::new(),
             blind_until_ms: 0,
@@ -240,9 +254,32 @@ impl Agent {
         agent
     }
 
-    /// What the gate has in force is not known before this time.
-    pub(super) fn wait_until(&mut self, blind_until_ms: u64) {
-        self.blind_until_ms = blind_until_ms;
+    /// An agent whose gate may have a lease, or may have had one, of which at most the first line can be read. `seq` is
+    /// above any version of before, but for that of the line.
+    pub(super) fn after_damage(
+        terms: Terms,
+        number: u64,
+        boot: u64,
+        seq: u64,
+        header: Option<Header>,
+        now_ms: u64,
+    ) -> Self {
+        let mut agent = Self::new(terms, number, boot, seq);
+        let Some(header) = header else {
+            agent.next_hosts = (1, UNKNOWN_HOSTS);
+            agent.hosts = vec![(0, 1, UNKNOWN_HOSTS)];
+            agent.blind_until_ms = now_ms + terms.lease_ms + terms.gate_settle_ms();
+            return agent;
+        };
+        agent.seq = header.seq.max(seq);
+        agent.next_hosts = (header.start_hosts.max(1), header.hosts.max(1));
+        agent.hosts = vec![(0, agent.next_hosts.0, agent.next_hosts.1)];
+        agent.was_leased = true;
+        if header.boot == boot {
+            // Until then the gate has what an earlier version said, and then its fall-back shares.
+            agent.blind_until_ms = header.until_ms.saturating_add(header.settle_ms);
+        }
+        agent
     }
 
     /// Whether the gate has everything that was written, or nothing of it counts any more.
@@ -253,6 +290,12 @@ impl Agent {
     /// Whether the lease runs.
     pub(super) fn is_leased(&self, now_ms: u64) -> bool {
         now_ms < self.until_ms
+    }
+
+    /// How many deliveries of each key run, as far as the agent knows.
+    #[cfg(test)]
+    pub(super) fn running(&self) -> Vec<u32> {
+        self.keys.values().map(|state| state.running).collect()
     }
 
     /// The end of the lease.
@@ -273,6 +316,12 @@ impl Agent {
             && now_ms >= self.blind_until_ms
     }
 
+    /// Whether it may write the lease. After damage it leaves the gate what it has until that is over. A gate that has
+    /// read nothing has its whole limits, or those of a lease that is over: then writing one only lowers them.
+    fn may_write(&self, now_ms: u64) -> bool {
+        now_ms >= self.blind_until_ms || !self.has_read
+    }
+
     /// The number of hosts for the start-up share, for a hello.
     pub(super) fn start_hosts(&self) -> u32 {
         self.next_hosts.0
@@ -290,11 +339,13 @@ impl Agent {
     /// Notes what the gates say.
     pub(super) fn observe(&mut self, demand: &Demand, now_ms: u64) {
         self.gate_runs = demand.runs;
+        self.has_read = demand.has_read;
         // If no gate runs, the next one begins with what is written now.
         self.confirmed = if demand.runs { demand.confirmed } else { self.seq };
         let confirmed = self.confirmed;
         for state in self.keys.values_mut() {
-            (state.running, state.limit) = (0, state.limit);
+            // What ran may still run, out of sight.
+            state.running = state.running.min(demand.unlisted_running.unwrap_or(0));
             prune(&mut state.shares, |share| share.0, confirmed);
         }
         prune(&mut self.hosts, |hosts| hosts.0, confirmed);
@@ -360,7 +411,7 @@ impl Agent {
         }
         for key in closed {
             let state = self.keys.entry(key.clone()).or_insert_with(KeyState::new);
-            if state.next.is_none() {
+            if !has_lease || state.next.is_none() {
                 state.next = Some(0);
             }
         }
@@ -389,8 +440,9 @@ impl Agent {
         if self.stage != Stage::In {
             return items;
         }
+        let start_hosts = self.hosts_in_force().0;
         for (key, state) in &mut self.keys {
-            let what = state.report();
+            let what = state.report(start_hosts);
             let share = what.share.unwrap_or_else(|| start_share(state.limit, self.next_hosts.0));
             let lacks = state.want > share;
             let is_due = state.must_send
@@ -437,12 +489,12 @@ impl Agent {
     }
 
     /// The file's new contents, if it has to be written. They count as written at once.
-    pub(super) fn file(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn file(&mut self, now_ms: u64) -> Option<Vec<u8>> {
         let is_new = self.must_write
             || self.hosts.last().is_none_or(|last| (last.1, last.2) != self.next_hosts)
             || self.keys.values().any(|state| state.written() != state.next);
         let is_old = self.until_ms >= self.written_until_ms + self.terms.lease_ms / 4;
-        if !is_new && !is_old {
+        if !(is_new || is_old) || !self.may_write(now_ms) {
             return None;
         }
         if is_new {
@@ -469,7 +521,7 @@ impl Agent {
             self.seq,
             self.boot,
             self.until_ms,
-            self.terms.settle_ms(),
+            self.terms.gate_settle_ms(),
             self.number
         );
         let head = sum(&text);

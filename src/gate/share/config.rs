@@ -45,9 +45,16 @@ pub(super) struct Terms {
 }
 
 impl Terms {
-    /// How long a host whose lease is over keeps to the lower of share and fall-back share, in milliseconds.
+    /// How long after the end of a lease the store keeps the host's shares for it, because deliveries may still run, in
+    /// milliseconds.
     pub(super) fn settle_ms(&self) -> u64 {
         self.lease_ms
+    }
+
+    /// How long after the end of a lease the gate keeps to the lower of share and fall-back share, in milliseconds. For
+    /// the store the lease ends up to a lease later, if its last answers were lost, and others need time to give back.
+    pub(super) fn gate_settle_ms(&self) -> u64 {
+        2 * self.lease_ms
     }
 }
 
@@ -115,11 +122,10 @@ impl Config {
             let secs = |max: u64| -> Result<u64> {
                 let number: Option<f64> = value.parse().ok();
                 match number {
-                    Some(secs) if secs >= 0.2 && secs <= max as f64 => Ok((secs * 1000.0) as u64),
-                    _ => Err(wrong(
-                        format!("{word} is not a number of seconds from 0.2 to {max}"),
-                        "",
-                    )),
+                    Some(secs) if secs >= 1.0 && secs <= max as f64 => Ok((secs * 1000.0) as u64),
+                    _ => {
+                        Err(wrong(format!("{word} is not a number of seconds from 1 to {max}"), ""))
+                    }
                 }
             };
             match word {
@@ -227,12 +233,12 @@ mod tests {
     #[test]
     fn what_the_file_says() {
         let config = parse(
-            "# a comment\n\nstore rediss://s.example:6380/2\npool mail\nlease 0.5\nleast 0\n",
+            "# a comment\n\nstore rediss://s.example:6380/2\npool mail\nlease 1.5\nleast 0\n",
         )
         .unwrap();
         assert_eq!((&config.store[..], &config.pool[..]), ("rediss://s.example:6380/2", "mail"));
         assert_eq!(config.host, "mx.example");
-        assert_eq!(config.terms, Terms { lease_ms: 500, forget_ms: 300_000, least: 0 });
+        assert_eq!(config.terms, Terms { lease_ms: 1500, forget_ms: 300_000, least: 0 });
     }
 
     #[test]
@@ -244,7 +250,10 @@ mod tests {
             ("store redis://:S3cret@a\n", "f:1: the store is no address"),
             ("store redis://a\npassword S3cret\n", "f:2: a word that is not known"),
             ("store redis://a\nS3cret\n", "f:2: a word without a value"),
-            ("store redis://a\nlease 0\n", "f:2: lease is not a number"),
+            (
+                "store redis://a\nlease 0.9\n",
+                "f:2: lease is not a number of seconds from 1 to 3600",
+            ),
             ("store redis://a\nlease NaN\n", "f:2: lease is not a number"),
             ("store redis://a\nleast 2\n", "f:2: least is neither"),
             ("store redis://a\nstore redis://b\n", "f:2: this word is in an earlier line"),

@@ -66,7 +66,8 @@ fn demand(spawners: &[SpawnerStatus]) -> Demand {
         return Demand::default();
     }
     let seqs = counted(spawners).map(|spawner| spawner.status.lease.map_or(0, |lease| lease.seq));
-    let confirmed = seqs.min().unwrap_or(0);
+    let (confirmed, highest) =
+        seqs.fold((u64::MAX, 0), |(low, high), seq| (low.min(seq), high.max(seq)));
     let status = merged(spawners);
     let now_secs = status.written_secs;
     let is_over = status.lease.is_some_and(|lease| lease.phase != LeasePhase::Valid);
@@ -75,7 +76,38 @@ fn demand(spawners: &[SpawnerStatus]) -> Demand {
         let want = want(key, limit, now_secs, is_over);
         Some(KeyDemand { kind: key.kind, name: name_bytes(key), limit, running: key.running, want })
     });
-    Demand { runs: true, confirmed, keys: keys.collect() }
+    // The status lists the busiest keys of each gate.
+    let is_cut = |spawner: &&SpawnerStatus| spawner.status.unlisted > 0;
+    let unlisted_running = counted(spawners).filter(is_cut).map(|spawner| {
+        let active = spawner.status.keys.iter().map(|key| key.running.saturating_add(key.held));
+        active.min().unwrap_or(0)
+    });
+    Demand {
+        runs: true,
+        confirmed: if confirmed == u64::MAX { 0 } else { confirmed },
+        has_read: highest > 0,
+        unlisted_running: unlisted_running.reduce(u32::saturating_add),
+        keys: one_for_each_site(keys.collect()),
+    }
+}
+
+/// The members and the candidates of a site have one share.
+fn one_for_each_site(mut keys: Vec<KeyDemand>) -> Vec<KeyDemand> {
+    let is_candidates = |key: &mut KeyDemand| key.kind == KeyKind::Candidates;
+    let candidates: Vec<KeyDemand> = keys.extract_if(.., is_candidates).collect();
+    for key in candidates {
+        let is_its_site =
+            |site: &&mut KeyDemand| site.kind == KeyKind::Group && site.name == key.name;
+        if let Some(site) = keys.iter_mut().find(is_its_site) {
+            site.running = site.running.saturating_add(key.running);
+            site.want = site.want.saturating_add(key.want).min(site.limit);
+        } else {
+            // Their limit is half of the site's, rounded up.
+            let limit = key.limit.saturating_mul(2) - 1;
+            keys.push(KeyDemand { kind: KeyKind::Group, limit, ..key });
+        }
+    }
+    keys
 }
 
 /// How many would run if there were places.
@@ -194,5 +226,32 @@ impl LeaseFile {
         }
         self.file.write_all_at(bytes, 0).map_err(failed)?;
         self.file.set_len(bytes.len() as u64).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(kind: KeyKind, name: &str, limit: u32, running: u32, want: u32) -> KeyDemand {
+        KeyDemand { kind, name: name.as_bytes().to_vec(), limit, running, want }
+    }
+
+    #[test]
+    fn a_site_is_one_key() {
+        let keys = vec![
+            key(KeyKind::Candidates, "one", 10, 3, 5),
+            key(KeyKind::Domain, "one", 4, 1, 1),
+            key(KeyKind::Group, "one", 20, 12, 18),
+            key(KeyKind::Candidates, "other", 10, 2, 10),
+        ];
+        let expected = [
+            key(KeyKind::Domain, "one", 4, 1, 1),
+            // Together they want no more than the site's limit.
+            key(KeyKind::Group, "one", 20, 15, 20),
+            // Half of 19 is rounded up to 10, and so is half of 20.
+            key(KeyKind::Group, "other", 19, 2, 10),
+        ];
+        assert_eq!(one_for_each_site(keys), expected);
     }
 }

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::output::warn;
 use crate::qmail::home::Home;
 
-/// The time between two looks, in milliseconds; less with a short lease.
-const LOOK_MS: u64 = 250;
+/// The time between two looks, in milliseconds.
+const LOOK_MS: u64 = 100;
 /// A gate that reads leases has read one by then, in milliseconds.
 const GATE_READS_MS: u64 = 5000;
 /// The most calls of a turn: the gate must not wait longer for its lease.
@@ -62,7 +62,7 @@ pub(super) fn run(home: Home) -> Result<()> {
     let beat = Arc::new(AtomicU64::new(now_ms()?));
     watch(Arc::clone(&beat), HANGS_MS.max(3 * config.terms.lease_ms));
     let (started_ms, mut said) = (now_ms()?, Said::default());
-    let pause = Duration::from_millis(LOOK_MS.min(config.terms.lease_ms / 10).max(10));
+    let pause = Duration::from_millis(LOOK_MS);
     loop {
         beat.store(now_ms()?, Ordering::Relaxed);
         // Without the status nothing is known of what runs, and the lease ends.
@@ -86,25 +86,15 @@ const WAITS: &str = "waiting until the running gate has read queue/lock/gateleas
 
 /// The agent as it begins: it goes on with the lease that an earlier one has left.
 fn begin(config: &Config, lease: &LeaseFile) -> Result<Agent> {
-    let (boot, now_ms) = (boot(), now_ms()?);
+    let boot = boot();
     let unix_ms =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     let number = u64::from(std::process::id()) << 40 ^ unix_ms ^ boot >> 8;
-    let seq = unix_ms;
+    let terms = config.terms;
     Ok(match lease.left()? {
-        Left::Nothing => Agent::new(config.terms, number, boot, seq),
-        Left::Whole(header, keys) => Agent::resume(config.terms, boot, header, keys),
-        Left::Torn(header) => {
-            let seq = header.map_or(seq, |header| header.seq.max(seq));
-            let until_ms = match header {
-                Some(header) if header.boot == boot => header.until_ms,
-                Some(_) => 0,
-                None => now_ms + config.terms.lease_ms,
-            };
-            let mut agent = Agent::new(config.terms, number, boot, seq);
-            agent.wait_until(until_ms);
-            agent
-        }
+        Left::Nothing => Agent::new(terms, number, boot, unix_ms),
+        Left::Whole(header, keys) => Agent::resume(terms, boot, header, keys),
+        Left::Torn(header) => Agent::after_damage(terms, number, boot, unix_ms, header, now_ms()?),
     })
 }
 
@@ -138,7 +128,7 @@ pub(super) fn turn(
         store.disconnect();
         agent.lose();
     }
-    if let Some(text) = agent.file() {
+    if let Some(text) = agent.file(clock()?) {
         write(&text)?;
     }
     Ok(why)
@@ -155,7 +145,8 @@ fn talk(
         if !agent.may_join(sent_ms) {
             return Ok(());
         }
-        let welcome = store.hello(agent.number, agent.start_hosts(), agent.is_leased(sent_ms))?;
+        let hosts = (agent.start_hosts(), agent.hosts_in_force().1);
+        let welcome = store.hello(agent.number, hosts, agent.is_leased(sent_ms))?;
         // The first step begins the lease. If the host is new, it says of which keys others have shares.
         let mut closed = Vec::new();
         let (first, sent_ms) = loop {

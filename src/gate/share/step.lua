@@ -4,8 +4,9 @@
 -- KEYS: pool, hosts, keys, in:HOST. Other names begin with the same prefix, so all are in one slot of a cluster.
 --   pool    a hash: born, run (the server's run), most (the most hosts at once)
 --   hosts   a hash, host -> "lease conn base start hosts settle forget least agent"; times in ms of the store;
---           base: from which conn on its lines count; 0: it was lost, -1: it was lost for long or is
---           new; and has not reported all yet
+--           base: from which conn on its lines count. Until it has reported everything: 0 if it was lost, -1 if it was
+--           lost for long or is new, and below -1 if it is new to the store and has shares in force: -(until when it
+--           must have reported them)
 --   keys    a set of the keys that have shares
 --   in:HOST a set of keys of which this host should hear
 --   k:KEY   a hash, host -> "share want limit conn": the most that the host may have in force, and what it wants
@@ -52,7 +53,7 @@ end
 local learning_ms = math.max(0, born + lease_ms - now)
 
 -- The hosts. One that has been lost for long is forgotten, and what it had is given to the others.
-local hosts, names, count, lost = {}, {}, 0, {}
+local hosts, names, count, lost, is_unheard = {}, {}, 0, {}, false
 local flat = redis.call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do
   local h = read_host(flat[i + 1])
@@ -64,6 +65,7 @@ for i = 1, #flat, 2 do
     names[#names + 1] = flat[i]
     count = count + 1
     if flat[i] ~= host and now >= h.lease then lost[#lost + 1] = flat[i] end
+    if now < h.lease and h.base < -1 then is_unheard = true end
   end
 end
 table.sort(names)
@@ -90,24 +92,28 @@ local function divisor()
 end
 
 if command == 'hello' then
-  -- ARGV: 10 start-up hosts that the file has, 11 whether the file has a lease that runs.
-  local start, leased = tonumber(ARGV[10]), ARGV[11] == '1'
+  -- ARGV: 10 start-up hosts and 11 hosts that are in force, 12 whether the file has a lease that runs.
+  local start, leased = tonumber(ARGV[10]), ARGV[12] == '1'
   if own and own.agent ~= agent and now < own.lease + own.settle then
     return { 'taken', own.lease + own.settle - now }
   end
-  if learning_ms > 0 and not leased and not own then
+  if (learning_ms > 0 or is_unheard) and not leased and not own then
     return { 'wait', learning_ms }
   end
+  local unreported = leased and -(now + 2 * lease_ms) or -1
   if not own then
     count = count + 1
-    own = { lease = now + lease_ms, conn = 0, base = -1, start = start, hosts = 1000000 }
+    -- A step of before the store forgot everything may still be on its way.
+    own = { lease = now + lease_ms, conn = 1000 * now, base = unreported, start = start }
   elseif own.agent ~= agent or now >= own.lease + own.settle then
-    -- What it had is not in force any more: its gate has its fall-back shares.
-    own.base = -1
+    -- What it had is not in force any more: its gate has its fall-back shares. If it says otherwise, it is right.
+    own.base = unreported
+    if leased then own.lease = now + lease_ms end
   elseif now >= own.lease then
-    own.base = math.min(own.base, 0)
+    own.base = own.base < -1 and not leased and -1 or math.min(own.base, 0)
   end
   if own.base < 0 then
+    own.hosts = tonumber(ARGV[11])
     -- Of keys that others have shares of a new host gets its first place by asking.
     for _, key in ipairs(redis.call('SMEMBERS', KEYS[3])) do
       redis.call('HSET', prefix .. 'k:' .. key, host, '0 0 0 ' .. whole(own.conn + 1))
@@ -128,18 +134,29 @@ end
 -- step. ARGV: 10 conn, 11 start-up hosts and 12 hosts that are in force, 13 whether all is reported; then for each key
 -- its name, its share in force (-1: the start-up share), how many run, what it wants, and its limit (0: not known).
 local conn = tonumber(ARGV[10])
-if not own or own.agent ~= agent or own.conn ~= conn or (now >= own.lease and own.base > 0) then
+if not own or own.agent ~= agent or own.conn ~= conn or (now >= own.lease and (own.base > 0 or own.base < -1)) then
   return { 'gone' }
 end
+-- While it has not said what it has, nobody gets more. So it must not take long, whatever its gate does.
+if own.base < -1 and now >= -own.base and ARGV[13] ~= '1' then
+  return { 'gone' }
+end
+local was_leased = now < own.lease
 own.lease, own.start, own.hosts = now + lease_ms, tonumber(ARGV[11]), tonumber(ARGV[12])
 own.settle, own.forget, own.least = settle_ms, forget_ms, least
 local divided_by = divisor()
-own.hosts = math.min(own.hosts, divided_by)
-if ARGV[13] == '1' and own.base <= 0 then own.base = conn end
-write_host(host, own)
-expire()
+-- If its lease was over, its gate has its fall-back shares until the answer arrives.
+if ARGV[13] == '1' and own.base <= 0 and was_leased then own.base = conn end
 
 local function start_share(h, limit) return limit >= h.start and 1 or 0 end
+
+-- Nobody may get more while the store waits for hosts that it has forgotten, or has not heard yet what one of them has.
+local is_learning = learning_ms > 0 or is_unheard
+-- Others that still have their shares may come.
+if is_learning and own.hosts < 1000000 then divided_by = math.max(divided_by, own.hosts) end
+own.hosts = math.min(own.hosts, divided_by)
+write_host(host, own)
+expire()
 
 -- The most that a host may have in force of a key.
 local function value(h, record, limit)
@@ -211,9 +228,11 @@ for i = 14, #ARGV, 5 do
   end
 
   -- Nobody says what the limit is, so nobody wants anything.
-  if limit == math.huge then limit = 0 end
+  local is_known = limit < math.huge
+  if not is_known then limit = 0 end
   local start = start_share(own, limit)
-  local in_force = math.max(own_share < 0 and start or own_share, running)
+  if own_share < 0 then own_share = start end
+  local in_force = math.max(own_share, running)
 
   -- What each may have, and what each should have.
   local left, sum, wanting, idle, all = limit, in_force, {}, {}, {}
@@ -274,10 +293,14 @@ for i = 14, #ARGV, 5 do
     share = math.max(share, math.min(equal, in_force + free, share + left))
   end
   share = math.min(share, limit)
-  if learning_ms > 0 then share = math.min(share, in_force) end
+  -- What only still runs does not become a share while others have the rest.
+  if free < 0 then share = math.min(share, math.max(own_share, in_force + free)) end
+  if is_learning then share = math.min(share, own_share) end
 
   local held = math.max(share, in_force)
   local is_start = want == 0 and held == share and share == start
+  -- What its gate takes for the start-up share may be more than none, which others may rely on.
+  if not is_known and own_share == 0 and (is_learning or #lines > (records[host] and 2 or 0)) then is_start = false end
   if is_start then
     redis.call('HDEL', name, host)
   else
@@ -294,7 +317,7 @@ for i = 14, #ARGV, 5 do
   local still_free = limit - sum - (held - in_force)
   local i_lack = math.max(0, me.target - held)
   for _, this in ipairs(all) do
-    if this.name ~= host and not this.lost and learning_ms == 0 then
+    if this.name ~= host and not this.lost and not is_learning then
       local lacks = this.target > this.value
       if (lacks and still_free > 0)
         or (this.value > this.target and (i_lack + unmet > math.max(0, still_free) or still_free < 0)) then

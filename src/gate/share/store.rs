@@ -40,7 +40,7 @@ pub(super) trait Calls {
     fn hello(
         &mut self,
         agent: u64,
-        start_hosts: u32,
+        hosts: (u32, u32),
         is_leased: bool,
     ) -> std::result::Result<Welcome, CallError>;
 
@@ -115,6 +115,20 @@ impl Store {
         })
     }
 
+    /// The key of the hash that is the store's clock in tests.
+    #[cfg(test)]
+    pub(super) const TEST_CLOCK: &str = "test-clock";
+
+    /// A test sets the time of the store.
+    #[cfg(test)]
+    pub(super) fn with_test_clock(mut self) -> Self {
+        let (time, text) = ("redis.call('TIME')", include_str!("step.lua"));
+        assert_eq!(text.matches(time).count(), 1);
+        let test = format!("redis.call('HMGET', '{}', 'secs', 'us')", Self::TEST_CLOCK);
+        self.script = Script::new(&text.replace(time, &test));
+        self
+    }
+
     fn connect(&mut self) -> std::result::Result<(), CallError> {
         if self.connection.is_some() {
             return Ok(());
@@ -177,10 +191,11 @@ impl Calls for Store {
     fn hello(
         &mut self,
         agent: u64,
-        start_hosts: u32,
+        (start_hosts, hosts): (u32, u32),
         is_leased: bool,
     ) -> std::result::Result<Welcome, CallError> {
-        let args = [start_hosts.to_string().into_bytes(), vec![b'0' + u8::from(is_leased)]];
+        let text = |number: u32| number.to_string().into_bytes();
+        let args = [text(start_hosts), text(hosts), vec![b'0' + u8::from(is_leased)]];
         let reply = self.call("hello", agent, &args)?;
         let number = |at: usize| int(reply.get(at));
         match word(&reply)? {
