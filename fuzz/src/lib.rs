@@ -207,7 +207,9 @@ pub fn import(bytes: &[u8]) {
     let main_cf: &[u8] = b"transport_maps = hash:/etc/postfix/transport\n";
     for (server, files) in [
         (MailServer::Kumomta, vec![file("own.toml", bytes)]),
+        (MailServer::Kumomta, vec![file("own.json", bytes)]),
         (MailServer::Powermta, vec![file("config", bytes)]),
+        (MailServer::Powermta, vec![file("config", b"include more\n"), file("more", bytes)]),
         (MailServer::Postfix, vec![file("main.cf", bytes)]),
         (MailServer::Postfix, vec![file("main.cf", main_cf), file("transport", bytes)]),
     ] {

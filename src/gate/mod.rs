@@ -50,14 +50,15 @@ enum Command {
     /// Make a table of limits from the files of KumoMTA, PowerMTA or Postfix
     ///
     /// Prints a concurrencydomains. Before each line stands where it comes from, as file:line. What
-    /// the table cannot express is listed at its end, with the reason; what it cannot say exactly it
-    /// says more strictly, and a note says so. Nothing is written to a file, and nothing is asked of
-    /// DNS.
+    /// the table cannot express is listed at its end, with the reason. What it cannot say exactly it
+    /// says more strictly where that is possible; a note at the line says so, and also where a line
+    /// may allow more than its source. Nothing is written to a file, and nothing is asked of DNS.
     ///
-    /// kumomta: shaping.toml; with several files a later one takes precedence, as in KumoMTA.
-    /// powermta: <domain> blocks with max-smtp-out, max-msg-rate and max-connect-rate, domain-macro,
-    /// queue-to, and mx lines for rollups. postfix: destination concurrency limits and rate delays
-    /// of main.cf, for the domains of the transport tables and of relay_domains.
+    /// kumomta: shaping files in TOML or JSON; with several files a later one takes precedence, as in
+    /// KumoMTA. powermta: <domain> blocks with limits and rates of connections and messages, also those
+    /// of virtual MTAs, domain-macro, queue-to, mx lines for rollups, and included files. postfix:
+    /// destination concurrency limits and rate delays of main.cf, for the domains of the transport
+    /// tables and of relay_domains.
     Import(import::Import),
     /// Show what the running gate does, from its status file
     ///

@@ -197,7 +197,18 @@ impl Draft {
         let mut lowered = HashMap::<usize, Vec<DraftLine>>::new();
         for (subject, lines) in &lines_of {
             let [earlier @ .., last] = lines.as_slice() else { continue };
-            let mut joined = self.lines[*last].clone();
+            if earlier.is_empty() {
+                continue;
+            }
+            let line = &self.lines[*last];
+            let mut joined = DraftLine {
+                subjects: vec![subject.clone()],
+                limit: line.limit,
+                group: line.group.clone(),
+                rates: line.rates,
+                from: line.from.clone(),
+                notes: line.notes.clone(),
+            };
             for other in earlier.iter().map(|&at| &self.lines[at]) {
                 let limit = lower_limit(joined.limit, other.limit);
                 let rates = joined.rates.lowest(other.rates);
@@ -214,7 +225,6 @@ impl Draft {
                 }
             }
             if joined.notes.len() > self.lines[*last].notes.len() {
-                joined.subjects = vec![subject.clone()];
                 joined.from = without_repeats(joined.from);
                 lowered.entry(*last).or_default().push(joined);
             }

@@ -9,7 +9,7 @@ use crate::gate::text::{cut, printable};
 const VALUE_MAX: usize = 100;
 
 /// A line of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Place {
     /// The index of the file.
     pub(super) file: usize,

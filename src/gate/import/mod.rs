@@ -1,9 +1,9 @@
 //! `qpatch gate import`: makes a concurrencydomains of what another mail server's files say about limits and rates.
 //!
 //! Each line of the table has its origin before it, as file:line. What cannot be expressed is listed behind the table
-//! with the reason: nothing is lost silently ([`ledger`]). What the table cannot say exactly is said more strictly,
-//! never more loosely, and a note says so. The gate's own parser has the last word, so `gate check` accepts the
-//! result ([`draft`]).
+//! with the reason: nothing is lost silently ([`ledger`]). What the table cannot say exactly is said more strictly where
+//! that is possible, and a note says so; a line that may allow more than its source has a note, too. The gate's own
+//! parser has the last word, so `gate check` finds nothing in the result ([`draft`]).
 
 mod draft;
 mod foreign;
@@ -12,7 +12,10 @@ mod ledger;
 mod postfix;
 mod powermta;
 mod rate;
+mod subject;
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -47,7 +50,7 @@ pub struct Import {
 /// A mail server whose files can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MailServer {
-    /// shaping.toml: the default one, the community's, your own
+    /// Shaping files: the default one, the community's, your own
     Kumomta,
     /// The configuration, with its <domain> blocks, domain macros and rollups
     Powermta,
@@ -138,7 +141,10 @@ struct JsonLeft {
 pub fn run(args: &Import) -> CommandResult {
     let files = match args.server {
         MailServer::Postfix => postfix_files(&args.files)?,
-        _ => args.files.iter().map(|path| read(path)).collect::<Result<_, _>>()?,
+        MailServer::Powermta => powermta_files(&args.files)?,
+        MailServer::Kumomta => {
+            args.files.iter().map(|path| read(path)).collect::<Result<_, _>>()?
+        }
     };
     let (draft, ledger) = imported(args.server, &files)?;
     let text = text_of(args.server, &draft, &ledger)?;
@@ -201,14 +207,43 @@ fn postfix_files(paths: &[PathBuf]) -> Result<Vec<ForeignFile>, Error> {
     if others.is_empty() {
         let folder = main_cf.parent().unwrap_or(Path::new("."));
         for name in postfix::transport_tables(&files[0]) {
-            // In a copy of the folder the table is beside main.cf, whatever main.cf says.
-            let beside = Path::new(&name).file_name().map(|name| folder.join(name));
-            let is_there = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| found.is_file());
-            let path = beside.into_iter().chain([folder.join(&name)]).find(is_there);
-            if let Some(path) = path {
+            if let Some(path) = beside(folder, &name) {
                 files.push(read(&path)?);
             }
         }
     }
     Ok(files)
+}
+
+/// The files that are named, and those that they include and that are there.
+fn powermta_files(paths: &[PathBuf]) -> Result<Vec<ForeignFile>, Error> {
+    let mut files = paths.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
+    let named = files.len();
+    let mut known: HashSet<String> = files.iter().map(|file| file.name.clone()).collect();
+    let ends: Vec<Option<OsString>> =
+        paths.iter().map(|path| path.file_name().map(OsString::from)).collect();
+    let mut next = 0;
+    while next < files.len() {
+        let folder = Path::new(&files[next].name).parent().unwrap_or(Path::new(".")).to_path_buf();
+        for name in powermta::includes(&files[next]) {
+            let end = Path::new(&name).file_name();
+            // A file that is named takes the place of the one that is included.
+            if end.is_some() && ends[..named].iter().any(|own| own.as_deref() == end) {
+                continue;
+            }
+            let path = beside(&folder, &name);
+            if let Some(path) = path.filter(|path| known.insert(path.display().to_string())) {
+                files.push(read(&path)?);
+            }
+        }
+        next += 1;
+    }
+    Ok(files)
+}
+
+/// A file that a configuration names. In a copy of the folder it is beside the configuration, whatever that says.
+fn beside(folder: &Path, name: &str) -> Option<PathBuf> {
+    let end = Path::new(name).file_name().map(|name| folder.join(name));
+    let is_there = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| found.is_file());
+    end.into_iter().chain([folder.join(name)]).find(is_there)
 }

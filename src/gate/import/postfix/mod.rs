@@ -14,10 +14,11 @@ use std::collections::{HashMap, HashSet};
 use super::draft::{Draft, without_repeats};
 use super::foreign::ForeignFile;
 use super::ledger::Ledger;
+use super::subject::Subject;
 use crate::error::Error;
 use crate::gate::text::printable;
 use main_cf::{DELAY, LIMIT, MainCf, MainCfParameter, TRANSPORT_DELAY};
-use routes::{Found, Route, Routes, Subject};
+use routes::{Found, Route, Routes};
 
 /// Kinds of lookup tables whose file beside the name is text in the syntax of transport(5).
 const TEXT_KINDS: [&str; 7] = ["hash", "btree", "lmdb", "cdb", "dbm", "sdbm", "texthash"];

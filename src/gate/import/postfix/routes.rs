@@ -13,48 +13,8 @@ use super::syntax::logical_lines;
 use crate::gate::import::draft::group_name;
 use crate::gate::import::foreign::ForeignFile;
 use crate::gate::import::ledger::{Ledger, Place, SettingId};
+use crate::gate::import::subject::Subject;
 use crate::gate::text::printable;
-
-/// What a line of the table is for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Subject {
-    /// All domains without a line.
-    All,
-    Name(String),
-    /// The names below it.
-    Below(String),
-}
-
-impl Subject {
-    /// `example.com`, or `.example.com`.
-    pub(super) fn of(text: &str) -> Self {
-        match text.strip_prefix('.') {
-            Some(parent) => Subject::Below(parent.to_ascii_lowercase()),
-            None => Subject::Name(text.to_ascii_lowercase()),
-        }
-    }
-
-    pub(super) fn text(&self) -> String {
-        match self {
-            Subject::All => String::new(),
-            Subject::Name(name) => name.clone(),
-            Subject::Below(parent) => format!(".{parent}"),
-        }
-    }
-
-    /// Itself, then what it lies below, the closest first; not [`Subject::All`].
-    pub(super) fn and_parents(&self) -> impl Iterator<Item = Subject> {
-        let mut rest = match self {
-            Subject::All => None,
-            Subject::Name(name) | Subject::Below(name) => Some(name.clone()),
-        };
-        let parents = std::iter::from_fn(move || {
-            rest = rest.as_ref()?.split_once('.').map(|(_, parent)| parent.to_string());
-            rest.clone().map(Subject::Below)
-        });
-        Some(self.clone()).filter(|own| *own != Subject::All).into_iter().chain(parents)
-    }
-}
 
 /// `transport:nexthop`. An empty transport is that of the address class; an empty next hop is the recipient's domain.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
