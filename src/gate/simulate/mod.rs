@@ -122,7 +122,7 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     let no_memory = |_| Error::new(source.domains.display(), "out of memory", "");
     let new_run = |gate: Gate| Replay::new(gate, slots, concurrency_remote);
     let (gate, table) =
-        gate_of(args, &source, concurrency_remote, &account.replies, |_, _| Ok(None))?;
+        gate_of(args, &source, concurrency_remote, &account.replies, |_, _| Ok(()))?;
     let mut runs = vec![new_run(gate)];
     let mut tried_key = None;
     let tried_limits = args.tried.as_ref().map_or(&[][..], |tried| &tried.limits);
@@ -130,19 +130,23 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
         let name = args.tried.as_ref().map_or("", |tried| &tried.key);
         let (gate, _) =
             gate_of(args, &source, concurrency_remote, &account.replies, |rules, text| {
-                let key = tried_key.get_or_insert_with(|| TriedKey::find(name, rules));
-                let changed = key.with_limit(text, limit);
-                let (table, problems) = Table::parse(&changed, rules.hasher).map_err(no_memory)?;
+                let key = match &tried_key {
+                    Some(key) => key,
+                    None => {
+                        let key = TriedKey::find(name, rules);
+                        if !key.takes_limit(name, text, rules).map_err(no_memory)? {
+                            return Err(no_key(name));
+                        }
+                        tried_key.insert(key)
+                    }
+                };
+                let (table, problems) =
+                    Table::parse(&key.with_limit(text, limit), rules.hasher).map_err(no_memory)?;
                 if problems.errors() > 0 {
-                    let what =
-                        format!("expected a domain, a relay or a group, found {}", printable(name));
-                    return Err(Error::new(
-                        "--try",
-                        what,
-                        "the column KEY has the names of groups and relays",
-                    ));
+                    return Err(no_key(name));
                 }
-                Ok(Some(table))
+                rules.table = Some(table);
+                Ok(())
             })?;
         runs.push(new_run(gate));
     }
@@ -182,23 +186,26 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
     Ok(outcome)
 }
 
-/// A gate with the rules of the files, and what its table is. `changed` may give another table, from the rules and the
-/// text of concurrencydomains.
+fn no_key(name: &str) -> Error {
+    let what = format!("expected a domain, a relay or a group, found {}", printable(name));
+    Error::new("--try", what, "the column KEY has the names of groups and relays")
+}
+
+/// A gate with the rules of the files, and what its table is. `change` may put another table into the rules; it also
+/// gets the text of concurrencydomains.
 fn gate_of(
     args: &Simulate,
     source: &Source,
     concurrency_remote: u32,
     replies: &Replies,
-    mut changed: impl FnMut(&Rules, &[u8]) -> Result<Option<Table>, Error>,
+    mut change: impl FnMut(&mut Rules, &[u8]) -> Result<(), Error>,
 ) -> Result<(Gate, TableFigures), Error> {
     let no_memory = |_| Error::new(source.domains.display(), "out of memory", "");
     let mut gate = Gate::new(SLOTS_MAX, concurrency_remote, 1).map_err(no_memory)?;
     let mut loaded = load(source, gate.hasher())?;
     let text = loaded.domains.take().map(|(_, text)| text).unwrap_or_default();
     let mut rules = loaded.into_rules(&args.file)?;
-    if let Some(table) = changed(&rules, &text)? {
-        rules.table = Some(table);
-    }
+    change(&mut rules, &text)?;
     let Some(domains) = rules.table else {
         let help = format!("qpatch gate init {} writes one to start from", args.file.display());
         return Err(Error::new(source.domains.display(), "no such file", help));

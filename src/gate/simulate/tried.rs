@@ -6,8 +6,9 @@
 use std::io::{self, Write};
 
 use qpatch_gate::learn::Learning;
+use qpatch_gate::memory::OutOfMemory;
 use qpatch_gate::rules::{KeyKind, Rules};
-use qpatch_gate::table::{Cap, LIMIT_MAX, content_lines, subject_len};
+use qpatch_gate::table::{Cap, LIMIT_MAX, Limit, Table, content_lines, subject_len};
 use serde::Serialize;
 
 use super::keys::SimulatedKey;
@@ -71,6 +72,30 @@ impl TriedKey {
         }
         let found = rules.resolve(name.as_bytes());
         Self { kind: found.kind, name: found.name.to_ascii_lowercase(), cap: found.cap }
+    }
+
+    /// Whether another limit in the table's text is one of this key. It is none if a line cannot begin with the name,
+    /// as with `#x` or `x:`.
+    ///
+    /// # Errors
+    /// There is no memory. The rules may then be without a table.
+    pub(super) fn takes_limit(
+        &self,
+        name: &str,
+        text: &[u8],
+        rules: &mut Rules,
+    ) -> Result<bool, OutOfMemory> {
+        if matches!(self.kind, KeyKind::Group | KeyKind::Candidates) {
+            return Ok(true);
+        }
+        let other = if self.cap.limit == Limit::AtMost(1) { 2 } else { 1 };
+        let (table, problems) = Table::parse(&self.with_limit(text, other), rules.hasher)?;
+        let before = rules.table.replace(table);
+        let expected =
+            Self { cap: Cap { limit: Limit::AtMost(other), ..self.cap }, ..self.clone() };
+        let takes = problems.errors() == 0 && Self::find(name, rules) == expected;
+        rules.table = before;
+        Ok(takes)
     }
 
     /// The text of a table with another limit of this key.
@@ -227,13 +252,13 @@ impl TriesOutcome {
 mod tests {
     use super::*;
     use qpatch_gate::name::Hasher;
-    use qpatch_gate::table::{Limit, Table};
 
     fn changed(text: &str, name: &str) -> String {
         let hasher = Hasher::new(1);
         let mut rules = Rules::stock(hasher);
         rules.table = Some(Table::parse(text.as_bytes(), hasher).unwrap().0);
         let key = TriedKey::find(name, &rules);
+        assert_eq!(key.takes_limit(name, text.as_bytes(), &mut rules), Ok(true), "{name}");
         let text = String::from_utf8(key.with_limit(text.as_bytes(), 7)).unwrap();
         rules.table = Some(Table::parse(text.as_bytes(), hasher).unwrap().0);
         let again = TriedKey::find(name, &rules);
@@ -255,6 +280,21 @@ mod tests {
         assert_eq!(changed(text, "gmail.com"), google);
         assert_eq!(changed(text, "google"), google);
         assert_eq!(changed(text, "192.0.2.0/24"), text.replace("/24:9", "/24:7") + "\n");
+    }
+
+    #[test]
+    fn a_name_that_no_line_can_begin_with_takes_no_limit() {
+        for text in ["", ":1\n", ":2", "a.example:5:g"] {
+            for name in ["#x", "a.example:", "a.example:9", "a b", "b.example:1\nc.example", "a\tb"]
+            {
+                let hasher = Hasher::new(1);
+                let mut rules = Rules::stock(hasher);
+                rules.table = Some(Table::parse(text.as_bytes(), hasher).unwrap().0);
+                let key = TriedKey::find(name, &rules);
+                let takes = key.takes_limit(name, text.as_bytes(), &mut rules);
+                assert_eq!(takes, Ok(false), "{name} with {text}");
+            }
+        }
     }
 
     #[test]
