@@ -10,6 +10,9 @@ use crate::fixture::Dialect;
 use crate::output::{CommandResult, Format, print};
 use crate::verify;
 
+/// How long a delivery takes where the chart shows the limit at work: 100 deliveries, 5 at once, take a second.
+const DELIVERY_MS: u32 = 50;
+
 /// Runs the demo with conf-spawn `spawn`.
 ///
 /// # Errors
@@ -33,7 +36,8 @@ pub fn run(spawn: u32) -> CommandResult {
     })?;
     apply::apply(&Apply { choice, dry_run: false, verify: false }, NextSteps::Hidden)?;
     print(|out| writeln!(out, "\nverify"))?;
-    let outcome = prove(&tree, &verify::Options::default(), Format::Table)?;
+    let options = verify::Options { capped_delivery_ms: DELIVERY_MS, ..verify::Options::default() };
+    let outcome = prove(&tree, &options, Format::Table)?;
     let charts = outcome.steps.iter().filter(|step| !step.chart.is_empty());
     print(|out| {
         for step in charts {

@@ -28,6 +28,8 @@ pub struct Options {
     pub control: Option<PathBuf>,
     /// The parent of the scratch directory; `None`: `$TMPDIR`, /tmp or /var/tmp.
     pub scratch_parent: Option<PathBuf>,
+    /// How long each delivery takes in the trial of a domain's limit, in ms, so that its chart shows the limit at work.
+    pub capped_delivery_ms: u32,
 }
 
 /// A part of a proof that can be asked for alone. Each part needs the build.

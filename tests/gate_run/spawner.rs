@@ -277,7 +277,8 @@ fn a_place_comes_back_however_a_delivery_ends() {
 
     // The same through qmail-send; and fork fails.
     let Rig { sandbox, stubs, .. } = &mut rig;
-    let gated = gate::prove(sandbox, stubs, u32::MAX, &mut Random::new(1), &mut |_, _| {}).unwrap();
+    let gated =
+        gate::prove(sandbox, stubs, u32::MAX, 0, &mut Random::new(1), &mut |_, _| {}).unwrap();
     if gated.failed_starts == 0 {
         skip("failures of fork: this system cannot make a running process see them");
     }

@@ -48,7 +48,7 @@ pub struct GateFigures {
 
 /// Sends 100 mails to a domain with a limit of 5, among mails to other domains, through the tree's own qmail-send.
 /// Then makes starts fail at qmail-rspawn. The machine has room for `room` deliveries of one spawner; if that is less
-/// than 6, the limit is lower.
+/// than 6, the limit is lower. On the usual channel each delivery takes `delivery_ms`.
 ///
 /// # Errors
 /// The limit was exceeded, other mail waited, or a place was not given back.
@@ -56,6 +56,7 @@ pub fn prove(
     sandbox: &Sandbox,
     stubs: &mut Stubs,
     room: u32,
+    delivery_ms: u32,
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<GateFigures, Error> {
@@ -69,12 +70,13 @@ pub fn prove(
         group.iter().map(|domain| format!("{domain}:{limit}{name}\n")).collect::<String>()
     };
     sandbox.set_control("concurrencydomains", &table(""))?;
-    let mut shown = prove_domain_limit(sandbox, stubs, limit, room, random, on_progress);
+    let mut shown =
+        prove_domain_limit(sandbox, stubs, limit, room, delivery_ms, random, on_progress);
     if let Ok(shown) = &mut shown
         && group.len() > 1
     {
         sandbox.set_control("concurrencydomains", &table(":all-channels"))?;
-        let over_all = mail::capped(sandbox, stubs, &group, limit, room, random, on_progress)?;
+        let over_all = mail::capped(sandbox, stubs, &group, limit, room, 0, random, on_progress)?;
         shown.group_peak = Some(over_all.peak);
         shown.capped += over_all.capped;
         shown.others += over_all.others;
@@ -91,11 +93,20 @@ fn prove_domain_limit(
     stubs: &mut Stubs,
     limit: u32,
     room: u32,
+    delivery_ms: u32,
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<GateFigures, Error> {
-    let CappedFigures { capped, others, peak, curves, notes } =
-        mail::capped(sandbox, stubs, &[DOMAIN.to_owned()], limit, room, random, on_progress)?;
+    let CappedFigures { capped, others, peak, curves, notes } = mail::capped(
+        sandbox,
+        stubs,
+        &[DOMAIN.to_owned()],
+        limit,
+        room,
+        delivery_ms,
+        random,
+        on_progress,
+    )?;
     // The trials with qmail-send empty the queue, so the message is added after them.
     let message = sandbox.add_message(b"Subject: gate\n\nto a full domain\n")?;
     let failed_starts =

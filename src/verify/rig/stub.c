@@ -7,7 +7,7 @@
 
    A recipient is MODE-HOLD-TAG@DOMAIN. The delivery writes into the events pipe that it has started, waits while
    another process holds an exclusive lock on RIG/hold/HOLD (if there is no such file, it does not wait), writes that
-   it ends, and does what MODE says:
+   it ends, and does what MODE says. HOLD+MS waits for that many milliseconds more.
      k z d   accepted, temporary, permanent
      s h     (remote) accepted as a message, this recipient temporary, permanent
      c       dies of a signal
@@ -109,12 +109,14 @@ static void event(int fd, const char *what, const char *program, const char *loc
   flushto(fd);
 }
 
-/* Waits while the hold of this recipient is locked. */
+/* Waits while the hold of this recipient is locked, and as long as it says. */
 static void await(const char *local)
 {
   char name[sizeof RIG + 100];
   const char *start;
   const char *end;
+  char *more;
+  int ms = 0;
   int fd;
 
   if (!local[0] || local[1] != '-') return;
@@ -125,10 +127,17 @@ static void await(const char *local)
   memcpy(name + sizeof RIG + 5, start, end - start);
   name[sizeof RIG + 5 + (end - start)] = 0;
   if (strchr(name + sizeof RIG + 5, '/')) return;
+  more = strchr(name + sizeof RIG + 5, '+');
+  if (more) {
+    *more = 0;
+    ms = atoi(more + 1);
+  }
   fd = open(name, O_RDONLY);
-  if (fd == -1) return;
-  while (flock(fd, LOCK_SH) == -1) if (errno != EINTR) break;
-  close(fd);
+  if (fd != -1) {
+    while (flock(fd, LOCK_SH) == -1) if (errno != EINTR) break;
+    close(fd);
+  }
+  if (ms > 0) poll(0, 0, ms);
 }
 
 static int remote(int argc, char **argv)

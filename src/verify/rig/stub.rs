@@ -84,7 +84,8 @@ impl Mode {
     }
 }
 
-/// Returns a recipient that makes a stub do `mode` once `hold` is released. `tag` makes it unique.
+/// Returns a recipient that makes a stub do `mode` once `hold` is released. `tag` makes it unique. `hold` may end in `+60`:
+/// then the stub waits 60 ms more.
 pub fn recipient(mode: Mode, hold: Option<&str>, tag: impl fmt::Display, domain: &str) -> String {
     format!("{}-{}-{tag}@{domain}", mode.letter(), hold.unwrap_or("none"))
 }

@@ -105,8 +105,9 @@ impl Session<'_> {
         let progress = &mut *self.progress;
         let on_progress = &mut |done, total| progress.advance(done, total);
         let room = Self::concurrency(ready).remote;
-        let gated =
-            gate::prove(&ready.sandbox, &mut ready.stubs, room, &mut self.random, on_progress)?;
+        let delivery_ms = self.options.capped_delivery_ms;
+        let InstalledSandbox { sandbox, stubs, .. } = &mut *ready;
+        let gated = gate::prove(sandbox, stubs, room, delivery_ms, &mut self.random, on_progress)?;
         let mut detail = format!(
             "{} deliveries to a domain with a limit of {}: never more than {} at once, while {} to other domains went \
              through; after {} failed starts, all its places are free",

@@ -30,7 +30,7 @@ pub struct CappedFigures {
 }
 
 /// Queues at least 100 mails to `domains`, which together have a limit of `limit`, mixed with 200 mails to twenty other
-/// domains. While `limit` deliveries to `domains` wait, all mail to the others must be done. Then `domains` get their
+/// domains. Each delivery takes `delivery_ms`. While `limit` deliveries to `domains` wait, all mail to the others must be done. Then `domains` get their
 /// mail, with never more than `limit` deliveries at the same time. The machine has room for `room` deliveries of one
 /// spawner.
 ///
@@ -42,18 +42,25 @@ pub fn capped(
     domains: &[String],
     limit: u32,
     room: u32,
+    delivery_ms: u32,
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<CappedFigures, Error> {
     let (to_capped, to_others) = (100_usize.max(8 * domains.len()), 200_usize);
     let domain = &domains.join(", ");
+    let (held, free) = (format!("capped+{delivery_ms}"), format!("none+{delivery_ms}"));
     let mut plan = MailPlan::default();
     for number in 0..to_capped + to_others {
         let mut mail = MailPlan::message_from(number);
         let address = if number < to_capped {
-            stub::recipient(Mode::Accept, Some("capped"), number, &domains[number % domains.len()])
+            stub::recipient(Mode::Accept, Some(&held), number, &domains[number % domains.len()])
         } else {
-            stub::recipient(Mode::Accept, None, number, &format!("other{}.example", number % 20))
+            stub::recipient(
+                Mode::Accept,
+                Some(&free),
+                number,
+                &format!("other{}.example", number % 20),
+            )
         };
         mail.recipients.push((address, Mode::Accept));
         plan.mails.push(mail);
