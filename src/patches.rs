@@ -179,6 +179,11 @@ mod tests {
             });
             assert!(at.is_sorted(), "a table of the patches has another order than ALL");
         }
+        let manifest = include_str!("../Cargo.toml");
+        for id in ids {
+            let asset = format!("\n  [\"patches/{id}/README.md\", ");
+            assert!(manifest.contains(&asset), "the Debian package (Cargo.toml) lacks {asset:?}");
+        }
         folders.sort_unstable();
         ids.sort_unstable();
         assert_eq!(folders, ids);

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::mail::{self, CappedFigures};
+use super::mail::{self, CappedFigures, CappedLoad};
 use super::spawner_trials::OnProgress;
 use crate::sys::Resource;
 use crate::verify::error::Error;
@@ -76,7 +76,8 @@ pub fn prove(
         && group.len() > 1
     {
         sandbox.set_control("concurrencydomains", &table(":all-channels"))?;
-        let over_all = mail::capped(sandbox, stubs, &group, limit, room, 0, random, on_progress)?;
+        let load = CappedLoad { limit, room, delivery_ms: 0 };
+        let over_all = mail::capped(sandbox, stubs, &group, load, random, on_progress)?;
         shown.group_peak = Some(over_all.peak);
         shown.capped += over_all.capped;
         shown.others += over_all.others;
@@ -97,16 +98,9 @@ fn prove_domain_limit(
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<GateFigures, Error> {
-    let CappedFigures { capped, others, peak, curves, notes } = mail::capped(
-        sandbox,
-        stubs,
-        &[DOMAIN.to_owned()],
-        limit,
-        room,
-        delivery_ms,
-        random,
-        on_progress,
-    )?;
+    let load = CappedLoad { limit, room, delivery_ms };
+    let CappedFigures { capped, others, peak, curves, notes } =
+        mail::capped(sandbox, stubs, &[DOMAIN.to_owned()], load, random, on_progress)?;
     // The trials with qmail-send empty the queue, so the message is added after them.
     let message = sandbox.add_message(b"Subject: gate\n\nto a full domain\n")?;
     let failed_starts =

@@ -29,10 +29,20 @@ pub struct CappedFigures {
     pub notes: Vec<String>,
 }
 
+/// How the trial of a limit runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CappedLoad {
+    /// The limit of the domains together.
+    pub limit: u32,
+    /// How many deliveries of one spawner the machine has room for.
+    pub room: u32,
+    /// How long each delivery takes, in ms.
+    pub delivery_ms: u32,
+}
+
 /// Queues at least 100 mails to `domains`, which together have a limit of `limit`, mixed with 200 mails to twenty other
-/// domains. Each delivery takes `delivery_ms`. While `limit` deliveries to `domains` wait, all mail to the others must be done. Then `domains` get their
-/// mail, with never more than `limit` deliveries at the same time. The machine has room for `room` deliveries of one
-/// spawner.
+/// domains. While `limit` deliveries to `domains` wait, all mail to the others must be done. Then `domains` get their
+/// mail, with never more than `limit` deliveries at the same time.
 ///
 /// # Errors
 /// The limit was exceeded, mail to the other domains waited, or no mail was done for 150 s.
@@ -40,9 +50,7 @@ pub fn capped(
     sandbox: &Sandbox,
     stubs: &mut Stubs,
     domains: &[String],
-    limit: u32,
-    room: u32,
-    delivery_ms: u32,
+    CappedLoad { limit, room, delivery_ms }: CappedLoad,
     random: &mut Random,
     on_progress: OnProgress<'_>,
 ) -> Result<CappedFigures, Error> {

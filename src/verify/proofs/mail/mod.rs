@@ -18,7 +18,7 @@ mod through;
 mod watchdog;
 
 pub use account::{MESSAGES, MailFigures};
-pub use capped::{CappedFigures, capped};
+pub use capped::{CappedFigures, CappedLoad, capped};
 pub use every_number::every_number;
 pub use queue::empty_queue;
 pub use restart::{Stop, restart};
