@@ -29,7 +29,10 @@ fn queries(value: &Value, found: &mut Vec<String>) {
         Value::Object(fields) => {
             for (name, value) in fields {
                 match value {
-                    Value::String(text) if name == "expr" || name == "definition" => {
+                    // The query of the variable for the data source is the kind of source.
+                    Value::String(text)
+                        if name == "expr" || (name == "query" && text != "prometheus") =>
+                    {
                         found.push(text.clone());
                     }
                     value => queries(value, found),
