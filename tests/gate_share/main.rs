@@ -239,6 +239,60 @@ fn a_slow_store_and_a_replica() {
     assert_eq!(three.running("a.example"), 20);
 }
 
+/// docs/examples/share-three-hosts: three qmails in networks of their own.
+#[test]
+fn the_example_with_three_hosts() {
+    use std::process::{Command, Stdio};
+    if !rustix::process::geteuid().is_root() {
+        qpatch_test_support::skip("network namespaces take root");
+        return;
+    }
+    if !qpatch_test_support::has("redis-server")
+        || !qpatch_test_support::has("unshare")
+        || !qpatch_test_support::has_command("ip", "-V")
+    {
+        return;
+    }
+    let mut nodes: Vec<Node> = (0..3).map(|_| Node::with("one", TABLE, "")).collect();
+    let bin = std::path::Path::new(env!("CARGO_BIN_EXE_qpatch")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let said = nodes[0].path().join("said");
+    let mut example = Command::new("docs/examples/share-three-hosts")
+        .args(nodes.iter().map(Node::path))
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    let mut all: Vec<&mut Node> = nodes.iter_mut().collect();
+    until("all take part", &mut all, |nodes| {
+        nodes.iter().all(|node| node.phase() == "valid")
+            && nodes[0].said().contains("host4 shares the limits of the pool mail")
+    });
+    all[0].mail(0..30, "a.example");
+    until("one has all", &mut all, |nodes| nodes[0].running("a.example") == 20);
+    for node in &mut all[1..] {
+        node.mail(0..30, "a.example");
+    }
+    let mut ended = 0;
+    until("each has its part", &mut all, |nodes| {
+        let running: Vec<u32> = nodes.iter().map(|node| node.running("a.example")).collect();
+        assert!(running.iter().sum::<u32>() <= 20, "{running:?}");
+        if nodes[0].share("a.example").is_some_and(|share| running[0] > share) {
+            nodes[0].end(ended..ended + 1);
+            ended += 1;
+        }
+        running.iter().sum::<u32>() == 20 && running.iter().all(|&running| running >= 6)
+    });
+    // It ends as a whole.
+    example.kill().unwrap();
+    example.wait().unwrap();
+    until("the agents have ended", &mut all, |nodes| {
+        nodes.iter().all(|node| node.phase() != "valid")
+    });
+}
+
 #[test]
 fn names_with_every_byte() {
     let Some(redis) = Redis::start(&[]) else { return };
