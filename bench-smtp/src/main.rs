@@ -202,6 +202,7 @@ fn bench(args: &Args) -> Result<()> {
     }
     if !disk.is_empty() {
         let scratch = Scratch::new(&args.tree, args.scratch.as_deref(), Keep::No)?;
+        report.about.insert("queues of S10".to_owned(), queues_are(&scratch).to_owned());
         if is_in_memory(&scratch) {
             let place = scratch.root().display();
             report.notes.push(format!(
@@ -409,6 +410,10 @@ fn is_in_memory(scratch: &Scratch) -> bool {
         .is_ok_and(|place| place.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }
 
+fn queues_are(scratch: &Scratch) -> &'static str {
+    if is_in_memory(scratch) { "in memory (tmpfs)" } else { "on disk" }
+}
+
 fn about(args: &Args, scratch: &Scratch, report: &mut BenchReport) {
     let mut about = |name: &str, value: String| {
         report.about.insert(name.to_owned(), value);
@@ -420,8 +425,7 @@ fn about(args: &Args, scratch: &Scratch, report: &mut BenchReport) {
     about("concurrency", args.spawn.to_string());
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     about("processors", processors.to_string());
-    let in_memory = is_in_memory(scratch);
-    about("queues", if in_memory { "in memory (tmpfs)" } else { "on disk" }.to_owned());
+    about("queues", queues_are(scratch).to_owned());
     if let Ok(load) = std::fs::read_to_string("/proc/loadavg") {
         about("load before", load.trim().to_owned());
     }
