@@ -241,9 +241,12 @@ fn powermta_files(paths: &[PathBuf]) -> Result<Vec<ForeignFile>, Error> {
     Ok(files)
 }
 
-/// A file that a configuration names. In a copy of the folder it is beside the configuration, whatever that says.
+/// A file that a configuration names. In a copy of the folder it is beside the configuration, or in a folder there,
+/// whatever that says: of `/etc/pmta/conf.d/x` first `x`, then `conf.d/x`, and so on.
 fn beside(folder: &Path, name: &str) -> Option<PathBuf> {
-    let end = Path::new(name).file_name().map(|name| folder.join(name));
+    let parts: Vec<_> = Path::new(name).components().collect();
+    let ends =
+        (0..parts.len()).rev().map(|from| folder.join(parts[from..].iter().collect::<PathBuf>()));
     let is_there = |path: &PathBuf| fs::metadata(path).is_ok_and(|found| found.is_file());
-    end.into_iter().chain([folder.join(name)]).find(is_there)
+    ends.into_iter().find(is_there)
 }

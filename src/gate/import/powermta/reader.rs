@@ -18,6 +18,9 @@ const BYTES_MAX: usize = 64 << 20;
 /// The most settings of names: each directive counts as often as its block has names.
 const SETTINGS_MAX: usize = 2_000_000;
 
+const REPLY: &str = "a reply in a list is no part of the table: with learn in the fourth field a limit follows what the \
+    server accepts, and concurrencyreplies(5) is for certain words";
+
 /// Why a directive about limits is not expressed; None for one that is about something else.
 fn reason(name: &str) -> Option<&'static str> {
     Some(match name {
@@ -25,10 +28,11 @@ fn reason(name: &str) -> Option<&'static str> {
         "max-rcpt-per-message" | "max-rcpt-per-transaction" => {
             "qmail-remote has one recipient for each connection"
         }
-        "smtp-pattern-list" | "reply" => {
+        "smtp-pattern-list" => {
             "what a reply does is no part of the table: write it into control/concurrencyreplies (see \
              concurrencyreplies(5))"
         }
+        "reply" => REPLY,
         "smtp-out-rampup-interval" => {
             "it is the time between two connections of which each has many messages; with one message each, 1/10s in \
              the fourth field is a pause of ten seconds between two messages"
@@ -440,6 +444,7 @@ impl<'a> Reader<'a> {
 
     fn leave(&mut self, id: SettingId, name: &str) {
         match reason(name) {
+            Some(REPLY) => self.ledger.leave_counted(id, REPLY),
             Some(why) => self.ledger.leave(id, why),
             None => self.ledger.leave_unrelated(id),
         }
