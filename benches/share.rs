@@ -2,8 +2,9 @@
 //! limit of 25 on each. Prints how much of the limit was used, the most that ran, and how fast a share moves.
 //!
 //! Each host is a gate in this process with an agent of its own; a delivery takes 0.1 to 0.3 s. The mail wanders: every
-//! twenty seconds another one to four hosts have all of it. After a third of the time two hosts die; after two thirds the
-//! store is replaced by an empty one. `cargo bench --bench share` takes four minutes.
+//! thirty seconds another one to four hosts have all of it. After a third of the time two hosts die; after two thirds the
+//! store is replaced by an empty one. `cargo bench --bench share` takes ten minutes, or as long as `QPATCH_SHARE_SECS`
+//! says, in seconds for each of the two ways.
 
 #[path = "../tests/gate_share/rig.rs"]
 #[allow(dead_code)]
@@ -18,8 +19,9 @@ use rig::{Node, SLOTS};
 
 const LIMIT: u32 = 200;
 const HOSTS: usize = 8;
-const RUN: Duration = Duration::from_secs(120);
-const SPELL: Duration = Duration::from_secs(20);
+const SPELL: Duration = Duration::from_secs(30);
+/// How many parts of the time have a figure of their own.
+const PARTS: usize = 20;
 const DOMAIN: &str = "a.example";
 
 struct Load {
@@ -82,13 +84,20 @@ fn main() {
     }
 }
 
+/// For how long each way runs.
+fn duration() -> Duration {
+    let secs = std::env::var("QPATCH_SHARE_SECS").ok().and_then(|secs| secs.parse().ok());
+    Duration::from_secs(secs.unwrap_or(300))
+}
+
 fn run(hosts: &mut [Load], redis: &mut Redis, random: &mut Random, shared: bool) {
+    let length = duration();
     let (start, mut spell) = (Instant::now(), 0);
     let (mut used, mut span, mut peak) = (0.0, 0.0, 0);
     let (mut last, mut settled, mut moves) = (Instant::now(), true, Vec::new());
     let (mut began, mut has_died, mut is_replaced) = (start, false, false);
-    let mut parts = [(0.0, 0.0); 20];
-    while start.elapsed() < RUN {
+    let mut parts = [(0.0, 0.0); PARTS];
+    while start.elapsed() < length {
         if start.elapsed() >= SPELL * spell {
             spell += 1;
             (began, settled) = (Instant::now(), false);
@@ -100,7 +109,7 @@ fn run(hosts: &mut [Load], redis: &mut Redis, random: &mut Random, shared: bool)
                 hosts[random.next() as usize % alive].has_mail = true;
             }
         }
-        if !has_died && start.elapsed() >= RUN / 3 {
+        if !has_died && start.elapsed() >= length / 3 {
             has_died = true;
             for host in &mut hosts[HOSTS - 2..] {
                 host.node.kill();
@@ -108,7 +117,7 @@ fn run(hosts: &mut [Load], redis: &mut Redis, random: &mut Random, shared: bool)
                 host.ends.clear();
             }
         }
-        if !is_replaced && start.elapsed() >= RUN * 2 / 3 {
+        if !is_replaced && start.elapsed() >= length * 2 / 3 {
             is_replaced = true;
             redis.restart();
         }
@@ -124,7 +133,8 @@ fn run(hosts: &mut [Load], redis: &mut Redis, random: &mut Random, shared: bool)
         last = Instant::now();
         used += secs * f64::from(running) / f64::from(LIMIT);
         span += secs;
-        let part = (start.elapsed().as_secs() / 6).min(19) as usize;
+        let done = start.elapsed().as_secs_f64() / length.as_secs_f64();
+        let part = ((done * PARTS as f64) as usize).min(PARTS - 1);
         parts[part].0 += secs * f64::from(running) / f64::from(LIMIT);
         parts[part].1 += secs;
         sleep(Duration::from_millis(2));
@@ -134,7 +144,7 @@ fn run(hosts: &mut [Load], redis: &mut Redis, random: &mut Random, shared: bool)
     let of_parts: Vec<String> =
         parts.iter().map(|part| format!("{:.0}", 100.0 * part.0 / part.1)).collect();
     println!("{way}: {:.1} % of the limit used, {peak} ran at most", 100.0 * used / span);
-    println!("  each six seconds: {} %", of_parts.join(" "));
+    println!("  each twentieth of the time: {} %", of_parts.join(" "));
     println!("  until the hosts with mail used 97 %, of {spell} moves: {moves:.2?} s");
     for host in hosts.iter().take(1).filter(|_| shared) {
         println!("  CPU of an agent: {:.2} ms a second", host.node.agent_cpu_ms() / span);
