@@ -20,8 +20,8 @@ use crate::util::memory::OutOfMemory;
 /// No share: the limit counts alone.
 pub const NO_SHARE: u32 = u32::MAX;
 
-/// How far the lease is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How far the lease is, in the order of time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LeasePhase {
     /// Nothing is shared.
     #[default]

@@ -11,8 +11,8 @@
 //! last line is left over from before and means nothing. An empty file, or none, means that nothing is shared.
 //!
 //! The lease ends at UNTIL-MS: milliseconds since the start of the machine with this BOOT ([`process::boot`]), time of
-//! sleep included. So no clock that somebody sets matters, and a restart of the machine ends the lease. SETTLE-MS later
-//! the gate takes its fall-back share. A lease whose time cannot be known is over.
+//! sleep included. So no clock that somebody sets matters, and a restart of the machine ends the lease. SETTLE-MS later,
+//! or after that start, the gate takes its fall-back share. A lease whose time cannot be known is over.
 //!
 //! The agent overwrites the file in place, because it may not be allowed to create files in queue/lock. A file whose
 //! sums are wrong is read again a moment later, and what was read before counts until its own end. If the gate has
@@ -72,6 +72,10 @@ impl Header {
                 _ if now_ms < self.until_ms.saturating_add(self.settle_ms) => LeasePhase::Settling,
                 _ => LeasePhase::Over,
             },
+            // The machine has started again, and the others may not know yet that this host was lost.
+            Some(now_ms) if boot != 0 && self.boot != 0 && now_ms < self.settle_ms => {
+                LeasePhase::Settling
+            }
             _ => LeasePhase::Over,
         }
     }
@@ -393,7 +397,8 @@ mod tests {
         assert_eq!(phase(9, Some(5999)), LeasePhase::Settling);
         assert_eq!(phase(9, Some(6000)), LeasePhase::Over);
         // Another start of the machine, or no time.
-        assert_eq!(phase(8, Some(10)), LeasePhase::Over);
+        assert_eq!(phase(8, Some(999)), LeasePhase::Settling);
+        assert_eq!(phase(8, Some(1000)), LeasePhase::Over);
         assert_eq!(phase(9, None), LeasePhase::Over);
         assert_eq!(Header { boot: 0, ..HEADER }.phase(0, Some(10)), LeasePhase::Over);
     }

@@ -14,7 +14,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
-use qpatch_gate::host_share::{fall_back_share, start_share};
+use qpatch_gate::host_share::{LeasePhase, fall_back_share, start_share};
 use qpatch_gate::lease::{Header, MAGIC, sum};
 use qpatch_gate::rules::KeyKind;
 
@@ -52,6 +52,8 @@ pub(super) struct Demand {
     pub(super) confirmed: u64,
     /// Whether one of them has read a whole lease.
     pub(super) has_read: bool,
+    /// How far their lease is; the worst of several.
+    pub(super) phase: LeasePhase,
     /// The status does not list all keys: the others have no more deliveries than this.
     pub(super) unlisted_running: Option<u32>,
     pub(super) keys: Vec<KeyDemand>,
@@ -151,8 +153,10 @@ impl KeyState {
 
     /// `start_hosts` is the number of hosts for the start-up share that is in force.
     fn report(&self, start_hosts: u32) -> Report {
-        let largest = self.shares.iter().filter_map(|share| share.1).max();
-        let has_unlisted = self.shares.iter().any(|share| share.1.is_none());
+        // The next version is written whatever becomes of this report.
+        let all = || self.shares.iter().map(|share| share.1).chain([self.next]);
+        let largest = all().flatten().max();
+        let has_unlisted = all().any(|share| share.is_none());
         // The start-up share is one at most.
         let unlisted = match (has_unlisted, self.limit) {
             (false, _) => 0,
@@ -190,6 +194,8 @@ pub(super) struct Agent {
     gate_runs: bool,
     /// Whether a gate has read a lease.
     has_read: bool,
+    /// How far the lease of the gate is, as its status says; the worst of several.
+    gate_phase: LeasePhase,
     must_write: bool,
     /// The hosts that were lost at the last step.
     lost: Vec<u8>,
@@ -222,6 +228,7 @@ impl Agent {
             confirmed: 0,
             gate_runs: false,
             has_read: false,
+            gate_phase: LeasePhase::None,
             must_write: true,
             lost: Vec::new(),
             blind_until_ms: 0,
@@ -287,9 +294,14 @@ impl Agent {
         !self.gate_runs || self.confirmed >= self.seq
     }
 
-    /// Whether the lease runs.
+    /// Whether the lease that is written runs.
     pub(super) fn is_leased(&self, now_ms: u64) -> bool {
-        now_ms < self.until_ms
+        now_ms < self.written_until_ms && self.gate_phase_allows()
+    }
+
+    /// Whether the gate says nothing else than that its lease runs. It may be unable to read the lease.
+    fn gate_phase_allows(&self) -> bool {
+        !self.gate_runs || matches!(self.gate_phase, LeasePhase::None | LeasePhase::Valid)
     }
 
     /// How many deliveries of each key run, as far as the agent knows.
@@ -340,6 +352,11 @@ impl Agent {
     pub(super) fn observe(&mut self, demand: &Demand, now_ms: u64) {
         self.gate_runs = demand.runs;
         self.has_read = demand.has_read;
+        self.gate_phase = demand.phase;
+        if self.stage == Stage::In && !self.gate_phase_allows() {
+            // Its gate has its fall-back shares, or soon will: the others must leave it these.
+            self.stage = Stage::Out;
+        }
         // If no gate runs, the next one begins with what is written now.
         self.confirmed = if demand.runs { demand.confirmed } else { self.seq };
         let confirmed = self.confirmed;
@@ -403,9 +420,9 @@ impl Agent {
             return;
         }
         if !has_lease {
-            // The gate has its fall-back shares; the store counts on no more.
+            // The gate has its fall-back shares; the store counts on no more. The least is for hosts without contact.
             for state in self.keys.values_mut() {
-                let fall_back = fall_back_share(state.limit, self.next_hosts.1, self.terms.least);
+                let fall_back = fall_back_share(state.limit, self.next_hosts.1, 0);
                 state.next = state.next.map(|share| share.min(fall_back));
             }
         }
@@ -426,7 +443,8 @@ impl Agent {
 
     /// Takes part once the gate has confirmed the first list.
     pub(super) fn join_if_confirmed(&mut self) {
-        if self.stage == Stage::Joining && !self.must_write && self.is_confirmed() {
+        let is_confirmed = self.is_confirmed() && self.gate_phase_allows();
+        if self.stage == Stage::Joining && !self.must_write && is_confirmed {
             self.stage = Stage::In;
             for state in self.keys.values_mut() {
                 state.must_send = true;

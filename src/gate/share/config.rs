@@ -52,9 +52,10 @@ impl Terms {
     }
 
     /// How long after the end of a lease the gate keeps to the lower of share and fall-back share, in milliseconds. For
-    /// the store the lease ends up to a lease later, if its last answers were lost, and others need time to give back.
+    /// the store the lease ends up to a lease later, if its last answers were lost; then a slow host may need another
+    /// one to hear of it and to give back.
     pub(super) fn gate_settle_ms(&self) -> u64 {
-        2 * self.lease_ms
+        3 * self.lease_ms
     }
 }
 

@@ -70,7 +70,9 @@ fn demand(spawners: &[SpawnerStatus]) -> Demand {
         seqs.fold((u64::MAX, 0), |(low, high), seq| (low.min(seq), high.max(seq)));
     let status = merged(spawners);
     let now_secs = status.written_secs;
-    let is_over = status.lease.is_some_and(|lease| lease.phase != LeasePhase::Valid);
+    let phases = counted(spawners).filter_map(|spawner| Some(spawner.status.lease?.phase));
+    let phase = phases.max().unwrap_or_default();
+    let is_over = phase > LeasePhase::Valid;
     let keys = status.keys.iter().filter_map(|key| {
         let Limit::AtMost(limit @ 1..) = key.limit else { return None };
         let want = want(key, limit, now_secs, is_over);
@@ -86,6 +88,7 @@ fn demand(spawners: &[SpawnerStatus]) -> Demand {
         runs: true,
         confirmed: if confirmed == u64::MAX { 0 } else { confirmed },
         has_read: highest > 0,
+        phase,
         unlisted_running: unlisted_running.reduce(u32::saturating_add),
         keys: one_for_each_site(keys.collect()),
     }

@@ -17,7 +17,8 @@
 local prefix, command, host, agent, run = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local lease_ms, settle_ms, forget_ms, least = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local DAY = 86400000
-local HOUR = 3600000
+-- How long a line lives that nobody repeats: agents repeat theirs each five minutes.
+local LINE = math.max(3600000, 3 * lease_ms)
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -52,8 +53,12 @@ if not born or (pool[2] ~= run and run ~= '?') then
 end
 local learning_ms = math.max(0, born + lease_ms - now)
 
+-- Whether a host has no lease, as far as the store knows: its gate may have its fall-back shares. That holds also for a
+-- host that has said so itself, until it has reported everything: the answer that renews its lease may not arrive.
+local function is_lost(h) return now >= h.lease or h.base == 0 or h.base == -1 end
+
 -- The hosts. One that has been lost for long is forgotten, and what it had is given to the others.
-local hosts, names, count, lost, is_unheard = {}, {}, 0, {}, false
+local hosts, names, count, lost, has_unreported = {}, {}, 0, {}, false
 local flat = redis.call('HGETALL', KEYS[2])
 for i = 1, #flat, 2 do
   local h = read_host(flat[i + 1])
@@ -64,8 +69,8 @@ for i = 1, #flat, 2 do
     hosts[flat[i]] = h
     names[#names + 1] = flat[i]
     count = count + 1
-    if flat[i] ~= host and now >= h.lease then lost[#lost + 1] = flat[i] end
-    if now < h.lease and h.base < -1 then is_unheard = true end
+    if flat[i] ~= host and is_lost(h) then lost[#lost + 1] = flat[i] end
+    if now < h.lease and h.base < -1 then has_unreported = true end
   end
 end
 table.sort(names)
@@ -76,7 +81,7 @@ local function expire()
   redis.call('PEXPIRE', KEYS[1], 30 * DAY)
   redis.call('PEXPIRE', KEYS[2], 30 * DAY)
   redis.call('PEXPIRE', KEYS[3], 30 * DAY)
-  redis.call('PEXPIRE', KEYS[4], HOUR)
+  redis.call('PEXPIRE', KEYS[4], LINE)
 end
 
 -- By what this host divides a limit without contact: the number of hosts, or more while others divide by less, because
@@ -97,28 +102,37 @@ if command == 'hello' then
   if own and own.agent ~= agent and now < own.lease + own.settle then
     return { 'taken', own.lease + own.settle - now }
   end
-  if (learning_ms > 0 or is_unheard) and not leased and not own then
+  if (learning_ms > 0 or has_unreported) and not leased and not own then
     return { 'wait', learning_ms }
   end
+  local is_back = own and own.base < 0 and own.agent == agent and now < own.lease + own.settle
   local unreported = leased and -(now + 2 * lease_ms) or -1
   if not own then
     count = count + 1
     -- A step of before the store forgot everything may still be on its way.
     own = { lease = now + lease_ms, conn = 1000 * now, base = unreported, start = start }
-  elseif own.agent ~= agent or now >= own.lease + own.settle then
-    -- What it had is not in force any more: its gate has its fall-back shares. If it says otherwise, it is right.
+  elseif own.agent ~= agent or now >= own.lease + own.settle or (learning_ms > 0 and leased) then
+    -- What it had is not in force any more: its gate has its fall-back shares. If it says otherwise, it is right, and
+    -- this store may have missed what was granted last.
     own.base = unreported
     if leased then own.lease = now + lease_ms end
-  elseif now >= own.lease then
+  elseif now >= own.lease or not leased then
     own.base = own.base < -1 and not leased and -1 or math.min(own.base, 0)
   end
   if own.base < 0 then
-    own.hosts = tonumber(ARGV[11])
+    -- If it has come before and has reported nothing since, what it lists may be its fall-back shares of then.
+    own.hosts = math.min(is_back and own.hosts or math.huge, tonumber(ARGV[11]))
+    -- Until its first step, its start-up shares are kept for it.
+    own.lease = math.max(own.lease, now)
     -- Of keys that others have shares of a new host gets its first place by asking.
     for _, key in ipairs(redis.call('SMEMBERS', KEYS[3])) do
-      redis.call('HSET', prefix .. 'k:' .. key, host, '0 0 0 ' .. whole(own.conn + 1))
-      redis.call('PEXPIRE', prefix .. 'k:' .. key, HOUR)
-      redis.call('SADD', KEYS[4], key)
+      if redis.call('EXISTS', prefix .. 'k:' .. key) == 1 then
+        redis.call('HSET', prefix .. 'k:' .. key, host, '0 0 0 ' .. whole(own.conn + 1))
+        redis.call('PEXPIRE', prefix .. 'k:' .. key, LINE)
+        redis.call('SADD', KEYS[4], key)
+      else
+        redis.call('SREM', KEYS[3], key)
+      end
     end
   end
   most = math.max(most, count, start)
@@ -137,11 +151,12 @@ local conn = tonumber(ARGV[10])
 if not own or own.agent ~= agent or own.conn ~= conn or (now >= own.lease and (own.base > 0 or own.base < -1)) then
   return { 'gone' }
 end
+if own.base < 0 and now >= own.lease + own.settle then return { 'gone' } end
 -- While it has not said what it has, nobody gets more. So it must not take long, whatever its gate does.
 if own.base < -1 and now >= -own.base and ARGV[13] ~= '1' then
   return { 'gone' }
 end
-local was_leased = now < own.lease
+local was_leased, hosts_before = now < own.lease, own.hosts
 own.lease, own.start, own.hosts = now + lease_ms, tonumber(ARGV[11]), tonumber(ARGV[12])
 own.settle, own.forget, own.least = settle_ms, forget_ms, least
 local divided_by = divisor()
@@ -151,10 +166,12 @@ if ARGV[13] == '1' and own.base <= 0 and was_leased then own.base = conn end
 local function start_share(h, limit) return limit >= h.start and 1 or 0 end
 
 -- Nobody may get more while the store waits for hosts that it has forgotten, or has not heard yet what one of them has.
-local is_learning = learning_ms > 0 or is_unheard
--- Others that still have their shares may come.
+local is_learning = learning_ms > 0 or has_unreported
+-- Hosts that the store has forgotten may return: it divides by no fewer than before.
 if is_learning and own.hosts < 1000000 then divided_by = math.max(divided_by, own.hosts) end
 own.hosts = math.min(own.hosts, divided_by)
+-- Until it has reported everything, what it lists may be its fall-back shares of when it joined.
+if own.base <= 0 then own.hosts = math.min(own.hosts, hosts_before) end
 write_host(host, own)
 expire()
 
@@ -247,7 +264,7 @@ for i = 14, #ARGV, 5 do
       sum = sum + this.value
       if now < h.lease and record and record.conn >= h.base then this.want = math.min(record.want, limit) end
     end
-    if other ~= host and now >= h.lease then
+    if other ~= host and is_lost(h) then
       -- It is lost: what it may have is not for others.
       this.target, this.lost = this.value, true
       left = left - this.value
@@ -307,7 +324,7 @@ for i = 14, #ARGV, 5 do
     redis.call('HSET', name, host, table.concat({ whole(held), whole(want), whole(own_limit), whole(conn) }, ' '))
   end
   if redis.call('HLEN', name) > 0 then
-    redis.call('PEXPIRE', name, HOUR)
+    redis.call('PEXPIRE', name, LINE)
     redis.call('SADD', KEYS[3], key)
   else
     redis.call('SREM', KEYS[3], key)
@@ -322,7 +339,7 @@ for i = 14, #ARGV, 5 do
       if (lacks and still_free > 0)
         or (this.value > this.target and (i_lack + unmet > math.max(0, still_free) or still_free < 0)) then
         redis.call('SADD', prefix .. 'in:' .. this.name, key)
-        redis.call('PEXPIRE', prefix .. 'in:' .. this.name, HOUR)
+        redis.call('PEXPIRE', prefix .. 'in:' .. this.name, LINE)
       end
     end
   end

@@ -147,8 +147,17 @@ impl Store {
             .unwrap_or("?")
             .trim()
             .to_string();
+        // The same holds for how it makes room.
+        let memory: String =
+            redis::cmd("INFO").arg("memory").query(&mut connection).unwrap_or_default();
         if !connection.is_open() {
             return Err(CallError::Failed("the connection was closed".to_string()));
+        }
+        if let Some(policy) = evicts(&memory) {
+            return Err(CallError::Failed(format!(
+                "it drops keys when it is full (maxmemory-policy {policy}), and so could give places away twice; set \
+                 maxmemory-policy noeviction"
+            )));
         }
         self.connection = Some((connection, run));
         Ok(())
@@ -266,6 +275,13 @@ impl Calls for Store {
     }
 }
 
+/// By which policy a store with this INFO drops keys.
+fn evicts(memory: &str) -> Option<&str> {
+    let of = |name: &str| memory.lines().find_map(|line| line.trim().strip_prefix(name));
+    let policy = of("maxmemory_policy:").filter(|&policy| policy != "noeviction")?;
+    of("maxmemory:").is_some_and(|bytes| bytes != "0").then_some(policy)
+}
+
 fn word(reply: &[Value]) -> std::result::Result<&[u8], CallError> {
     match reply.first() {
         Some(Value::BulkString(word)) => Ok(word),
@@ -304,5 +320,23 @@ fn explain(error: &RedisError) -> String {
             }
             kind => format!("{kind:?}"),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_drops_keys_is_known() {
+        let info = |bytes, policy| {
+            format!("# Memory\r\nmaxmemory:{bytes}\r\nmaxmemory_policy:{policy}\r\n")
+        };
+        assert_eq!(evicts(&info("100000", "allkeys-lru")), Some("allkeys-lru"));
+        assert_eq!(evicts(&info("100000", "volatile-ttl")), Some("volatile-ttl"));
+        assert_eq!(evicts(&info("100000", "noeviction")), None);
+        // Without a limit it is never full.
+        assert_eq!(evicts(&info("0", "allkeys-lru")), None);
+        assert_eq!(evicts(""), None);
     }
 }
