@@ -239,6 +239,17 @@ impl Measures<'_> {
         self.add("hang: places lost, most", peak.map(f64::from), None);
     }
 
+    /// How late the last of the other mail started: without the big domain's mail, and in this run with it.
+    fn latest_others(&mut self, with: &str) {
+        let most = |plan: &Plan, run: &Run| {
+            measure::sojourns(plan, run, OTHERS)?.last().map(|secs| secs - HOLD.as_secs_f64())
+        };
+        let alone = self.of("alone", most);
+        self.add("others alone, the latest, s after its arrival", alone, None);
+        let latest = self.of(with, most);
+        self.add("others, the latest, s after its arrival", latest, Some(Bar::AtMost(1.0)));
+    }
+
     fn s8(&mut self) {
         // 98.5 % of 20.
         self.capped("list", 19.7);
@@ -246,13 +257,7 @@ impl Measures<'_> {
             measure::until_last(plan, run, BIG, measure::first_session(run)?)
         });
         self.add("list done, s", done, None);
-        let most = |plan: &Plan, run: &Run| {
-            measure::sojourns(plan, run, OTHERS)?.last().map(|secs| secs - HOLD.as_secs_f64())
-        };
-        let alone = self.of("alone", most);
-        self.add("others alone, the latest, s after its arrival", alone, None);
-        let latest = self.of("list", most);
-        self.add("others, the latest, s after its arrival", latest, Some(Bar::AtMost(1.0)));
+        self.latest_others("list");
         let cpu = |plan: &Plan, run: &Run| {
             let all_ms = run.self_report.cpu_ms_of.get("qmail-send")?;
             Some(all_ms * 1000.0 / plan.count(BIG).max(1) as f64)
@@ -296,13 +301,7 @@ impl Measures<'_> {
             measure::until_last(plan, run, BIG, measure::first_session(run)?)
         });
         self.add("big domain done, s", done, None);
-        let most = |plan: &Plan, run: &Run| {
-            measure::sojourns(plan, run, OTHERS)?.last().map(|secs| secs - HOLD.as_secs_f64())
-        };
-        let alone = self.of("alone", most);
-        self.add("others alone, the latest, s after its arrival", alone, None);
-        let latest = self.of("rate", most);
-        self.add("others, the latest, s after its arrival", latest, Some(Bar::AtMost(1.0)));
+        self.latest_others("rate");
         self.cpu("rate");
         self.busy_answers("rate", None);
     }

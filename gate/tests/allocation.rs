@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::host::Host;
-use qpatch_gate::lease::{MAGIC, sum};
+use qpatch_gate::process::since_boot_ms;
 use qpatch_gate::random::Random;
 use qpatch_gate::replies::Replies;
 use qpatch_gate::table::Table;
+
+#[path = "model/lease.rs"]
+mod lease_text;
 
 struct Counting;
 
@@ -148,16 +151,10 @@ fn a_lease_without_memory_is_not_confirmed() {
     std::fs::write(control.join("concurrencydomains"), ":20\n").unwrap();
     let status = lock.join("gatestatus");
     let write = |seq: u64, keys: &str| {
-        let (boot, until_ms) = (
-            qpatch_gate::process::boot(),
-            qpatch_gate::process::since_boot_ms().unwrap() + 600_000,
-        );
-        let mut text = format!("{MAGIC}\t{seq}\t{boot}\t{until_ms}\t1000\t8\t8\t1\t77\t");
-        let head = sum(text.as_bytes());
-        write!(text, "{head:x}\n{keys}end\t{seq}\t").unwrap();
-        let all = sum(text.as_bytes());
+        let until_ms = since_boot_ms().unwrap() + 600_000;
+        let mut text = lease_text::lease(seq, until_ms, keys);
         // What follows makes the gate's buffer large enough for all files of this test.
-        writeln!(text, "{all:x}\n{}", "x".repeat(20_000 - text.len())).unwrap();
+        text += &"x".repeat(20_000 - text.len());
         std::fs::write(lock.join("gatelease"), text).unwrap();
     };
     write(1, "domain\ta.example\t3\n");

@@ -5,18 +5,13 @@ use std::fs;
 use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::{Ask, Due};
 use qpatch_gate::host_share::LeasePhase;
-use qpatch_gate::lease::{MAGIC, sum};
-use qpatch_gate::process;
 use qpatch_gate::rules::KeyKind;
 
 use super::home::{Home, Host, ask, at_rest, boot_ms, next_second, pass_ms, running, text};
 
 /// Writes a lease for 8 hosts that ends so many milliseconds from now, and settles a second later.
 fn write(home: &Home, seq: u64, left_ms: u64, keys: &str) {
-    let (boot, until_ms) = (process::boot(), boot_ms() + left_ms);
-    let mut text = format!("{MAGIC}\t{seq}\t{boot}\t{until_ms}\t1000\t8\t8\t1\t77\t");
-    text += &format!("{:x}\n{keys}end\t{seq}\t", sum(text.as_bytes()));
-    text += &format!("{:x}\n", sum(text.as_bytes()));
+    let text = super::lease_text::lease(seq, boot_ms() + left_ms, keys);
     fs::write(home.path.join("lock/gatelease"), text).unwrap();
 }
 

@@ -4,6 +4,8 @@ mod answers;
 mod home;
 mod kept;
 mod lease;
+#[path = "../model/lease.rs"]
+mod lease_text;
 mod rates;
 mod relays;
 mod reload;

@@ -355,7 +355,7 @@ impl Agent {
         self.gate_phase = demand.phase;
         if self.stage == Stage::In && !self.gate_phase_allows() {
             // Its gate has its fall-back shares, or soon will: the others must leave it these.
-            self.stage = Stage::Out;
+            self.lose();
         }
         // If no gate runs, the next one begins with what is written now.
         self.confirmed = if demand.runs { demand.confirmed } else { self.seq };

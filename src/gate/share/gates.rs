@@ -65,9 +65,8 @@ fn demand(spawners: &[SpawnerStatus]) -> Demand {
     if !spawners.iter().any(|spawner| runs(&spawner)) {
         return Demand::default();
     }
-    let seqs = counted(spawners).map(|spawner| spawner.status.lease.map_or(0, |lease| lease.seq));
-    let (confirmed, highest) =
-        seqs.fold((u64::MAX, 0), |(low, high), seq| (low.min(seq), high.max(seq)));
+    let seqs =
+        || counted(spawners).map(|spawner| spawner.status.lease.map_or(0, |lease| lease.seq));
     let status = merged(spawners);
     let now_secs = status.written_secs;
     let phases = counted(spawners).filter_map(|spawner| Some(spawner.status.lease?.phase));
@@ -86,8 +85,8 @@ fn demand(spawners: &[SpawnerStatus]) -> Demand {
     });
     Demand {
         runs: true,
-        confirmed: if confirmed == u64::MAX { 0 } else { confirmed },
-        has_read: highest > 0,
+        confirmed: seqs().min().unwrap_or(0),
+        has_read: seqs().any(|seq| seq > 0),
         phase,
         unlisted_running: unlisted_running.reduce(u32::saturating_add),
         keys: one_for_each_site(keys.collect()),

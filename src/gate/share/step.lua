@@ -3,10 +3,10 @@
 --
 -- KEYS: pool, hosts, keys, in:HOST. Other names begin with the same prefix, so all are in one slot of a cluster.
 --   pool    a hash: born, run (the server's run), most (the most hosts at once)
---   hosts   a hash, host -> "lease conn base start hosts settle forget least agent"; times in ms of the store;
+--   hosts   a hash, host -> "lease conn base start hosts settle forget least report_by agent"; times in ms of the store;
 --           base: from which conn on its lines count. Until it has reported everything: 0 if it was lost, -1 if it was
---           lost for long or is new, and below -1 if it is new to the store and has shares in force: -(until when it
---           must have reported them)
+--           lost for long or is new
+--           report_by: if it is new to the store and has shares in force, until when it must have reported them; else 0
 --   keys    a set of the keys that have shares
 --   in:HOST a set of keys of which this host should hear
 --   k:KEY   a hash, host -> "share want limit conn": the most that the host may have in force, and what it wants
@@ -32,14 +32,15 @@ end
 local function read_host(text)
   local n = numbers(text)
   return { lease = tonumber(n[1]), conn = tonumber(n[2]), base = tonumber(n[3]), start = tonumber(n[4]),
-    hosts = tonumber(n[5]), settle = tonumber(n[6]), forget = tonumber(n[7]), least = tonumber(n[8]), agent = n[9] }
+    hosts = tonumber(n[5]), settle = tonumber(n[6]), forget = tonumber(n[7]), least = tonumber(n[8]),
+    report_by = tonumber(n[9]), agent = n[10] }
 end
 
 local function whole(number) return string.format('%.0f', number) end
 
 local function write_host(name, h)
   local text = table.concat({ whole(h.lease), whole(h.conn), whole(h.base), whole(h.start), whole(h.hosts),
-    whole(h.settle), whole(h.forget), whole(h.least), h.agent }, ' ')
+    whole(h.settle), whole(h.forget), whole(h.least), whole(h.report_by), h.agent }, ' ')
   redis.call('HSET', KEYS[2], name, text)
 end
 
@@ -55,7 +56,7 @@ local learning_ms = math.max(0, born + lease_ms - now)
 
 -- Whether a host has no lease, as far as the store knows: its gate may have its fall-back shares. That holds also for a
 -- host that has said so itself, until it has reported everything: the answer that renews its lease may not arrive.
-local function is_lost(h) return now >= h.lease or h.base == 0 or h.base == -1 end
+local function is_lost(h) return now >= h.lease or (h.base <= 0 and h.report_by == 0) end
 
 -- The hosts. One that has been lost for long is forgotten, and what it had is given to the others.
 local hosts, names, count, lost, has_unreported = {}, {}, 0, {}, false
@@ -70,7 +71,7 @@ for i = 1, #flat, 2 do
     names[#names + 1] = flat[i]
     count = count + 1
     if flat[i] ~= host and is_lost(h) then lost[#lost + 1] = flat[i] end
-    if now < h.lease and h.base < -1 then has_unreported = true end
+    if now < h.lease and h.report_by > 0 then has_unreported = true end
   end
 end
 table.sort(names)
@@ -106,18 +107,19 @@ if command == 'hello' then
     return { 'wait', learning_ms }
   end
   local is_back = own and own.base < 0 and own.agent == agent and now < own.lease + own.settle
-  local unreported = leased and -(now + 2 * lease_ms) or -1
+  local report_by = leased and now + 2 * lease_ms or 0
   if not own then
     count = count + 1
     -- A step of before the store forgot everything may still be on its way.
-    own = { lease = now + lease_ms, conn = 1000 * now, base = unreported, start = start }
+    own = { lease = now + lease_ms, conn = 1000 * now, base = -1, report_by = report_by, start = start }
   elseif own.agent ~= agent or now >= own.lease + own.settle or (learning_ms > 0 and leased) then
     -- What it had is not in force any more: its gate has its fall-back shares. If it says otherwise, it is right, and
     -- this store may have missed what was granted last.
-    own.base = unreported
+    own.base, own.report_by = -1, report_by
     if leased then own.lease = now + lease_ms end
   elseif now >= own.lease or not leased then
-    own.base = own.base < -1 and not leased and -1 or math.min(own.base, 0)
+    own.base = math.min(own.base, 0)
+    if not leased then own.report_by = 0 end
   end
   if own.base < 0 then
     -- If it has come before and has reported nothing since, what it lists may be its fall-back shares of then.
@@ -148,20 +150,18 @@ end
 -- step. ARGV: 10 conn, 11 start-up hosts and 12 hosts that are in force, 13 whether all is reported; then for each key
 -- its name, its share in force (-1: the start-up share), how many run, what it wants, and its limit (0: not known).
 local conn = tonumber(ARGV[10])
-if not own or own.agent ~= agent or own.conn ~= conn or (now >= own.lease and (own.base > 0 or own.base < -1)) then
+if not own or own.agent ~= agent or own.conn ~= conn or (now >= own.lease and (own.base > 0 or own.report_by > 0)) then
   return { 'gone' }
 end
 if own.base < 0 and now >= own.lease + own.settle then return { 'gone' } end
 -- While it has not said what it has, nobody gets more. So it must not take long, whatever its gate does.
-if own.base < -1 and now >= -own.base and ARGV[13] ~= '1' then
-  return { 'gone' }
-end
+if own.report_by > 0 and now >= own.report_by and ARGV[13] ~= '1' then return { 'gone' } end
 local was_leased, hosts_before = now < own.lease, own.hosts
 own.lease, own.start, own.hosts = now + lease_ms, tonumber(ARGV[11]), tonumber(ARGV[12])
 own.settle, own.forget, own.least = settle_ms, forget_ms, least
 local divided_by = divisor()
 -- If its lease was over, its gate has its fall-back shares until the answer arrives.
-if ARGV[13] == '1' and own.base <= 0 and was_leased then own.base = conn end
+if ARGV[13] == '1' and own.base <= 0 and was_leased then own.base, own.report_by = conn, 0 end
 
 local function start_share(h, limit) return limit >= h.start and 1 or 0 end
 

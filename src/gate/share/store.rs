@@ -138,22 +138,18 @@ impl Store {
             self.client.get_connection_with_timeout(self.timeout).map_err(failed)?;
         connection.set_read_timeout(Some(self.timeout)).map_err(failed)?;
         connection.set_write_timeout(Some(self.timeout)).map_err(failed)?;
-        // A user without the right to ask for it loses only one sign of a failover.
-        let server: String =
-            redis::cmd("INFO").arg("server").query(&mut connection).unwrap_or_default();
-        let run = server
+        // A user without the right to ask for it loses only one sign of a failover, and one of a store that drops keys.
+        let info: String = redis::cmd("INFO").query(&mut connection).unwrap_or_default();
+        let run = info
             .lines()
             .find_map(|line| line.strip_prefix("run_id:"))
             .unwrap_or("?")
             .trim()
             .to_string();
-        // The same holds for how it makes room.
-        let memory: String =
-            redis::cmd("INFO").arg("memory").query(&mut connection).unwrap_or_default();
         if !connection.is_open() {
             return Err(CallError::Failed("the connection was closed".to_string()));
         }
-        if let Some(policy) = evicts(&memory) {
+        if let Some(policy) = evicts(&info) {
             return Err(CallError::Failed(format!(
                 "it drops keys when it is full (maxmemory-policy {policy}), and so could give places away twice; set \
                  maxmemory-policy noeviction"
@@ -276,8 +272,8 @@ impl Calls for Store {
 }
 
 /// By which policy a store with this INFO drops keys.
-fn evicts(memory: &str) -> Option<&str> {
-    let of = |name: &str| memory.lines().find_map(|line| line.trim().strip_prefix(name));
+fn evicts(info: &str) -> Option<&str> {
+    let of = |name: &str| info.lines().find_map(|line| line.trim().strip_prefix(name));
     let policy = of("maxmemory_policy:").filter(|&policy| policy != "noeviction")?;
     of("maxmemory:").is_some_and(|bytes| bytes != "0").then_some(policy)
 }

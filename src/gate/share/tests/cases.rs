@@ -1,0 +1,259 @@
+//! What the agents and the store do, one case after the other.
+
+use super::super::agent::{KEYS_PER_CALL, Report};
+use super::*;
+
+#[test]
+fn shares_go_where_the_mail_is_and_equal_demand_gets_equal_parts() {
+    let Some(mut pool) = Pool::new(&[("a", 20)], 4) else { return };
+    pool.all_in();
+    assert_eq!(pool.shares(), [[1, 1, 1, 1]]);
+    pool.wants("a", &[100, 0, 0, 0]);
+    // All of it, although the others are idle: their start-up shares go, too.
+    pool.until("one has all", |pool| pool.shares() == [[20, 0, 0, 0]]);
+    pool.wants("a", &[100, 100, 0, 0]);
+    pool.until("two have half each", |pool| pool.shares() == [[10, 10, 0, 0]]);
+    pool.wants("a", &[100, 100, 100, 3]);
+    pool.until("small demand is met, the rest is divided", |pool| {
+        let mut of = pool.shares()[0].clone();
+        let small = of.pop();
+        of.sort_unstable();
+        small == Some(3) && of == [5, 6, 6]
+    });
+    pool.wants("a", &[0, 0, 0, 0]);
+    pool.until("all have their start-up shares again", |pool| pool.shares() == [[1, 1, 1, 1]]);
+    // Then nothing is left in the store.
+    pool.until("the store has forgotten the key", |pool| {
+        let store = &mut *pool.clock.store.borrow_mut();
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*:k:*").query(store).unwrap();
+        keys.is_empty()
+    });
+}
+
+#[test]
+fn a_new_host_and_a_limit_below_the_number_of_hosts() {
+    let Some(mut pool) = Pool::new(&[("a", 20), ("few", 2)], 3) else { return };
+    pool.all_in();
+    pool.wants("a", &[100, 100, 0]);
+    pool.until("two have half each", |pool| pool.shares()[0] == [10, 10, 0]);
+    // Of a limit that not all can have, nobody has a part unasked.
+    assert_eq!(pool.shares()[1], [0, 0, 0]);
+    pool.wants("few", &[5, 5, 5]);
+    pool.until("two have one", |pool| pool.shares()[1].iter().sum::<u32>() == 2);
+    pool.add();
+    assert_eq!(pool.shares()[0], [10, 10, 0, 0]);
+    pool.wants("a", &[100, 100, 0, 100]);
+    pool.until("the new one has its part", |pool| {
+        let mut of = pool.shares()[0].clone();
+        of.sort_unstable();
+        of == [0, 6, 7, 7]
+    });
+    // A lower limit counts for all, as soon as their gates know it.
+    pool.is_checked = false;
+    pool.limits.insert("a".to_string(), 8);
+    pool.until("the lower limit counts", |pool| pool.shares()[0].iter().sum::<u32>() <= 8);
+}
+
+#[test]
+fn a_lost_host_has_its_fall_back_share_and_gives_the_rest_back() {
+    let terms = Terms { forget_ms: 4 * LEASE_MS, ..terms() };
+    let Some(mut pool) = Pool::with(&[("a", 20)], 4, terms) else { return };
+    pool.all_in();
+    pool.wants("a", &[100, 100, 0, 0]);
+    pool.until("two have half each", |pool| pool.shares() == [[10, 10, 0, 0]]);
+    pool.hosts[0].is_stopped = true;
+    pool.hosts[3].is_stopped = true;
+    pool.until("the lost ones fall back, and the others leave them that", |pool| {
+        pool.shares() == [[5, 10, 0, 5]]
+    });
+    // The machines are dead: their gates have nothing in force any more.
+    for at in [0, 3] {
+        pool.hosts[at].lease = None;
+        pool.hosts[at].file.clear();
+    }
+    pool.until("what they had is given back", |pool| pool.shares() == [[0, 20, 0, 0]]);
+}
+
+#[test]
+fn a_store_that_forgets_everything_gives_nothing_away_twice() {
+    let Some(mut pool) = Pool::new(&[("a", 20), ("b", 20)], 3) else { return };
+    pool.all_in();
+    pool.wants("a", &[100, 0, 0]);
+    pool.wants("b", &[50, 50, 50]);
+    pool.until("shares", |pool| {
+        let of = pool.shares();
+        of[0] == [20, 0, 0] && of[1].iter().all(|&share| share >= 6)
+    });
+    pool.replace_store();
+    pool.wants("a", &[100, 100, 100]);
+    let ms = pool.until("shares again", |pool| pool.shares()[0].iter().all(|&share| share >= 6));
+    assert!(ms >= LEASE_MS, "for the time of a lease nobody gets more: {ms}");
+    // A host of which this store never heard waits as well.
+    pool.replace_store();
+    pool.add();
+    let replaced_ms = pool.clock.now_ms.get();
+    pool.wants("a", &[100, 100, 100, 100]);
+    pool.until("the new one takes part", |pool| pool.hosts[3].phase() == LeasePhase::Valid);
+    assert!(pool.clock.now_ms.get() >= replaced_ms + LEASE_MS);
+    pool.until("a part for each", |pool| pool.shares()[0] == [5, 5, 5, 5]);
+}
+
+#[test]
+fn a_host_that_comes_last_to_a_store_that_forgot_has_its_share() {
+    let Some(mut pool) = Pool::new(&[("a", 20)], 8) else { return };
+    pool.all_in();
+    pool.wants("a", &[100]);
+    pool.until("one has all", |pool| pool.shares()[0][0] == 20);
+    pool.empty_store();
+    pool.wants("a", &[100, 100]);
+    pool.first_comes_last();
+    pool.until("half each", |pool| pool.shares()[0][..2] == [10, 10]);
+}
+
+/// The answers of a host's steps are lost, so its gate has its fall-back shares, while each step renews its place in the
+/// store.
+#[test]
+fn a_host_that_hears_nothing_is_left_its_fall_back_share() {
+    let Some(mut pool) = Pool::new(&[("a", 20)], 2) else { return };
+    pool.all_in();
+    pool.wants("a", &[1000]);
+    pool.until("one has all", |pool| pool.shares()[0] == [20, 0]);
+    pool.hosts[1].store.deaf_until_ms = u64::MAX;
+    pool.until("it has its part without contact", |pool| pool.shares()[0] == [10, 10]);
+}
+
+/// The gate of a host cannot read its lease, but its agent and the store have no trouble.
+#[test]
+fn a_gate_that_cannot_read_its_lease_is_left_its_fall_back_share() {
+    let Some(mut pool) = Pool::new(&[("a", 20)], 2) else { return };
+    pool.all_in();
+    pool.wants("a", &[1000]);
+    pool.until("one has all", |pool| pool.shares()[0] == [20, 0]);
+    pool.hosts[1].blind_until_ms = u64::MAX;
+    pool.until("it has its part", |pool| pool.shares()[0] == [10, 10]);
+    pool.hosts[1].blind_until_ms = 0;
+    pool.until("it is back", |pool| pool.shares()[0] == [20, 0]);
+}
+
+/// Another store takes over that lacks the last grants.
+#[test]
+fn a_store_that_missed_the_last_grants() {
+    let Some(mut pool) = Pool::new(&[("a", 20)], 2) else { return };
+    pool.all_in();
+    pool.wants("a", &[1000, 1000]);
+    pool.until("half each", |pool| pool.shares()[0] == [10, 10]);
+    let dump = |pool: &Pool, name: &str| -> Vec<(String, String)> {
+        let store = &mut *pool.clock.store.borrow_mut();
+        redis::cmd("HGETALL").arg(name).query(store).unwrap()
+    };
+    let names = ["qpatch:{p}:hosts", "qpatch:{p}:k:domain:a"];
+    let before = names.map(|name| dump(&pool, name));
+    pool.hosts[1].mail.clear();
+    pool.hosts[1].running.clear();
+    pool.until("one has all", |pool| pool.shares()[0] == [20, 0]);
+    pool.replace_store();
+    for (name, lines) in names.iter().zip(&before) {
+        let store = &mut *pool.clock.store.borrow_mut();
+        let _: () = redis::cmd("HSET").arg(name).arg(lines).query(store).unwrap();
+    }
+    let keys = "qpatch:{p}:keys";
+    let _: () = redis::cmd("SADD")
+        .arg(keys)
+        .arg("domain:a")
+        .query(&mut *pool.clock.store.borrow_mut())
+        .unwrap();
+    // The other one wants its half.
+    pool.hosts[1].mail.insert("a".to_string(), 1000);
+    pool.first_comes_last();
+    pool.until("half each", |pool| pool.shares()[0] == [10, 10]);
+}
+
+#[test]
+fn deliveries_that_still_run_count() {
+    let Some(mut pool) = Pool::new(&[("a", 20)], 2) else { return };
+    pool.all_in();
+    pool.wants("a", &[1000]);
+    pool.until("one has all", |pool| pool.shares()[0] == [20, 0]);
+    pool.wants("a", &[0, 1000]);
+    for running in [20, 12, 3, 0] {
+        pool.hosts[0].running.insert("a".to_string(), running);
+        for _ in 0..2 * LEASE_MS / TURN_MS {
+            pool.round();
+            assert!(pool.shares()[0][1] + running <= 20, "{:?}, {running} run", pool.shares());
+        }
+        assert_eq!(pool.shares()[0][1] + running, 20);
+    }
+}
+
+#[test]
+fn a_damaged_lease_gives_no_gate_its_whole_limits() {
+    for lines in [0, 1] {
+        let Some(mut pool) = Pool::new(&[("a", 20)], 4) else { return };
+        pool.all_in();
+        pool.wants("a", &[100, 100, 100, 100]);
+        pool.until("equal parts", |pool| pool.shares()[0] == [5, 5, 5, 5]);
+        let host = &mut pool.hosts[0];
+        let ends = host.file.iter().enumerate().filter(|byte| *byte.1 == b'\n');
+        let line = ends.map(|end| end.0).nth(lines).unwrap();
+        host.file.truncate(line);
+        host.restart();
+        let ms = pool.until("it is back", |pool| {
+            pool.hosts[0].agent.stage == Stage::In && pool.shares()[0] == [5, 5, 5, 5]
+        });
+        assert!(ms >= LEASE_MS, "what its gate had is over before it begins: {ms}");
+    }
+}
+
+#[test]
+fn two_agents_with_one_name_do_not_share_a_place() {
+    let Some(mut pool) = Pool::new(&[("a", 20)], 2) else { return };
+    pool.all_in();
+    pool.add();
+    // It has the name of the first.
+    let config = config(&pool.redis, "h0", terms());
+    let mut other = Store::new(&config).unwrap().with_test_clock();
+    assert!(matches!(other.hello(1, (1, 1), false), Err(CallError::Taken)));
+    assert!(matches!(other.step(1, 1, (1, 1), true, &[]), Err(CallError::Gone)));
+}
+
+#[test]
+fn names_with_every_byte_and_ten_thousand_keys() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let config = config(&redis, "h0", Terms { lease_ms: 20_000, ..terms() });
+    let mut store = Store::new(&config).unwrap();
+    // The store is new: it waits for hosts that it does not know. A host with a lease need not wait.
+    let welcome = store.hello(1, (1, 1), true).unwrap();
+    let mut keys: Vec<Vec<u8>> =
+        (0..=255u8).map(|byte| vec![b'd', b':', byte, b'{', byte, b'}']).collect();
+    keys.extend((0..10_000).map(|number| format!("domain:{number}.example").into_bytes()));
+    let report = Report { share: Some(3), running: 2, want: 9, limit: 20 };
+    let started = Instant::now();
+    for part in keys.chunks(KEYS_PER_CALL) {
+        let items: Vec<Item> =
+            part.iter().map(|key| Item { key: key.clone(), what: report }).collect();
+        let reply = store.step(1, welcome.conn, (1, 1), true, &items).unwrap();
+        assert!(reply.shares.iter().all(|&share| share == Some(3)), "{:?}", &reply.shares[..5]);
+    }
+    qpatch_test_support::tell(format_args!("10,256 keys in {:?}", started.elapsed()));
+    let mut all: Vec<Vec<u8>> =
+        { redis::cmd("SMEMBERS").arg("qpatch:{p}:keys").query(&mut connection(&redis)).unwrap() };
+    all.sort();
+    keys.sort();
+    assert!(all == keys);
+}
+
+#[test]
+fn a_key_that_the_status_does_not_list_still_runs() {
+    let mut agent = Agent::new(terms(), 1, BOOT, 5);
+    let name = b"a.example".to_vec();
+    let key = KeyDemand { kind: KeyKind::Domain, name, limit: 20, running: 12, want: 20 };
+    let listed = |keys| Demand { runs: true, keys, ..Demand::default() };
+    agent.observe(&listed(vec![key]), 0);
+    assert_eq!(agent.running(), [12]);
+    // The status is full, and nothing that it does not list has more than seven.
+    agent.observe(&Demand { unlisted_running: Some(7), ..listed(Vec::new()) }, 10);
+    assert_eq!(agent.running(), [7]);
+    // All keys are listed: it has none.
+    agent.observe(&listed(Vec::new()), 20);
+    assert_eq!(agent.running(), [0]);
+}
