@@ -2,9 +2,9 @@
 //! limit of 25 on each. Prints how much of the limit was used, the most that ran, and how fast a share moves.
 //!
 //! Each host is a gate in this process with an agent of its own; a delivery takes 0.1 to 0.3 s. The mail wanders: every
-//! thirty seconds another one to four hosts have all of it. After a third of the time two hosts die; after two thirds the
-//! store is replaced by an empty one. `cargo bench --bench share` takes ten minutes, or as long as `QPATCH_SHARE_SECS`
-//! says, in seconds for each of the two ways.
+//! thirty seconds another one to four hosts have all of it. After a third of the time two hosts die; after two thirds
+//! the store is replaced by an empty one. `cargo bench --bench share` takes ten minutes, or as long as
+//! `QPATCH_SHARE_SECS` says, in seconds for each of the two ways.
 
 #[path = "../tests/gate_share/rig.rs"]
 #[allow(dead_code)]

@@ -1,5 +1,6 @@
 //! A private Postfix, with its own configuration, queue and log in a temporary directory. Its only listener takes a
-//! single message, once, and the mail of plans in which mail comes in while it runs. The system's own Postfix, if there is one, is not touched.
+//! single message, once, and the mail of plans in which mail comes in while it runs. The system's own Postfix, if there
+//! is one, is not touched.
 //!
 //! The queue has the files that Postfix's own cleanup(8) would write, without that cost. One message goes in by SMTP
 //! while no queue manager runs. Its queue file is the template of all others, whose recipients have the same length.

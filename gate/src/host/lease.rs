@@ -11,8 +11,8 @@
 //! last line is left over from before and means nothing. An empty file, or none, means that nothing is shared.
 //!
 //! The lease ends at UNTIL-MS: milliseconds since the start of the machine with this BOOT ([`process::boot`]), time of
-//! sleep included. So no clock that somebody sets matters, and a restart of the machine ends the lease. SETTLE-MS later,
-//! or after that start, the gate takes its fall-back share. A lease whose time cannot be known is over.
+//! sleep included. So no clock that somebody sets matters, and a restart of the machine ends the lease. SETTLE-MS
+//! later, or after that start, the gate takes its fall-back share. A lease whose time cannot be known is over.
 //!
 //! The agent overwrites the file in place, because it may not be allowed to create files in queue/lock. A file whose
 //! sums are wrong is read again a moment later, and what was read before counts until its own end. If the gate has

@@ -6,9 +6,12 @@
 //!
 //! Paths are relative to the working directory of the spawner, queue/mess. Checking the files costs six `stat` calls a
 //! second, or seven if qmail-remote reads authsenders. The status costs one `write` a second when something changed,
-//! else one a minute; the addresses of sites cost one in ten seconds. Where several hosts share the limits, a look at
-//! [`lease`] costs a `stat` and a read of /proc/uptime, ten times a second. All descriptors are closed at once, but for
-//! that of [`crate::host::shared`], which only a queue with several spawners has.
+//! else one a minute; the addresses of sites cost one in ten seconds. Where several hosts share the limits, the status
+//! costs up to four a second, and a look at [`lease`] a `stat` and a read of /proc/uptime, ten times a second. All
+//! descriptors are closed at once, but for that of [`crate::host::shared`], which only a queue with several spawners
+//! has.
+//!
+//! The file has a few lines more than 700: it is one type, whose steps use each other.
 
 #![forbid(unsafe_code)]
 

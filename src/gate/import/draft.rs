@@ -201,14 +201,7 @@ impl Draft {
                 continue;
             }
             let line = &self.lines[*last];
-            let mut joined = DraftLine {
-                subjects: vec![subject.clone()],
-                limit: line.limit,
-                group: line.group.clone(),
-                rates: line.rates,
-                from: line.from.clone(),
-                notes: line.notes.clone(),
-            };
+            let mut joined = DraftLine { subjects: vec![subject.clone()], ..line.clone() };
             for other in earlier.iter().map(|&at| &self.lines[at]) {
                 let limit = lower_limit(joined.limit, other.limit);
                 let rates = joined.rates.lowest(other.rates);
