@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use redis::IntoConnectionInfo as _;
+
 use crate::error::{Error, Result};
 use crate::gate::advice::unusable;
 use crate::qmail::control::read_file;
@@ -101,7 +103,7 @@ impl Config {
         };
         let mut seen = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
-            let line = line.trim();
+            let line = line.trim_start_matches('\u{feff}').trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
@@ -171,6 +173,12 @@ impl Config {
         if config.store.is_empty() {
             return missing("no store", "add a line such as: store redis://store.example:6379");
         }
+        if config.user.is_some() && config.password_file.is_none() {
+            return missing(
+                "a user without a password",
+                "add a line such as: password-file /etc/qpatch/share.password",
+            );
+        }
         if !is_name(&config.host) {
             return missing("no name for this host", "add a line such as: host mx1");
         }
@@ -215,7 +223,15 @@ fn store(value: &str) -> std::result::Result<String, &'static str> {
         Some(rest) if rest.contains('@') => {
             Err("a password does not belong here: use password-file, and user")
         }
-        Some(rest) if !rest.is_empty() && !rest.contains(['?', '#']) => Ok(value.to_string()),
+        // The client takes a port and a database that are no numbers for an error without a place.
+        Some(rest)
+            if !rest.is_empty()
+                && !rest.starts_with('/')
+                && !rest.contains(['?', '#'])
+                && value.into_connection_info().is_ok() =>
+        {
+            Ok(value.to_string())
+        }
         _ => Err(
             "write redis://HOST:PORT, or rediss://HOST:PORT for TLS; /N behind it is the database",
         ),
@@ -257,6 +273,10 @@ mod tests {
             ),
             ("store redis://a\nlease NaN\n", "f:2: lease is not a number"),
             ("store redis://a\nleast 2\n", "f:2: least is neither"),
+            ("store redis://a:99999\n", "f:1: the store is no address"),
+            ("\nstore redis://a:6379/x\n", "f:2: the store is no address"),
+            ("store redis:///tmp/socket\n", "f:1: the store is no address"),
+            ("store redis://a\nuser x\n", "f: a user without a password"),
             ("store redis://a\nstore redis://b\n", "f:2: this word is in an earlier line"),
         ];
         for (text, expected) in cases {

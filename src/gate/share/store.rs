@@ -94,18 +94,18 @@ impl Store {
         }
         let info = info.set_redis_settings(settings.set_skip_set_lib_name());
         let client = match &config.ca_file {
-            None => Client::open(info),
+            None => Client::open(info).map_err(wrong),
             Some(path) => {
                 let root_cert =
                     std::fs::read(path).map_err(|error| Error::io(path, "read", &error))?;
-                Client::build_with_tls(
-                    info,
-                    TlsCertificates { client_tls: None, root_cert: Some(root_cert) },
-                )
+                let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
+                let unusable = "no certificate in PEM form that can be used";
+                Client::build_with_tls(info, certificates)
+                    .map_err(|_| Error::new(path.display(), unusable, "see ca-file in share.md"))
             }
         };
         Ok(Self {
-            client: client.map_err(wrong)?,
+            client: client?,
             script: Script::new(include_str!("step.lua")),
             prefix: format!("qpatch:{{{}}}:", config.pool),
             host: config.host.clone(),
