@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::gate::text::printable;
 use main_cf::{DELAY, LIMIT, MainCf, MainCfParameter, TRANSPORT_DELAY};
 use routes::{Found, Route, Routes};
+use syntax::list_words;
 
 /// Kinds of lookup tables whose file beside the name is text in the syntax of transport(5).
 const TEXT_KINDS: [&str; 7] = ["hash", "btree", "lmdb", "cdb", "dbm", "sdbm", "texthash"];
@@ -59,14 +60,13 @@ pub(super) fn transport_tables(main_cf: &ForeignFile) -> Vec<String> {
     let file = ledger.add_file(&main_cf.name, &main_cf.text);
     let Ok(main) = MainCf::read(main_cf, file, &mut ledger) else { return Vec::new() };
     let maps = main.text("transport_maps").unwrap_or_default();
-    let tables = map_names(&maps);
+    let tables = list_words(&maps).map(kind_and_name);
     tables.filter(|(kind, _)| TEXT_KINDS.contains(kind)).map(|(_, name)| name.to_string()).collect()
 }
 
-/// The tables of a list of `kind:name`.
-fn map_names(maps: &str) -> impl Iterator<Item = (&str, &str)> {
-    let words = maps.split([',', ' ', '\t']).filter(|word| !word.is_empty());
-    words.map(|word| word.split_once(':').unwrap_or(("", word)))
+/// The parts of `kind:name`.
+fn kind_and_name(table: &str) -> (&str, &str) {
+    table.split_once(':').unwrap_or(("", table))
 }
 
 /// Reads main.cf, which is the first file, and the transport tables, and makes a table of them.
@@ -81,6 +81,7 @@ pub(super) fn import(files: &[ForeignFile], ledger: &mut Ledger) -> Result<Draft
     );
     let routes = Routes::read(&main, tables, ledger);
     note_unread_tables(&main, tables, &mut draft, ledger);
+    note_other_ways(&main, &mut draft);
     add_lines(&main, &routes, &mut draft, ledger);
     draft.settle(ledger);
     for MainCfParameter { name, id } in &main.parameters {
@@ -100,6 +101,32 @@ pub(super) fn import(files: &[ForeignFile], ledger: &mut Ledger) -> Result<Draft
     Ok(draft)
 }
 
+/// Says of which mail Postfix decides by more than the recipient's domain and the transport tables.
+fn note_other_ways(main: &MainCf, draft: &mut Draft) {
+    let text = |name: &str| main.text(name).filter(|text| !text.trim().is_empty());
+    for name in ["sender_dependent_default_transport_maps", "sender_dependent_relayhost_maps"] {
+        if text(name).is_some() {
+            draft.note(&format!(
+                "The table does not depend on the sender. For the senders of {name} other limits may hold in Postfix, and \
+                 may be less than any line here allows."
+            ));
+        }
+    }
+    for (transport, domains) in
+        [("virtual_transport", "virtual_mailbox_domains"), ("local_transport", "mydestination")]
+    {
+        let Some(value) = text(transport) else { continue };
+        let name = value.split(':').next().unwrap_or_default().trim();
+        if !LOCAL.contains(&name) && (text(domains).is_some() || transport == "local_transport") {
+            draft.note(&format!(
+                "In Postfix the domains of {domains} have {transport} = {}, whose limits are not in the table. If qmail \
+                 sends their mail to another host, give them lines.",
+                printable(&value)
+            ));
+        }
+    }
+}
+
 /// Says which tables of transport_maps were not read.
 fn note_unread_tables(
     main: &MainCf,
@@ -108,21 +135,32 @@ fn note_unread_tables(
     ledger: &mut Ledger,
 ) {
     let Some(maps) = main.value("transport_maps", ledger) else { return };
-    let unread = map_names(&maps.text).find(|(kind, name)| {
+    let mut reasons = Vec::new();
+    for table in list_words(&maps.text) {
+        let (kind, name) = kind_and_name(table);
         let end = name.rsplit('/').next().unwrap_or(name);
         let is_read = tables.iter().any(|table| table.name.rsplit('/').next() == Some(end));
-        !TEXT_KINDS.contains(kind) || !is_read
-    });
-    let Some((kind, name)) = unread else {
-        return maps.ids.iter().for_each(|&id| ledger.express(id));
-    };
-    let table = format!("{}:{}", printable(kind), printable(name));
-    draft.note(&format!(
-        "The table {table} was not read. What it has for a domain counts in Postfix, and may be less than any line here \
-         allows."
-    ));
-    let why = format!("the table {table} was not read: name its text file on the command line");
-    ledger.leave(maps.ids[0], why);
+        let is_text = TEXT_KINDS.contains(&kind);
+        if is_text && is_read {
+            continue;
+        }
+        let table = printable(table);
+        draft.note(&format!(
+            "The table {table} was not read. What it has for a domain counts in Postfix, and may be less than any line \
+             here allows."
+        ));
+        reasons.push(match is_text {
+            true => format!("the table {table} was not read: name its text file on the command line"),
+            false => format!(
+                "the table {table} was not read: write what it says into a text file as in transport(5), and name that"
+            ),
+        });
+    }
+    if reasons.is_empty() {
+        maps.ids.iter().for_each(|&id| ledger.express(id));
+    } else {
+        ledger.leave(maps.ids[0], reasons.join("; "));
+    }
 }
 
 /// The domains whose name is a next hop of others: their mail is in the same queue of Postfix as that of the others.
@@ -173,6 +211,10 @@ fn add_lines(main: &MainCf, routes: &Routes, draft: &mut Draft, ledger: &mut Led
                 if !route.nexthop.is_empty() {
                     let hop = printable(route.nexthop.replace(['[', ']'], ""));
                     draft.lines[at].notes.push(match subject {
+                        _ if !route.is_one_host() => format!(
+                            "smtproutes has one host and port; it has no line for {}",
+                            printable(&route.nexthop)
+                        ),
                         Subject::All => format!(
                             "for qmail, the relay of all mail is a line :{hop} in control/smtproutes"
                         ),

@@ -46,6 +46,11 @@ impl Route {
         (!nexthop.is_empty()).then(|| group_name(nexthop.trim_end_matches(":25")))
     }
 
+    /// Whether the next hop is a host, with or without brackets and a port.
+    pub(super) fn is_one_host(&self) -> bool {
+        !self.nexthop.contains([',', ' ', '\t', '/', '!'])
+    }
+
     /// Whether it is the queue of this domain's own mail.
     pub(super) fn is_own_of(&self, subject: &Subject) -> bool {
         matches!(subject, Subject::Name(name) if self.nexthop.is_empty()

@@ -39,6 +39,20 @@ pub(super) fn logical_lines(text: &str) -> Vec<LogicalLine> {
     lines
 }
 
+/// The words of a list: separated by white space and commas outside of braces.
+pub(super) fn list_words(list: &str) -> impl Iterator<Item = &str> {
+    let mut level = 0usize;
+    let is_between = move |sign: char| {
+        match sign {
+            '{' => level += 1,
+            '}' => level = level.saturating_sub(1),
+            _ => {}
+        }
+        level == 0 && (sign == ',' || sign.is_ascii_whitespace())
+    };
+    list.split(is_between).filter(|word| !word.is_empty())
+}
+
 /// Why a value cannot be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unknown {

@@ -140,12 +140,20 @@ type Chosen = BTreeMap<String, usize>;
 /// The blocks outside of virtual MTAs, or those of one of them.
 #[derive(Debug, Default)]
 pub(super) struct Scope {
+    all: Layer,
+    /// Without the values that the table cannot have: what holds in their place.
+    sayable: Layer,
+}
+
+/// Directives by the names of their blocks.
+#[derive(Debug, Default)]
+struct Layer {
     all: Chosen,
     exact: HashMap<String, Chosen>,
     wildcard: HashMap<Subject, Chosen>,
 }
 
-impl Scope {
+impl Layer {
     fn add(&mut self, pattern: &NamePattern, name: &str, index: usize) {
         let insert = |chosen: &mut Chosen| {
             chosen.insert(name.to_string(), index);
@@ -202,8 +210,12 @@ impl Blocks {
         if let DirectiveValue::Queue(queue) = &directive.value {
             self.targets.insert(queue.clone());
         }
+        let Scope { all, sayable } = &mut self.scopes[directive.scope];
         for pattern in patterns {
-            self.scopes[directive.scope].add(pattern, &directive.name, self.directives.len());
+            all.add(pattern, &directive.name, self.directives.len());
+            if !matches!(directive.value, DirectiveValue::Unsaid) {
+                sayable.add(pattern, &directive.name, self.directives.len());
+            }
         }
         self.directives.push(directive);
     }
@@ -214,7 +226,7 @@ impl Blocks {
         let mut queue = None;
         for _ in 0..HOPS_MAX {
             let found = self.scopes.iter().find_map(|scope| {
-                let index = scope.find(&subject).get(QUEUE_TO).copied()?;
+                let index = scope.all.find(&subject).get(QUEUE_TO).copied()?;
                 Some(&self.directives[index])
             });
             let Some(Directive { value: DirectiveValue::Queue(next), id, .. }) = found else {
@@ -233,8 +245,8 @@ impl Blocks {
     /// Why a directive is in no line.
     pub(super) fn unused(&self, index: usize) -> &'static str {
         let directive = &self.directives[index];
-        let counts =
-            self.scopes[directive.scope].find(&directive.of).get(&directive.name) == Some(&index);
+        let counts = self.scopes[directive.scope].all.find(&directive.of).get(&directive.name)
+            == Some(&index);
         match directive.value {
             _ if !counts => "a later directive for the same names takes its place",
             _ if self.queue(&directive.of).0.is_some() => {
@@ -271,12 +283,20 @@ impl Blocks {
         let mut unsaid = Vec::new();
         let mut of_virtual_mtas = false;
         for (number, scope) in self.scopes.iter().enumerate() {
-            for (name, index) in scope.find(subject) {
-                let directive = &self.directives[index];
+            let mut sayable = None;
+            for (name, index) in scope.all.find(subject) {
                 of_virtual_mtas |= number > 0;
+                let mut directive = &self.directives[index];
+                if matches!(directive.value, DirectiveValue::Unsaid) {
+                    let place = ledger.place_text(ledger.place(directive.id));
+                    unsaid.push(format!("{} ({place})", printable(&name)));
+                    let sayable = sayable.get_or_insert_with(|| scope.sayable.find(subject));
+                    let Some(&inherited) = sayable.get(&name) else { continue };
+                    directive = &self.directives[inherited];
+                }
                 has_limit |= number == 0 && name == MAX_SMTP_OUT;
                 match &directive.value {
-                    DirectiveValue::Queue(_) => {}
+                    DirectiveValue::Queue(_) | DirectiveValue::Unsaid => {}
                     DirectiveValue::Limit(limit) => {
                         let is_lower = match (limit, line.limit) {
                             (Some(limit), Some(known)) => *limit < known,
@@ -294,10 +314,6 @@ impl Blocks {
                             line.notes.extend(rate.note(text));
                         }
                         line.from.push(directive.id);
-                    }
-                    DirectiveValue::Unsaid => {
-                        let place = ledger.place_text(ledger.place(directive.id));
-                        unsaid.push(format!("{} ({place})", printable(&name)));
                     }
                 }
             }

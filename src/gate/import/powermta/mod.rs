@@ -89,6 +89,12 @@ fn draft(configuration: &Configuration, ledger: &mut Ledger) -> Draft {
             DraftLine { group, ..blocks.line(&Subject::Name(queue), ledger) }
         }
     };
+    if !configuration.unsayable.is_empty() {
+        default.notes.push(format!(
+            "these have no line, so what they match has this one, or that of another name: {}",
+            configuration.unsayable.join(", ")
+        ));
+    }
     default.subjects.push(String::new());
     default.from.extend(from);
     draft.lines.push(default);

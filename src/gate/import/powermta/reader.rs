@@ -18,6 +18,8 @@ const BYTES_MAX: usize = 64 << 20;
 /// The most settings of names: each directive counts as often as its block has names.
 const SETTINGS_MAX: usize = 2_000_000;
 
+const UNKNOWN_LIMIT: &str = "qpatch does not know this directive, which may be a limit";
+
 const REPLY: &str = "a reply in a list is no part of the table: with learn in the fourth field a limit follows what the \
     server accepts, and concurrencyreplies(5) is for certain words";
 
@@ -50,22 +52,32 @@ fn reason(name: &str) -> Option<&'static str> {
             "the gate has no second set of limits for bad times; with learn in the fourth field the limit follows what \
              the server accepts"
         }
-        _ if is_like_a_limit(name) => "qpatch does not know this directive, which may be a limit",
+        _ if is_like_a_limit(name) => UNKNOWN_LIMIT,
         _ => return None,
     })
 }
 
-/// Whether a directive may limit how many deliveries run or start.
+/// Whether a directive may limit how many deliveries run or start, by the words of its name.
 fn is_like_a_limit(name: &str) -> bool {
-    let has = |part: &str| name.contains(part);
-    !name.starts_with("backoff-")
-        && has("max-")
-        && (has("smtp-out") && name != "total-max-smtp-out"
-            || has("connect-rate")
-            || has("msg-rate")
-            || has("rcpt-rate")
-            || has("msg-per-")
-                && ["hour", "minute", "second", "day"].iter().any(|unit| name.ends_with(unit)))
+    let has = |words: &[&str]| name.split('-').any(|word| words.contains(&word));
+    let counts = [
+        "connect",
+        "connection",
+        "connections",
+        "data",
+        "deliveries",
+        "message",
+        "messages",
+        "msg",
+        "rcpt",
+    ];
+    let is_known = name == "total-max-smtp-out" || name.starts_with("backoff-");
+    let is_size = has(&["size", "length", "errors", "recorded", "logged"]);
+    !is_known
+        && !is_size
+        && (name.contains("max-smtp-out")
+            || has(&["max"]) && has(&counts)
+            || has(&["limit", "rate"]) && has(&counts))
 }
 
 /// `mx PATTERN QUEUE`.
@@ -87,6 +99,8 @@ pub(super) struct Configuration {
     known_patterns: HashSet<NamePattern>,
     /// Included files that were not read.
     pub(super) unread: Vec<String>,
+    /// Names that have limits and no line, each with its place.
+    pub(super) unsayable: Vec<String>,
     /// The last block of a virtual MTA.
     pub(super) last_virtual_mta: Option<Place>,
 }
@@ -95,6 +109,21 @@ pub(super) struct Configuration {
 struct Macro {
     domains: Vec<String>,
     known: HashSet<String>,
+}
+
+/// A `domain-macro` whose list may go on in the next line.
+struct OpenMacro {
+    name: String,
+    id: SettingId,
+    has_domains: bool,
+}
+
+impl OpenMacro {
+    fn end(self, ledger: &mut Ledger) {
+        if !self.has_domains {
+            ledger.leave(self.id, "it has no domains");
+        }
+    }
 }
 
 /// A block that is open.
@@ -178,7 +207,7 @@ impl<'a> Reader<'a> {
         self.stack.push(at);
         let open_before = self.open.len();
         let text = String::from_utf8_lossy(&source.text).into_owned();
-        let mut macro_before: Option<(String, SettingId)> = None;
+        let mut macro_before: Option<OpenMacro> = None;
         for (number, line) in (1..).zip(text.lines()) {
             self.bytes += line.len() + 1;
             if self.bytes > BYTES_MAX {
@@ -192,14 +221,17 @@ impl<'a> Reader<'a> {
             if line.is_empty() {
                 continue;
             }
-            // The list of a domain-macro may stand on the next line.
-            if let Some((name, id)) = macro_before.take() {
-                if !line.starts_with('<') && !line.contains(char::is_whitespace) {
-                    self.configuration.add_macro(&name, line);
-                    self.ledger.express(id);
+            // The list of a domain-macro may stand on the next line, and a comma at the end of a line continues it.
+            if let Some(open) = macro_before.take() {
+                let is_list = open.has_domains || !line.contains(char::is_whitespace);
+                if !line.starts_with('<') && is_list {
+                    self.configuration.add_macro(&open.name, line);
+                    self.ledger.express(open.id);
+                    macro_before =
+                        line.ends_with(',').then_some(OpenMacro { has_domains: true, ..open });
                     continue;
                 }
-                self.ledger.leave(id, "it has no domains");
+                open.end(self.ledger);
             }
             if let Some(tag) = line.strip_prefix("</") {
                 self.close(number, tag, open_before)?;
@@ -209,8 +241,8 @@ impl<'a> Reader<'a> {
                 macro_before = self.directive(number, line)?;
             }
         }
-        if let Some((_, id)) = macro_before {
-            self.ledger.leave(id, "it has no domains");
+        if let Some(open) = macro_before {
+            open.end(self.ledger);
         }
         if self.open.len() > open_before {
             let open = &self.open[self.open.len() - 1];
@@ -290,6 +322,7 @@ impl<'a> Reader<'a> {
                     let id = self.setting(number, "", scope, "");
                     let why = format!("there is no domain-macro {} before it", printable(name));
                     self.ledger.leave(id, why);
+                    self.unsayable(id, &format!("${name}"));
                     Vec::new()
                 }
             },
@@ -303,10 +336,17 @@ impl<'a> Reader<'a> {
                 None => {
                     let id = self.setting(number, scope, &name, "");
                     self.ledger.leave(id, "the table has no such pattern of names");
+                    self.unsayable(id, &name);
                 }
             }
         }
         Ok(patterns)
+    }
+
+    /// Notes names that have limits and no line.
+    fn unsayable(&mut self, id: SettingId, names: &str) {
+        let place = self.ledger.place_text(self.ledger.place(id));
+        self.configuration.unsayable.push(format!("{} ({place})", printable(names)));
     }
 
     fn close(&mut self, number: u32, tag: &str, open_before: usize) -> Result<(), Error> {
@@ -334,8 +374,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a directive. Returns a macro whose domains are on the next line.
-    fn directive(&mut self, number: u32, line: &str) -> Result<Option<(String, SettingId)>, Error> {
+    /// Reads a directive. Returns a macro whose list may go on in the next line.
+    fn directive(&mut self, number: u32, line: &str) -> Result<Option<OpenMacro>, Error> {
         let (name, value) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let (name, value) = (name.to_ascii_lowercase(), unquoted(value.trim()));
         let outer = self.open.iter().rev().skip(1).find(|outer| outer.of > 0);
@@ -350,11 +390,14 @@ impl<'a> Reader<'a> {
             _ if name == "include" => self.include(number, id, value)?,
             "" if name == "domain-macro" => {
                 let (name, list) = value.split_once(char::is_whitespace).unwrap_or((value, ""));
-                if list.trim().is_empty() {
-                    return Ok(Some((name.to_string(), id)));
+                let has_domains = !list.trim().is_empty();
+                if has_domains {
+                    self.configuration.add_macro(name, list);
+                    self.ledger.express(id);
                 }
-                self.configuration.add_macro(name, list);
-                self.ledger.express(id);
+                if !has_domains || list.ends_with(',') {
+                    return Ok(Some(OpenMacro { name: name.to_string(), id, has_domains }));
+                }
             }
             "domain" if !self.open[self.open.len() - 1].patterns.is_empty() => {
                 let patterns = std::mem::take(&mut self.open.last_mut().expect("open").patterns);
@@ -396,7 +439,7 @@ impl<'a> Reader<'a> {
             })
         } else {
             self.leave(id, name);
-            if !is_like_a_limit(name) {
+            if reason(name) != Some(UNKNOWN_LIMIT) {
                 return;
             }
             DirectiveValue::Unsaid
@@ -415,9 +458,11 @@ impl<'a> Reader<'a> {
                 self.configuration.blocks.targets.insert(queue.clone());
                 self.configuration.rollups.push(Rollup { exchanger, queue, id });
             }
-            _ => self
-                .ledger
-                .leave(id, "expected mx PATTERN QUEUE, with a pattern such as *.example.com"),
+            _ => {
+                self.ledger
+                    .leave(id, "expected mx PATTERN QUEUE, with a pattern such as *.example.com");
+                self.unsayable(id, &format!("mx {value}"));
+            }
         }
     }
 
