@@ -318,6 +318,20 @@ fn a_half_read_output_is_no_error() {
     assert_eq!(run.err, "");
 }
 
+/// IndiMail's tree has nothing that the patch toolchain changes, as this fixture.
+#[test]
+fn a_patch_that_a_tree_has_nothing_for_is_not_applied() {
+    let fixture = Fixture::new(Dialect::StockAnsi);
+    let line = "toolchain       unneeded this tree has nothing that it changes\n";
+    for args in [&["status"][..], &["apply", "--dry-run"], &["apply"], &["apply"], &["status"]] {
+        let out = fixture.qpatch(args).ok().out;
+        assert!(out.starts_with(line), "{args:?}: {out}");
+    }
+    let run = fixture.qpatch(&["status", "--format", "json"]).ok();
+    let value: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(value["patches"][0]["standing"], "unneeded");
+}
+
 #[test]
 fn status_as_json() {
     let fixture = Fixture::new(Dialect::TwoByte);

@@ -14,6 +14,9 @@ pub(super) enum Tense {
     Past,
 }
 
+/// What the table says of a patch in [`PatchState::Unneeded`].
+const NOTHING_TO_CHANGE: &str = "this tree has nothing that it changes";
+
 /// Writes the table of patches.
 pub(super) fn write(out: &mut dyn Write, reports: &[PatchReport], tense: Tense) -> io::Result<()> {
     let bold = bold();
@@ -32,9 +35,12 @@ pub(super) fn write(out: &mut dyn Write, reports: &[PatchReport], tense: Tense) 
         .filter(|(n, _)| *n > 0)
         .map(|(n, word)| format!("{n} {word}"))
         .collect();
-        let standing = if past { PatchState::Applied } else { report.standing };
-        let name = standing.name();
-        writeln!(out, "{bold}{:<16}{name:<8}{bold:#} {}", report.patch, parts.join(", "))?;
+        let (name, details) = match report.standing {
+            PatchState::Unneeded => (report.standing.name(), NOTHING_TO_CHANGE.to_owned()),
+            _ if past => (PatchState::Applied.name(), parts.join(", ")),
+            standing => (standing.name(), parts.join(", ")),
+        };
+        writeln!(out, "{bold}{:<16}{name:<8}{bold:#} {details}", report.patch)?;
     }
     Ok(())
 }

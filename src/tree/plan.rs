@@ -67,6 +67,8 @@ impl PatchReport {
 pub enum PatchState {
     /// Everything that it makes true is true.
     Applied,
+    /// Nothing in the tree is of its kind, so there is nothing to change, and no trace of a change.
+    Unneeded,
     /// Nothing of it is true; it fits.
     Missing,
     /// A part of it is there, or there but wrong; the rest fits.
@@ -81,6 +83,7 @@ impl PatchState {
     pub fn name(self) -> &'static str {
         match self {
             PatchState::Applied => "applied",
+            PatchState::Unneeded => "unneeded",
             PatchState::Missing => "missing",
             PatchState::Partial => "partial",
             PatchState::Foreign => "foreign",
@@ -150,11 +153,9 @@ impl PatchPlan {
                     }
                 }
             }
-            reports.push(PatchReport {
-                patch: patch.id.clone(),
-                standing: evidence.standing(),
-                rules,
-            });
+            let is_idle = rules.iter().all(|rule| rule.outcome == RuleOutcome::Nothing);
+            let standing = if is_idle { PatchState::Unneeded } else { evidence.standing() };
+            reports.push(PatchReport { patch: patch.id.clone(), standing, rules });
         }
         work.dependencies();
         Ok(PatchPlan { changes: work.changes(), reports })
