@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use serde_json::Value;
 
 use super::{gate, json};
+use crate::common::run;
 
 fn simulate(dir: &Path, log: &[u8]) -> Value {
     let mut child = gate(dir, &["simulate", "limits", "--log", "-", "--format", "json"])
@@ -66,6 +68,82 @@ fn simulate_keeps_every_limit_and_loses_nothing() {
         (&b["waited"], &b["peak_with_limits"]),
         (&0.into(), &1.into()),
         "the others go on as before"
+    );
+}
+
+#[test]
+fn a_log_that_is_named_twice_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let lines = |from: u64| {
+        let status = format!("{}.0 status: local 0/10 remote 0/40\n", 1000 * from);
+        let line = |at: u64| {
+            let (second, number) = (1000 * from + at, 10 * from + at);
+            format!(
+                "{second}.1 starting delivery {number}: msg {number} to remote u@a.example\n\
+                 {second}.5 delivery {number}: success: ok/\n"
+            )
+        };
+        status + &(0..5).map(line).collect::<String>()
+    };
+    write("limits", ":3\n");
+    write("log", &lines(1));
+    write("later", &lines(2));
+    write("copy", &lines(1));
+    write("beginning", lines(1).split_inclusive("1002").next().unwrap().trim_end_matches("1002"));
+    // Only its first line is that of log.
+    write("queue2", &(lines(1).lines().next().unwrap().to_owned() + "\n" + &lines(3)));
+    symlink("log", dir.path().join("link")).unwrap();
+    fs::hard_link(dir.path().join("log"), dir.path().join("hard")).unwrap();
+    let simulate = |logs: &[&str]| {
+        let run = run(gate(dir.path(), &["simulate", "limits", "--log"])
+            .args(logs)
+            .stdin(fs::File::open(dir.path().join("log")).unwrap()))
+        .ok();
+        let count = run.out.lines().nth(1).unwrap().split(' ').nth(4).unwrap().to_owned();
+        let notes = run.out.lines().filter_map(|line| line.strip_prefix("note:   "));
+        (count, notes.map(str::to_owned).collect::<Vec<_>>())
+    };
+    for (logs, deliveries, wanted) in [
+        (&["log", "later"][..], "10", &[][..]),
+        (&["log", "queue2"], "10", &[]),
+        (&["log", "log", "later"], "10", &["log is named more than once, and is read once"]),
+        (
+            &["log", "./log", "link", "hard", "-"],
+            "5",
+            &[
+                "./log is the same file as log, and is read once",
+                "link is the same file as log, and is read once",
+                "hard is the same file as log, and is read once",
+                "standard input is the same file as log, and is read once",
+            ],
+        ),
+        (
+            &["log", "copy"],
+            "10",
+            &["copy has the same lines as log, so what it has counts twice: leave it out"],
+        ),
+        (
+            &["beginning", "log", "later"],
+            "12",
+            &["beginning has the same lines as log, so what it has counts twice: leave it out"],
+        ),
+    ] {
+        let (count, notes) = simulate(logs);
+        assert_eq!(count, deliveries, "{logs:?} {notes:?}");
+        let notes: Vec<_> = notes
+            .iter()
+            .filter(|note| {
+                note.contains("twice") || note.contains("once,") || note.contains("same")
+            })
+            .collect();
+        assert_eq!(notes, wanted, "{logs:?}");
+    }
+    run(Command::new("gzip").arg("copy").current_dir(dir.path())).ok();
+    let notes = simulate(&["copy.gz", "log"]).1;
+    assert!(
+        notes.iter().any(|note| note.starts_with("log has the same lines as copy.gz,")),
+        "{notes:?}"
     );
 }
 

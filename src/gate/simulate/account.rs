@@ -124,6 +124,10 @@ pub(super) struct LineCounts {
     pub(super) cut: Vec<String>,
     /// The files were not named in the order of their times.
     pub(super) reordered: bool,
+    /// Files that were named before, and are not read again; each with the other name.
+    pub(super) repeated: Vec<String>,
+    /// Files whose lines are in another file, too; each with that one. What they have counts twice.
+    pub(super) copies: Vec<String>,
 }
 
 /// One qmail-send.
@@ -424,6 +428,7 @@ impl LogAccount {
         lines.clock_changes = self.clock.changed;
         lines.queues = self.origins.values().filter(|origin| origin.last_number > 0).count() as u64;
         (lines.cut, lines.reordered) = (log.cut().to_vec(), log.is_reordered());
+        (lines.repeated, lines.copies) = (log.repeated().to_vec(), log.copies().to_vec());
         let mut first_foreign: Option<&ForeignLines> = None;
         for (tag, foreign_lines) in &self.foreign_lines {
             // If no line with this program's name is qmail-send's, the program is another one.

@@ -57,7 +57,7 @@ pub struct Simulate {
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
     /// qmail-send's log, - for standard input; may be repeated. Files are read in the order of their
-    /// first times. Times are as multilog, svlogd, s6-log, tai64nlocal, splogger, syslog daemons,
+    /// first times, and each one once; a note names copies. Times are as multilog, svlogd, s6-log, tai64nlocal, splogger, syslog daemons,
     /// journalctl, docker and kubectl write them; gzip, xz, zstd and bzip2 are unpacked
     #[arg(long, value_name = "LOG", required = true)]
     log: Vec<PathBuf>,

@@ -359,6 +359,12 @@ impl SimulationOutcome {
         for cut in &lines.cut {
             note(1, format!("ends too early, and is used as far as it goes: {cut}"));
         }
+        for repeated in &lines.repeated {
+            note(1, format!("{repeated}, and is read once"));
+        }
+        for copies in &lines.copies {
+            note(1, format!("{copies}, so what it has counts twice: leave it out"));
+        }
         note(
             lines.reordered.into(),
             "the files are read in the order of their first times, not as they were named"

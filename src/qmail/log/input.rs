@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::error::Error;
@@ -173,9 +173,9 @@ pub(super) fn check(path: &Path) -> Result<(), Error> {
     File::open(path).map_err(|error| Error::io(path, "open the log", &error)).map(drop)
 }
 
-/// Returns whether all are regular files, which can be read twice.
-pub(super) fn are_plain_files(paths: &[PathBuf]) -> bool {
-    paths.iter().all(|path| path.metadata().is_ok_and(|metadata| metadata.is_file()))
+/// Returns whether it is a regular file, which can be read twice.
+pub(super) fn is_plain_file(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file())
 }
 
 #[cfg(test)]

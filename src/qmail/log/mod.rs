@@ -2,9 +2,10 @@
 //! reader: the simulation and the search for sites read files ([`Log`]), the proof reads qmail-send's own output
 //! ([`event`]).
 //!
-//! `input` reads the files, `records` those that do not have one line for each record, [`stamp`] the times, [`line`]
+//! `input` reads the files, `copies` finds those that are named twice, `records` those that do not have one line for each record, [`stamp`] the times, [`line`]
 //! the words before qmail-send's, and [`event`] qmail-send's words.
 
+mod copies;
 pub mod event;
 mod input;
 pub mod line;
@@ -31,6 +32,10 @@ pub struct Log {
     /// The files that end too early, each with the reason.
     cut: Vec<String>,
     reordered: bool,
+    /// Names of files that were named before, each with that name.
+    repeated: Vec<String>,
+    /// Files that are copies of others, or of the beginnings of others, each with the other one.
+    copies: Vec<String>,
 }
 
 /// A line of a log.
@@ -51,7 +56,7 @@ const AHEAD_LINES: u64 = 1000;
 
 impl Log {
     /// Opens the files; `-` is standard input. If all files have times, they are read in the order of their times,
-    /// whatever order they are named in.
+    /// whatever order they are named in. A file that is named twice is read once.
     ///
     /// # Errors
     /// One cannot be opened.
@@ -60,10 +65,14 @@ impl Log {
             // Check all files now, before hours of logs are read.
             input::check(path)?;
         }
-        let mut ordered = paths.to_vec();
-        if paths.len() > 1 && input::are_plain_files(paths) {
+        let mut paths = paths.to_vec();
+        let repeated = copies::remove_repeated(&mut paths);
+        let mut ordered = paths.clone();
+        let plain: Vec<_> = paths.iter().filter(|path| input::is_plain_file(path)).collect();
+        let copies = if plain.len() > 1 { copies::copies(&plain)? } else { Vec::new() };
+        if paths.len() > 1 && plain.len() == paths.len() {
             let mut begun = Vec::new();
-            for path in paths {
+            for path in &paths {
                 begun.push((first_time(path)?, path.clone()));
             }
             // If a file has no time, or the times cannot be compared, the order stays.
@@ -82,6 +91,8 @@ impl Log {
             record: Record::default(),
             cut: Vec::new(),
             reordered,
+            repeated,
+            copies,
         })
     }
 
@@ -155,6 +166,18 @@ impl Log {
         &self.cut
     }
 
+    /// Names of files that were named before, and are not read again, each with that name.
+    #[must_use]
+    pub fn repeated(&self) -> &[String] {
+        &self.repeated
+    }
+
+    /// Files whose lines another one has, too, each with that one. All are read.
+    #[must_use]
+    pub fn copies(&self) -> &[String] {
+        &self.copies
+    }
+
     /// Returns whether the files are read in another order than they were named in.
     #[must_use]
     pub fn is_reordered(&self) -> bool {
@@ -173,6 +196,8 @@ fn first_time(path: &Path) -> Result<Option<Stamp>, Error> {
         record: Record::default(),
         cut: Vec::new(),
         reordered: false,
+        repeated: Vec::new(),
+        copies: Vec::new(),
     };
     while let Some(entry) = log.next_entry()? {
         let stamp = match entry.line {
