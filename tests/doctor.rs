@@ -20,7 +20,7 @@ struct Bare(Shell);
 
 impl ScriptHost for Bare {
     fn content_of(&self, _: &str) -> PathContent {
-        PathContent::Other
+        PathContent::Missing
     }
     fn shell(&self) -> Shell {
         self.0

@@ -154,7 +154,7 @@ impl Judged<'_> {
     fn is_low(&self) -> bool {
         let is_certain = match &self.pair.soft.source {
             LimitSource::Inherited(given) => given.certain,
-            LimitSource::Set(_) | LimitSource::NotFound => true,
+            LimitSource::Set(_) | LimitSource::Unseen(_) | LimitSource::NotFound => true,
         };
         self.allows == Some(false) && !self.is_one_of_several && is_certain
     }
@@ -163,7 +163,7 @@ impl Judged<'_> {
     fn detail(&self, needed: u64) -> String {
         let detail = self.what(needed);
         match &self.pair.soft.source {
-            LimitSource::Set(_) => detail,
+            LimitSource::Set(_) | LimitSource::Unseen(_) => detail,
             LimitSource::Inherited(_) | LimitSource::NotFound => match self.start.idle.as_slice() {
                 [] => detail,
                 idle => format!("{detail}; the soft limit is not set by {}", names(idle)),
@@ -213,6 +213,7 @@ impl Judged<'_> {
                     )
                 }
             }
+            LimitSource::Unseen(line) => line.to_string(),
             LimitSource::NotFound if self.is_one_of_several => {
                 format!("{file} sets a limit only under a condition that cannot be known from here")
             }
@@ -240,6 +241,7 @@ impl Judged<'_> {
                 }
                 None => return to,
             },
+            LimitSource::Unseen(_) => return to,
             LimitSource::NotFound => self.insert(needed),
         };
         let is_same =
@@ -278,6 +280,7 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     });
     let is_open = |judged: &Judged<'_>, needed: u64| match &judged.pair.soft.source {
         LimitSource::NotFound if !judged.is_one_of_several => !runs && needed > KERNEL_FILES,
+        LimitSource::Unseen(_) => !runs,
         LimitSource::Inherited(given) if !given.certain && !judged.is_one_of_several => {
             !runs && judged.allows != Some(true)
         }
@@ -287,7 +290,7 @@ pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
         let open = unknown(NAME, judged.detail(needed));
         return match judged.pair.soft.source {
             LimitSource::NotFound | LimitSource::Inherited(_) => judged.raise(needed, open),
-            LimitSource::Set(_) => open,
+            LimitSource::Set(_) | LimitSource::Unseen(_) => open,
         };
     }
     if let Some(why) = facts.launch.unread.first() {

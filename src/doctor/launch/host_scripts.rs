@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
 
 use super::limits::KernelLimits;
@@ -49,17 +50,18 @@ impl ScriptHost for HostScripts<'_> {
             return known.clone();
         }
         let place = self.host.path(path);
-        let is_script =
-            std::fs::metadata(&place).is_ok_and(|file| file.is_file() && file.len() <= SCRIPT_MAX);
-        let called = if !is_script {
-            PathContent::Other
-        } else {
-            match self.host.read_bytes(path) {
+        let called = match std::fs::metadata(&place) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                PathContent::Unreadable(format!("{path}: {error}"))
+            }
+            Err(_) => PathContent::Missing,
+            Ok(file) if !file.is_file() || file.len() > SCRIPT_MAX => PathContent::Other,
+            Ok(_) => match self.host.read_bytes(path) {
                 Err(why) => PathContent::Unreadable(why),
                 // A binary program.
                 Ok(bytes) if bytes.contains(&0) => PathContent::Other,
                 Ok(bytes) => PathContent::Script(String::from_utf8_lossy(&bytes).into_owned()),
-            }
+            },
         };
         self.texts.borrow_mut().insert(path.to_owned(), called.clone());
         called

@@ -121,6 +121,8 @@ pub enum LimitSource {
     Set(Rc<Setting>),
     /// The program inherits it.
     Inherited(Rc<InheritedLimit>),
+    /// A line may set it, by commands that cannot be read: the line, and why.
+    Unseen(Rc<str>),
     /// Nothing that sets it was found.
     NotFound,
 }
@@ -314,6 +316,13 @@ impl LimitState {
                 }
             }
         }
+    }
+
+    /// The limit of descriptors may be anything from now on: `line` may set it.
+    pub fn unsee_files(&mut self, line: String) {
+        let source = LimitSource::Unseen(line.into());
+        let bound = SourcedLimit { value: LimitValue::Unknown, source };
+        self.files = vec![LimitPair { soft: bound.clone(), hard: bound }];
     }
 
     /// Adds the limits of `other`: either this state or the other is in force.

@@ -95,7 +95,7 @@ impl Walk<'_> {
                         self.found.unread.push(why);
                         break;
                     }
-                    PathContent::Unreadable(_) | PathContent::Other => {}
+                    PathContent::Unreadable(_) | PathContent::Other | PathContent::Missing => {}
                 }
             }
             is_first = false;

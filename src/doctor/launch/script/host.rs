@@ -9,8 +9,10 @@ use crate::doctor::launch::shell::Shell;
 pub enum PathContent {
     /// A script, with its text.
     Script(String),
-    /// Something else, or nothing.
+    /// Something else.
     Other,
+    /// Nothing.
+    Missing,
     /// A file that cannot be read; the reason.
     Unreadable(String),
 }

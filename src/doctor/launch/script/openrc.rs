@@ -11,7 +11,7 @@ impl Walk<'_> {
         let name = file.rsplit('/').next().unwrap_or_default();
         let confs = ["/etc/rc.conf".to_owned(), format!("/etc/conf.d/{name}")];
         for conf in confs {
-            self.source(&conf, &mut place);
+            self.source_if_there(&conf, &mut place);
         }
         self.found.files.retain(|file| !file.starts_with("/etc/conf.d/") && file != "/etc/rc.conf");
         let node = shell::parse(text);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::host::{PathContent, ScriptHost};
 use crate::doctor::launch::field::{Field, Variable};
-use crate::doctor::launch::limits::{LimitState, LimitValue};
+use crate::doctor::launch::limits::{LimitState, LimitValue, Limited};
 use crate::doctor::launch::programs::StartedProgram;
 use crate::doctor::launch::shell::{self, Node, Shell, Word};
 
@@ -105,6 +105,8 @@ pub struct Walk<'w> {
     /// The line and the column at which a text between quotes starts.
     pub(super) base: (usize, usize),
     pub(super) nested: usize,
+    /// How many conditions decide whether what is followed runs.
+    pub(super) guards: usize,
     /// The state at the last command that ran.
     pub(super) last: Option<ScriptState>,
 }
@@ -135,6 +137,7 @@ impl<'w> Walk<'w> {
             shell: Shell::Unknown,
             base: (0, 0),
             nested: 0,
+            guards: 0,
             last: None,
         }
     }
@@ -281,7 +284,9 @@ impl<'w> Walk<'w> {
                     }
                     let before = place.clone();
                     let sure = self.surely(node, place);
+                    self.guards += 1;
                     self.run(node, place);
+                    self.guards -= 1;
                     if succeeded.is_none() {
                         place.join(&before);
                     }
@@ -312,9 +317,16 @@ impl<'w> Walk<'w> {
     ) {
         let mut after: Option<ScriptState> = None;
         for (condition, body) in branches {
+            let is_taken = self.surely(condition, place) == Some(true) && after.is_none();
             self.run(condition, place);
             let mut branch = place.clone();
+            self.guards += 1;
             self.run(body, &mut branch);
+            self.guards -= 1;
+            if is_taken {
+                *place = branch;
+                return;
+            }
             match &mut after {
                 Some(after) => after.join(&branch),
                 None => after = Some(branch),
@@ -331,7 +343,11 @@ impl<'w> Walk<'w> {
 
     /// Returns whether a command surely succeeds or surely fails. `None`: unknown. A limit that root may set succeeds.
     pub(super) fn surely(&self, node: &Node, place: &ScriptState) -> Option<bool> {
-        let Node::Simple(words) = node else { return None };
+        let words = match node {
+            Node::Simple(words) => words,
+            Node::Sequence(nodes) if nodes.len() == 1 => return self.surely(&nodes[0], place),
+            _ => return None,
+        };
         let fields: Vec<Field> = words.iter().flat_map(|word| self.expand(word, place)).collect();
         match fields.first().map(|field| field.text.as_str()) {
             Some("ulimit") if fields.len() > 1 => {
@@ -351,6 +367,18 @@ impl<'w> Walk<'w> {
                 }
             }
             Some("true" | ":") => Some(true),
+            // Not for a file that is not there: it may be when qmail starts.
+            Some("[" | "test") => match &fields[1..] {
+                [test, file, ..]
+                    if fields.len() == 3 + usize::from(fields[0].text == "[")
+                        && ["-e", "-f", "-r"].contains(&test.text.as_str())
+                        && file.known
+                        && matches!(self.host.content_of(&file.text), PathContent::Script(_)) =>
+                {
+                    Some(true)
+                }
+                _ => None,
+            },
             Some("false") => Some(false),
             _ => None,
         }
@@ -391,10 +419,13 @@ impl<'w> Walk<'w> {
                 place.live = false;
             }
             "." | "source" => {
-                if let Some(field) = fields.get(1).filter(|field| field.known) {
-                    let path = field.text.clone();
-                    self.source(&path, place);
+                if let Some(field) = fields.get(1) {
+                    self.source(field, place);
                 }
+            }
+            "eval" if fields.iter().any(|field| !field.known) => {
+                let why = "only the running script knows these commands";
+                self.unsee(&fields[0], why, place);
             }
             "eval" => {
                 let text: Vec<&str> = fields[1..].iter().map(|field| field.text.as_str()).collect();
@@ -445,33 +476,80 @@ impl<'w> Walk<'w> {
         place.variables.insert(name.to_owned(), Variable { value, file: self.file.clone(), line });
     }
 
-    /// Follows the commands of another file as if they stood here.
-    pub(super) fn source(&mut self, path: &str, place: &mut ScriptState) {
-        match self.host.content_of(path) {
-            PathContent::Script(text) => {
-                if !self.may_follow(text.len()) {
-                    return;
-                }
-                self.know(path, &text);
-                let outer = (std::mem::replace(&mut self.file, path.to_owned()), self.base);
-                self.base = (0, 0);
-                self.nested += 1;
-                // Do not follow the functions of a library: they do what their names say.
-                let functions = self.functions.clone();
-                let node = shell::parse(&text);
-                self.run(&node, place);
-                let is_library = text.len() > 8192 || path.contains("functions");
-                if is_library {
-                    self.functions = functions;
-                }
-                if !place.live {
-                    place.live = true;
-                }
-                self.nested -= 1;
-                (self.file, self.base) = outer;
+    /// Follows the commands of the file that `field` names as if they stood here.
+    fn source(&mut self, field: &Field, place: &mut ScriptState) {
+        let Some(path) = self.sourced_path(field) else {
+            self.unsee(field, "which file that is, only the running script knows", place);
+            return;
+        };
+        match self.host.content_of(&path) {
+            PathContent::Script(text) => self.sourced(&path, &text, place),
+            PathContent::Unreadable(why) => {
+                self.unsee(field, &why, place);
+                self.found.unread.push(why);
             }
+            PathContent::Other => self.unsee(field, "that file is not a script", place),
+            // The condition is probably that the file exists.
+            PathContent::Missing if self.guards > 0 => {}
+            PathContent::Missing => self.unsee(field, "there is no such file", place),
+        }
+    }
+
+    /// Follows the commands of a file, if it is there, as if they stood here.
+    pub(super) fn source_if_there(&mut self, path: &str, place: &mut ScriptState) {
+        match self.host.content_of(path) {
+            PathContent::Script(text) => self.sourced(path, &text, place),
             PathContent::Unreadable(why) => self.found.unread.push(why),
-            PathContent::Other => {}
+            PathContent::Other | PathContent::Missing => {}
+        }
+    }
+
+    fn sourced(&mut self, path: &str, text: &str, place: &mut ScriptState) {
+        if !self.may_follow(text.len()) {
+            return;
+        }
+        self.know(path, text);
+        let outer = (std::mem::replace(&mut self.file, path.to_owned()), self.base);
+        self.base = (0, 0);
+        self.nested += 1;
+        // Do not follow the functions of a library: they do what their names say.
+        let functions = self.functions.clone();
+        let node = shell::parse(text);
+        self.run(&node, place);
+        let is_library = text.len() > 8192 || path.contains("functions");
+        if is_library {
+            self.functions = functions;
+        }
+        if !place.live {
+            place.live = true;
+        }
+        self.nested -= 1;
+        (self.file, self.base) = outer;
+    }
+
+    /// Returns the absolute path of a file that a script reads its next commands from. A supervisor starts `run` in its
+    /// folder. `None`: only the running script knows it.
+    fn sourced_path(&self, field: &Field) -> Option<String> {
+        let path = field.known.then_some(field.text.as_str())?;
+        if path.starts_with('/') {
+            return Some(path.to_owned());
+        }
+        let folder = self.file.strip_suffix("/run")?;
+        path.contains('/').then(|| format!("{folder}/{}", path.trim_start_matches("./")))
+    }
+
+    /// From here on the limit, and the variables, may be anything: the line of `field` has commands that cannot be read.
+    fn unsee(&mut self, field: &Field, why: &str, place: &mut ScriptState) {
+        let line = self.setting(Limited::OpenFiles, LimitValue::Unknown, field, "");
+        let (at, text) = (line.place(), &line.text);
+        place.limits.unsee_files(format!(
+            "{at} may set a limit that cannot be known from here ({why}): {text}"
+        ));
+        for variable in place.variables.values_mut() {
+            // A path is mostly that of a program, which leads on to what starts qmail.
+            if !variable.value.as_ref().is_some_and(|value| value.starts_with('/')) {
+                variable.value = None;
+            }
         }
     }
 
