@@ -3,12 +3,13 @@
 //! - [`skip`] is the only way for a test to leave something out. It says so on standard error, also when the test
 //!   passes. Where `QPATCH_SKIP_NOTHING` is set, as in `.ci/run`, it fails the test.
 //! - [`port`] holds a free port for a server.
-//! - [`redis`] starts a redis-server for a test.
+//! - [`redis`] starts a redis-server for a test, and [`proxy`] a proxy before it.
 //! - [`golden`] compares bytes with a file. Where `QPATCH_BLESS` is set, it writes the file instead.
 
 #![forbid(unsafe_code)]
 
 pub mod port;
+pub mod proxy;
 pub mod redis;
 
 use std::env;

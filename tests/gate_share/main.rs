@@ -2,17 +2,17 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-mod proxy;
 mod rig;
 
 use std::fs;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use proxy::Proxy;
+use qpatch_gate::lease::{Parsed, parse};
 use qpatch_test_support::port::HeldPort;
+use qpatch_test_support::proxy::Proxy;
 use qpatch_test_support::redis::Redis;
-use rig::{LEASE_MS, Node, secret, until};
+use rig::{LEASE_MS, Node, SLOTS, secret, until};
 
 const TABLE: &str = ":20\n";
 
@@ -293,19 +293,182 @@ fn the_example_with_three_hosts() {
     });
 }
 
+/// A replica takes over that has missed the last writes, at the address that the agents have.
+#[test]
+fn a_replica_takes_over() {
+    let Some(mut primary) = Redis::start(&[]) else { return };
+    let wire = Proxy::start(primary.port);
+    let replica = Redis::start(&["--replicaof", "127.0.0.1", &wire.port.to_string()]).unwrap();
+    let mut to_replica = redis::Client::open(format!("redis://127.0.0.1:{}", replica.port))
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    let address = Proxy::start(primary.port);
+    let mut one = Node::new("one", TABLE, &store(address.port));
+    let mut two = Node::new("two", TABLE, &store(address.port));
+    for node in [&mut one, &mut two] {
+        node.start();
+    }
+    until("both take part", &mut [&mut one, &mut two], all_valid);
+    one.mail(0..20, "a.example");
+    until("one has all, and the replica knows it", &mut [&mut one, &mut two], |nodes| {
+        let mut command = redis::cmd("HGET");
+        command.arg("qpatch:{qmail}:k:domain:a.example").arg("one");
+        let line: Option<String> = command.query(&mut to_replica).unwrap();
+        nodes[0].running("a.example") == 20 && line.is_some_and(|line| line.starts_with("20 "))
+    });
+    // What is written from now on the replica never gets.
+    wire.delay(Duration::from_secs(3600));
+    one.end(0..20);
+    two.mail(0..30, "a.example");
+    until("the other has all", &mut [&mut one, &mut two], |nodes| {
+        nodes[1].running("a.example") == 20
+    });
+    one.mail(0..30, "a.example");
+    primary.stop();
+    let mut command = redis::cmd("REPLICAOF");
+    let _: () = command.arg("NO").arg("ONE").query(&mut to_replica).unwrap();
+    address.go_to(replica.port);
+    // For it one host has all, and the other one nothing.
+    let mut ended = 0;
+    until("half each, and never more than the limit", &mut [&mut one, &mut two], |nodes| {
+        let running = [0, 1].map(|at| nodes[at].running("a.example"));
+        assert!(running.iter().sum::<u32>() <= 20, "{running:?}");
+        if nodes[1].share("a.example").is_some_and(|share| running[1] > share) {
+            nodes[1].end(ended..ended + 1);
+            ended += 1;
+        }
+        running == [10, 10] && nodes.iter().all(|node| node.phase() == "valid")
+    });
+}
+
+/// Two machines whose clocks are an hour apart: this process and its agent, and another process of this program with
+/// its agent, which have a time namespace of their own.
+#[test]
+fn clocks_that_are_an_hour_apart() {
+    if !rustix::process::geteuid().is_root() {
+        qpatch_test_support::skip("time namespaces take root");
+        return;
+    }
+    if !qpatch_test_support::has("unshare") {
+        return;
+    }
+    let Some(redis) = Redis::start(&[]) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut two = std::process::Command::new("unshare")
+        .args(["--time", "--boottime", "3600", "--fork", "--kill-child=SIGKILL"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "a_host_an_hour_ahead"])
+        .env(AHEAD, dir.path())
+        .env(AHEAD_STORE, store(redis.port))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let other = || fs::read_to_string(dir.path().join("is")).unwrap_or_default();
+    let mut one = Node::new("one", TABLE, &store(redis.port));
+    one.start();
+    until("both take part", &mut [&mut one], |nodes| all_valid(nodes) && other() == "valid 0");
+    one.mail(0..20, "a.example");
+    until("one has all", &mut [&mut one], |nodes| nodes[0].running("a.example") == 20);
+    one.end(0..20);
+    fs::write(dir.path().join("mail"), "").unwrap();
+    until("the other has all", &mut [&mut one], |_| other() == "valid 20");
+    // The lease of each ends by its own clock.
+    one.kill();
+    fs::write(dir.path().join("kill"), "").unwrap();
+    until("no lease", &mut [&mut one], |nodes| nodes[0].phase() == "over" && other() == "over 20");
+    fs::write(dir.path().join("end"), "").unwrap();
+    assert!(two.wait().unwrap().success());
+}
+
+/// The folder of the other process, and its store.
+const AHEAD: &str = "QPATCH_TEST_AHEAD";
+const AHEAD_STORE: &str = "QPATCH_TEST_AHEAD_STORE";
+
+/// The other process of the test before; alone it does nothing. It does what files in the folder say, and writes how
+/// its gate is.
+#[test]
+fn a_host_an_hour_ahead() {
+    let (Some(dir), Ok(store)) = (std::env::var_os(AHEAD), std::env::var(AHEAD_STORE)) else {
+        return;
+    };
+    let told = |what: &str| std::path::Path::new(&dir).join(what).exists();
+    let mut node = Node::new("two", TABLE, &store);
+    node.start();
+    let (mut has_mail, mut was) = (false, String::new());
+    until("its end", &mut [&mut node], |nodes| {
+        if told("mail") && !has_mail {
+            has_mail = true;
+            nodes[0].mail(0..20, "a.example");
+        }
+        if told("kill") {
+            nodes[0].kill();
+        }
+        let is = format!("{} {}", nodes[0].phase(), nodes[0].running("a.example"));
+        if is != was {
+            let fresh = std::path::Path::new(&dir).join("fresh");
+            fs::write(&fresh, &is).unwrap();
+            fs::rename(&fresh, std::path::Path::new(&dir).join("is")).unwrap();
+            was = is;
+        }
+        told("end")
+    });
+}
+
 #[test]
 fn names_with_every_byte() {
     let Some(redis) = Redis::start(&[]) else { return };
     let (mut one, mut two) = pair(&redis);
-    let names: Vec<String> = (1..128u8)
-        .filter(|byte| !byte.is_ascii_uppercase() && *byte != b'@' && *byte != b'.')
-        .map(|byte| format!("{}{}{{x}}.example", char::from(byte), char::from(byte)))
+    let is_letter_of_a_domain = |byte: &u8| !byte.is_ascii_uppercase() && !b"@.".contains(byte);
+    let names: Vec<Vec<u8>> = (1..=255u8)
+        .filter(is_letter_of_a_domain)
+        .map(|byte| [&[byte, byte][..], b"{x}.example"].concat())
         .collect();
-    for (name, slot) in names.iter().zip((0..).step_by(2)).take(90) {
-        one.mail(slot..slot + 2, name);
+    assert_eq!(names.len(), 227);
+    for names in names.chunks(SLOTS as usize / 2) {
+        for (name, slot) in names.iter().zip((0..).step_by(2)) {
+            one.mail(slot..slot + 2, name);
+        }
+        until("each runs two", &mut [&mut one, &mut two], |nodes| {
+            names.iter().all(|name| nodes[0].running(name) == 2)
+        });
+        one.end(0..SLOTS);
     }
-    until("each runs two", &mut [&mut one, &mut two], |nodes| {
-        names.iter().take(90).all(|name| nodes[0].running(name) == 2)
+}
+
+/// A host that joins has nothing of ten thousand keys of which others have shares, and gets what it asks for.
+#[test]
+fn ten_thousand_keys() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let mut names: Vec<Vec<u8>> =
+        (0..10_000).map(|number| format!("{number}.example").into_bytes()).collect();
+    names.extend((0..=255u8).map(|byte| [&[byte, byte][..], b"{x}.example"].concat()));
+    let address = format!("redis://127.0.0.1:{}", redis.port);
+    let mut connection = redis::Client::open(address).unwrap().get_connection().unwrap();
+    let mut calls = redis::pipe();
+    for name in &names {
+        let key = [b"domain:", &name[..]].concat();
+        calls.cmd("SADD").arg("qpatch:{qmail}:keys").arg(&key).ignore();
+        let lines = [b"qpatch:{qmail}:k:", &key[..]].concat();
+        calls.cmd("HSET").arg(lines).arg("other").arg("20 20 20 1").ignore();
+    }
+    let _: () = calls.query(&mut connection).unwrap();
+    let mut one = Node::new("one", TABLE, &store(redis.port));
+    one.start();
+    until("it takes part", &mut [&mut one], all_valid);
+    let mut bytes = fs::read(one.path().join("queue/lock/gatelease")).unwrap();
+    let mut listed = Vec::new();
+    let parsed = parse(&mut bytes, |_, name, share| listed.push((name.to_vec(), share)));
+    assert!(matches!(parsed, Parsed::Whole(_)), "{parsed:?}");
+    let mut expected: Vec<_> = names.iter().map(|name| (name.clone(), 0)).collect();
+    listed.sort();
+    expected.sort();
+    assert!(listed == expected, "{} listed", listed.len());
+    for (name, slot) in names.iter().skip(9_900).step_by(10).zip((0..).step_by(5)) {
+        one.mail(slot..slot + 5, name);
+    }
+    until("places", &mut [&mut one], |nodes| {
+        names.iter().skip(9_900).step_by(10).all(|name| nodes[0].running(name) == 5)
     });
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Node {
     gate: Host,
     agent: Option<Child>,
     /// Mail that waits for a call: its queue, slot and domain.
-    away: Vec<(String, u32, String)>,
+    away: Vec<(String, u32, Vec<u8>)>,
     /// The slots that have started since somebody emptied this.
     pub(crate) started: Vec<u32>,
 }
@@ -111,15 +111,15 @@ impl Node {
     }
 
     /// Asks for these deliveries to a domain. What does not start is held, or is away until it is called.
-    pub(crate) fn mail(&mut self, slots: std::ops::Range<u32>, domain: &str) {
+    pub(crate) fn mail(&mut self, slots: std::ops::Range<u32>, domain: impl AsRef<[u8]>) {
         for slot in slots {
-            self.ask(slot, domain.to_string());
+            self.ask(slot, domain.as_ref().to_vec());
         }
     }
 
-    fn ask(&mut self, slot: u32, domain: String) {
-        let recipient = format!("u@{domain}\0");
-        let parts = [&b"1/1\0"[..], b"s\0", recipient.as_bytes()];
+    fn ask(&mut self, slot: u32, domain: Vec<u8>) {
+        let recipient = [b"u@", &domain[..], b"\0"].concat();
+        let parts = [&b"1/1\0"[..], b"s\0", &recipient];
         match self.gate.ask(slot, &Parts::new(&parts).unwrap()) {
             Ask::Go => self.started.push(slot),
             Ask::Hold => {}
@@ -144,9 +144,9 @@ impl Node {
                 Due::Nothing => break,
                 Due::Go { slot, .. } => self.started.push(slot),
                 Due::Report { slot, command } => {
-                    let recipient =
-                        String::from_utf8_lossy(self.gate.command(command).recipient()).to_string();
-                    let domain = recipient.trim_end_matches('\0').replace("u@", "");
+                    let recipient = self.gate.command(command).recipient();
+                    let domain = recipient.strip_prefix(b"u@").unwrap_or(recipient);
+                    let domain = domain.strip_suffix(b"\0").unwrap_or(domain).to_vec();
                     let queue = self.word(1);
                     self.away.push((queue, slot, domain));
                 }
@@ -175,13 +175,13 @@ impl Node {
         }
     }
 
-    pub(crate) fn running(&self, domain: &str) -> u32 {
-        self.gate.find(domain).map_or(0, |key| key.running)
+    pub(crate) fn running(&self, domain: impl AsRef<[u8]>) -> u32 {
+        self.gate.find(domain.as_ref()).map_or(0, |key| key.running)
     }
 
     /// The share of a domain that the gate has in force.
     pub(crate) fn share(&self, domain: &str) -> Option<u32> {
-        self.gate.find(domain).map(|key| key.share)
+        self.gate.find(domain.as_bytes()).map(|key| key.share)
     }
 
     pub(crate) fn status(&self) -> Option<Status> {
@@ -195,12 +195,12 @@ impl Node {
 }
 
 trait Find {
-    fn find(&self, domain: &str) -> Option<&qpatch_gate::gate::Key>;
+    fn find(&self, domain: &[u8]) -> Option<&qpatch_gate::gate::Key>;
 }
 
 impl Find for Host {
-    fn find(&self, domain: &str) -> Option<&qpatch_gate::gate::Key> {
-        self.gate().find_key(KeyKind::Domain, domain.as_bytes())
+    fn find(&self, domain: &[u8]) -> Option<&qpatch_gate::gate::Key> {
+        self.gate().find_key(KeyKind::Domain, domain)
     }
 }
 

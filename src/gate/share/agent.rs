@@ -14,8 +14,9 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
+use qpatch_gate::escape::Escaped;
 use qpatch_gate::host_share::{LeasePhase, fall_back_share, start_share};
-use qpatch_gate::lease::{Header, MAGIC, sum};
+use qpatch_gate::lease::{FILE_MAX, Header, MAGIC, sum};
 use qpatch_gate::rules::KeyKind;
 
 use super::config::Terms;
@@ -27,8 +28,11 @@ const ASK_AGAIN_MS: u64 = 1000;
 const WANT_MS: u64 = 500;
 /// What the store knows of a key is told again after this time, in milliseconds: it forgets keys after an hour.
 const TELL_AGAIN_MS: u64 = 300_000;
-/// So many that the fall-back share is as small as it can be.
+/// So many that the fall-back share, or the start-up share, is as small as it can be.
 const UNKNOWN_HOSTS: u32 = 1_000_000;
+/// The most bytes for the lines of keys in the lease: the gate reads no larger file. The rest is for its first and last
+/// line.
+const LINES_MAX: usize = FILE_MAX as usize - 1024;
 /// The most keys in one call, so that a call takes the store a few milliseconds.
 pub(super) const KEYS_PER_CALL: usize = 200;
 
@@ -130,11 +134,17 @@ struct KeyState {
     sent: Option<Report>,
     sent_ms: u64,
     must_send: bool,
+    /// How long its line in the lease is, at most.
+    line_bytes: usize,
+    /// The lease has no room for it: it has the start-up share, and wants no more.
+    has_no_room: bool,
 }
 
 impl KeyState {
-    fn new() -> Self {
+    fn new(key: &[u8]) -> Self {
         Self {
+            line_bytes: Escaped(key).to_string().len() + "\t4294967295\n".len(),
+            has_no_room: false,
             limit: 0,
             running: 0,
             want: 0,
@@ -164,7 +174,8 @@ impl KeyState {
             (true, limit) => start_share(limit, start_hosts),
         };
         let share = largest.map(|largest| largest.max(unlisted));
-        Report { share, running: self.running, want: self.want, limit: self.limit }
+        let want = if self.has_no_room { self.want.min(unlisted) } else { self.want };
+        Report { share, running: self.running, want, limit: self.limit }
     }
 }
 
@@ -186,6 +197,9 @@ pub(super) struct Agent {
     /// fall-back share.
     hosts: Vec<(u64, u32, u32)>,
     next_hosts: (u32, u32),
+    /// The lease has no room for all keys of which this host has nothing. So those that are not listed have nothing,
+    /// in place of the start-up share.
+    is_closed: bool,
     /// How many hosts there are.
     count: u32,
     /// Whether it has ever had a lease. Before, its gate has the whole limit, which the store cannot help.
@@ -223,6 +237,7 @@ impl Agent {
             written_until_ms: 0,
             hosts: vec![(0, 1, 1)],
             next_hosts: (1, 1),
+            is_closed: false,
             count: 1,
             was_leased: false,
             confirmed: 0,
@@ -243,19 +258,18 @@ impl Agent {
         keys: impl IntoIterator<Item = (KeyKind, Vec<u8>, u32)>,
     ) -> Self {
         let until_ms = if header.boot == boot { header.until_ms } else { 0 };
-        let hosts = (header.start_hosts.max(1), header.hosts.max(1));
         let mut agent = Self {
             seq: header.seq,
             until_ms,
             written_until_ms: until_ms,
-            hosts: vec![(0, hosts.0, hosts.1)],
-            next_hosts: hosts,
             must_write: false,
             was_leased: true,
             ..Self::new(terms, header.agent, boot, header.seq)
         };
+        agent.has_hosts_of(header);
         for (kind, name, share) in keys {
-            let state = agent.keys.entry(key_name(kind, &name)).or_insert_with(KeyState::new);
+            let key = key_name(kind, &name);
+            let state = agent.keys.entry(key).or_insert_with_key(|key| KeyState::new(key));
             (state.shares, state.next) = (vec![(0, Some(share))], Some(share));
         }
         agent
@@ -279,14 +293,38 @@ impl Agent {
             return agent;
         };
         agent.seq = header.seq.max(seq);
-        agent.next_hosts = (header.start_hosts.max(1), header.hosts.max(1));
-        agent.hosts = vec![(0, agent.next_hosts.0, agent.next_hosts.1)];
+        agent.has_hosts_of(header);
         agent.was_leased = true;
         if header.boot == boot {
             // Until then the gate has what an earlier version said, and then its fall-back shares.
             agent.blind_until_ms = header.until_ms.saturating_add(header.settle_ms);
         }
         agent
+    }
+
+    /// Takes the numbers of hosts from a lease that is in force.
+    fn has_hosts_of(&mut self, header: Header) {
+        let (start, hosts) = (header.start_hosts.max(1), header.hosts.max(1));
+        self.is_closed = start >= UNKNOWN_HOSTS;
+        self.next_hosts = (if self.is_closed { 1 } else { start }, hosts);
+        self.hosts = vec![(0, start, hosts)];
+    }
+
+    /// The numbers of hosts for the next version of the lease.
+    fn hosts_to_write(&self) -> (u32, u32) {
+        let (start, hosts) = self.next_hosts;
+        (if self.is_closed { UNKNOWN_HOSTS } else { start }, hosts)
+    }
+
+    /// How many bytes the lines of the next version have, at most.
+    fn lines_bytes(&self) -> usize {
+        let listed = self.keys.values().filter(|state| state.next.is_some());
+        listed.map(|state| state.line_bytes).sum()
+    }
+
+    /// Whether there are keys for which the lease has no room.
+    pub(super) fn lacks_room(&self) -> bool {
+        self.is_closed || self.keys.values().any(|state| state.has_no_room)
     }
 
     /// Whether the gate has everything that was written, or nothing of it counts any more.
@@ -366,7 +404,7 @@ impl Agent {
             prune(&mut state.shares, |share| share.0, confirmed);
         }
         prune(&mut self.hosts, |hosts| hosts.0, confirmed);
-        let start_hosts = self.next_hosts.0;
+        let start_hosts = self.hosts_to_write().0;
         let mut wants = HashMap::with_capacity(demand.keys.len());
         for key in &demand.keys {
             let name = key_name(key.kind, &key.name);
@@ -375,7 +413,7 @@ impl Agent {
             let state = match self.keys.entry(name.clone()) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(_) if is_small => continue,
-                Entry::Vacant(entry) => entry.insert(KeyState::new()),
+                Entry::Vacant(entry) => entry.insert(KeyState::new(&name)),
             };
             (state.limit, state.running) = (key.limit, key.running);
             wants.insert(name, key.want.max(key.running).min(key.limit));
@@ -392,6 +430,12 @@ impl Agent {
             let has_told = state.sent.is_some_and(|sent| sent.want > 0 || sent.running > 1);
             is_known || state.want > 0 || state.must_send || has_told
         });
+        let mut bytes = self.lines_bytes();
+        for state in self.keys.values_mut().filter(|state| state.has_no_room) {
+            bytes += state.line_bytes;
+            // Not up to the last byte, so that a key that comes and goes does not take others with it.
+            state.has_no_room = bytes > LINES_MAX / 8 * 7;
+        }
     }
 
     /// The store has answered a hello, and a first step that was sent at `sent_ms`.
@@ -411,6 +455,10 @@ impl Agent {
             self.was_leased = true;
             self.hosts = vec![(self.seq, 1, UNKNOWN_HOSTS)];
         }
+        if welcome.is_new && !has_lease {
+            // It begins like a host that has never been there: it knows all keys of which others have shares.
+            self.is_closed = false;
+        }
         self.set_hosts(first);
         for state in self.keys.values_mut() {
             state.sent = None;
@@ -426,8 +474,17 @@ impl Agent {
                 state.next = state.next.map(|share| share.min(fall_back));
             }
         }
+        let mut bytes = self.lines_bytes();
         for key in closed {
-            let state = self.keys.entry(key.clone()).or_insert_with(KeyState::new);
+            let state = self.keys.entry(key.clone()).or_insert_with_key(|key| KeyState::new(key));
+            if state.next.is_none() {
+                bytes += state.line_bytes;
+                if bytes > LINES_MAX {
+                    bytes -= state.line_bytes;
+                    self.is_closed = true;
+                    continue;
+                }
+            }
             if !has_lease || state.next.is_none() {
                 state.next = Some(0);
             }
@@ -458,11 +515,11 @@ impl Agent {
         if self.stage != Stage::In {
             return items;
         }
-        let start_hosts = self.hosts_in_force().0;
-        for (key, state) in &mut self.keys {
+        let (start_hosts, next_start_hosts) = (self.hosts_in_force().0, self.hosts_to_write().0);
+        for (key, state) in &self.keys {
             let what = state.report(start_hosts);
-            let share = what.share.unwrap_or_else(|| start_share(state.limit, self.next_hosts.0));
-            let lacks = state.want > share;
+            let share = what.share.unwrap_or_else(|| start_share(state.limit, next_start_hosts));
+            let lacks = what.want > share;
             let is_due = state.must_send
                 || state.sent != Some(what)
                 || (lacks && now_ms.saturating_sub(state.sent_ms) >= ASK_AGAIN_MS)
@@ -481,9 +538,17 @@ impl Agent {
     pub(super) fn answered(&mut self, items: &[Item], reply: &StepReply, sent_ms: u64) {
         self.until_ms = self.until_ms.max(sent_ms + self.terms.lease_ms);
         self.set_hosts(reply);
+        let mut bytes = self.lines_bytes();
         for (item, &share) in items.iter().zip(&reply.shares) {
             let Some(state) = self.keys.get_mut(&item.key) else { continue };
-            state.next = share;
+            if share.is_some() && state.next.is_none() && bytes + state.line_bytes > LINES_MAX {
+                // What it has in force is what it reports, so the store gives nothing of it away.
+                state.has_no_room = true;
+            } else {
+                bytes += state.line_bytes * usize::from(share.is_some());
+                bytes -= state.line_bytes * usize::from(state.next.is_some());
+                state.next = share;
+            }
             (state.sent, state.sent_ms, state.must_send) = (Some(item.what), sent_ms, false);
         }
         if self.lost != reply.lost {
@@ -495,7 +560,8 @@ impl Agent {
         }
         if self.stage == Stage::In {
             for key in &reply.inbox {
-                self.keys.entry(key.clone()).or_insert_with(KeyState::new).must_send = true;
+                let state = self.keys.entry(key.clone());
+                state.or_insert_with_key(|key| KeyState::new(key)).must_send = true;
             }
         }
     }
@@ -509,7 +575,7 @@ impl Agent {
     /// The file's new contents, if it has to be written. They count as written at once.
     pub(super) fn file(&mut self, now_ms: u64) -> Option<Vec<u8>> {
         let is_new = self.must_write
-            || self.hosts.last().is_none_or(|last| (last.1, last.2) != self.next_hosts)
+            || self.hosts.last().is_none_or(|last| (last.1, last.2) != self.hosts_to_write())
             || self.keys.values().any(|state| state.written() != state.next);
         let is_old = self.until_ms >= self.written_until_ms + self.terms.lease_ms / 4;
         if !(is_new || is_old) || !self.may_write(now_ms) {
@@ -517,7 +583,8 @@ impl Agent {
         }
         if is_new {
             self.seq += 1;
-            self.hosts.push((self.seq, self.next_hosts.0, self.next_hosts.1));
+            let (start, hosts) = self.hosts_to_write();
+            self.hosts.push((self.seq, start, hosts));
             for state in self.keys.values_mut().filter(|state| state.written() != state.next) {
                 state.shares.push((self.seq, state.next));
             }
@@ -530,7 +597,7 @@ impl Agent {
     fn text(&self) -> Vec<u8> {
         use std::io::Write as _;
         let mut text = Vec::new();
-        let (start, hosts) = self.next_hosts;
+        let (start, hosts) = self.hosts_to_write();
         let Terms { least, .. } = self.terms;
         // Writing into memory does not fail.
         let _ = write!(
@@ -548,7 +615,7 @@ impl Agent {
             let Some(share) = state.next else { continue };
             let at = key.iter().position(|&byte| byte == b':').unwrap_or(0);
             let kind = String::from_utf8_lossy(&key[..at]);
-            let name = qpatch_gate::escape::Escaped(&key[at + 1..]);
+            let name = Escaped(&key[at + 1..]);
             let _ = writeln!(text, "{kind}\t{name}\t{share}");
         }
         let _ = write!(text, "end\t{}\t", self.seq);

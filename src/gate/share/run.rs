@@ -31,6 +31,7 @@ const HANGS_MS: u64 = 30_000;
 struct Said {
     store: String,
     gate: String,
+    room: String,
     is_in: bool,
 }
 
@@ -83,6 +84,9 @@ pub(super) fn run(home: Home) -> Result<()> {
 
 const WAITS: &str = "waiting until the running gate has read queue/lock/gatelease; a gate that an earlier qpatch has \
                      built does not read it";
+
+const NO_ROOM: &str = "there are more keys than queue/lock/gatelease has room for (a megabyte); those that are not in it \
+                       have one place on this host at most, and none where the limit is lower than the number of hosts";
 
 /// The agent as it begins: it goes on with the lease that an earlier one has left.
 fn begin(config: &Config, lease: &LeaseFile) -> Result<Agent> {
@@ -201,6 +205,9 @@ fn report(said: &mut Said, agent: &Agent, config: &Config, why: Option<CallError
     };
     let is_in = agent.stage == Stage::In;
     Said::say(&mut said.store, text);
+    if agent.lacks_room() {
+        Said::say(&mut said.room, NO_ROOM.to_string());
+    }
     if is_in && !said.is_in {
         let hosts = crate::output::count(agent.hosts().into(), "host");
         eprintln!(

@@ -4,7 +4,7 @@
 //! refuses whatever of the old one is still on its way. So a step that comes late changes nothing.
 
 use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{
     Client, Connection, ConnectionLike as _, IntoConnectionInfo as _, RedisError, Script,
@@ -66,11 +66,25 @@ pub(super) struct Store {
     host: String,
     terms: Terms,
     timeout: Duration,
-    connection: Option<(Connection, String)>,
+    /// How often it looks whether the store drops keys.
+    look_every: Duration,
+    connection: Option<Link>,
+}
+
+/// A connection, the server's run, and when its INFO was read.
+struct Link {
+    connection: Connection,
+    run: String,
+    looked: Instant,
 }
 
 /// The longest time that a call may take, in milliseconds.
 const CALL_MAX_MS: u64 = 3000;
+/// Somebody may change the store's settings while the agent has its connection.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// What step.lua calls.
+const COMMANDS: &str =
+    "TIME EXISTS DEL PEXPIRE HMGET HGETALL HSET HDEL HLEN SMEMBERS SADD SREM SPOP";
 
 impl Store {
     /// Prepares the connection.
@@ -111,8 +125,16 @@ impl Store {
             host: config.host.clone(),
             terms: config.terms,
             timeout: Duration::from_millis((config.terms.lease_ms / 3).min(CALL_MAX_MS)),
+            look_every: LOOK_EVERY,
             connection: None,
         })
+    }
+
+    /// A test does not wait for a minute.
+    #[cfg(test)]
+    pub(super) fn looking_each_time(mut self) -> Self {
+        self.look_every = Duration::ZERO;
+        self
     }
 
     /// The key of the hash that is the store's clock in tests.
@@ -130,33 +152,60 @@ impl Store {
     }
 
     fn connect(&mut self) -> std::result::Result<(), CallError> {
-        if self.connection.is_some() {
+        if let Some(link) = &mut self.connection {
+            if link.looked.elapsed() >= self.look_every {
+                link.looked = Instant::now();
+                self.look("memory")?;
+            }
             return Ok(());
         }
-        let failed = |error: RedisError| CallError::Failed(explain(&error));
-        let mut connection =
-            self.client.get_connection_with_timeout(self.timeout).map_err(failed)?;
+        let failed = |error: RedisError| CallError::Failed(self.explain(&error));
+        let connection = self.client.get_connection_with_timeout(self.timeout).map_err(failed)?;
         connection.set_read_timeout(Some(self.timeout)).map_err(failed)?;
         connection.set_write_timeout(Some(self.timeout)).map_err(failed)?;
-        // A user without the right to ask for it loses only one sign of a failover, and one of a store that drops keys.
-        let info: String = redis::cmd("INFO").query(&mut connection).unwrap_or_default();
-        let run = info
-            .lines()
-            .find_map(|line| line.strip_prefix("run_id:"))
-            .unwrap_or("?")
-            .trim()
-            .to_string();
-        if !connection.is_open() {
-            return Err(CallError::Failed("the connection was closed".to_string()));
+        let link = Link { connection, run: "?".to_string(), looked: Instant::now() };
+        self.connection = Some(link);
+        let info = self.look("default")?;
+        let run = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+        if let (Some(link), Some(run)) = (&mut self.connection, run) {
+            link.run = run.trim().to_string();
         }
-        if let Some(policy) = evicts(&info) {
-            return Err(CallError::Failed(format!(
+        Ok(())
+    }
+
+    /// Reads the INFO of the store. It ends the connection to a store that drops keys.
+    fn look(&mut self, section: &str) -> std::result::Result<String, CallError> {
+        let Some(link) = &mut self.connection else { return Err(CallError::Gone) };
+        // A user without the right to ask for it loses only one sign of a failover, and one of a store that drops keys.
+        let info: String =
+            redis::cmd("INFO").arg(section).query(&mut link.connection).unwrap_or_default();
+        let why = if !link.connection.is_open() {
+            "the connection was closed".to_string()
+        } else if let Some(policy) = evicts(&info) {
+            format!(
                 "it drops keys when it is full (maxmemory-policy {policy}), and so could give places away twice; set \
                  maxmemory-policy noeviction"
-            )));
+            )
+        } else {
+            return Ok(info);
+        };
+        self.connection = None;
+        Err(CallError::Failed(why))
+    }
+
+    /// What is wrong, and what the ACL of the user must allow.
+    fn explain(&self, error: &RedisError) -> String {
+        match error.code() {
+            Some("NOPERM") => format!(
+                "it does not allow this: {}; the agent calls INFO, SCRIPT LOAD and EVALSHA, and its keys begin with {}",
+                detail(error),
+                self.prefix
+            ),
+            Some("ERR") if detail(error).starts_with("The user executing the script can't run") => {
+                format!("the script may not call what it needs: {COMMANDS}")
+            }
+            _ => explain(error),
         }
-        self.connection = Some((connection, run));
-        Ok(())
     }
 
     fn call(
@@ -166,7 +215,9 @@ impl Store {
         args: &[Vec<u8>],
     ) -> std::result::Result<Vec<Value>, CallError> {
         self.connect()?;
-        let Some((connection, run)) = &mut self.connection else { return Err(CallError::Gone) };
+        let Some(Link { connection, run, .. }) = &mut self.connection else {
+            return Err(CallError::Gone);
+        };
         let Terms { lease_ms, forget_ms, least, .. } = self.terms;
         let mut call = self.script.prepare_invoke();
         for name in ["pool", "hosts", "keys"] {
@@ -182,7 +233,7 @@ impl Store {
             Ok(reply) => Ok(reply),
             Err(error) => {
                 self.connection = None;
-                Err(CallError::Failed(explain(&error)))
+                Err(CallError::Failed(self.explain(&error)))
             }
         }
     }
@@ -296,12 +347,18 @@ fn clamp(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+/// The store's words behind the code, without what a terminal would not print.
+fn detail(error: &RedisError) -> String {
+    let words = error.detail().unwrap_or("no reason given").chars();
+    words.filter(|letter| !letter.is_control()).take(200).collect()
+}
+
 /// What is wrong, without anything that was sent: it may have been a password.
 fn explain(error: &RedisError) -> String {
     match error.code() {
         Some("READONLY") => "it is a replica, which takes no writes: name the primary".to_string(),
         Some("NOAUTH") => "it wants a password: set password-file".to_string(),
-        Some("WRONGPASS" | "NOPERM") => "it refuses this user or password".to_string(),
+        Some("WRONGPASS") => "it refuses this user or password".to_string(),
         Some("MOVED" | "CROSSSLOT") => {
             "it is a node of a cluster that does not have this pool".to_string()
         }

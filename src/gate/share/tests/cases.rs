@@ -1,5 +1,7 @@
 //! What the agents and the store do, one case after the other.
 
+use qpatch_gate::lease::FILE_MAX;
+
 use super::super::agent::{KEYS_PER_CALL, Report};
 use super::*;
 
@@ -240,6 +242,124 @@ fn names_with_every_byte_and_ten_thousand_keys() {
     all.sort();
     keys.sort();
     assert!(all == keys);
+}
+
+#[test]
+fn a_store_whose_settings_change_later() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let mut store = Store::new(&config(&redis, "h0", terms())).unwrap().looking_each_time();
+    let set = |name: &str, value: &str| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("SET").arg(name).arg(value);
+        let _: () = command.query(&mut connection(&redis)).unwrap();
+    };
+    let welcome = store.hello(1, (1, 1), true).unwrap();
+    set("maxmemory", "100mb");
+    store.step(1, welcome.conn, (1, 1), true, &[]).unwrap();
+    set("maxmemory-policy", "allkeys-lru");
+    let step = store.step(1, welcome.conn, (1, 1), true, &[]);
+    let Err(CallError::Failed(why)) = step else { panic!("{step:?}") };
+    assert!(why.contains("set maxmemory-policy noeviction"), "{why}");
+    set("maxmemory-policy", "noeviction");
+    store.step(1, welcome.conn, (1, 1), true, &[]).unwrap();
+}
+
+#[test]
+fn what_the_acl_does_not_allow_is_named() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let call = |rules: &[&str]| {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg("default").arg("reset").arg("on").arg("nopass").arg(rules);
+        // The next one has to be allowed again: this connection is of another user.
+        let mut admin = redis::Client::open(format!("redis://admin:x@127.0.0.1:{}", redis.port))
+            .unwrap()
+            .get_connection()
+            .unwrap();
+        let _: () = command.query(&mut admin).unwrap();
+        let mut store = Store::new(&config(&redis, "h0", terms())).unwrap();
+        match store.hello(1, (1, 1), true) {
+            Err(CallError::Failed(why)) => why,
+            other => format!("{other:?}"),
+        }
+    };
+    let mut command = redis::cmd("ACL");
+    command.arg("SETUSER").arg("admin").arg("on").arg(">x").arg("~*").arg("+@all");
+    let _: () = command.query(&mut connection(&redis)).unwrap();
+    for (rules, expected) in [
+        (&["~other:*", "+@all"][..], "its keys begin with qpatch:{p}:"),
+        (&["~*", "+@all", "-evalsha"], "'evalsha' command"),
+        (&["~*", "+@all", "-script"], "'script|load' command"),
+        (&["~*", "+@all", "-hset"], "HSET"),
+        (&["~*", "+@all", "-info"], "Welcome"),
+        (&["~qpatch:{p}:*", "+@all"], "Welcome"),
+    ] {
+        let why = call(rules);
+        assert!(why.contains(expected), "{rules:?}: {why}");
+        assert!(!why.contains("password"), "{why}");
+    }
+}
+
+/// The lease has room for five hundred keys with names of this length.
+const LONG: usize = 2000;
+
+fn long_name(number: usize) -> String {
+    format!("{number:0>LONG$}")
+}
+
+fn listed(host: &Host) -> usize {
+    host.lease.as_ref().map_or(0, |lease| lease.1.len())
+}
+
+#[test]
+fn as_many_keys_as_the_lease_has_room_for() {
+    let names: Vec<String> = (0..600).map(long_name).collect();
+    let limits: Vec<(&str, u32)> = names.iter().map(|name| (&name[..], 9)).collect();
+    let Some(mut pool) = Pool::new(&limits, 2) else { return };
+    pool.all_in();
+    for name in &names {
+        pool.wants(name, &[100, 100]);
+    }
+    pool.until("half each of what fits", |pool| {
+        let has_half = |of: &&Vec<u32>| of.iter().all(|&share| share >= 4);
+        pool.shares().iter().filter(has_half).count() > 500
+    });
+    for host in &pool.hosts {
+        assert!(host.file.len() as u64 <= FILE_MAX && listed(host) < 600, "{}", listed(host));
+        assert!(host.agent.lacks_room());
+    }
+    // The others have their start-up shares.
+    assert!(pool.shares().iter().flatten().all(|&share| share > 0));
+    // When some keys want nothing any more, there is room for others.
+    for name in &names[..300] {
+        pool.wants(name, &[0, 0]);
+    }
+    pool.until("the others have theirs", |pool| {
+        let shares = pool.shares();
+        shares[300..].iter().all(|of| of.iter().all(|&share| share >= 4))
+    });
+
+    // A new host has nothing of any key of which others have shares, whether it has room to say so or not.
+    for name in &names {
+        pool.wants(name, &[100, 0]);
+    }
+    pool.until("nearly all keys have shares", |pool| {
+        listed(&pool.hosts[0]) + listed(&pool.hosts[1]) > 900
+    });
+    pool.add();
+    pool.until("it takes part", |pool| pool.hosts[2].agent.stage == Stage::In);
+    let start_hosts = pool.hosts[2].lease.as_ref().map(|lease| lease.0.start_hosts);
+    assert!(listed(&pool.hosts[2]) > 500 && start_hosts > Some(10_000), "{start_hosts:?}");
+    for host in &mut pool.hosts[..2] {
+        host.mail.clear();
+    }
+    pool.wants(&names[599], &[0, 0, 100]);
+    pool.until("its mail has places", |pool| pool.shares()[599] == [0, 0, 9]);
+    // Another agent goes on as this one did, and others do not take over that number of hosts.
+    pool.hosts[2].restart();
+    pool.until("it is back", |pool| pool.hosts[2].agent.stage == Stage::In);
+    pool.add();
+    pool.all_in();
+    assert_eq!(pool.hosts[3].lease.as_ref().map(|lease| lease.0.start_hosts), Some(4));
 }
 
 #[test]
