@@ -21,7 +21,7 @@ fn init_writes_a_file_without_problems_and_only_once() {
              providers\na running gate uses it within a second; next: qpatch gate check .\n"
         );
         let run = home.gate(&["check", "."]).ok();
-        let comcast = if remote.is_some_and(|text| text.len() > 3) { 112 } else { 111 };
+        let comcast = if remote.is_some_and(|text| text.len() > 3) { 299 } else { 298 };
         let expected = format!(
             "./control/concurrencydomains: no problems; {comcast} lines, 8 groups, default 20, "
         );
@@ -33,6 +33,16 @@ fn init_writes_a_file_without_problems_and_only_once() {
             ("outlook.fr", "group outlook"),
             ("live.co.uk", "group outlook"),
             ("yahoo.fr", "group yahoo"),
+            ("hotmail.co.jp", "group outlook"),
+            ("hotmail.gr", "group outlook"),
+            ("hotmail.nl", "group outlook"),
+            ("live.com.au", "group outlook"),
+            ("msn.cn", "group outlook"),
+            ("outlook.mx", "group outlook"),
+            ("yahoo.com.br", "group yahoo"),
+            ("yahoo.co.id", "group yahoo"),
+            ("aol.de", "group yahoo"),
+            ("gmx.fr", "group gmx"),
             ("yahoo.co.jp", "yahoo.co.jp"),
             ("other.fr", "other.fr"),
         ] {
