@@ -1,5 +1,4 @@
 //! A name server on loopback, UDP and TCP on one port, that says what a test wants.
-#![allow(dead_code, unreachable_pub)]
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -15,7 +14,7 @@ use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 
 /// What the server does when it is asked for a name.
 #[derive(Clone, Debug)]
-pub enum Says {
+pub(crate) enum Says {
     /// These mail exchangers, and nothing of other types.
     Mx(Vec<(u16, Name)>),
     /// It is an alias, whose target is to be asked for.
@@ -46,11 +45,11 @@ pub enum Says {
     Chain(u32),
 }
 
-pub fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::from_ascii(text).unwrap()
 }
 
-pub fn mx(list: &[(u16, &str)]) -> Says {
+pub(crate) fn mx(list: &[(u16, &str)]) -> Says {
     Says::Mx(list.iter().map(|&(preference, target)| (preference, name(target))).collect())
 }
 
@@ -65,14 +64,14 @@ struct Shared {
     by_tcp: AtomicU32,
 }
 
-pub struct Dns {
+pub(crate) struct Dns {
     shared: Arc<Shared>,
     pub address: SocketAddr,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Dns {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // The port of one may be taken by somebody else for the other.
         let (udp, tcp) = (0..100)
             .find_map(|_| {
@@ -101,18 +100,18 @@ impl Dns {
     }
 
     /// From now on.
-    pub fn says(&self, of: &str, says: Says) {
+    pub(crate) fn says(&self, of: &str, says: Says) {
         self.shared.zone.lock().unwrap().insert(of.to_string(), says);
     }
 
     /// Answers what hangs, with what the zone says of it now.
-    pub fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         *self.shared.let_go.lock().unwrap() = true;
         self.shared.freed.notify_all();
     }
 
     /// How many questions there were, and how many of them by TCP.
-    pub fn asked(&self) -> (u32, u32) {
+    pub(crate) fn asked(&self) -> (u32, u32) {
         (self.shared.asked.load(Ordering::SeqCst), self.shared.by_tcp.load(Ordering::SeqCst))
     }
 }

@@ -4,23 +4,17 @@
 //! look-up must end in bounded time, in bounded memory, with an answer for every domain that has one, and the map must
 //! be whole whatever happens: a full disk, a kill, another run at the same time.
 
-mod common;
-#[path = "common/dns.rs"]
-mod dns;
-#[path = "common/sites_rig.rs"]
-mod sites_rig;
-
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::run;
-use dns::{Says, mx, name};
+use crate::common::run;
+use crate::dns::{Says, mx, name};
+use crate::rig::{HEAD, LIMITS, Rig, domains};
 use hickory_resolver::proto::rr::Name;
 use qpatch_test_support::skip;
 use serde_json::Value;
-use sites_rig::{HEAD, LIMITS, Rig, domains};
 
 fn because(report: &Value, domain: &str) -> String {
     let lists = ["added", "kept", "unknown"].map(|list| report[list].as_array().unwrap());

@@ -1,5 +1,4 @@
 //! A qmail home for `qpatch gate sites`, and the name server that it asks.
-#![allow(dead_code, unreachable_pub)]
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,13 +11,14 @@ use tempfile::TempDir;
 use crate::common::{Run, run};
 use crate::dns::Dns;
 
-pub const HEAD: &str =
+pub(crate) const HEAD: &str =
     "# Written by qpatch gate sites, which overwrites it: what is changed here is lost.\n";
 
-pub const LIMITS: &str = ":20\nown.example:3\nmx:.outlook.com:2:outlook\nmx:.google.com:5:google\nmx:mx.alone.example:1\n";
+pub(crate) const LIMITS: &str = ":20\nown.example:3\nmx:.outlook.com:2:outlook\nmx:.google.com:5:google\n\
+                                 mx:mx.alone.example:1\n";
 
 /// A qmail home, and the name server that it asks.
-pub struct Rig {
+pub(crate) struct Rig {
     pub home: TempDir,
     pub dns: Dns,
     /// How long an answer may take, in seconds: longer than any machine does, where one comes.
@@ -26,7 +26,7 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn new(limits: &str) -> Self {
+    pub(crate) fn new(limits: &str) -> Self {
         let rig = Self { home: tempfile::tempdir().unwrap(), dns: Dns::new(), timeout: "60" };
         fs::create_dir_all(rig.path("control")).unwrap();
         fs::create_dir_all(rig.path("queue/lock")).unwrap();
@@ -38,21 +38,21 @@ impl Rig {
         rig
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    pub fn control(&self, name: &str, text: &str) {
+    pub(crate) fn control(&self, name: &str, text: &str) {
         fs::write(self.path("control").join(name), text).unwrap();
     }
 
     /// The map without the days when its domains were seen.
-    pub fn map(&self) -> String {
+    pub(crate) fn map(&self) -> String {
         let text = fs::read_to_string(self.path("control/concurrencysites")).unwrap_or_default();
         text.split_inclusive('\n').filter(|line| !line.starts_with("# seen ")).collect()
     }
 
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_qpatch"));
         command.current_dir(self.home.path()).args([
             "gate",
@@ -65,21 +65,21 @@ impl Rig {
         command
     }
 
-    pub fn sites(&self, args: &[&str]) -> Run {
+    pub(crate) fn sites(&self, args: &[&str]) -> Run {
         run(&mut self.command(args))
     }
 
-    pub fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let out = self.sites(&[args, &["--format", "json"]].concat()).ok().out;
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}"))
     }
 
-    pub fn host(&self, slots: u32) -> Host {
+    pub(crate) fn host(&self, slots: u32) -> Host {
         let (control, status) = (self.path("control"), self.path("queue/lock/gatestatus"));
         Host::open(slots, control.as_os_str(), status.as_os_str(), 1).unwrap()
     }
 }
 
-pub fn domains(list: &Value) -> Vec<&str> {
+pub(crate) fn domains(list: &Value) -> Vec<&str> {
     list.as_array().unwrap().iter().map(|change| change["domain"].as_str().unwrap()).collect()
 }

@@ -1,10 +1,4 @@
-//! `qpatch gate sites` with a name server on loopback, and a gate that uses the map that it wrote.
-
-mod common;
-#[path = "common/dns.rs"]
-mod dns;
-#[path = "common/sites_rig.rs"]
-mod sites_rig;
+//! Which site each domain gets, and a gate that uses the map that was written.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -12,13 +6,13 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dns::{Says, mx, name};
+use crate::dns::{Says, mx, name};
+use crate::rig::{HEAD, LIMITS, Rig, domains};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::Name;
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::{Ask, Host};
-use sites_rig::{HEAD, LIMITS, Rig, domains};
 
 fn ask(host: &mut Host, slot: u32, domain: &str) -> Ask {
     let recipient = format!("user@{domain}\0");
@@ -429,7 +423,7 @@ fn files_that_cannot_be_used() {
 
     rig.dns.says("a.example", mx(&[(1, "x.google.com.")]));
     fs::set_permissions(rig.path("control"), Permissions::from_mode(0o555)).unwrap();
-    let run = common::run_as_user(&mut rig.command(&[]), rig.home.path());
+    let run = crate::common::run_as_user(&mut rig.command(&[]), rig.home.path());
     fs::set_permissions(rig.path("control"), Permissions::from_mode(0o755)).unwrap();
     assert_eq!(run.code, 1);
     assert!(run.err.starts_with("qpatch: ./control: cannot write into it: "), "{}", run.err);
