@@ -91,6 +91,8 @@ enum Command {
     /// long their mail would have waited, and how many busy answers there would have been. Limits
     /// that learn follow the servers' replies in the log. How a server would have replied to fewer
     /// deliveries at once is not known, so such limits fall lower here than on a real server.
+    /// A fixed limit stays, but for some seconds after a refusal the gate starts less than it
+    /// allows. So mail may wait although its limit is never reached; a note counts that mail.
     ///
     /// Where the server has a gate already, its log says how long each delivery was held, and a
     /// delivery that got a busy answer counts as one that waited. So such a log also shows what a

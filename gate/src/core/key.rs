@@ -287,6 +287,13 @@ impl Key {
         self.learned.most(now_us, self.own_limit(), self.cap.learning)
     }
 
+    /// Returns whether none may start for a while, or fewer may run than the limit allows, because of what the server
+    /// answered.
+    #[must_use]
+    pub fn is_held_down(&self, now_us: u64) -> bool {
+        self.suspended_until(now_us).is_some() || self.most(now_us) < self.own_limit()
+    }
+
     pub(super) fn admits(&self, now_us: u64) -> bool {
         match self.cap.limit {
             Limit::AtMost(0) => false,

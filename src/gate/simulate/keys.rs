@@ -42,6 +42,8 @@ pub(super) struct SimulatedKey {
     pub(super) refused: u64,
     /// Deferred because no connection succeeded.
     pub(super) suspended: u64,
+    /// Of those that waited: fewer ran than the limit, but the server had refused one shortly before.
+    pub(super) waited_after_refusal: u64,
     /// The lowest limit that was learned.
     pub(super) lowest: Limit,
     /// When its last delivery ended with limits,
@@ -156,6 +158,7 @@ impl KeyIndex {
             objections: 0,
             refused: 0,
             suspended: 0,
+            waited_after_refusal: 0,
             lowest: cap.limit,
             last_end_us: 0,
             log_end_us: 0,

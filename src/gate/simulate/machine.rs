@@ -55,6 +55,8 @@ struct SimulatedDelivery {
     #[cfg(test)]
     told: ReportedResult,
     round: Round,
+    /// It waits although fewer run than the limit: the gate pauses after a refusal.
+    waits_after_refusal: bool,
 }
 
 /// Which try of a delivery it is.
@@ -396,6 +398,7 @@ impl MailSystem {
             #[cfg(test)]
             told,
             round: Round::First,
+            waits_after_refusal: false,
         };
         let at = match self.free.pop() {
             Some(at) => {
@@ -472,6 +475,12 @@ impl MailSystem {
             Some(parts) => self.gate.ask(self.now_us, slot, &parts),
             None => Answer::Go,
         };
+        if answer != Answer::Go
+            && self.deliveries[at as usize].asked_us == self.now_us
+            && self.pauses_after_refusal(key)
+        {
+            self.deliveries[at as usize].waits_after_refusal = true;
+        }
         match answer {
             Answer::Go | Answer::InUse => self.start(at),
             Answer::Hold => {}
@@ -481,8 +490,20 @@ impl MailSystem {
         self.held_peak = self.held_peak.max(self.gate.held());
     }
 
+    /// Whether the gate starts fewer deliveries of a key than its fixed limit, or none, because of a refusal.
+    fn pauses_after_refusal(&self, key: u32) -> bool {
+        let SimulatedKey { kind, name, cap, running, objections, .. } = &self.keys[key as usize];
+        if *objections == 0
+            || cap.learning == Learning::On
+            || !matches!(cap.limit, Limit::AtMost(limit) if limit > *running)
+        {
+            return false;
+        }
+        self.gate.find_key(*kind, name).is_some_and(|key| key.is_held_down(self.now_us))
+    }
+
     fn start(&mut self, at: u32) {
-        let SimulatedDelivery { key, asked_us, service_us, round, .. } =
+        let SimulatedDelivery { key, asked_us, service_us, round, waits_after_refusal, .. } =
             self.deliveries[at as usize];
         if round == Round::Again {
             self.at(self.now_us, MachineEvent::End(at));
@@ -499,6 +520,7 @@ impl MailSystem {
                 curves.waited(waited_us);
             }
             key.waited += 1;
+            key.waited_after_refusal += u64::from(waits_after_refusal);
             key.waited_us += waited_us;
             key.waited_max_us = key.waited_max_us.max(waited_us);
         }

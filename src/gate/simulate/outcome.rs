@@ -91,6 +91,8 @@ struct KeyOutcome {
     refused: u64,
     /// Deferred because no connection succeeded.
     suspended: u64,
+    /// Of those that waited, those whose fixed limit was not reached: the gate pauses after a refusal.
+    waited_after_refusal: u64,
     #[serde(skip)]
     lowest: Limit,
     /// null is unlimited.
@@ -147,6 +149,7 @@ impl SimulationOutcome {
             objections: key.objections,
             refused: key.refused,
             suspended: key.suspended,
+            waited_after_refusal: key.waited_after_refusal,
             lowest: key.lowest,
             lowest_limit: limit_value(key.lowest),
         };
@@ -428,6 +431,15 @@ impl SimulationOutcome {
             format!(
                 "{} refused as too many at once, or reached no server; no line for them learns",
                 deliveries(self.objections)
+            ),
+        );
+        let paused: u64 = self.keys.iter().map(|row| row.waited_after_refusal).sum();
+        note(
+            paused,
+            format!(
+                "{paused} of those that would have waited found fewer running than their limit: for some seconds after \
+                 a refusal the gate starts less than a limit allows; what was refused in the log is refused here, \
+                 too, even with fewer at once, so these waits may be too long"
             ),
         );
         let has_times = lines.held_already > 0;
