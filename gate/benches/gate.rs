@@ -6,11 +6,11 @@ use qpatch_gate::command::Parts;
 use qpatch_gate::ffi;
 use qpatch_gate::gate::{Answer, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::name::Hasher;
+use qpatch_gate::other_spawners::{Announcement, Demand, OtherSpawners};
 use qpatch_gate::random::Random;
 use qpatch_gate::rules::{KeyKind, Rules};
-use qpatch_gate::share::{Announcement, Demand, OtherSpawners};
-use qpatch_gate::shared::Shared;
 use qpatch_gate::site::Map;
+use qpatch_gate::spawner_columns::Shared;
 use qpatch_gate::table::Table;
 
 /// The processor time of this thread. On a shared machine, the time of other processes does not count.

@@ -39,11 +39,11 @@ const _: () = assert!(crate::core::command::PART_MAX == bindings::GATE_PART_MAX 
 
 static HOST: Mutex<Option<Host>> = Mutex::new(None);
 
-/// [`crate::inject::panics`] for tests in C.
+/// [`crate::panic_injection::panics`] for tests in C.
 #[cfg(feature = "panic-injection")]
 #[unsafe(no_mangle)]
 pub extern "C" fn gate_inject_panics(calls: c_uint) {
-    crate::inject::panics(calls);
+    crate::panic_injection::panics(calls);
 }
 
 /// Closes the gate, so that a test can open another. C cannot call it.
@@ -61,7 +61,7 @@ fn guarded<R>(fallback: R, body: impl FnOnce(&mut Option<Host>) -> Option<R>) ->
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         #[cfg(feature = "panic-injection")]
-        crate::inject::called();
+        crate::panic_injection::called();
         body(&mut host)
     }));
     match outcome {

@@ -11,7 +11,7 @@
 macro_rules! fault {
     () => {
         #[cfg(feature = "panic-injection")]
-        crate::inject::fault();
+        crate::panic_injection::fault();
     };
 }
 
@@ -22,16 +22,16 @@ mod core;
 pub mod ffi;
 pub mod host;
 #[cfg(feature = "panic-injection")]
-pub mod inject;
+pub mod panic_injection;
 pub mod report;
 mod util;
 
 // The folders help to read the crate. Its users need not know them.
 pub use self::core::{
-    command, gate, host_share, learn, linger, pace, rate, recall, returns, rules, share, shortage,
-    start_log, window,
+    command, gate, host_share, learn, linger, other_spawners, pace, rate, recall, returns, rules,
+    shortage, start_log, window,
 };
 pub use control::{limit, literal, name, name_map, problem, rates, route, sender, site, table};
-pub use host::{clock, kept, lease, process, shared, status};
+pub use host::{clock, kept, lease, process, spawner_columns, status};
 pub use report::{echo, replies};
 pub use util::{escape, index, memory, random, regex};

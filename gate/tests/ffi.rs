@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 use qpatch_gate::ffi::{
     close, gate_ask, gate_done, gate_drop_held, gate_held, gate_next, gate_open, gate_timeout_ms,
 };
-use qpatch_gate::inject;
+use qpatch_gate::panic_injection;
 use qpatch_gate::status::State;
 use qpatch_gate_status::Status;
 
@@ -305,7 +305,7 @@ fn after_a_panic_mail_goes_on() {
         assert_eq!(ask(slot, "a.example"), HOLD);
     }
     std::panic::set_hook(Box::new(|_| {}));
-    inject::panics(1);
+    panic_injection::panics(1);
     assert_eq!(ask(4, "a.example"), GO);
     assert_eq!(home.status().state, State::Failed);
     assert_eq!(ask(5, "a.example"), GO);
@@ -404,7 +404,7 @@ fn a_panic_at_any_place_loses_no_command() {
         fs::write(home.path.join("status"), "").unwrap();
         assert_eq!(home.open(Spawner::SLOTS as c_uint), 1);
         std::panic::set_hook(Box::new(|_| {}));
-        inject::panics_at(place);
+        panic_injection::panics_at(place);
         let mut spawner = Spawner::new();
         for _ in 0..9 {
             for _ in 0..3 {
@@ -422,8 +422,8 @@ fn a_panic_at_any_place_loses_no_command() {
             "place {place}: {:?}",
             spawner.outcomes
         );
-        if !inject::has_panicked() {
-            inject::panics_at(0);
+        if !panic_injection::has_panicked() {
+            panic_injection::panics_at(0);
             break;
         }
         assert_eq!(home.status().state, State::Failed, "place {place}");
@@ -436,7 +436,7 @@ fn every_function_survives_a_panic() {
     let home = Home::new();
     assert_eq!(home.open(10), 1);
     std::panic::set_hook(Box::new(|_| {}));
-    inject::panics(6);
+    panic_injection::panics(6);
     assert_eq!(ask(0, "a.example"), GO);
     assert_eq!(next(), None);
     done(0);
@@ -448,7 +448,7 @@ fn every_function_survives_a_panic() {
     drop(std::panic::take_hook());
     drop(home);
     let home = Home::new();
-    inject::panics(1);
+    panic_injection::panics(1);
     assert_eq!(home.open(10), 0);
     assert_eq!(home.open(10), 1);
 }

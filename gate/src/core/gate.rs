@@ -25,7 +25,7 @@
 //! **Rates.** A key whose line has rates starts a delivery when the next one is due: see [`crate::core::rate`]. Until
 //! then it is as if no place were free. What is held is what may start soon; the rest is away.
 //!
-//! **Several spawners** of one queue share the places of a key: see [`crate::core::share`]. **Several hosts** may, too:
+//! **Several spawners** of one queue share the places of a key: see [`crate::core::other_spawners`]. **Several hosts** may, too:
 //! see [`crate::core::host_share`].
 //!
 //! **Sites.** The members of a site that was found by addresses count under one key, its candidates under another
@@ -42,8 +42,8 @@ mod recalling;
 mod reload;
 mod reports;
 mod rescue;
-mod sharing;
 mod sites;
+mod spawner_turns;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -60,11 +60,11 @@ use crate::core::host_share::HostShares;
 pub use crate::core::key::Key;
 use crate::core::keys::{Entry, EntryState, Keys, add_entry, add_new, known_part};
 use crate::core::learn::{Admission, Attempt, StartedIn};
+use crate::core::other_spawners::OtherSpawners;
 use crate::core::pace::Rate;
 use crate::core::recall::{CommandTimes, Recall};
 use crate::core::returns::Returns;
 use crate::core::rules::{KeyKind, Rules};
-use crate::core::share::OtherSpawners;
 use crate::core::shortage::Shortage;
 use crate::core::slots::{Slot, SlotState};
 use crate::core::start_log::StartLog;

@@ -7,11 +7,11 @@ use crate::control::route::without_credentials;
 use crate::core::answer::{PauseCause, SLOTS_MAX};
 use crate::core::host_share::NO_SHARE;
 use crate::core::learn::{Admission, Learned};
+use crate::core::other_spawners::PlaceTurn;
 use crate::core::pace::{AWAY_MAX_SECS, Pace, REACH_SECS, SPARE_SECS};
 use crate::core::rate::StartRate;
 use crate::core::recall::Recall;
 use crate::core::rules::KeyKind;
-use crate::core::share::PlaceTurn;
 use crate::util::list::{EMPTY, List};
 
 /// The first pause of [`RatePauses`], in microseconds.

@@ -8,7 +8,7 @@
 //! second, or seven if qmail-remote reads authsenders. The status costs one `write` a second when something changed,
 //! else one a minute; the addresses of sites cost one in ten seconds. Where several hosts share the limits, the status
 //! costs up to four a second, and a look at [`lease`] a `stat` and a read of /proc/uptime, ten times a second. All
-//! descriptors are closed at once, but for that of [`crate::host::shared`], which only a queue with several spawners
+//! descriptors are closed at once, but for that of [`crate::host::spawner_columns`], which only a queue with several spawners
 //! has.
 //!
 //! The file has a few lines more than 700: it is one type, whose steps use each other.
@@ -24,8 +24,8 @@ pub mod lease;
 mod load;
 mod notices;
 pub mod process;
-pub mod shared;
 mod side_files;
+pub mod spawner_columns;
 mod spawners;
 mod start_log_file;
 pub mod status;
@@ -51,9 +51,9 @@ use crate::core::command::Parts;
 use crate::core::gate::{
     Answer, Busy, CALL_SLOT, Call, DeliveryEnd, DeliveryTimes, Gate, NextAction,
 };
-use crate::core::share::OtherSpawners;
+use crate::core::other_spawners::OtherSpawners;
 use crate::host::process::Identity;
-use crate::host::shared::Shared;
+use crate::host::spawner_columns::Shared;
 use crate::report;
 use crate::report::replies::Replies;
 use crate::util::memory::{OutOfMemory, Text};

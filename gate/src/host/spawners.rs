@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::control::problem::{self, Kind, Problem};
 use crate::core::gate::CONCURRENCY_REMOTE;
-use crate::host::shared::COLUMNS_MAX;
+use crate::host::spawner_columns::COLUMNS_MAX;
 use crate::host::watched::{FileVersion, copy, join, read_if};
 use crate::util::memory::{OutOfMemory, Text};
 

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 
+use super::confinement;
 use super::field::{Field, Variable};
 use super::first_process::{FirstProcess, value};
 use super::host_scripts::HostScripts;
 use super::limits::{self, InheritedLimit, LimitPair, LimitState, LimitValue, Limited, Setting};
 use super::programs::StartedProgram;
-use super::sandbox;
 use super::script::{self, Walk};
 use super::shell;
 use super::start::{Ceiling, Launch, Service, Start};
@@ -389,7 +389,7 @@ impl Finder<'_, '_> {
             tasks,
             memory: bytes,
             ends_on_lack_of_memory: policy != "continue",
-            obstacles: sandbox::obstacles(unit, Path::new(self.scripts.home())),
+            obstacles: confinement::obstacles(unit, Path::new(self.scripts.home())),
         }
     }
 

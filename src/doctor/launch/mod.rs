@@ -8,18 +8,18 @@
 #![forbid(unsafe_code)]
 
 pub mod conf;
+mod confinement;
 pub mod field;
 mod finder;
 mod first_process;
 mod host_scripts;
 pub mod limits;
 mod programs;
-mod sandbox;
 pub mod script;
 pub mod shell;
 mod start;
 pub mod unit;
 
+pub use confinement::Obstacle;
 pub use finder::{KERNEL_FILES, find};
-pub use sandbox::Obstacle;
 pub use start::{Ceiling, Launch, Service, Start};

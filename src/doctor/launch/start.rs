@@ -3,8 +3,8 @@
 
 use std::rc::Rc;
 
+use super::confinement::Obstacle;
 use super::limits::{LimitState, Setting};
-use super::sandbox::Obstacle;
 
 /// A unit or script that starts qmail.
 #[derive(Debug, Clone, PartialEq, Eq)]

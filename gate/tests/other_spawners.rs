@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 use qpatch_gate::command::Parts;
 use qpatch_gate::gate::{Answer, DeliveryEnd, Gate, NextAction};
 use qpatch_gate::host::{Ask, Due, Host};
+use qpatch_gate::other_spawners::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals};
 use qpatch_gate::problem::Problem;
 use qpatch_gate::random::Random;
 use qpatch_gate::rules::KeyKind;
-use qpatch_gate::share::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals};
-use qpatch_gate::shared::Shared;
+use qpatch_gate::spawner_columns::Shared;
 use qpatch_gate::table::Table;
 use qpatch_gate_status::{Status, StatusError};
 
@@ -315,7 +315,7 @@ fn a_dead_spawner_does_not_count_and_a_stopped_one_does() {
     assert_eq!(third.index(), 1);
     assert_eq!(sum(&mut one), PeerTotals::default());
     // A spawner that has lost its column finds another one, and publishes everything again.
-    assert_eq!(other.check(), qpatch_gate::share::PeerCheck::AnnounceAgain);
+    assert_eq!(other.check(), qpatch_gate::other_spawners::PeerCheck::AnnounceAgain);
     assert_eq!(other.index(), 2);
 }
 
@@ -345,7 +345,7 @@ fn a_file_that_is_cut_or_replaced_is_joined_again() {
             fs::write(&path, "").unwrap();
         }
         for spawner in [&mut one, &mut other] {
-            assert_eq!(spawner.check(), qpatch_gate::share::PeerCheck::AnnounceAgain);
+            assert_eq!(spawner.check(), qpatch_gate::other_spawners::PeerCheck::AnnounceAgain);
             assert_eq!(spawner.problem(), None);
         }
         assert_ne!(one.index(), other.index());

@@ -1,10 +1,10 @@
-//! Places that the spawners of a queue share. [`crate::core::share`] has the rules.
+//! Places that the spawners of a queue share. [`crate::core::other_spawners`] has the rules.
 
 #![forbid(unsafe_code)]
 
 use super::Gate;
 use crate::core::keys::{Entry, EntryState, Keys};
-use crate::core::share::{
+use crate::core::other_spawners::{
     Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals, PlaceDecision,
 };
 

@@ -1,5 +1,5 @@
 //! queue/lock/gateshared: the spawners of one queue share how many deliveries of each key they run.
-//! [`crate::core::share`] says why.
+//! [`crate::core::other_spawners`] says why.
 //!
 //! Each spawner has a column of the file, which it alone writes. It has an entry of 16 bytes for each key of which it
 //! runs deliveries or wants more. The hash of the key gives the bucket, where the columns of all spawners lie side by
@@ -44,8 +44,8 @@ use std::time::Duration;
 
 use crate::control::name::Hasher;
 use crate::control::problem::{self, Kind, Problem};
+use crate::core::other_spawners::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals};
 use crate::core::rules::KeyKind;
-use crate::core::share::{Announcement, Demand, OtherSpawners, PeerCheck, PeerTotals};
 use crate::util::memory::{self, OutOfMemory};
 use crate::util::random::Random;
 

@@ -2,7 +2,7 @@
 //!
 //! Trees with supplemental channels start a qmail-rspawn for each channel, and each has its own gate. The deliveries of
 //! a group, a relay, a suffix or a site are spread over them, and the limit must hold over all. [`OtherSpawners`] is
-//! what a gate knows of the others; [`crate::host::shared`] keeps it in a file.
+//! what a gate knows of the others; [`crate::host::spawner_columns`] keeps it in a file.
 //!
 //! **To take a place**, a gate announces that it runs one more. Then it reads what all others have announced, and
 //! withdraws its announcement if the sum is too high. If two gates do this at the same moment, at least one sees the
