@@ -15,7 +15,7 @@ use qpatch::verify::sandbox::scratch::Scratch;
 use rig::{Built, median, used_us};
 
 const SPAWN: u32 = 65000;
-/// Two descriptors each: the last needs a limit of 20,000.
+/// Two descriptors each without spawn-events: the last needs a limit of 20,000.
 const HELD: [u32; 3] = [100, 1000, 9900];
 const DELIVERIES: u32 = 300;
 const ROUNDS: usize = 3;

@@ -126,6 +126,15 @@ pub(crate) fn attachments() -> Vec<(&'static str, &'static [u8])> {
 /// A text in bind_noport.h, and so in each program that was built with it.
 pub(crate) const BIND_NOPORT_MARK: &[u8] = b"qpatch: IP_BIND_ADDRESS_NO_PORT";
 
+/// A text in spawn_events.c, and so in each spawner that was built with it where it works.
+const BY_NUMBER_MARK: &[u8] = b"qpatch: one descriptor a delivery";
+
+/// Returns how many descriptors this qmail-rspawn or qmail-lspawn has for each delivery under way: one if it waits for
+/// processes by number (the patch spawn-events, on Linux), else two.
+pub(crate) fn descriptors_each(spawner: &[u8]) -> u64 {
+    if memchr::memmem::find(spawner, BY_NUMBER_MARK).is_some() { 1 } else { 2 }
+}
+
 /// Returns the gate's static library, gate.a.
 #[must_use]
 pub fn gate_library() -> &'static [u8] {
@@ -159,10 +168,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_is_in_the_header() {
-        let (_, header) =
-            attachments().into_iter().find(|(name, _)| *name == "bind_noport.h").unwrap();
-        assert!(memchr::memmem::find(header, BIND_NOPORT_MARK).is_some());
+    fn the_marks_are_in_the_files() {
+        let file = |wanted| attachments().into_iter().find(|(name, _)| *name == wanted).unwrap().1;
+        assert!(memchr::memmem::find(file("bind_noport.h"), BIND_NOPORT_MARK).is_some());
+        assert_eq!(descriptors_each(file("spawn_events.c")), 1);
+        assert_eq!(descriptors_each(file("gate_glue.c")), 2);
     }
 
     #[test]

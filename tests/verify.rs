@@ -365,7 +365,7 @@ fn a_machine_with_few_descriptors() {
         let run = proof(&fixture, &["--spawn", "60", "--only", only], files);
         let allows = format!(
             "this machine allows {} deliveries at once, not 60 (RLIMIT_NOFILE {files})",
-            (files - 16) / 2
+            files - 16
         );
         assert!(run.out.contains(&allows), "wanted {allows:?}, found\n{}", run.out);
         run.ok();

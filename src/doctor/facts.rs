@@ -18,7 +18,7 @@ use super::launch::limits::Setting;
 use super::launch::{self, Launch};
 use super::options::Options;
 use super::process::{self, Daemons, ProcessLimits, RemoteMemory, field_kib};
-use crate::patches::BIND_NOPORT_MARK;
+use crate::patches::{BIND_NOPORT_MARK, descriptors_each};
 use crate::qmail::control::{leading_number, read_file};
 use crate::qmail::relay_files;
 use crate::qmail::remote_status::RemoteStatus;
@@ -118,6 +118,8 @@ pub struct Facts {
     /// The pages that the pipes of one user may have before new pipes are small (fs.pipe-user-pages-soft), and the most
     /// pages (-hard); 0: no limit.
     pub pipe_pages: (Fact<u64>, Fact<u64>),
+    /// Descriptors that a spawner has for each delivery; the more of both spawners. Two if they cannot be read.
+    pub files_each: u64,
     /// Control files that give outgoing connections an address of the machine.
     pub outgoing: Vec<String>,
     /// Whether qmail-remote was built with the patch outgoing-ports. Only looked at if there are such files.
@@ -184,6 +186,12 @@ pub fn gather(host: &Host<'_>, options: &Options) -> Facts {
             host.number("/proc/sys/fs/pipe-user-pages-soft"),
             host.number("/proc/sys/fs/pipe-user-pages-hard"),
         ),
+        files_each: ["bin/qmail-lspawn", "bin/qmail-rspawn"]
+            .map(|name| host.read_bytes(options.home.join(name)))
+            .iter()
+            .map(|program| program.as_ref().map_or(2, |program| descriptors_each(program)))
+            .max()
+            .unwrap_or(2),
         takes_ports_late: match outgoing.as_slice() {
             [] => Ok(false),
             _ => host
@@ -532,6 +540,21 @@ mod tests {
     }
 
     #[test]
+    fn a_delivery_takes_one_descriptor_only_if_both_spawners_say_so() {
+        let each = |lspawn: &str, rspawn: &str| {
+            let scratch = machine(&[
+                ("var/qmail/bin/qmail-lspawn", lspawn),
+                ("var/qmail/bin/qmail-rspawn", rspawn),
+            ]);
+            let run = |_: &Path, _: &[&str], _: &str| Err("cannot run".to_owned());
+            let host = Host { root: scratch.root().to_path_buf(), run: &run };
+            gather(&host, &Options::default()).files_each
+        };
+        let one = "\u{7f}ELF\u{0}qpatch: one descriptor a delivery\u{0}";
+        assert_eq!((each(one, one), each("ELF", one), each(one, "ELF")), (1, 2, 2));
+    }
+
+    #[test]
     fn on_an_empty_machine_all_facts_are_unknown() {
         let scratch = machine(&[]);
         let run = |_: &Path, _: &[&str], _: &str| Err("cannot run".to_owned());
@@ -542,6 +565,7 @@ mod tests {
         assert_eq!(why, "/var/qmail/control: no such directory");
         assert!(facts.spawn.is_err() && facts.remote.is_err() && facts.daemons.is_err());
         assert!(facts.shell.is_err() && facts.queue.is_err() && facts.pid_max.is_err());
+        assert_eq!(facts.files_each, 2);
     }
 
     #[test]

@@ -14,9 +14,9 @@ pub(super) const SYSCTL: &str = "/etc/sysctl.d/qmail.conf";
 /// The most names that a message lists.
 pub(super) const NAMES_MAX: usize = 3;
 
-/// Descriptors that a spawner needs: two for each delivery, and five (chkspawn's formula); a few to spare.
-pub(super) fn files_for(deliveries: u64) -> u64 {
-    2 * deliveries + 16
+/// Descriptors that a spawner needs: those of each delivery, and five (chkspawn's formula); a few to spare.
+pub(super) fn files_for(facts: &Facts, deliveries: u64) -> u64 {
+    facts.files_each * deliveries + 16
 }
 
 pub(super) fn finding(

@@ -17,7 +17,7 @@ pub(super) fn shell_files(facts: &Facts, deliveries: u64) -> Finding {
         Ok(limits) => limits,
         Err(why) => return unknown(NAME, why.clone()),
     };
-    let needed = files_for(deliveries);
+    let needed = files_for(facts, deliveries);
     let found = format!(
         "{} soft, {} hard; {needed} needed",
         limit_text(limits.files),
@@ -44,7 +44,7 @@ pub(super) fn daemon_files(facts: &Facts, deliveries: u64) -> Finding {
         Ok(daemons) => daemons,
         Err(why) => return unknown(NAME, why),
     };
-    let needed = files_for(deliveries);
+    let needed = files_for(facts, deliveries);
     let mut least: Option<(Option<u64>, &Daemon)> = None;
     for daemon in daemons {
         let limits = match &daemon.limits {
@@ -69,7 +69,7 @@ pub(super) fn daemon_files(facts: &Facts, deliveries: u64) -> Finding {
     if enough(files, needed) {
         return finding(NAME, CheckVerdict::Ok, found);
     }
-    let all = files.map_or(0, |files| files.saturating_sub(5) / 2);
+    let all = files.map_or(0, |files| files.saturating_sub(5) / facts.files_each);
     let warned =
         finding(NAME, CheckVerdict::Warn, format!("{found}, as it is {all} deliveries find room"));
     raise_files(facts, needed, warned)
@@ -256,7 +256,7 @@ impl Judged<'_> {
 
 pub(super) fn launch_files(facts: &Facts, deliveries: u64) -> Finding {
     const NAME: &str = "start scripts";
-    let needed = files_for(deliveries);
+    let needed = files_for(facts, deliveries);
     let processes = deliveries + OTHER_PROCESSES;
     let files = judge(facts, Limited::OpenFiles, needed);
     // If nothing limits the processes of a user, the kernel's limit is half of threads-max, which has its own check.

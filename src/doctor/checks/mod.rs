@@ -137,6 +137,7 @@ mod tests {
             remotes: None,
             pipe_pages: (Ok(16384), Ok(0)),
             outgoing: Vec::new(),
+            files_each: 2,
             takes_ports_late: Ok(false),
             ports: Ok((32768, 60999)),
             conntrack: Ok(None),
@@ -281,6 +282,10 @@ mod tests {
         facts.launch.starts = vec![start(LimitValue::Number(1024))];
         assert_warns(&facts, "descriptors, qmail", "/q/rc line 2", "ulimit -n 2016");
         assert_warns(&facts, "start scripts", "/q/rc line 2", "ulimit -n 2016");
+        // With spawn-events a delivery takes one.
+        facts.files_each = 1;
+        facts.launch.starts = vec![start(LimitValue::Number(1015))];
+        assert_warns(&facts, "start scripts", "/q/rc line 2", "ulimit -n 1016");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 pub const ALL_UP_TO: u32 = 4096;
 
 /// Delivery numbers at which an implementation is likely to fail: around the limits of one byte, of the classic 509,
-/// of an fd_set of 1024 bits (a delivery takes two descriptors), of a signed 16-bit number, and of conf-spawn.
+/// of an fd_set of 1024 bits (a delivery takes one descriptor or two), of a signed 16-bit number, and of conf-spawn.
 const BOUNDARIES: [u32; 27] = [
     0, 1, 2, 127, 128, 129, 254, 255, 256, 257, 508, 509, 510, 511, 512, 1022, 1023, 1024, 1025,
     32766, 32767, 32768, 32769, 33023, 33024, 64998, 64999,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::identity::Identity;
+use crate::patches::descriptors_each;
 use crate::sys::{self, Resource, ResourceLimit};
 use crate::verify::error::Error;
 
@@ -21,7 +22,7 @@ const STUB_BYTES: u64 = 300 * 1024;
 /// Processes left for everything else on this machine.
 const SPARE_PROCESSES: u64 = 200;
 
-/// Descriptors that a spawner needs beside two for each delivery, with a reserve: its own two, the
+/// Descriptors that a spawner needs beside those of each delivery, with a reserve: its own two, the
 /// message, and the pipes of a delivery that is being started.
 const SPARE_FILES: u64 = 16;
 
@@ -82,6 +83,8 @@ pub struct MachineLimits {
     pub processes: Vec<(u64, String)>,
     /// Memory that is still available, in bytes.
     pub memory: Option<u64>,
+    /// Descriptors that a spawner needs for each delivery; two if it is not known.
+    pub descriptors_each: Option<u64>,
 }
 
 impl MachineLimits {
@@ -97,6 +100,16 @@ impl MachineLimits {
                 .push((limit.soft.saturating_sub(used), format!("RLIMIT_NPROC {}", limit.soft)));
         }
         machine
+    }
+
+    /// Looks how many descriptors the spawners that are installed in `home` need for a delivery.
+    pub(crate) fn look_at_spawners(&mut self, home: &Path) -> Result<(), Error> {
+        for name in ["qmail-lspawn", "qmail-rspawn"] {
+            let path = home.join("bin").join(name);
+            let program = fs::read(&path).map_err(Error::file("read", &path))?;
+            self.descriptors_each = self.descriptors_each.max(Some(descriptors_each(&program)));
+        }
+        Ok(())
     }
 
     /// Reads the limits that /proc and /sys below `root` show.
@@ -144,10 +157,9 @@ impl MachineLimits {
         let clamp = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
         let mut bounds = Vec::new();
         if let Some(files) = self.open_files {
-            // Two descriptors for each delivery. chkspawn adds five; qmail-lspawn has a few more
-            // while it starts one.
+            // chkspawn adds five; qmail-lspawn has a few more while it starts a delivery.
             bounds.push(DeliveryBound {
-                deliveries: clamp(files.saturating_sub(SPARE_FILES) / 2),
+                deliveries: clamp(files.saturating_sub(SPARE_FILES) / self.descriptors(1)),
                 limit: format!("RLIMIT_NOFILE {files}"),
             });
         }
@@ -165,6 +177,11 @@ impl MachineLimits {
             });
         }
         bounds.into_iter().min_by_key(|bound| bound.deliveries)
+    }
+
+    /// Returns how many descriptors a spawner has for so many deliveries.
+    pub(crate) fn descriptors(&self, deliveries: u64) -> u64 {
+        self.descriptors_each.unwrap_or(2) * deliveries
     }
 
     /// Returns how many processes can be started before the first limit is reached; `None` if
@@ -259,9 +276,13 @@ mod tests {
             open_files: Some(20000),
             processes: vec![(32768, "pid_max 32768".to_owned())],
             memory: Some(8 << 30),
+            descriptors_each: None,
         };
         let bound = machine.bound().expect("limits are known");
         assert_eq!((bound.deliveries, bound.limit.as_str()), (9992, "RLIMIT_NOFILE 20000"));
+        let machine = MachineLimits { descriptors_each: Some(1), ..machine };
+        let bound = machine.bound().expect("limits are known");
+        assert_eq!((bound.deliveries, bound.limit.as_str()), (13981, "8192 MiB of free memory"));
         let machine =
             MachineLimits { processes: vec![(700, "pids.max 700".to_owned())], ..machine };
         assert_eq!(machine.bound().expect("limits are known").deliveries, 500);

@@ -111,7 +111,8 @@ impl Session<'_> {
         }
         let stubs = Stubs::install(&sandbox)?;
         let message = sandbox.add_message(b"Subject: a message of the rig\n\nhello\n")?;
-        let machine = MachineLimits::look(sandbox.identity());
+        let mut machine = MachineLimits::look(sandbox.identity());
+        machine.look_at_spawners(sandbox.home())?;
         let shown = machine_room(&machine, sandbox.spawn(), sandbox.identity().changes());
         Ok((InstalledSandbox { sandbox, stubs, message, machine, width: None }, shown))
     }

@@ -152,7 +152,7 @@ impl Session<'_> {
             .figure("refusals", refused.answered)
             .figure("failed_starts", given_back);
         shown.notes = refused.notes;
-        let descriptors = |deliveries: u32| 2 * u64::from(deliveries) + 5;
+        let descriptors = |deliveries: u32| machine.descriptors(u64::from(deliveries)) + 5;
         if descriptors(spawn) > STOCK_FD_SETSIZE && descriptors(at_once) <= STOCK_FD_SETSIZE {
             shown.notes.push(format!(
                 "no descriptor of {STOCK_FD_SETSIZE} or more was reached, so what happens there was not tried (qpatch doctor \
