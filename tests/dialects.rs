@@ -12,6 +12,11 @@ use common::{Fixture, bytes, run, snapshot};
 use qpatch::fixture::Dialect;
 use qpatch_test_support::has;
 
+/// Whether status says of each patch that nothing is missing.
+fn is_all_there(status: &str) -> bool {
+    status.lines().all(|line| line.contains(" applied ") || line.contains(" unneeded "))
+}
+
 #[test]
 fn a_second_apply_changes_nothing_and_a_revert_gives_all_back() {
     for dialect in Dialect::ALL {
@@ -24,7 +29,7 @@ fn a_second_apply_changes_nothing_and_a_revert_gives_all_back() {
         assert!(second.out.contains("nothing to change"), "{}", second.out);
         assert_eq!(fixture.snapshot(), once);
         let status = fixture.qpatch(&["status"]).ok().out;
-        assert_eq!(status.matches(" applied ").count(), status.lines().count(), "{status}");
+        assert!(is_all_there(&status), "{status}");
         fixture.qpatch(&["revert"]).ok();
         assert_eq!(fixture.snapshot(), before);
     }
@@ -56,7 +61,7 @@ fn a_flag_among_the_objects_is_no_reason_to_add_them_again() {
         let second = fixture.qpatch(&["apply"]).ok();
         assert_eq!(fixture.read("Makefile"), flagged, "{}", second.out);
         let status = fixture.qpatch(&["status"]).ok().out;
-        assert_eq!(status.matches(" applied ").count(), status.lines().count(), "{status}");
+        assert!(is_all_there(&status), "{status}");
     }
 }
 
