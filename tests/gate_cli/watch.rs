@@ -3,18 +3,35 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
 use qpatch_gate::gate::DeliveryEnd;
 use qpatch_gate::host::Ask;
 use qpatch_test_support::has;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::tcgetattr;
 
 use super::{Home, ask, busy_gate, gate, json, on_a_terminal};
+
+/// How long a child may run; the same time as in [`on_a_terminal`].
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Ends a child after [`PATIENCE`], so that nothing waits for ever for what it prints; unless the sender is dropped.
+fn watchdog(child: &Child) -> Sender<()> {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    let (dropped, is_dropped) = mpsc::channel();
+    thread::spawn(move || {
+        if is_dropped.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    });
+    dropped
+}
 
 #[test]
 fn watch_prints_the_rate_between_two_readings_and_ends_with_its_reader() {
@@ -34,10 +51,11 @@ fn watch_prints_the_rate_between_two_readings_and_ends_with_its_reader() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let _watchdog = watchdog(&child);
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut next = || {
         let mut line = String::new();
-        out.read_line(&mut line).unwrap();
+        assert!(out.read_line(&mut line).unwrap() > 0, "it has ended");
         json(&line)
     };
     let first = next();
@@ -65,6 +83,7 @@ fn watch_goes_on_when_the_file_goes_and_comes() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let _watchdog = watchdog(&child);
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut err = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
@@ -131,12 +150,17 @@ fn q_and_signals_end_it_and_leave_the_terminal_as_it_was() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let _watchdog = watchdog(&child);
         let mut master = File::from(master);
         let mut keyboard = master.try_clone().unwrap();
         let mut shown = Vec::new();
         let mut until = |end: &[u8]| {
             let mut buffer = [0; 4096];
             while !shown.windows(end.len()).any(|window| window == end) {
+                let mut readable = [PollFd::new(&master, PollFlags::IN)];
+                let patience = Timespec::try_from(PATIENCE).unwrap();
+                let ready = poll(&mut readable, Some(&patience)).unwrap();
+                assert!(ready > 0, "no {:?} in {:?}", end.escape_ascii(), shown.escape_ascii());
                 let length = master.read(&mut buffer).unwrap();
                 shown.extend_from_slice(&buffer[..length]);
             }
