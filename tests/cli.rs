@@ -243,6 +243,21 @@ fn rule_try_takes_the_line_that_a_misfit_names() {
     );
 }
 
+/// A rule for C is tried as C, whatever the file is called.
+#[test]
+fn the_rule_says_in_which_language_a_file_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::write(
+        path("rule"),
+        "file spawn.c\n@@ in main() : t\n-select( $n )\n+pselect($n)\n=pselect($n)\n",
+    )
+    .unwrap();
+    fs::write(path("spawn.c.orig"), "int main(void)\n{\n  select(nfds);\n}\n").unwrap();
+    let run = qpatch(&["rule", "try", &format!("{}:2", path("rule")), &path("spawn.c.orig")]).ok();
+    assert!(run.out.contains("+  pselect(nfds);"), "{}", run.out);
+}
+
 /// `QPATCH_BLESS=1` writes them.
 #[test]
 fn the_manual_pages_are_those_of_the_program() {

@@ -343,7 +343,7 @@ fn written(patch: &Patch) -> String {
             (_, Reach::All) => format!("files{optional}"),
         };
         out += &format!(" {}", section.select.names.join(" | "));
-        out += match section.lang {
+        out += match section.written_lang {
             None => "",
             Some(Lang::C) => " as c",
             Some(Lang::Text) => " as text",

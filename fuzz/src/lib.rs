@@ -60,7 +60,7 @@ pub fn rule(bytes: &[u8]) {
     match rule::parse("x", "x.rule", &text, &Parameters::new(), &[]) {
         Ok(patch) => {
             for section in &patch.sections {
-                let lang = section.lang.unwrap_or_else(|| Lang::of(&section.select.names[0]));
+                let lang = section.lang();
                 for rule in section.rules() {
                     if let Examined::Fits { edits } =
                         edit::examine(rule, lang, &Source::new(lang, SOURCE))

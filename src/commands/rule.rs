@@ -217,7 +217,7 @@ impl Trial<'_> {
 
     /// Tries one rule. Returns whether it fits or is there already.
     fn rule(&mut self, section: &Section, rule: &Rule) -> bool {
-        let lang = section.lang.unwrap_or_else(|| Lang::of(&self.file));
+        let lang = section.lang();
         let bytes = std::mem::take(&mut self.bytes);
         let source = Source::new(lang, &bytes);
         let head = format!("{}:{}: {}", self.rule_file, rule.line, rule.title);

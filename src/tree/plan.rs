@@ -505,7 +505,7 @@ impl PatchedFiles {
         for name in names {
             self.load(tree, &name)?;
             for rule in rules {
-                let lang = section.lang.unwrap_or_else(|| Lang::of(&name));
+                let lang = section.lang();
                 let bytes = &self.new[&name];
                 let source = Source::new(lang, bytes);
                 let outcome = match edit::examine(rule, lang, &source) {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use qpatch::engine::edit::{self, Examined};
-use qpatch::engine::lex::{Lang, Source};
+use qpatch::engine::lex::Source;
 use qpatch::engine::rule::{self, Parameters};
 use qpatch_test_support::golden;
 
@@ -15,17 +15,19 @@ enum Result {
     Error(String),
 }
 
-fn run(rule_text: &str, lang: Lang, input: &[u8]) -> Result {
+fn run(rule_text: &str, input: &[u8]) -> Result {
     let patch = match rule::parse("case", "rule", rule_text, &Parameters::new(), &[]) {
         Ok(patch) => patch,
         Err(error) => return Result::Error(format!("{error}\n")),
     };
     let mut bytes = input.to_vec();
-    for rule in patch.sections.iter().flat_map(rule::Section::rules) {
-        match edit::examine(rule, lang, &Source::new(lang, &bytes)) {
-            Examined::Done => {}
-            Examined::Fits { edits } => bytes = edit::apply(&bytes, &edits),
-            Examined::Misfit(misfit) => return Result::Error(format!("{misfit}\n")),
+    for section in &patch.sections {
+        for rule in section.rules() {
+            match edit::examine(rule, section.lang(), &Source::new(section.lang(), &bytes)) {
+                Examined::Done => {}
+                Examined::Fits { edits } => bytes = edit::apply(&bytes, &edits),
+                Examined::Misfit(misfit) => return Result::Error(format!("{misfit}\n")),
+            }
         }
     }
     Result::Changed(bytes)
@@ -58,12 +60,11 @@ pub(crate) fn check(dir: &Path) -> std::result::Result<(), String> {
     if name.starts_with("try-") {
         return tried(dir, &input);
     }
-    let lang = Lang::of(&input.to_string_lossy());
-    let result = run(&rule_text, lang, &fs::read(&input).unwrap());
+    let result = run(&rule_text, &fs::read(&input).unwrap());
     let (want, got) = match result {
         Result::Changed(bytes) => {
             // What has been applied once is there already.
-            match run(&rule_text, lang, &bytes) {
+            match run(&rule_text, &bytes) {
                 Result::Changed(again) if again == bytes => {}
                 Result::Changed(_) => return Err(format!("{name}: a second run changes it")),
                 Result::Error(e) => return Err(format!("{name}: a second run: {e}")),

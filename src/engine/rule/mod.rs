@@ -29,8 +29,8 @@ pub struct Section {
     pub select: Select,
     /// The section is skipped if the tree has one of these files.
     pub unless: Vec<String>,
-    /// How its files are split into tokens; `None`: their names decide.
-    pub lang: Option<Lang>,
+    /// What `as` says; see [`Section::lang`].
+    pub written_lang: Option<Lang>,
     /// The section is skipped if this parameter has no value.
     pub when: Option<String>,
     /// What it does to each of its files.
@@ -40,6 +40,13 @@ pub struct Section {
 }
 
 impl Section {
+    /// Returns how its rules, and all files that they are for, are split into tokens. The parser has made sure that its
+    /// names agree.
+    #[must_use]
+    pub fn lang(&self) -> Lang {
+        self.written_lang.unwrap_or_else(|| Lang::of(&self.select.names[0]))
+    }
+
     /// Returns its rules; none for a section that creates a file or refuses a tree.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {

@@ -52,10 +52,10 @@ impl<'a> RuleParser<'a> {
                 ("refuse", _) => Action::Refuse(header.reason),
                 _ => Action::Rules(self.rules(lang)?),
             };
-            let SectionHeader { select, unless, lang, .. } = header;
+            let SectionHeader { select, unless, lang: written_lang, .. } = header;
             let when = self.when.take();
             if when.as_ref().is_none_or(|name| self.parameters.contains_key(name)) {
-                sections.push(Section { select, unless, lang, when, work, line: start });
+                sections.push(Section { select, unless, written_lang, when, work, line: start });
             }
         }
         if count == 0 {

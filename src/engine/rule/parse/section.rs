@@ -214,9 +214,18 @@ impl<'a> RuleParser<'a> {
         Ok(make(value.to_string()))
     }
 
-    /// Returns the language of a selection. All of its names must agree.
+    /// Returns the language of a selection. All of its names must agree, and so must all files that a name with a star
+    /// takes: its end has to tell.
     pub(super) fn lang_of(&self, select: &Select, line: &str) -> Result<Lang, RuleError> {
         let lang = Lang::of(&select.names[0]);
+        let takes_both =
+            |name: &&String| name.split_once('*').is_some_and(|(_, end)| !end.contains('.'));
+        if let Some(name) = select.names.iter().find(takes_both) {
+            return self.error(
+                line.find(name.as_str()).unwrap_or(0),
+                format!("expected a name that ends in .c or the like, or `as`; found {name:?}, which may take C and text"),
+            );
+        }
         match select.names.iter().find(|name| Lang::of(name) != lang) {
             None => Ok(lang),
             Some(name) => self.error(
