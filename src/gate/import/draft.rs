@@ -23,6 +23,7 @@ pub(super) struct DraftLine {
     pub(super) subjects: Vec<String>,
     /// None: no limit.
     pub(super) limit: Option<u64>,
+    /// As the mail server names it, until [`Draft::settle`].
     pub(super) group: Option<String>,
     pub(super) rates: Rates,
     /// The settings that it expresses.
@@ -54,13 +55,19 @@ impl DraftLine {
 }
 
 /// A group's name for a name of another mail server: printable, without a colon, at most as long as the gate takes.
-pub(super) fn group_name(name: &str) -> String {
+fn group_name(name: &str) -> String {
     let mut group: String = name
         .chars()
         .map(|sign| if sign.is_ascii_graphic() && sign != ':' { sign } else { '-' })
         .collect();
     group.truncate(GROUP_MAX);
     if group.is_empty() { "unnamed".to_string() } else { group }
+}
+
+/// The same with a number behind it, within the same length.
+fn numbered(group: &str, number: u32) -> String {
+    let end = format!("-{number}");
+    format!("{}{end}", &group[..group.len().min(GROUP_MAX - end.len())])
 }
 
 /// The table.
@@ -119,6 +126,7 @@ impl Draft {
     /// and rates of all; so do the lines of a group. Marks the settings of the lines as expressed.
     pub(super) fn settle(&mut self, ledger: &mut Ledger) {
         let mut reasons: Vec<(SettingId, String)> = Vec::new();
+        self.name_groups();
         self.refuse_lines(&mut reasons);
         self.join_names(ledger, &mut reasons);
         self.level_groups();
@@ -135,6 +143,39 @@ impl Draft {
         }
         for (id, why) in reasons {
             ledger.leave(id, why);
+        }
+    }
+
+    /// Gives each group a name that the table can have. Different groups stay different: `a b` and `a:b` become `a-b`
+    /// and `a-b-2`, and neither of them `a-b` if there is one of that name.
+    fn name_groups(&mut self) {
+        // The gate does not tell upper from lower case, and nor do mail servers in names of hosts.
+        let key = |name: &str| name.to_ascii_lowercase();
+        let written = || self.lines.iter().filter_map(|line| line.group.as_deref());
+        let mut taken: HashSet<String> =
+            written().filter(|name| group_name(name) == **name).map(key).collect();
+        let mut names: HashMap<String, String> = written()
+            .filter(|name| group_name(name) == **name)
+            .map(|name| (key(name), name.to_string()))
+            .collect();
+        let mut numbers = HashMap::<String, u32>::new();
+        for name in written() {
+            names.entry(key(name)).or_insert_with(|| {
+                let group = group_name(name);
+                let number = numbers.entry(key(&group)).or_insert(1);
+                let mut new = group.clone();
+                while !taken.insert(key(&new)) {
+                    *number += 1;
+                    new = numbered(&group, *number);
+                }
+                new
+            });
+        }
+        for group in self.lines.iter_mut().filter_map(|line| line.group.as_mut()) {
+            // Where only the case differs, each line keeps its own.
+            if group_name(group) != *group {
+                *group = names[&key(group)].clone();
+            }
         }
     }
 

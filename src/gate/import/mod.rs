@@ -78,6 +78,7 @@ pub fn table_of(server: MailServer, files: &[ForeignFile]) -> Result<Vec<u8>, Er
 }
 
 fn imported(server: MailServer, files: &[ForeignFile]) -> Result<(Draft, Ledger), Error> {
+    files.iter().try_for_each(check_text)?;
     let mut ledger = Ledger::default();
     let draft = match server {
         MailServer::Kumomta => kumomta::import(files, &mut ledger)?,
@@ -85,6 +86,18 @@ fn imported(server: MailServer, files: &[ForeignFile]) -> Result<(Draft, Ledger)
         MailServer::Postfix => postfix::import(files, &mut ledger)?,
     };
     Ok((draft, ledger))
+}
+
+/// Refuses a file that is no text: a picture, something compressed, UTF-16.
+fn check_text(file: &ForeignFile) -> Result<(), Error> {
+    let is_of_text = |byte: u8| byte >= b' ' || matches!(byte, b'\t'..=b'\r' | 0x1b);
+    let Some(at) = file.text.iter().position(|&byte| !is_of_text(byte)) else { return Ok(()) };
+    let line = file.text[..at].iter().filter(|&&byte| byte == b'\n').count() + 1;
+    Err(Error::new(
+        format!("{}:{line}", file.name),
+        format!("expected text, found the byte {:02x}", file.text[at]),
+        "name a file of the mail server's configuration; unpack or convert it first",
+    ))
 }
 
 fn text_of(server: MailServer, draft: &Draft, ledger: &Ledger) -> Result<Vec<u8>, Error> {
@@ -147,8 +160,13 @@ pub fn run(args: &Import) -> CommandResult {
         }
     };
     let (draft, ledger) = imported(args.server, &files)?;
-    let text = text_of(args.server, &draft, &ledger)?;
     let counts = ledger.counts();
+    if counts.settings == 0 {
+        let name = crate::gate::text::printable(ledger.files().join(" "));
+        let what = format!("expected settings of {}, found none", args.server.name());
+        return Err(Error::new(name, what, "name a file that has limits or rates").into());
+    }
+    let text = text_of(args.server, &draft, &ledger)?;
     match args.format {
         Format::Table => {
             print(|out| out.write_all(&text))?;

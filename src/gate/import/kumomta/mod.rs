@@ -7,23 +7,23 @@
 //! patterns. From the page "Traffic Shaping" of KumoMTA's user guide, and `get_egress_path_config` in
 //! `crates/kumo-api-types/src/shaping.rs` at its commit 3ebc1e85 of August 2026. [`sections`] reads the files.
 
+mod providers;
 mod sections;
 mod tree;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use qpatch_gate::limit::LIMIT_MAX;
 use qpatch_gate::literal;
 use qpatch_gate::name::is_of_host;
 use qpatch_gate::rates::Rates;
 
-use super::draft::{
-    Draft, DraftLine, EXCHANGER, EXCHANGERS, group_name, lower_limit, without_repeats,
-};
+use super::draft::{Draft, DraftLine, EXCHANGER, EXCHANGERS, lower_limit, without_repeats};
 use super::foreign::ForeignFile;
 use super::ledger::{Ledger, SettingId};
 use crate::error::Error;
 use crate::gate::text::printable;
+use providers::Providers;
 use sections::{
     CONNECTION_RATE, LIMIT, OWN, PROVIDER_RATE, ProviderPattern, ReadPattern, SHARED, SectionKind,
     Sections, ShapingSection, ShapingSetting, ShapingValue,
@@ -63,18 +63,6 @@ impl ProviderPattern {
             ProviderPattern::MxSuffix(suffix) => suffixes(EXCHANGER, suffix, notes),
             ProviderPattern::DomainSuffix(suffix) => suffixes("", suffix, notes),
             ProviderPattern::HostName(name) => vec![format!("{EXCHANGER}{name}")],
-        }
-    }
-
-    /// Whether all that the first field of a line is for matches it.
-    fn covers(&self, subject: &str) -> bool {
-        match (self, subject.strip_prefix(EXCHANGER)) {
-            (ProviderPattern::MxSuffix(suffix), Some(host)) => host.ends_with(suffix.as_str()),
-            (ProviderPattern::HostName(name), Some(host)) => host == name,
-            (ProviderPattern::DomainSuffix(suffix), None) => {
-                subject.to_ascii_lowercase().ends_with(suffix.as_str())
-            }
-            _ => false,
         }
     }
 
@@ -184,14 +172,15 @@ fn draft(sections: &Sections, ledger: &mut Ledger) -> Draft {
     for id in default.iter().flat_map(|default| &default.rollup) {
         ledger.leave_unrelated(*id);
     }
-    for section in sections.of_kind(SectionKind::Provider) {
-        add_provider(section, &base, sections, &mut draft, ledger);
+    let providers = Providers::of(sections);
+    for (number, section) in providers.all() {
+        add_provider((number, section), &base, &providers, &mut draft, ledger);
     }
     let mut names = HashSet::new();
     for section in &sections.all {
         let is_own = matches!(section.kind, SectionKind::Site | SectionKind::Domain);
         if is_own && names.insert(section.name.as_str()) {
-            add_domain(&section.name, &base, sections, &mut draft, ledger);
+            add_domain(&section.name, &base, (sections, &providers), &mut draft, ledger);
         }
     }
     if sections.all.iter().any(|section| section.find(CONNECTION_RATE).is_some()) {
@@ -209,23 +198,10 @@ fn draft(sections: &Sections, ledger: &mut Ledger) -> Draft {
     draft
 }
 
-/// Whether a provider has all that the first field of a line is for.
-fn matches(provider: &ShapingSection, subject: &str) -> bool {
-    provider.patterns.iter().any(|own| !own.is_dead && own.pattern.covers(subject))
-}
-
-/// The providers by mail exchangers that have limits, other than this one.
-fn by_exchangers(sections: &Sections, but: Option<&str>) -> Vec<String> {
-    let providers = sections.of_kind(SectionKind::Provider).filter(|section| {
-        section.has_limits() && section.patterns.iter().any(|own| own.pattern.is_of_exchangers())
-    });
-    providers.map(|own| own.name.clone()).filter(|name| Some(name.as_str()) != but).collect()
-}
-
 fn add_provider(
-    section: &ShapingSection,
+    (number, section): (usize, &ShapingSection),
     base: &Layers<'_>,
-    sections: &Sections,
+    providers: &Providers<'_>,
     draft: &mut Draft,
     ledger: &mut Ledger,
 ) {
@@ -238,20 +214,15 @@ fn add_provider(
         return own.for_each(|own| ledger.leave(own.id, "its provider matches nothing"));
     }
     // A line for each set of providers that patterns lie in.
-    let mut lines: Vec<((Vec<&str>, bool), DraftLine)> = Vec::new();
+    let mut lines: Vec<DraftLine> = Vec::new();
+    let mut line_of: HashMap<(Vec<usize>, bool), usize> = HashMap::new();
     for ReadPattern { pattern, id, is_dead } in &section.patterns {
         let mut notes = Vec::new();
         for subject in pattern.subjects(&mut notes) {
-            let mut layers = base.clone();
-            for provider in sections.of_kind(SectionKind::Provider) {
-                let is_own = provider.name == section.name;
-                if is_own || matches(provider, &subject) {
-                    layers.add(provider);
-                }
-            }
-            let names: Vec<&str> = layers.providers().map(|own| own.name.as_str()).collect();
-            let key = (names, *is_dead);
-            let at = lines.iter().position(|(other, _)| *other == key).unwrap_or_else(|| {
+            let matching = providers.matching(&subject, Some(number));
+            let at = *line_of.entry((matching, *is_dead)).or_insert_with_key(|(matching, _)| {
+                let mut layers = base.clone();
+                matching.iter().for_each(|&number| layers.add(providers.section(number)));
                 let mut line = layers.line(ledger);
                 if *is_dead {
                     let without = base.line(ledger);
@@ -263,22 +234,22 @@ fn add_provider(
                             .to_string(),
                     );
                 }
-                line.group = Some(group_name(&section.name));
-                let others = key.0.iter().filter(|name| **name != section.name);
-                let others: Vec<&str> = others.copied().collect();
+                line.group = Some(section.name.clone());
+                let others = matching.iter().filter(|other| **other != number);
+                let others: Vec<&str> =
+                    others.map(|&other| providers.section(other).name.as_str()).collect();
                 if !others.is_empty() {
                     line.notes.push(format!(
                         "in KumoMTA it counts under {}, too; here it counts in this group alone",
                         printable(others.join(", "))
                     ));
                 }
-                lines.push((key, line));
+                lines.push(line);
                 lines.len() - 1
             });
-            let line = &mut lines[at].1;
-            let elsewhere = by_exchangers(sections, Some(&section.name));
-            if !pattern.is_of_exchangers() && !elsewhere.is_empty() {
-                line.notes.push(exchangers_note(&elsewhere));
+            let line = &mut lines[at];
+            if !pattern.is_of_exchangers() {
+                line.notes.extend(providers.exchangers_note(&[number]));
             }
             if pattern.is_of_exchangers() {
                 draft.note(EXCHANGERS);
@@ -292,7 +263,7 @@ fn add_provider(
             line.notes.append(&mut notes);
         }
     }
-    for (_, mut line) in lines {
+    for mut line in lines {
         line.from = without_repeats(line.from);
         let mut seen = HashSet::new();
         line.notes.retain(|note| seen.insert(note.clone()));
@@ -307,19 +278,11 @@ fn add_provider(
     }
 }
 
-fn exchangers_note(providers: &[String]) -> String {
-    format!(
-        "in KumoMTA it counts under the provider of its mail exchangers, too, if that is one of: {}. If so, give it that \
-         group",
-        printable(providers.join(", "))
-    )
-}
-
 /// The line of a domain with a section of its own.
 fn add_domain(
     section_name: &str,
     base: &Layers<'_>,
-    sections: &Sections,
+    (sections, providers): (&Sections, &Providers<'_>),
     draft: &mut Draft,
     ledger: &mut Ledger,
 ) {
@@ -342,20 +305,15 @@ fn add_domain(
         return ids.chain(rollup).for_each(|id| ledger.leave(id, why));
     }
     let mut layers = base.clone();
-    let mut by_exchangers = by_exchangers(sections, None);
-    for provider in sections.of_kind(SectionKind::Provider) {
-        if matches(provider, name) {
-            by_exchangers.retain(|other| *other != provider.name);
-            layers.add(provider);
-        }
-    }
+    let matching = providers.matching(name, None);
+    matching.iter().for_each(|&number| layers.add(providers.section(number)));
     own.iter().for_each(|section| layers.add(section));
     let mut line = layers.line(ledger);
     line.subjects.push(name.to_string());
     // What its provider shares, it shares, too.
     let shared: Vec<_> = layers.providers().filter(|provider| provider.is_shared()).collect();
     if let Some((last, others)) = shared.split_last() {
-        line.group = Some(group_name(&last.name));
+        line.group = Some(last.name.clone());
         for other in others {
             line.notes.push(format!(
                 "in KumoMTA it counts under {}, too; here it counts in this group alone",
@@ -364,8 +322,8 @@ fn add_domain(
         }
     }
     let replaces_base = own.iter().any(|section| section.replaces_base.is_some());
-    if !replaces_base && !by_exchangers.is_empty() {
-        line.notes.push(exchangers_note(&by_exchangers));
+    if !replaces_base {
+        line.notes.extend(providers.exchangers_note(&matching));
     }
     if own.iter().any(|section| section.kind == SectionKind::Site) {
         line.notes.push(ROLLUP.to_string());

@@ -202,6 +202,8 @@ impl Lines<'_> {
 pub(super) struct Sections {
     pub(super) all: Vec<ShapingSection>,
     at: HashMap<(SectionKind, String), usize>,
+    /// The indices of the providers in `all`.
+    providers: Vec<usize>,
 }
 
 impl Sections {
@@ -209,8 +211,8 @@ impl Sections {
         Some(&self.all[*self.at.get(&(kind, name.to_string()))?])
     }
 
-    pub(super) fn of_kind(&self, kind: SectionKind) -> impl Iterator<Item = &ShapingSection> {
-        self.all.iter().filter(move |section| section.kind == kind)
+    pub(super) fn providers(&self) -> impl Iterator<Item = &ShapingSection> {
+        self.providers.iter().map(|&at| &self.all[at])
     }
 
     /// Adds a file to those before it.
@@ -262,6 +264,9 @@ impl Sections {
         let known = self.at.get(&(kind, name.clone())).copied();
         let at = known.unwrap_or_else(|| {
             self.at.insert((kind, name.clone()), self.all.len());
+            if kind == SectionKind::Provider {
+                self.providers.push(self.all.len());
+            }
             self.all.push(ShapingSection {
                 name: name.clone(),
                 kind,

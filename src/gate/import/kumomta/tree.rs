@@ -13,6 +13,9 @@ use crate::gate::import::foreign::ForeignFile;
 /// How deep values are looked at. What the reader knows is at most six deep.
 const DEPTH_MAX: usize = 8;
 
+/// A byte order mark.
+const MARK: char = '\u{feff}';
+
 /// A value, and where it stands.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
@@ -51,8 +54,8 @@ impl Node {
 }
 
 /// `shaping.toml:3:20`: a place in a file, from 1.
-fn place_of(source: &ForeignFile, at: usize) -> String {
-    let before = &source.text[..at.min(source.text.len())];
+fn place_of(source: &ForeignFile, text: &str, at: usize) -> String {
+    let before = &text.as_bytes()[..at.min(text.len())];
     let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
     let column = before.iter().rev().take_while(|&&byte| byte != b'\n').count() + 1;
     format!("{}:{line}:{column}", source.name)
@@ -65,22 +68,25 @@ fn place_of(source: &ForeignFile, at: usize) -> String {
 /// It is neither.
 pub(super) fn read(source: &ForeignFile) -> Result<(&str, Node), Error> {
     let text = std::str::from_utf8(&source.text).map_err(|error| {
-        let place = place_of(source, error.valid_up_to());
+        let valid = std::str::from_utf8(&source.text[..error.valid_up_to()]).unwrap_or_default();
+        let place = place_of(source, valid, valid.len());
         let what = "expected UTF-8, as TOML and JSON are; found another byte";
         Error::new(place, what, "convert the file with iconv")
     })?;
     let is_json = match () {
         () if source.name.ends_with(".json") => true,
         () if source.name.ends_with(".toml") => false,
-        () => text.trim_start().starts_with('{'),
+        () => text.strip_prefix(MARK).unwrap_or(text).trim_start().starts_with('{'),
     };
+    // Editors on Windows write a byte order mark. TOML may have one, and the reader of JSON does not take it.
+    let text = if is_json { text.strip_prefix(MARK).unwrap_or(text) } else { text };
     let node = if is_json { of_json(source, text)? } else { of_toml(source, text)? };
     Ok((text, node))
 }
 
 fn of_toml(source: &ForeignFile, text: &str) -> Result<Node, Error> {
     let table = DeTable::parse(text).map_err(|error| {
-        let place = place_of(source, error.span().map_or(0, |span| span.start));
+        let place = place_of(source, text, error.span().map_or(0, |span| span.start));
         let what = format!("expected TOML: {}", error.message().trim_end());
         Error::new(place, what, "mend it, or check it with KumoMTA's validate-shaping")
     })?;
@@ -153,7 +159,7 @@ fn of_json(source: &ForeignFile, text: &str) -> Result<Node, Error> {
     let reader = JsonReader { source, text };
     let raw: &RawValue = serde_json::from_str(text).map_err(|error| reader.error(0, &error))?;
     if !raw.get().starts_with('{') {
-        let place = place_of(source, reader.start(raw));
+        let place = place_of(source, text, reader.start(raw));
         return Err(Error::new(
             place,
             "expected an object with a section for each domain",
@@ -182,7 +188,7 @@ impl JsonReader<'_> {
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
         Error::new(
-            place_of(self.source, at),
+            place_of(self.source, self.text, at),
             format!("expected JSON: {}", crate::gate::text::printable(message)),
             "mend it, or check it with KumoMTA's validate-shaping",
         )

@@ -10,7 +10,6 @@ use std::collections::{HashMap, HashSet};
 
 use super::main_cf::{MainCf, Value};
 use super::syntax::logical_lines;
-use crate::gate::import::draft::group_name;
 use crate::gate::import::foreign::ForeignFile;
 use crate::gate::import::ledger::{Ledger, Place, SettingId};
 use crate::gate::import::subject::Subject;
@@ -43,7 +42,7 @@ impl Route {
     /// The name of the group for a next hop: without brackets, and with the port where there is one.
     pub(super) fn group(&self) -> Option<String> {
         let nexthop = self.nexthop.replace(['[', ']'], "");
-        (!nexthop.is_empty()).then(|| group_name(nexthop.trim_end_matches(":25")))
+        (!nexthop.is_empty()).then(|| nexthop.trim_end_matches(":25").to_string())
     }
 
     /// Whether the next hop is a host, with or without brackets and a port.

@@ -10,7 +10,7 @@ mod reader;
 
 use std::collections::{HashMap, HashSet};
 
-use super::draft::{Draft, DraftLine, EXCHANGER, EXCHANGERS, group_name, without_repeats};
+use super::draft::{Draft, DraftLine, EXCHANGER, EXCHANGERS, without_repeats};
 use super::foreign::ForeignFile;
 use super::ledger::{Ledger, SettingId};
 use super::subject::Subject;
@@ -56,7 +56,7 @@ impl Queues<'_> {
         let at = *self.lines.entry(queue.to_string()).or_insert_with(|| {
             let subject = Subject::Name(queue.to_string());
             let line = self.configuration.blocks.line(&subject, ledger);
-            draft.lines.push(DraftLine { group: Some(group_name(queue)), ..line });
+            draft.lines.push(DraftLine { group: Some(queue.to_string()), ..line });
             draft.lines.len() - 1
         });
         draft.lines[at].subjects.extend(subjects);
@@ -85,7 +85,7 @@ fn draft(configuration: &Configuration, ledger: &mut Ledger) -> Draft {
     let mut default = match queue {
         None => blocks.line(&Subject::All, ledger),
         Some(queue) => {
-            let group = Some(group_name(&queue));
+            let group = Some(queue.clone());
             DraftLine { group, ..blocks.line(&Subject::Name(queue), ledger) }
         }
     };
