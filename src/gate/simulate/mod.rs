@@ -104,7 +104,8 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
 
     let source = Source::of(&args.file)?;
     // The gate's hasher is known later, and the log's first lines are read before.
-    let replies = load(&source, Hasher::new(1))?.into_rules(&args.file)?.replies;
+    let rules = load(&source, Hasher::new(1)).and_then(|loaded| loaded.into_rules(&args.file));
+    let replies = rules.map_err(|error| table_first(args, error))?.replies;
     let mut account = LogAccount::new(replies);
     account.keeps_words = args.html.is_some();
     while args.concurrencyremote.is_none()
@@ -184,6 +185,19 @@ fn simulate(args: &Simulate) -> Result<SimulationOutcome, Error> {
         fs::write(path, html).map_err(|error| Error::io(path, "write", &error))?;
     }
     Ok(outcome)
+}
+
+/// A shell that expands `--log *` gives --log one name. The next one then is taken for the table.
+fn table_first(args: &Simulate, error: Error) -> Error {
+    let Some(last) = args.more.last() else { return error };
+    let help = format!(
+        "{} is taken for the table, because it is the first name without --log; is it {}? Then write:\n  \
+         qpatch gate simulate {} --log LOG...",
+        args.file.display(),
+        last.display(),
+        last.display()
+    );
+    Error { help, ..error }
 }
 
 fn no_key(name: &str) -> Error {
