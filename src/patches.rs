@@ -27,7 +27,7 @@ macro_rules! shipped {
 }
 
 /// All patches, in the order in which they are applied.
-pub const ALL: [Shipped; 8] = [
+pub const ALL: [Shipped; 9] = [
     shipped!("toolchain", "builds with today's compilers and C libraries"),
     shipped!("big-concurrency", "two-byte delivery numbers: up to 65000 deliveries at once"),
     shipped!("fd-setsize", "select() takes 131072 descriptors instead of 1024"),
@@ -39,6 +39,7 @@ pub const ALL: [Shipped; 8] = [
         "qmail-remote is started at a cost that does not grow, and without exec if wanted"
     ),
     shipped!("spawn-events", "a spawner waits at a cost that does not grow with its deliveries"),
+    shipped!("free-slots", "qmail-send finds a free delivery number without a search"),
 ];
 
 /// The id of the patch with the two-byte delivery numbers, which sets conf-spawn.
@@ -56,6 +57,9 @@ pub const LOG_LINES: &str = "log-lines";
 /// The id of the patch with which a spawner waits for events.
 pub const SPAWN_EVENTS: &str = "spawn-events";
 
+/// The id of the patch with which qmail-send finds free numbers.
+pub const FREE_SLOTS: &str = "free-slots";
+
 /// A patch that is left out of trees that it does not fit.
 #[derive(Clone, Copy, Debug)]
 pub struct Optional {
@@ -68,7 +72,7 @@ pub struct Optional {
 }
 
 /// The patches that are left out where they do not fit a tree, unless they are asked for by name.
-pub const OPTIONAL: [Optional; 4] = [
+pub const OPTIONAL: [Optional; 5] = [
     Optional {
         id: LOG_LINES,
         without: "qmail-send writes its log as before: log-lines does not fit this tree and is left out",
@@ -88,6 +92,11 @@ pub const OPTIONAL: [Optional; 4] = [
         id: SPAWN_EVENTS,
         without: "a spawner waits by select() alone, as before: spawn-events does not fit this tree and is left out",
         choice: "--skip spawn-events leaves it out without this warning",
+    },
+    Optional {
+        id: FREE_SLOTS,
+        without: "qmail-send searches for free numbers as before: free-slots does not fit this tree and is left out",
+        choice: "--skip free-slots leaves it out without this warning",
     },
 ];
 

@@ -38,6 +38,19 @@ pub fn scratch(tree: &Path) -> Scratch {
     Scratch::new(tree, None, Keep::No).expect("a folder for the copies")
 }
 
+/// A patched copy of a tree, ready for make. `flags` are those of `qpatch apply`.
+pub fn patched(scratch: &Scratch, tree: &Path, name: &str, spawn: u32, flags: &[&str]) -> Sandbox {
+    let copy = scratch.copy(tree, &format!("{name}-tree")).expect("a copy of the tree");
+    let mut apply = Command::new(env!("CARGO_BIN_EXE_qpatch"));
+    apply.args(["apply", "--spawn", &spawn.to_string()]).args(flags).arg(&copy);
+    let applied = apply.output().expect("qpatch can be run");
+    assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    let config = SandboxConfig { spawn: Some(spawn), ..SandboxConfig::default() };
+    let sandbox = scratch.sandbox(&copy, name, &config).expect("a configured copy");
+    build::prepare(&sandbox).expect("what the build needs");
+    sandbox
+}
+
 /// A patched copy of a tree with its qmail-rspawn built and installed.
 pub struct Built {
     pub sandbox: Sandbox,
@@ -50,14 +63,7 @@ pub struct Built {
 impl Built {
     /// `flags` are those of `qpatch apply`.
     pub fn new(scratch: &Scratch, tree: &Path, name: &str, spawn: u32, flags: &[&str]) -> Built {
-        let copy = scratch.copy(tree, &format!("{name}-tree")).expect("a copy of the tree");
-        let mut apply = Command::new(env!("CARGO_BIN_EXE_qpatch"));
-        apply.args(["apply", "--spawn", &spawn.to_string()]).args(flags).arg(&copy);
-        let applied = apply.output().expect("qpatch can be run");
-        assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
-        let config = SandboxConfig { spawn: Some(spawn), ..SandboxConfig::default() };
-        let sandbox = scratch.sandbox(&copy, name, &config).expect("a configured copy");
-        build::prepare(&sandbox).expect("what the build needs");
+        let sandbox = patched(scratch, tree, name, spawn, flags);
         build::make(&sandbox, &["qmail-rspawn"]).expect("the tree builds");
         let program = build::install(&sandbox, "qmail-rspawn").expect("qmail-rspawn");
         let stubs = Stubs::install(&sandbox).expect("the stubs");
