@@ -4,8 +4,9 @@
 //! A tree with several remote channels has a qmail-rspawn for each channel. Each writes its own file:
 //! queue/lock/gatestatus, gatestatus.1, gatestatus.2 and so on. An empty file has never been written.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -107,7 +108,12 @@ const LOOKS: u32 = 50;
 /// Reads the files of all spawners of a qmail: at least one, the first one first.
 pub(super) fn read(home: &Home) -> Result<Vec<SpawnerStatus>, Unread> {
     let mut spawners = Vec::new();
-    for number in 0..SPAWNERS_MAX {
+    // Most have one file, and the agent of `gate share` reads often. Who may not list the folder looks for all.
+    let names = std::fs::read_dir(home.lock("")).ok().map(|entries| {
+        entries.flatten().map(|entry| entry.file_name()).collect::<HashSet<OsString>>()
+    });
+    let is_there = |name: &str| names.as_ref().is_none_or(|names| names.contains(OsStr::new(name)));
+    for number in (0..SPAWNERS_MAX).filter(|&number| number == 0 || is_there(&file_name(number))) {
         let path = home.lock(&file_name(number));
         match read_one(&path) {
             Ok(status) => {

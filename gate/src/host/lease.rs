@@ -1,5 +1,5 @@
 //! queue/lock/gatelease: the shares of the limits that this host may use. `qpatch gate share` writes it, and the gate
-//! looks at it ten times a second; [`crate::core::host_share`] says what it means.
+//! looks at it twenty times a second; [`crate::core::host_share`] says what it means.
 //!
 //! ```text
 //! qpatch-lease  1  SEQ  BOOT  UNTIL-MS  SETTLE-MS  START-HOSTS  HOSTS  LEAST  AGENT  SUM
@@ -39,7 +39,7 @@ pub const FILE_MAX: u64 = 1 << 20;
 /// The first word.
 pub const MAGIC: &str = "qpatch-lease\t1";
 /// How often the gate looks at it, in microseconds.
-pub(super) const LOOK_US: u64 = 100_000;
+pub(super) const LOOK_US: u64 = 50_000;
 
 /// The first line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

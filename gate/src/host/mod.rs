@@ -7,9 +7,9 @@
 //! Paths are relative to the working directory of the spawner, queue/mess. Checking the files costs six `stat` calls a
 //! second, or seven if qmail-remote reads authsenders. The status costs one `write` a second when something changed,
 //! else one a minute; the addresses of sites cost one in ten seconds. Where several hosts share the limits, the status
-//! costs up to four a second, and a look at [`lease`] a `stat` and a read of /proc/uptime, ten times a second. All
-//! descriptors are closed at once, but for that of [`crate::host::spawner_columns`], which only a queue with several spawners
-//! has.
+//! costs four to ten a second, by its length, and a look at [`lease`] a `stat` and a read of /proc/uptime, twenty times
+//! a second. All descriptors are closed at once, but for that of [`crate::host::spawner_columns`], which only a queue
+//! with several spawners has.
 //!
 //! The file has a few lines more than 700: it is one type, whose steps use each other.
 
@@ -62,8 +62,11 @@ use crate::util::memory::{OutOfMemory, Text};
 const RATES_FILE: &str = "gatekept.rates";
 const LOOK_US: u64 = 1_000_000;
 const WRITE_US: u64 = 1_000_000;
-/// The same while an agent reads the status to divide the limits, in microseconds.
-const WRITE_SHARED_US: u64 = 250_000;
+/// The same while an agent reads the status to divide the limits, in microseconds: for a short one, and for one with
+/// the thousand keys that it lists at most. Between them it is two microseconds for each byte: reading it is most of
+/// what the agent costs.
+const WRITE_SHARED_US: u64 = 100_000;
+const WRITE_SHARED_MAX_US: u64 = 250_000;
 /// A gate writes the status even if nothing changed, so that the age of the status shows whether the spawner runs.
 const HEARTBEAT_US: u64 = 60_000_000;
 /// How long after it was found changing a file is checked again.
@@ -157,6 +160,8 @@ pub struct Host<C = SystemClock> {
     seen_written_us: u64,
     status_text: Text,
     generation: u64,
+    /// How long the last status was.
+    written_bytes: u64,
     identity: Identity,
     loaded_secs: u64,
     looked_us: u64,
@@ -270,6 +275,7 @@ impl<C: Clock> Host<C> {
             boot: process::boot(),
             seen_written: 0,
             seen_written_us: 0,
+            written_bytes: 0,
             status_text: Text::default(),
             generation: 0,
             identity: Identity::of_self(),
@@ -439,7 +445,9 @@ impl<C: Clock> Host<C> {
         match self.dirty {
             // The agent waits for what is in force, and divides by what is wanted.
             true if self.lease.is_unconfirmed => Some(lease::LOOK_US),
-            true if self.lease.is_shared() => Some(WRITE_SHARED_US),
+            true if self.lease.is_shared() => {
+                Some((WRITE_SHARED_US + 2 * self.written_bytes).min(WRITE_SHARED_MAX_US))
+            }
             true => Some(WRITE_US),
             false => (self.generation > 0).then_some(HEARTBEAT_US),
         }
@@ -705,6 +713,7 @@ impl<C: Clock> Host<C> {
         let written = overwrite(&self.status_path, &self.status_text.bytes);
         self.status_problem =
             written.err().map(|kind| Problem::of_file(problem::File::Status, kind));
+        self.written_bytes = self.status_text.bytes.len() as u64;
         if self.status_text.bytes.capacity() > 64 << 10 {
             self.status_text = Text::default();
         }

@@ -94,7 +94,13 @@ pub fn boot() -> u64 {
 pub fn since_boot_ms() -> Option<u64> {
     let mut text = [0; 64];
     let read = read("/proc/uptime", &mut text)?;
-    let mut numbers = text[..read].split(|byte| matches!(byte, b'.' | b' '));
+    uptime_ms(&text[..read])
+}
+
+/// Milliseconds since the start of the machine, out of the contents of /proc/uptime.
+#[must_use]
+pub fn uptime_ms(text: &[u8]) -> Option<u64> {
+    let mut numbers = text.split(|byte| matches!(byte, b'.' | b' '));
     let number = |text: Option<&[u8]>| std::str::from_utf8(text?).ok()?.parse::<u64>().ok();
     let (secs, hundredths) = (number(numbers.next())?, number(numbers.next())?);
     secs.checked_mul(1000)?.checked_add(hundredths.checked_mul(10)?)

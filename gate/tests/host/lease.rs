@@ -83,17 +83,41 @@ fn what_waits_starts_when_the_share_grows() {
         "a.example is at this host's share, 0 deliveries (limit 20); not tried. (#4.4.5)\n"
     ));
     assert_eq!(host.due(), Due::Nothing);
-    // The status says what waits within a quarter of a second.
-    pass_ms(250);
+    // The status says what waits within a tenth of a second.
+    pass_ms(102);
     assert_eq!(host.due(), Due::Nothing);
     assert!(home.status().unwrap().keys[0].held > 0);
     write(&home, 2, 60_000, "domain\ta.example\t2\n");
-    pass_ms(251);
+    pass_ms(51);
     assert_eq!(host.due(), Due::Go { slot: 0, command: 0 });
     assert!(matches!(host.due(), Due::Go { slot: 1, .. }));
     assert_eq!(running(&host, KeyKind::Domain, "a.example"), 2);
     // It is confirmed at once.
     assert_eq!(home.status().unwrap().lease.unwrap().seq, 2);
+}
+
+#[test]
+fn a_long_status_is_written_less_often() {
+    let home = home();
+    write(&home, 1, 600_000, "");
+    let mut host = at_rest(&home, |home| home.open(200));
+    for slot in 0..190 {
+        assert_eq!(ask(&mut host, slot, &format!("{slot}.{}.example", "x".repeat(200))), Ask::Go);
+    }
+    let generation = |host: &mut Host| {
+        host.due();
+        home.status().unwrap().generation
+    };
+    pass_ms(1000);
+    let before = generation(&mut host);
+    let bytes = fs::metadata(home.path.join("lock/gatestatus")).unwrap().len();
+    assert!((40_000..70_000).contains(&bytes), "{bytes}");
+    host.done(0, DeliveryEnd::Reported(b"r\0K192.0.2.7 accepted message.\n\0"));
+    // A tenth of a second, and two microseconds for each byte.
+    pass_ms(100 + bytes / 500 - 5);
+    assert_eq!(generation(&mut host), before);
+    pass_ms(6);
+    assert_eq!(generation(&mut host), before + 1);
 }
 
 #[test]

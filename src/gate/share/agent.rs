@@ -11,8 +11,8 @@
 //! **Stages.** Before an agent takes part, the gate must have confirmed that it reads leases at all. With a new or
 //! lost place in the pool, the gate must have confirmed the first list before the agent reports what is in force.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 
 use qpatch_gate::escape::Escaped;
 use qpatch_gate::host_share::{LeasePhase, fall_back_share, start_share};
@@ -25,7 +25,7 @@ use super::config::Terms;
 const ASK_AGAIN_MS: u64 = 1000;
 /// What a key wanted counts for this time, so that its share does not follow each delivery. In milliseconds. With 2000,
 /// mail that moved to another host had its share there 1 to 4 s later (docs/measurements.md).
-const WANT_MS: u64 = 500;
+const WANT_MS: u64 = 200;
 /// What the store knows of a key is told again after this time, in milliseconds: it forgets keys after an hour.
 const TELL_AGAIN_MS: u64 = 300_000;
 /// So many that the fall-back share, or the start-up share, is as small as it can be.
@@ -125,6 +125,8 @@ pub(super) enum Stage {
 struct KeyState {
     limit: u32,
     running: u32,
+    /// What the gates say that it wants.
+    wants: u32,
     want: u32,
     want_until_ms: u64,
     /// The share of each version of the lease since the one in force, and from which version on; None: not listed.
@@ -147,6 +149,7 @@ impl KeyState {
             has_no_room: false,
             limit: 0,
             running: 0,
+            wants: 0,
             want: 0,
             want_until_ms: 0,
             shares: vec![(0, None)],
@@ -204,6 +207,9 @@ pub(super) struct Agent {
     count: u32,
     /// Whether it has ever had a lease. Before, its gate has the whole limit, which the store cannot help.
     was_leased: bool,
+    /// What the gates said last, and the number of hosts for the start-up share at that time.
+    demand: Demand,
+    demand_hosts: u32,
     confirmed: u64,
     gate_runs: bool,
     /// Whether a gate has read a lease.
@@ -240,6 +246,8 @@ impl Agent {
             is_closed: false,
             count: 1,
             was_leased: false,
+            demand: Demand::default(),
+            demand_hosts: 0,
             confirmed: 0,
             gate_runs: false,
             has_read: false,
@@ -353,6 +361,11 @@ impl Agent {
         self.until_ms
     }
 
+    /// How many keys have another share than that for the start, or want more.
+    pub(super) fn key_count(&self) -> usize {
+        self.keys.len()
+    }
+
     /// How many hosts share the limits.
     pub(super) fn hosts(&self) -> u32 {
         self.count
@@ -399,29 +412,18 @@ impl Agent {
         self.confirmed = if demand.runs { demand.confirmed } else { self.seq };
         let confirmed = self.confirmed;
         for state in self.keys.values_mut() {
-            // What ran may still run, out of sight.
-            state.running = state.running.min(demand.unlisted_running.unwrap_or(0));
             prune(&mut state.shares, |share| share.0, confirmed);
         }
         prune(&mut self.hosts, |hosts| hosts.0, confirmed);
-        let start_hosts = self.hosts_to_write().0;
-        let mut wants = HashMap::with_capacity(demand.keys.len());
-        for key in &demand.keys {
-            let name = key_name(key.kind, &key.name);
-            // The start-up share is enough, and the store counts it anyway.
-            let is_small = key.running.max(key.want) <= 1 && key.limit >= start_hosts;
-            let state = match self.keys.entry(name.clone()) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(_) if is_small => continue,
-                Entry::Vacant(entry) => entry.insert(KeyState::new(&name)),
-            };
-            (state.limit, state.running) = (key.limit, key.running);
-            wants.insert(name, key.want.max(key.running).min(key.limit));
+        let hosts = self.hosts_to_write().0;
+        if (&self.demand, self.demand_hosts) != (demand, hosts) {
+            self.demand.clone_from(demand);
+            self.demand_hosts = hosts;
+            self.observe_keys(demand);
         }
-        for (name, state) in &mut self.keys {
-            let want = wants.get(name).copied().unwrap_or(0);
-            if want >= state.want || now_ms >= state.want_until_ms {
-                (state.want, state.want_until_ms) = (want, now_ms + WANT_MS);
+        for state in self.keys.values_mut() {
+            if state.wants >= state.want || now_ms >= state.want_until_ms {
+                (state.want, state.want_until_ms) = (state.wants, now_ms + WANT_MS);
             }
         }
         self.keys.retain(|_, state| {
@@ -438,6 +440,33 @@ impl Agent {
         }
     }
 
+    /// There are other keys than before, of which the gates may have said something.
+    fn observe_again(&mut self) {
+        self.demand_hosts = 0;
+    }
+
+    /// Notes what the gates say of keys.
+    fn observe_keys(&mut self, demand: &Demand) {
+        for state in self.keys.values_mut() {
+            // What ran may still run, out of sight.
+            state.running = state.running.min(demand.unlisted_running.unwrap_or(0));
+            state.wants = 0;
+        }
+        let start_hosts = self.demand_hosts;
+        for key in &demand.keys {
+            let name = key_name(key.kind, &key.name);
+            // The start-up share is enough, and the store counts it anyway.
+            let is_small = key.running.max(key.want) <= 1 && key.limit >= start_hosts;
+            let state = match self.keys.entry(name.clone()) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(_) if is_small => continue,
+                Entry::Vacant(entry) => entry.insert(KeyState::new(&name)),
+            };
+            (state.limit, state.running) = (key.limit, key.running);
+            state.wants = key.want.max(key.running).min(key.limit);
+        }
+    }
+
     /// The store has answered a hello, and a first step that was sent at `sent_ms`.
     /// Of the keys in `closed` others have shares, and a new host has nothing before it asks.
     pub(super) fn welcome(
@@ -449,6 +478,7 @@ impl Agent {
         now_ms: u64,
     ) {
         self.conn = welcome.conn;
+        self.observe_again();
         let has_lease = self.is_leased(now_ms);
         self.until_ms = sent_ms + self.terms.lease_ms;
         if !self.was_leased {
@@ -558,7 +588,8 @@ impl Agent {
                 state.must_send = true;
             }
         }
-        if self.stage == Stage::In {
+        if self.stage == Stage::In && !reply.inbox.is_empty() {
+            self.observe_again();
             for key in &reply.inbox {
                 let state = self.keys.entry(key.clone());
                 state.or_insert_with_key(|key| KeyState::new(key)).must_send = true;

@@ -2,9 +2,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
 
 use qpatch_gate::host_share::LeasePhase;
 use qpatch_gate::lease::{FILE_MAX, Header, Parsed, parse};
@@ -12,6 +14,8 @@ use qpatch_gate::problem::File as GateFile;
 use qpatch_gate::rules::KeyKind;
 use qpatch_gate::table::Limit;
 use qpatch_gate_status::{KeyStatus, StatusError};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 
 use super::agent::{Demand, KeyDemand};
 use crate::error::{Error, Result};
@@ -22,23 +26,50 @@ use crate::gate::status_file::{
 use crate::qmail::control::read_file;
 use crate::qmail::home::Home;
 
+/// How often it is seen whether the gates run while their files do not change, in milliseconds.
+const CHECK_MS: u64 = 250;
+
 /// The status files of a qmail.
 pub(super) struct Gates {
     home: Home,
     seen: Option<(u64, SystemTime)>,
     spawners: Vec<SpawnerStatus>,
+    /// What they say.
+    demand: Demand,
+    /// When it was last seen whether they run, in milliseconds.
+    checked_ms: u64,
+    /// Tells when a status file has been written. None: the system has none left, and the files are only looked at.
+    events: Option<OwnedFd>,
 }
 
 impl Gates {
     pub(super) fn new(home: Home) -> Self {
-        Self { home, seen: None, spawners: Vec::new() }
+        let events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok();
+        let demand = Demand::default();
+        Self { home, seen: None, spawners: Vec::new(), demand, checked_ms: 0, events }
+    }
+
+    /// Waits for this long, or until a gate has written its status.
+    pub(super) fn wait(&mut self, time: Duration) {
+        let Some(events) = &self.events else { return sleep(time) };
+        let names = self.spawners.iter().map(SpawnerStatus::file);
+        for name in names.chain([GateFile::Status.name().to_string()]) {
+            // The same file again costs nothing, and a file that is missing is looked for the next time.
+            let _ = inotify::add_watch(events, self.home.lock(&name), WatchFlags::CLOSE_WRITE);
+        }
+        let Ok(limit) = time.try_into() else { return sleep(time) };
+        if poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&limit)).is_err() {
+            sleep(time);
+        }
+        let mut buffer = [0; 4096];
+        while rustix::io::read(events, &mut buffer).is_ok_and(|count| count > 0) {}
     }
 
     /// What they do. The files are read if the first one has changed, or if there are several.
     ///
     /// # Errors
     /// A file cannot be read. One that is empty or is being written is no error.
-    pub(super) fn look(&mut self) -> Result<Demand> {
+    pub(super) fn look(&mut self, now_ms: u64) -> Result<&Demand> {
         let metadata = std::fs::metadata(self.home.lock("gatestatus"));
         let now = metadata.ok().and_then(|file| Some((file.ino(), file.modified().ok()?)));
         if now.is_none() || now != self.seen || self.spawners.len() > 1 {
@@ -50,12 +81,16 @@ impl Gates {
                 Err(Unread { why: UnreadReason::Status(StatusError::Torn), .. }) => {}
                 Err(unread) => return Err(explain(&self.home, &unread)),
             }
-        } else {
+        } else if now_ms >= self.checked_ms + CHECK_MS {
             for spawner in &mut self.spawners {
                 spawner.look_again();
             }
+        } else {
+            return Ok(&self.demand);
         }
-        Ok(demand(&self.spawners))
+        self.checked_ms = now_ms;
+        self.demand = demand(&self.spawners);
+        Ok(&self.demand)
     }
 }
 

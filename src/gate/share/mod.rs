@@ -41,6 +41,14 @@ pub struct Share {
     home: PathBuf,
 }
 
+impl Share {
+    /// For the qmail in this folder.
+    #[must_use]
+    pub fn of(home: PathBuf) -> Self {
+        Self { home }
+    }
+}
+
 /// Runs it until it is killed.
 ///
 /// # Errors

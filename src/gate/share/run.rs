@@ -1,12 +1,15 @@
 //! The loop of the agent: looks at the gates, calls the store, writes the lease.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use qpatch_gate::process::{boot, since_boot_ms};
+use qpatch_gate::process::{boot, since_boot_ms, uptime_ms};
 
 use super::agent::{Agent, KEYS_PER_CALL, Stage};
 use super::config::Config;
@@ -16,8 +19,11 @@ use crate::error::{Error, Result};
 use crate::output::warn;
 use crate::qmail::home::Home;
 
-/// The time between two looks, in milliseconds.
-const LOOK_MS: u64 = 100;
+/// The time between two calls, in milliseconds: with few keys that have shares or want them; with a thousand, which
+/// take longer; and with none. A status that is written meanwhile ends it at once.
+const LOOK_MS: u64 = 50;
+const LONG_LOOK_MS: u64 = 100;
+const IDLE_LOOK_MS: u64 = 100;
 /// A gate that reads leases has read one by then, in milliseconds.
 const GATE_READS_MS: u64 = 5000;
 /// The most calls of a turn: the gate must not wait longer for its lease.
@@ -46,8 +52,21 @@ impl Said {
     }
 }
 
-fn now_ms() -> Result<u64> {
-    since_boot_ms().ok_or_else(|| Error::new("/proc/uptime", "cannot be read", "mount /proc"))
+/// /proc/uptime, as the gate reads it. It stays open: the agent asks for the time a hundred times a second.
+struct Uptime(File);
+
+impl Uptime {
+    fn open() -> Result<Self> {
+        let path = Path::new("/proc/uptime");
+        File::open(path).map(Self).map_err(|error| Error::io(path, "read", &error))
+    }
+
+    fn now_ms(&self) -> Result<u64> {
+        let mut text = [0; 64];
+        let read = self.0.read_at(&mut text, 0).ok();
+        read.and_then(|read| uptime_ms(&text[..read]))
+            .ok_or_else(|| Error::new("/proc/uptime", "cannot be read", "mount /proc"))
+    }
 }
 
 /// Runs until it is killed.
@@ -58,27 +77,33 @@ pub(super) fn run(home: Home) -> Result<()> {
     let config = Config::read(&home)?;
     let mut store = Store::new(&config)?;
     let lease = LeaseFile::open(&home)?;
-    let mut agent = begin(&config, &lease)?;
+    let uptime = Uptime::open()?;
+    let now_ms = || uptime.now_ms();
+    let mut agent = begin(&config, &lease, now_ms()?)?;
     let mut gates = Gates::new(home);
     let beat = Arc::new(AtomicU64::new(now_ms()?));
     watch(Arc::clone(&beat), HANGS_MS.max(3 * config.terms.lease_ms));
     let (started_ms, mut said) = (now_ms()?, Said::default());
-    let pause = Duration::from_millis(LOOK_MS);
     loop {
-        beat.store(now_ms()?, Ordering::Relaxed);
+        let look_ms = now_ms()?;
+        beat.store(look_ms, Ordering::Relaxed);
         // Without the status nothing is known of what runs, and the lease ends.
-        match gates.look() {
+        match gates.look(look_ms) {
             Ok(demand) => {
-                agent.observe(&demand, now_ms()?);
+                agent.observe(demand, look_ms);
                 let is_old =
-                    demand.runs && demand.confirmed == 0 && now_ms()? > started_ms + GATE_READS_MS;
+                    demand.runs && demand.confirmed == 0 && look_ms > started_ms + GATE_READS_MS;
                 Said::say(&mut said.gate, if is_old { WAITS.to_string() } else { String::new() });
                 let why = turn(&mut agent, &mut store, &now_ms, &mut |text| lease.write(text))?;
-                report(&mut said, &agent, &config, why);
+                report(&mut said, &agent, &config, why, now_ms()?);
             }
             Err(error) => Said::say(&mut said.gate, error.to_string()),
         }
-        sleep(pause);
+        let pause_ms = match agent.key_count() as u64 {
+            0 => IDLE_LOOK_MS,
+            keys => (LOOK_MS + keys / 20).min(LONG_LOOK_MS),
+        };
+        gates.wait(Duration::from_millis(pause_ms));
     }
 }
 
@@ -89,7 +114,7 @@ const NO_ROOM: &str = "there are more keys than queue/lock/gatelease has room fo
                        have one place on this host at most, and none where the limit is lower than the number of hosts";
 
 /// The agent as it begins: it goes on with the lease that an earlier one has left.
-fn begin(config: &Config, lease: &LeaseFile) -> Result<Agent> {
+fn begin(config: &Config, lease: &LeaseFile, now_ms: u64) -> Result<Agent> {
     let boot = boot();
     let unix_ms =
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
@@ -98,7 +123,7 @@ fn begin(config: &Config, lease: &LeaseFile) -> Result<Agent> {
     Ok(match lease.left()? {
         Left::Nothing => Agent::new(terms, number, boot, unix_ms),
         Left::Whole(header, keys) => Agent::resume(terms, boot, header, keys),
-        Left::Torn(header) => Agent::after_damage(terms, number, boot, unix_ms, header, now_ms()?),
+        Left::Torn(header) => Agent::after_damage(terms, number, boot, unix_ms, header, now_ms),
     })
 }
 
@@ -183,9 +208,8 @@ fn talk(
     }
 }
 
-fn report(said: &mut Said, agent: &Agent, config: &Config, why: Option<CallError>) {
-    let rest_ms = since_boot_ms().map_or(0, |now_ms| agent.until_ms().saturating_sub(now_ms));
-    let until = match rest_ms {
+fn report(said: &mut Said, agent: &Agent, config: &Config, why: Option<CallError>, now_ms: u64) {
+    let until = match agent.until_ms().saturating_sub(now_ms) {
         0 => "no shares are in force".to_string(),
         _ => "the shares hold until the lease ends".to_string(),
     };

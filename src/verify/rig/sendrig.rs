@@ -465,12 +465,20 @@ pub fn pull_trigger(sandbox: &Sandbox) -> Result<(), Error> {
         // qmail-send does not run. It looks into queue/todo when it starts.
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
         Err(error) => Err(Error::file("open", &path)(error)),
-        Ok(mut trigger) => match io::Write::write(&mut trigger, &[0]) {
-            // The trigger is pulled already.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(Error::file("write", &path)(error)),
-            Ok(_) => Ok(()),
-        },
+        Ok(trigger) => pull(trigger).map_err(Error::file("write", &path)),
+    }
+}
+
+fn pull(mut trigger: impl io::Write) -> io::Result<()> {
+    match trigger.write(&[0]) {
+        // The trigger is pulled already; or qmail-send has closed it to open it again, and looks into queue/todo after
+        // that.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::BrokenPipe) =>
+        {
+            Ok(())
+        }
+        written => written.map(drop),
     }
 }
 
@@ -513,4 +521,16 @@ pub fn run_qmail_queue(
         describe(status),
         "",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trigger_that_qmail_send_opens_again_is_pulled() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        pull(writer).unwrap();
+    }
 }

@@ -377,3 +377,22 @@ fn a_key_that_the_status_does_not_list_still_runs() {
     agent.observe(&listed(Vec::new()), 20);
     assert_eq!(agent.running(), [0]);
 }
+
+/// The gates say nothing new, but the store asks of a key that is not worth a call by itself.
+#[test]
+fn a_key_of_which_the_store_asks_is_reported_as_it_is() {
+    let mut agent = Agent::new(terms(), 1, BOOT, 5);
+    let welcome = Welcome { conn: 1, most: 2, is_reset: false, is_new: false };
+    let reply = |inbox| StepReply { most: 2, divisor: 2, inbox, ..StepReply::default() };
+    agent.welcome(welcome, &reply(Vec::new()), &[], 0, 0);
+    let name = b"a.example".to_vec();
+    let key = KeyDemand { kind: KeyKind::Domain, name, limit: 20, running: 1, want: 1 };
+    let key_name = key_name(key.kind, &key.name);
+    let demand = Demand { runs: true, confirmed: 5, keys: vec![key], ..Demand::default() };
+    agent.observe(&demand, 10);
+    assert_eq!(agent.items(10), []);
+    agent.answered(&[], &reply(vec![key_name.clone()]), 20);
+    agent.observe(&demand, 30);
+    let what = Report { share: None, running: 1, want: 1, limit: 20 };
+    assert_eq!(agent.items(30), [Item { key: key_name, what }]);
+}
