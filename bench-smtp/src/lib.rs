@@ -23,6 +23,7 @@ pub mod sandbox;
 pub mod scenario;
 pub mod servers;
 pub mod session;
+pub mod shares;
 pub mod sink;
 #[allow(unsafe_code)]
 mod sys;

@@ -23,6 +23,7 @@ use qpatch_bench_smtp::report::BenchReport;
 use qpatch_bench_smtp::run::{Run, Subject, run};
 use qpatch_bench_smtp::scenario::{Learn, QueueKind, Scenario, ScenarioOptions};
 use qpatch_bench_smtp::servers::{self, SERVER_KINDS, ServerKind};
+use qpatch_bench_smtp::shares;
 use qpatch_bench_smtp::sink::Step;
 use qpatch_bench_smtp::tls::StartTls;
 use qpatch_bench_smtp::{measure, postfix, sandbox, session, usage};
@@ -78,6 +79,9 @@ struct Args {
     /// Only these real servers, see README.md
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = kind, requires = "servers")]
     server: Vec<&'static ServerKind>,
+    /// In place of the scenarios: S12, eight qmails that share a limit through Redis
+    #[arg(long, conflicts_with_all = ["scenario", "only", "servers", "tls", "learn", "table", "runs", "postfix"])]
+    shares: bool,
     /// The servers offer STARTTLS; for a tree whose qmail-remote uses it
     #[arg(long, conflicts_with = "servers")]
     tls: bool,
@@ -126,10 +130,14 @@ fn kind(name: &str) -> std::result::Result<&'static ServerKind, String> {
     })
 }
 
-/// A super-server has started this program to speak SMTP, see [`servers::SESSION`].
+/// A super-server has started this program to speak SMTP, see [`servers::SESSION`]; or it is an agent of S12.
 fn session() -> Option<ExitCode> {
     let mut args = std::env::args().skip(1);
-    if args.next()? != servers::SESSION {
+    let what = args.next()?;
+    if what == shares::AGENT {
+        return Some(shares::agent(PathBuf::from(args.next()?)));
+    }
+    if what != servers::SESSION {
         return None;
     }
     let hold = Duration::try_from_secs_f64(args.next()?.parse().ok()?).ok()?;
@@ -187,6 +195,26 @@ fn bench(args: &Args) -> Result<()> {
     about(args, &scratch, &mut report);
     if let Some(dir) = &args.servers {
         real_servers(args, dir, &scratch, port, &mut report)?;
+        scratch.close()?;
+        return finish(args, &report);
+    }
+    if args.shares {
+        let setting = shares::ShareSettings {
+            tree: &args.tree,
+            port,
+            concurrency: args.spawn,
+            seed: args.seed,
+            length: shares::LENGTH.mul_f64(args.scale),
+        };
+        let outcomes = shares::run(&scratch, &setting)?;
+        print!("{}", shares::to_table(&outcomes));
+        if let Some(dir) = &args.svg {
+            std::fs::create_dir_all(dir)
+                .map_err(Error::doing(format!("make {}", dir.display())))?;
+            std::fs::write(dir.join("S12.svg"), shares::picture(&outcomes, &setting))
+                .map_err(Error::doing("write S12.svg"))?;
+        }
+        report.shares = outcomes;
         scratch.close()?;
         return finish(args, &report);
     }
@@ -303,9 +331,9 @@ fn real_servers(
 }
 
 fn finish(args: &Args, report: &BenchReport) -> Result<()> {
-    if report.servers.is_empty() {
+    if report.servers.is_empty() && report.shares.is_empty() {
         print!("{}", report.to_table());
-    } else {
+    } else if !report.servers.is_empty() {
         print!("{}", servers::to_table(&report.servers));
     }
     for note in &report.notes {

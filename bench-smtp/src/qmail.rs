@@ -186,6 +186,33 @@ impl Qmail {
         Ok(Qmail { sandbox, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
     }
 
+    /// Builds a copy of a tree that is patched, with a home called `name`.
+    pub fn of_patched(scratch: &Scratch, patched: &Path, name: &str, spawn: u32) -> Result<Qmail> {
+        let sandbox = install(scratch, patched, name, spawn, Fsync::Skipped)?;
+        let flavour = Flavour::Gate;
+        Ok(Qmail { sandbox, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
+    }
+
+    /// The folder with its control and queue.
+    pub fn home(&self) -> &Path {
+        self.sandbox.home()
+    }
+
+    /// kill -9 of all its processes.
+    pub fn kill(&mut self) {
+        self.running = None;
+    }
+
+    /// What the gate does, if it has written it.
+    pub fn status(&self) -> Option<Status> {
+        Status::parse(&fs::read(self.status_file()).ok()?).ok()
+    }
+
+    /// Writes a file of the home, which stays its user's.
+    pub fn write(&self, path: &str, contents: &str) -> Result<()> {
+        Ok(self.sandbox.write(&self.sandbox.home().join(path), contents.as_bytes())?)
+    }
+
     /// Keeps the log of each run of qmail-send in `dir` from now on. Each line has the seconds since the start before
     /// it.
     pub fn keep_logs(&mut self, dir: &Path) {
@@ -284,10 +311,28 @@ pub fn build_sandbox(
     fsync: Fsync,
 ) -> Result<Sandbox> {
     let name = flavour.name().replace(' ', "-");
+    let copy = patched(scratch, tree, flavour, spawn)?;
+    install(scratch, &copy, &name, spawn, fsync)
+}
+
+/// Copies `tree`, and patches the copy for `spawn` deliveries.
+pub fn patched(scratch: &Scratch, tree: &Path, flavour: Flavour, spawn: u32) -> Result<PathBuf> {
+    let name = flavour.name().replace(' ', "-");
     let copy = scratch.copy(tree, &format!("{name}-tree"))?;
     patch(&copy, flavour, spawn)?;
+    Ok(copy)
+}
+
+/// Builds a copy of a patched tree, and installs it in a home called `name`.
+fn install(
+    scratch: &Scratch,
+    patched: &Path,
+    name: &str,
+    spawn: u32,
+    fsync: Fsync,
+) -> Result<Sandbox> {
     let config = SandboxConfig { spawn: Some(spawn), fsync, ..SandboxConfig::default() };
-    let sandbox = scratch.sandbox(&copy, &name, &config)?;
+    let sandbox = scratch.sandbox(patched, name, &config)?;
     build::prepare(&sandbox)?;
     let rules = targets(sandbox.tree())?;
     let optional = sendrig::OPTIONAL_PROGRAMS.iter().filter(|name| rules.contains(**name));

@@ -9,6 +9,7 @@ use crate::figures::{Bar, Measure};
 use crate::measure::median;
 use crate::scenario::Scenario;
 use crate::servers::ServerOutcome;
+use crate::shares::ShareOutcome;
 
 /// The columns, in order. A table has those that were measured.
 const SUBJECTS: [&str; 7] =
@@ -106,6 +107,9 @@ pub struct BenchReport {
     /// The results of runs with real servers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub servers: Vec<ServerOutcome>,
+    /// The results of S12.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<ShareOutcome>,
     /// Notes about the figures.
     pub notes: Vec<String>,
 }

@@ -114,6 +114,8 @@ pub struct Accepted {
 pub struct Record {
     /// In the order in which the servers were given.
     pub servers: Vec<ServerRecord>,
+    /// For each class: the sessions that have named a mail of it, over time.
+    pub classes: Vec<Vec<Step>>,
     /// In the order of time; a mail that came twice is in it twice.
     pub accepted: Vec<Accepted>,
     /// Of these, how many came over TLS.
@@ -252,6 +254,8 @@ struct Connection {
     stage: Stage,
     input: Vec<u8>,
     mail: Option<u32>,
+    /// The class of its first mail.
+    class: Option<usize>,
     /// Distinguishes this connection from an earlier one with the same number.
     serial: u64,
 }
@@ -329,7 +333,10 @@ impl Turn {
             classes,
             seen,
             greeted: HashSet::new(),
-            record: Record::default(),
+            record: Record {
+                classes: vec![Vec::new(); shared.accepted.len()],
+                ..Record::default()
+            },
             tls: None,
             shared,
             started,
@@ -406,6 +413,13 @@ impl Turn {
         self.records[server].steps.push(step);
     }
 
+    fn count_class(&mut self, class: usize, change: i32) {
+        let at_us = self.now_us();
+        let steps = &mut self.record.classes[class];
+        let before = steps.last().map_or(0, |step| step.sessions);
+        steps.push(Step { at_us, sessions: before.saturating_add_signed(change) });
+    }
+
     fn admit(&mut self, stream: TcpStream, server: usize) -> Result<()> {
         let behaviour = self.servers[server].behaviour;
         if let Behaviour::Serve(Service { sessions: Some(most), .. }) = behaviour
@@ -440,6 +454,7 @@ impl Turn {
             stage,
             input: Vec::new(),
             mail: None,
+            class: None,
             serial,
         });
         if greets && !self.reply(at, b"220 sink.bench.example ESMTP\r\n") {
@@ -455,6 +470,9 @@ impl Turn {
             }
             // Closing takes it out of the epoll set.
             self.count(connection.server, -1);
+            if let Some(class) = connection.class {
+                self.count_class(class, -1);
+            }
             self.free.push(at);
         }
     }
@@ -592,6 +610,13 @@ impl Turn {
             }
             _ => b"500 5.5.2 what?\r\n",
         };
+        if let Some(connection) = self.connections[at].as_mut()
+            && let (Some(mail), None) = (connection.mail, connection.class)
+        {
+            let class = self.classes[mail as usize] as usize;
+            connection.class = Some(class);
+            self.count_class(class, 1);
+        }
         if self.reply(at, text) { After::Goes } else { After::Ends }
     }
 

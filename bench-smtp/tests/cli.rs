@@ -23,6 +23,7 @@ fn wrong_usage_is_2() {
         &["TREE", "--server", "exim-max"],
         &["TREE", "--servers", "DIR", "--server", "exchange"],
         &["TREE", "--servers", "DIR", "--scenario", "S1"],
+        &["TREE", "--shares", "--scenario", "S1"],
     ] {
         let (code, said) = bench(args);
         assert_eq!(code, Some(2), "{args:?}: {said}");
