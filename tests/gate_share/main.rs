@@ -355,15 +355,10 @@ fn clocks_that_are_an_hour_apart() {
     }
     let Some(redis) = Redis::start(&[]) else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut two = std::process::Command::new("unshare")
-        .args(["--time", "--boottime", "3600", "--fork", "--kill-child=SIGKILL"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "a_host_an_hour_ahead"])
-        .env(AHEAD, dir.path())
-        .env(AHEAD_STORE, store(redis.port))
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--time", "--boottime", "3600", "--fork", "--kill-child=SIGKILL"]);
+    command.arg(std::env::current_exe().unwrap()).env(OTHER_STORE, store(redis.port));
+    let mut two = other_process(command, dir.path());
     let other = || fs::read_to_string(dir.path().join("is")).unwrap_or_default();
     let mut one = Node::new("one", TABLE, &store(redis.port));
     one.start();
@@ -371,7 +366,7 @@ fn clocks_that_are_an_hour_apart() {
     one.mail(0..20, "a.example");
     until("one has all", &mut [&mut one], |nodes| nodes[0].running("a.example") == 20);
     one.end(0..20);
-    fs::write(dir.path().join("mail"), "").unwrap();
+    fs::write(dir.path().join("mail"), "20").unwrap();
     until("the other has all", &mut [&mut one], |_| other() == "valid 20");
     // The lease of each ends by its own clock.
     one.kill();
@@ -381,25 +376,70 @@ fn clocks_that_are_an_hour_apart() {
     assert!(two.wait().unwrap().success());
 }
 
-/// The folder of the other process, and its store.
-const AHEAD: &str = "QPATCH_TEST_AHEAD";
-const AHEAD_STORE: &str = "QPATCH_TEST_AHEAD_STORE";
-
-/// The other process of the test before; alone it does nothing. It does what files in the folder say, and writes how
-/// its gate is.
+/// A queue with supplemental channels has several spawners, each with a status of its own. They are one host.
 #[test]
-fn a_host_an_hour_ahead() {
-    let (Some(dir), Ok(store)) = (std::env::var_os(AHEAD), std::env::var(AHEAD_STORE)) else {
-        return;
-    };
+fn two_spawners_of_one_queue() {
+    let Some(redis) = Redis::start(&[]) else { return };
+    let config = format!("{}\nlease 1\nforget 60\n", store(redis.port));
+    let mut one = Node::with_channels("one", TABLE, &config);
+    let mut two = Node::new("two", TABLE, &store(redis.port));
+    for node in [&mut one, &mut two] {
+        node.start();
+    }
+    until("both take part", &mut [&mut one, &mut two], all_valid);
+    one.mail(0..8, "a.example");
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.env(OTHER_HOME, one.path());
+    let mut beside = other_process(command, dir.path());
+    let other = || fs::read_to_string(dir.path().join("is")).unwrap_or_default();
+    fs::write(dir.path().join("mail"), "12").unwrap();
+    until("the spawners have all", &mut [&mut one, &mut two], |nodes| {
+        nodes[0].running("a.example") == 8 && other() == "valid 12"
+    });
+    // What both run counts, and what either gives back goes to the other host.
+    two.mail(0..20, "a.example");
+    one.end(0..8);
+    until("the rest for the other host", &mut [&mut one, &mut two], |nodes| {
+        assert!(nodes[1].running("a.example") <= 8, "{}", other());
+        nodes[1].running("a.example") == 8 && other() == "valid 12"
+    });
+    fs::write(dir.path().join("end"), "").unwrap();
+    assert!(beside.wait().unwrap().success());
+}
+
+/// Starts this program as the other process of a test.
+fn other_process(mut command: std::process::Command, dir: &std::path::Path) -> std::process::Child {
+    command.args(["--exact", "the_other_process"]).env(OTHER, dir);
+    command.stdout(std::process::Stdio::null()).spawn().unwrap()
+}
+
+/// The folder of the other process, and its store, or the home of which it is a second spawner.
+const OTHER: &str = "QPATCH_TEST_OTHER";
+const OTHER_STORE: &str = "QPATCH_TEST_OTHER_STORE";
+const OTHER_HOME: &str = "QPATCH_TEST_OTHER_HOME";
+
+/// The other process of a test; alone it does nothing. It does what files in the folder say, and writes how its gate
+/// is.
+#[test]
+fn the_other_process() {
+    let Some(dir) = std::env::var_os(OTHER) else { return };
     let told = |what: &str| std::path::Path::new(&dir).join(what).exists();
-    let mut node = Node::new("two", TABLE, &store);
-    node.start();
+    let mut node = match (std::env::var(OTHER_STORE), std::env::var_os(OTHER_HOME)) {
+        (Ok(store), _) => {
+            let mut node = Node::new("two", TABLE, &store);
+            node.start();
+            node
+        }
+        (Err(_), home) => Node::beside(std::path::Path::new(&home.unwrap())),
+    };
     let (mut has_mail, mut was) = (false, String::new());
     until("its end", &mut [&mut node], |nodes| {
-        if told("mail") && !has_mail {
+        let mail = fs::read_to_string(std::path::Path::new(&dir).join("mail")).ok();
+        let mail = mail.and_then(|count| count.parse().ok()).filter(|_| !has_mail);
+        if let Some(count) = mail {
             has_mail = true;
-            nodes[0].mail(0..20, "a.example");
+            nodes[0].mail(0..count, "a.example");
         }
         if told("kill") {
             nodes[0].kill();

@@ -21,7 +21,10 @@ pub(crate) const LEASE_MS: u64 = 1000;
 pub(crate) const SLOTS: u32 = 400;
 
 pub(crate) struct Node {
-    pub(crate) dir: TempDir,
+    dir: PathBuf,
+    /// Removed with the node; None: it belongs to another one.
+    #[allow(dead_code)]
+    temporary: Option<TempDir>,
     gate: Host,
     agent: Option<Child>,
     /// Mail that waits for a call: its queue, slot and domain.
@@ -39,29 +42,47 @@ impl Node {
 
     /// The same with a whole configuration.
     pub(crate) fn with(name: &str, table: &str, config: &str) -> Self {
+        Self::with_files(name, table, config, &[])
+    }
+
+    /// The same with a queue that may have a second spawner.
+    pub(crate) fn with_channels(name: &str, table: &str, config: &str) -> Self {
+        let files = ["queue/lock/gatestatus.1", "queue/lock/gateshared"];
+        Self::with_files(name, table, config, &files)
+    }
+
+    fn with_files(name: &str, table: &str, config: &str, more: &[&'static str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["control", "queue/lock"] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
-        for file in [File::Status, File::Lease, File::Seen].into_iter().chain(File::KEPT) {
-            fs::write(dir.path().join(file.path()), "").unwrap();
+        let files = [File::Status, File::Lease, File::Seen].into_iter().chain(File::KEPT);
+        for file in files.map(File::path).chain(more.iter().copied()) {
+            fs::write(dir.path().join(file), "").unwrap();
         }
         fs::write(dir.path().join("control/concurrencydomains"), table).unwrap();
         fs::write(dir.path().join("control/concurrencyremote"), format!("{SLOTS}\n")).unwrap();
         fs::write(dir.path().join("control/me"), format!("{name}\n")).unwrap();
         fs::write(dir.path().join("control/concurrencyshare"), config).unwrap();
-        let (control, status) =
-            (dir.path().join("control"), dir.path().join("queue/lock/gatestatus"));
+        let mut node = Self::beside(dir.path());
+        node.temporary = Some(dir);
+        node
+    }
+
+    /// Another spawner of the qmail in this folder, without an agent.
+    pub(crate) fn beside(dir: &Path) -> Self {
+        let (control, status) = (dir.join("control"), dir.join("queue/lock/gatestatus"));
         let gate = Host::open(SLOTS, control.as_os_str(), status.as_os_str(), 1).unwrap();
-        Self { dir, gate, agent: None, away: Vec::new(), started: Vec::new() }
+        let dir = dir.to_path_buf();
+        Self { dir, temporary: None, gate, agent: None, away: Vec::new(), started: Vec::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.dir
     }
 
     fn said_file(&self) -> PathBuf {
-        self.dir.path().join("said")
+        self.dir.join("said")
     }
 
     /// What the agent has printed.
@@ -73,7 +94,7 @@ impl Node {
         let said = fs::OpenOptions::new().create(true).append(true).open(self.said_file()).unwrap();
         let agent = Command::new(env!("CARGO_BIN_EXE_qpatch"))
             .args(["gate", "share"])
-            .arg(self.dir.path())
+            .arg(&self.dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(said)
@@ -208,7 +229,7 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("{}: {}", self.dir.path().display(), self.said());
+            eprintln!("{}: {}", self.dir.display(), self.said());
         }
     }
 }
