@@ -90,6 +90,24 @@ fn a_main_loop_that_waits_for_more_goes_without() {
     }
 }
 
+/// The handler of SIGCHLD no longer hears which process has ended. One that does more with that would stop doing it.
+#[test]
+fn a_handler_that_does_more_goes_without() {
+    let place = "d[i].wstat = gone;";
+    let none = "if (child <= 0) return;";
+    for (old, new) in [
+        (none, format!("{none}\n    if (child == helper) {{ start_helper(); continue; }}")),
+        (place, format!("{place}\n          --running;")),
+    ] {
+        let fixture = Fixture::new(Dialect::StockKr);
+        fixture.replace("spawn.c", old, &new);
+        let run = fixture.qpatch(&["apply", "--no-gate"]).ok();
+        let warning = "spawn-events does not fit this tree and is left out";
+        assert!(run.err.contains(warning), "{new}: {}", run.err);
+        assert!(!fixture.read("spawn.c").contains("events_"), "{new}");
+    }
+}
+
 /// How a tree's spawner is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
