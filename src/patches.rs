@@ -90,7 +90,7 @@ pub const OPTIONAL: [Optional; 5] = [
     },
     Optional {
         id: SPAWN_EVENTS,
-        without: "a spawner waits by select() alone, as before: spawn-events does not fit this tree and is left out",
+        without: "a spawner waits as before: spawn-events does not fit this tree and is left out",
         choice: "--skip spawn-events leaves it out without this warning",
     },
     Optional {

@@ -108,6 +108,25 @@ fn a_handler_that_does_more_goes_without() {
     }
 }
 
+/// What an earlier qpatch has made is no way of the tree's own to write it: nobody has to write a variant of a rule.
+#[test]
+fn a_tree_of_an_earlier_qpatch_is_told_to_revert() {
+    let fixture = Fixture::new(Dialect::StockKr);
+    fixture.qpatch(&["apply", "--no-gate"]).ok();
+    fixture.write("spawn_events.h", "/* of an earlier qpatch */\n");
+    let run = fixture.qpatch(&["apply", "--no-gate"]).ok();
+    assert_eq!(
+        run.err,
+        "qpatch: warning: a spawner waits as before: spawn-events does not fit this tree and is left out\n  \
+         spawn_events.h: spawn-events: a file of the patch: the tree has another file of this name (of an earlier \
+         qpatch: qpatch revert, then apply)\n  \
+         what an earlier qpatch has made stays until then; if the file is the tree's own, --skip spawn-events leaves \
+         this patch out\n  \
+         --skip spawn-events leaves it out without this warning\n"
+    );
+    assert_eq!(fixture.read("spawn_events.h"), "/* of an earlier qpatch */\n");
+}
+
 /// How a tree's spawner is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {

@@ -104,6 +104,10 @@ pub struct RuleReport {
     pub outcome: RuleOutcome,
 }
 
+/// Why a file that a patch makes does not fit. No variant of a rule helps there.
+const OTHER_FILE: &str =
+    "the tree has another file of this name (of an earlier qpatch: qpatch revert, then apply)";
+
 /// The state of a rule in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", content = "why", rename_all = "lowercase")]
@@ -186,16 +190,22 @@ impl PatchPlan {
         reports.into_iter().flat_map(|report| {
             report.rules.iter().filter_map(|rule| {
                 let RuleOutcome::Misfit(why) = &rule.outcome else { return None };
-                Some(Error::new(
-                    &rule.file,
-                    format!("{}: {}: {why}", report.patch, rule.title),
+                let help = if why == OTHER_FILE {
+                    format!(
+                        "what an earlier qpatch has made stays until then; if the file is the tree's own, --skip {} \
+                         leaves this patch out",
+                        report.patch
+                    )
+                } else {
                     format!(
                         "the rule is patches/{0}/rule:{1}; if this tree writes it another way, \
                          change the file by hand\nor add a variant to the rule (`qpatch rule try \
                          {0}:{1} FILE` shows how near it comes); --skip {0} leaves this patch out",
                         report.patch, rule.line
-                    ),
-                ))
+                    )
+                };
+                let what = format!("{}: {}: {why}", report.patch, rule.title);
+                Some(Error::new(&rule.file, what, help))
             })
         })
     }
@@ -560,8 +570,7 @@ impl PatchedFiles {
         if self.new[name] == content {
             return Ok(RuleOutcome::Done);
         }
-        Ok(RuleOutcome::Misfit("the tree has another file of this name (of an earlier qpatch: qpatch revert, then apply)"
-                .to_string()))
+        Ok(RuleOutcome::Misfit(OTHER_FILE.to_string()))
     }
 
     /// For each source that a patch makes include a header of the tree, adds that header to the

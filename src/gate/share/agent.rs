@@ -24,7 +24,7 @@ use super::config::Terms;
 /// A key that lacks places asks again after this time, in milliseconds.
 const ASK_AGAIN_MS: u64 = 1000;
 /// What a key wanted counts for this time, so that its share does not follow each delivery. In milliseconds. With 2000,
-/// mail that moved to another host had its share there 1 to 4 s later (docs/measurements.md).
+/// mail that moved to another host had its share there 1 to 4 s later; docs/measurements.md has the moves with 200.
 const WANT_MS: u64 = 200;
 /// What the store knows of a key is told again after this time, in milliseconds: it forgets keys after an hour.
 const TELL_AGAIN_MS: u64 = 300_000;
