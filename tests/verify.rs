@@ -108,8 +108,8 @@ fn a_stock_tree_at_1000() {
          higher than 255.",
         "make would stop here; qpatch apply --spawn 1000 raises what it checks",
         "FAIL  fd_set                  the size of fd_set in spawn.c: expected at least 2005 descriptors for conf-spawn \
-         1000 (two for each delivery, and five), found 1024; from descriptor 1024 on, FD_SET overwrites memory; qpatch \
-         apply --spawn 1000 (fd-setsize) raises it",
+         1000 (without spawn-events two for each delivery, and five), found 1024; from descriptor 1024 on, FD_SET \
+         overwrites memory; qpatch apply --spawn 1000 (fd-setsize) raises it",
         "FAIL  qmail-rspawn            qmail-rspawn, the width of its delivery numbers: expected two bytes, as conf-spawn \
          1000 needs, found one byte: it announces 232 instead of 1000, and delivery number 256 would be taken for 0",
         "the tree lacks the big-concurrency patch: qpatch apply --spawn 1000",

@@ -158,7 +158,7 @@ impl FdSets {
             return Err(Error::disproved(
                 "the size of fd_set in spawn.c",
                 format!(
-                    "at least {needed} descriptors for conf-spawn {spawn} (two for each delivery, and five)"
+                    "at least {needed} descriptors for conf-spawn {spawn} (without spawn-events two for each delivery, and five)"
                 ),
                 largest.to_string(),
                 format!(
