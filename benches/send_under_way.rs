@@ -18,36 +18,34 @@ use qpatch::verify::rig::stub::Stubs;
 use qpatch::verify::sandbox::limits::Raised;
 use qpatch::verify::sandbox::private_tree::Sandbox;
 use qpatch::verify::sandbox::scratch::Scratch;
-use rig::{median, used_us};
+use rig::used_us;
 
 const SPAWN: u32 = 65000;
-const HELD: [usize; 4] = [100, 1000, 9900, 30_000];
+const HELD: [u32; 4] = [100, 1000, 9900, 30_000];
 /// Free while the others are held.
 const AT_ONCE: usize = 10;
 const REPORTS: usize = 2000;
 const ROUNDS: usize = 3;
 
 struct Subject {
-    name: &'static str,
     sandbox: Sandbox,
     stubs: Stubs,
-    /// For each of HELD, microseconds a report in each round.
-    cpu_us: [Vec<f64>; HELD.len()],
 }
 
 impl Subject {
-    fn build(scratch: &Scratch, tree: &Path, name: &'static str, flags: &[&str]) -> Subject {
+    fn build(scratch: &Scratch, tree: &Path, name: &str, flags: &[&str]) -> Subject {
         let sandbox = rig::patched(scratch, tree, name, SPAWN, flags);
         build::make(&sandbox, &PROGRAMS).expect("the tree builds");
         for program in PROGRAMS {
             build::install(&sandbox, program).expect("a program");
         }
         let stubs = Stubs::install(&sandbox).expect("the stubs");
-        Subject { name, sandbox, stubs, cpu_us: Default::default() }
+        Subject { sandbox, stubs }
     }
 
-    fn round(&mut self, at: usize) {
-        let held = HELD[at];
+    /// Returns microseconds a report beside `held` deliveries without one.
+    fn round(&mut self, held: u32) -> f64 {
+        let held = held as usize;
         let all = held + AT_ONCE + REPORTS;
         empty_queue(&self.sandbox).expect("an empty queue");
         self.sandbox.set_control("concurrencylocal", "10\n").expect("a control file");
@@ -82,7 +80,7 @@ impl Subject {
             Ok(send.log().ended >= REPORTS)
         })
         .expect("they are taken");
-        self.cpu_us[at].push((used_us(process) - before) / send.log().ended as f64);
+        let us = (used_us(process) - before) / send.log().ended as f64;
         for number in waiting {
             report(&mut send, number);
         }
@@ -95,6 +93,7 @@ impl Subject {
         .expect("they end");
         send.terminate().expect("a signal");
         send.wait_exit(stubs).expect("qmail-send ends");
+        us
     }
 }
 
@@ -117,23 +116,9 @@ fn main() {
     let (tree, _folder) = rig::tree();
     let _limits = Raised::raise();
     let scratch = rig::scratch(&tree);
-    let mut subjects = [
-        Subject::build(&scratch, &tree, "free-slots", &[]),
-        Subject::build(&scratch, &tree, "search", &["--skip", "free-slots"]),
-    ];
-    for _ in 0..ROUNDS {
-        for at in 0..HELD.len() {
-            subjects.iter_mut().for_each(|subject| subject.round(at));
-        }
-    }
+    let ways: [(&str, &[&str]); 2] = [("free-slots", &[]), ("search", &["--skip", "free-slots"])];
+    let mut subjects =
+        ways.map(|(name, flags)| (name, Subject::build(&scratch, &tree, name, flags)));
     println!("qmail-send at conf-spawn {SPAWN}, us a report, medians of {ROUNDS} rounds");
-    for subject in &subjects {
-        print!("  {:12}", subject.name);
-        let least = median(subject.cpu_us[0].iter().copied());
-        for (held, values) in HELD.iter().zip(&subject.cpu_us) {
-            let us = median(values.iter().copied());
-            print!("  {held:5} under way: {us:6.1} (x{:.2})", us / least);
-        }
-        println!();
-    }
+    rig::under_way(ROUNDS, &HELD, &mut subjects, Subject::round);
 }

@@ -12,7 +12,7 @@ use qpatch::verify::rig::spawner::Spawner;
 use qpatch::verify::rig::stub::{Mode, recipient};
 use qpatch::verify::sandbox::limits::Raised;
 use qpatch::verify::sandbox::scratch::Scratch;
-use rig::{Built, median, used_us};
+use rig::{Built, used_us};
 
 const SPAWN: u32 = 65000;
 /// Two descriptors each without spawn-events: the last needs a limit of 20,000.
@@ -21,16 +21,12 @@ const DELIVERIES: u32 = 300;
 const ROUNDS: usize = 3;
 
 struct Subject {
-    name: &'static str,
     built: Built,
-    /// For each of HELD, microseconds a delivery in each round.
-    cpu_us: [Vec<f64>; HELD.len()],
 }
 
 impl Subject {
-    fn build(scratch: &Scratch, tree: &Path, name: &'static str, flags: &[&str]) -> Subject {
-        let built = Built::new(scratch, tree, name, SPAWN, flags);
-        Subject { name, built, cpu_us: Default::default() }
+    fn build(scratch: &Scratch, tree: &Path, name: &str, flags: &[&str]) -> Subject {
+        Subject { built: Built::new(scratch, tree, name, SPAWN, flags) }
     }
 
     fn send(&self, spawner: &mut Spawner, number: u32, hold: Option<&str>) {
@@ -38,8 +34,8 @@ impl Subject {
         spawner.send(&self.built.command(number, recipient));
     }
 
-    fn round(&mut self, at: usize) {
-        let held = HELD[at];
+    /// Returns microseconds a delivery beside `held` that wait.
+    fn round(&mut self, held: u32) -> f64 {
         let mut spawner = self.built.start();
         self.built.stubs.forget();
         self.built.stubs.hold("all").expect("a hold");
@@ -60,9 +56,10 @@ impl Subject {
                 .expect("a report");
             assert_eq!(spawner.take_reports().len(), 1);
         }
-        self.cpu_us[at].push((used_us(process) - before) / f64::from(DELIVERIES));
+        let us = (used_us(process) - before) / f64::from(DELIVERIES);
         self.built.stubs.release("all").expect("no hold");
         self.built.end(spawner);
+        us
     }
 }
 
@@ -70,23 +67,10 @@ fn main() {
     let (tree, _folder) = rig::tree();
     let _limits = Raised::raise();
     let scratch = rig::scratch(&tree);
-    let mut subjects = [
-        Subject::build(&scratch, &tree, "spawn-events", &[]),
-        Subject::build(&scratch, &tree, "select", &["--skip", "spawn-events"]),
-    ];
-    for _ in 0..ROUNDS {
-        for at in 0..HELD.len() {
-            subjects.iter_mut().for_each(|subject| subject.round(at));
-        }
-    }
+    let ways: [(&str, &[&str]); 2] =
+        [("spawn-events", &[]), ("select", &["--skip", "spawn-events"])];
+    let mut subjects =
+        ways.map(|(name, flags)| (name, Subject::build(&scratch, &tree, name, flags)));
     println!("qmail-rspawn at conf-spawn {SPAWN}, us a delivery, medians of {ROUNDS} rounds");
-    for subject in &subjects {
-        print!("  {:12}", subject.name);
-        let least = median(subject.cpu_us[0].iter().copied());
-        for (held, values) in HELD.iter().zip(&subject.cpu_us) {
-            let us = median(values.iter().copied());
-            print!("  {held:5} under way: {us:7.1} (x{:.2})", us / least);
-        }
-        println!();
-    }
+    rig::under_way(ROUNDS, &HELD, &mut subjects, Subject::round);
 }

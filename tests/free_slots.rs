@@ -1,22 +1,13 @@
 //! `free_slots.c` beside a driver that plays qmail-send: what is found is free, and found wherever it is.
 
-use std::path::Path;
+mod common;
+
 use std::process::Command;
 
 #[test]
 fn what_is_found_is_free_and_what_is_free_is_found() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("driver");
-    let compiled = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
-        .args(["-std=gnu89", "-O1", "-Wall", "-Wextra", "-Werror", "-g"])
-        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I"])
-        .args([root.join("patches/free-slots"), root.join("tests/c/free_driver.c")])
-        .arg("-o")
-        .arg(&program)
-        .output()
-        .unwrap();
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let program = common::sanitized_driver(&dir, "free_driver", "free-slots");
     // How many numbers a loop looks at.
     let looks = |seed: u32, fails: i32, forgets: u32| {
         let args = [seed.to_string(), "200000".into(), fails.to_string(), forgets.to_string()];

@@ -26,20 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn what_is_reported_is_what_there_is() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("driver");
-    let compiled = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
-        .args(["-std=gnu89", "-O1", "-Wall", "-Wextra", "-Werror", "-g"])
-        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I"])
-        .args([root.join("tests/c"), root.join("tests/c/events_driver.c")])
-        .arg("-I")
-        .arg(root.join("patches/spawn-events"))
-        .arg("-o")
-        .arg(&program)
-        .output()
-        .unwrap();
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let program = common::sanitized_driver(&dir, "events_driver", "spawn-events");
     let run = |seed: u32, fails: i32| {
         let run = Command::new(&program)
             .args([seed.to_string(), "20000".to_owned(), fails.to_string()])

@@ -182,15 +182,16 @@ impl Qmail {
         spawn: u32,
         fsync: Fsync,
     ) -> Result<Qmail> {
-        let sandbox = build_sandbox(scratch, tree, flavour, spawn, fsync)?;
-        Ok(Qmail { sandbox, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
+        Ok(Qmail::of(build_sandbox(scratch, tree, flavour, spawn, fsync)?, flavour))
     }
 
     /// Builds a copy of a tree that is patched, with a home called `name`.
     pub fn of_patched(scratch: &Scratch, patched: &Path, name: &str, spawn: u32) -> Result<Qmail> {
-        let sandbox = install(scratch, patched, name, spawn, Fsync::Skipped)?;
-        let flavour = Flavour::Gate;
-        Ok(Qmail { sandbox, flavour, sender: SENDER, running: None, logs: None, starts: 0 })
+        Ok(Qmail::of(install(scratch, patched, name, spawn, Fsync::Skipped)?, Flavour::Gate))
+    }
+
+    fn of(sandbox: Sandbox, flavour: Flavour) -> Qmail {
+        Qmail { sandbox, flavour, sender: SENDER, running: None, logs: None, starts: 0 }
     }
 
     /// The folder with its control and queue.

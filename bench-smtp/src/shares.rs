@@ -31,6 +31,7 @@ use crate::qmail::{Flavour, Qmail, patched};
 use crate::run::Subject as _;
 use crate::sink::{Behaviour, Record, Server, Service, Sink, Step};
 use crate::tls::StartTls;
+use crate::usage;
 
 /// The first argument of this program when it is the agent of a host. The second one is the home.
 pub const AGENT: &str = "qpatch-bench-agent";
@@ -234,8 +235,13 @@ impl Host {
         lease.is_some_and(|lease| lease.phase == LeasePhase::Valid)
     }
 
-    /// Queues mail until enough of it runs or waits. Returns whether it has queued any.
-    fn feed(&mut self, number: usize, plan: &Plan, sink: &Sink) -> Result<bool> {
+    /// What its agent has printed.
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap_or_default()
+    }
+
+    /// Queues mail until enough of it runs or waits.
+    fn feed(&mut self, number: usize, plan: &Plan, sink: &Sink) -> Result<()> {
         let under_way = self.queued - sink.accepted(number);
         for _ in under_way..UNDER_WAY {
             if self.queued == MAILS_OF_A_HOST {
@@ -247,7 +253,7 @@ impl Host {
         if under_way < UNDER_WAY {
             self.qmail.notify()?;
         }
-        Ok(under_way < UNDER_WAY)
+        Ok(())
     }
 }
 
@@ -316,12 +322,12 @@ fn one_way(
     let end_us = sink.started().elapsed().as_micros() as u64;
     let alive = || hosts.iter().filter(|host| !host.is_dead);
     let secs = setting.length.as_secs_f64();
-    let agents: Vec<f64> =
-        alive().filter_map(|host| Some(cpu_ms(host.agent.as_ref()?.id())? / secs)).collect();
+    let agents: Vec<f64> = alive()
+        .filter_map(|host| Some(usage::of_process(host.agent.as_ref()?.id())? / secs))
+        .collect();
     let agent_ms = (!agents.is_empty()).then(|| agents.iter().sum::<f64>() / agents.len() as f64);
     let queued: Vec<(u32, bool)> = hosts.iter().map(|host| (host.queued, host.is_dead)).collect();
-    let said: Vec<String> =
-        hosts.iter().map(|host| fs::read_to_string(&host.said).unwrap_or_default()).collect();
+    let said: Vec<String> = hosts.iter().map(Host::said).collect();
     // What waits is still delivered: so it is seen whether mail was lost.
     let until = Instant::now() + PATIENCE;
     while queued
@@ -368,8 +374,7 @@ fn begin(hosts: &mut [Host], plan: &Plan, sink: &Sink) -> Result<()> {
     while !hosts.iter().enumerate().all(|(number, host)| is_ready(number, host)) {
         check_signals()?;
         if Instant::now() > until {
-            let said = hosts.iter().map(|host| fs::read_to_string(&host.said).unwrap_or_default());
-            let said: Vec<String> = said.collect();
+            let said: Vec<String> = hosts.iter().map(Host::said).collect();
             return Err(Error::new(format!("not all hosts take part: {}", said.join("; ")), ""));
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -434,7 +439,7 @@ fn wander(
                 if let Some(agent) = &mut host.agent
                     && let Ok(Some(status)) = agent.try_wait()
                 {
-                    let said = fs::read_to_string(&host.said).unwrap_or_default();
+                    let said = host.said();
                     return Err(Error::new(format!("an agent has ended: {status}: {said}"), ""));
                 }
             }
@@ -442,13 +447,6 @@ fn wander(
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(begun)
-}
-
-/// The processor time of a process, in milliseconds.
-fn cpu_ms(pid: u32) -> Option<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks = stat.rsplit(')').next()?.split_whitespace().skip(11).take(2);
-    Some(ticks.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * 10.0)
 }
 
 fn figures(record: &Record, begun: &[MoveBegun], end_us: u64, is_shared: bool) -> ShareOutcome {

@@ -56,8 +56,7 @@ pub fn of_programs(pid: u32) -> BTreeMap<String, f64> {
     let children = listed.unwrap_or_default();
     let children = children.split_whitespace().filter_map(|child| child.parse().ok());
     for pid in std::iter::once(pid).chain(children) {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        if let Some((name, own, waited_for)) = times(&stat) {
+        if let Some((name, own, waited_for)) = stat_of(pid).as_deref().and_then(times) {
             *found.entry(name.clone()).or_default() += own;
             if waited_for > 0.0 {
                 *found.entry(format!("{name}'s children")).or_default() += waited_for;
@@ -65,6 +64,15 @@ pub fn of_programs(pid: u32) -> BTreeMap<String, f64> {
         }
     }
     found
+}
+
+/// The processor time in milliseconds of process `pid` itself, if it can be read.
+pub fn of_process(pid: u32) -> Option<f64> {
+    times(&stat_of(pid)?).map(|(_, own, _)| own)
+}
+
+fn stat_of(pid: u32) -> Option<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()
 }
 
 /// The memory of a group of processes.

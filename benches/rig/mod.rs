@@ -130,6 +130,32 @@ pub fn used_us(process: u32) -> f64 {
     number.expect("a number of nanoseconds") / 1e3
 }
 
+/// Measures each subject with each number of deliveries under way, in turn, and prints the medians of the rounds and
+/// their ratios to that with the fewest. `measure` is given a subject and a number, and returns microseconds.
+pub fn under_way<S>(
+    rounds: usize,
+    held: &[u32],
+    subjects: &mut [(&str, S)],
+    mut measure: impl FnMut(&mut S, u32) -> f64,
+) {
+    let mut all_us = vec![vec![Vec::new(); held.len()]; subjects.len()];
+    for _ in 0..rounds {
+        for (at, &held) in held.iter().enumerate() {
+            for ((_, subject), us) in subjects.iter_mut().zip(&mut all_us) {
+                us[at].push(measure(subject, held));
+            }
+        }
+    }
+    for ((name, _), us) in subjects.iter().zip(&all_us) {
+        print!("  {name:12}");
+        let medians: Vec<f64> = us.iter().map(|us| median(us.iter().copied())).collect();
+        for (held, us) in held.iter().zip(&medians) {
+            print!("  {held:5} under way: {us:7.1} (x{:.2})", us / medians[0]);
+        }
+        println!();
+    }
+}
+
 /// The usage of all children that have been waited for, and of those that they have waited for.
 pub struct Usage {
     pub cpu_us: f64,

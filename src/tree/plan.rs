@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{MARKS, Tree};
 use crate::engine::edit::{self, Edit, Examined, Misfit};
@@ -104,9 +104,33 @@ pub struct RuleReport {
     pub outcome: RuleOutcome,
 }
 
-/// Why a file that a patch makes does not fit. No variant of a rule helps there.
-const OTHER_FILE: &str =
-    "the tree has another file of this name (of an earlier qpatch: qpatch revert, then apply)";
+/// Why a rule does not fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MisfitReason {
+    /// The tree writes it another way: the nearest place, and what is different there.
+    Written(String),
+    /// The tree has another file with the name of one that the patch makes. No variant of a rule helps there.
+    OtherFile,
+}
+
+impl MisfitReason {
+    /// Returns it in words.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            MisfitReason::Written(why) => why,
+            MisfitReason::OtherFile => {
+                "the tree has another file of this name (of an earlier qpatch: qpatch revert, then apply)"
+            }
+        }
+    }
+}
+
+impl Serialize for MisfitReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
 
 /// The state of a rule in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -121,7 +145,7 @@ pub enum RuleOutcome {
     /// The change is there, known to be wrong, and repaired.
     Repair,
     /// The rule does not fit.
-    Misfit(String),
+    Misfit(MisfitReason),
 }
 
 /// What to do with a tree in which one half of the protocol uses two bytes for a delivery number,
@@ -190,21 +214,20 @@ impl PatchPlan {
         reports.into_iter().flat_map(|report| {
             report.rules.iter().filter_map(|rule| {
                 let RuleOutcome::Misfit(why) = &rule.outcome else { return None };
-                let help = if why == OTHER_FILE {
-                    format!(
+                let help = match why {
+                    MisfitReason::OtherFile => format!(
                         "what an earlier qpatch has made stays until then; if the file is the tree's own, --skip {} \
                          leaves this patch out",
                         report.patch
-                    )
-                } else {
-                    format!(
+                    ),
+                    MisfitReason::Written(_) => format!(
                         "the rule is patches/{0}/rule:{1}; if this tree writes it another way, \
                          change the file by hand\nor add a variant to the rule (`qpatch rule try \
                          {0}:{1} FILE` shows how near it comes); --skip {0} leaves this patch out",
                         report.patch, rule.line
-                    )
+                    ),
                 };
-                let what = format!("{}: {}: {why}", report.patch, rule.title);
+                let what = format!("{}: {}: {}", report.patch, rule.title, why.as_str());
                 Some(Error::new(&rule.file, what, help))
             })
         })
@@ -466,7 +489,8 @@ impl PatchedFiles {
             let selected = self.selected(tree, &section.select)?.unwrap_or_default();
             if let Some(file) = selected.into_iter().next() {
                 let title = "this tree is not of its kind".to_string();
-                let (line, outcome) = (section.line, RuleOutcome::Misfit(reason.clone()));
+                let (line, outcome) =
+                    (section.line, RuleOutcome::Misfit(MisfitReason::Written(reason.clone())));
                 return Ok(Some(RuleReport { file, title, line, outcome }));
             }
         }
@@ -507,7 +531,7 @@ impl PatchedFiles {
                     file: section.select.names.join(" or "),
                     title: rules[0].title.clone(),
                     line: section.line,
-                    outcome: RuleOutcome::Misfit(why),
+                    outcome: RuleOutcome::Misfit(MisfitReason::Written(why)),
                 });
                 return Ok(());
             }
@@ -547,7 +571,7 @@ impl PatchedFiles {
                     Examined::Misfit(_) if rule.need == Need::Optional => RuleOutcome::Nothing,
                     Examined::Misfit(misfit) => {
                         evidence.misfit = true;
-                        RuleOutcome::Misfit(place(&name, &misfit))
+                        RuleOutcome::Misfit(MisfitReason::Written(place(&name, &misfit)))
                     }
                 };
                 reports.push(RuleReport {
@@ -570,7 +594,7 @@ impl PatchedFiles {
         if self.new[name] == content {
             return Ok(RuleOutcome::Done);
         }
-        Ok(RuleOutcome::Misfit(OTHER_FILE.to_string()))
+        Ok(RuleOutcome::Misfit(MisfitReason::OtherFile))
     }
 
     /// For each source that a patch makes include a header of the tree, adds that header to the

@@ -10,8 +10,7 @@ no memory.
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "driver.h"
 #include <time.h>
 #include <unistd.h>
 #include <sys/epoll.h>
@@ -92,23 +91,7 @@ static int other[OTHERS];
 static int commands[2]; /* descriptor 0 and its writer */
 static int flagreading = 1;
 static int asked, answered; /* bytes for descriptor 0 */
-static unsigned long turns, lates_seen, sweeps_seen;
-
-static void must(int true, const char *what)
-{
-  if (true) return;
-  fprintf(stderr,"turn %lu: %s\n",turns,what);
-  exit(1);
-}
-
-static unsigned int below(unsigned int n)
-{
-  static unsigned long long state;
-
-  if (!state) state = (unsigned long long) n; /* the first call sets the seed */
-  state = state * 6364136223846793005ULL + 1442695040888963407ULL;
-  return (unsigned int) (state >> 33) % n;
-}
+static unsigned long lates_seen, sweeps_seen;
 
 /* ---------------------------------------------------------------- the kernel */
 

@@ -4,8 +4,7 @@ Plays qmail-send to free_slots.c: takes and frees numbers in random order, and c
 free_driver SEED STEPS FAILS FORGETS: the FAILSth call of realloc() and all later ones fail, counted from 0 (-1: none);
 each FORGETSth number is freed without a word (0: none).
 */
-#include <stdio.h>
-#include <stdlib.h>
+#include "driver.h"
 
 static int calls, fails;
 
@@ -25,22 +24,6 @@ static const int kind[KINDS] = { FREE_JOBS, FREE_SLOTS, FREE_SLOTS + 1, FREE_SLO
 static char used[KINDS][MOST];
 static int busy[KINDS], most[KINDS];
 static unsigned long looks, finds; /* where one is free, and there is a list */
-
-static void must(int true, const char *what)
-{
-  if (true) return;
-  fprintf(stderr,"%s\n",what);
-  exit(1);
-}
-
-static unsigned int below(unsigned int n)
-{
-  static unsigned long long state;
-
-  if (!state) state = (unsigned long long) n; /* the first call sets the seed */
-  state = state * 6364136223846793005ULL + 1442695040888963407ULL;
-  return (unsigned int) (state >> 33) % n;
-}
 
 /* the loop of qmail-send.c; MOST: there is none */
 static int find(int k)
@@ -72,6 +55,7 @@ int main(int argc, char **argv)
   forgets = atoi(argv[4]);
   for (k = 0;k < KINDS;++k) most[k] = 1 + (int) below(MOST);
   while (steps--) {
+    ++turns;
     if (steps % 4000 == 0) filling = below(101);
     k = (int) below(KINDS);
     if (below(100) < filling) {

@@ -12,6 +12,25 @@ use qpatch::fixture::Dialect;
 use qpatch_test_support::{copy_program, is_root};
 use tempfile::TempDir;
 
+/// Compiles the driver `tests/c/NAME.c`, which includes files of the patch in `patches/PATCH`, with sanitizers.
+pub fn sanitized_driver(dir: &TempDir, name: &str, patch: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = dir.path().join(name);
+    let mut compile = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()));
+    compile
+        .args(["-std=gnu89", "-O1", "-Wall", "-Wextra", "-Werror", "-g"])
+        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+        .arg("-I")
+        .arg(root.join("tests/c"))
+        .arg("-I")
+        .arg(root.join("patches").join(patch))
+        .arg(root.join("tests/c").join(name).with_extension("c"))
+        .arg("-o")
+        .arg(&program);
+    run(&mut compile).ok();
+    program
+}
+
 /// A fixture tree in a folder of its own.
 pub struct Fixture {
     pub dir: TempDir,

@@ -22,8 +22,13 @@ fn store(port: u16) -> String {
 
 /// Two hosts that take part.
 fn pair(redis: &Redis) -> (Node, Node) {
-    let mut one = Node::new("one", TABLE, &store(redis.port));
-    let mut two = Node::new("two", TABLE, &store(redis.port));
+    pair_at(redis.port, redis.port)
+}
+
+/// Each finds the store at a port of its own.
+fn pair_at(one: u16, two: u16) -> (Node, Node) {
+    let mut one = Node::new("one", TABLE, &store(one));
+    let mut two = Node::new("two", TABLE, &store(two));
     for node in [&mut one, &mut two] {
         node.start();
     }
@@ -200,12 +205,7 @@ fn a_password_and_tls() {
 fn a_slow_store_and_a_replica() {
     let Some(redis) = Redis::start(&[]) else { return };
     let proxy = Proxy::start(redis.port);
-    let mut one = Node::new("one", TABLE, &store(proxy.port));
-    let mut two = Node::new("two", TABLE, &store(redis.port));
-    for node in [&mut one, &mut two] {
-        node.start();
-    }
-    until("both take part", &mut [&mut one, &mut two], all_valid);
+    let (mut one, mut two) = pair_at(proxy.port, redis.port);
     one.mail(0..30, "a.example");
     until("one has all places", &mut [&mut one, &mut two], |nodes| {
         nodes[0].running("a.example") == 20
@@ -304,12 +304,7 @@ fn a_replica_takes_over() {
         .get_connection()
         .unwrap();
     let address = Proxy::start(primary.port);
-    let mut one = Node::new("one", TABLE, &store(address.port));
-    let mut two = Node::new("two", TABLE, &store(address.port));
-    for node in [&mut one, &mut two] {
-        node.start();
-    }
-    until("both take part", &mut [&mut one, &mut two], all_valid);
+    let (mut one, mut two) = pair_at(address.port, address.port);
     one.mail(0..20, "a.example");
     until("one has all, and the replica knows it", &mut [&mut one, &mut two], |nodes| {
         let mut command = redis::cmd("HGET");

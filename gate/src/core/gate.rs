@@ -25,8 +25,8 @@
 //! **Rates.** A key whose line has rates starts a delivery when the next one is due: see [`crate::core::rate`]. Until
 //! then it is as if no place were free. What is held is what may start soon; the rest is away.
 //!
-//! **Several spawners** of one queue share the places of a key: see [`crate::core::other_spawners`]. **Several hosts** may, too:
-//! see [`crate::core::host_share`].
+//! **Several spawners** of one queue share the places of a key: see [`crate::core::other_spawners`]. **Several hosts**
+//! may, too: see [`crate::core::host_share`].
 //!
 //! **Sites.** The members of a site that was found by addresses count under one key, its candidates under another
 //! ([`crate::control::site`]). Mail beyond one member's share is away under the member's own number. The gate calls it

@@ -152,12 +152,11 @@ impl Draft {
         // The gate does not tell upper from lower case, and nor do mail servers in names of hosts.
         let key = |name: &str| name.to_ascii_lowercase();
         let written = || self.lines.iter().filter_map(|line| line.group.as_deref());
-        let mut taken: HashSet<String> =
-            written().filter(|name| group_name(name) == **name).map(key).collect();
         let mut names: HashMap<String, String> = written()
             .filter(|name| group_name(name) == **name)
             .map(|name| (key(name), name.to_string()))
             .collect();
+        let mut taken: HashSet<String> = names.keys().cloned().collect();
         let mut numbers = HashMap::<String, u32>::new();
         for name in written() {
             names.entry(key(name)).or_insert_with(|| {

@@ -57,8 +57,8 @@ pub struct Simulate {
     #[arg(value_name = "FILE|QMAILHOME")]
     file: PathBuf,
     /// qmail-send's log, - for standard input; may be repeated. Files are read in the order of their
-    /// first times, and each one once; a note names copies. Times are as multilog, svlogd, s6-log, tai64nlocal, splogger, syslog daemons,
-    /// journalctl, docker and kubectl write them; gzip, xz, zstd and bzip2 are unpacked
+    /// first times, and each one once; a note names copies. Times are as multilog, svlogd, s6-log,
+    /// tai64nlocal, splogger, syslog daemons, journalctl, docker and kubectl write them; gzip, xz, zstd and bzip2 are unpacked
     #[arg(long, value_name = "LOG", required = true)]
     log: Vec<PathBuf>,
     /// More logs, as from a shell that expands `--log /var/log/qmail/@*`

@@ -2,8 +2,8 @@
 //! reader: the simulation and the search for sites read files ([`Log`]), the proof reads qmail-send's own output
 //! ([`event`]).
 //!
-//! `input` reads the files, `copies` finds those that are named twice, `records` those that do not have one line for each record, [`stamp`] the times, [`line`]
-//! the words before qmail-send's, and [`event`] qmail-send's words.
+//! `input` reads the files, `copies` finds those that are named twice, `records` reads those that do not have one line
+//! for each record, [`stamp`] the times, [`line`] the words before qmail-send's, and [`event`] qmail-send's words.
 
 mod copies;
 pub mod event;
@@ -83,17 +83,22 @@ impl Log {
         }
         let reordered = ordered != paths;
         ordered.reverse();
-        Ok(Self {
-            paths: ordered,
+        Ok(Self { reordered, repeated, copies, ..Self::of(ordered) })
+    }
+
+    /// Of these files, the last one first.
+    fn of(paths: Vec<PathBuf>) -> Self {
+        Self {
+            paths,
             source: None,
             records: Records::default(),
             line: Vec::new(),
             record: Record::default(),
             cut: Vec::new(),
-            reordered,
-            repeated,
-            copies,
-        })
+            reordered: false,
+            repeated: Vec::new(),
+            copies: Vec::new(),
+        }
     }
 
     /// Returns the next line that is not empty; `None` at the end.
@@ -188,17 +193,7 @@ impl Log {
 /// Returns the first time in a file. A time without a year gets the last year in which it is before the file was
 /// written, so that December comes before January.
 fn first_time(path: &Path) -> Result<Option<Stamp>, Error> {
-    let mut log = Log {
-        paths: vec![path.to_path_buf()],
-        source: None,
-        records: Records::default(),
-        line: Vec::new(),
-        record: Record::default(),
-        cut: Vec::new(),
-        reordered: false,
-        repeated: Vec::new(),
-        copies: Vec::new(),
-    };
+    let mut log = Log::of(vec![path.to_path_buf()]);
     while let Some(entry) = log.next_entry()? {
         let stamp = match entry.line {
             Ok(line) => line.stamp,
